@@ -1,0 +1,62 @@
+# Each target does all its own set-up; `make help` lists them.
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= import os\n\n\ndef walk(
+.DEFAULT_GOAL := help
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || python3 -m venv $(VENV)
+	@echo "Installing Outrider and what it needs into $(VENV) (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[engine,dev]'
+	touch $@
+
+.PHONY: help
+help: ## Show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: install
+install: $(VENV)/.installed ## Make the virtual environment
+
+.PHONY: run
+run: $(VENV)/.installed ## Start the three services with the bundled pair and continue PROMPT
+	@$(BIN)/outrider run "$$(printf '%b' '$(PROMPT)')" $(ARGS)
+
+.PHONY: up
+up: $(VENV)/.installed ## Start the three services with the bundled pair in the foreground
+	@$(BIN)/outrider up $(ARGS)
+
+.PHONY: test
+test: $(VENV)/.installed ## Run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: fmt
+fmt: $(VENV)/.installed ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: lint
+lint: $(VENV)/.installed ## Check style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+.PHONY: type
+type: $(VENV)/.installed ## Check types
+	$(BIN)/pyright
+
+PROTOC = $(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=$(1) --pyi_out=$(1) --grpc_python_out=$(1) $(wildcard protos/outrider/v1/*.proto)
+
+.PHONY: proto
+proto: $(VENV)/.installed ## Regenerate outrider/v1 from protos/
+	$(call PROTOC,.)
+
+.PHONY: proto-check
+proto-check: $(VENV)/.installed ## Prove that outrider/v1 is what protos/ generates
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT && $(call PROTOC,$$fresh) && \
+	diff -r -x __pycache__ -x __init__.py "$$fresh/outrider/v1" outrider/v1 && echo "outrider/v1 is fresh"
+
+.PHONY: check
+check: lint type proto-check test ## Everything that decides whether a change lands
+
+.PHONY: clean
+clean: ## Remove the virtual environment and caches
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,53 @@
+"""The family of errors that cross a service boundary. `rpc/status.py` maps each to one gRPC status."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class FieldViolation(NamedTuple):
+    """One field of a request that breaks a bound."""
+
+    field: str
+    description: str
+
+
+class OutriderError(Exception):
+    """Base of all errors whose text may be shown to the peer: it says what to do next and names no internals."""
+
+
+class InvalidRequestError(OutriderError):
+    """The caller's request breaks a documented bound; sending it again changes nothing."""
+
+    def __init__(self, violations: Sequence[FieldViolation]) -> None:
+        self.violations = tuple(violations)
+        super().__init__("; ".join(f"{field}: {description}" for field, description in violations))
+
+
+class ProtocolViolationError(OutriderError):
+    """The peer sent a message that the protocol does not allow at this point; its stream ends."""
+
+
+class ModelMismatchError(OutriderError):
+    """Draft and target cannot serve one line together."""
+
+
+class UnsupportedModelError(OutriderError):
+    """A model folder cannot be served; the text says why."""
+
+
+class SlotsExhaustedError(OutriderError):
+    """Every slot is taken; try again later or elsewhere."""
+
+
+class QueueFullError(OutriderError):
+    """A bounded queue is full because its reader is too slow."""
+
+
+class WorkerUnavailableError(OutriderError):
+    """A worker that the request needs cannot be reached; try again later."""
+
+
+class StepFailedError(OutriderError):
+    """A forward pass failed for this session; the worker's log has the reason."""

@@ -1,0 +1,192 @@
+"""The coordinator's session: the canonical line, and what each event means for it. Events in, commands out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from outrider.core.errors import ProtocolViolationError
+from outrider.core.line import Line
+from outrider.core.messages import (
+    Commitment,
+    FinishReason,
+    TokenLogprobs,
+    TokenOrigin,
+    Verdict,
+    VerifyFinished,
+    Window,
+)
+from outrider.core.naming import Inbound, Outbound
+from outrider.core.statistics import SpeculationStatistics
+from outrider.core.tree import SpeculationTree
+
+
+@dataclass(frozen=True, slots=True)
+class SendToDrafter:
+    """Tell the drafter what was committed."""
+
+    commitment: Commitment
+
+
+@dataclass(frozen=True, slots=True)
+class SendToVerifier:
+    """Relay draft nodes to the verifier."""
+
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrafts:
+    """Tell the verifier that no drafts will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDrafter:
+    """End the draft stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Committed tokens for the user."""
+
+    position: int
+    token_ids: Sequence[int]
+    origins: Sequence[TokenOrigin]
+    rolled_back: bool
+    num_draft_tokens: int
+    logprobs: Sequence[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The generation ended."""
+
+    reason: FinishReason
+
+
+Command = SendToDrafter | SendToVerifier | EndDrafts | CloseDrafter | Emit | Finish
+
+
+class DrafterState(Enum):
+    """Whether a drafter feeds the session."""
+
+    NONE = 0
+    ACTIVE = 1
+    LOST = 2
+
+
+class Session:
+    """One request's life. Every method takes one event and returns the commands that follow from it.
+
+    The drafter is untrusted: what it sends cannot change the line, and when it breaks the protocol it is lost, nothing
+    else. The verifier is trusted with the tokens, not with the order: a verdict that leaves a gap or contradicts the
+    line raises ProtocolViolationError.
+    """
+
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        vocab_size: int,
+        max_run_ahead: int,
+        drafting: bool,
+    ) -> None:
+        """Starts at the end of the prompt. `drafting` says whether a drafter is being opened."""
+        self.line = Line(prompt_token_ids)
+        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
+        self.statistics = SpeculationStatistics()
+        self.drafter = DrafterState.ACTIVE if drafting else DrafterState.NONE
+        self.drafter_lost_reason = ""
+        self.finish_reason: FinishReason | None = None
+        self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_run_ahead)
+        self._outbound = Outbound()
+
+    def on_drafted(self, window: Window) -> list[Command]:
+        """Draft nodes arrived: those that are news are relayed."""
+        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
+            return []
+        try:
+            added, _, num_stale = self._inbound.graft(self.tree, window)
+        except ProtocolViolationError as violation:
+            return self.on_drafter_lost(f"the drafter broke the protocol: {violation}")
+        self.statistics.num_drafted_nodes += len(window)
+        self.statistics.num_stale_nodes += num_stale
+        self.statistics.draft_ms += window.draft_ms
+        relayed = self._outbound.window(self.tree, added, window.draft_ms)
+        return [SendToVerifier(relayed)] if relayed is not None else []
+
+    def on_drafter_lost(self, reason: str) -> list[Command]:
+        """The drafter is gone, or has to go: the verifier continues alone."""
+        if self.drafter is not DrafterState.ACTIVE:
+            return []
+        self.drafter = DrafterState.LOST
+        self.drafter_lost_reason = reason
+        return [CloseDrafter()] if self.finish_reason is not None else [EndDrafts(), CloseDrafter()]
+
+    def on_verdict(self, verdict: Verdict) -> list[Command]:
+        """A round was decided: commit it, tell the drafter, emit the tokens. A verdict seen before changes nothing.
+
+        Raises ProtocolViolationError for a gap, a contradiction, or a count that cannot be.
+        """
+        if self.finish_reason is not None:
+            return []
+        if not verdict.token_ids or not 0 <= verdict.num_accepted <= len(verdict.token_ids):
+            raise ProtocolViolationError("a verdict commits at least one token, accepted ones first")
+        new = self.line.commit(verdict.position, verdict.token_ids)
+        if not new:
+            return []
+        growth = self.tree.commit(new)
+        rolled_back = not growth.followed and self.drafter is DrafterState.ACTIVE
+        self._count(verdict, rolled_back)
+        num_known = len(verdict.token_ids) - len(new)
+        emit = Emit(
+            position=verdict.position + num_known,
+            token_ids=new,
+            origins=_origins(verdict)[num_known:],
+            rolled_back=rolled_back,
+            num_draft_tokens=verdict.num_draft_tokens,
+            logprobs=verdict.logprobs[num_known:],
+        )
+        if self.drafter is not DrafterState.ACTIVE:
+            return [emit]
+        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms)
+        return [SendToDrafter(commitment), emit]
+
+    def on_verify_finished(self, finished: VerifyFinished) -> list[Command]:
+        """The verifier ended the session by its own rules."""
+        return self.on_stopped(finished.reason)
+
+    def on_stopped(self, reason: FinishReason) -> list[Command]:
+        """The session is over, by the verifier's rules or because the text met a stop string."""
+        if self.finish_reason is not None:
+            return []
+        self.finish_reason = reason
+        close: list[Command] = [CloseDrafter()] if self.drafter is DrafterState.ACTIVE else []
+        return [*close, Finish(reason)]
+
+    def _count(self, verdict: Verdict, rolled_back: bool) -> None:
+        statistics = self.statistics
+        statistics.num_rounds += 1
+        statistics.num_draft_tokens += verdict.num_draft_tokens
+        statistics.num_accepted_tokens += verdict.num_accepted
+        statistics.num_committed_tokens += len(verdict.token_ids)
+        statistics.num_rollbacks += rolled_back
+        statistics.num_stale_nodes += verdict.num_stale_nodes
+        statistics.verify_ms += verdict.verify_ms
+        statistics.verify_wait_ms += verdict.wait_ms
+        statistics.drafted_by_round.append(verdict.num_draft_tokens)
+        statistics.accepted_by_round.append(verdict.num_accepted)
+
+
+def _origins(verdict: Verdict) -> list[TokenOrigin]:
+    origins = [TokenOrigin.ACCEPTED] * verdict.num_accepted
+    if len(verdict.token_ids) > verdict.num_accepted:
+        origins.append(_next_token_origin(verdict))
+    return origins
+
+
+def _next_token_origin(verdict: Verdict) -> TokenOrigin:
+    if verdict.num_draft_tokens == 0:
+        return TokenOrigin.TARGET
+    return TokenOrigin.BONUS if verdict.bonus else TokenOrigin.RECOVERED

@@ -1,0 +1,45 @@
+"""Raw counts of what speculation did in one session. Rates are derived by whoever reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class SpeculationStatistics:
+    """Counts of one session; durations are sums by the worker's own clock."""
+
+    num_rounds: int = 0
+    """Verdicts."""
+    num_draft_tokens: int = 0
+    """Draft tokens that the target scored."""
+    num_accepted_tokens: int = 0
+    """Those that it accepted."""
+    num_committed_tokens: int = 0
+    """Accepted and next tokens."""
+    num_rollbacks: int = 0
+    """Verdicts that voided the drafter's guesses."""
+    num_drafted_nodes: int = 0
+    """Nodes that the drafter sent."""
+    num_stale_nodes: int = 0
+    """Nodes that arrived, at the coordinator or at the verifier, after their place had been decided otherwise."""
+    verify_ms: float = 0.0
+    verify_wait_ms: float = 0.0
+    draft_ms: float = 0.0
+    drafted_by_round: list[int] = field(default_factory=list)
+    """Draft tokens scored in each round."""
+    accepted_by_round: list[int] = field(default_factory=list)
+    """Draft tokens accepted in each round."""
+
+    @property
+    def acceptance_length(self) -> float:
+        """Tokens committed per round, the next token included; 0 before the first round."""
+        return self.num_committed_tokens / self.num_rounds if self.num_rounds else 0.0
+
+    @property
+    def acceptance_histogram(self) -> list[int]:
+        """At index i the number of rounds that accepted i draft tokens."""
+        histogram = [0] * (max(self.accepted_by_round, default=-1) + 1)
+        for num_accepted in self.accepted_by_round:
+            histogram[num_accepted] += 1
+        return histogram

@@ -1,0 +1,142 @@
+"""The speculation tree: everything not yet decided, rooted at the last committed token.
+
+Drafter, coordinator and verifier each hold a mirror. Mirrors agree by content: a node *is* its path. Ids under which
+nodes cross a stream belong to that stream (`naming.py`), not to the tree.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+RECENT_COMMITS_MAX = 1024
+"""How many committed nodes a tree remembers, so that guesses still in flight find their place. A guess whose parent is
+older counts as stale, which is harmless."""
+
+
+class NodeState(Enum):
+    """Where a node stands."""
+
+    LIVE = 1
+    COMMITTED = 2
+    DROPPED = 3
+
+
+class Node:
+    """One guessed token after its parent's path."""
+
+    __slots__ = (
+        "children",
+        "expanded",
+        "log_prob",
+        "node_id",
+        "parent",
+        "path_log_prob",
+        "position",
+        "state",
+        "token_id",
+    )
+
+    def __init__(self, parent: Node | None, position: int, token_id: int, log_prob: float) -> None:
+        self.parent = parent
+        self.position = position
+        self.token_id = token_id
+        self.log_prob = log_prob
+        """Natural logarithm of the token's probability under the draft, given the parent's path."""
+        self.path_log_prob: float = log_prob if parent is None else parent.path_log_prob + log_prob
+        """Sum of log_prob from the first root on; compare it only within one tree."""
+        self.children: dict[int, Node] = {}
+        self.state = NodeState.LIVE
+        self.node_id = 0
+        """Id under which the owner of this mirror sent the node on; 0 while it has not."""
+        self.expanded = False
+        """Whether the draft model has proposed this node's children. Used by the drafter's mirror alone."""
+
+
+class Growth(NamedTuple):
+    """What a commit did to the tree."""
+
+    followed: bool
+    """Whether the new root was a known node. If not, the commit is a rollback."""
+    num_dropped: int
+    """How many live nodes became void."""
+
+
+class SpeculationTree:
+    """Undecided nodes below `root`, the node of the last committed token."""
+
+    __slots__ = ("_recent", "num_live", "root")
+
+    def __init__(self, position: int, token_id: int) -> None:
+        """Roots the tree at the token committed last: `token_id` at absolute `position`."""
+        self.root = Node(None, position, token_id, 0.0)
+        self.root.state = NodeState.COMMITTED
+        self.num_live = 0
+        """Number of live nodes; the root is not one of them."""
+        self._recent: deque[Node] = deque([self.root], maxlen=RECENT_COMMITS_MAX)
+
+    def committed(self, position: int) -> Node | None:
+        """The node committed at `position`, or None if that is too long ago (or not yet)."""
+        index = position - self._recent[0].position
+        return self._recent[index] if 0 <= index < len(self._recent) else None
+
+    def attach(self, parent: Node, token_id: int, log_prob: float) -> Node | None:
+        """Adds a child to `parent`, or finds the one that has the token already.
+
+        Below a node that was committed before the root only the committed token exists: that guess is *absorbed* by the
+        committed node. Any other, and any below a dropped node, is stale: None.
+        """
+        child = parent.children.get(token_id)
+        if child is not None:
+            return child if child.state is not NodeState.DROPPED else None
+        if parent is not self.root and parent.state is not NodeState.LIVE:
+            return None
+        child = Node(parent, parent.position + 1, token_id, log_prob)
+        parent.children[token_id] = child
+        self.num_live += 1
+        return child
+
+    def commit(self, token_ids: Sequence[int]) -> Growth:
+        """Moves the root along newly committed `token_ids`, which follow the present root directly.
+
+        Where a child carries the token, it becomes the root and its subtree survives; where none does, the root is a
+        fresh node and everything else is dropped.
+        """
+        followed = True
+        num_dropped = 0
+        for token_id in token_ids:
+            root = self.root
+            child = root.children.pop(token_id, None)
+            num_dropped += sum(self._drop(sibling) for sibling in root.children.values())
+            if child is None:
+                followed = False
+                child = Node(root, root.position + 1, token_id, 0.0)
+            else:
+                self.num_live -= 1
+            child.parent = None
+            child.state = NodeState.COMMITTED
+            root.children = {token_id: child}
+            self.root = child
+            self._recent.append(child)
+        return Growth(followed, num_dropped)
+
+    def live_nodes(self) -> Iterator[Node]:
+        """All live nodes, parents before children."""
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def _drop(self, top: Node) -> int:
+        num_dropped = 0
+        stack = [top]
+        while stack:
+            node = stack.pop()
+            node.state = NodeState.DROPPED
+            num_dropped += 1
+            stack.extend(node.children.values())
+        self.num_live -= num_dropped
+        return num_dropped

@@ -1,0 +1,72 @@
+from outrider.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DraftCommand(_message.Message):
+    __slots__ = ("open", "commit", "rollback")
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    open: DraftOpen
+    commit: Commit
+    rollback: Rollback
+    def __init__(self, open: _Optional[_Union[DraftOpen, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ...) -> None: ...
+
+class DraftOpen(_message.Message):
+    __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_run_ahead", "tree_width", "max_length", "trace")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    MAX_RUN_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    TREE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    session_id: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_prompt_tokens: int
+    sampling: _common_pb2.SamplingParams
+    max_run_ahead: int
+    tree_width: int
+    max_length: int
+    trace: _common_pb2.TraceContext
+    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_run_ahead: _Optional[int] = ..., tree_width: _Optional[int] = ..., max_length: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ...) -> None: ...
+
+class Commit(_message.Message):
+    __slots__ = ("position", "token_ids", "verify_ms")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    verify_ms: float
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ...) -> None: ...
+
+class Rollback(_message.Message):
+    __slots__ = ("position", "token_ids", "verify_ms")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    verify_ms: float
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ...) -> None: ...
+
+class DraftEvent(_message.Message):
+    __slots__ = ("opened", "drafted")
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    opened: DraftOpened
+    drafted: _common_pb2.Drafted
+    def __init__(self, opened: _Optional[_Union[DraftOpened, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ...) -> None: ...
+
+class DraftOpened(_message.Message):
+    __slots__ = ("num_line_tokens",)
+    NUM_LINE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    num_line_tokens: int
+    def __init__(self, num_line_tokens: _Optional[int] = ...) -> None: ...
