@@ -10,7 +10,7 @@ class SamplingParams:
     """One request's sampling parameters, with every default resolved. Ranges are in `validation.py`.
 
     Processing order: logit bias, repetition penalty, frequency and presence penalties, temperature, top-k, top-p,
-    min-p, then the choice by noise that depends on (seed, position, token) alone. Temperature 0 takes the argmax instead.
+    min-p, then the choice by noise that depends on (seed, position, token) alone. Temperature 0 takes the argmax.
     """
 
     temperature: float = 0.0

@@ -1,0 +1,1 @@
+"""The ragged batch engine: torch and transformers; no gRPC, no asyncio."""

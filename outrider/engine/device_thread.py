@@ -1,0 +1,83 @@
+"""The one thread that owns the device. Everything else hands it work over a bounded inbox."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from outrider.core.errors import QueueFullError
+
+INBOX_MAX = 4096
+"""Most pieces of work that wait for the device thread. A worker with that much unread work is overloaded."""
+
+Work = Callable[[], None]
+
+
+class Worker(Protocol):
+    """What the device thread drives."""
+
+    def step(self) -> float | None:
+        """Runs one step if one is due. Returns in how many seconds to call again: 0 at once, None when work arrives.
+
+        A step handles the failures of its own sessions; an exception that leaves it ends the thread.
+        """
+        ...
+
+
+class DeviceThread:
+    """Runs work from the inbox and the worker's steps, in turn, without ever polling."""
+
+    def __init__(self, worker: Worker, on_death: Callable[[BaseException], None]) -> None:
+        """`on_death` is called on the device thread if the worker fails beyond repair."""
+        self._worker = worker
+        self._on_death = on_death
+        self._inbox: queue.Queue[Work | None] = queue.Queue(INBOX_MAX)
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self.last_beat = time.monotonic()
+        """When the thread last finished a step or went to wait, on the monotonic clock."""
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def submit(self, work: Work) -> None:
+        """Has `work` run before the next step. Raises QueueFullError; `work` itself must not raise."""
+        try:
+            self._inbox.put_nowait(work)
+        except queue.Full:
+            raise QueueFullError(
+                f"{INBOX_MAX} pieces of work wait for the device; try again later or elsewhere"
+            ) from None
+
+    def stop(self) -> None:
+        """Ends the thread after the step in progress and waits for it."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            with torch.inference_mode():
+                self._loop()
+        except BaseException as error:
+            self._on_death(error)
+            raise
+
+    def _loop(self) -> None:
+        wait: float | None = None
+        while True:
+            try:
+                work = self._inbox.get(timeout=wait) if wait != 0 else self._inbox.get_nowait()
+                while True:
+                    if work is None:
+                        return
+                    work()
+                    work = self._inbox.get_nowait()
+            except queue.Empty:
+                pass
+            wait = self._worker.step()
+            self.last_beat = time.monotonic()

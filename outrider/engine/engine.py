@@ -1,0 +1,90 @@
+"""The engine: jobs of many sessions in, logits out, one ragged forward pass per step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from outrider.engine.batch import pack
+from outrider.engine.jobs import Job, plan, settle
+from outrider.engine.model import RaggedModel
+from outrider.engine.slots import Move, Slot, SlotPool
+
+STEP_TOKENS_MAX = 512
+"""Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
+
+
+class StepOutput(NamedTuple):
+    """Logits of one step."""
+
+    logits: Tensor
+    """[R, V], the wanted rows of all complete jobs, in the order of the jobs."""
+    num_rows: list[int | None]
+    """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again."""
+
+
+class Engine:
+    """Slots over one model. Not thread-safe: the device thread alone calls it."""
+
+    def __init__(self, model: PreTrainedModel, *, max_sessions: int, max_context: int) -> None:
+        """Room for `max_sessions` lines of up to `max_context` tokens.
+
+        Raises UnsupportedModelError if the model's layers cannot run on the ragged attention.
+        """
+        self._model = RaggedModel(model)
+        self._slots = SlotPool(max_sessions, max_context)
+        self._model.allocate(self._slots.num_cells)
+        self.device: torch.device = self._model.device
+        self.vocab_size = self._model.vocab_size
+        self.max_sessions = max_sessions
+        self.max_context = max_context
+
+    @property
+    def num_free_slots(self) -> int:
+        """Slots that no session holds."""
+        return self._slots.num_free
+
+    def acquire(self) -> Slot:
+        """A slot for a new session. Raises SlotsExhaustedError."""
+        return self._slots.acquire()
+
+    def release(self, slot: Slot) -> None:
+        """Ends a session's hold on its slot."""
+        self._slots.release(slot)
+
+    @torch.inference_mode()
+    def step(self, jobs: Sequence[Job]) -> StepOutput:
+        """One forward pass for all `jobs`, one job per slot.
+
+        Short feeds go first, so a long prompt never keeps a decoding session out of a step. If the pass raises, every
+        slot of the step is cleared and the jobs may be run again.
+        """
+        try:
+            return self._step(jobs)
+        except BaseException:
+            for job in jobs:
+                job.slot.clear()
+            raise
+
+    def _step(self, jobs: Sequence[Job]) -> StepOutput:
+        budget = STEP_TOKENS_MAX
+        feeds = {}
+        for index in sorted(range(len(jobs)), key=lambda index: len(jobs[index].line) - len(jobs[index].slot.trunk)):
+            feeds[index] = plan(jobs[index], max(budget, 1))
+            budget -= feeds[index].num_trunk
+        ordered = [feeds[index] for index in range(len(jobs))]
+        self._model.move(
+            [
+                Move(feed.job.slot.first_cell + move.source, feed.job.slot.first_cell + move.destination)
+                for feed in ordered
+                for move in feed.moves
+            ]
+        )
+        logits = self._model.forward(pack(ordered, self._model.windows, self._slots.scratch_cell))
+        for feed in ordered:
+            settle(feed)
+        return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in ordered])

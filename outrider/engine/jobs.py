@@ -1,0 +1,105 @@
+"""Jobs: which tokens a session wants logits for, and what has to be fed for that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from outrider.engine.slots import Move, Slot, TreeCell
+
+LINE_END = -1
+"""Index that stands for the line's last token where node indices are expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Logits wanted by one session: after a path and after the nodes of a tree below it.
+
+    Prefill, decoding, verifying, drafting, rollback and resuming are all this, with different lengths.
+    """
+
+    slot: Slot
+    line: Sequence[int]
+    """All token ids of the line. Pass the same list object each time; it may only grow."""
+    parents: Sequence[int] = ()
+    """For each node the index of its parent among the nodes, or LINE_END. Parents stand before children."""
+    token_ids: Sequence[int] = ()
+    """For each node its token id."""
+    wanted: Sequence[int] = (LINE_END,)
+    """Nodes (or LINE_END) whose following token's logits are wanted, in the order of the result."""
+
+
+@dataclass(slots=True)
+class Feed:
+    """What one job puts into one forward pass."""
+
+    job: Job
+    moves: list[Move]
+    token_ids: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    cells: list[int] = field(default_factory=list)
+    """Within the slot."""
+    num_trunk: int = 0
+    """How many of the fed tokens belong to the line; they come first."""
+    num_new_trunk: int = 0
+    """How many of those the slot did not hold."""
+    nodes: list[tuple[int, TreeCell]] = field(default_factory=list)
+    """Cells and contents of the fed tree nodes, in the order of their tokens."""
+    rows: list[int] = field(default_factory=list)
+    """For each wanted token its index among the fed ones; empty while the line is not yet fed to its end."""
+    complete: bool = True
+    """Whether the wanted logits come out of this pass. If not, the same job has to be run again."""
+
+
+def plan(job: Job, max_tokens: int) -> Feed:
+    """What to feed for `job`, at most `max_tokens` tokens of its line (tree nodes come on top, in the last pass only)."""
+    slot, line = job.slot, job.line
+    feed = Feed(job, slot.align(line))
+    num_held = len(slot.trunk)
+    end = min(len(line), num_held + max_tokens)
+    feed.num_new_trunk = end - num_held
+    feed.complete = end == len(line)
+    first = num_held
+    if feed.complete and LINE_END in job.wanted and num_held == len(line):
+        first -= 1  # held already, but its logits are wanted
+    feed.token_ids.extend(line[first:end])
+    feed.positions.extend(range(first, end))
+    feed.cells.extend(range(first, end))
+    feed.num_trunk = end - first
+    if feed.complete:
+        _plan_nodes(feed)
+    return feed
+
+
+def _plan_nodes(feed: Feed) -> None:
+    job, slot = feed.job, feed.job.slot
+    tip = len(job.line) - 1
+    wanted = set(job.wanted)
+    free = iter(slot.free_cells(len(job.token_ids), len(job.line)))
+    node_cells: list[int] = []
+    positions: list[int] = []
+    row_of: dict[int, int] = {LINE_END: feed.num_trunk - 1}
+    for node, (parent, token_id) in enumerate(zip(job.parents, job.token_ids, strict=True)):
+        parent_cell = tip if parent == LINE_END else node_cells[parent]
+        position = (tip if parent == LINE_END else positions[parent]) + 1
+        cell = slot.find(parent_cell, token_id)
+        held = cell is not None
+        cell = cell if cell is not None else next(free)
+        node_cells.append(cell)
+        positions.append(position)
+        if held and node not in wanted:
+            continue
+        row_of[node] = len(feed.token_ids)
+        feed.token_ids.append(token_id)
+        feed.positions.append(position)
+        feed.cells.append(cell)
+        feed.nodes.append((cell, TreeCell(parent_cell, token_id, position)))
+    feed.rows = [row_of[node] for node in job.wanted]
+
+
+def settle(feed: Feed) -> None:
+    """Notes in the slot what a successful pass has fed."""
+    slot = feed.job.slot
+    slot.trunk.extend(feed.token_ids[feed.num_trunk - feed.num_new_trunk : feed.num_trunk])
+    for cell, content in feed.nodes:
+        slot.hold(cell, content)

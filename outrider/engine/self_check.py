@@ -1,0 +1,56 @@
+"""Proof at start that the ragged engine computes this very model as transformers does, before anybody relies on it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import LINE_END, Job
+
+_LINE_TOKENS = 6
+_BRANCHES = ((11, 23), (42,))
+"""Two branches below the line's end: enough for a wrong mask, position or cache to show."""
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
+"""Largest difference of logits, relative to the largest logit, that rounding explains."""
+
+
+def reference_logits(model: PreTrainedModel) -> list[Tensor]:
+    """The logits after each branch by transformers' own attention, [V] each. Call it before the engine takes the model."""
+    device = model.get_input_embeddings().weight.device
+    line = _line(model.config.get_text_config().vocab_size)
+    with torch.inference_mode():
+        return [
+            model(input_ids=torch.tensor([[*line, *branch]], device=device), use_cache=False).logits[0, -1]
+            for branch in _branches(model.config.get_text_config().vocab_size)
+        ]
+
+
+def check(engine: Engine, reference: list[Tensor]) -> None:
+    """Raises UnsupportedModelError if the engine's logits differ from `reference` by more than rounding."""
+    line = _line(engine.vocab_size)
+    (first, second), (third,) = _branches(engine.vocab_size)
+    slot = engine.acquire()
+    try:
+        engine.step([Job(slot, line[:-2])])
+        job = Job(slot, line, parents=[LINE_END, 0, LINE_END], token_ids=[first, second, third], wanted=[1, 2])
+        logits = engine.step([job]).logits
+    finally:
+        engine.release(slot)
+    expected = torch.stack(reference).float()
+    error = (logits.float() - expected).abs().max().item() / expected.abs().max().item()
+    if not error <= _TOLERANCE[reference[0].dtype]:
+        raise UnsupportedModelError(
+            f"on the ragged engine this model's logits are off by {error:.1%} of the largest: its attention does something "
+            "that transformers' attention interface does not tell (position biases, shared caches); it cannot be served"
+        )
+
+
+def _line(vocab_size: int) -> list[int]:
+    return [(7 * index + 5) % vocab_size for index in range(_LINE_TOKENS)]
+
+
+def _branches(vocab_size: int) -> list[tuple[int, ...]]:
+    return [tuple(token_id % vocab_size for token_id in branch) for branch in _BRANCHES]

@@ -1,0 +1,111 @@
+"""`python -m recipes.demo_pair OUT`: the recipe on the command line."""
+
+from __future__ import annotations
+
+import sysconfig
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from recipes.demo_pair.pair import PairRun
+from recipes.demo_pair.recipe import Precision, Recipe, RecipeError
+from recipes.demo_pair.training import Report
+
+DEFAULTS = Recipe()
+
+
+def run(
+    out: Annotated[
+        Path,
+        typer.Argument(help="Folder to fill: new or empty, or one in which a run with the same flags was stopped."),
+    ],
+    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:N.")] = "cpu",
+    target_tokens: Annotated[int, typer.Option(min=1, help="Tokens on which the target is trained.")] = (
+        DEFAULTS.target_tokens
+    ),
+    draft_tokens: Annotated[int, typer.Option(min=1, help="Tokens on which the draft is trained.")] = (
+        DEFAULTS.draft_tokens
+    ),
+    precision: Annotated[
+        Precision,
+        typer.Option(help="Arithmetic in training; float32 for devices without bfloat16. Saved is bfloat16."),
+    ] = DEFAULTS.precision,
+    seed: Annotated[int, typer.Option(help="Decides the initial weights and the order of the text.")] = DEFAULTS.seed,
+) -> None:
+    """Train a demonstration pair on the standard library of this Python.
+
+    Makes OUT/target, OUT/draft and OUT/README.md. Stop it at any time: the same command goes on from its last checkpoint.
+    """
+    console = Console()
+    recipe = Recipe(target_tokens=target_tokens, draft_tokens=draft_tokens, precision=precision, seed=seed)
+    try:
+        place = usable_device(device)
+        pair = PairRun(out, recipe, place)
+        with console.status("Reading the standard library and training the tokenizer"):
+            pair.prepare_text(Path(sysconfig.get_path("stdlib")))
+        with progress_bars(console) as bars:
+            pair.train_target(reporter(bars, "target"))
+            pair.train_draft(reporter(bars, "draft"))
+        with console.status("Measuring the pair on the held-out files"):
+            figures = pair.finish()
+    except RecipeError as error:
+        console.print(f"[red]{error}[/red]")
+        raise typer.Exit(1) from error
+    console.print(
+        f"Held-out loss: target {figures.target_loss:.3f}, draft {figures.draft_loss:.3f} nats per token. "
+        f"Agreement: greedy {figures.greedy_agreement:.1%}, top 3 {figures.top3_agreement:.1%}. "
+        f"See {out / 'README.md'}."
+    )
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name. Raises RecipeError if this machine has none."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"Device {name!r} cannot be used here: {error}. Try --device cpu.") from error
+    return device
+
+
+def progress_bars(console: Console) -> Progress:
+    """One bar per model: steps, loss, time so far and time left."""
+    return Progress(
+        TextColumn("{task.description:6}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps, loss {task.fields[loss]:.3f}, elapsed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def reporter(bars: Progress, name: str) -> Report:
+    """A report that moves a bar of that name, which appears with the first step."""
+    task: TaskID | None = None
+
+    def report(step: int, num_steps: int, loss: float) -> None:
+        nonlocal task
+        if task is None:
+            task = bars.add_task(name, total=num_steps, completed=step - 1, loss=loss)
+        bars.update(task, completed=step, loss=loss)
+
+    return report
+
+
+if __name__ == "__main__":
+    typer.run(run)
