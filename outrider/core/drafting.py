@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Iterable, Sequence
 
 from outrider.core.line import Line
@@ -32,6 +33,11 @@ class DraftSession:
         """
         return self.tree.commit(self.line.commit(position, token_ids))
 
+    @property
+    def num_sent_live(self) -> int:
+        """How many nodes that were sent are still undecided."""
+        return self.tree.num_live - sum(node.state is NodeState.LIVE for node in self._unsent)
+
     def frontier(self, limit: int) -> list[Node]:
         """At most `limit` nodes to expand next, most probable path first.
 
@@ -56,9 +62,11 @@ class DraftSession:
             self._push(node)
 
     def expand(self, parent: Node, token_ids: Sequence[int], log_probs: Sequence[float]) -> None:
-        """Adds the draft model's proposals below `parent`, best first."""
+        """Adds the draft model's proposals below `parent`, best first, but for those of probability 0."""
         parent.expanded = True
         for token_id, log_prob in zip(token_ids, log_probs, strict=True):
+            if log_prob == -math.inf:
+                continue
             child = self.tree.attach(parent, token_id, min(log_prob, 0.0))
             if child is not None and child.state is NodeState.LIVE:
                 self._unsent.append(child)

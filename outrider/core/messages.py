@@ -93,6 +93,7 @@ class DraftOpen:
     max_run_ahead: int
     tree_width: int
     max_length: int
+    vocab_size: int
     trace: TraceContext = NOT_TRACED
 
 

@@ -40,7 +40,8 @@ class Outbound:
             self._last_id += 1
             node.node_id = self._last_id
             assert node.parent is not None
-            parent_ids.append(node.parent.node_id)
+            # `base` names the root for every receiver, even one that was too far ahead to know the root's own id.
+            parent_ids.append(0 if node.parent is tree.root else node.parent.node_id)
         return Window(
             base=tree.root.position,
             first_id=first_id,
@@ -60,6 +61,11 @@ class Grafted(NamedTuple):
     """Nodes that the tree held already, absorbed by committed ones among them."""
     num_stale: int
     """Nodes whose place has been decided otherwise."""
+
+    @property
+    def num_news(self) -> int:
+        """Nodes named for the first time; those that an earlier delivery of the window brought do not count."""
+        return len(self.added) + self.num_known + self.num_stale
 
 
 class Inbound:
@@ -88,7 +94,6 @@ class Inbound:
             zip(window.parent_ids, window.token_ids, window.log_probs, strict=True), window.first_id
         ):
             if node_id <= self._last_id:
-                num_known += 1
                 continue
             self._last_id = node_id
             parent = tree.committed(window.base) if parent_id == 0 else self._nodes.get(parent_id)
@@ -131,6 +136,8 @@ class Inbound:
                 raise ProtocolViolationError(
                     f"token id {token_id} is out of range: the vocabulary has {self._vocab_size}"
                 )
+        if not 0.0 <= window.draft_ms < math.inf:
+            raise ProtocolViolationError(f"draft_ms {window.draft_ms} is not a finite number of at least 0")
         for log_prob in window.log_probs:
             if not (log_prob <= 0.0 and math.isfinite(log_prob)):
                 raise ProtocolViolationError(f"log-probability {log_prob} is not a finite number of at most 0")
@@ -144,4 +151,6 @@ class Inbound:
             for node_id, node in self._nodes.items()
             if node.state is NodeState.LIVE or (node.state is NodeState.COMMITTED and node.position > oldest)
         }
+        if len(self._nodes) > self._max_live_nodes + RECENT_COMMITS_MAX:
+            raise ProtocolViolationError(f"{len(self._nodes)} ids name fewer nodes; give each path one id")
         self._sweep_at = max(_SWEEP_NAMES_MIN, 2 * len(self._nodes))

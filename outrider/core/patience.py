@@ -44,10 +44,15 @@ class Patience:
         """After a verdict that left no drafts, the first usable one came `elapsed` seconds later."""
         self._first_draft = _smoothed(self._first_draft, elapsed)
 
-    def wait(self, num_ready: int, elapsed: float) -> float:
+    def observe_no_draft(self, elapsed: float) -> None:
+        """A wait for the first draft ended after `elapsed` seconds without one: it counts as coming after twice as long."""
+        self.observe_first_draft(2.0 * elapsed)
+
+    def wait(self, num_ready: int, num_room: int, elapsed: float) -> float:
         """How much longer to wait, `elapsed` seconds after the last verdict, with drafts `num_ready` deep at hand.
 
-        0 means: go now. Otherwise ask again when a draft arrives, and go when none has arrived in that time.
+        The step has room for `num_room` more. 0 means: go now. Otherwise ask again when a draft arrives, and go when
+        none has arrived in that time.
         """
         step = self._verify_step
         if elapsed >= step:
@@ -58,7 +63,7 @@ class Patience:
             until_next = max((self._first_draft or self._draft_step or step / 2) - elapsed, 0.0)
         best_rate = _expected_tokens(self._acceptance, num_ready) / step
         best_wait = 0.0
-        for num_more in range(1, _LOOKAHEAD_MAX + 1):
+        for num_more in range(1, min(num_room, _LOOKAHEAD_MAX) + 1):
             wait = until_next + (num_more - 1) * self._draft_step
             rate = _expected_tokens(self._acceptance, num_ready + num_more) / (wait + step)
             if rate > best_rate:

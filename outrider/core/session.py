@@ -107,22 +107,23 @@ class Session:
         if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
             return []
         try:
-            added, _, num_stale = self._inbound.graft(self.tree, window)
+            grafted = self._inbound.graft(self.tree, window)
         except ProtocolViolationError as violation:
             return self.on_drafter_lost(f"the drafter broke the protocol: {violation}")
-        self.statistics.num_drafted_nodes += len(window)
-        self.statistics.num_stale_nodes += num_stale
-        self.statistics.draft_ms += window.draft_ms
-        relayed = self._outbound.window(self.tree, added, window.draft_ms)
+        if grafted.num_news:
+            self.statistics.num_drafted_nodes += grafted.num_news
+            self.statistics.num_stale_nodes += grafted.num_stale
+            self.statistics.draft_ms += window.draft_ms
+        relayed = self._outbound.window(self.tree, grafted.added, window.draft_ms)
         return [SendToVerifier(relayed)] if relayed is not None else []
 
     def on_drafter_lost(self, reason: str) -> list[Command]:
-        """The drafter is gone, or has to go: the verifier continues alone."""
-        if self.drafter is not DrafterState.ACTIVE:
+        """The drafter is gone, or has to go: the verifier continues alone. After the end it is merely closed."""
+        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
             return []
         self.drafter = DrafterState.LOST
         self.drafter_lost_reason = reason
-        return [CloseDrafter()] if self.finish_reason is not None else [EndDrafts(), CloseDrafter()]
+        return [EndDrafts(), CloseDrafter()]
 
     def on_verdict(self, verdict: Verdict) -> list[Command]:
         """A round was decided: commit it, tell the drafter, emit the tokens. A verdict seen before changes nothing.
@@ -131,14 +132,16 @@ class Session:
         """
         if self.finish_reason is not None:
             return []
-        if not verdict.token_ids or not 0 <= verdict.num_accepted <= len(verdict.token_ids):
-            raise ProtocolViolationError("a verdict commits at least one token, accepted ones first")
+        num_next = len(verdict.token_ids) - verdict.num_accepted
+        if not verdict.token_ids or num_next not in (0, 1) or not 0 <= verdict.num_accepted <= verdict.num_draft_tokens:
+            raise ProtocolViolationError(
+                "a verdict commits accepted draft tokens and at most one more, together not none"
+            )
         new = self.line.commit(verdict.position, verdict.token_ids)
         if not new:
             return []
         growth = self.tree.commit(new)
         rolled_back = not growth.followed and self.drafter is DrafterState.ACTIVE
-        self._count(verdict, rolled_back)
         num_known = len(verdict.token_ids) - len(new)
         emit = Emit(
             position=verdict.position + num_known,
@@ -148,6 +151,7 @@ class Session:
             num_draft_tokens=verdict.num_draft_tokens,
             logprobs=verdict.logprobs[num_known:],
         )
+        self._count(verdict, emit)
         if self.drafter is not DrafterState.ACTIVE:
             return [emit]
         commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms)
@@ -165,18 +169,19 @@ class Session:
         close: list[Command] = [CloseDrafter()] if self.drafter is DrafterState.ACTIVE else []
         return [*close, Finish(reason)]
 
-    def _count(self, verdict: Verdict, rolled_back: bool) -> None:
+    def _count(self, verdict: Verdict, emit: Emit) -> None:
         statistics = self.statistics
+        num_accepted = emit.origins.count(TokenOrigin.ACCEPTED)
         statistics.num_rounds += 1
         statistics.num_draft_tokens += verdict.num_draft_tokens
-        statistics.num_accepted_tokens += verdict.num_accepted
-        statistics.num_committed_tokens += len(verdict.token_ids)
-        statistics.num_rollbacks += rolled_back
+        statistics.num_accepted_tokens += num_accepted
+        statistics.num_committed_tokens += len(emit.token_ids)
+        statistics.num_rollbacks += emit.rolled_back
         statistics.num_stale_nodes += verdict.num_stale_nodes
         statistics.verify_ms += verdict.verify_ms
         statistics.verify_wait_ms += verdict.wait_ms
         statistics.drafted_by_round.append(verdict.num_draft_tokens)
-        statistics.accepted_by_round.append(verdict.num_accepted)
+        statistics.accepted_by_round.append(num_accepted)
 
 
 def _origins(verdict: Verdict) -> list[TokenOrigin]:

@@ -26,9 +26,9 @@ class SpeculationStatistics:
     verify_ms: float = 0.0
     verify_wait_ms: float = 0.0
     draft_ms: float = 0.0
-    drafted_by_round: list[int] = field(default_factory=list)
+    drafted_by_round: list[int] = field(default_factory=list[int])
     """Draft tokens scored in each round."""
-    accepted_by_round: list[int] = field(default_factory=list)
+    accepted_by_round: list[int] = field(default_factory=list[int])
     """Draft tokens accepted in each round."""
 
     @property

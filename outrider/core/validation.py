@@ -27,10 +27,12 @@ LOGPROBS_MAX = 20
 """Most alternatives reported beside a token."""
 TREE_WIDTH_MAX = 8
 """Most children of one node."""
-RUN_AHEAD_MAX = 1024
+RUN_AHEAD_MAX = 256
 """Most live nodes that a drafter may be granted."""
 DRAFT_TOKENS_MAX = 256
 """Most draft tokens in one round."""
+SESSIONS_MAX = 1024
+"""Most sessions that one worker may be configured for."""
 SESSION_ID_CHARACTERS_MAX = 128
 """Longest session name."""
 SEED_MAX = 2**64 - 1

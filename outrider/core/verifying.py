@@ -50,6 +50,16 @@ class VerifySession:
         """
         return most_probable(self.tree, self._max_draft_tokens, self._max_length - 2)
 
+    @property
+    def num_ready_levels(self) -> int:
+        """How deep the most probable path at hand goes, in tokens, up to the most that one round verifies."""
+        depth = 0
+        node = self.tree.root
+        while node.children and depth < self._max_draft_tokens:
+            node = max(node.children.values(), key=lambda child: child.log_prob)
+            depth += 1
+        return depth
+
     def decide(self, nodes: Sequence[Node], choices: Sequence[int]) -> Decision:
         """Accepts the path of `nodes` that the target chose, adds the next token, and commits both.
 

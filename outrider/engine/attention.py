@@ -1,7 +1,8 @@
 """Ragged tree attention: the tokens of all sessions on one packed axis, each session over its own slot's cells.
 
-It plugs into transformers' `AttentionInterface` under the name ATTENTION, so any decoder whose layers call that interface
-runs on it unchanged. The whole attention is one opaque operator, so a model compiles around it without a graph break.
+It plugs into transformers' `AttentionInterface` under the name ATTENTION, so any decoder whose layers call that
+interface runs on it unchanged. The whole attention is one opaque operator, so a model compiles around it without a
+graph break.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ NO_MASK = -1
 class RaggedBatch(NamedTuple):
     """What a layer needs beside its own queries, keys and values. N tokens, S sessions, L layers.
 
-    A session's cells are one contiguous range of each layer's cache. Tokens that pad the batch to its static size belong
-    to no session; they write to the scratch cell and read nothing.
+    A session's cells are one contiguous range of each layer's cache. Tokens that pad the batch to its static size
+    belong to no session; they write to the scratch cell and read nothing.
     """
 
     key_caches: tuple[Tensor, ...]

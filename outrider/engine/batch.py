@@ -29,7 +29,7 @@ class PackedBatch:
     spans: Tensor
     """[S, 5] int64, see RaggedBatch.spans."""
     masks: dict[int | None, Tensor]
-    """For each sliding window of the model (None: full attention) all sessions' masks, raveled: bool, True is visible."""
+    """For each sliding window of the model (None: full attention) all sessions' masks, raveled, True is visible."""
 
 
 def bucket(count: int) -> int:
@@ -87,7 +87,7 @@ def _sees_everything(feed: Feed, num_cells: int, windows: Sequence[int | None]) 
 
 
 def _visible(feed: Feed, num_cells: int) -> Tensor:
-    """Which cells each fed token sees under full attention: the line up to itself, or the line and its own path. [Q, C]"""
+    """Which cells each fed token sees under full attention, [Q, C]: the line up to itself, or the line and its path."""
     line_end = len(feed.job.line)
     limits = [cell + 1 for cell in feed.cells[: feed.num_trunk]] + [line_end] * len(feed.nodes)
     visible = torch.arange(num_cells) < torch.tensor(limits)[:, None]

@@ -36,7 +36,7 @@ class DeviceThread:
         """`on_death` is called on the device thread if the worker fails beyond repair."""
         self._worker = worker
         self._on_death = on_death
-        self._inbox: queue.Queue[Work | None] = queue.Queue(INBOX_MAX)
+        self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self.last_beat = time.monotonic()
         """When the thread last finished a step or went to wait, on the monotonic clock."""
@@ -47,12 +47,13 @@ class DeviceThread:
 
     def submit(self, work: Work) -> None:
         """Has `work` run before the next step. Raises QueueFullError; `work` itself must not raise."""
-        try:
-            self._inbox.put_nowait(work)
-        except queue.Full:
-            raise QueueFullError(
-                f"{INBOX_MAX} pieces of work wait for the device; try again later or elsewhere"
-            ) from None
+        if self._inbox.qsize() >= INBOX_MAX:
+            raise QueueFullError(f"{INBOX_MAX} pieces of work wait for the device; try again later or elsewhere")
+        self._inbox.put(work)
+
+    def submit_close(self, work: Work) -> None:
+        """Like `submit` for the one piece of work that ends a session. It is never refused: sessions are bounded."""
+        self._inbox.put(work)
 
     def stop(self) -> None:
         """Ends the thread after the step in progress and waits for it."""

@@ -39,6 +39,7 @@ class Engine:
         self._slots = SlotPool(max_sessions, max_context)
         self._model.allocate(self._slots.num_cells)
         self.device: torch.device = self._model.device
+        self.dtype: torch.dtype = self._model.dtype
         self.vocab_size = self._model.vocab_size
         self.max_sessions = max_sessions
         self.max_context = max_context

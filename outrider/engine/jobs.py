@@ -52,7 +52,7 @@ class Feed:
 
 
 def plan(job: Job, max_tokens: int) -> Feed:
-    """What to feed for `job`, at most `max_tokens` tokens of its line (tree nodes come on top, in the last pass only)."""
+    """What to feed for `job`, at most `max_tokens` tokens of its line (tree nodes come on top, in the last pass)."""
     slot, line = job.slot, job.line
     feed = Feed(job, slot.align(line))
     num_held = len(slot.trunk)

@@ -27,7 +27,7 @@ _LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 def resolve_folder(model: str) -> Path:
-    """The local folder of `model`: a path, or a hub name such as "org/name", which is downloaded (or found in the cache).
+    """The local folder of `model`: a path, or a hub name such as "org/name", downloaded or found in the cache.
 
     Raises UnsupportedModelError if there is no such folder, or if it holds no safetensors weights.
     """
@@ -42,16 +42,16 @@ def resolve_folder(model: str) -> Path:
             folder = Path(snapshot_download(model, allow_patterns=_FILES))
         except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
             raise UnsupportedModelError(
-                f"{model!r} is no local folder and could not be fetched from the hub ({type(error).__name__}); download "
-                "it where there is a network and pass the folder's path"
+                f"{model!r} is no local folder and could not be fetched from the hub ({type(error).__name__}); "
+                "download it where there is a network and pass the folder's path"
             ) from error
     if not (folder / "config.json").is_file():
         raise UnsupportedModelError(f"{folder} has no config.json; pass the folder that save_pretrained wrote")
     if not any(folder.glob("*.safetensors")):
         pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt")) or any(folder.glob("*.pth"))
         raise UnsupportedModelError(
-            f"{folder} holds {'pickled weights only' if pickled else 'no weights'}; Outrider loads *.safetensors alone, "
-            "because loading a pickle runs code: convert it once with model.save_pretrained(folder)"
+            f"{folder} holds {'pickled weights only' if pickled else 'no weights'}; Outrider loads *.safetensors "
+            "alone, because loading a pickle runs code: convert it once with model.save_pretrained(folder)"
         )
     return folder
 
@@ -101,7 +101,8 @@ def tokenizer_file(folder: Path) -> Path:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UnsupportedModelError(
-            f"{folder} has no tokenizer.json; write one with AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            f"{folder} has no tokenizer.json; write one with "
+            "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     return path
 
@@ -138,8 +139,8 @@ def _check_architecture(config: PreTrainedConfig, folder: Path) -> None:
     layer_types = set(getattr(text, "layer_types", None) or ()) | set(getattr(text, "layers_block_type", None) or ())
     if unknown := layer_types - _LAYER_TYPES - {"attention"}:
         raise UnsupportedModelError(
-            f"{folder} ({config.model_type}) has layers of the kinds {sorted(unknown)}; only full and sliding attention can "
-            "be rolled back token by token, a recurrent state cannot"
+            f"{folder} ({config.model_type}) has layers of the kinds {sorted(unknown)}; only full and sliding "
+            "attention can be rolled back token by token, a recurrent state cannot"
         )
     if getattr(text, "use_bidirectional_attention", None):
         raise UnsupportedModelError(

@@ -1,4 +1,4 @@
-"""Looks at a model once, at start: what its layers hand to the attention, and whether the ragged engine computes it alike."""
+"""Looks at a model once, at start: what its layers hand to the attention."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 
 
 def reference_logits(model: PreTrainedModel) -> list[Tensor]:
-    """The logits after each branch by transformers' own attention, [V] each. Call it before the engine takes the model."""
+    """The logits after each branch by transformers' own attention, [V] each. Call it before building the engine."""
     device = model.get_input_embeddings().weight.device
     line = _line(model.config.get_text_config().vocab_size)
     with torch.inference_mode():
@@ -43,8 +43,9 @@ def check(engine: Engine, reference: list[Tensor]) -> None:
     error = (logits.float() - expected).abs().max().item() / expected.abs().max().item()
     if not error <= _TOLERANCE[reference[0].dtype]:
         raise UnsupportedModelError(
-            f"on the ragged engine this model's logits are off by {error:.1%} of the largest: its attention does something "
-            "that transformers' attention interface does not tell (position biases, shared caches); it cannot be served"
+            f"on the ragged engine this model's logits are off by {error:.1%} of the largest: its attention does "
+            "something that transformers' attention interface does not tell, such as position biases or shared caches; "
+            "it cannot be served"
         )
 
 

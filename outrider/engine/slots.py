@@ -1,8 +1,8 @@
 """Slots: room for one session's keys and values each, knowing which token ids they belong to.
 
-A slot's cells 0, 1, 2, ... hold the *trunk*, the part of the line that has been fed; tree nodes that have been fed stand in
-the cells after it. Whoever wants logits says which tokens; what to keep, move, drop and feed follows from comparing them with
-what the slot holds. No count of tokens to trim is ever passed around.
+A slot's cells 0, 1, 2, ... hold the *trunk*, the part of the line that has been fed; tree nodes that have been fed
+stand in the cells after it. Whoever wants logits says which tokens; what to keep, move, drop and feed follows from
+comparing them with what the slot holds. No count of tokens to trim is ever passed around.
 """
 
 from __future__ import annotations

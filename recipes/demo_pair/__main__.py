@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+import transformers
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -25,7 +26,10 @@ from recipes.demo_pair.training import Report
 
 DEFAULTS = Recipe()
 
+app = typer.Typer(add_completion=False)
 
+
+@app.command()
 def run(
     out: Annotated[
         Path,
@@ -46,8 +50,9 @@ def run(
 ) -> None:
     """Train a demonstration pair on the standard library of this Python.
 
-    Makes OUT/target, OUT/draft and OUT/README.md. Stop it at any time: the same command goes on from its last checkpoint.
+    Makes OUT/target, OUT/draft and OUT/README.md. Stop it at any time: the same command goes on where it was stopped.
     """
+    transformers.utils.logging.disable_progress_bar()
     console = Console()
     recipe = Recipe(target_tokens=target_tokens, draft_tokens=draft_tokens, precision=precision, seed=seed)
     try:
@@ -61,7 +66,7 @@ def run(
         with console.status("Measuring the pair on the held-out files"):
             figures = pair.finish()
     except RecipeError as error:
-        console.print(f"[red]{error}[/red]")
+        console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from error
     console.print(
         f"Held-out loss: target {figures.target_loss:.3f}, draft {figures.draft_loss:.3f} nats per token. "
@@ -74,9 +79,11 @@ def usable_device(name: str) -> torch.device:
     """The device of that name. Raises RecipeError if this machine has none."""
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"Device {name!r} cannot be used here: {error}. Try --device cpu.") from error
+    except RuntimeError:
+        device = torch.device("meta")
+    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
+    if (device.index or 0) >= num_devices:
+        raise RecipeError(f"--device {name}: this PyTorch sees no such device here. Use cpu, cuda or cuda:N.")
     return device
 
 
@@ -108,4 +115,4 @@ def reporter(bars: Progress, name: str) -> Report:
 
 
 if __name__ == "__main__":
-    typer.run(run)
+    app()

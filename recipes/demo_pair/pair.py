@@ -49,12 +49,17 @@ class PairRun:
         if self._corpus_file.exists():
             return
         documents = read_documents(source)
-        held_out, training = self._split(documents)
+        num_held_out = self._recipe.num_held_out_files
+        held_out, training = documents[:num_held_out], documents[num_held_out:]
         if not held_out or not training:
-            raise RecipeError(f"{source} holds {len(documents)} usable Python files: name a larger source folder.")
+            raise RecipeError(
+                f"{source} holds {len(documents)} files of Python: use a Python that brings its library as source."
+            )
         tokenizer = train_tokenizer(training, self._recipe.vocab_size)
         if tokenizer.get_vocab_size() != self._recipe.vocab_size:
-            raise RecipeError(f"{source} yields only {tokenizer.get_vocab_size()} different tokens: add text.")
+            raise RecipeError(
+                f"{source} yields only {tokenizer.get_vocab_size()} different tokens: use a Python with more library."
+            )
         tokenizer.save(str(self._tokenizer_file))
         corpus = {"training": encode(tokenizer, training), "held_out": encode(tokenizer, held_out)}
         unfinished = self._corpus_file.with_suffix(".unfinished")
@@ -104,9 +109,6 @@ class PairRun:
             self._work.mkdir(parents=True)
             self._settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
-    def _split(self, documents: list[str]) -> tuple[list[str], list[str]]:
-        return documents[: self._recipe.num_held_out_files], documents[self._recipe.num_held_out_files :]
-
     def _train(self, name: str, shape: Shape, num_tokens: int, loss_of: LossFunction, report: Report) -> None:
         if (self._out / name).exists():
             return
@@ -135,6 +137,8 @@ class PairRun:
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         ).save_pretrained(unfinished)
+        # safetensors makes files that only their owner can read; a service often runs as somebody else.
+        (unfinished / "model.safetensors").chmod(0o644)
         unfinished.replace(self._out / name)
 
     def _load(self, name: str) -> LlamaForCausalLM:

@@ -1,0 +1,1 @@
+"""The coordinator: owner of the canonical sequence, and the public face."""

@@ -1,0 +1,120 @@
+"""A generation request with its prompt as token ids and every default and bound settled."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from coordinator.config import CoordinatorConfig
+from outrider.core.messages import ModelInfo
+from outrider.core.sampling import SamplingParams
+from outrider.core.validation import (
+    DRAFT_TOKENS_MAX,
+    PROMPT_CHARACTERS_MAX,
+    STOP_STRING_CHARACTERS_MAX,
+    STOP_STRINGS_MAX,
+    TREE_WIDTH_MAX,
+    Violations,
+    check_line,
+    check_num_logprobs,
+    check_sampling,
+    check_stop_token_ids,
+)
+from outrider.rpc import wire
+from outrider.v1 import generation_pb2
+
+MAX_TOKENS_DEFAULT = 256
+"""Tokens generated when a request does not say how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What to continue, and how."""
+
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    max_length: int
+    """Prompt and output together."""
+    stop: Sequence[str]
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    num_logprobs: int | None
+    speculate: bool
+    max_draft_tokens: int
+    tree_width: int
+
+
+def parse(
+    message: generation_pb2.GenerateRequest, config: CoordinatorConfig, target: ModelInfo, tokenizer: Tokenizer
+) -> GenerationRequest:
+    """Checks and completes a request. Raises InvalidRequestError with everything that is wrong."""
+    found = Violations()
+    sampling = wire.decode_sampling(message.sampling, default_seed=secrets.randbits(32))
+    prompt_field, prompt_token_ids = _prompt(message, tokenizer, found)
+    check_line(found, prompt_token_ids, target.vocab_size, target.max_context, prompt_field)
+    check_sampling(found, sampling, target.vocab_size)
+    check_stop_token_ids(found, message.stop_token_ids, target.vocab_size, "stop_token_ids")
+    num_logprobs = message.num_logprobs if message.HasField("num_logprobs") else None
+    check_num_logprobs(found, num_logprobs, "num_logprobs")
+    found.check(len(message.stop) <= STOP_STRINGS_MAX, "stop", f"at most {STOP_STRINGS_MAX} strings are allowed")
+    found.check(
+        all(1 <= len(stop) <= STOP_STRING_CHARACTERS_MAX for stop in message.stop),
+        "stop",
+        f"each string must have 1 to {STOP_STRING_CHARACTERS_MAX} characters",
+    )
+    room = target.max_context - len(prompt_token_ids)
+    max_tokens = message.max_tokens if message.HasField("max_tokens") else max(min(MAX_TOKENS_DEFAULT, room), 1)
+    found.check(max_tokens >= 1, "max_tokens", "must be at least 1")
+    found.check(
+        max_tokens <= room or room < 1,
+        "max_tokens",
+        f"is {max_tokens}; the context of {target.max_context} leaves {room} after a prompt of {len(prompt_token_ids)}",
+    )
+    speculation = message.speculation
+    max_draft_tokens = speculation.max_draft_tokens if speculation.HasField("max_draft_tokens") else config.max_draft_tokens
+    found.check(
+        0 <= max_draft_tokens <= min(config.max_draft_tokens, DRAFT_TOKENS_MAX),
+        "speculation.max_draft_tokens",
+        f"must be at most {config.max_draft_tokens}, which this coordinator is set to",
+    )
+    tree_width = speculation.tree_width if speculation.HasField("tree_width") else config.tree_width
+    found.check(
+        1 <= tree_width <= min(TREE_WIDTH_MAX, config.max_run_ahead),
+        "speculation.tree_width",
+        f"must be between 1 and {min(TREE_WIDTH_MAX, config.max_run_ahead)}",
+    )
+    found.raise_if_any()
+    return GenerationRequest(
+        prompt_token_ids=prompt_token_ids,
+        sampling=sampling,
+        max_length=len(prompt_token_ids) + max_tokens,
+        stop=tuple(message.stop),
+        stop_token_ids=frozenset(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        num_logprobs=num_logprobs,
+        speculate=(not speculation.HasField("enabled") or speculation.enabled) and max_draft_tokens > 0,
+        max_draft_tokens=max_draft_tokens,
+        tree_width=tree_width,
+    )
+
+
+def _prompt(
+    message: generation_pb2.GenerateRequest, tokenizer: Tokenizer, found: Violations
+) -> tuple[str, Sequence[int]]:
+    match message.WhichOneof("prompt"):
+        case "token_ids":
+            return "token_ids.ids", list(message.token_ids.ids)
+        case "text":
+            found.check(
+                len(message.text) <= PROMPT_CHARACTERS_MAX, "text", f"must have at most {PROMPT_CHARACTERS_MAX} characters"
+            )
+            found.check(message.text != "", "text", "must not be empty")
+            found.raise_if_any()
+            return "text", tokenizer.encode(message.text).ids
+        case _:
+            found.check(False, "prompt", "set text or token_ids")
+            found.raise_if_any()
+            raise AssertionError

@@ -1,0 +1,89 @@
+"""A generation in the terminal: its text as it grows, and where each part of it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+from outrider.client import Event, Finished, Started, TokenOrigin, Tokens
+
+ORIGIN_STYLES: Final[Mapping[TokenOrigin, str]] = {
+    TokenOrigin.ACCEPTED: "green",
+    TokenOrigin.RECOVERED: "bold yellow",
+    TokenOrigin.BONUS: "bold underline cyan",
+    TokenOrigin.TARGET: "italic",
+}
+"""They differ by more than colour, so that a terminal without colours tells them apart too."""
+
+_ORIGIN_NAMES: Final[Mapping[TokenOrigin, str]] = {
+    TokenOrigin.ACCEPTED: "accepted draft",
+    TokenOrigin.RECOVERED: "recovered by the target",
+    TokenOrigin.BONUS: "bonus",
+    TokenOrigin.TARGET: "target alone",
+}
+
+ROLLBACK_MARK: Final = "⟲"
+"""Stands where the drafter's guesses were voided."""
+
+_VISIBLE: Final = {
+    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
+    0x7F: 0x2421,
+    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
+}
+"""Control characters and the pictures shown in their place: what a model writes must not steer the terminal."""
+
+
+class Display:
+    """Writes a generation to a console as its events come.
+
+    Where the console is no terminal, the generated text is all that is written, byte for byte.
+    """
+
+    def __init__(self, console: Console, prompt: str = "") -> None:
+        """`prompt` is the text before the continuation, shown dimmed in a terminal."""
+        self._console = console
+        self._prompt = prompt
+        self._last = "\n"
+
+    def show(self, event: Event) -> None:
+        """Writes one event."""
+        match event:
+            case Started():
+                if self._console.is_terminal:
+                    self._write(self._prompt, "dim")
+            case Tokens():
+                self._show_tokens(event)
+            case Finished():
+                self._write(event.text)
+                if self._last != "\n":
+                    self._write("\n")
+
+    def _show_tokens(self, event: Tokens) -> None:
+        if not self._console.is_terminal:
+            self._write(event.text)
+            return
+        for index, token in enumerate(event.tokens, 1):
+            if event.rolled_back and index == len(event.tokens):
+                self._write(ROLLBACK_MARK, "dim")
+            self._write(token.text, ORIGIN_STYLES[token.origin])
+
+    def _write(self, text: str, style: str = "") -> None:
+        if not text:
+            return
+        self._last = text[-1]
+        if self._console.is_terminal:
+            self._console.out(text.translate(_VISIBLE), style=style, highlight=False, end="")
+        else:
+            self._console.file.write(text)
+            self._console.file.flush()
+
+
+def legend() -> Text:
+    """What the styles and the mark mean."""
+    line = Text()
+    for origin, style in ORIGIN_STYLES.items():
+        line.append(_ORIGIN_NAMES[origin], style).append("  ")
+    return line.append(f"{ROLLBACK_MARK} rollback", "dim")

@@ -1,0 +1,211 @@
+"""What a generation tells its caller, as plain values, and how it is read from the wire."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from outrider.core.errors import ProtocolViolationError
+from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin
+from outrider.rpc import wire
+from outrider.v1 import generation_pb2
+
+
+class GenerationMode(Enum):
+    """How the tokens were produced. They are the same in each mode."""
+
+    SPECULATIVE = 1
+    """With a drafter from beginning to end."""
+    TARGET_ONLY = 2
+    """By the target alone."""
+    DEGRADED = 3
+    """With a drafter that was lost on the way; by the target alone from there on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was accepted."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+    """The seed in force: the same request with it gives the same tokens."""
+    trace_id: str
+    """32 hexadecimal digits; empty if the request is not traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token."""
+
+    token_id: int
+    text: str
+    """The part of the text that became certain with this token; may be empty."""
+    origin: TokenOrigin
+    logprobs: TokenLogprobs | None
+    """Set if log-probabilities were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of one round. They are committed: never revised, never repeated."""
+
+    position: int
+    """Absolute position of the first token, counted from the prompt's first."""
+    text: str
+    """The text of all tokens together."""
+    tokens: tuple[Token, ...]
+    rolled_back: bool
+    """Whether this round voided the drafter's guesses."""
+    num_draft_tokens: int
+    """How many draft tokens the round scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts."""
+
+    num_prompt_tokens: int
+    num_generated_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """What speculation did. See `SpeculationStatistics` in generation.proto."""
+
+    num_rounds: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    num_rollbacks: int
+    num_drafted_nodes: int
+    num_stale_nodes: int
+    acceptance_length: float
+    """Tokens committed per round, the next token included."""
+    acceptance_histogram: tuple[int, ...]
+    """At index i the number of rounds that accepted i draft tokens."""
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted draft tokens per scored draft token; 0 if none was scored."""
+        return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in milliseconds. See `Timings` in generation.proto."""
+
+    first_token_ms: float
+    total_ms: float
+    verify_ms: float
+    verify_wait_ms: float
+    draft_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generation ended; the last event."""
+
+    reason: FinishReason
+    mode: GenerationMode
+    mode_reason: str
+    """Why the mode is not what was asked for; empty if it is."""
+    text: str
+    """Text that was held back until now."""
+    usage: Usage
+    speculation: Speculation
+    timings: Timings
+
+
+Event = Started | Tokens | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What is served."""
+
+    version: str
+    protocol_version: int
+    target: ModelInfo
+    draft: ModelInfo | None
+    """None while no matching drafter is reachable."""
+    target_only_reason: str
+    """Why requests would run by the target alone at present; empty if they would not."""
+    num_running: int
+    """Generations under way."""
+
+
+def decode_event(message: generation_pb2.GenerateResponse) -> Event:
+    """Raises ProtocolViolationError for an event that says nothing or names an unknown enum value."""
+    match message.WhichOneof("event"):
+        case "tokens":
+            return _decode_tokens(message.tokens)
+        case "started":
+            started = message.started
+            return Started(started.request_id, tuple(started.prompt_token_ids), started.seed, started.trace_id)
+        case "finished":
+            return _decode_finished(message.finished)
+        case _:
+            raise ProtocolViolationError("the server sent an event that this version does not know; update the client")
+
+
+def decode_server_info(message: generation_pb2.GetServerInfoResponse) -> ServerInfo:
+    """What is served."""
+    return ServerInfo(
+        version=message.version,
+        protocol_version=message.protocol_version,
+        target=wire.decode_model_info(message.target),
+        draft=wire.decode_model_info(message.draft) if message.HasField("draft") else None,
+        target_only_reason=message.target_only_reason,
+        num_running=message.num_running,
+    )
+
+
+def _decode_tokens(message: generation_pb2.GeneratedTokens) -> Tokens:
+    tokens = tuple(
+        Token(
+            token_id=token.token_id,
+            text=token.text,
+            origin=wire.decode_token_origin(token.origin),
+            logprobs=wire.decode_token_logprobs(token.logprobs) if token.HasField("logprobs") else None,
+        )
+        for token in message.tokens
+    )
+    return Tokens(message.position, message.text, tokens, message.rolled_back, message.num_draft_tokens)
+
+
+def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
+    mode = _MODE_OF.get(message.mode)
+    if mode is None:
+        raise ProtocolViolationError(f"generation mode {message.mode} is unspecified or unknown to this version")
+    usage, speculation, timings = message.usage, message.speculation, message.timings
+    return Finished(
+        reason=wire.decode_finish_reason(message.reason),
+        mode=mode,
+        mode_reason=message.mode_reason,
+        text=message.text,
+        usage=Usage(usage.num_prompt_tokens, usage.num_generated_tokens),
+        speculation=Speculation(
+            num_rounds=speculation.num_rounds,
+            num_draft_tokens=speculation.num_draft_tokens,
+            num_accepted_tokens=speculation.num_accepted_tokens,
+            num_rollbacks=speculation.num_rollbacks,
+            num_drafted_nodes=speculation.num_drafted_nodes,
+            num_stale_nodes=speculation.num_stale_nodes,
+            acceptance_length=speculation.acceptance_length,
+            acceptance_histogram=tuple(speculation.acceptance_histogram),
+        ),
+        timings=Timings(
+            first_token_ms=timings.first_token_ms,
+            total_ms=timings.total_ms,
+            verify_ms=timings.verify_ms,
+            verify_wait_ms=timings.verify_wait_ms,
+            draft_ms=timings.draft_ms,
+        ),
+    )
+
+
+_MODE_OF: dict[int, GenerationMode] = {
+    generation_pb2.GENERATION_MODE_SPECULATIVE: GenerationMode.SPECULATIVE,
+    generation_pb2.GENERATION_MODE_TARGET_ONLY: GenerationMode.TARGET_ONLY,
+    generation_pb2.GENERATION_MODE_DEGRADED: GenerationMode.DEGRADED,
+}

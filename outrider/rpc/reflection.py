@@ -1,0 +1,51 @@
+"""Server reflection under both of its names. grpcio ships v1alpha alone; v1 has the same messages under another package."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+import grpc.aio
+from google.protobuf import text_format
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.descriptor_pool import Default, DescriptorPool
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+V1ALPHA_SERVICE_NAME = reflection.SERVICE_NAME
+"""Full name of the older protocol, which some tools still speak alone."""
+
+V1_SERVICE_NAME = V1ALPHA_SERVICE_NAME.replace(".v1alpha.", ".v1.")
+"""Full name of the protocol that tools ask for first."""
+
+
+def add_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> None:
+    """Lets `server` describe the named services, and reflection itself, to tools such as grpcurl."""
+    names = {*service_names, V1ALPHA_SERVICE_NAME}
+    servicer = reflection.aio.ReflectionServicer({*names, V1_SERVICE_NAME}, pool=_pool(names))
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, server)
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    handler = grpc.method_handlers_generic_handler(V1_SERVICE_NAME, {"ServerReflectionInfo": method})
+    server.add_generic_rpc_handlers((handler,))
+
+
+def _pool(service_names: Iterable[str]) -> DescriptorPool:
+    """The files that the services need, and reflection v1. Not the process's own pool: a later grpcio may bring v1 there."""
+    pool = DescriptorPool()
+    for name in service_names:
+        _copy(Default().FindFileContainingSymbol(name), pool)
+    v1alpha = FileDescriptorProto()
+    reflection_pb2.DESCRIPTOR.CopyToProto(v1alpha)
+    v1_text = text_format.MessageToString(v1alpha).replace("v1alpha", "v1")
+    pool.Add(text_format.Parse(v1_text, FileDescriptorProto()))
+    return pool
+
+
+def _copy(file: FileDescriptor, pool: DescriptorPool) -> None:
+    for dependency in file.dependencies:
+        _copy(dependency, pool)
+    pool.AddSerializedFile(file.serialized_pb)

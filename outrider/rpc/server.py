@@ -1,0 +1,137 @@
+"""The server that every service starts: bounds, health, reflection, a clear word when the port is taken, and a drain."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+
+from outrider.core.errors import OutriderError
+from outrider.rpc import health
+from outrider.rpc.channels import SERVER_OPTIONS
+from outrider.rpc.reflection import add_reflection
+
+CONCURRENT_RPCS_MAX = 1024
+"""Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuse sessions
+in better words, so that probes and information calls get through when every slot is taken."""
+
+_PORT_MAX = 65535
+
+_log = logging.getLogger(__name__)
+
+
+class ListenError(OutriderError):
+    """The server cannot listen where it was told to."""
+
+
+class Service(NamedTuple):
+    """One service to offer."""
+
+    name: str
+    """Full name, for example `outrider.v1.DraftService`."""
+    add_to_server: Callable[[Any, Any], None]
+    """The generated `add_..._to_server`."""
+    servicer: object
+
+
+class Server:
+    """One gRPC server with health and reflection. Make it inside a running event loop, and start it once."""
+
+    def __init__(self, *services: Service) -> None:
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX)
+        names = [service.name for service in services]
+        self._health = health.HealthServicer(names)
+        for service in services:
+            service.add_to_server(service.servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        add_reflection(self._server, [*names, health.SERVICE_NAME])
+
+    async def start(self, listen: str) -> int:
+        """Listens on `listen` (`host:port`; port 0 takes a free one) and returns the port. The services are not ready yet.
+
+        Raises ListenError, in words for the user, if that is no address or somebody else listens there.
+        """
+        host, port = _parsed(listen)
+        await _check_free(host, port, listen)
+        try:
+            bound = self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise ListenError(f"cannot listen on {listen}; choose another address with --listen HOST:PORT") from error
+        await self._server.start()
+        return bound
+
+    def set_ready(self, ready: bool) -> None:
+        """Says through health whether the services take requests. Once a stop has begun they never do again."""
+        self._health.set_ready(ready)
+
+    async def stop(self, grace_seconds: float | None) -> None:
+        """Turns health to NOT_SERVING, refuses new RPCs, lets those in flight end and cancels them after `grace_seconds`.
+
+        None cancels them at once. A second call may shorten the grace of the first.
+        """
+        self._health.drain()
+        await self._server.stop(grace_seconds)
+
+    async def run_until_signalled(self, drain_seconds: float) -> None:
+        """Serves until SIGTERM or SIGINT, then stops with `drain_seconds` of grace. A second signal stops at once.
+
+        Returns when the last RPC has ended, so that the process can exit with 0. Only in the main thread.
+        """
+        loop = asyncio.get_running_loop()
+        graces = iter((drain_seconds,))
+        async with asyncio.TaskGroup() as stops:
+
+            def on_signal() -> None:
+                grace_seconds = next(graces, None)
+                if grace_seconds is None:
+                    _log.warning("stopping at once")
+                else:
+                    _log.info("draining for at most %g s; a second signal stops at once", grace_seconds)
+                stops.create_task(self.stop(grace_seconds))
+
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, on_signal)
+            try:
+                await self._server.wait_for_termination()
+            finally:
+                for number in (signal.SIGTERM, signal.SIGINT):
+                    loop.remove_signal_handler(number)
+
+
+def _parsed(listen: str) -> tuple[str, int]:
+    """Host and port. gRPC itself would read a missing port as 443 and a port beyond the range modulo 65536."""
+    host, _, port = listen.rpartition(":")
+    bare_host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not bare_host or (":" in host and bare_host == host) or not port.isdecimal() or int(port) > _PORT_MAX:
+        raise ListenError(f"{listen!r} is not an address to listen on; use --listen HOST:PORT, such as 127.0.0.1:50050")
+    return bare_host, int(port)
+
+
+async def _check_free(host: str, port: int, listen: str) -> None:
+    """Binds and releases each address of `host`: gRPC would be content with one of them, and would not say what is wrong."""
+    try:
+        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ListenError(
+            f"the host of {listen!r} is not known; use --listen HOST:PORT with a host or address"
+        ) from error
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise ListenError(
+                        f"port {port} of {host} is in use; stop what listens there or use --listen with another port"
+                    ) from error
+                if error.errno == errno.EACCES:
+                    raise ListenError(f"port {port} needs privileges; use --listen with a port above 1023") from error
+                # An address that this machine lacks is no harm while the host has others; gRPC tells if none is left.

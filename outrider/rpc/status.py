@@ -1,0 +1,225 @@
+"""The one table between Outrider's errors and gRPC statuses, and the way there and back."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
+
+import grpc
+import grpc.aio
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import DecodeError
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
+
+from outrider.core.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    ModelMismatchError,
+    OutriderError,
+    ProtocolViolationError,
+    QueueFullError,
+    SlotsExhaustedError,
+    StepFailedError,
+    UnsupportedModelError,
+    WorkerUnavailableError,
+)
+
+S = TypeVar("S")
+Q = TypeVar("Q")
+R = TypeVar("R")
+ServicerContext: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+Handler: TypeAlias = Callable[[S, Q, ServicerContext], Coroutine[Any, Any, R]]
+
+ERROR_DOMAIN: Final = "outrider"
+"""The `domain` of every ErrorInfo that Outrider sends."""
+
+MESSAGE_TEXT_BYTES_MAX: Final = 512
+"""Most bytes of a status message. All of a status travels in HTTP/2 trailers, which gRPC cuts off at 8 KiB."""
+
+VIOLATIONS_MAX: Final = 8
+"""Most field violations in one status."""
+
+VIOLATION_TEXT_BYTES_MAX: Final = 192
+"""Most bytes of a field violation's name, and of its description."""
+
+_DETAILS_KEY: Final = "grpc-status-details-bin"
+"""Trailing metadata key that every gRPC library knows for a serialized google.rpc.Status."""
+
+_RETRY_SECONDS: Final = 1
+"""How long a caller is asked to wait before it tries again: in the order of a short generation."""
+
+_UNEXPECTED_TEXT: Final = "something went wrong inside the service; its log has the reason"
+_LOST_TEXT: Final = "the service cannot be reached or the connection to it broke; check its address and try again"
+
+_log = logging.getLogger(__name__)
+
+
+class _Row(NamedTuple):
+    code: grpc.StatusCode
+    reason: str
+    """`ErrorInfo.reason`; tells errors with one code apart."""
+    retry: bool = False
+    """Whether the same request may succeed later; RetryInfo says so."""
+
+
+_TABLE: Final[Mapping[type[OutriderError], _Row]] = {
+    InvalidRequestError: _Row(grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST"),
+    # Not INVALID_ARGUMENT: whether a stream message is allowed depends on those before it. Sending it again on this
+    # stream is useless, opening a new stream is not.
+    ProtocolViolationError: _Row(grpc.StatusCode.FAILED_PRECONDITION, "PROTOCOL_VIOLATION"),
+    ModelMismatchError: _Row(grpc.StatusCode.FAILED_PRECONDITION, "MODEL_MISMATCH"),
+    UnsupportedModelError: _Row(grpc.StatusCode.FAILED_PRECONDITION, "UNSUPPORTED_MODEL"),
+    SlotsExhaustedError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOTS_EXHAUSTED", retry=True),
+    QueueFullError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry=True),
+    WorkerUnavailableError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNAVAILABLE", retry=True),
+    StepFailedError: _Row(grpc.StatusCode.INTERNAL, "STEP_FAILED"),
+}
+
+_CODES: Final = {int(code.value[0]): code for code in grpc.StatusCode}
+
+_UNEXPECTED: Final = _Row(grpc.StatusCode.INTERNAL, "UNEXPECTED")
+"""Every error that is not in the table."""
+
+_BY_REASON: Final[Mapping[str, type[OutriderError]]] = {
+    _UNEXPECTED.reason: StepFailedError,
+    **{row.reason: error_type for error_type, row in _TABLE.items()},
+}
+
+_BY_CODE: Final[Mapping[grpc.StatusCode, tuple[type[OutriderError], str]]] = {
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (
+        SlotsExhaustedError,
+        "the service has no room for another call, or the message was too large; try again later, or send less",
+    ),
+    grpc.StatusCode.UNIMPLEMENTED: (
+        ProtocolViolationError,
+        "the service does not offer this call; check that the address is that of the right service, in this version",
+    ),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (WorkerUnavailableError, "the service did not answer in time; try again later"),
+}
+"""What those statuses mean that gRPC makes by itself. Any other one means that the connection is lost."""
+
+
+async def abort(context: ServicerContext, error: BaseException) -> NoReturn:
+    """Ends an RPC with the status of `error`, or of the first OutriderError in an exception group.
+
+    An error that is not in the table ends it with INTERNAL and a fixed text and goes to the log with its traceback: the
+    peer sees no text that was not written for it. Raises grpc.aio.AbortError, or asyncio.CancelledError if the peer has
+    left.
+    """
+    error = _leading(error)
+    peer_left = False
+    try:
+        status = _status(error)
+        await context.abort(_CODES[status.code], status.message, ((_DETAILS_KEY, status.SerializeToString()),))
+    except grpc.aio.InternalError:
+        peer_left = True
+        raise asyncio.CancelledError from error
+    finally:
+        # A write that gRPC refused (InternalError) only tells that the peer left, unless the peer is still there.
+        if type(error) not in _TABLE and not (peer_left and isinstance(error, grpc.aio.InternalError)):
+            _log.error("unexpected error in an RPC handler", exc_info=error)
+
+
+def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:
+    """Decorates a servicer's coroutine method, be it unary or streaming by `context.read` and `context.write`: what it
+    raises becomes the status of the RPC, by `abort`.
+
+    Without it gRPC would send the text of any exception to the peer. And it would never answer at all when a
+    CancelledError comes from something other than the RPC's own end, such as a cancelled task that the method awaits.
+    """
+
+    @functools.wraps(handler)
+    async def guarded(servicer: S, request: Q, context: ServicerContext) -> R:
+        try:
+            return await handler(servicer, request, context)
+        except grpc.aio.AbortError:
+            raise
+        except asyncio.CancelledError as error:
+            if own_task_is_cancelled():
+                raise
+            await abort(context, error)
+        except DecodeError:
+            await abort(
+                context, ProtocolViolationError("a message of the stream cannot be parsed as its protobuf type")
+            )
+        except Exception as error:
+            await abort(context, error)
+
+    return guarded
+
+
+def own_task_is_cancelled() -> bool:
+    """Whether a CancelledError at hand means this task, rather than something that it awaited."""
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
+    """The error that a failed call stands for: of the class that the peer raised, with its text.
+
+    A status without Outrider's ErrorInfo was made by gRPC. It gets a text of ours, because gRPC's names addresses and
+    internals and errors of this family may be shown to anybody; raise it `from rpc_error` to keep those for the log.
+    """
+    status = _received_status(rpc_error)
+    info, bad_request = ErrorInfo(), BadRequest()
+    for detail in status.details:
+        detail.Unpack(info)
+        detail.Unpack(bad_request)
+    error_type = _BY_REASON.get(info.reason) if info.domain == ERROR_DOMAIN else None
+    if error_type is None:
+        error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))
+        return error_type(text)
+    if issubclass(error_type, InvalidRequestError):
+        violations = [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
+        return InvalidRequestError(violations or [FieldViolation("request", status.message)])
+    return error_type(status.message)
+
+
+def _status(error: BaseException) -> Status:
+    row = _TABLE.get(type(error), _UNEXPECTED) if isinstance(error, OutriderError) else _UNEXPECTED
+    text = _UNEXPECTED_TEXT if row is _UNEXPECTED else str(error)
+    status = Status(code=row.code.value[0], message=_clipped(text, MESSAGE_TEXT_BYTES_MAX))
+    status.details.add().Pack(ErrorInfo(reason=row.reason, domain=ERROR_DOMAIN))
+    if isinstance(error, InvalidRequestError):
+        violations = [
+            BadRequest.FieldViolation(
+                field=_clipped(field, VIOLATION_TEXT_BYTES_MAX),
+                description=_clipped(description, VIOLATION_TEXT_BYTES_MAX),
+            )
+            for field, description in error.violations[:VIOLATIONS_MAX]
+        ]
+        status.details.add().Pack(BadRequest(field_violations=violations))
+    if row.retry:
+        status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS)))
+    return status
+
+
+def _received_status(rpc_error: grpc.aio.AioRpcError) -> Status:
+    """The peer's google.rpc.Status; an empty one if it sent none, or none that makes sense."""
+    for key, value in rpc_error.trailing_metadata():
+        if key == _DETAILS_KEY and isinstance(value, bytes):
+            try:
+                return Status.FromString(value)
+            except DecodeError:
+                break
+    return Status()
+
+
+def _leading(error: BaseException) -> BaseException:
+    """The error to answer with: in an exception group the first OutriderError at any depth, if there is one."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group = cast("BaseExceptionGroup[BaseException]", error)
+    leaves = [_leading(each) for each in group.exceptions]
+    return next((leaf for leaf in leaves if isinstance(leaf, OutriderError)), group)
+
+
+def _clipped(text: str, num_bytes_max: int) -> str:
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= num_bytes_max:
+        return text
+    return encoded[: num_bytes_max - len("…".encode())].decode(errors="ignore") + "…"

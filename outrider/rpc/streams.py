@@ -1,0 +1,142 @@
+"""Bidirectional streams on the asyncio stack of gRPC: the patterns that are right, once for all services.
+
+What grpcio 1.85 does, found by experiment and pinned by `tests/rpc/test_streams.py`:
+
+*Server.* A handler may return, and so end the RPC with OK, while another task still awaits `context.read()`, provided that
+this task is cancelled first. Cancelling a read does not cancel the RPC there; but the read stays armed in gRPC's core, where
+it swallows the next message, and every later `read()` returns EOF although the stream goes on: a cancelled read is the last
+one. A reader left pending raises UsageError once the handler has returned. When the client cancels or vanishes, or sends a
+message that is too large, a pending `read()` returns EOF as it does for a half-close, and only then the handler's task is
+cancelled: what follows EOF must do no harm. A `write()` that waits for flow control raises InternalError in that case.
+
+*Client.* Cancelling an awaited `read()` or `write()` cancels the RPC. A `write()` that crosses the end of the stream fails,
+and spoils it: `read()` no longer hands out the messages that had arrived, though iterating the call does, and the status
+becomes INTERNAL "Internal error from Core" for a while, or for good if the server's own status had come before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from types import TracebackType
+from typing import Any, Final, Generic, TypeVar, cast
+
+import grpc
+import grpc.aio
+
+from outrider.rpc.status import ServicerContext, error_from, own_task_is_cancelled
+
+Q = TypeVar("Q")
+R = TypeVar("R")
+T = TypeVar("T")
+
+_SPOILED_DETAILS: Final = "Internal error from Core"
+"""Status details that grpcio writes over the server's when a write fails."""
+
+
+@contextlib.asynccontextmanager
+async def reading(
+    context: ServicerContext, on_request: Callable[[Any], None], on_end: Callable[[], None]
+) -> AsyncIterator[None]:
+    """In a handler: reads the stream's requests in a task of its own, so that the body of the `async with` is free to write.
+
+    `on_request` takes each request as it arrives; `on_end` is called when no more will come. What one of them raises
+    cancels the body and is raised from the `async with`. Once the body is left, nothing can be read any more.
+    """
+
+    async def read() -> None:
+        while (request := await context.read()) is not grpc.aio.EOF:
+            on_request(request)
+        on_end()
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            reader = group.create_task(read())
+            yield
+            reader.cancel()
+    except BaseExceptionGroup as failures:
+        raise cast("BaseExceptionGroup[BaseException]", failures).exceptions[0] from None
+
+
+class OutgoingStream(Generic[Q, R]):
+    """The client's end of a bidirectional stream: one task sends, another iterates over the responses.
+
+    Use it as a context manager: leaving it cancels the RPC if it has not ended, and so frees what the server holds for it.
+    """
+
+    def __init__(self, call: grpc.aio.StreamStreamCall[Q, R]) -> None:
+        """`call` is what the stub's method returned."""
+        self._call = call
+        self._first_failure: grpc.aio.AioRpcError | None = None
+        # It runs when a status is first known, be it the server's or the one that a failed write leaves. The other one, if
+        # there is another, shows at the end of the responses.
+        call.add_done_callback(self._on_done)
+
+    def __enter__(self) -> OutgoingStream[Q, R]:
+        return self
+
+    def __exit__(
+        self, exception_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    async def send(self, request: Q) -> bool:
+        """Writes a request, waiting for flow control. False if the stream is over: the responses tell how it ended.
+
+        One task at a time. If that task is cancelled while it waits, so is the RPC.
+        """
+        try:
+            await self._call.write(request)
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            return False
+        except asyncio.CancelledError:
+            if own_task_is_cancelled():
+                raise
+            return False
+        return True
+
+    async def half_close(self) -> None:
+        """Says that no more requests will come; does nothing if the stream is over."""
+        with contextlib.suppress(grpc.aio.InternalError):
+            await self._call.done_writing()
+
+    def cancel(self) -> None:
+        """Ends the RPC at once if it has not ended: the server's handler is cancelled, the responses stop."""
+        self._call.cancel()
+
+    async def responses(self) -> AsyncIterator[R]:
+        """Every response that the server wrote, until it ended the stream with OK or `cancel` was called.
+
+        Raises an OutriderError for any other end, after the last response. If the task that iterates is cancelled, so is
+        the RPC.
+        """
+        try:
+            async for response in self._call:
+                yield response
+        except grpc.aio.AioRpcError as failure:
+            ended = self._first_failure if failure.details() == _SPOILED_DETAILS else failure
+            if ended is not None:
+                raise error_from(ended) from ended
+        except asyncio.CancelledError:
+            if own_task_is_cancelled():
+                raise
+
+    def _on_done(self, _: object) -> None:
+        self._first_failure = _at_once(_failure(self._call))
+
+
+async def _failure(call: grpc.aio.Call) -> grpc.aio.AioRpcError | None:
+    code = await call.code()
+    if code is grpc.StatusCode.OK:
+        return None
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), await call.trailing_metadata(), await call.details())
+
+
+def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that has nothing to wait for. A task would come too late: the status may be overwritten."""
+    try:
+        coroutine.send(None)
+    except StopIteration as result:
+        return result.value
+    raise AssertionError("the coroutine waits")

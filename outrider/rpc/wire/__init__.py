@@ -1,0 +1,63 @@
+"""Where protobuf ends: total conversions between the messages of the worker protocols and the core's values.
+
+`encode_*` takes a value of the core and cannot fail on one that passed validation. `decode_*` takes what a peer sent
+and raises ProtocolViolationError, in words, where a message says nothing (an unset oneof, an unspecified or unknown
+enum value). Bounds are not checked here: `core/validation.py` and `core/naming.py` do that for every entry alike.
+
+A stream's messages are `encode_draft_command`, `encode_draft_event`, `encode_verify_command`, `encode_verify_event` and
+their counterparts. Windows, verdicts and commitments are lists of numbers from end to end: no object is made per node.
+"""
+
+from outrider.rpc.wire.common import (
+    decode_drafted,
+    decode_finish_reason,
+    decode_model_info,
+    decode_sampling,
+    decode_token_logprobs,
+    decode_token_origin,
+    decode_trace,
+    encode_drafted,
+    encode_finish_reason,
+    encode_model_info,
+    encode_sampling,
+    encode_token_logprobs,
+    encode_token_origin,
+    encode_trace,
+)
+from outrider.rpc.wire.draft import (
+    decode_draft_command,
+    decode_draft_event,
+    encode_draft_command,
+    encode_draft_event,
+)
+from outrider.rpc.wire.verify import (
+    decode_verify_command,
+    decode_verify_event,
+    encode_verify_command,
+    encode_verify_event,
+)
+
+__all__ = [
+    "decode_draft_command",
+    "decode_draft_event",
+    "decode_drafted",
+    "decode_finish_reason",
+    "decode_model_info",
+    "decode_sampling",
+    "decode_token_logprobs",
+    "decode_token_origin",
+    "decode_trace",
+    "decode_verify_command",
+    "decode_verify_event",
+    "encode_draft_command",
+    "encode_draft_event",
+    "encode_drafted",
+    "encode_finish_reason",
+    "encode_model_info",
+    "encode_sampling",
+    "encode_token_logprobs",
+    "encode_token_origin",
+    "encode_trace",
+    "encode_verify_command",
+    "encode_verify_event",
+]

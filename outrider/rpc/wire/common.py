@@ -1,0 +1,163 @@
+"""Messages that several services share."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+from outrider.core.errors import ProtocolViolationError
+from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, TraceContext, Window
+from outrider.core.sampling import SamplingParams
+from outrider.v1 import common_pb2, generation_pb2
+
+_OPTIONAL_SAMPLING_FIELDS = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "seed",
+)
+"""Fields of SamplingParams with explicit presence; their defaults stand in the core's SamplingParams alone."""
+
+_FINISH_REASONS = {
+    FinishReason.EOS: common_pb2.FINISH_REASON_EOS,
+    FinishReason.LENGTH: common_pb2.FINISH_REASON_LENGTH,
+    FinishReason.STOP_TOKEN: common_pb2.FINISH_REASON_STOP_TOKEN,
+    FinishReason.STOP_STRING: common_pb2.FINISH_REASON_STOP_STRING,
+}
+_FINISH_REASON_OF: dict[int, FinishReason] = {number: reason for reason, number in _FINISH_REASONS.items()}
+_TOKEN_ORIGINS = {
+    TokenOrigin.ACCEPTED: generation_pb2.TOKEN_ORIGIN_ACCEPTED,
+    TokenOrigin.RECOVERED: generation_pb2.TOKEN_ORIGIN_RECOVERED,
+    TokenOrigin.BONUS: generation_pb2.TOKEN_ORIGIN_BONUS,
+    TokenOrigin.TARGET: generation_pb2.TOKEN_ORIGIN_TARGET,
+}
+_TOKEN_ORIGIN_OF: dict[int, TokenOrigin] = {number: origin for origin, number in _TOKEN_ORIGINS.items()}
+
+
+def encode_sampling(sampling: SamplingParams) -> common_pb2.SamplingParams:
+    """Every field is set, defaults too. Floats are rounded to single precision."""
+    return common_pb2.SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        logit_bias=dict(sampling.logit_bias),
+        seed=sampling.seed,
+    )
+
+
+def decode_sampling(message: common_pb2.SamplingParams, *, default_seed: int = 0) -> SamplingParams:
+    """An unset field takes its default, an unset seed `default_seed`."""
+    present: dict[str, Any] = {
+        name: getattr(message, name) for name in _OPTIONAL_SAMPLING_FIELDS if message.HasField(name)
+    }
+    present.setdefault("seed", default_seed)
+    return SamplingParams(logit_bias=tuple(sorted(message.logit_bias.items())), **present)
+
+
+def encode_token_logprobs(logprobs: TokenLogprobs) -> common_pb2.TokenLogprobs:
+    """Log-probabilities of one committed token."""
+    return common_pb2.TokenLogprobs(
+        logprob=logprobs.logprob, top_token_ids=logprobs.top_token_ids, top_logprobs=logprobs.top_logprobs
+    )
+
+
+def decode_token_logprobs(message: common_pb2.TokenLogprobs) -> TokenLogprobs:
+    """Raises ProtocolViolationError unless each alternative has its log-probability."""
+    if len(message.top_token_ids) != len(message.top_logprobs):
+        raise ProtocolViolationError("top_token_ids and top_logprobs of a token must have one length")
+    return TokenLogprobs(message.logprob, tuple(message.top_token_ids), tuple(message.top_logprobs))
+
+
+def encode_trace(trace: TraceContext) -> common_pb2.TraceContext:
+    """W3C trace context."""
+    return common_pb2.TraceContext(traceparent=trace.traceparent, tracestate=trace.tracestate)
+
+
+def decode_trace(message: common_pb2.TraceContext) -> TraceContext:
+    """An unset message decodes to NOT_TRACED."""
+    return TraceContext(message.traceparent, message.tracestate)
+
+
+def encode_model_info(info: ModelInfo) -> common_pb2.ModelInfo:
+    """What a worker serves."""
+    return common_pb2.ModelInfo(**info._asdict())
+
+
+def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
+    """What a worker serves."""
+    return ModelInfo(
+        name=message.name,
+        model_type=message.model_type,
+        vocab_size=message.vocab_size,
+        tokenizer_sha256=message.tokenizer_sha256,
+        eos_token_ids=tuple(message.eos_token_ids),
+        max_context=message.max_context,
+        max_sessions=message.max_sessions,
+        num_parameters=message.num_parameters,
+        dtype=message.dtype,
+        device=message.device,
+        protocol_version=message.protocol_version,
+        instance_id=message.instance_id,
+    )
+
+
+def encode_finish_reason(reason: FinishReason) -> common_pb2.FinishReason:
+    """Why a generation ended."""
+    return _FINISH_REASONS[reason]
+
+
+def decode_finish_reason(number: int) -> FinishReason:
+    """Raises ProtocolViolationError for an unspecified or unknown reason."""
+    reason = _FINISH_REASON_OF.get(number)
+    if reason is None:
+        raise ProtocolViolationError(f"finish reason {number} is unspecified or unknown to this version")
+    return reason
+
+
+def encode_token_origin(origin: TokenOrigin) -> generation_pb2.TokenOrigin:
+    """Where a token came from."""
+    return _TOKEN_ORIGINS[origin]
+
+
+def decode_token_origin(number: int) -> TokenOrigin:
+    """Raises ProtocolViolationError for an unspecified or unknown origin."""
+    origin = _TOKEN_ORIGIN_OF.get(number)
+    if origin is None:
+        raise ProtocolViolationError(f"token origin {number} is unspecified or unknown to this version")
+    return origin
+
+
+def encode_drafted(window: Window) -> common_pb2.Drafted:
+    """A window of draft nodes."""
+    return common_pb2.Drafted(
+        base=window.base,
+        first_id=window.first_id,
+        parent_ids=window.parent_ids,
+        token_ids=window.token_ids,
+        log_probs=window.log_probs,
+        draft_ms=window.draft_ms,
+    )
+
+
+def decode_drafted(message: common_pb2.Drafted) -> Window:
+    """A window of draft nodes, unchecked: `naming.Inbound` checks it against the stream's history."""
+    return Window(
+        base=message.base,
+        first_id=message.first_id,
+        parent_ids=list(message.parent_ids),
+        token_ids=list(message.token_ids),
+        log_probs=list(message.log_probs),
+        draft_ms=message.draft_ms,
+    )
+
+
+def refuse_empty(name: str, expected: str) -> NoReturn:
+    """Raises ProtocolViolationError for a message whose oneof is unset."""
+    raise ProtocolViolationError(f"a {name} carries none of {expected}; set exactly one of them")

@@ -1,0 +1,124 @@
+"""The verify stream."""
+
+from __future__ import annotations
+
+from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.session import EndDrafts
+from outrider.rpc.wire.common import (
+    decode_drafted,
+    decode_finish_reason,
+    decode_sampling,
+    decode_token_logprobs,
+    decode_trace,
+    encode_drafted,
+    encode_finish_reason,
+    encode_sampling,
+    encode_token_logprobs,
+    encode_trace,
+    refuse_empty,
+)
+from outrider.v1 import verify_pb2
+
+
+def encode_verify_command(command: VerifyOpen | Window | EndDrafts) -> verify_pb2.VerifyCommand:
+    """What the coordinator tells a verifier."""
+    if isinstance(command, Window):
+        return verify_pb2.VerifyCommand(drafted=encode_drafted(command))
+    if isinstance(command, VerifyOpen):
+        return verify_pb2.VerifyCommand(open=_encode_verify_open(command))
+    return verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded())
+
+
+def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyOpen | Window | EndDrafts:
+    """Raises ProtocolViolationError for an empty command."""
+    match message.WhichOneof("command"):
+        case "drafted":
+            return decode_drafted(message.drafted)
+        case "open":
+            return _decode_verify_open(message.open)
+        case "drafts_ended":
+            return EndDrafts()
+        case _:
+            refuse_empty("VerifyCommand", "open, drafted or drafts_ended")
+
+
+def encode_verify_event(event: Opened | Verdict | VerifyFinished) -> verify_pb2.VerifyEvent:
+    """What a verifier tells the coordinator."""
+    if isinstance(event, Verdict):
+        return verify_pb2.VerifyEvent(verdict=_encode_verdict(event))
+    if isinstance(event, Opened):
+        return verify_pb2.VerifyEvent(opened=verify_pb2.VerifyOpened(num_line_tokens=event.num_line_tokens))
+    return verify_pb2.VerifyEvent(finished=verify_pb2.VerifyFinished(reason=encode_finish_reason(event.reason)))
+
+
+def decode_verify_event(message: verify_pb2.VerifyEvent) -> Opened | Verdict | VerifyFinished:
+    """Raises ProtocolViolationError for an empty event or a finish without a reason."""
+    match message.WhichOneof("event"):
+        case "verdict":
+            return _decode_verdict(message.verdict)
+        case "opened":
+            return Opened(message.opened.num_line_tokens)
+        case "finished":
+            return VerifyFinished(decode_finish_reason(message.finished.reason))
+        case _:
+            refuse_empty("VerifyEvent", "opened, verdict or finished")
+
+
+def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
+    return verify_pb2.VerifyOpen(
+        session_id=opening.session_id,
+        token_ids=opening.token_ids,
+        num_prompt_tokens=opening.num_prompt_tokens,
+        sampling=encode_sampling(opening.sampling),
+        max_length=opening.max_length,
+        stop_token_ids=sorted(opening.stop_token_ids),
+        ignore_eos=opening.ignore_eos,
+        max_draft_tokens=opening.max_draft_tokens,
+        expect_drafts=opening.expect_drafts,
+        num_logprobs=opening.num_logprobs,
+        trace=encode_trace(opening.trace),
+    )
+
+
+def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
+    return VerifyOpen(
+        session_id=message.session_id,
+        token_ids=list(message.token_ids),
+        num_prompt_tokens=message.num_prompt_tokens,
+        sampling=decode_sampling(message.sampling),
+        max_length=message.max_length,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        max_draft_tokens=message.max_draft_tokens,
+        expect_drafts=message.expect_drafts,
+        num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
+        trace=decode_trace(message.trace),
+    )
+
+
+def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
+    return verify_pb2.Verdict(
+        position=verdict.position,
+        token_ids=verdict.token_ids,
+        num_accepted=verdict.num_accepted,
+        num_draft_tokens=verdict.num_draft_tokens,
+        bonus=verdict.bonus,
+        num_stale_nodes=verdict.num_stale_nodes,
+        verify_ms=verdict.verify_ms,
+        wait_ms=verdict.wait_ms,
+        logprobs=[encode_token_logprobs(logprobs) for logprobs in verdict.logprobs],
+    )
+
+
+def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
+    return Verdict(
+        position=message.position,
+        token_ids=list(message.token_ids),
+        num_accepted=message.num_accepted,
+        num_draft_tokens=message.num_draft_tokens,
+        bonus=message.bonus,
+        num_stale_nodes=message.num_stale_nodes,
+        verify_ms=message.verify_ms,
+        wait_ms=message.wait_ms,
+        logprobs=tuple([decode_token_logprobs(logprobs) for logprobs in message.logprobs]),
+    )

@@ -1,0 +1,36 @@
+"""Settings of a worker: each is a flag and an OUTRIDER_* variable; the flag wins."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from outrider.core.validation import SESSIONS_MAX
+
+
+class WorkerConfig(BaseSettings):
+    """What the draft and the verify service are told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OUTRIDER_", cli_kebab_case=True, cli_hide_none_type=True, protected_namespaces=()
+    )
+
+    model: str = Field(description="model folder (config.json, *.safetensors, tokenizer.json), or a hub name org/name")
+    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="type of weights and activations; auto takes the type of the stored weights"
+    )
+    listen: str = Field(description="host:port to serve on; keep it on loopback or a private network")
+    max_sessions: int = Field(8, ge=1, le=SESSIONS_MAX, description="most sessions at a time; each reserves its cache")
+    max_context: int = Field(
+        4096, ge=2, description="most tokens of prompt and output together; the model's own limit if that is less"
+    )
+    num_threads: int = Field(
+        default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),
+        ge=1,
+        description="threads for tensor arithmetic on the CPU; default: half of the cores",
+    )
+    drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running sessions get to finish")

@@ -1,0 +1,80 @@
+"""From a model's name to an engine that is proved to compute it."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+import torch
+import transformers
+
+from outrider import PROTOCOL_VERSION
+from outrider.core.errors import UnsupportedModelError
+from outrider.core.messages import ModelInfo
+from outrider.engine import self_check
+from outrider.engine.engine import Engine
+from outrider.engine.loading import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
+from outrider.worker.config import WorkerConfig
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A worker's model, ready to step."""
+
+    engine: Engine
+    info: ModelInfo
+    folder: Path
+
+
+def load(config: WorkerConfig) -> LoadedModel:
+    """Loads and checks the configured model; logs its progress. Blocks for as long as that takes.
+
+    Raises UnsupportedModelError with what to do instead.
+    """
+    log = structlog.get_logger()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(config.num_threads)
+    device = _device(config.device)
+    folder = resolve_folder(config.model)
+    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    log.info("loading model", folder=folder.name, megabytes=round(num_bytes / 1e6, 1), device=str(device))
+    started = time.monotonic()
+    tokenizer = tokenizer_file(folder)
+    model = load_model(folder, device=device, dtype=config.dtype)
+    reference = self_check.reference_logits(model)
+    text_config = model.config.get_text_config()
+    max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    end_tokens = eos_token_ids(model)
+    engine = Engine(model, max_sessions=config.max_sessions, max_context=max_context)
+    self_check.check(engine, reference)
+    log.info("model ready", parameters=num_parameters, seconds=round(time.monotonic() - started, 2))
+    info = ModelInfo(
+        name=folder.name,
+        model_type=text_config.model_type,
+        vocab_size=engine.vocab_size,
+        tokenizer_sha256=vocabulary_sha256(tokenizer),
+        eos_token_ids=end_tokens,
+        max_context=max_context,
+        max_sessions=config.max_sessions,
+        num_parameters=num_parameters,
+        dtype=str(engine.dtype).removeprefix("torch."),
+        device=str(engine.device),
+        protocol_version=PROTOCOL_VERSION,
+        instance_id=uuid.uuid4().hex,
+    )
+    return LoadedModel(engine, info, folder)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UnsupportedModelError(f"{name!r} is no device; use cpu, cuda or cuda:0") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedModelError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    return device

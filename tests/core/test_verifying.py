@@ -1,0 +1,163 @@
+"""The verifier's session: what it scores, and what the target's choices decide."""
+
+from __future__ import annotations
+
+import pytest
+
+from outrider.core.errors import ProtocolViolationError
+from outrider.core.messages import FinishReason, VerifyOpen, Window
+from outrider.core.sampling import SamplingParams
+from outrider.core.tree import Node
+from outrider.core.verifying import VerifySession
+
+EOS, STOP = 90, 91
+
+
+def verify_session(*, max_draft_tokens: int = 8, max_length: int = 100, ignore_eos: bool = False) -> VerifySession:
+    """A session at the end of the line [7, 8, 9]."""
+    return VerifySession(
+        VerifyOpen(
+            session_id="s",
+            token_ids=[7, 8, 9],
+            num_prompt_tokens=3,
+            sampling=SamplingParams(),
+            max_length=max_length,
+            stop_token_ids=frozenset({STOP}),
+            ignore_eos=ignore_eos,
+            max_draft_tokens=max_draft_tokens,
+        ),
+        vocab_size=100,
+        eos_token_ids=[EOS],
+        max_live_nodes=20,
+    )
+
+
+def chain_window(*token_ids: int, first_id: int = 1, base: int = 2) -> Window:
+    """A chain below the committed token at `base`."""
+    parent_ids = [0, *range(first_id, first_id + len(token_ids) - 1)]
+    return Window(base, first_id, parent_ids, token_ids, [-0.1] * len(token_ids))
+
+
+def choices(session: VerifySession, nodes: list[Node], target: dict[tuple[int, ...], int]) -> list[int]:
+    """What the target chooses after the root and after each node; `target` maps paths to its tokens, default 0."""
+    paths: dict[int, tuple[int, ...]] = {id(session.tree.root): ()}
+    for node in nodes:
+        paths[id(node)] = (*paths[id(node.parent)], node.token_id)
+    return [target.get(path, 0) for path in paths.values()]
+
+
+def test_with_no_drafts_a_round_is_plain_decoding() -> None:
+    session = verify_session()
+    assert session.choose() == []
+    assert session.decide([], [5]) == (3, [5], 0, [0], False, None)
+    assert session.line.token_ids == [7, 8, 9, 5]
+    assert session.tree.root.token_id == 5
+
+
+def test_a_chain_accepted_to_its_end_earns_a_bonus() -> None:
+    session = verify_session()
+    session.graft(chain_window(1, 2))
+    nodes = session.choose()
+    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None)
+    assert session.tree.num_live == 0
+
+
+def test_a_rejection_is_followed_by_the_recovered_token() -> None:
+    session = verify_session()
+    session.graft(chain_window(1, 2, 3))
+    nodes = session.choose()
+    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None)
+    assert session.line.token_ids == [7, 8, 9, 1, 5]
+
+
+def test_a_rejection_at_once_accepts_nothing() -> None:
+    session = verify_session()
+    session.graft(chain_window(1, 2))
+    assert session.decide(session.choose(), [5, 2, 3]) == (3, [5], 0, [0], False, None)
+
+
+def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
+    session = verify_session()
+    # 1 -> 3, 2 -> (4, 5): the branch 2, 5 is the target's.
+    session.graft(Window(2, 1, [0, 0, 1, 2, 2], [1, 2, 3, 4, 5], [-0.1, -0.2, -0.1, -0.3, -0.2]))
+    nodes = session.choose()
+    decision = session.decide(nodes, choices(session, nodes, {(): 2, (2,): 5, (2, 5): 6}))
+    assert (decision.token_ids, decision.num_accepted, decision.bonus) == ([2, 5, 6], 2, True)
+    assert [nodes[row - 1].token_id for row in decision.rows[1:]] == [2, 5]
+
+
+def test_a_next_token_that_was_drafted_but_not_scored_keeps_its_subtree() -> None:
+    session = verify_session(max_draft_tokens=1)
+    session.graft(chain_window(1, 2, 3))
+    nodes = session.choose()
+    assert [node.token_id for node in nodes] == [1]
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None)
+    assert [node.token_id for node in session.choose()] == [3]
+
+
+def test_drafts_that_arrive_during_the_step_are_kept_for_the_next() -> None:
+    session = verify_session()
+    session.graft(chain_window(1))
+    nodes = session.choose()
+    session.graft(Window(2, 2, [1, 2], [2, 3], [-0.1, -0.1]))
+    decision = session.decide(nodes, [1, 2])
+    assert (decision.token_ids, decision.num_accepted, decision.bonus) == ([1, 2], 1, True)
+    assert [node.token_id for node in session.choose()] == [3]
+
+
+def test_late_drafts_are_absorbed() -> None:
+    session = verify_session()
+    session.decide([], [1])
+    added, num_known, num_stale = session.graft(chain_window(1, 2))
+    assert ([node.token_id for node in added], num_known, num_stale) == ([2], 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)]
+)
+def test_an_ending_token_ends_the_session_as_a_next_token(token_id: int, reason: FinishReason | None) -> None:
+    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason)
+
+
+@pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN)])
+def test_nothing_follows_an_accepted_token_that_ends_the_session(token_id: int, reason: FinishReason) -> None:
+    session = verify_session()
+    session.graft(chain_window(1, token_id, 3))
+    decision = session.decide(session.choose(), [1, token_id, 3, 4])
+    assert decision == (3, [1, token_id], 2, [0, 1], False, reason)
+    assert session.line.token_ids == [7, 8, 9, 1, token_id]
+
+
+def test_end_of_text_can_be_ignored() -> None:
+    session = verify_session(ignore_eos=True)
+    assert session.decide([], [EOS]).finish_reason is None
+
+
+def test_the_line_ends_at_its_length() -> None:
+    session = verify_session(max_length=5)
+    assert session.decide([], [1]).finish_reason is None
+    assert session.decide([], [2]).finish_reason is FinishReason.LENGTH
+
+
+def test_end_of_text_at_the_last_place_is_end_of_text() -> None:
+    assert verify_session(max_length=4).decide([], [EOS]).finish_reason is FinishReason.EOS
+
+
+def test_the_last_place_is_not_scored_and_comes_as_a_next_token() -> None:
+    session = verify_session(max_length=5)
+    session.graft(chain_window(1, 2, 3))
+    nodes = session.choose()
+    assert [node.token_id for node in nodes] == [1]
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH)
+
+
+def test_drafts_beyond_the_rounds_bound_wait() -> None:
+    session = verify_session(max_draft_tokens=2)
+    session.graft(chain_window(1, 2, 3, 4))
+    assert [node.token_id for node in session.choose()] == [1, 2]
+    assert verify_session(max_draft_tokens=0).choose() == []
+
+
+def test_a_breach_of_the_protocol_is_reported() -> None:
+    with pytest.raises(ProtocolViolationError, match="out of range"):
+        verify_session().graft(chain_window(100))

@@ -1,0 +1,221 @@
+"""The manifests hang together, and each pod is placed, probed and locked up as it should be."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from outrider.v1 import draft_pb2, generation_pb2, verify_pb2
+
+if TYPE_CHECKING:
+    from conftest import Manifests
+
+PORTS = {"coordinator": 50050, "draft": 50051, "verify": 50052}
+"""The services' default ports."""
+
+HEALTH_SERVICES = {
+    "coordinator": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
+    "draft": draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name,
+    "verify": verify_pb2.DESCRIPTOR.services_by_name["VerifyService"].full_name,
+}
+"""The names under which readiness is asked for."""
+
+WORKERS = ("draft", "verify")
+"""The services that own a device."""
+
+GPU = "nvidia.com/gpu"
+"""The extended resource, which is also the key of the taint on GPU nodes."""
+
+GPU_PRODUCT = "nvidia.com/gpu.product"
+"""The node label that GPU feature discovery sets."""
+
+each_service = pytest.mark.parametrize("name", PORTS)
+each_worker = pytest.mark.parametrize("name", WORKERS)
+
+
+def selected(selector: dict[str, Any], manifests: Manifests) -> set[str]:
+    """The deployments whose pods a label selector (matchLabels and `In` expressions) selects."""
+    expressions = selector.get("matchExpressions", [])
+    assert all(expression["operator"] == "In" for expression in expressions)
+    found: set[str] = set()
+    for name in manifests.named("Deployment"):
+        labels = manifests.deployment(name)["template"]["metadata"]["labels"]
+        if selector.get("matchLabels", {}).items() <= labels.items() and all(
+            labels.get(expression["key"]) in expression["values"] for expression in expressions
+        ):
+            found.add(name)
+    return found
+
+
+def test_each_service_has_its_objects(manifests: Manifests) -> None:
+    for kind in ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"):
+        assert manifests.named(kind).keys() == PORTS.keys()
+    for found in manifests.objects:
+        assert "namespace" not in found["metadata"]
+        assert found["metadata"]["labels"]["app.kubernetes.io/part-of"] == "outrider"
+
+
+@each_service
+def test_selectors_select_what_they_are_for(manifests: Manifests, name: str) -> None:
+    assert selected(manifests.deployment(name)["selector"], manifests) == {name}
+    assert selected({"matchLabels": manifests.named("Service")[name]["spec"]["selector"]}, manifests) == {name}
+    budget = manifests.named("PodDisruptionBudget")[name]["spec"]
+    assert selected(budget["selector"], manifests) == {name}
+    # A budget that no pod may leave would block the maintenance of nodes for ever.
+    assert budget["maxUnavailable"] >= 1
+    assert manifests.pod(name)["serviceAccountName"] == f"outrider-{name}"
+    if name != "verify":
+        affinity = manifests.pod(name)["affinity"]["podAffinity"]
+        (term,) = affinity["preferredDuringSchedulingIgnoredDuringExecution"]
+        assert selected(term["podAffinityTerm"]["labelSelector"], manifests) == {"verify"}
+
+
+def test_only_the_coordinator_reaches_the_workers(manifests: Manifests) -> None:
+    (policy,) = manifests.named("NetworkPolicy").values()
+    assert policy["spec"]["policyTypes"] == ["Ingress"]
+    assert selected(policy["spec"]["podSelector"], manifests) == set(WORKERS)
+    (rule,) = policy["spec"]["ingress"]
+    (peer,) = rule["from"]
+    assert peer.keys() == {"podSelector"}
+    assert selected(peer["podSelector"], manifests) == {"coordinator"}
+    assert [port["port"] for port in rule["ports"]] == [PORTS[name] for name in WORKERS]
+
+
+@each_service
+def test_one_port_from_address_to_socket(manifests: Manifests, name: str) -> None:
+    port = PORTS[name]
+    service = manifests.named("Service")[name]["spec"]
+    assert manifests.environment(name)["OUTRIDER_LISTEN"] == f"0.0.0.0:{port}"
+    assert manifests.container(name)["ports"] == [{"name": "grpc", "containerPort": port}]
+    assert service["ports"] == [
+        {"name": "grpc", "port": port, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"}
+    ]
+    if name in WORKERS:
+        assert service["clusterIP"] == "None"
+        assert service["publishNotReadyAddresses"] is False
+        address = manifests.environment("coordinator")[f"OUTRIDER_{name.upper()}"]
+        assert address == f"dns:///outrider-{name}:{port}"
+    else:
+        assert service["type"] == "ClusterIP"
+
+
+@each_service
+def test_probes_ask_for_the_right_health(manifests: Manifests, name: str) -> None:
+    container = manifests.container(name)
+    startup, readiness, liveness = (container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness"))
+    assert {probe["grpc"]["port"] for probe in (startup, readiness, liveness)} == {PORTS[name]}
+    assert readiness["grpc"]["service"] == HEALTH_SERVICES[name]
+    assert "service" not in liveness["grpc"]
+    if name in WORKERS:
+        assert startup["grpc"]["service"] == HEALTH_SERVICES[name]
+        assert startup["periodSeconds"] * startup["failureThreshold"] >= 600
+    else:
+        # Without a verify worker the coordinator is not ready; restarting it would not help.
+        assert "service" not in startup["grpc"]
+
+
+@each_service
+def test_the_drain_fits_into_the_grace_period(manifests: Manifests, name: str) -> None:
+    drain_seconds = float(manifests.environment(name)["OUTRIDER_DRAIN_SECONDS"])
+    hook = manifests.container(name).get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})
+    assert manifests.pod(name)["terminationGracePeriodSeconds"] > hook["sleep"]["seconds"] + drain_seconds
+
+
+@each_service
+def test_pods_are_locked_up(manifests: Manifests, name: str) -> None:
+    pod = manifests.pod(name)
+    assert pod["automountServiceAccountToken"] is False
+    # Otherwise each Service in the namespace adds variables, some of which begin with OUTRIDER_.
+    assert pod["enableServiceLinks"] is False
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] > 0
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert {"hostNetwork", "hostPID", "hostIPC", "initContainers"}.isdisjoint(pod)
+    assert manifests.container(name)["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+@each_service
+def test_only_the_temporary_folder_is_writable(manifests: Manifests, name: str) -> None:
+    volumes = {volume["name"]: volume for volume in manifests.pod(name)["volumes"]}
+    mounts = manifests.container(name)["volumeMounts"]
+    assert volumes.keys() == {mount["name"] for mount in mounts}
+    assert {mount["mountPath"] for mount in mounts if not mount.get("readOnly")} == {"/tmp"}
+    assert volumes["tmp"]["emptyDir"]["sizeLimit"]
+    for volume in volumes.values():
+        if claim := volume.get("persistentVolumeClaim"):
+            assert claim["readOnly"] is True
+            assert claim["claimName"].removeprefix("outrider-") in manifests.named("PersistentVolumeClaim")
+
+
+@each_worker
+def test_workers_read_their_model_from_the_volume(base: Manifests, name: str) -> None:
+    mounted = [PurePosixPath(mount["mountPath"]) for mount in base.container(name)["volumeMounts"]]
+    assert PurePosixPath(base.environment(name)["OUTRIDER_MODEL"]).parent in mounted
+
+
+@each_worker
+def test_workers_on_cpu_read_the_model_in_the_image(on_cpu: Manifests, repository: Path, name: str) -> None:
+    folder = on_cpu.environment(name)["OUTRIDER_MODEL"]
+    dockerfile = (repository / f"{name}_service" / "Dockerfile").read_text()
+    assert f"COPY {folder.removeprefix('/app/')} {folder}\n" in dockerfile
+
+
+@each_service
+def test_requests_and_limits_are_set(manifests: Manifests, name: str) -> None:
+    resources = manifests.container(name)["resources"]
+    assert resources["requests"].keys() >= {"cpu", "memory"}
+    assert resources["limits"].keys() >= {"cpu", "memory"}
+
+
+@each_service
+def test_variables_belong_to_someone(manifests: Manifests, name: str) -> None:
+    known = re.compile(r"(OUTRIDER|OTEL|HF)_|PYTHON|OMP_NUM_THREADS$")
+    assert [variable for variable in manifests.environment(name) if not known.match(variable)] == []
+
+
+def assert_on_gpus(manifests: Manifests) -> None:
+    """Each worker owns one GPU, draft and verify have different ones, the coordinator has none."""
+    for name in WORKERS:
+        assert manifests.environment(name)["OUTRIDER_DEVICE"] == "cuda"
+        assert manifests.container(name)["resources"]["limits"][GPU] == 1
+        assert manifests.pod(name)["tolerations"] == [{"key": GPU, "operator": "Exists", "effect": "NoSchedule"}]
+        # An update must not wait for a GPU that nobody has.
+        assert manifests.deployment(name)["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    draft_product, verify_product = (manifests.pod(name)["nodeSelector"][GPU_PRODUCT] for name in WORKERS)
+    assert draft_product != verify_product
+    assert "nvidia" not in json.dumps(manifests.deployment("coordinator")).lower()
+
+
+def test_the_base_runs_on_two_kinds_of_gpu(base: Manifests) -> None:
+    assert_on_gpus(base)
+
+
+def test_an_overlay_swaps_both_kinds(base: Manifests, on_other_gpus: Manifests) -> None:
+    assert_on_gpus(on_other_gpus)
+    for name in WORKERS:
+        assert on_other_gpus.pod(name)["nodeSelector"] != base.pod(name)["nodeSelector"]
+
+
+def test_nothing_asks_for_a_gpu_on_cpu(on_cpu: Manifests) -> None:
+    assert "nvidia" not in json.dumps(on_cpu.objects).lower()
+    assert not on_cpu.named("PersistentVolumeClaim")
+    for name in WORKERS:
+        assert on_cpu.environment(name)["OUTRIDER_DEVICE"] == "cpu"
+        assert {"nodeSelector", "tolerations"}.isdisjoint(on_cpu.pod(name))
+
+
+def test_the_guide_names_what_there_is(repository: Path) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    folders = set(re.findall(r"\b(base\b|overlays/[\w-]+)", guide))
+    assert folders >= {"base", "overlays/cpu", "overlays/a100-t4"}
+    assert [folder for folder in folders if not (repository / "k8s" / folder / "kustomization.yaml").exists()] == []
+    for name, port in PORTS.items():
+        assert f"| `outrider-{name}` | {port} |" in guide

@@ -1,0 +1,87 @@
+"""One schedule's circumstances, drawn from its seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from random import Random
+
+from outrider.core.messages import FinishReason
+from toys import ToyDraft, ToyTarget
+
+
+class Conduct(Enum):
+    """What becomes of the drafter."""
+
+    FAITHFUL = 1
+    """It drafts to the end."""
+    ABSENT = 2
+    """It was never there."""
+    MORTAL = 3
+    """It dies at a random moment; what it sent before may still arrive."""
+    SLIPPING = 4
+    """It sends one window that breaks the protocol."""
+    BABBLING = 5
+    """It sends windows of random content, well-formed and not."""
+
+
+ACTORS = ("drafter", "verifier", "drafter->coordinator", "coordinator->drafter", "coordinator->verifier",
+          "verifier->coordinator")  # fmt: skip
+"""Whoever can make the next move: two workers and four links. The coordinator only reacts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """What a world is made of."""
+
+    target: ToyTarget
+    draft: ToyDraft
+    prompt: list[int]
+    max_length: int
+    stop_token_ids: frozenset[int]
+    ignore_eos: bool
+    max_run_ahead: int
+    max_draft_tokens: int
+    conduct: Conduct
+    accident_at: int
+    """Index of the event at which the drafter dies or slips."""
+    stop_string_at: int | None
+    """After how many tokens the text meets a stop string, if it does."""
+    repeat_rate: float
+    """How often a delivery is followed by a repetition of an earlier one on the same stream."""
+    speeds: dict[str, int]
+    """How fast each actor is, against the others."""
+
+    def expected(self) -> tuple[list[int], FinishReason]:
+        """What the target alone writes, and why it ends."""
+        return self.target.decode_alone(self.prompt, self.max_length, self.stop_token_ids, self.ignore_eos)
+
+
+def draw_scenario(rng: Random) -> Scenario:
+    """Draws everything that may vary."""
+    target = ToyTarget(rng.getrandbits(64), rng.randint(6, 60))
+    width = rng.randint(1, 4)
+    prompt = [rng.randrange(target.vocab_size) for _ in range(rng.randint(1, 8))]
+    num_stops = rng.choice((0, 0, 0, 1, 2))
+    return Scenario(
+        target=target,
+        draft=ToyDraft(target, width, rng.choice((0.0, 0.5, 0.7, 0.8, 0.9, 1.0))),
+        prompt=prompt,
+        max_length=len(prompt) + rng.randint(1, 48),
+        stop_token_ids=frozenset(rng.randrange(target.vocab_size) for _ in range(num_stops)),
+        ignore_eos=rng.random() < 0.4,
+        max_run_ahead=rng.randint(width, 16),
+        max_draft_tokens=rng.randint(0, 16),
+        conduct=rng.choices(list(Conduct), weights=(50, 5, 20, 15, 10))[0],
+        accident_at=rng.randint(0, 200),
+        stop_string_at=rng.randint(1, 16) if rng.random() < 0.1 else None,
+        repeat_rate=rng.choice((0.0, 0.1, 0.4)),
+        speeds=_draw_speeds(rng),
+    )
+
+
+def _draw_speeds(rng: Random) -> dict[str, int]:
+    """In half of the schedules drafts come in time; in the others anyone may lag behind anyone."""
+    if rng.random() < 0.5:
+        return dict.fromkeys(ACTORS, 64) | {"verifier": rng.choice((1, 4))}
+    return {actor: rng.choice((1, 4, 16, 64)) for actor in ACTORS}

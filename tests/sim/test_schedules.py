@@ -1,0 +1,96 @@
+"""Whatever the schedule, the text is the toy target's own, to the token, and the session ends."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from outrider.core import naming, tree
+from outrider.core.messages import FinishReason, TokenOrigin
+from outrider.core.session import DrafterState
+from scenario import Conduct, Scenario, draw_scenario
+from world import World, paths
+
+NUM_SCHEDULES = 10_000
+
+
+def run_schedule(seed: int, scenario: Scenario | None = None) -> World:
+    """Runs one world; what goes wrong names the seed that replays it."""
+    world = World(seed, scenario)
+    try:
+        world.run()
+    except Exception as error:
+        pytest.fail(f"schedule {seed} went wrong, World({seed}).run() replays it: {error!r}; {world.scenario}")
+    return world
+
+
+def test_ten_thousand_schedules_give_the_targets_own_text() -> None:
+    seen: Counter[object] = Counter()
+    for seed in range(NUM_SCHEDULES):
+        world = run_schedule(seed)
+        seen.update((world.scenario.conduct, world.coordinator.drafter, *world.finish_reasons, *set(world.origins)))
+        seen["rollback"] += world.coordinator.statistics.num_rollbacks > 0
+        seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
+    rare = {what: seen[what] for what in (*Conduct, *FinishReason, *TokenOrigin, *DrafterState, "rollback", "stale")}
+    assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"
+
+
+def test_short_memories_cost_drafts_and_never_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with bounds so small that forgetting, which a real line needs a thousand tokens for, never stops."""
+    monkeypatch.setattr(tree, "RECENT_COMMITS_MAX", 3)
+    monkeypatch.setattr(naming, "RECENT_COMMITS_MAX", 3)
+    monkeypatch.setattr(naming, "_SWEEP_NAMES_MIN", 4)
+    num_accepted = sum(run_schedule(seed).coordinator.statistics.num_accepted_tokens for seed in range(2000))
+    assert num_accepted > 1000
+
+
+def test_a_line_that_outgrows_every_memory() -> None:
+    scenario = replace(
+        draw_scenario(Random(0)),
+        max_length=4 * tree.RECENT_COMMITS_MAX,
+        stop_token_ids=frozenset(),
+        ignore_eos=True,
+        conduct=Conduct.FAITHFUL,
+        stop_string_at=None,
+    )
+    world = run_schedule(1, scenario)
+    assert len(world.coordinator.line) == scenario.max_length
+
+
+def test_a_perfect_drafter_in_time_is_always_right() -> None:
+    """Not only safe but useful: with no wrong guess, every round that scores drafts accepts them all."""
+    for seed in range(200):
+        drawn = draw_scenario(Random(seed))
+        scenario = replace(
+            drawn,
+            conduct=Conduct.FAITHFUL,
+            draft=drawn.draft._replace(width=1, accuracy=1.0),
+            max_run_ahead=16,
+            max_draft_tokens=16,
+            stop_string_at=None,
+        )
+        statistics = run_schedule(seed, scenario).coordinator.statistics
+        full_rounds = zip(statistics.drafted_by_round[:-1], statistics.accepted_by_round[:-1], strict=True)
+        assert all(num_accepted == num_drafted for num_drafted, num_accepted in full_rounds)
+
+
+def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
+    num_compared = 0
+    for seed in range(1000):
+        world = World(seed, replace(draw_scenario(Random(seed)), conduct=Conduct.FAITHFUL, stop_string_at=None))
+        for _ in range(seed % 97):
+            if world.coordinator.finish_reason is None:
+                world.step()
+        world.settle()
+        if world.coordinator.finish_reason is not None:
+            continue
+        mirrors = (world.drafter.session, world.coordinator, world.verifier)
+        assert len({tuple(mirror.line.token_ids) for mirror in mirrors}) == 1, f"schedule {seed}"
+        drafter_paths, coordinator_paths, verifier_paths = (paths(mirror.tree) for mirror in mirrors)
+        assert drafter_paths == coordinator_paths == verifier_paths, f"schedule {seed}"
+        num_compared += bool(drafter_paths)
+    assert num_compared > 300
+

@@ -1,0 +1,86 @@
+"""Toy models: a target and a draft of it that are pure functions of a seed, so that every schedule replays from one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from outrider.core.line import Line
+from outrider.core.messages import FinishReason
+from outrider.core.tree import Node
+
+EOS_TOKEN_ID = 0
+
+_MASK = 2**64 - 1
+
+
+class Place(NamedTuple):
+    """All that a toy model looks at: the position of the token to choose and the two tokens before it."""
+
+    position: int
+    tail: tuple[int, int]
+
+
+def place_after(line: Line, node: Node) -> Place:
+    """The place that follows `node`, whose tree is rooted in `line`."""
+    if node.parent is not None:
+        previous = node.parent.token_id
+    else:
+        previous = line.token_ids[node.position - 1] if node.position else 0
+    return Place(node.position + 1, (previous, node.token_id))
+
+
+class ToyTarget(NamedTuple):
+    """Chooses each token by a hash of its place."""
+
+    seed: int
+    vocab_size: int
+
+    def next_token(self, place: Place) -> int:
+        """The one right token at `place`."""
+        return _mix(self.seed, place) % self.vocab_size
+
+    def decode_alone(
+        self, prompt: list[int], max_length: int, stop_token_ids: frozenset[int], ignore_eos: bool
+    ) -> tuple[list[int], FinishReason]:
+        """What plain decoding writes after `prompt`, and why it ends."""
+        line = list(prompt)
+        while True:
+            token_id = self.next_token(Place(len(line), (line[-2] if len(line) > 1 else 0, line[-1])))
+            line.append(token_id)
+            if token_id == EOS_TOKEN_ID and not ignore_eos:
+                return line[len(prompt) :], FinishReason.EOS
+            if token_id in stop_token_ids:
+                return line[len(prompt) :], FinishReason.STOP_TOKEN
+            if len(line) == max_length:
+                return line[len(prompt) :], FinishReason.LENGTH
+
+
+class ToyDraft(NamedTuple):
+    """Proposes `width` tokens, among which the target's own stands with probability `accuracy`."""
+
+    target: ToyTarget
+    width: int
+    accuracy: float
+
+    def propose(self, place: Place) -> tuple[list[int], list[float]]:
+        """Token ids, all different, and their falling log-probabilities."""
+        target_token_id = self.target.next_token(place)
+        chance = _mix(~self.target.seed & _MASK, place)
+        num_others = self.target.vocab_size - 1
+        token_ids = [
+            (target_token_id + 1 + (chance + rank) % num_others) % self.target.vocab_size for rank in range(self.width)
+        ]
+        if (chance >> 16) % 1024 < 1024 * self.accuracy:
+            token_ids[(chance >> 32) % self.width] = target_token_id
+        first = -((chance >> 40) % 16) / 16
+        return token_ids, [first - 0.5 * rank for rank in range(self.width)]
+
+
+def _mix(seed: int, place: Place) -> int:
+    """A hash in the manner of splitmix64 (Steele, Lea, Flood 2014): good bits from few operations."""
+    bits = seed
+    for value in (place.position, *place.tail):
+        bits = (bits + 0x9E3779B97F4A7C15 * (value + 1)) & _MASK
+        bits = ((bits ^ (bits >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        bits ^= bits >> 27
+    return bits

@@ -1,0 +1,1 @@
+"""The verify service: the target model, which alone decides what is committed."""
