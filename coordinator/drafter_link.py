@@ -10,7 +10,7 @@ import grpc.aio
 from outrider.core.errors import WorkerUnavailableError
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
 from outrider.rpc import wire
-from outrider.rpc.status import error_from
+from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import draft_pb2_grpc
 
 UNREAD_COMMITMENTS_MAX = 1024
@@ -21,7 +21,7 @@ class DrafterLink:
     """Commitments go in without waiting; windows come out."""
 
     def __init__(self, channel: grpc.aio.Channel, opening: DraftOpen) -> None:
-        self._call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
+        self._stream = OutgoingStream(draft_pb2_grpc.DraftServiceStub(channel).Draft())
         self._opening = opening
         self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
@@ -32,37 +32,33 @@ class DrafterLink:
             self._commitments.put_nowait(commitment)
         except asyncio.QueueFull:
             self._overflowed = True
-            self._call.cancel()
+            self._stream.cancel()
 
     def close(self) -> None:
         """Ends the stream; the drafter frees its slot."""
-        self._call.cancel()
+        self._stream.cancel()
 
     async def windows(self) -> AsyncGenerator[Window]:
-        """Opens the session and yields what the drafter sends. Raises OutriderError when the stream ends or fails."""
-        writer: asyncio.Task[None] | None = None
-        try:
-            await self._call.write(wire.encode_draft_command(self._opening))
+        """Opens the session and yields what the drafter sends.
+
+        Raises OutriderError when the drafter refuses, fails, or ends the stream by itself.
+        """
+        with self._stream:
             writer = asyncio.create_task(self._write())
-            while (message := await self._call.read()) is not grpc.aio.EOF:
-                event = wire.decode_draft_event(message)
-                if not isinstance(event, Opened):
-                    yield event
-            raise WorkerUnavailableError("the draft service ended the stream")
-        except asyncio.CancelledError:
-            if self._overflowed:
-                raise WorkerUnavailableError("the draft service does not read what was committed") from None
-            raise
-        except grpc.aio.AioRpcError as error:
-            raise error_from(error) from error
-        finally:
-            if writer is not None:
+            try:
+                async for message in self._stream.responses():
+                    event = wire.decode_draft_event(message)
+                    if not isinstance(event, Opened):
+                        yield event
+            finally:
                 writer.cancel()
-            self._call.cancel()
+        raise WorkerUnavailableError(
+            "the draft service does not read what is committed"
+            if self._overflowed
+            else "the draft service ended the stream"
+        )
 
     async def _write(self) -> None:
-        try:
-            while True:
-                await self._call.write(wire.encode_draft_command(await self._commitments.get()))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the reader of this stream learns the reason and says it
+        is_open = await self._stream.send(wire.encode_draft_command(self._opening))
+        while is_open:
+            is_open = await self._stream.send(wire.encode_draft_command(await self._commitments.get()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -19,9 +19,9 @@ from outrider.core.messages import (
     DraftOpen,
     FinishReason,
     ModelInfo,
-    Opened,
     TraceContext,
     Verdict,
+    VerifyFinished,
     VerifyOpen,
 )
 from outrider.core.session import (
@@ -36,7 +36,7 @@ from outrider.core.session import (
     Session,
 )
 from outrider.rpc import wire
-from outrider.rpc.status import error_from
+from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import verify_pb2_grpc
 
 _log = structlog.get_logger()
@@ -75,52 +75,50 @@ class Generation:
         )
         self.final_text = ""
         """Text that was held back to the end."""
+        self.num_emitted = 0
+        """Tokens given out. A stop string may end the text before the round's last token."""
         self.first_token_ms = 0.0
         self.total_ms = 0.0
         self._started = time.monotonic()
         self._request_id = request_id
         self._decoder = decoder
         self._trace = trace
-        self._verify = verify_pb2_grpc.VerifyServiceStub(verify_channel).Verify()
+        self._verify = OutgoingStream(verify_pb2_grpc.VerifyServiceStub(verify_channel).Verify())
         self._drafter = DrafterLink(draft_channel, self._draft_open(target, max_run_ahead)) if draft_channel else None
 
-    async def run(self) -> AsyncIterator[EmittedTokens]:
+    async def run(self) -> AsyncGenerator[EmittedTokens]:
         """Yields the tokens of each round. Raises OutriderError if the verifier refuses or is lost."""
         drafting: asyncio.Task[None] | None = None
         try:
-            await self._verify.write(wire.encode_verify_command(self._verify_open()))
-            if self._drafter is not None:
-                drafting = asyncio.create_task(self._relay_drafts(self._drafter))
-            async for emitted in self._rounds():
-                if self.first_token_ms == 0.0:
-                    self.first_token_ms = self._elapsed_ms()
-                yield emitted
+            with self._verify:
+                await self._verify.send(wire.encode_verify_command(self._verify_open()))
+                if self._drafter is not None:
+                    drafting = asyncio.create_task(self._relay_drafts(self._drafter))
+                async for emitted in self._rounds():
+                    if self.first_token_ms == 0.0:
+                        self.first_token_ms = self._elapsed_ms()
+                    yield emitted
             self.final_text = self._decoder.finish()
-        except grpc.aio.AioRpcError as error:
-            raise error_from(error) from error
         finally:
             self.total_ms = self._elapsed_ms()
-            self._verify.cancel()
             if drafting is not None:
                 drafting.cancel()
                 await asyncio.gather(drafting, return_exceptions=True)
 
-    async def _rounds(self) -> AsyncIterator[EmittedTokens]:
-        while self.session.finish_reason is None:
-            message = await self._verify.read()
-            if message is grpc.aio.EOF:
-                raise WorkerUnavailableError("the verify service ended the stream early; try again")
+    async def _rounds(self) -> AsyncGenerator[EmittedTokens]:
+        async for message in self._verify.responses():
             event = wire.decode_verify_event(message)
-            if isinstance(event, Opened):
-                continue
-            if not isinstance(event, Verdict):
+            if isinstance(event, VerifyFinished):
                 self._obey(self.session.on_verify_finished(event))
-                continue
-            for command in self.session.on_verdict(event):
-                if isinstance(command, Emit):
-                    yield self._decode(command)
-                else:
-                    self._obey([command])
+            elif isinstance(event, Verdict):
+                for command in self.session.on_verdict(event):
+                    if isinstance(command, Emit):
+                        yield self._decode(command)
+                    else:
+                        self._obey([command])
+            if self.session.finish_reason is not None:
+                return
+        raise WorkerUnavailableError("the verify service ended the stream early; try again")
 
     def _decode(self, emit: Emit) -> EmittedTokens:
         texts: list[str] = []
@@ -129,6 +127,7 @@ class Generation:
             if self._decoder.stopped:
                 self._obey(self.session.on_stopped(FinishReason.STOP_STRING))
                 break
+        self.num_emitted += len(texts)
         return EmittedTokens(emit, texts)
 
     def _obey(self, commands: Sequence[Command]) -> None:
@@ -147,27 +146,21 @@ class Generation:
     async def _relay_drafts(self, drafter: DrafterLink) -> None:
         """The one writer of the verify stream after its opening: relays windows until the drafter is gone."""
         try:
-            try:
-                async with aclosing(drafter.windows()) as windows:
-                    async for window in windows:
-                        await self._tell_verifier(self.session.on_drafted(window))
-                        if self.session.drafter is not DrafterState.ACTIVE:
-                            return
-            except OutriderError as error:
-                reason = str(error)
-                if self.session.finish_reason is None:
-                    _log.warning("drafter lost", request=self._request_id, reason=reason)
-                await self._tell_verifier(self.session.on_drafter_lost(reason))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the verify stream is gone; its reader says why
+            async with aclosing(drafter.windows()) as windows:
+                async for window in windows:
+                    await self._tell_verifier(self.session.on_drafted(window))
+        except OutriderError as error:
+            if self.session.drafter is DrafterState.ACTIVE and self.session.finish_reason is None:
+                _log.warning("drafter lost", request=self._request_id, reason=str(error))
+            await self._tell_verifier(self.session.on_drafter_lost(str(error)))
 
     async def _tell_verifier(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
                 case SendToVerifier(window):
-                    await self._verify.write(wire.encode_verify_command(window))
+                    await self._verify.send(wire.encode_verify_command(window))
                 case EndDrafts():
-                    await self._verify.write(wire.encode_verify_command(command))
+                    await self._verify.send(wire.encode_verify_command(command))
                 case _:
                     self._obey([command])
 
@@ -203,5 +196,3 @@ class Generation:
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self._started) * 1000.0
-
-

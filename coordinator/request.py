@@ -74,7 +74,9 @@ def parse(
         f"is {max_tokens}; the context of {target.max_context} leaves {room} after a prompt of {len(prompt_token_ids)}",
     )
     speculation = message.speculation
-    max_draft_tokens = speculation.max_draft_tokens if speculation.HasField("max_draft_tokens") else config.max_draft_tokens
+    max_draft_tokens = (
+        speculation.max_draft_tokens if speculation.HasField("max_draft_tokens") else config.max_draft_tokens
+    )
     found.check(
         0 <= max_draft_tokens <= min(config.max_draft_tokens, DRAFT_TOKENS_MAX),
         "speculation.max_draft_tokens",
@@ -109,7 +111,9 @@ def _prompt(
             return "token_ids.ids", list(message.token_ids.ids)
         case "text":
             found.check(
-                len(message.text) <= PROMPT_CHARACTERS_MAX, "text", f"must have at most {PROMPT_CHARACTERS_MAX} characters"
+                len(message.text) <= PROMPT_CHARACTERS_MAX,
+                "text",
+                f"must have at most {PROMPT_CHARACTERS_MAX} characters",
             )
             found.check(message.text != "", "text", "must not be empty")
             found.raise_if_any()

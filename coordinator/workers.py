@@ -32,7 +32,9 @@ class Workers:
         self._tokenizer_sha256 = ""
         self._target_problem = f"the verify service at {verify_address} cannot be reached yet"
         self._draft_problem = (
-            f"the draft service at {draft_address} cannot be reached" if draft_address else "no draft service is configured"
+            f"the draft service at {draft_address} cannot be reached"
+            if draft_address
+            else "no draft service is configured"
         )
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 import structlog
-from outrider.engine.sampling import Row, Sampler
 from torch import Tensor
 
 from outrider.core.drafting import DraftSession
@@ -16,6 +15,7 @@ from outrider.core.selection import paths_to
 from outrider.core.tree import Node
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.sampling import Row, Sampler
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
 
@@ -40,6 +40,8 @@ class Drafting:
         self.slot: Slot | None = None
         self.verifier_starves = True
         """Whether everything sent so far has been decided: the next nodes go out at once."""
+        self.finishing = False
+        """Whether no more commits will come: the session ends when its credit is used up."""
         self.verify_seconds = 0.0
         self.last_sent = 0.0
         """When the last window went out, on the monotonic clock."""
@@ -99,6 +101,10 @@ class Drafter:
         session.verify_seconds = commitment.verify_ms / 1000.0
         session.verifier_starves = state.num_sent_live == 0
 
+    def finish(self, session: Drafting) -> None:
+        """No more commits will come: the session drafts on while it has credit, then ends."""
+        session.finishing = True
+
     def close(self, session: Drafting) -> None:
         """Frees the session's slot, if it still has one."""
         if session.slot is None:
@@ -117,6 +123,9 @@ class Drafter:
         busy = {id(session) for session, _ in chosen}
         for session in self._sessions:
             self._send_if_due(session, now, idle=id(session) not in busy)
+        for session in [session for session in self._sessions if session.finishing and id(session) not in busy]:
+            session.outbox.end()
+            self.close(session)
         return 0.0 if chosen else None
 
     def _run(self, chosen: list[tuple[Drafting, list[Node]]]) -> None:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 
 import structlog
-from outrider.engine.sampling import Row, Sampler
 from torch import Tensor
 
 from outrider.core.errors import OutriderError, ProtocolViolationError, StepFailedError
@@ -17,6 +16,7 @@ from outrider.core.validation import RUN_AHEAD_MAX
 from outrider.core.verifying import VerifySession
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.sampling import Row, Sampler
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
 

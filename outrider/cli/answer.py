@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -46,7 +47,8 @@ class Answer:
     def as_json(self, *, with_logprobs: bool) -> dict[str, Any]:
         """The object that `outrider generate --json` prints. Only of a complete answer."""
         started, finished = self.started, self.finished
-        assert started is not None and finished is not None
+        assert started is not None
+        assert finished is not None
         speculation = asdict(finished.speculation)
         speculation["acceptance_length"] = round(finished.speculation.acceptance_length, _RATE_DIGITS)
         speculation["acceptance_rate"] = round(finished.speculation.acceptance_rate, _RATE_DIGITS)
@@ -69,7 +71,12 @@ class Answer:
 
 def _logprobs_as_json(logprobs: TokenLogprobs) -> dict[str, Any]:
     return {
-        "logprob": round(logprobs.logprob, _RATE_DIGITS),
+        "logprob": _finite(logprobs.logprob),
         "top_token_ids": logprobs.top_token_ids,
-        "top_logprobs": [round(value, _RATE_DIGITS) for value in logprobs.top_logprobs],
+        "top_logprobs": [_finite(value) for value in logprobs.top_logprobs],
     }
+
+
+def _finite(log_prob: float) -> float | None:
+    """JSON has no infinity: an impossible token's log-probability is null."""
+    return round(log_prob, _RATE_DIGITS) if math.isfinite(log_prob) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -23,7 +23,7 @@ class Request:
     num_logprobs: int | None
     target_only: bool
 
-    def send(self, client: GenerationClient) -> AsyncIterator[Event]:
+    def send(self, client: GenerationClient) -> AsyncGenerator[Event, None]:
         """Starts the generation. See `GenerationClient.generate`."""
         return client.generate(
             self.prompt,

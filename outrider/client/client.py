@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -63,7 +63,7 @@ class GenerationClient:
         max_draft_tokens: int | None = None,
         tree_width: int | None = None,
         timeout_s: float | None = None,
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         """Continues `prompt`, a text or token ids: yields Started, then Tokens for each round, then Finished.
 
         With `draw_seed` the server chooses the seed in place of `sampling.seed`, and Started names it. `num_logprobs`

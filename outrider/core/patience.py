@@ -45,7 +45,7 @@ class Patience:
         self._first_draft = _smoothed(self._first_draft, elapsed)
 
     def observe_no_draft(self, elapsed: float) -> None:
-        """A wait for the first draft ended after `elapsed` seconds without one: it counts as coming after twice as long."""
+        """A wait for the first draft ended after `elapsed` seconds without one, which counts as twice as long."""
         self.observe_first_draft(2.0 * elapsed)
 
     def wait(self, num_ready: int, num_room: int, elapsed: float) -> float:

@@ -1,13 +1,13 @@
 """Chance as a function of (seed, position, token): Gumbel noise from a counter-based hash.
 
-`argmax_v(logit[v] + G(seed, position, v))` draws from softmax(logit), because the largest of independent Gumbel-shifted
-logits is so distributed (Gumbel 1954, "the Gumbel-max trick"). Because the noise has no state, whoever asks for the same
-token at the same position with the same seed gets the same noise: in any batch, after any failover, in either model.
+`argmax_v(logit[v] + G(seed, position, v))` draws from softmax(logit): the largest of independent Gumbel-shifted logits
+is so distributed (the Gumbel-max trick). As the noise has no state, whoever asks for the same token at the same
+position with the same seed gets the same noise: in any batch, after any failover, in either model.
 
 The hash is SplitMix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014) with
-Stafford's variant 13 of the finaliser. One finalised word selects a stream per seed, the word at index `position` of that
-stream selects a stream per position, and the word at index `token` of that one is the noise. Integers alone decide it,
-so its bits are the same on every device; the two logarithms after it may differ in their last place.
+Stafford's variant 13 of the finaliser. One finalised word selects a stream per seed, the word at index `position` of
+that stream selects a stream per position, and the word at index `token` of that one is the noise. Integer arithmetic
+makes it, so its bits are the same on every device; the two logarithms after it may differ in their last place.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int, token_ids: Tensor 
 
 
 def _mix(words: Tensor) -> Tensor:
-    """The finaliser: a bijection of 64-bit words in which each bit of the input flips half of the output's. In place."""
+    """The finaliser, in place: a bijection of 64-bit words; each bit of the input flips about half of the output's."""
     words.bitwise_xor_(_shifted_right(words, 30)).mul_(_MULTIPLIERS[0])
     words.bitwise_xor_(_shifted_right(words, 27)).mul_(_MULTIPLIERS[1])
     return words.bitwise_xor_(_shifted_right(words, 31))

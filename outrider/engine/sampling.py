@@ -1,15 +1,16 @@
 """Choosing tokens from logits: the rows of many sessions at once, each by its own sampling parameters.
 
-A token is `argmax_v(processed_logit[v] / T + G(seed, position, v))` with the noise of `noise.py`; at temperature 0 it is
-the argmax of the processed logits. Processing, in this order: bias, repetition penalty (Keskar et al. 2019, CTRL),
-frequency and presence penalties (as OpenAI defines them), top-k, temperature, top-p, min-p. Top-k may come before the
-temperature, which changes no order; so only its survivors need to be scaled, sorted and given noise.
+A token is `argmax_v(processed_logit[v] / T + G(seed, position, v))` with the noise of `noise.py`; at temperature 0 it
+is the argmax of the processed logits. Processing, in this order: bias, repetition penalty (Keskar et al. 2019, CTRL),
+frequency and presence penalties (as OpenAI defines them), temperature, top-k, top-p, min-p, each filter on what the one
+before it left. Top-k is in fact taken before the temperature, which changes no order: only its survivors need to be
+scaled, sorted and given noise.
 
 Ties: of equal logits the one with the lowest token id ranks first, on every device. Top-k therefore keeps exactly k
 tokens, and top-p drops the highest ids among equals.
 
-Everything up to the penalties is float32. From the temperature on it is float64: no temperature overflows it, and sums
-over a row round so finely that which rows share a batch does not decide what top-p keeps.
+Everything up to the penalties is float32. From the temperature on it is float64: no float32 temperature overflows it,
+and sums over a row round so finely that which rows share a batch does not decide what top-p keeps.
 
 A row with a NaN among its logits raises nothing: it chooses some token id of the vocabulary, and what it proposes means
 nothing. Whoever feeds the sampler looks at the logits.
@@ -240,7 +241,7 @@ class Sampler:
         return self._token_counts
 
     def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
-        """`values` on the device, without waiting for what the device is doing."""
+        """`values` on the device, queued behind what the device is doing instead of waiting for it."""
         return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
 
 
@@ -258,7 +259,7 @@ def _shaping_of(params: SamplingParams, vocab_size: int) -> list[float]:
 
 
 def _ranked(logits: Tensor, num_ranked: int) -> tuple[Tensor, Tensor]:
-    """The `num_ranked` largest of each row of float32 `logits` [R, V] and their token ids; of equals the lowest id first.
+    """The `num_ranked` largest of each row of float32 `logits` [R, V], of equals the lowest id first; and their ids.
 
     torch.topk orders equals as it likes. So it gets keys without equals: the float's bits in an order-preserving form
     above, the token id counted from the end below.

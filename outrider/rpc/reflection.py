@@ -1,4 +1,7 @@
-"""Server reflection under both of its names. grpcio ships v1alpha alone; v1 has the same messages under another package."""
+"""Server reflection under both of its names. grpcio ships v1alpha; v1 has the same messages in another package."""
+
+# grpcio's companions have no types of their own.
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def add_reflection(server: grpc.aio.Server, service_names: Iterable[str]) -> Non
 
 
 def _pool(service_names: Iterable[str]) -> DescriptorPool:
-    """The files that the services need, and reflection v1. Not the process's own pool: a later grpcio may bring v1 there."""
+    """The files of the services, and of reflection v1: not in the process's own pool, where v1 may stand one day."""
     pool = DescriptorPool()
     for name in service_names:
         _copy(Default().FindFileContainingSymbol(name), pool)

@@ -1,4 +1,7 @@
-"""The server that every service starts: bounds, health, reflection, a clear word when the port is taken, and a drain."""
+"""The server that every service starts: bounds, health, reflection, a clear word when a port is taken, and a drain."""
+
+# grpcio's companions have no types of their own.
+# pyright: reportUnknownMemberType=false
 
 from __future__ import annotations
 
@@ -19,8 +22,8 @@ from outrider.rpc.channels import SERVER_OPTIONS
 from outrider.rpc.reflection import add_reflection
 
 CONCURRENT_RPCS_MAX = 1024
-"""Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuse sessions
-in better words, so that probes and information calls get through when every slot is taken."""
+"""Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuses
+sessions in better words, so that probes and information calls get through when every slot is taken."""
 
 _PORT_MAX = 65535
 
@@ -54,7 +57,7 @@ class Server:
         add_reflection(self._server, [*names, health.SERVICE_NAME])
 
     async def start(self, listen: str) -> int:
-        """Listens on `listen` (`host:port`; port 0 takes a free one) and returns the port. The services are not ready yet.
+        """Listens on `listen` (`host:port`; port 0 takes a free one), the services not ready yet. Returns the port.
 
         Raises ListenError, in words for the user, if that is no address or somebody else listens there.
         """
@@ -72,7 +75,7 @@ class Server:
         self._health.set_ready(ready)
 
     async def stop(self, grace_seconds: float | None) -> None:
-        """Turns health to NOT_SERVING, refuses new RPCs, lets those in flight end and cancels them after `grace_seconds`.
+        """Turns health to NOT_SERVING, refuses new RPCs, lets those in flight end, cancels them after `grace_seconds`.
 
         None cancels them at once. A second call may shorten the grace of the first.
         """
@@ -115,7 +118,7 @@ def _parsed(listen: str) -> tuple[str, int]:
 
 
 async def _check_free(host: str, port: int, listen: str) -> None:
-    """Binds and releases each address of `host`: gRPC would be content with one of them, and would not say what is wrong."""
+    """Binds and frees each address of `host`: gRPC is content with any one of them and does not say what is wrong."""
     try:
         addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:

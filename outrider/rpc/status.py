@@ -111,17 +111,19 @@ async def abort(context: ServicerContext, error: BaseException) -> NoReturn:
     left.
     """
     error = _leading(error)
-    peer_left = False
+    # InternalError is a read or write that gRPC refused. If the peer has left, it means no more than that.
+    refused = isinstance(error, grpc.aio.InternalError)
+    if type(error) not in _TABLE and not refused:
+        _log.error("unexpected error in an RPC handler", exc_info=error)
+    status = _status(error)
     try:
-        status = _status(error)
         await context.abort(_CODES[status.code], status.message, ((_DETAILS_KEY, status.SerializeToString()),))
     except grpc.aio.InternalError:
-        peer_left = True
         raise asyncio.CancelledError from error
-    finally:
-        # A write that gRPC refused (InternalError) only tells that the peer left, unless the peer is still there.
-        if type(error) not in _TABLE and not (peer_left and isinstance(error, grpc.aio.InternalError)):
-            _log.error("unexpected error in an RPC handler", exc_info=error)
+    except grpc.aio.AbortError:
+        if refused:
+            _log.error("gRPC refused a read or write of a peer that is still there", exc_info=error)
+        raise
 
 
 def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:

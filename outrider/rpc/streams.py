@@ -2,25 +2,26 @@
 
 What grpcio 1.85 does, found by experiment and pinned by `tests/rpc/test_streams.py`:
 
-*Server.* A handler may return, and so end the RPC with OK, while another task still awaits `context.read()`, provided that
-this task is cancelled first. Cancelling a read does not cancel the RPC there; but the read stays armed in gRPC's core, where
-it swallows the next message, and every later `read()` returns EOF although the stream goes on: a cancelled read is the last
-one. A reader left pending raises UsageError once the handler has returned. When the client cancels or vanishes, or sends a
-message that is too large, a pending `read()` returns EOF as it does for a half-close, and only then the handler's task is
-cancelled: what follows EOF must do no harm. A `write()` that waits for flow control raises InternalError in that case.
+*Server.* A handler may return, and so end the RPC with OK, while another task still awaits `context.read()`, provided
+that this task is cancelled first. Cancelling a read does not cancel the RPC there. But the read stays armed in gRPC's
+core, where it swallows the next message, and every later `read()` returns EOF although the stream goes on: a cancelled
+read is the last one. A reader left pending raises UsageError once the handler has returned. When the client cancels or
+vanishes, or sends a message that is too large, a pending `read()` returns EOF as it does for a half-close, and only
+then the handler's task is cancelled: what follows EOF must do no harm. A `write()` that waits for flow control raises
+InternalError in that case.
 
-*Client.* Cancelling an awaited `read()` or `write()` cancels the RPC. A `write()` that crosses the end of the stream fails,
-and spoils it: `read()` no longer hands out the messages that had arrived, though iterating the call does, and the status
-becomes INTERNAL "Internal error from Core" for a while, or for good if the server's own status had come before.
+*Client.* Cancelling an awaited `read()` or `write()` cancels the RPC. A `write()` that crosses the end of the stream
+fails and spoils it: `read()` no longer hands out the messages that had arrived, though iterating the call does, and the
+status becomes INTERNAL "Internal error from Core": for a while, or for good if the server's own had come before.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar
 
 import grpc
 import grpc.aio
@@ -31,6 +32,9 @@ Q = TypeVar("Q")
 R = TypeVar("R")
 T = TypeVar("T")
 
+EOF: Final[object] = grpc.aio.EOF  # pyright: ignore
+"""What `context.read()` returns when no more requests will come."""
+
 _SPOILED_DETAILS: Final = "Internal error from Core"
 """Status details that grpcio writes over the server's when a write fails."""
 
@@ -38,15 +42,15 @@ _SPOILED_DETAILS: Final = "Internal error from Core"
 @contextlib.asynccontextmanager
 async def reading(
     context: ServicerContext, on_request: Callable[[Any], None], on_end: Callable[[], None]
-) -> AsyncIterator[None]:
-    """In a handler: reads the stream's requests in a task of its own, so that the body of the `async with` is free to write.
+) -> AsyncGenerator[None]:
+    """In a handler: reads the stream's requests in a task of its own, so that the body of the `async with` can write.
 
     `on_request` takes each request as it arrives; `on_end` is called when no more will come. What one of them raises
     cancels the body and is raised from the `async with`. Once the body is left, nothing can be read any more.
     """
 
     async def read() -> None:
-        while (request := await context.read()) is not grpc.aio.EOF:
+        while (request := await context.read()) is not EOF:
             on_request(request)
         on_end()
 
@@ -56,21 +60,21 @@ async def reading(
             yield
             reader.cancel()
     except BaseExceptionGroup as failures:
-        raise cast("BaseExceptionGroup[BaseException]", failures).exceptions[0] from None
+        raise failures.exceptions[0] from None
 
 
 class OutgoingStream(Generic[Q, R]):
     """The client's end of a bidirectional stream: one task sends, another iterates over the responses.
 
-    Use it as a context manager: leaving it cancels the RPC if it has not ended, and so frees what the server holds for it.
+    Use it as a context manager: leaving it cancels the RPC if it has not ended, and so frees what the server holds.
     """
 
     def __init__(self, call: grpc.aio.StreamStreamCall[Q, R]) -> None:
         """`call` is what the stub's method returned."""
         self._call = call
         self._first_failure: grpc.aio.AioRpcError | None = None
-        # It runs when a status is first known, be it the server's or the one that a failed write leaves. The other one, if
-        # there is another, shows at the end of the responses.
+        # Called when a status is first known, be it the server's or that of a failed write. If both come, the second
+        # shows at the end of the responses.
         call.add_done_callback(self._on_done)
 
     def __enter__(self) -> OutgoingStream[Q, R]:
@@ -108,8 +112,8 @@ class OutgoingStream(Generic[Q, R]):
     async def responses(self) -> AsyncIterator[R]:
         """Every response that the server wrote, until it ended the stream with OK or `cancel` was called.
 
-        Raises an OutriderError for any other end, after the last response. If the task that iterates is cancelled, so is
-        the RPC.
+        Raises an OutriderError for any other end, after the last response. If the task that iterates is cancelled, so
+        is the RPC.
         """
         try:
             async for response in self._call:
@@ -134,7 +138,7 @@ async def _failure(call: grpc.aio.Call) -> grpc.aio.AioRpcError | None:
 
 
 def _at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine that has nothing to wait for. A task would come too late: the status may be overwritten."""
+    """The result of a coroutine that has nothing to wait for. A task would be too late: the status gets overwritten."""
     try:
         coroutine.send(None)
     except StopIteration as result:

@@ -164,3 +164,15 @@ def test_a_gap_or_a_contradiction_is_refused_and_changes_nothing(position: int, 
         session.commit(position, committed)
     assert session.tree.root is root
     assert session.line.token_ids == [7, 8, 9]
+
+
+def test_sent_nodes_are_counted_until_they_are_decided() -> None:
+    session = draft_session(max_run_ahead=100)
+    session.expand(session.tree.root, [1, 2], [-0.1, -0.2])
+    assert session.num_sent_live == 0
+    session.take_window(0.0)
+    assert session.num_sent_live == 2
+    session.expand(session.frontier(1)[0], [3, 4], [-0.1, -0.2])
+    assert session.num_sent_live == 2
+    session.commit(3, [1])
+    assert session.num_sent_live == 0

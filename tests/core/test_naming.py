@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import pytest
 
-from outrider.core import naming
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Window
 from outrider.core.naming import WINDOW_NODES_MAX, Inbound, Outbound
@@ -176,10 +175,14 @@ def test_a_receiver_that_was_too_far_ahead_finds_its_way_back() -> None:
     assert len(receiver.graft(receiver_tree, sent).added) == 1
 
 
-def test_a_sender_cannot_fill_the_memory_with_names_for_one_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(naming, "RECENT_COMMITS_MAX", 50)
+def test_a_sender_cannot_fill_the_memory_with_names_for_one_path() -> None:
     tree, receiver = SpeculationTree(0, 0), inbound(max_live_nodes=4)
-    first_ids = iter(range(1, 10_000, 100))
+    bound = RECENT_COMMITS_MAX + 4
+    windows = [window(first_id, *[(0, 1)] * 100) for first_id in range(1, 3 * bound, 100)]
     with pytest.raises(ProtocolViolationError, match="give each path one id"):
-        while True:
-            receiver.graft(tree, window(next(first_ids), *[(0, 1)] * 100))
+        _graft_all(receiver, tree, windows)
+
+
+def _graft_all(receiver: Inbound, tree: SpeculationTree, windows: list[Window]) -> None:
+    for each in windows:
+        receiver.graft(tree, each)

@@ -35,9 +35,7 @@ def path(node: Node, root: Node) -> list[Node]:
 @given(trees(), st.integers(0, 10), st.integers(3, 10))
 def test_the_most_probable_nodes_come_with_their_parents(tree: SpeculationTree, limit: int, max_position: int) -> None:
     chosen = most_probable(tree, limit, max_position)
-    eligible = sorted(
-        (node.path_log_prob for node in tree.live_nodes() if node.position <= max_position), reverse=True
-    )
+    eligible = sorted((node.path_log_prob for node in tree.live_nodes() if node.position <= max_position), reverse=True)
     assert [node.path_log_prob for node in chosen] == eligible[:limit]
     placed = [tree.root]
     for node in chosen:

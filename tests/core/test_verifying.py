@@ -112,9 +112,7 @@ def test_late_drafts_are_absorbed() -> None:
     assert ([node.token_id for node in added], num_known, num_stale) == ([2], 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)]
-)
+@pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)])
 def test_an_ending_token_ends_the_session_as_a_next_token(token_id: int, reason: FinishReason | None) -> None:
     assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason)
 
@@ -161,3 +159,13 @@ def test_drafts_beyond_the_rounds_bound_wait() -> None:
 def test_a_breach_of_the_protocol_is_reported() -> None:
     with pytest.raises(ProtocolViolationError, match="out of range"):
         verify_session().graft(chain_window(100))
+
+
+def test_the_levels_at_hand_are_those_of_the_most_probable_path_that_fit_a_round() -> None:
+    session = verify_session(max_draft_tokens=3)
+    assert session.num_ready_levels == 0
+    # 1 and 2 below the root; 2 is the likelier and is a leaf.
+    session.graft(Window(2, 1, [0, 0, 1], [1, 2, 3], [-2.0, -0.1, -0.1]))
+    assert session.num_ready_levels == 1
+    session.graft(Window(2, 4, [2, 4, 5], [4, 5, 6], [-0.1, -0.1, -0.1]))
+    assert session.num_ready_levels == 3

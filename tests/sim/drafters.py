@@ -12,8 +12,9 @@ from outrider.core.messages import Commitment, DraftOpen, Window
 from outrider.core.naming import WINDOW_NODES_MAX
 from outrider.core.sampling import SamplingParams
 from outrider.core.tree import Node
-from scenario import Scenario
-from toys import place_after
+
+from .scenario import Scenario
+from .toys import place_after
 
 DRAFT_MS = 1.0
 """What every honest window says that it took."""

@@ -7,7 +7,8 @@ from enum import Enum
 from random import Random
 
 from outrider.core.messages import FinishReason
-from toys import ToyDraft, ToyTarget
+
+from .toys import ToyDraft, ToyTarget
 
 
 class Conduct(Enum):

@@ -11,8 +11,9 @@ import pytest
 from outrider.core import naming, tree
 from outrider.core.messages import FinishReason, TokenOrigin
 from outrider.core.session import DrafterState
-from scenario import Conduct, Scenario, draw_scenario
-from world import World, paths
+
+from .scenario import Conduct, Scenario, draw_scenario
+from .world import World, paths
 
 NUM_SCHEDULES = 10_000
 
@@ -60,8 +61,9 @@ def test_a_line_that_outgrows_every_memory() -> None:
     assert len(world.coordinator.line) == scenario.max_length
 
 
-def test_a_perfect_drafter_in_time_is_always_right() -> None:
+def test_a_perfect_drafter_is_always_right() -> None:
     """Not only safe but useful: with no wrong guess, every round that scores drafts accepts them all."""
+    num_accepted = 0
     for seed in range(200):
         drawn = draw_scenario(Random(seed))
         scenario = replace(
@@ -73,8 +75,10 @@ def test_a_perfect_drafter_in_time_is_always_right() -> None:
             stop_string_at=None,
         )
         statistics = run_schedule(seed, scenario).coordinator.statistics
-        full_rounds = zip(statistics.drafted_by_round[:-1], statistics.accepted_by_round[:-1], strict=True)
-        assert all(num_accepted == num_drafted for num_drafted, num_accepted in full_rounds)
+        # The last round may end before its drafts do.
+        assert statistics.accepted_by_round[:-1] == statistics.drafted_by_round[:-1], f"schedule {seed}"
+        num_accepted += statistics.num_accepted_tokens
+    assert num_accepted > 500
 
 
 def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
@@ -93,4 +97,3 @@ def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
         assert drafter_paths == coordinator_paths == verifier_paths, f"schedule {seed}"
         num_compared += bool(drafter_paths)
     assert num_compared > 300
-

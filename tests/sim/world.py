@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
-from drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
 from outrider.core.messages import Commitment, FinishReason, TokenOrigin, Verdict, VerifyFinished, VerifyOpen, Window
 from outrider.core.sampling import SamplingParams
 from outrider.core.session import (
@@ -25,8 +24,10 @@ from outrider.core.session import (
 )
 from outrider.core.tree import Node, SpeculationTree
 from outrider.core.verifying import VerifySession
-from scenario import ACTORS, Conduct, Scenario, draw_scenario
-from toys import EOS_TOKEN_ID, place_after
+
+from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
+from .scenario import ACTORS, Conduct, Scenario, draw_scenario
+from .toys import EOS_TOKEN_ID, place_after
 
 EVENTS_PER_TOKEN_MAX = 400
 """A schedule with more events than this for each token of its line runs in circles. The slowest ones take a quarter."""
@@ -93,6 +94,7 @@ class World:
         self.finish_reasons: list[FinishReason] = []
         self.num_events = 0
         self._slip_due = False
+        self._broken: Window | None = None
         self._in_pass: list[Node] | None = None
         self._verifying = True
         self._num_stale_nodes = 0
@@ -127,7 +129,7 @@ class World:
             self._draft()
         elif actor == "verifier":
             self._verify()
-        elif self.links[actor].queue:
+        else:
             self._deliver(actor)
         self._check_credit()
 
@@ -160,11 +162,8 @@ class World:
             return
         if self._slip_due:
             self._slip_due = False
-            window = break_window(window, self.rng)
-            self._broken = window
+            window = self._broken = break_window(window, self.rng)
         self.links["drafter->coordinator"].queue.append(window)
-
-    _broken: Window | None = None
 
     def _verify(self) -> None:
         session = self.verifier

@@ -1,0 +1,46 @@
+"""`python -m coordinator`: the public service."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import structlog
+from outrider.telemetry.logging import set_up_logging
+
+from coordinator.config import CoordinatorConfig
+from coordinator.servicer import GenerationServicer
+from coordinator.workers import Workers
+from outrider.core.errors import OutriderError
+from outrider.rpc.server import Server, Service
+from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
+
+_log = structlog.get_logger()
+
+
+def main() -> None:
+    """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
+    config = CoordinatorConfig(_cli_parse_args=True, _cli_prog_name="python -m coordinator")  # pyright: ignore[reportCallIssue]
+    set_up_logging("coordinator")
+    try:
+        asyncio.run(_serve(config))
+    except OutriderError as error:
+        _log.error("cannot serve", reason=str(error))
+        sys.exit(1)
+
+
+async def _serve(config: CoordinatorConfig) -> None:
+    workers = Workers(config.verify, config.draft, lambda: server.set_ready(workers.target is not None))
+    servicer = GenerationServicer(config, workers)
+    server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
+    port = await server.start(config.listen)
+    _log.info("listening", address=config.listen, port=port)
+    workers.start()
+    try:
+        await server.run_until_signalled(config.drain_seconds)
+    finally:
+        await workers.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""DraftService on the wire: decode, check, hand to the device thread; encode what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from draft_service.drafter import Drafter, DraftEvent, Drafting
+from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.messages import DraftOpen
+from outrider.core.validation import check_draft_open
+from outrider.engine.device_thread import DeviceThread
+from outrider.rpc import wire
+from outrider.rpc.status import ServicerContext, rpc_errors
+from outrider.rpc.streams import EOF, reading
+from outrider.v1 import common_pb2, draft_pb2, draft_pb2_grpc
+from outrider.worker.outbox import Outbox
+from outrider.worker.startup import LoadedModel
+
+
+class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
+    """One Draft stream is one session."""
+
+    def __init__(self) -> None:
+        self._loaded: LoadedModel | None = None
+        self._drafter: Drafter
+        self._device: DeviceThread
+
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """See `WorkerServicer.begin`."""
+        self._drafter = Drafter(loaded.engine)
+        self._device = DeviceThread(self._drafter, on_death)
+        self._loaded = loaded
+        return self._device
+
+    @rpc_errors
+    async def Draft(self, request: Any, context: ServicerContext) -> None:
+        """Opens with the first command. After a half-close the session drafts what its credit allows, then ends."""
+        loaded = self._require()
+        opening = await self._opening(context)
+        check_draft_open(opening, loaded.info.vocab_size, loaded.info.max_context)
+        outbox: Outbox[DraftEvent] = Outbox()
+        session = Drafting(opening, outbox)
+        self._device.submit(partial(self._drafter.open, session))
+        try:
+            async with reading(
+                context,
+                partial(self._on_command, session),
+                partial(self._device.submit, partial(self._drafter.finish, session)),
+            ):
+                while (stamped := await outbox.take()) is not None:
+                    await context.write(wire.encode_draft_event(stamped.event))
+        finally:
+            self._device.submit_close(partial(self._drafter.close, session))
+
+    @rpc_errors
+    async def GetModelInfo(
+        self, request: common_pb2.GetModelInfoRequest, context: ServicerContext
+    ) -> common_pb2.GetModelInfoResponse:
+        """What this worker serves."""
+        return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._require().info))
+
+    async def _opening(self, context: ServicerContext) -> DraftOpen:
+        message = await context.read()
+        opening = wire.decode_draft_command(message) if message is not EOF else None
+        if not isinstance(opening, DraftOpen):
+            raise ProtocolViolationError("a Draft stream begins with `open`; send it first")
+        return opening
+
+    def _on_command(self, session: Drafting, message: draft_pb2.DraftCommand) -> None:
+        command = wire.decode_draft_command(message)
+        if isinstance(command, DraftOpen):
+            raise ProtocolViolationError("`open` was sent already; open another stream for another session")
+        self._device.submit(partial(self._drafter.commit, session, command))
+
+    def _require(self) -> LoadedModel:
+        if self._loaded is None:
+            raise WorkerUnavailableError("the draft service is still loading its model; try again when it is ready")
+        return self._loaded

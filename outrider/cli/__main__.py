@@ -1,0 +1,191 @@
+"""The `outrider` command."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from outrider.cli import flags
+from outrider.cli.display import Display
+from outrider.cli.generate import conclude
+from outrider.cli.generate import generate as generate_at
+from outrider.cli.run import run as run_services
+from outrider.cli.run import serve, until_signalled
+from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HOST, VERIFY_PORT, UpOptions, choose_models
+from outrider.client import GREEDY
+from outrider.core.errors import InvalidRequestError, OutriderError
+
+_EXIT_ERROR = 1
+_EXIT_USAGE = 2
+"""As command-line tools exit when they are asked for what cannot be."""
+_EXIT_INTERRUPTED = 130
+"""As a shell reports a command that Ctrl-C ended."""
+
+app = typer.Typer(
+    help="Asynchronous speculative decoding: the target's own tokens, sooner.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def up(
+    target: flags.Target = None,
+    draft: flags.Draft = None,
+    no_draft: flags.NoDraft = False,
+    target_device: flags.TargetDevice = "cpu",
+    draft_device: flags.DraftDevice = "cpu",
+    dtype: flags.Dtype = None,
+    port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.")] = COORDINATOR_PORT,
+    draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT,
+    verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT,
+) -> None:
+    """Start the three services on this machine and keep them up until Ctrl-C, which drains them.
+
+    A second Ctrl-C ends them at once. Everything else that a service can be told is an OUTRIDER_* variable; see
+    `python -m coordinator --help`, `python -m draft_service --help` and `python -m verify_service --help`.
+    """
+    target, draft = choose_models(target, draft, no_draft=no_draft)
+    options = UpOptions(
+        target=target,
+        draft=draft,
+        target_device=target_device,
+        draft_device=draft_device,
+        dtype=dtype,
+        port=port,
+        draft_port=draft_port,
+        verify_port=verify_port,
+    )
+    until_signalled(serve(options, Console()))
+
+
+@app.command()
+def generate(
+    prompt: flags.Prompt = None,
+    token_ids: flags.TokenIds = None,
+    max_tokens: flags.MaxTokens = None,
+    temperature: flags.Temperature = GREEDY.temperature,
+    top_p: flags.TopP = GREEDY.top_p,
+    top_k: flags.TopK = GREEDY.top_k,
+    min_p: flags.MinP = GREEDY.min_p,
+    repetition_penalty: flags.RepetitionPenalty = GREEDY.repetition_penalty,
+    presence_penalty: flags.PresencePenalty = GREEDY.presence_penalty,
+    frequency_penalty: flags.FrequencyPenalty = GREEDY.frequency_penalty,
+    seed: flags.Seed = None,
+    stop: flags.Stop = None,
+    ignore_eos: flags.IgnoreEos = False,
+    target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: each token's log-probability and this many alternatives.", metavar="N"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text and table.")] = False,
+    address: Annotated[str, typer.Option(help="The coordinator.", metavar="HOST:PORT")] = f"{HOST}:{COORDINATOR_PORT}",
+) -> None:
+    """Continue PROMPT with a running coordinator.
+
+    Text goes to standard output; in a terminal its colours tell where each token came from.
+    """
+    request = flags.request(
+        prompt=prompt,
+        token_ids=token_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+        target_only=target_only,
+        num_logprobs=logprobs,
+    )
+    if as_json:
+        answer = asyncio.run(generate_at(request, address))
+        print(json.dumps(answer.as_json(with_logprobs=logprobs is not None)))
+        return
+    out = Console()
+    answer = asyncio.run(generate_at(request, address, Display(out, prompt or "")))
+    conclude(answer, None, out, Console(stderr=True))
+
+
+@app.command()
+def run(
+    prompt: flags.Prompt = None,
+    token_ids: flags.TokenIds = None,
+    max_tokens: flags.MaxTokens = None,
+    temperature: flags.Temperature = GREEDY.temperature,
+    top_p: flags.TopP = GREEDY.top_p,
+    top_k: flags.TopK = GREEDY.top_k,
+    min_p: flags.MinP = GREEDY.min_p,
+    repetition_penalty: flags.RepetitionPenalty = GREEDY.repetition_penalty,
+    presence_penalty: flags.PresencePenalty = GREEDY.presence_penalty,
+    frequency_penalty: flags.FrequencyPenalty = GREEDY.frequency_penalty,
+    seed: flags.Seed = None,
+    stop: flags.Stop = None,
+    ignore_eos: flags.IgnoreEos = False,
+    target: flags.Target = None,
+    draft: flags.Draft = None,
+    target_device: flags.TargetDevice = "cpu",
+    draft_device: flags.DraftDevice = "cpu",
+    dtype: flags.Dtype = None,
+) -> None:
+    """Start the services, continue PROMPT, compare with the target alone, and stop the services.
+
+    The services take free ports, so that others that are up are left alone.
+    """
+    request = flags.request(
+        prompt=prompt,
+        token_ids=token_ids,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        stop=stop,
+        ignore_eos=ignore_eos,
+    )
+    target, draft = choose_models(target, draft, no_draft=False)
+    options = UpOptions(
+        target=target,
+        draft=draft,
+        target_device=target_device,
+        draft_device=draft_device,
+        dtype=dtype,
+        port=0,
+        draft_port=0,
+        verify_port=0,
+    )
+    if until_signalled(run_services(options, request, Console(), Console(stderr=True))):
+        raise typer.Exit(_EXIT_INTERRUPTED)
+
+
+def main() -> None:
+    """Runs the command line; errors go to standard error in words."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
+    try:
+        app()
+    except OutriderError as error:
+        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+        sys.exit(_EXIT_USAGE if isinstance(error, InvalidRequestError) else _EXIT_ERROR)
+
+
+if __name__ == "__main__":
+    main()

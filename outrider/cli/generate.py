@@ -1,0 +1,44 @@
+"""One generation from a running coordinator."""
+
+from __future__ import annotations
+
+import contextlib
+
+from rich.console import Console
+
+from outrider.cli.answer import Answer
+from outrider.cli.display import Display, legend
+from outrider.cli.request import Request
+from outrider.cli.table import closing_table, comparison
+from outrider.client import GenerationClient
+from outrider.core.errors import WorkerUnavailableError
+
+
+async def generate(request: Request, address: str, display: Display | None = None) -> Answer:
+    """Sends the request to the coordinator at `address`, shows its events, and returns them gathered.
+
+    Raises OutriderError.
+    """
+    answer = Answer()
+    try:
+        async with GenerationClient(address) as client, contextlib.aclosing(request.send(client)) as events:
+            async for event in events:
+                answer.add(event)
+                if display is not None:
+                    display.show(event)
+    except WorkerUnavailableError as error:
+        raise WorkerUnavailableError(f"{address}: {error} (`outrider up` starts the services)") from error
+    return answer
+
+
+def conclude(answer: Answer, target_only: Answer | None, out: Console, err: Console) -> None:
+    """Writes the legend and the closing table to `out` if that is a terminal; else the table to `err`.
+
+    With `target_only` the table compares, and a line says whether the tokens are the same.
+    """
+    console = out if out.is_terminal else err
+    if out.is_terminal:
+        out.print(legend())
+    console.print(closing_table(answer, target_only))
+    if target_only is not None:
+        console.print(comparison(answer, target_only))

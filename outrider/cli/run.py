@@ -1,0 +1,79 @@
+"""What `outrider up` and `outrider run` do with the three services."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from outrider.cli.board import Board
+from outrider.cli.child import ServiceDiedError
+from outrider.cli.display import Display
+from outrider.cli.generate import conclude, generate
+from outrider.cli.request import Request
+from outrider.cli.up import UpOptions, services
+from outrider.core.errors import OutriderError
+
+
+def until_signalled(main: Coroutine[Any, Any, None]) -> bool:
+    """Runs `main` to its end, or until SIGINT or SIGTERM cancels it. Returns whether a signal did."""
+
+    async def cancellable() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+        await main
+
+    try:
+        asyncio.run(cancellable())
+    except asyncio.CancelledError:
+        return True
+    return False
+
+
+async def serve(options: UpOptions, console: Console) -> None:
+    """Keeps the services up, with their logs on `console`, until it is cancelled. Raises OutriderError."""
+    board = Board(console, show_logs=True)
+    board.begin()
+    try:
+        async with services(options, board) as running:
+            board.settle()
+            console.print(
+                Text(
+                    f"Ready. Ctrl-C stops. Try: outrider generate --address {running.coordinator} 'import os'", "bold"
+                ),
+                soft_wrap=True,
+            )
+            await running.fail()
+    finally:
+        board.settle()
+
+
+async def run(options: UpOptions, request: Request, out: Console, err: Console) -> None:
+    """Starts the services, generates, generates the same by the target alone, compares, and stops the services.
+
+    Logs are shown only when something fails. Raises OutriderError.
+    """
+    board = Board(err, show_logs=False)
+    board.begin()
+    try:
+        async with services(options, board) as running:
+            board.settle()
+            prompt = request.prompt if isinstance(request.prompt, str) else ""
+            answer = await generate(request, running.coordinator, Display(out, prompt))
+            assert answer.started is not None
+            with err.status("The same prompt by the target alone"):
+                target_only = await generate(request.by_target_alone(answer.started.seed), running.coordinator)
+            conclude(answer, target_only, out, err)
+    except ServiceDiedError:
+        raise
+    except OutriderError:
+        board.show_tails()
+        raise
+    finally:
+        board.settle()

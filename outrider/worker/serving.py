@@ -1,0 +1,64 @@
+"""A worker process: listen, load, serve until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import structlog
+
+from outrider.core.errors import OutriderError
+from outrider.engine.device_thread import DeviceThread
+from outrider.rpc.server import Server, Service
+from outrider.worker.config import WorkerConfig
+from outrider.worker.startup import LoadedModel, load
+
+SWITCH_INTERVAL_SECONDS = 0.0005
+"""How long the event loop may keep the interpreter from the device thread. Python's default of 5 ms is longer than a
+whole verify step of a small model."""
+
+_log = structlog.get_logger()
+
+
+class WorkerServicer(Protocol):
+    """What a worker's servicer offers to its start-up."""
+
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """Takes the model into use and returns the device thread, not started yet."""
+        ...
+
+
+def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], None], servicer: WorkerServicer) -> None:
+    """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
+    sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    try:
+        asyncio.run(_serve(config, Service(name, add_to_server, servicer), servicer))
+    except OutriderError as error:
+        _log.error("cannot serve", reason=str(error))
+        sys.exit(1)
+
+
+async def _serve(config: WorkerConfig, service: Service, servicer: WorkerServicer) -> None:
+    server = Server(service)
+    port = await server.start(config.listen)
+    _log.info("listening", address=config.listen, port=port)
+    loaded = await asyncio.to_thread(load, config)
+    loop = asyncio.get_running_loop()
+    deaths: list[BaseException] = []
+
+    def on_death(error: BaseException) -> None:
+        deaths.append(error)
+        loop.call_soon_threadsafe(lambda: loop.create_task(server.stop(0)))
+
+    device = servicer.begin(loaded, on_death)
+    device.start()
+    server.set_ready(True)
+    _log.info("ready", port=port)
+    await server.run_until_signalled(config.drain_seconds)
+    if deaths:
+        raise OutriderError(
+            f"the device thread died of {type(deaths[0]).__name__}; see the traceback above"
+        ) from deaths[0]
+    device.stop()

@@ -1,0 +1,26 @@
+"""What is derived from the raw counts."""
+
+from __future__ import annotations
+
+from outrider.core.statistics import SpeculationStatistics
+
+
+def test_before_the_first_round_everything_is_zero() -> None:
+    statistics = SpeculationStatistics()
+    assert statistics.acceptance_length == 0.0
+    assert statistics.acceptance_histogram == []
+
+
+def test_the_acceptance_length_counts_the_next_token() -> None:
+    assert SpeculationStatistics(num_rounds=4, num_committed_tokens=10).acceptance_length == 2.5
+
+
+def test_the_histogram_has_a_place_for_every_count_up_to_the_largest() -> None:
+    statistics = SpeculationStatistics(accepted_by_round=[0, 3, 0, 1])
+    assert statistics.acceptance_histogram == [2, 1, 0, 1]
+
+
+def test_two_sessions_share_nothing() -> None:
+    first, second = SpeculationStatistics(), SpeculationStatistics()
+    first.accepted_by_round.append(1)
+    assert second.accepted_by_round == []

@@ -1,0 +1,21 @@
+"""`python -m verify_service`: one verify worker."""
+
+from __future__ import annotations
+
+from outrider.telemetry.logging import set_up_logging
+
+from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
+from outrider.worker.serving import run
+from verify_service.config import VerifyConfig
+from verify_service.servicer import VerifyServicer
+
+
+def main() -> None:
+    """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
+    config = VerifyConfig(_cli_parse_args=True, _cli_prog_name="python -m verify_service")  # pyright: ignore[reportCallIssue]
+    set_up_logging("verify")
+    run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, VerifyServicer())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""VerifyService on the wire: decode, check, hand to the device thread; encode what comes back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.messages import VerifyOpen, Window
+from outrider.core.session import EndDrafts
+from outrider.core.validation import check_verify_open
+from outrider.engine.device_thread import DeviceThread
+from outrider.engine.loading import chat_template, tokenizer_file
+from outrider.rpc import wire
+from outrider.rpc.status import ServicerContext, rpc_errors
+from outrider.rpc.streams import EOF, reading
+from outrider.v1 import common_pb2, verify_pb2, verify_pb2_grpc
+from outrider.worker.outbox import Outbox
+from outrider.worker.startup import LoadedModel
+from verify_service.verifier import Verification, Verifier, VerifyEvent
+
+TOKENIZER_CHUNK_BYTES = 1024 * 1024
+"""Bytes of tokenizer.json in one message."""
+
+
+class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
+    """One Verify stream is one session."""
+
+    def __init__(self) -> None:
+        self._loaded: LoadedModel | None = None
+        self._verifier: Verifier
+        self._device: DeviceThread
+
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """See `WorkerServicer.begin`."""
+        self._verifier = Verifier(loaded.engine, loaded.info.eos_token_ids)
+        self._device = DeviceThread(self._verifier, on_death)
+        self._loaded = loaded
+        return self._device
+
+    @rpc_errors
+    async def Verify(self, request: Any, context: ServicerContext) -> None:
+        """Opens with the first command; the stream lives as long as the session."""
+        loaded = self._require()
+        opening = await self._opening(context)
+        check_verify_open(opening, loaded.info.vocab_size, loaded.info.max_context)
+        outbox: Outbox[VerifyEvent] = Outbox()
+        session = Verification(opening, outbox)
+        self._device.submit(partial(self._verifier.open, session))
+        try:
+            async with reading(
+                context,
+                partial(self._on_command, session),
+                partial(self._device.submit, partial(self._verifier.end_drafts, session)),
+            ):
+                while (stamped := await outbox.take()) is not None:
+                    await context.write(wire.encode_verify_event(stamped.event))
+        finally:
+            self._device.submit_close(partial(self._verifier.close, session))
+
+    @rpc_errors
+    async def GetModelInfo(
+        self, request: common_pb2.GetModelInfoRequest, context: ServicerContext
+    ) -> common_pb2.GetModelInfoResponse:
+        """What this worker serves."""
+        return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._require().info))
+
+    @rpc_errors
+    async def GetTokenizer(self, request: verify_pb2.GetTokenizerRequest, context: ServicerContext) -> None:
+        """The target's tokenizer.json in chunks."""
+        folder = self._require().folder
+        content = tokenizer_file(folder).read_bytes()
+        first = verify_pb2.GetTokenizerResponse(
+            chunk=content[:TOKENIZER_CHUNK_BYTES],
+            num_bytes=len(content),
+            sha256=hashlib.sha256(content).hexdigest(),
+            chat_template=chat_template(folder),
+        )
+        await context.write(first)
+        for start in range(TOKENIZER_CHUNK_BYTES, len(content), TOKENIZER_CHUNK_BYTES):
+            chunk = content[start : start + TOKENIZER_CHUNK_BYTES]
+            await context.write(verify_pb2.GetTokenizerResponse(chunk=chunk))
+
+    async def _opening(self, context: ServicerContext) -> VerifyOpen:
+        message = await context.read()
+        opening = wire.decode_verify_command(message) if message is not EOF else None
+        if not isinstance(opening, VerifyOpen):
+            raise ProtocolViolationError("a Verify stream begins with `open`; send it first")
+        return opening
+
+    def _on_command(self, session: Verification, message: verify_pb2.VerifyCommand) -> None:
+        match wire.decode_verify_command(message):
+            case Window() as window:
+                self._device.submit(partial(self._verifier.graft, session, window))
+            case EndDrafts():
+                self._device.submit(partial(self._verifier.end_drafts, session))
+            case VerifyOpen():
+                raise ProtocolViolationError("`open` was sent already; open another stream for another session")
+
+    def _require(self) -> LoadedModel:
+        if self._loaded is None:
+            raise WorkerUnavailableError("the verify service is still loading its model; try again when it is ready")
+        return self._loaded
