@@ -30,7 +30,7 @@ def main() -> None:
 
 
 async def _serve(config: CoordinatorConfig) -> None:
-    workers = Workers(config.verify, config.draft, lambda: server.set_ready(workers.target is not None))
+    workers = Workers(config.verify, config.draft, lambda ready: server.set_ready(ready))
     servicer = GenerationServicer(config, workers)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     port = await server.start(config.listen)

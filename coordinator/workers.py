@@ -13,7 +13,7 @@ from outrider import PROTOCOL_VERSION
 from outrider.core.errors import ModelMismatchError, OutriderError, WorkerUnavailableError
 from outrider.core.messages import ModelInfo
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import fetch_tokenizer, watch_model
+from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer, watch_model
 
 _log = structlog.get_logger()
 
@@ -21,14 +21,18 @@ _log = structlog.get_logger()
 class Workers:
     """Watches both workers and says what is possible at present."""
 
-    def __init__(self, verify_address: str, draft_address: str, on_change: Callable[[], None]) -> None:
-        """`on_change` is called on the event loop whenever `target` has become known or unknown."""
+    def __init__(self, verify_address: str, draft_address: str, on_change: Callable[[bool], None]) -> None:
+        """`on_change` is called on the event loop with whether generations are possible, at each change.
+
+        They are when the target is known and the drafter has been asked once, so that the first request has it.
+        """
         self.verify_channel: grpc.aio.Channel = open_channel(verify_address)
         self.draft_channel: grpc.aio.Channel | None = open_channel(draft_address) if draft_address else None
         self.target: ModelInfo | None = None
         self.draft: ModelInfo | None = None
         self.tokenizer: Tokenizer | None = None
         self._on_change = on_change
+        self._draft_answered = self.draft_channel is None
         self._tokenizer_sha256 = ""
         self._target_problem = f"the verify service at {verify_address} cannot be reached yet"
         self._draft_problem = (
@@ -71,30 +75,42 @@ class Workers:
         return ""
 
     async def _watch_target(self) -> None:
-        async for info in watch_model(self.verify_channel, "outrider.v1.VerifyService"):
-            try:
+        try:
+            async for info in watch_model(self.verify_channel, VERIFY_SERVICE):
+                _check_version(info)
                 if info is not None and info.tokenizer_sha256 != self._tokenizer_sha256:
                     self.tokenizer = Tokenizer.from_buffer(await fetch_tokenizer(self.verify_channel))
                     self._tokenizer_sha256 = info.tokenizer_sha256
-                _check_version(info)
-            except OutriderError as error:
-                self._target_problem, info = str(error), None
-            self.target = info
-            self._report("verify service", info)
-            self._on_change()
+                self.target = info
+                self._report("verify service", info)
+                self._tell()
+        except OutriderError as error:
+            self._target_problem = str(error)
+            self.target = None
+            _log.error("the verify service cannot be used", reason=str(error))
+            self._tell()
 
     async def _watch_draft(self, channel: grpc.aio.Channel) -> None:
-        async for info in watch_model(channel, "outrider.v1.DraftService"):
-            try:
+        try:
+            async for info in watch_model(channel, DRAFT_SERVICE):
                 _check_version(info)
-            except OutriderError as error:
-                self._draft_problem, info = str(error), None
-            self.draft = info
-            self._report("draft service", info)
+                self.draft = info
+                self._report("draft service", info)
+                self._draft_answered = True
+                self._tell()
+        except OutriderError as error:
+            self._draft_problem = str(error)
+            self.draft = None
+            _log.error("the draft service cannot be used", reason=str(error))
+            self._draft_answered = True
+            self._tell()
+
+    def _tell(self) -> None:
+        self._on_change(self.target is not None and self._draft_answered)
 
     def _report(self, service: str, info: ModelInfo | None) -> None:
         if info is None:
-            _log.warning("worker lost", service=service)
+            _log.warning("worker not serving", service=service)
             return
         _log.info("worker found", service=service, model=info.name, device=info.device)
         if self.target is not None and self.draft is not None:

@@ -175,7 +175,7 @@ class Sampler:
         processed = self._processed(logits, rows, slots)
 
         num_ranked = min(vocab_size, max(num_greedy if each.greedy else each.top_k or vocab_size for each in params))
-        if num_ranked < vocab_size or any(each.top_p < 1.0 for each in sampled):
+        if num_ranked < vocab_size or any(each.top_k or each.top_p < 1.0 for each in sampled):
             values, token_ids = _ranked(processed, num_ranked)
             scores = values.double() / temperature
             ranks = torch.arange(num_ranked, device=self._device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -14,34 +15,39 @@ from outrider.rpc import wire
 from outrider.rpc.status import error_from
 from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
+DRAFT_SERVICE = "outrider.v1.DraftService"
+"""Full name of the draft service; health answers for its readiness under it."""
+VERIFY_SERVICE = "outrider.v1.VerifyService"
+"""Full name of the verify service."""
+
 TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
 """Largest tokenizer.json that is taken from a worker."""
 
 
 async def watch_model(channel: grpc.aio.Channel, service: str) -> AsyncIterator[ModelInfo | None]:
-    """Yields the worker's ModelInfo each time it begins to serve and None each time it ceases to. Never ends.
+    """Yields the worker's ModelInfo each time it begins to serve and None each time it ceases to. Never ends by itself.
 
-    `service` is the worker's readiness name: outrider.v1.VerifyService or outrider.v1.DraftService. It waits on the health
-    service's own stream; between connections the channel's backoff paces it.
+    The first answer comes at once: None if the worker cannot be reached or is still loading. `service` is the worker's
+    name, VERIFY_SERVICE or DRAFT_SERVICE. It waits on the health service's own stream;
+    between connections the channel's backoff paces it. Raises OutriderError if what answers is no such worker.
     """
-    known = False
+    serving: bool | None = None
     while True:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(
+            health_pb2.HealthCheckRequest(service=service), wait_for_ready=serving is not None
+        )
         try:
-            watch = health_pb2_grpc.HealthStub(channel).Watch(
-                health_pb2.HealthCheckRequest(service=service), wait_for_ready=True
-            )
             async for response in watch:
-                serving = response.status == health_pb2.HealthCheckResponse.SERVING
-                if serving and not known:
-                    known = True
-                    yield await _model_info(channel, service)
-                elif not serving and known:
-                    known = False
-                    yield None
-        except grpc.aio.AioRpcError:
-            if known:
-                known = False
-                yield None
+                now_serving = response.status == health_pb2.HealthCheckResponse.SERVING
+                if now_serving != serving:
+                    serving = now_serving
+                    yield await _model_info(channel, service) if serving else None
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise error_from(error) from error
+        if serving is not False:
+            serving = False
+            yield None
 
 
 async def fetch_tokenizer(channel: grpc.aio.Channel) -> bytes:
@@ -64,7 +70,7 @@ async def fetch_tokenizer(channel: grpc.aio.Channel) -> bytes:
 async def _model_info(channel: grpc.aio.Channel, service: str) -> ModelInfo:
     stub = (
         draft_pb2_grpc.DraftServiceStub(channel)
-        if service == "outrider.v1.DraftService"
+        if service == DRAFT_SERVICE
         else verify_pb2_grpc.VerifyServiceStub(channel)
     )
     return wire.decode_model_info((await stub.GetModelInfo(common_pb2.GetModelInfoRequest())).model)

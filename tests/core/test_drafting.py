@@ -105,6 +105,14 @@ def test_a_rollback_starts_afresh_at_the_new_root() -> None:
     assert session.take_window(0.0) is None
 
 
+def test_what_was_dropped_is_not_chosen_any_more() -> None:
+    session = draft_session(max_run_ahead=100)
+    session.expand(session.tree.root, [1, 2], [-0.1, -0.2])
+    session.expand(session.frontier(1)[0], [3, 4], [-0.3, -0.4])
+    session.commit(3, [1])
+    assert token_ids(session.frontier(8)) == [3, 4]
+
+
 def test_expanding_what_was_dropped_meanwhile_sends_nothing() -> None:
     session = draft_session(max_run_ahead=100)
     session.expand(session.tree.root, [1, 2], [-0.1, -0.2])

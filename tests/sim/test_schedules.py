@@ -39,13 +39,17 @@ def test_ten_thousand_schedules_give_the_targets_own_text() -> None:
     assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"
 
 
-def test_short_memories_cost_drafts_and_never_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_memories_cost_hardly_a_draft_and_never_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with bounds so small that forgetting, which a real line needs a thousand tokens for, never stops."""
-    monkeypatch.setattr(tree, "RECENT_COMMITS_MAX", 3)
-    monkeypatch.setattr(naming, "RECENT_COMMITS_MAX", 3)
-    monkeypatch.setattr(naming, "_SWEEP_NAMES_MIN", 4)
-    num_accepted = sum(run_schedule(seed).coordinator.statistics.num_accepted_tokens for seed in range(2000))
-    assert num_accepted > 1000
+
+    def num_accepted_tokens() -> int:
+        return sum(run_schedule(seed).coordinator.statistics.num_accepted_tokens for seed in range(1000))
+
+    num_with_long_memories = num_accepted_tokens()
+    monkeypatch.setattr(tree, "RECENT_COMMITS_MAX", 2)
+    monkeypatch.setattr(naming, "RECENT_COMMITS_MAX", 2)
+    monkeypatch.setattr(naming, "_SWEEP_NAMES_MIN", 1)
+    assert num_accepted_tokens() >= 0.98 * num_with_long_memories > 0
 
 
 def test_a_line_that_outgrows_every_memory() -> None:

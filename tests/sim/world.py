@@ -7,6 +7,7 @@ say something again; between links every order occurs. Workers begin and end the
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from random import Random
 
 from outrider.core.messages import Commitment, FinishReason, TokenOrigin, Verdict, VerifyFinished, VerifyOpen, Window
@@ -174,11 +175,15 @@ class World:
         nodes, self._in_pass = self._in_pass, None
         next_token = self.scenario.target.next_token
         places = [place_after(session.line, node) for node in (session.tree.root, *nodes)]
+        assert all(place.position < self.scenario.max_length for place in places), "scored past the line's end"
+        scored = _paths_of(session.tree.root, nodes)
         decision = session.decide(nodes, [next_token(place) for place in places])
         assert decision.token_ids, "a round without progress"
         assert [places[row].position for row in decision.rows] == list(
             range(decision.position, decision.position + len(decision.token_ids))
         )
+        decided = tuple(decision.token_ids)
+        assert decision.num_accepted == sum(decided[:depth] in scored for depth in range(1, len(decided) + 1))
         to_coordinator = self.links["verifier->coordinator"].queue
         to_coordinator.append(
             Verdict(
@@ -212,6 +217,7 @@ class World:
                 self._obey(self.coordinator.on_verify_finished(message))
             case CloseDrafter():
                 self.drafter = None
+                assert self.coordinator.on_drafter_lost("its stream was closed") == []
             case EndDrafts():
                 pass
 
@@ -271,6 +277,7 @@ class World:
             assert self.coordinator.tree.num_live <= credit
         if isinstance(self.drafter, HonestDrafter):
             assert self.drafter.session.tree.num_live <= credit
+            assert self.drafter.session.num_sent_live <= self.drafter.session.tree.num_live
 
     def _check_end(self) -> None:
         scenario, coordinator = self.scenario, self.coordinator
@@ -286,6 +293,8 @@ class World:
         assert coordinator.line.num_generated_tokens == len(self.emitted)
         for tree in (coordinator.tree, self.verifier.tree):
             assert tree.num_live == len(paths(tree))
+            if scenario.conduct is not Conduct.BABBLING:
+                assert all(node.position < scenario.max_length for node in tree.live_nodes())
         self._check_drafter()
         self._check_statistics()
 
@@ -319,9 +328,12 @@ class World:
 
 def paths(tree: SpeculationTree) -> set[tuple[int, ...]]:
     """The tree's live nodes by content: the tokens from below its root to each of them."""
-    found: dict[int, tuple[int, ...]] = {id(tree.root): ()}
-    for node in tree.live_nodes():
-        assert node.parent is not None
-        found[id(node)] = (*found[id(node.parent)], node.token_id)
-    assert len(set(found.values())) == len(found), "two nodes for one path"
-    return set(found.values()) - {()}
+    return _paths_of(tree.root, tree.live_nodes())
+
+
+def _paths_of(root: Node, nodes: Iterable[Node]) -> set[tuple[int, ...]]:
+    path_of: dict[int, tuple[int, ...]] = {id(root): ()}
+    for node in nodes:
+        path_of[id(node)] = (*path_of[id(node.parent)], node.token_id)
+    assert len(set(path_of.values())) == len(path_of), "two nodes for one path"
+    return set(path_of.values()) - {()}

@@ -1,0 +1,1 @@
+"""What the services tell about themselves: traces, metrics and logs. Never prompts, never generated text."""

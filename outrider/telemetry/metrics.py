@@ -1,0 +1,77 @@
+"""The instruments: raw counts and durations. Rates are derived by whoever reads them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from opentelemetry.metrics import Meter
+
+from outrider.core.statistics import SpeculationStatistics
+from outrider.telemetry import names
+
+DURATION_BUCKETS: Final = (
+    0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75,
+    1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0,
+)  # fmt: skip
+"""Upper bounds in seconds, about six to a decade: the convention's own are too coarse for a small model."""
+
+
+class Instruments:
+    """A service's instruments. Without an exporter each of them does nothing."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._draft_tokens = meter.create_counter(
+            names.METRIC_DRAFT_TOKENS, "{token}", "Draft tokens that the target scored"
+        )
+        self._accepted_tokens = meter.create_counter(
+            names.METRIC_ACCEPTED_TOKENS, "{token}", "Draft tokens that the target accepted"
+        )
+        self._rollbacks = meter.create_counter(
+            names.METRIC_ROLLBACKS, "{rollback}", "Verdicts that voided the drafter's guesses"
+        )
+        self._stale_nodes = meter.create_counter(
+            names.METRIC_STALE_NODES, "{node}", "Draft nodes that arrived after their place had been decided otherwise"
+        )
+        self._rounds = meter.create_counter(names.METRIC_ROUNDS, "{round}", "Verdicts")
+        self._request_duration = meter.create_histogram(
+            names.METRIC_REQUEST_DURATION,
+            "s",
+            "From the arrival of a request to its end",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+        self._time_to_first_token = meter.create_histogram(
+            names.METRIC_TIME_TO_FIRST_TOKEN,
+            "s",
+            "From the arrival of a request to its first token",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
+
+    def count(self, statistics: SpeculationStatistics) -> None:
+        """Adds what speculation did in one request, once, when the request has ended."""
+        self._draft_tokens.add(statistics.num_draft_tokens)
+        self._accepted_tokens.add(statistics.num_accepted_tokens)
+        self._rollbacks.add(statistics.num_rollbacks)
+        self._stale_nodes.add(statistics.num_stale_nodes)
+        self._rounds.add(statistics.num_rounds)
+
+    def record_first_token(self, seconds: float, *, model: str) -> None:
+        """The first token of a request was committed, `seconds` after its arrival."""
+        self._time_to_first_token.record(seconds, _labels(model))
+
+    def record_request(self, seconds: float, *, model: str, error_type: str | None = None) -> None:
+        """A request ended, `seconds` after its arrival; `error_type` names the class of the error that ended it, if one did.
+
+        Both labels come from closed sets, never from the caller's request.
+        """
+        labels = _labels(model)
+        if error_type is not None:
+            labels[names.ERROR_TYPE] = error_type
+        self._request_duration.record(seconds, labels)
+
+
+def _labels(model: str) -> dict[str, str]:
+    return {
+        names.GEN_AI_OPERATION_NAME: names.OPERATION_TEXT_COMPLETION,
+        names.GEN_AI_PROVIDER_NAME: names.PROVIDER_OUTRIDER,
+        names.GEN_AI_REQUEST_MODEL: model,
+    }

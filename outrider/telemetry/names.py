@@ -1,0 +1,87 @@
+"""Every name of a span, an attribute or a metric.
+
+The `gen_ai.*` names follow OpenTelemetry's conventions for generative AI, which are in development: they stand here rather
+than in a library, so that they change only when we change them. The conventions know no speculation: that is `outrider.*`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# --- spans
+
+SPAN_DRAFT_SESSION: Final = "draft session"
+"""A Draft stream, at the drafter."""
+SPAN_VERIFY_SESSION: Final = "verify session"
+"""A Verify stream, at the verifier."""
+SPAN_PREFILL: Final = "prefill"
+"""Reading of a session's line by a model."""
+SPAN_DRAFT_STEP: Final = "draft step"
+"""One forward pass of the draft model for one session."""
+SPAN_VERIFY_STEP: Final = "verify step"
+"""One forward pass of the target model for one session: a round, seen by the verifier."""
+SPAN_ROUND: Final = "round"
+"""One verdict, seen by the coordinator."""
+
+
+def request_span(model: str) -> str:
+    """Name of a request's root span, at the coordinator."""
+    return f"{OPERATION_TEXT_COMPLETION} {model}"
+
+
+# --- attributes by the conventions for generative AI
+
+GEN_AI_OPERATION_NAME: Final = "gen_ai.operation.name"
+OPERATION_TEXT_COMPLETION: Final = "text_completion"
+GEN_AI_PROVIDER_NAME: Final = "gen_ai.provider.name"
+PROVIDER_OUTRIDER: Final = "outrider"
+GEN_AI_REQUEST_MODEL: Final = "gen_ai.request.model"
+GEN_AI_REQUEST_MAX_TOKENS: Final = "gen_ai.request.max_tokens"
+GEN_AI_REQUEST_TEMPERATURE: Final = "gen_ai.request.temperature"
+GEN_AI_REQUEST_TOP_P: Final = "gen_ai.request.top_p"
+GEN_AI_REQUEST_TOP_K: Final = "gen_ai.request.top_k"
+GEN_AI_REQUEST_PRESENCE_PENALTY: Final = "gen_ai.request.presence_penalty"
+GEN_AI_REQUEST_FREQUENCY_PENALTY: Final = "gen_ai.request.frequency_penalty"
+GEN_AI_REQUEST_SEED: Final = "gen_ai.request.seed"
+GEN_AI_REQUEST_STOP_SEQUENCES: Final = "gen_ai.request.stop_sequences"
+GEN_AI_RESPONSE_ID: Final = "gen_ai.response.id"
+GEN_AI_RESPONSE_MODEL: Final = "gen_ai.response.model"
+GEN_AI_RESPONSE_FINISH_REASONS: Final = "gen_ai.response.finish_reasons"
+GEN_AI_USAGE_INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+GEN_AI_USAGE_OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
+ERROR_TYPE: Final = "error.type"
+
+# --- attributes of our own
+
+MODE: Final = "outrider.mode"
+MODE_REASON: Final = "outrider.mode_reason"
+SEED: Final = "outrider.seed"
+"""The seed in decimal digits: OpenTelemetry's integers end at 2**63 - 1, ours at 2**64 - 1."""
+SESSION_ID: Final = "outrider.session.id"
+DRAFT_MODEL: Final = "outrider.draft.model"
+NUM_ROUNDS: Final = "outrider.num_rounds"
+NUM_DRAFT_TOKENS: Final = "outrider.num_draft_tokens"
+NUM_ACCEPTED_TOKENS: Final = "outrider.num_accepted_tokens"
+NUM_ROLLBACKS: Final = "outrider.num_rollbacks"
+NUM_STALE_NODES: Final = "outrider.num_stale_nodes"
+ROUNDS_NUM_DRAFT_TOKENS: Final = "outrider.rounds.num_draft_tokens"
+"""For each round of a request the number of draft tokens that the target scored."""
+ROUNDS_NUM_ACCEPTED: Final = "outrider.rounds.num_accepted"
+"""For each round of a request the number of draft tokens that the target accepted."""
+ROUND_INDEX: Final = "outrider.round.index"
+ROUND_POSITION: Final = "outrider.round.position"
+ROUND_NUM_DRAFT_TOKENS: Final = "outrider.round.num_draft_tokens"
+ROUND_NUM_ACCEPTED: Final = "outrider.round.num_accepted"
+ROUND_ROLLED_BACK: Final = "outrider.round.rolled_back"
+STEP_NUM_NODES: Final = "outrider.step.num_nodes"
+"""Tree nodes of the session that a step computed."""
+
+# --- metrics
+
+METRIC_DRAFT_TOKENS: Final = "outrider.draft.tokens"
+METRIC_ACCEPTED_TOKENS: Final = "outrider.accepted.tokens"
+METRIC_ROLLBACKS: Final = "outrider.rollbacks"
+METRIC_STALE_NODES: Final = "outrider.stale.nodes"
+METRIC_ROUNDS: Final = "outrider.rounds"
+METRIC_REQUEST_DURATION: Final = "gen_ai.server.request.duration"
+METRIC_TIME_TO_FIRST_TOKEN: Final = "gen_ai.server.time_to_first_token"

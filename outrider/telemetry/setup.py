@@ -1,0 +1,147 @@
+"""Telemetry by the standard OTEL_* variables. Nothing is exported, and nothing recorded, unless they ask for it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import (
+    BatchSpanProcessor,
+    ConsoleSpanExporter,
+    SimpleSpanProcessor,
+    SpanExporter,
+)
+from opentelemetry.trace import NoOpTracerProvider, Span, Tracer
+
+from outrider import __version__
+from outrider.core.errors import OutriderError
+from outrider.telemetry.metrics import Instruments
+from outrider.telemetry.tracing import TraceDetail
+
+TRACE_DETAIL_VARIABLE: Final = "OUTRIDER_TRACE_DETAIL"
+"""Our own setting: `request` (the default) or `round`."""
+
+_SCOPE: Final = "outrider"
+
+_log = logging.getLogger(__name__)
+
+
+class TelemetrySettingError(OutriderError):
+    """A variable of ours has a value that it cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Telemetry:
+    """What a service records with. Not global: it is handed to whoever records."""
+
+    tracer: Tracer
+    instruments: Instruments
+    detail: TraceDetail
+    _tracer_provider: TracerProvider | None
+    _meter_provider: MeterProvider | None
+
+    def records_rounds(self, span: Span) -> bool:
+        """Whether `span` shall get a child for each round. Ask once per request, before gathering what they would say."""
+        return self.detail is TraceDetail.ROUND and span.is_recording()
+
+    def shut_down(self) -> None:
+        """Sends what is left and ends the export. Blocks: up to OTEL_EXPORTER_OTLP_TIMEOUT if the collector is not there."""
+        if self._tracer_provider is not None:
+            self._tracer_provider.shutdown()
+        if self._meter_provider is not None:
+            self._meter_provider.shutdown()
+
+
+def set_up(
+    service_name: str,
+    *,
+    environ: Mapping[str, str],
+    span_exporter: SpanExporter | None = None,
+    metric_reader: MetricReader | None = None,
+) -> Telemetry:
+    """Reads `environ` and builds the telemetry of one service.
+
+    Traces go to OTLP over HTTP if OTEL_TRACES_EXPORTER says `otlp`, or says nothing and an OTLP endpoint is set; to stdout
+    if it says `console`. OTEL_METRICS_EXPORTER does the same for metrics. OTEL_SDK_DISABLED turns all off. Endpoints,
+    sampler and batching are read by the OpenTelemetry SDK from its own variables. `span_exporter` and `metric_reader`
+    take the place of what the variables choose; spans reach such an exporter as they end.
+
+    Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL.
+    """
+    detail = _detail(environ)
+    tracer_provider: TracerProvider | None = None
+    meter_provider: MeterProvider | None = None
+    if environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true":
+        processor = SimpleSpanProcessor(span_exporter) if span_exporter is not None else _span_processor(environ)
+        reader = metric_reader if metric_reader is not None else _metric_reader(environ)
+        name = environ.get("OTEL_SERVICE_NAME") or service_name
+        resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
+        if processor is not None:
+            tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+            tracer_provider.add_span_processor(processor)
+        if reader is not None:
+            meter_provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+    return Telemetry(
+        tracer=(tracer_provider or NoOpTracerProvider()).get_tracer(_SCOPE, __version__),
+        instruments=Instruments((meter_provider or NoOpMeterProvider()).get_meter(_SCOPE, __version__)),
+        detail=detail,
+        _tracer_provider=tracer_provider,
+        _meter_provider=meter_provider,
+    )
+
+
+def _detail(environ: Mapping[str, str]) -> TraceDetail:
+    value = environ.get(TRACE_DETAIL_VARIABLE) or TraceDetail.REQUEST.value
+    try:
+        return TraceDetail(value)
+    except ValueError:
+        choices = " or ".join(each.value for each in TraceDetail)
+        raise TelemetrySettingError(f"{TRACE_DETAIL_VARIABLE} is {value!r}; set it to {choices}") from None
+
+
+def _span_processor(environ: Mapping[str, str]) -> SpanProcessor | None:
+    match _exporter(environ, "TRACES"):
+        case "otlp":
+            # Imported where it is wanted: it brings an HTTP client along.
+            from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+            return BatchSpanProcessor(OTLPSpanExporter())
+        case "console":
+            return BatchSpanProcessor(ConsoleSpanExporter())
+        case _:
+            return None
+
+
+def _metric_reader(environ: Mapping[str, str]) -> MetricReader | None:
+    match _exporter(environ, "METRICS"):
+        case "otlp":
+            from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+
+            return PeriodicExportingMetricReader(OTLPMetricExporter())
+        case "console":
+            return PeriodicExportingMetricReader(ConsoleMetricExporter())
+        case _:
+            return None
+
+
+def _exporter(environ: Mapping[str, str], signal: str) -> str:
+    """`otlp`, `console` or `none`. A name that we do not know is ignored with a warning, as the specification demands."""
+    variable = f"OTEL_{signal}_EXPORTER"
+    chosen = environ.get(variable, "").strip().lower()
+    if not chosen:
+        endpoints = ("OTEL_EXPORTER_OTLP_ENDPOINT", f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")
+        chosen = "otlp" if any(environ.get(endpoint) for endpoint in endpoints) else "none"
+    if chosen not in ("otlp", "console", "none"):
+        _log.warning("%s=%s is ignored; otlp, console and none are known", variable, chosen)
+        return "none"
+    protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
+    if chosen == "otlp" and protocol not in (None, "", "http/protobuf"):
+        _log.warning("OTLP protocol %s is not available; http/protobuf is used, usually on port 4318", protocol)
+    return chosen

@@ -1,0 +1,151 @@
+"""What the user sees: in a terminal, in a pipe, and in the closing table."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.style import Style
+from rich.text import Text
+
+from outrider.cli.answer import Answer
+from outrider.cli.display import ORIGIN_STYLES, ROLLBACK_MARK, Display, legend
+from outrider.cli.generate import conclude, generate
+from outrider.cli.request import Request
+from outrider.client import GREEDY, TokenOrigin
+from outrider.v1 import generation_pb2 as pb
+from tests.client.scripted import ROUNDS, TEXT, ScriptedCoordinator, finished, serving, started, tokens
+
+REQUEST = Request(
+    prompt="import os\n",
+    sampling=GREEDY,
+    draw_seed=False,
+    max_tokens=None,
+    stop=(),
+    ignore_eos=False,
+    num_logprobs=None,
+    target_only=False,
+)
+
+
+def terminal(*, no_color: bool = False) -> Console:
+    return Console(
+        file=io.StringIO(), force_terminal=True, color_system="truecolor", no_color=no_color, width=100, _environ={}
+    )
+
+
+def pipe() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False, width=100, _environ={})
+
+
+def written(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+async def displayed(console: Console, coordinator: ScriptedCoordinator | None = None) -> tuple[Answer, str]:
+    """The answer of a scripted coordinator and what the console shows of it."""
+    async with serving(coordinator or ScriptedCoordinator()) as address:
+        answer = await generate(REQUEST, address, Display(console, "import os\n"))
+    return answer, written(console)
+
+
+def style_of(text: Text, part: str) -> Style:
+    """The style in which `part` was written, read back from the terminal's escape sequences."""
+    start = text.plain.index(part)
+    (style,) = {text.get_style_at_offset(Console(), offset) for offset in range(start, start + len(part))}
+    return style
+
+
+async def test_a_pipe_gets_the_generated_text_and_nothing_else() -> None:
+    answer, shown = await displayed(pipe())
+    assert shown == TEXT + "\n"
+    assert answer.text == TEXT
+
+
+async def test_a_terminal_shows_prompt_text_and_rollback_where_they_belong() -> None:
+    _, shown = await displayed(terminal())
+    assert Text.from_ansi(shown).plain == f"import os\ndef walk(top){ROLLBACK_MARK}:\n!"
+
+
+@pytest.mark.parametrize("no_color", [False, True])
+async def test_origins_look_different_even_without_colours(no_color: bool) -> None:
+    _, shown = await displayed(terminal(no_color=no_color))
+    text = Text.from_ansi(shown)
+    styles = {part: style_of(text, part) for part in ("walk", "(", "def ", ":", ROLLBACK_MARK)}
+    assert style_of(text, "top)") == styles["walk"]
+    assert len(set(styles.values())) == len(styles)
+    assert any(style.color is not None for style in styles.values()) is not no_color
+
+
+async def test_the_legend_shows_each_origin_as_the_text_does() -> None:
+    console = terminal()
+    console.print(legend())
+    line = Text.from_ansi(written(console))
+    _, shown = await displayed(terminal())
+    text = Text.from_ansi(shown)
+    for part, name in (("walk", "accepted draft"), ("(", "bonus"), ("def ", "target alone"), (":", "recovered")):
+        assert style_of(line, name) == style_of(text, part)
+    assert style_of(line, f"{ROLLBACK_MARK} rollback") == style_of(text, ROLLBACK_MARK)
+    assert set(ORIGIN_STYLES) == set(TokenOrigin)
+
+
+async def test_a_model_cannot_steer_the_terminal() -> None:
+    hostile = "\x1b[2J\x07\x9b31m\rok"
+    script = [started(), tokens(2, (1, hostile, pb.TOKEN_ORIGIN_TARGET)), finished(1, text="")]
+    _, shown = await displayed(terminal(), ScriptedCoordinator(script))
+    assert Text.from_ansi(shown).plain == "import os\n␛[2J␇\ufffd31m␍ok\n".removesuffix("\n")
+    _, piped = await displayed(pipe(), ScriptedCoordinator(script))
+    assert piped == hostile + "\n"
+
+
+async def test_markup_in_the_text_stays_text() -> None:
+    script = [started(), tokens(2, (1, "[bold]:smile: [/x]", pb.TOKEN_ORIGIN_TARGET)), finished(1, text="")]
+    _, shown = await displayed(terminal(), ScriptedCoordinator(script))
+    assert "[bold]:smile: [/x]" in Text.from_ansi(shown).plain
+
+
+async def test_the_table_goes_where_it_does_not_harm_the_text() -> None:
+    answer, _ = await displayed(pipe())
+    out, err = pipe(), pipe()
+    conclude(answer, None, out, err)
+    assert written(out) == ""
+    table = written(err)
+    for part in (
+        "6 (length)",
+        "2.00 tokens per round",
+        "25% (2 of 8)",
+        "4 of 9 drafted",
+        "12.0",
+        "40 ms",
+        "degraded: the drafter left",
+    ):
+        assert part in table
+    out, err = terminal(), terminal()
+    conclude(answer, None, out, err)
+    assert written(err) == ""
+    assert "rollback" in written(out)
+
+
+async def test_the_comparison_has_both_columns_and_their_ratio() -> None:
+    answer, _ = await displayed(pipe())
+    target_only, _ = await displayed(pipe(), ScriptedCoordinator([*ROUNDS[:-1], finished(total_ms=1000.0)]))
+    err = pipe()
+    conclude(answer, target_only, pipe(), err)
+    (line,) = [line for line in written(err).splitlines() if "tokens/s" in line]
+    assert [part.strip() for part in line.split("│")[1:5]] == ["tokens/s", "12.0", "6.0", "2.00 x"]
+    assert "identical (6 tokens)" in written(err)
+
+
+@pytest.mark.parametrize(
+    ("last", "where"),
+    [(tokens(5, (13, "top", pb.TOKEN_ORIGIN_TARGET), (99, "x", pb.TOKEN_ORIGIN_TARGET)), 5), (None, 4)],
+)
+async def test_tokens_that_differ_are_not_called_identical(last: pb.GenerateResponse | None, where: int) -> None:
+    answer, _ = await displayed(pipe())
+    script = [*ROUNDS[:3], *([last] if last is not None else []), finished()]
+    target_only, _ = await displayed(pipe(), ScriptedCoordinator(script))
+    err = pipe()
+    conclude(answer, target_only, pipe(), err)
+    assert f"differ from generated token {where} on" in written(err)

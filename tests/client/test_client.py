@@ -1,0 +1,196 @@
+"""The client against a real server: what it sends, what it yields, what it raises."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import aclosing
+
+import pytest
+
+from outrider.client import (
+    Finished,
+    FinishReason,
+    GenerationClient,
+    GenerationMode,
+    SamplingParams,
+    Speculation,
+    Started,
+    Timings,
+    Token,
+    TokenLogprobs,
+    TokenOrigin,
+    Tokens,
+    Usage,
+)
+from outrider.core.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    ProtocolViolationError,
+    SlotsExhaustedError,
+    WorkerUnavailableError,
+)
+from outrider.rpc import wire
+from outrider.v1 import common_pb2
+from outrider.v1 import generation_pb2 as pb
+from tests.client.scripted import DRAFT, ROUNDS, TARGET, TEXT, ScriptedCoordinator, finished, serving, started, tokens
+
+
+async def test_the_events_are_plain_values_in_order() -> None:
+    async with serving(ScriptedCoordinator()) as address, GenerationClient(address) as client:
+        events = [event async for event in client.generate("import os\n")]
+    assert events[0] == Started("r1", (5, 6), 7, "f" * 32)
+    assert events[2] == Tokens(
+        position=3,
+        text="walk(",
+        tokens=(Token(11, "walk", TokenOrigin.ACCEPTED, None), Token(12, "(", TokenOrigin.BONUS, None)),
+        rolled_back=False,
+        num_draft_tokens=2,
+    )
+    assert [event.rolled_back for event in events if isinstance(event, Tokens)] == [False, False, True]
+    assert events[-1] == Finished(
+        reason=FinishReason.LENGTH,
+        mode=GenerationMode.DEGRADED,
+        mode_reason="the drafter left",
+        text="!",
+        usage=Usage(2, 6),
+        speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2)),
+        timings=Timings(40.0, 500.0, 300.0, 20.0, 100.0),
+    )
+    assert events[-1].speculation.acceptance_rate == 0.25
+    assert "".join(event.text for event in events if not isinstance(event, Started)) == TEXT
+
+
+async def test_a_request_arrives_as_it_was_made() -> None:
+    coordinator = ScriptedCoordinator()
+    sampling = SamplingParams(temperature=0.5, top_k=40, logit_bias=((3, -2.0),), seed=2**64 - 1)
+    async with serving(coordinator) as address, GenerationClient(address) as client:
+        async for _ in client.generate(
+            [5, 6],
+            sampling=sampling,
+            max_tokens=12,
+            stop=["\n\n", "def"],
+            stop_token_ids=[1],
+            ignore_eos=True,
+            num_logprobs=0,
+            speculate=False,
+            max_draft_tokens=4,
+            tree_width=2,
+        ):
+            pass
+    (request,) = coordinator.requests
+    assert request == pb.GenerateRequest(
+        token_ids=pb.TokenIds(ids=[5, 6]),
+        sampling=wire.encode_sampling(sampling),
+        max_tokens=12,
+        stop=["\n\n", "def"],
+        stop_token_ids=[1],
+        ignore_eos=True,
+        num_logprobs=0,
+        speculation=pb.SpeculationParams(enabled=False, max_draft_tokens=4, tree_width=2),
+    )
+
+
+async def test_what_is_not_said_is_not_sent() -> None:
+    coordinator = ScriptedCoordinator()
+    async with serving(coordinator) as address, GenerationClient(address) as client:
+        async for _ in client.generate("", draw_seed=True):
+            pass
+    (request,) = coordinator.requests
+    assert request.WhichOneof("prompt") == "text"
+    assert not request.sampling.HasField("seed")
+    assert not request.HasField("max_tokens")
+    assert not request.HasField("num_logprobs")
+    assert not request.speculation.HasField("tree_width")
+
+
+async def test_log_probabilities_come_with_their_tokens() -> None:
+    logprobs = common_pb2.TokenLogprobs(logprob=-0.5, top_token_ids=[10, 4], top_logprobs=[-0.5, -1.5])
+    script = [started(), tokens(2, (10, "a", pb.TOKEN_ORIGIN_TARGET), logprobs=[logprobs]), finished(1)]
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address) as client:
+        events = [event async for event in client.generate("x", num_logprobs=2)]
+    assert isinstance(events[1], Tokens)
+    assert events[1].tokens[0].logprobs == TokenLogprobs(-0.5, (10, 4), (-0.5, -1.5))
+
+
+async def test_a_refusal_is_the_error_that_the_server_raised() -> None:
+    refusal = InvalidRequestError([FieldViolation("max_tokens", "must be at least 1")])
+    async with serving(ScriptedCoordinator([refusal])) as address, GenerationClient(address) as client:
+        with pytest.raises(InvalidRequestError) as raised:
+            await anext(client.generate("x", max_tokens=0))
+    assert raised.value.violations == refusal.violations
+
+
+async def test_an_error_in_the_midst_comes_after_the_tokens_before_it() -> None:
+    script = [*ROUNDS[:2], SlotsExhaustedError("every slot is taken; try again later")]
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address) as client:
+        events = client.generate("x")
+        assert isinstance(await anext(events), Started)
+        assert isinstance(await anext(events), Tokens)
+        with pytest.raises(SlotsExhaustedError, match="every slot is taken"):
+            await anext(events)
+
+
+async def test_nobody_there_is_said_in_words() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with GenerationClient(f"127.0.0.1:{unused.getsockname()[1]}") as client:
+            with pytest.raises(WorkerUnavailableError, match="cannot be reached"):
+                await anext(client.generate("x"))
+            with pytest.raises(WorkerUnavailableError, match="cannot be reached"):
+                await client.server_info()
+
+
+async def test_a_deadline_ends_a_generation() -> None:
+    async with serving(ScriptedCoordinator([started(), ...])) as address, GenerationClient(address) as client:
+        with pytest.raises(WorkerUnavailableError, match="in time"):
+            async for _ in client.generate("x", timeout_s=0.2):
+                pass
+
+
+async def test_leaving_early_cancels_the_call() -> None:
+    coordinator = ScriptedCoordinator([*ROUNDS[:2], ...])
+    async with serving(coordinator) as address, GenerationClient(address) as client:
+        async with aclosing(client.generate("x")) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    break
+        await coordinator.left.wait()
+
+
+@pytest.mark.parametrize(
+    ("script", "error", "text"),
+    [
+        (ROUNDS[:2], WorkerUnavailableError, "without saying why"),
+        ([pb.GenerateResponse()], ProtocolViolationError, "does not know"),
+        ([pb.GenerateResponse(finished=pb.GenerateFinished())], ProtocolViolationError, "generation mode 0"),
+        ([tokens(2, (1, "a", pb.TOKEN_ORIGIN_UNSPECIFIED))], ProtocolViolationError, "token origin 0"),
+    ],
+)
+async def test_a_server_that_breaks_the_protocol_is_told_apart(
+    script: list[object], error: type[Exception], text: str
+) -> None:
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address) as client:
+        with pytest.raises(error, match=text):
+            async for _ in client.generate("x"):
+                pass
+
+
+@pytest.mark.parametrize(
+    "unsendable",
+    [{"prompt": [-1]}, {"prompt": [2**32]}, {"prompt": "\udc80"}, {"prompt": "x", "max_tokens": -1}],
+)
+async def test_what_cannot_be_sent_is_an_invalid_request(unsendable: dict[str, object]) -> None:
+    async with GenerationClient("127.0.0.1:1") as client:
+        with pytest.raises(InvalidRequestError, match="cannot be sent"):
+            await anext(client.generate(**unsendable))  # pyright: ignore[reportArgumentType]
+
+
+async def test_server_info() -> None:
+    coordinator = ScriptedCoordinator()
+    async with serving(coordinator) as address, GenerationClient(address) as client:
+        info = await client.server_info()
+        assert (info.version, info.protocol_version, info.num_running) == ("1.2.3", 1, 3)
+        assert (info.target, info.draft, info.target_only_reason) == (TARGET, DRAFT, "")
+        coordinator.draft = None
+        info = await client.server_info()
+        assert (info.draft, info.target_only_reason) == (None, "no drafter")

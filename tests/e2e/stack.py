@@ -1,0 +1,130 @@
+"""The three services inside the test's own process: real models, real servers, real channels on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedModel
+
+from coordinator.config import CoordinatorConfig
+from coordinator.servicer import GenerationServicer
+from coordinator.workers import Workers
+from draft_service.config import DraftConfig
+from draft_service.servicer import DraftServicer
+from outrider.client import GenerationClient
+from outrider.rpc.server import Server, Service
+from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
+from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
+from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
+from outrider.worker.config import WorkerConfig
+from outrider.worker.serving import WorkerServicer
+from outrider.worker.startup import LoadedModel, load
+from verify_service.config import VerifyConfig
+from verify_service.servicer import VerifyServicer
+
+MODELS = Path(__file__).parents[2] / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class RunningWorker:
+    """A worker's server in this process."""
+
+    address: str
+    servicer: Any
+    server: Server
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """A running coordinator with its workers and a client."""
+
+    client: GenerationClient
+    address: str
+    servicer: GenerationServicer
+    workers: Workers
+
+
+@cache
+def bundled(name: str, dtype: str = "float32") -> LoadedModel:
+    """One of the bundled models, loaded once per process; a worker that begins with it takes it over while it runs."""
+    config = VerifyConfig if name == "target" else DraftConfig
+    return load(config(model=str(MODELS / name), dtype=dtype, max_context=1024))
+
+
+def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
+    """Saves a tiny model with a tokenizer that writes token i as the i-th printable character."""
+    model.save_pretrained(folder)
+    vocabulary = {chr(48 + token_id): token_id for token_id in range(model.config.get_text_config().vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
+    """Loads a folder of `save_tiny` as a worker would."""
+    return load(WorkerConfig(model=str(folder), listen="127.0.0.1:0", **settings))
+
+
+@asynccontextmanager
+async def worker(loaded: LoadedModel, *, draft: bool = False) -> AsyncIterator[RunningWorker]:
+    """Serves a loaded model as a verify worker, or as a draft worker."""
+    servicer: WorkerServicer = DraftServicer() if draft else VerifyServicer()
+    name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
+    add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server
+    server = Server(Service(name, add, servicer))
+    port = await server.start("127.0.0.1:0")
+    deaths: list[BaseException] = []
+    device = servicer.begin(loaded, deaths.append)
+    device.start()
+    server.set_ready(True)
+    try:
+        yield RunningWorker(f"127.0.0.1:{port}", servicer, server)
+    finally:
+        await server.stop(None)
+        device.stop()
+        assert not deaths
+
+
+@asynccontextmanager
+async def coordinator(verify: str, draft: str, **settings: Any) -> AsyncIterator[Stack]:
+    """A coordinator that has found its workers."""
+    config = CoordinatorConfig(listen="127.0.0.1:0", verify=verify, draft=draft, **settings)
+    found = asyncio.Event()
+
+    def on_change(ready: bool) -> None:
+        server.set_ready(ready)
+        if ready:
+            found.set()
+
+    workers = Workers(config.verify, config.draft, on_change)
+    servicer = GenerationServicer(config, workers)
+    server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
+    address = f"127.0.0.1:{await server.start(config.listen)}"
+    workers.start()
+    try:
+        await found.wait()
+        async with GenerationClient(address) as client:
+            yield Stack(client, address, servicer, workers)
+    finally:
+        await server.stop(None)
+        await workers.stop()
+
+
+@asynccontextmanager
+async def stack(target: LoadedModel, draft: LoadedModel | None, **settings: Any) -> AsyncIterator[Stack]:
+    """All three services; without `draft` only two."""
+    async with AsyncExitStack() as running:
+        verify = await running.enter_async_context(worker(target))
+        address = ""
+        if draft is not None:
+            address = (await running.enter_async_context(worker(draft, draft=True))).address
+        yield await running.enter_async_context(coordinator(verify.address, address, **settings))
