@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import structlog
-from outrider.telemetry.logging import set_up_logging
 
 from coordinator.config import CoordinatorConfig
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from outrider.core.errors import OutriderError
 from outrider.rpc.server import Server, Service
+from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 
 _log = structlog.get_logger()
@@ -22,16 +24,19 @@ def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = CoordinatorConfig(_cli_parse_args=True, _cli_prog_name="python -m coordinator")  # pyright: ignore[reportCallIssue]
     set_up_logging("coordinator")
+    telemetry = set_up("outrider-coordinator", environ=os.environ)
     try:
-        asyncio.run(_serve(config))
+        asyncio.run(_serve(config, telemetry))
     except OutriderError as error:
         _log.error("cannot serve", reason=str(error))
         sys.exit(1)
+    finally:
+        telemetry.shut_down()
 
 
-async def _serve(config: CoordinatorConfig) -> None:
+async def _serve(config: CoordinatorConfig, telemetry: Telemetry) -> None:
     workers = Workers(config.verify, config.draft, lambda ready: server.set_ready(ready))
-    servicer = GenerationServicer(config, workers)
+    servicer = GenerationServicer(config, workers, telemetry)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)

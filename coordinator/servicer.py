@@ -7,15 +7,17 @@ from contextlib import aclosing
 
 from coordinator.config import CoordinatorConfig
 from coordinator.generation import EmittedTokens, Generation
+from coordinator.observation import Observation
 from coordinator.request import GenerationRequest, parse
 from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.errors import ModelMismatchError, QueueFullError
-from outrider.core.messages import NOT_TRACED
+from outrider.core.messages import TraceContext
 from outrider.core.session import DrafterState
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
+from outrider.telemetry.setup import Telemetry
 from outrider.v1 import generation_pb2 as pb
 from outrider.v1 import generation_pb2_grpc
 
@@ -29,8 +31,9 @@ _MODES = {
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """The public service."""
 
-    def __init__(self, config: CoordinatorConfig, workers: Workers) -> None:
+    def __init__(self, config: CoordinatorConfig, workers: Workers, telemetry: Telemetry) -> None:
         self._config = config
+        self._telemetry = telemetry
         self._workers = workers
         self._num_running = 0
 
@@ -44,23 +47,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         no_drafter = self._workers.draft_problem() if parsed.speculate else ""
         drafting = parsed.speculate and not no_drafter
         request_id = uuid.uuid4().hex
-        generation = Generation(
-            parsed,
-            request_id=request_id,
-            target=target,
-            decoder=TextDecoder(tokenizer, parsed.stop),
-            verify_channel=self._workers.verify_channel,
-            draft_channel=self._workers.draft_channel if drafting else None,
-            max_run_ahead=self._config.max_run_ahead,
-            trace=NOT_TRACED,
-        )
         self._num_running += 1
         try:
-            await context.write(_started(request_id, parsed))
-            async with aclosing(generation.run()) as rounds:
-                async for emitted in rounds:
-                    await context.write(_tokens(emitted))
-            await context.write(_finished(generation, no_drafter))
+            with Observation(self._telemetry, request_id, parsed, target, _caller(context)) as observation:
+                generation = Generation(
+                    parsed,
+                    request_id=request_id,
+                    target=target,
+                    decoder=TextDecoder(tokenizer, parsed.stop),
+                    verify_channel=self._workers.verify_channel,
+                    draft_channel=self._workers.draft_channel if drafting else None,
+                    max_run_ahead=self._config.max_run_ahead,
+                    trace=observation.trace,
+                )
+                await context.write(_started(request_id, parsed, observation.trace_id))
+                async with aclosing(generation.run()) as rounds:
+                    async for emitted in rounds:
+                        await context.write(_tokens(emitted))
+                        observation.on_round(emitted)
+                mode, reason = _MODES[generation.session.drafter], generation.session.drafter_lost_reason or no_drafter
+                observation.on_finish(generation, pb.GenerationMode.Name(mode), reason)
+                await context.write(_finished(generation, mode, reason))
         finally:
             self._num_running -= 1
 
@@ -85,10 +92,18 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         )
 
 
-def _started(request_id: str, request: GenerationRequest) -> pb.GenerateResponse:
+def _caller(context: ServicerContext) -> TraceContext:
+    metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    return TraceContext(metadata.get("traceparent", ""), metadata.get("tracestate", ""))
+
+
+def _started(request_id: str, request: GenerationRequest, trace_id: str) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         started=pb.GenerateStarted(
-            request_id=request_id, prompt_token_ids=request.prompt_token_ids, seed=request.sampling.seed
+            request_id=request_id,
+            prompt_token_ids=request.prompt_token_ids,
+            seed=request.sampling.seed,
+            trace_id=trace_id,
         )
     )
 
@@ -112,14 +127,14 @@ def _tokens(emitted: EmittedTokens) -> pb.GenerateResponse:
     )
 
 
-def _finished(generation: Generation, no_drafter: str) -> pb.GenerateResponse:
+def _finished(generation: Generation, mode: pb.GenerationMode, reason: str) -> pb.GenerateResponse:
     session, statistics = generation.session, generation.session.statistics
     assert session.finish_reason is not None
     return pb.GenerateResponse(
         finished=pb.GenerateFinished(
             reason=wire.encode_finish_reason(session.finish_reason),
-            mode=_MODES[session.drafter],
-            mode_reason=session.drafter_lost_reason or no_drafter,
+            mode=mode,
+            mode_reason=reason,
             text=generation.final_text,
             usage=pb.Usage(
                 num_prompt_tokens=session.line.num_prompt_tokens, num_generated_tokens=generation.num_emitted

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from outrider.telemetry.logging import set_up_logging
+import os
 
 from draft_service.config import DraftConfig
 from draft_service.servicer import DraftServicer
+from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.setup import set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.worker.serving import run
 
@@ -14,7 +16,11 @@ def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = DraftConfig(_cli_parse_args=True, _cli_prog_name="python -m draft_service")  # pyright: ignore[reportCallIssue]
     set_up_logging("draft")
-    run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, DraftServicer())
+    telemetry = set_up("outrider-draft", environ=os.environ)
+    try:
+        run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, DraftServicer(telemetry))
+    finally:
+        telemetry.shut_down()
 
 
 if __name__ == "__main__":

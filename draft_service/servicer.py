@@ -8,21 +8,25 @@ from typing import Any
 
 from draft_service.drafter import Drafter, DraftEvent, Drafting
 from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
-from outrider.core.messages import DraftOpen
+from outrider.core.messages import DraftOpen, Window
 from outrider.core.validation import check_draft_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import EOF, reading
+from outrider.telemetry import names
+from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2, draft_pb2, draft_pb2_grpc
 from outrider.worker.outbox import Outbox
 from outrider.worker.startup import LoadedModel
+from outrider.worker.trace import SessionTrace
 
 
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     """One Draft stream is one session."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self._loaded: LoadedModel | None = None
         self._drafter: Drafter
         self._device: DeviceThread
@@ -44,13 +48,17 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         session = Drafting(opening, outbox)
         self._device.submit(partial(self._drafter.open, session))
         try:
-            async with reading(
-                context,
-                partial(self._on_command, session),
-                partial(self._device.submit, partial(self._drafter.finish, session)),
-            ):
-                while (stamped := await outbox.take()) is not None:
-                    await context.write(wire.encode_draft_event(stamped.event))
+            with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
+                async with reading(
+                    context,
+                    partial(self._on_command, session),
+                    partial(self._device.submit, partial(self._drafter.finish, session)),
+                ):
+                    while (stamped := await outbox.take()) is not None:
+                        await context.write(wire.encode_draft_event(stamped.event))
+                        if trace.records_steps and isinstance(stamped.event, Window):
+                            attributes = {names.STEP_NUM_NODES: len(stamped.event)}
+                            trace.step(names.SPAN_DRAFT_STEP, stamped.started_ns, stamped.ended_ns, attributes)
         finally:
             self._device.submit_close(partial(self._drafter.close, session))
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from outrider.telemetry.logging import set_up_logging
+import os
 
+from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.setup import set_up
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
 from outrider.worker.serving import run
 from verify_service.config import VerifyConfig
@@ -14,7 +16,11 @@ def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = VerifyConfig(_cli_parse_args=True, _cli_prog_name="python -m verify_service")  # pyright: ignore[reportCallIssue]
     set_up_logging("verify")
-    run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, VerifyServicer())
+    telemetry = set_up("outrider-verify", environ=os.environ)
+    try:
+        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, VerifyServicer(telemetry))
+    finally:
+        telemetry.shut_down()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
-from outrider.core.messages import VerifyOpen, Window
+from outrider.core.messages import Verdict, VerifyOpen, Window
 from outrider.core.session import EndDrafts
 from outrider.core.validation import check_verify_open
 from outrider.engine.device_thread import DeviceThread
@@ -16,9 +16,12 @@ from outrider.engine.loading import chat_template, tokenizer_file
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import EOF, reading
+from outrider.telemetry import names
+from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2, verify_pb2, verify_pb2_grpc
 from outrider.worker.outbox import Outbox
 from outrider.worker.startup import LoadedModel
+from outrider.worker.trace import SessionTrace
 from verify_service.verifier import Verification, Verifier, VerifyEvent
 
 TOKENIZER_CHUNK_BYTES = 1024 * 1024
@@ -28,7 +31,8 @@ TOKENIZER_CHUNK_BYTES = 1024 * 1024
 class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
     """One Verify stream is one session."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self._loaded: LoadedModel | None = None
         self._verifier: Verifier
         self._device: DeviceThread
@@ -50,13 +54,16 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
         session = Verification(opening, outbox)
         self._device.submit(partial(self._verifier.open, session))
         try:
-            async with reading(
-                context,
-                partial(self._on_command, session),
-                partial(self._device.submit, partial(self._verifier.end_drafts, session)),
-            ):
-                while (stamped := await outbox.take()) is not None:
-                    await context.write(wire.encode_verify_event(stamped.event))
+            with SessionTrace(self._telemetry, names.SPAN_VERIFY_SESSION, opening.session_id, opening.trace) as trace:
+                async with reading(
+                    context,
+                    partial(self._on_command, session),
+                    partial(self._device.submit, partial(self._verifier.end_drafts, session)),
+                ):
+                    while (stamped := await outbox.take()) is not None:
+                        await context.write(wire.encode_verify_event(stamped.event))
+                        if trace.records_steps and isinstance(stamped.event, Verdict):
+                            _record(trace, stamped.event, stamped.started_ns, stamped.ended_ns)
         finally:
             self._device.submit_close(partial(self._verifier.close, session))
 
@@ -103,3 +110,12 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
         if self._loaded is None:
             raise WorkerUnavailableError("the verify service is still loading its model; try again when it is ready")
         return self._loaded
+
+
+def _record(trace: SessionTrace, verdict: Verdict, started_ns: int, ended_ns: int) -> None:
+    attributes = {
+        names.ROUND_POSITION: verdict.position,
+        names.ROUND_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
+        names.ROUND_NUM_ACCEPTED: verdict.num_accepted,
+    }
+    trace.step(names.SPAN_VERIFY_STEP, started_ns, ended_ns, attributes)

@@ -39,7 +39,7 @@ _VISIBLE: Final = {
 class Display:
     """Writes a generation to a console as its events come.
 
-    Where the console is no terminal, the generated text is all that is written, byte for byte.
+    Where the console is no terminal, the generated text is all that is written, as it is, and a newline at its end.
     """
 
     def __init__(self, console: Console, prompt: str = "") -> None:

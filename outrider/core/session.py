@@ -55,6 +55,7 @@ class Emit:
     origins: Sequence[TokenOrigin]
     rolled_back: bool
     num_draft_tokens: int
+    num_accepted: int
     logprobs: Sequence[TokenLogprobs]
 
 
@@ -149,6 +150,7 @@ class Session:
             origins=_origins(verdict)[num_known:],
             rolled_back=rolled_back,
             num_draft_tokens=verdict.num_draft_tokens,
+            num_accepted=verdict.num_accepted,
             logprobs=verdict.logprobs[num_known:],
         )
         self._count(verdict, emit)

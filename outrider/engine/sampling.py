@@ -137,7 +137,7 @@ class Sampler:
         for _ in range(min(width, remaining.shape[-1])):
             # Not torch.topk, whose order among equals is undefined.
             best, index = remaining.max(-1, keepdim=True)
-            log_prob = (candidates.scores.gather(-1, index) - log_norms).clamp_(max=0.0).float()
+            log_prob = (candidates.scores.gather(-1, index) - log_norms).float()
             picks.append(candidates.tokens_at(index))
             log_probs.append(log_prob.where(best > -math.inf, -math.inf))
             remaining.scatter_(-1, index, -math.inf)

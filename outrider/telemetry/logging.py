@@ -1,4 +1,4 @@
-"""Logs: JSON lines for machines, colours for people, on stderr. Both show our own records and those of the libraries."""
+"""Logs on stderr, JSON lines for machines and colours for people: our own records and those of the libraries."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ CONTENT_KEYS: Final = frozenset(
 def set_up_logging(service_name: str, json: bool) -> None:
     """Makes structlog and the standard library log to stderr from INFO up, replacing earlier handlers.
 
-    `json`: one JSON object per line, else coloured text; a service asks for it when stderr is not a terminal. Each record
-    carries the service's name and what `structlog.contextvars.bind_contextvars` has bound, for example a session's name.
+    `json`: one JSON object per line, else coloured text; a service asks for it when stderr is not a terminal. Each
+    record carries the service's name and what `structlog.contextvars.bind_contextvars` has bound, such as a session's.
     """
 
     def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
@@ -40,7 +40,6 @@ def set_up_logging(service_name: str, json: bool) -> None:
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
     )
     # Plain tracebacks in both: structlog's richer ones print local variables, and prompts with them.
     rendering: list[Processor] = (

@@ -59,9 +59,9 @@ class Instruments:
         self._time_to_first_token.record(seconds, _labels(model))
 
     def record_request(self, seconds: float, *, model: str, error_type: str | None = None) -> None:
-        """A request ended, `seconds` after its arrival; `error_type` names the class of the error that ended it, if one did.
+        """A request ended, `seconds` after its arrival; `error_type` is the class of the error that ended it, if any.
 
-        Both labels come from closed sets, never from the caller's request.
+        Both labels come from closed sets, never from what a caller sent.
         """
         labels = _labels(model)
         if error_type is not None:

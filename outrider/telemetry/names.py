@@ -1,7 +1,8 @@
 """Every name of a span, an attribute or a metric.
 
-The `gen_ai.*` names follow OpenTelemetry's conventions for generative AI, which are in development: they stand here rather
-than in a library, so that they change only when we change them. The conventions know no speculation: that is `outrider.*`.
+The `gen_ai.*` names follow OpenTelemetry's conventions for generative AI, which are in development: they stand here
+rather than in a library, so that they change only when we change them. The conventions know no speculation, so that is
+`outrider.*`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ SPAN_VERIFY_SESSION: Final = "verify session"
 SPAN_PREFILL: Final = "prefill"
 """Reading of a session's line by a model."""
 SPAN_DRAFT_STEP: Final = "draft step"
-"""One forward pass of the draft model for one session."""
+"""The forward passes of the draft model behind one window of nodes."""
 SPAN_VERIFY_STEP: Final = "verify step"
 """One forward pass of the target model for one session: a round, seen by the verifier."""
 SPAN_ROUND: Final = "round"
@@ -74,7 +75,7 @@ ROUND_NUM_DRAFT_TOKENS: Final = "outrider.round.num_draft_tokens"
 ROUND_NUM_ACCEPTED: Final = "outrider.round.num_accepted"
 ROUND_ROLLED_BACK: Final = "outrider.round.rolled_back"
 STEP_NUM_NODES: Final = "outrider.step.num_nodes"
-"""Tree nodes of the session that a step computed."""
+"""Nodes that came of the step."""
 
 # --- metrics
 

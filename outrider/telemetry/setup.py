@@ -48,11 +48,11 @@ class Telemetry:
     _meter_provider: MeterProvider | None
 
     def records_rounds(self, span: Span) -> bool:
-        """Whether `span` shall get a child for each round. Ask once per request, before gathering what they would say."""
+        """Whether `span` shall get a child for each round: to be asked before gathering what such a child would say."""
         return self.detail is TraceDetail.ROUND and span.is_recording()
 
     def shut_down(self) -> None:
-        """Sends what is left and ends the export. Blocks: up to OTEL_EXPORTER_OTLP_TIMEOUT if the collector is not there."""
+        """Sends what is left and ends the export. Blocks for OTEL_EXPORTER_OTLP_TIMEOUT if no collector answers."""
         if self._tracer_provider is not None:
             self._tracer_provider.shutdown()
         if self._meter_provider is not None:
@@ -68,10 +68,10 @@ def set_up(
 ) -> Telemetry:
     """Reads `environ` and builds the telemetry of one service.
 
-    Traces go to OTLP over HTTP if OTEL_TRACES_EXPORTER says `otlp`, or says nothing and an OTLP endpoint is set; to stdout
-    if it says `console`. OTEL_METRICS_EXPORTER does the same for metrics. OTEL_SDK_DISABLED turns all off. Endpoints,
-    sampler and batching are read by the OpenTelemetry SDK from its own variables. `span_exporter` and `metric_reader`
-    take the place of what the variables choose; spans reach such an exporter as they end.
+    Traces go to OTLP over HTTP if OTEL_TRACES_EXPORTER says `otlp`, or says nothing and an OTLP endpoint is set; to
+    stdout if it says `console`. OTEL_METRICS_EXPORTER does the same for metrics. OTEL_SDK_DISABLED turns all off.
+    Endpoints, sampler and batching are read by the OpenTelemetry SDK from its own variables. `span_exporter` and
+    `metric_reader` take the place of what the variables choose; spans reach such an exporter as they end.
 
     Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL.
     """
@@ -132,7 +132,7 @@ def _metric_reader(environ: Mapping[str, str]) -> MetricReader | None:
 
 
 def _exporter(environ: Mapping[str, str], signal: str) -> str:
-    """`otlp`, `console` or `none`. A name that we do not know is ignored with a warning, as the specification demands."""
+    """`otlp`, `console` or `none`. Any other name is ignored with a warning, as the specification demands."""
     variable = f"OTEL_{signal}_EXPORTER"
     chosen = environ.get(variable, "").strip().lower()
     if not chosen:

@@ -66,7 +66,7 @@ async def test_a_pipe_gets_the_generated_text_and_nothing_else() -> None:
 
 async def test_a_terminal_shows_prompt_text_and_rollback_where_they_belong() -> None:
     _, shown = await displayed(terminal())
-    assert Text.from_ansi(shown).plain == f"import os\ndef walk(top){ROLLBACK_MARK}:\n!"
+    assert Text.from_ansi(shown).plain == f"import os\ndef walk(top){ROLLBACK_MARK}:\n!\n"
 
 
 @pytest.mark.parametrize("no_color", [False, True])
@@ -95,7 +95,7 @@ async def test_a_model_cannot_steer_the_terminal() -> None:
     hostile = "\x1b[2J\x07\x9b31m\rok"
     script = [started(), tokens(2, (1, hostile, pb.TOKEN_ORIGIN_TARGET)), finished(1, text="")]
     _, shown = await displayed(terminal(), ScriptedCoordinator(script))
-    assert Text.from_ansi(shown).plain == "import os\n␛[2J␇\ufffd31m␍ok\n".removesuffix("\n")
+    assert Text.from_ansi(shown).plain == "import os\n␛[2J␇\ufffd31m␍ok\n"
     _, piped = await displayed(pipe(), ScriptedCoordinator(script))
     assert piped == hostile + "\n"
 

@@ -20,6 +20,7 @@ from draft_service.config import DraftConfig
 from draft_service.servicer import DraftServicer
 from outrider.client import GenerationClient
 from outrider.rpc.server import Server, Service
+from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
@@ -28,6 +29,8 @@ from outrider.worker.serving import WorkerServicer
 from outrider.worker.startup import LoadedModel, load
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
+
+SILENT = set_up("test", environ={})
 
 MODELS = Path(__file__).parents[2] / "models"
 
@@ -75,9 +78,11 @@ def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
 
 
 @asynccontextmanager
-async def worker(loaded: LoadedModel, *, draft: bool = False) -> AsyncIterator[RunningWorker]:
+async def worker(
+    loaded: LoadedModel, *, draft: bool = False, telemetry: Telemetry = SILENT
+) -> AsyncIterator[RunningWorker]:
     """Serves a loaded model as a verify worker, or as a draft worker."""
-    servicer: WorkerServicer = DraftServicer() if draft else VerifyServicer()
+    servicer: WorkerServicer = DraftServicer(telemetry) if draft else VerifyServicer(telemetry)
     name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
     add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server
     server = Server(Service(name, add, servicer))
@@ -95,7 +100,9 @@ async def worker(loaded: LoadedModel, *, draft: bool = False) -> AsyncIterator[R
 
 
 @asynccontextmanager
-async def coordinator(verify: str, draft: str, **settings: Any) -> AsyncIterator[Stack]:
+async def coordinator(
+    verify: str, draft: str, *, telemetry: Telemetry = SILENT, **settings: Any
+) -> AsyncIterator[Stack]:
     """A coordinator that has found its workers."""
     config = CoordinatorConfig(listen="127.0.0.1:0", verify=verify, draft=draft, **settings)
     found = asyncio.Event()
@@ -106,7 +113,7 @@ async def coordinator(verify: str, draft: str, **settings: Any) -> AsyncIterator
             found.set()
 
     workers = Workers(config.verify, config.draft, on_change)
-    servicer = GenerationServicer(config, workers)
+    servicer = GenerationServicer(config, workers, telemetry)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"
     workers.start()

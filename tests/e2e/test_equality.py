@@ -35,7 +35,9 @@ SAMPLED = SamplingParams(
 
 def prompts() -> list[str]:
     """Beginnings of standard library functions: what the bundled pair is about."""
-    functions = [member for _, member in inspect.getmembers(textwrap) + inspect.getmembers(json) + inspect.getmembers(inspect)]
+    functions = [
+        member for _, member in inspect.getmembers(textwrap) + inspect.getmembers(json) + inspect.getmembers(inspect)
+    ]
     sources = [inspect.getsource(member) for member in functions if inspect.isfunction(member)]
     return [source[: 40 + 17 * index] for index, source in enumerate(sources[:NUM_PROMPTS])]
 

@@ -197,7 +197,7 @@ def test_the_self_check_finds_what_is_wrong() -> None:
         ),
     ],
 )
-def test_models_without_the_attention_interface_are_refused_in_words(model) -> None:  # noqa: ANN001
+def test_models_without_the_attention_interface_are_refused_in_words(model) -> None:
     with pytest.raises(UnsupportedModelError, match="attention"):
         Engine(model().eval(), max_sessions=1, max_context=64)
 

@@ -275,6 +275,8 @@ def test_a_slot_keeps_nothing_of_the_session_before():
     rows = [Row(0, position) for position in range(10)]
     for params in (GREEDY, WARM, PENALIZED, EVERYTHING):
         sampler = opened(EVERYTHING)
+        sampler.open(0, EVERYTHING, [250, 251], [252])
+        sampler.commit(0, [253])
         sampler.close(0)
         sampler.close(0)
         sampler.open(0, params, PROMPT, OUTPUT)
@@ -318,6 +320,15 @@ def test_every_pair_of_kinds_goes_together():
     for first in range(len(ALL_KINDS)):
         for second in range(first):
             assert_equal_one_by_one(sampler, random_logits(2, seed=first), [Row(first, 9), Row(second, 30)])
+
+
+def test_a_neighbour_with_top_p_costs_a_row_no_unlikely_token():
+    """Beside a token of probability 1 - 1e-17, sums round to 1 at once; only top-p may draw a conclusion from that."""
+    sampler = opened(WARM, SamplingParams(temperature=1.0, top_p=0.7))
+    logits = random_logits(2)
+    logits[0, 9] = 60.0
+    proposals, _ = sampler.propose(logits, [Row(0, 10), Row(1, 10)], 4)
+    assert [proposals[0]] == sampler.propose(logits[:1], [Row(0, 10)], 4)[0]
 
 
 def test_the_first_proposal_is_the_choice():

@@ -1,0 +1,161 @@
+"""Services as sub-processes: readiness, logs, a clean stop, a death in words, and no orphan ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+
+import pytest
+
+from outrider.cli.child import Child, Observer, Phase, ServiceDiedError
+from outrider.cli.up import HOST, PortTakenError, Running, UpOptions, services
+from tests.cli.stub_service import NAME
+
+
+class Record(Observer):
+    """Remembers everything; `logged` and `noticed` are set when something comes in."""
+
+    def __init__(self) -> None:
+        self.phases: list[Phase] = []
+        self.lines: list[str] = []
+        self.notices: asyncio.Queue[str] = asyncio.Queue()
+        self.deaf = asyncio.Event()
+
+    def phase(self, name: str, phase: Phase) -> None:
+        if not self.phases or self.phases[-1] is not phase:
+            self.phases.append(phase)
+
+    def log(self, name: str, line: str) -> None:
+        self.lines.append(line)
+        if line == "stub is deaf":
+            self.deaf.set()
+
+    def notice(self, text: str) -> None:
+        self.notices.put_nowait(text)
+
+
+def stub(record: Record, manner: str = "obey", name: str = "draft") -> Child:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        address = f"{HOST}:{probe.getsockname()[1]}"
+    command = ["tests.cli.stub_service", address, manner]
+    return Child(name, command, address=address, health_service=NAME, observer=record)
+
+
+@contextlib.asynccontextmanager
+async def started(*children: Child) -> AsyncIterator[None]:
+    try:
+        for child in children:
+            await child.start()
+        yield
+    finally:
+        for child in children:
+            await child.kill()
+
+
+async def test_a_service_becomes_ready_and_stops_cleanly() -> None:
+    record = Record()
+    child = stub(record)
+    async with started(child):
+        await child.ready()
+        await child.stop()
+        assert child.end.result() == 0
+    assert record.lines[:2] == ["stub starts", "stub loads"]
+    assert record.lines[-1] == "stub drained"
+    assert record.phases[0] is Phase.STARTING
+    assert record.phases[-3:] == [Phase.READY, Phase.STOPPING, Phase.ENDED]
+
+
+async def test_a_service_that_dies_at_start_says_why() -> None:
+    child = stub(Record(), "refuse")
+    async with started(child):
+        with pytest.raises(ServiceDiedError, match=r"exit code 3.*\n.*\n.*\n  stub cannot serve: no such model"):
+            await child.ready()
+
+
+async def test_a_cancelled_stop_kills() -> None:
+    """The second Ctrl-C."""
+    record = Record()
+    child = stub(record, "deaf")
+    async with started(child):
+        await record.deaf.wait()
+        stopping = asyncio.create_task(child.stop())
+        await asyncio.sleep(0)
+        stopping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopping
+        assert not child.end.done()
+        await child.kill()
+        assert child.end.result() == -signal.SIGKILL
+
+
+async def test_the_drafter_can_be_missed_and_the_verifier_cannot() -> None:
+    record = Record()
+    coordinator, verify, draft = (stub(record, name=name) for name in ("coordinator", "verify", "draft"))
+    async with started(coordinator, verify, draft):
+        await asyncio.gather(coordinator.ready(), verify.ready(), draft.ready())
+        failure = asyncio.create_task(Running(coordinator, verify, draft, record).fail())
+        await draft.kill()
+        assert "The others go on" in await record.notices.get()
+        assert not failure.done()
+        await verify.kill()
+        with pytest.raises(ServiceDiedError, match="the verify service was killed by signal 9"):
+            await failure
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a way to wait for a process that is not a child")
+async def test_a_service_ends_with_a_starter_that_is_killed() -> None:
+    starter = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        "import asyncio\n"
+        "from tests.cli.test_children import Record, stub\n"
+        "async def main():\n"
+        "    child = stub(Record(), 'deaf')\n"
+        "    await child.start()\n"
+        "    await child.ready()\n"
+        "    print(child._process.pid, flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())",
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert starter.stdout is not None
+    pid = int(await starter.stdout.readline())
+    handle = os.pidfd_open(pid)
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_reader(handle, ended.set)
+    try:
+        assert not ended.is_set()
+        starter.kill()
+        await starter.wait()
+        await ended.wait()
+    finally:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+
+
+async def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
+    record = Record()
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        options = UpOptions(target="nowhere", draft=None, port=0, draft_port=0, verify_port=port)
+        with pytest.raises(PortTakenError, match=rf"{port}.*--verify-port"):
+            async with services(options, record):
+                pass
+    assert record.phases == []
+
+
+async def test_a_model_that_is_missing_ends_everything_with_the_reason() -> None:
+    record = Record()
+    options = UpOptions(target="/nowhere/at/all", draft=None, port=0, draft_port=0, verify_port=0)
+    with pytest.raises(ServiceDiedError, match="/nowhere/at/all"):
+        async with services(options, record):
+            pass
+    assert Phase.READY not in record.phases

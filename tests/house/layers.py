@@ -1,0 +1,211 @@
+"""The rules of the house, checked on the syntax tree of each source file. See the layers in `docs/map.md`."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+FILE_LINES_MAX = 400
+"""A longer file holds more than one idea."""
+
+VAGUE_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
+"""Names of files that say nothing about what is in them."""
+
+PRODUCT = frozenset({"outrider", "draft_service", "verify_service", "coordinator"})
+"""Top-level folders that are installed and run."""
+
+GENERATED = PurePosixPath("outrider/v1")
+"""Made by protoc; no rule applies."""
+
+
+class Layer(NamedTuple):
+    """What the modules of one package may import besides themselves and the standard library."""
+
+    layers: frozenset[str] = frozenset()
+    packages: frozenset[str] = frozenset()
+    """Top-level names of installed packages."""
+    forbidden: frozenset[str] = frozenset()
+    """Modules of the standard library that it must do without."""
+
+
+def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
+    return Layer(
+        frozenset({"outrider", *(f"outrider.{name}" for name in layers.split())}),
+        frozenset(packages.split()),
+        frozenset(forbidden.split()),
+    )
+
+
+_GRPC = "grpc grpc_health grpc_reflection grpc_status google"
+_ENGINE = "torch transformers safetensors huggingface_hub"
+_SETTINGS = "pydantic pydantic_settings structlog"
+_CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
+
+LAYERS = {
+    "outrider": _layer(),
+    "outrider.core": _layer(forbidden=_CLOCKS_CHANCE_AND_IO),
+    "outrider.engine": _layer("core", _ENGINE, forbidden="asyncio"),
+    "outrider.rpc": _layer("core v1", _GRPC),
+    "outrider.telemetry": _layer("core", "opentelemetry structlog"),
+    "outrider.worker": _layer("core engine rpc telemetry v1", f"{_ENGINE} {_GRPC} {_SETTINGS} tokenizers"),
+    "outrider.client": _layer("core rpc v1", _GRPC),
+    "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} {_SETTINGS} typer rich"),
+    "draft_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SETTINGS}"),
+    "verify_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SETTINGS}"),
+    "coordinator": _layer("core rpc telemetry v1", f"{_GRPC} {_SETTINGS} tokenizers"),
+}
+"""Imports go down only, and siblings never import one another. Torch stays away from everything but the workers."""
+
+_MESSAGE_PACKAGES = frozenset({"outrider.rpc", "outrider.client", "outrider.cli"})
+_MESSAGE_FILES = frozenset({"servicer.py", "request.py"})
+"""Where protobuf messages may be seen: at the wire. Stubs and registrars (`_pb2_grpc`) hold none."""
+
+_ENVIRONMENT_FILES = frozenset({"__main__.py", "config.py"})
+
+_UNSAFE_MODULES = frozenset({"pickle", "cPickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"})
+
+_FORBIDDEN_NAMES = {
+    "torch.load": "unpickles; load safetensors",
+    "time.sleep": "waits without a reason; wait for the event itself",
+    "asyncio.sleep": "waits without a reason; wait for the event itself",
+}
+
+_ENVIRONMENT_NAMES = frozenset({"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.unsetenv"})
+
+
+class Violation(NamedTuple):
+    """One breach of a rule."""
+
+    path: PurePosixPath
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.text}"
+
+
+class _Import(NamedTuple):
+    line: int
+    module: str
+    """The module, or the name in it, by its full dotted name."""
+
+
+def check(path: PurePosixPath, source: str) -> list[Violation]:
+    """All breaches in the file that stands at `path`, relative to the repository's root, and reads `source`."""
+    if path.is_relative_to(GENERATED):
+        return []
+    found = list(_check_file(path, source))
+    if path.parts[0] in PRODUCT:
+        tree = ast.parse(source)
+        imports = list(_imports(path, tree))
+        found += _check_imports(path, imports)
+        found += _check_names(path, tree)
+    return found
+
+
+def _check_file(path: PurePosixPath, source: str) -> Iterator[Violation]:
+    num_lines = len(source.splitlines())
+    if num_lines > FILE_LINES_MAX:
+        yield Violation(path, num_lines, f"has {num_lines} lines; at most {FILE_LINES_MAX} are allowed")
+    if path.stem in VAGUE_NAMES or path.parent.name in VAGUE_NAMES:
+        yield Violation(path, 1, "has a name that says nothing about what is in it")
+
+
+def _check_imports(path: PurePosixPath, imports: list[_Import]) -> Iterator[Violation]:
+    own = _layer_of(".".join(path.with_suffix("").parts))
+    if own is None or (own == "outrider" and path.name != "__init__.py"):
+        yield Violation(path, 1, "belongs to no layer; give its package a row in LAYERS")
+        return
+    rules = LAYERS[own]
+    for line, module in imports:
+        top = module.split(".")[0]
+        target = _layer_of(module)
+        if top in PRODUCT:
+            if target != own and target not in rules.layers:
+                yield Violation(path, line, f"{own} must not import {module}")
+        elif top in sys.stdlib_module_names:
+            if top in rules.forbidden:
+                yield Violation(path, line, f"{own} must do without {top}")
+        elif top not in rules.packages:
+            yield Violation(path, line, f"{own} must not import {top}")
+        if top in _UNSAFE_MODULES:
+            yield Violation(path, line, f"{top} runs what it reads")
+        at_the_wire = own in _MESSAGE_PACKAGES or path.name in _MESSAGE_FILES
+        if not at_the_wire and any(part.endswith("_pb2") for part in module.split(".")):
+            yield Violation(path, line, f"protobuf messages stop at the wire; {path.name} must not import {module}")
+
+
+def _check_names(path: PurePosixPath, tree: ast.Module) -> Iterator[Violation]:
+    full_name_of = {
+        alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    } | {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name | ast.Attribute):
+            name = _dotted(node, full_name_of)
+            if name in _FORBIDDEN_NAMES:
+                yield Violation(path, node.lineno, f"{name} {_FORBIDDEN_NAMES[name]}")
+            if name in _ENVIRONMENT_NAMES and path.name not in _ENVIRONMENT_FILES:
+                yield Violation(path, node.lineno, "the environment is read in __main__.py and config.py alone")
+        elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
+            if not (isinstance(node.value, ast.Constant) and node.value.value is False):
+                yield Violation(path, node.value.lineno, "code from a model folder is never run")
+        elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":
+            yield Violation(path, node.lineno, "code from a model folder is never run")
+
+
+def _imports(path: PurePosixPath, tree: ast.Module) -> Iterator[_Import]:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (_Import(node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=module, names=names, level=level):
+                package = path.parts[: len(path.parts) - level] if level else ()
+                base = ".".join((*package, *([module] if module else ())))
+                yield from (_Import(node.lineno, f"{base}.{alias.name}") for alias in names)
+            case ast.Call(args=[ast.Constant(value=str(module)), *_]) if _called(node) in {
+                "import_module",
+                "__import__",
+            }:
+                yield _Import(node.lineno, module)
+            case _:
+                pass
+
+
+def _called(call: ast.Call) -> str:
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case _:
+            return ""
+
+
+def _dotted(node: ast.expr, full_name_of: dict[str, str]) -> str:
+    match node:
+        case ast.Name(id=name):
+            return full_name_of.get(name, name)
+        case ast.Attribute(value=value, attr=attr):
+            return f"{_dotted(value, full_name_of)}.{attr}"
+        case _:
+            return ""
+
+
+def _layer_of(module: str) -> str | None:
+    """The layer that a dotted name belongs to: the longest row of LAYERS that it starts with."""
+    parts = module.split(".")
+    if parts[:2] == ["outrider", "v1"]:
+        return "outrider.v1"
+    for length in (2, 1):
+        if ".".join(parts[:length]) in LAYERS:
+            return ".".join(parts[:length])
+    return None

@@ -1,0 +1,58 @@
+"""Instruments as a reader sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+from outrider.core.statistics import SpeculationStatistics
+from outrider.telemetry import names
+from outrider.telemetry.setup import set_up
+
+
+def points(reader: InMemoryMetricReader) -> dict[str, list[Any]]:
+    data = reader.get_metrics_data()
+    assert data is not None
+    [resource] = data.resource_metrics
+    [scope] = resource.scope_metrics
+    return {metric.name: list(metric.data.data_points) for metric in scope.metrics}
+
+
+def test_counts_add_up_over_requests() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
+    statistics = SpeculationStatistics(
+        num_rounds=3, num_draft_tokens=12, num_accepted_tokens=7, num_rollbacks=2, num_stale_nodes=5
+    )
+    instruments.count(statistics)
+    instruments.count(statistics)
+    assert {name: [point.value for point in each] for name, each in points(reader).items()} == {
+        names.METRIC_ROUNDS: [6],
+        names.METRIC_DRAFT_TOKENS: [24],
+        names.METRIC_ACCEPTED_TOKENS: [14],
+        names.METRIC_ROLLBACKS: [4],
+        names.METRIC_STALE_NODES: [10],
+    }
+
+
+def test_milliseconds_fall_into_buckets_of_their_own() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
+    for milliseconds in (1.5, 2.5, 4, 6, 9):
+        instruments.record_first_token(milliseconds / 1000, model="target")
+    [first_token] = points(reader)[names.METRIC_TIME_TO_FIRST_TOKEN]
+    assert max(first_token.bucket_counts) == 1
+    assert first_token.count == 5
+
+
+def test_failed_requests_are_told_apart() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
+    instruments.record_request(0.5, model="target")
+    instruments.record_request(0.1, model="target", error_type="SlotsExhaustedError")
+    durations = points(reader)[names.METRIC_REQUEST_DURATION]
+    assert {point.attributes.get(names.ERROR_TYPE): point.sum for point in durations} == {
+        None: 0.5,
+        "SlotsExhaustedError": 0.1,
+    }
