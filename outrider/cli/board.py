@@ -19,7 +19,7 @@ _STYLES: Final[Mapping[str, str]] = {"coordinator": "cyan", "draft": "green", "v
 
 _NAME_WIDTH: Final = max(map(len, _STYLES))
 
-_PHASE_STYLES: Final[Mapping[Phase, str]] = {Phase.READY: "bold green", Phase.ENDED: "bold red"}
+_PHASE_STYLES: Final[Mapping[Phase, str]] = {Phase.READY: "bold green"}
 
 _FRAMES_PER_SECOND: Final = 8
 """How often the spinners move while services start."""
@@ -96,5 +96,5 @@ class Board(Observer):
 
 
 def _prefixed(name: str, line: str, style: str = "") -> Text:
-    text = Text(f"{name:<{_NAME_WIDTH}} │ ", _STYLES.get(name, ""))
-    return text.append_text(Text.from_ansi(line) if not style else Text(line, style))
+    prefix = (f"{name:<{_NAME_WIDTH}} │ ", _STYLES.get(name, ""))
+    return Text.assemble(prefix, (line, style) if style else Text.from_ansi(line))

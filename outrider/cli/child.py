@@ -14,6 +14,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from outrider.cli.record import readable
 from outrider.core.errors import OutriderError
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
@@ -163,9 +164,10 @@ class Child:
         return exit_code
 
     async def _read_log(self, stream: asyncio.StreamReader) -> None:
-        async for line in _lines(stream):
-            self._tail.append(line)
-            self._observer.log(self.name, line)
+        async for record in _lines(stream):
+            for line in readable(record).splitlines():
+                self._tail.append(line)
+                self._observer.log(self.name, line)
 
 
 async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[str]:

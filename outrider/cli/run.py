@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -17,6 +18,9 @@ from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
 from outrider.cli.up import UpOptions, services
 from outrider.core.errors import OutriderError
+
+_WARM_UP_TOKENS = 8
+"""Tokens of a generation before those that are compared, so that the first of them does not pay for first-time work."""
 
 
 def until_signalled(main: Coroutine[Any, Any, None]) -> bool:
@@ -63,6 +67,7 @@ async def run(options: UpOptions, request: Request, out: Console, err: Console) 
     board.begin()
     try:
         async with services(options, board) as running:
+            await generate(replace(request, max_tokens=_WARM_UP_TOKENS), running.coordinator)
             board.settle()
             prompt = request.prompt if isinstance(request.prompt, str) else ""
             answer = await generate(request, running.coordinator, Display(out, prompt))

@@ -144,13 +144,14 @@ class Session:
         growth = self.tree.commit(new)
         rolled_back = not growth.followed and self.drafter is DrafterState.ACTIVE
         num_known = len(verdict.token_ids) - len(new)
+        origins = _origins(verdict)[num_known:]
         emit = Emit(
             position=verdict.position + num_known,
             token_ids=new,
-            origins=_origins(verdict)[num_known:],
+            origins=origins,
             rolled_back=rolled_back,
             num_draft_tokens=verdict.num_draft_tokens,
-            num_accepted=verdict.num_accepted,
+            num_accepted=origins.count(TokenOrigin.ACCEPTED),
             logprobs=verdict.logprobs[num_known:],
         )
         self._count(verdict, emit)
@@ -173,17 +174,16 @@ class Session:
 
     def _count(self, verdict: Verdict, emit: Emit) -> None:
         statistics = self.statistics
-        num_accepted = emit.origins.count(TokenOrigin.ACCEPTED)
         statistics.num_rounds += 1
         statistics.num_draft_tokens += verdict.num_draft_tokens
-        statistics.num_accepted_tokens += num_accepted
+        statistics.num_accepted_tokens += emit.num_accepted
         statistics.num_committed_tokens += len(emit.token_ids)
         statistics.num_rollbacks += emit.rolled_back
         statistics.num_stale_nodes += verdict.num_stale_nodes
         statistics.verify_ms += verdict.verify_ms
         statistics.verify_wait_ms += verdict.wait_ms
         statistics.drafted_by_round.append(verdict.num_draft_tokens)
-        statistics.accepted_by_round.append(num_accepted)
+        statistics.accepted_by_round.append(emit.num_accepted)
 
 
 def _origins(verdict: Verdict) -> list[TokenOrigin]:

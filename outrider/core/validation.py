@@ -135,6 +135,7 @@ def check_draft_open(opening: DraftOpen, vocab_size: int, max_context: int) -> N
         "open.max_run_ahead",
         f"must be between the tree width and {RUN_AHEAD_MAX}",
     )
+    found.check(opening.vocab_size >= 1, "open.vocab_size", "must be the number of token ids that the target knows")
     found.raise_if_any()
 
 

@@ -1,4 +1,4 @@
-"""A service with health alone, to be started as a sub-process: `python -m tests.cli.stub_service HOST:PORT [refuse|deaf]`"""
+"""A service with health alone, to be started by `python -m tests.cli.stub_service HOST:PORT obey|refuse|deaf`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import sys
 
 from outrider.rpc.server import Server, Service
+from outrider.v1 import draft_pb2_grpc
 
 NAME = "outrider.v1.DraftService"
 
@@ -16,7 +17,8 @@ async def main(listen: str, manner: str) -> None:
     if manner == "refuse":
         print("stub cannot serve: no such model", file=sys.stderr)
         sys.exit(3)
-    server = Server(Service(NAME, lambda servicer, server: None, object()))
+    servicer = draft_pb2_grpc.DraftServiceServicer()
+    server = Server(Service(NAME, draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer))
     await server.start(listen)
     server.set_ready(True)
     if manner == "deaf":

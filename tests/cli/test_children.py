@@ -18,17 +18,20 @@ from tests.cli.stub_service import NAME
 
 
 class Record(Observer):
-    """Remembers everything; `logged` and `noticed` are set when something comes in."""
+    """Remembers everything."""
 
     def __init__(self) -> None:
         self.phases: list[Phase] = []
         self.lines: list[str] = []
         self.notices: asyncio.Queue[str] = asyncio.Queue()
         self.deaf = asyncio.Event()
+        self.stopping = asyncio.Event()
 
     def phase(self, name: str, phase: Phase) -> None:
         if not self.phases or self.phases[-1] is not phase:
             self.phases.append(phase)
+        if phase is Phase.STOPPING:
+            self.stopping.set()
 
     def log(self, name: str, line: str) -> None:
         self.lines.append(line)
@@ -83,9 +86,10 @@ async def test_a_cancelled_stop_kills() -> None:
     record = Record()
     child = stub(record, "deaf")
     async with started(child):
+        await child.ready()
         await record.deaf.wait()
         stopping = asyncio.create_task(child.stop())
-        await asyncio.sleep(0)
+        await record.stopping.wait()
         stopping.cancel()
         with pytest.raises(asyncio.CancelledError):
             await stopping

@@ -82,9 +82,10 @@ def test_a_repeated_window_is_not_relayed_and_not_counted() -> None:
 
 def test_stale_drafts_are_counted_and_not_relayed() -> None:
     session = new_session()
-    session.on_verdict(replace(verdict(3, 6), num_stale_nodes=0))
+    session.on_verdict(verdict(3, 6))
+    num_stale_nodes = session.statistics.num_stale_nodes
     assert session.on_drafted(DRAFTS) == []
-    assert session.statistics.num_stale_nodes == 3
+    assert session.statistics.num_stale_nodes == num_stale_nodes + 3
 
 
 def test_drafts_absorbed_on_the_way_are_relayed_from_where_they_are_news() -> None:
@@ -98,7 +99,9 @@ def test_a_verdict_along_the_drafts_is_a_commit() -> None:
     session.on_drafted(DRAFTS)
     send, emit = session.on_verdict(verdict(3, 1, 2, accepted=2, drafted=3))
     assert send == SendToDrafter(Commitment(3, (1, 2), rollback=False, verify_ms=5.0))
-    assert emit == Emit(3, (1, 2), [ACCEPTED, ACCEPTED], rolled_back=False, num_draft_tokens=3, logprobs=())
+    assert emit == Emit(
+        3, (1, 2), [ACCEPTED, ACCEPTED], rolled_back=False, num_draft_tokens=3, num_accepted=2, logprobs=()
+    )
     assert session.line.token_ids == [7, 8, 9, 1, 2]
 
 
@@ -153,6 +156,7 @@ def test_of_a_verdict_that_overlaps_the_line_only_the_news_counts() -> None:
     alternatives = tuple(TokenLogprobs(-float(token_id), (), ()) for token_id in (1, 2, 4))
     emit = only_emit(session.on_verdict(replace(overlapping, logprobs=alternatives)))
     assert (emit.position, emit.token_ids, emit.origins) == (4, (2, 4), [ACCEPTED, BONUS])
+    assert emit.num_accepted == 1
     assert emit.logprobs == alternatives[1:]
     assert session.statistics.num_committed_tokens == 3
     assert session.statistics.num_accepted_tokens == 1

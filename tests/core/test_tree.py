@@ -109,7 +109,7 @@ class TreeAgainstPaths(RuleBasedStateMachine):
         self.tree = SpeculationTree(0, 9)
         self.committed: tuple[int, ...] = (9,)
         self.live: set[tuple[int, ...]] = set()
-        self.path_of = {id(self.tree.root): self.committed}
+        self.path_of: dict[int, tuple[int, ...]] = {id(self.tree.root): self.committed}
         self.all_handles = [self.tree.root]
         return self.tree.root
 

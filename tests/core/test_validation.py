@@ -73,6 +73,8 @@ DRAFT_ONLY: list[tuple[str, Any, bool]] = [
     ("max_run_ahead", 1, False),
     ("max_run_ahead", RUN_AHEAD_MAX, True),
     ("max_run_ahead", RUN_AHEAD_MAX + 1, False),
+    ("vocab_size", 1, True),
+    ("vocab_size", 0, False),
 ]
 
 VERIFY_ONLY: list[tuple[str, Any, bool]] = [

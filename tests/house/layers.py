@@ -41,7 +41,7 @@ def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
 
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers safetensors huggingface_hub"
-_SETTINGS = "pydantic pydantic_settings structlog"
+_SERVICE = "pydantic pydantic_settings structlog opentelemetry"
 _CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 
 LAYERS = {
@@ -50,18 +50,21 @@ LAYERS = {
     "outrider.engine": _layer("core", _ENGINE, forbidden="asyncio"),
     "outrider.rpc": _layer("core v1", _GRPC),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
-    "outrider.worker": _layer("core engine rpc telemetry v1", f"{_ENGINE} {_GRPC} {_SETTINGS} tokenizers"),
+    "outrider.worker": _layer("core engine rpc telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"),
     "outrider.client": _layer("core rpc v1", _GRPC),
-    "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} {_SETTINGS} typer rich"),
-    "draft_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SETTINGS}"),
-    "verify_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SETTINGS}"),
-    "coordinator": _layer("core rpc telemetry v1", f"{_GRPC} {_SETTINGS} tokenizers"),
+    "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich"),
+    "draft_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "verify_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "coordinator": _layer("core rpc telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
 }
 """Imports go down only, and siblings never import one another. Torch stays away from everything but the workers."""
 
 _MESSAGE_PACKAGES = frozenset({"outrider.rpc", "outrider.client", "outrider.cli"})
 _MESSAGE_FILES = frozenset({"servicer.py", "request.py"})
 """Where protobuf messages may be seen: at the wire. Stubs and registrars (`_pb2_grpc`) hold none."""
+
+_TELEMETRY_INSIDES = ("opentelemetry.sdk", "opentelemetry.exporter")
+"""Who makes spans needs OpenTelemetry's interface alone; what becomes of them is decided in one place."""
 
 _ENVIRONMENT_FILES = frozenset({"__main__.py", "config.py"})
 
@@ -131,6 +134,8 @@ def _check_imports(path: PurePosixPath, imports: list[_Import]) -> Iterator[Viol
                 yield Violation(path, line, f"{own} must do without {top}")
         elif top not in rules.packages:
             yield Violation(path, line, f"{own} must not import {top}")
+        if module.startswith(_TELEMETRY_INSIDES) and own != "outrider.telemetry":
+            yield Violation(path, line, f"telemetry is set up in outrider.telemetry; {own} must not import {module}")
         if top in _UNSAFE_MODULES:
             yield Violation(path, line, f"{top} runs what it reads")
         at_the_wire = own in _MESSAGE_PACKAGES or path.name in _MESSAGE_FILES

@@ -86,6 +86,8 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
         ("coordinator/a.py", "from transformers import AutoTokenizer", "must not import transformers"),
         ("coordinator/a.py", "import outrider.engine", "must not import outrider.engine"),
         ("coordinator/a.py", "import outrider.worker", "must not import outrider.worker"),
+        ("coordinator/a.py", "from opentelemetry.sdk.trace import TracerProvider", "set up in outrider.telemetry"),
+        ("outrider/core/a.py", "from opentelemetry import trace", "must not import opentelemetry"),
         # Siblings.
         ("coordinator/a.py", "import draft_service", "must not import draft_service"),
         ("draft_service/a.py", "from verify_service import verifier", "must not import verify_service"),
@@ -140,6 +142,8 @@ def test_a_breach_is_found(path: str, source: str, message: str) -> None:
         ("coordinator/config.py", "import os\nos.environ['X']"),
         ("coordinator/servicer.py", "from outrider.v1 import generation_pb2"),
         ("coordinator/a.py", "from outrider.v1 import draft_pb2_grpc\nfrom outrider import PROTOCOL_VERSION"),
+        ("coordinator/a.py", "from opentelemetry.trace import Span"),
+        ("outrider/telemetry/a.py", "from opentelemetry.sdk.trace import TracerProvider"),
         ("draft_service/a.py", "import torch\nimport outrider.worker\nf(trust_remote_code=False)"),
         ("outrider/v1/common_pb2.py", "import pickle\n" * 500),
         ("tests/a.py", "import pickle, torch, time\ntime.sleep(1)" + "\n" * (FILE_LINES_MAX - 1)),

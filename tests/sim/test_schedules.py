@@ -12,6 +12,7 @@ from outrider.core import naming, tree
 from outrider.core.messages import FinishReason, TokenOrigin
 from outrider.core.session import DrafterState
 
+from .drafters import HonestDrafter
 from .scenario import Conduct, Scenario, draw_scenario
 from .world import World, paths
 
@@ -95,6 +96,7 @@ def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
         world.settle()
         if world.coordinator.finish_reason is not None:
             continue
+        assert isinstance(world.drafter, HonestDrafter)
         mirrors = (world.drafter.session, world.coordinator, world.verifier)
         assert len({tuple(mirror.line.token_ids) for mirror in mirrors}) == 1, f"schedule {seed}"
         drafter_paths, coordinator_paths, verifier_paths = (paths(mirror.tree) for mirror in mirrors)

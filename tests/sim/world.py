@@ -266,6 +266,7 @@ class World:
     def _emit(self, emit: Emit) -> None:
         assert emit.position == len(self.scenario.prompt) + len(self.emitted), "a gap or a repetition"
         assert len(emit.origins) == len(emit.token_ids)
+        assert emit.num_accepted == emit.origins.count(TokenOrigin.ACCEPTED) <= emit.num_draft_tokens
         self.emitted.extend(emit.token_ids)
         self.origins.extend(emit.origins)
         self._num_rollbacks += emit.rolled_back

@@ -8,7 +8,13 @@ A stream's messages are `encode_draft_command`, `encode_draft_event`, `encode_ve
 their counterparts. Windows, verdicts and commitments are lists of numbers from end to end: no object is made per node.
 """
 
-from outrider.rpc.wire.common import (
+from outrider.rpc.wire.draft import (
+    decode_draft_command,
+    decode_draft_event,
+    encode_draft_command,
+    encode_draft_event,
+)
+from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_finish_reason,
     decode_model_info,
@@ -23,12 +29,6 @@ from outrider.rpc.wire.common import (
     encode_token_logprobs,
     encode_token_origin,
     encode_trace,
-)
-from outrider.rpc.wire.draft import (
-    decode_draft_command,
-    decode_draft_event,
-    encode_draft_command,
-    encode_draft_event,
 )
 from outrider.rpc.wire.verify import (
     decode_verify_command,

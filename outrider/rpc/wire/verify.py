@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
 from outrider.core.session import EndDrafts
-from outrider.rpc.wire.common import (
+from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_finish_reason,
     decode_sampling,

@@ -1,4 +1,4 @@
-"""Messages that several services share."""
+"""Parts of messages that several streams share."""
 
 from __future__ import annotations
 
