@@ -19,6 +19,7 @@ from coordinator.workers import Workers
 from draft_service.config import DraftConfig
 from draft_service.servicer import DraftServicer
 from outrider.client import GenerationClient
+from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.server import Server, Service
 from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
@@ -40,8 +41,17 @@ class RunningWorker:
     """A worker's server in this process."""
 
     address: str
-    servicer: Any
+    loaded: LoadedModel
+    device: DeviceThread
     server: Server
+
+    async def all_slots_free(self) -> None:
+        """Returns when no session holds a slot; runs into the test's timeout if one stays."""
+        loop = asyncio.get_running_loop()
+        while self.loaded.engine.num_free_slots < self.loaded.engine.max_sessions:
+            turned = asyncio.Event()
+            self.device.submit(lambda turned=turned: loop.call_soon_threadsafe(turned.set))
+            await turned.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ async def worker(
     device.start()
     server.set_ready(True)
     try:
-        yield RunningWorker(f"127.0.0.1:{port}", servicer, server)
+        yield RunningWorker(f"127.0.0.1:{port}", loaded, device, server)
     finally:
         await server.stop(None)
         device.stop()
@@ -101,7 +111,7 @@ async def worker(
 
 @asynccontextmanager
 async def coordinator(
-    verify: str, draft: str, *, telemetry: Telemetry = SILENT, **settings: Any
+    verify: str, draft: str, *, telemetry: Telemetry = SILENT, wait_for_target: bool = True, **settings: Any
 ) -> AsyncIterator[Stack]:
     """A coordinator that has found its workers."""
     config = CoordinatorConfig(listen="127.0.0.1:0", verify=verify, draft=draft, **settings)
@@ -118,7 +128,8 @@ async def coordinator(
     address = f"127.0.0.1:{await server.start(config.listen)}"
     workers.start()
     try:
-        await found.wait()
+        if wait_for_target:
+            await found.wait()
         async with GenerationClient(address) as client:
             yield Stack(client, address, servicer, workers)
     finally:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,20 @@ import torch
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
-from outrider.core.errors import ModelMismatchError, OutriderError, UnsupportedModelError
-from outrider.core.messages import DraftOpen, VerifyOpen, Window
+from outrider.client import Started, Tokens
+from outrider.core.errors import (
+    InvalidRequestError,
+    ModelMismatchError,
+    OutriderError,
+    ProtocolViolationError,
+    SlotsExhaustedError,
+    UnsupportedModelError,
+)
+from outrider.core.messages import DraftOpen, VerifyFinished, VerifyOpen, Window
 from outrider.core.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
+from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import common_pb2, draft_pb2, draft_pb2_grpc, generation_pb2, generation_pb2_grpc, verify_pb2_grpc
 from outrider.v1.verify_pb2 import VerifyCommand
 from tests.e2e.answers import ask
@@ -181,41 +192,44 @@ def drafted(**fields: Any) -> VerifyCommand:
     return wire.encode_verify_command(Window(**window))
 
 
-async def status_of(stream: grpc.aio.StreamStreamCall, *commands: Any) -> grpc.StatusCode:
-    for command in commands:
-        await stream.write(command)
-    return await stream.code()
+async def refused(call: grpc.aio.StreamStreamCall, commands: list[Any], error: type[OutriderError]) -> None:
+    with OutgoingStream(call) as stream:
+        for command in commands:
+            await stream.send(command)
+        with pytest.raises(error):
+            async for _ in stream.responses():
+                pass
 
 
 BAD_DRAFT_STREAMS = {
-    "a commit before open": ([commit(3, 1)], grpc.StatusCode.FAILED_PRECONDITION),
-    "an empty command": ([draft_pb2.DraftCommand()], grpc.StatusCode.FAILED_PRECONDITION),
-    "open twice": ([draft_open(), draft_open()], grpc.StatusCode.FAILED_PRECONDITION),
-    "a gap in the line": ([draft_open(), commit(9, 1)], grpc.StatusCode.FAILED_PRECONDITION),
-    "a contradiction": ([draft_open(), commit(1, 9, 9)], grpc.StatusCode.FAILED_PRECONDITION),
-    "a committed id out of range": ([draft_open(), commit(3, VOCAB_SIZE)], grpc.StatusCode.FAILED_PRECONDITION),
-    "an empty line": ([draft_open(token_ids=[])], grpc.StatusCode.INVALID_ARGUMENT),
-    "a line id out of range": ([draft_open(token_ids=[1, 2, VOCAB_SIZE])], grpc.StatusCode.INVALID_ARGUMENT),
-    "no credit": ([draft_open(max_run_ahead=0)], grpc.StatusCode.INVALID_ARGUMENT),
-    "endless credit": ([draft_open(max_run_ahead=100_000)], grpc.StatusCode.INVALID_ARGUMENT),
-    "no width": ([draft_open(tree_width=0)], grpc.StatusCode.INVALID_ARGUMENT),
-    "beyond the context": ([draft_open(max_length=100_000)], grpc.StatusCode.INVALID_ARGUMENT),
+    "a commit before open": ([commit(3, 1)], ProtocolViolationError),
+    "an empty command": ([draft_pb2.DraftCommand()], ProtocolViolationError),
+    "open twice": ([draft_open(), draft_open()], ProtocolViolationError),
+    "a gap in the line": ([draft_open(), commit(9, 1)], ProtocolViolationError),
+    "a contradiction": ([draft_open(), commit(1, 9, 9)], ProtocolViolationError),
+    "a committed id out of range": ([draft_open(), commit(3, VOCAB_SIZE)], ProtocolViolationError),
+    "an empty line": ([draft_open(token_ids=[])], InvalidRequestError),
+    "a line id out of range": ([draft_open(token_ids=[1, 2, VOCAB_SIZE])], InvalidRequestError),
+    "no credit": ([draft_open(max_run_ahead=0)], InvalidRequestError),
+    "endless credit": ([draft_open(max_run_ahead=100_000)], InvalidRequestError),
+    "no width": ([draft_open(tree_width=0)], InvalidRequestError),
+    "beyond the context": ([draft_open(max_length=100_000)], InvalidRequestError),
     "no number as temperature": (
         [draft_open(sampling=SamplingParams(temperature=math.nan))],
-        grpc.StatusCode.INVALID_ARGUMENT,
+        InvalidRequestError,
     ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_DRAFT_STREAMS)
 async def test_a_bad_draft_stream_ends_alone(drafter: RunningWorker, name: str) -> None:
-    commands, code = BAD_DRAFT_STREAMS[name]
+    commands, error = BAD_DRAFT_STREAMS[name]
     async with open_channel(drafter.address) as channel:
         stub = draft_pb2_grpc.DraftServiceStub(channel)
         neighbour = stub.Draft()
         await neighbour.write(draft_open())
         assert wire.decode_draft_event(await neighbour.read())
-        assert await status_of(stub.Draft(), *commands) is code
+        await refused(stub.Draft(), commands, error)
         num_nodes = 0
         while num_nodes < 4:
             event = wire.decode_draft_event(await neighbour.read())
@@ -224,46 +238,50 @@ async def test_a_bad_draft_stream_ends_alone(drafter: RunningWorker, name: str) 
 
 
 BAD_VERIFY_STREAMS = {
-    "drafts before open": ([drafted()], grpc.StatusCode.FAILED_PRECONDITION),
-    "an empty command": ([VerifyCommand()], grpc.StatusCode.FAILED_PRECONDITION),
-    "open twice": ([verify_open(), verify_open()], grpc.StatusCode.FAILED_PRECONDITION),
-    "an unknown parent": ([verify_open(), drafted(parent_ids=[7])], grpc.StatusCode.FAILED_PRECONDITION),
-    "a node as its own parent": ([verify_open(), drafted(parent_ids=[1])], grpc.StatusCode.FAILED_PRECONDITION),
-    "a draft id out of range": ([verify_open(), drafted(token_ids=[VOCAB_SIZE])], grpc.StatusCode.FAILED_PRECONDITION),
-    "a skipped node id": ([verify_open(), drafted(first_id=2)], grpc.StatusCode.FAILED_PRECONDITION),
-    "a base in the future": ([verify_open(), drafted(base=200)], grpc.StatusCode.FAILED_PRECONDITION),
-    "lists of unequal length": ([verify_open(), drafted(log_probs=[])], grpc.StatusCode.FAILED_PRECONDITION),
+    "drafts before open": ([drafted()], ProtocolViolationError),
+    "an empty command": ([VerifyCommand()], ProtocolViolationError),
+    "open twice": ([verify_open(), verify_open()], ProtocolViolationError),
+    "an unknown parent": ([verify_open(), drafted(parent_ids=[7])], ProtocolViolationError),
+    "a node as its own parent": ([verify_open(), drafted(parent_ids=[1])], ProtocolViolationError),
+    "a draft id out of range": ([verify_open(), drafted(token_ids=[VOCAB_SIZE])], ProtocolViolationError),
+    "a skipped node id": ([verify_open(), drafted(first_id=2)], ProtocolViolationError),
+    "a base in the future": ([verify_open(), drafted(base=200)], ProtocolViolationError),
+    "lists of unequal length": ([verify_open(), drafted(log_probs=[])], ProtocolViolationError),
     "no number as log-probability": (
         [verify_open(), drafted(log_probs=[math.nan])],
-        grpc.StatusCode.FAILED_PRECONDITION,
+        ProtocolViolationError,
     ),
     "a window beyond its bound": (
         [verify_open(), drafted(parent_ids=[0] * 257, token_ids=[1] * 257, log_probs=[-1.0] * 257)],
-        grpc.StatusCode.FAILED_PRECONDITION,
+        ProtocolViolationError,
     ),
-    "an empty line": ([verify_open(token_ids=[])], grpc.StatusCode.INVALID_ARGUMENT),
+    "an empty line": ([verify_open(token_ids=[])], InvalidRequestError),
     "a negative temperature": (
         [verify_open(sampling=SamplingParams(temperature=-1.0))],
-        grpc.StatusCode.INVALID_ARGUMENT,
+        InvalidRequestError,
     ),
-    "too many draft tokens": ([verify_open(max_draft_tokens=100_000)], grpc.StatusCode.INVALID_ARGUMENT),
+    "too many draft tokens": ([verify_open(max_draft_tokens=100_000)], InvalidRequestError),
 }
 
 
 @pytest.mark.parametrize("name", BAD_VERIFY_STREAMS)
 async def test_a_bad_verify_stream_ends_alone(verifier: RunningWorker, name: str) -> None:
-    commands, code = BAD_VERIFY_STREAMS[name]
+    commands, error = BAD_VERIFY_STREAMS[name]
     async with open_channel(verifier.address) as channel:
         stub = verify_pb2_grpc.VerifyServiceStub(channel)
         neighbour = stub.Verify()
         await neighbour.write(verify_open())
         assert wire.decode_verify_event(await neighbour.read())
-        assert await status_of(stub.Verify(), *commands) is code
-        events = [wire.decode_verify_event(message) async for message in neighbour]
-        assert type(events[-1]).__name__ == "VerifyFinished"
+        await refused(stub.Verify(), commands, error)
+        event: object = None
+        while (message := await neighbour.read()) is not grpc.aio.EOF:
+            event = wire.decode_verify_event(message)
+        assert isinstance(event, VerifyFinished)
 
 
-async def test_models_of_different_vocabularies_are_refused_in_words(folders: tuple[Path, Path], tmp_path: Path) -> None:
+async def test_models_of_different_vocabularies_are_refused_in_words(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
     stranger = save_tiny(build("llama", layers=1), tmp_path / "stranger")
     tokenizer = (stranger / "tokenizer.json").read_text()
     (stranger / "tokenizer.json").write_text(tokenizer.replace('"1": 1,', '"1": 2,').replace('"2": 2,', '"2": 1,'))
@@ -276,36 +294,13 @@ async def test_models_of_different_vocabularies_are_refused_in_words(folders: tu
 
 
 async def test_a_coordinator_without_verifier_says_so() -> None:
-    async with coordinator_without_verifier() as call:
-        error = await refusal(call)
+    async with (
+        coordinator("127.0.0.1:1", "", wait_for_target=False) as running,
+        open_channel(running.address) as channel,
+    ):
+        error = await refusal(generation_pb2_grpc.GenerationServiceStub(channel).Generate(request()))
     assert error.code() is grpc.StatusCode.UNAVAILABLE
     assert "verify service" in error.details()
-
-
-def coordinator_without_verifier() -> Any:
-    from contextlib import asynccontextmanager
-
-    from coordinator.config import CoordinatorConfig
-    from coordinator.servicer import GenerationServicer
-    from coordinator.workers import Workers
-    from outrider.rpc.server import Server, Service
-    from tests.e2e.stack import SILENT
-
-    @asynccontextmanager
-    async def running() -> AsyncIterator[grpc.aio.UnaryStreamCall]:
-        config = CoordinatorConfig(listen="127.0.0.1:0", verify="127.0.0.1:1", draft="")
-        workers = Workers(config.verify, config.draft, lambda ready: None)
-        servicer = GenerationServicer(config, workers, SILENT)
-        add = generation_pb2_grpc.add_GenerationServiceServicer_to_server
-        server = Server(Service("outrider.v1.GenerationService", add, servicer))
-        port = await server.start(config.listen)
-        workers.start()
-        async with open_channel(f"127.0.0.1:{port}") as channel:
-            yield generation_pb2_grpc.GenerationServiceStub(channel).Generate(request())
-        await server.stop(None)
-        await workers.stop()
-
-    return running()
 
 
 def without_safetensors(folder: Path) -> None:
@@ -342,7 +337,7 @@ async def test_a_missing_model_folder_is_refused_in_words(tmp_path: Path) -> Non
 
 async def test_a_port_in_use_is_said_in_words(folders: tuple[Path, Path], verifier: RunningWorker) -> None:
     process = await asyncio.create_subprocess_exec(
-        *("python", "-m", "verify_service", f"--model={folders[0]}", f"--listen={verifier.address}"),
+        *(sys.executable, "-m", "verify_service", f"--model={folders[0]}", f"--listen={verifier.address}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -355,16 +350,10 @@ async def test_a_port_in_use_is_said_in_words(folders: tuple[Path, Path], verifi
 
 async def test_every_slot_taken_is_said_and_passes(folders: tuple[Path, Path]) -> None:
     async with worker(load_tiny(folders[0], max_sessions=1)) as verify, coordinator(verify.address, "") as running:
-        async with open_channel(verify.address) as channel:
-            holder = verify_pb2_grpc.VerifyServiceStub(channel).Verify()
-            await holder.write(verify_open(max_draft_tokens=0))
-            assert wire.decode_verify_event(await holder.read())
-            error: OutriderError | None = None
-            try:
+        async with aclosing(running.client.generate(PROMPT, max_tokens=240, ignore_eos=True)) as holder:
+            assert isinstance(await anext(holder), Started)
+            assert isinstance(await anext(holder), Tokens)
+            with pytest.raises(SlotsExhaustedError, match="--max-sessions"):
                 await ask(running.client, PROMPT, max_tokens=2)
-            except OutriderError as raised:
-                error = raised
-            finished = [message async for message in holder]
-            assert finished
-        assert error is None or "slots" in str(error)
+        await verify.all_slots_free()
         assert (await ask(running.client, PROMPT, max_tokens=2)).token_ids
