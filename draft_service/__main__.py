@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from draft_service.config import DraftConfig
 from draft_service.servicer import DraftServicer
@@ -15,7 +16,7 @@ from outrider.worker.serving import run
 def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = DraftConfig(_cli_parse_args=True, _cli_prog_name="python -m draft_service")  # pyright: ignore[reportCallIssue]
-    set_up_logging("draft")
+    set_up_logging("draft", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-draft", environ=os.environ)
     try:
         run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, DraftServicer(telemetry))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
@@ -15,7 +16,7 @@ from verify_service.servicer import VerifyServicer
 def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = VerifyConfig(_cli_parse_args=True, _cli_prog_name="python -m verify_service")  # pyright: ignore[reportCallIssue]
-    set_up_logging("verify")
+    set_up_logging("verify", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-verify", environ=os.environ)
     try:
         run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, VerifyServicer(telemetry))

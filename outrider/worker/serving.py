@@ -44,7 +44,11 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     server = Server(service)
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)
-    loaded = await asyncio.to_thread(load, config)
+    try:
+        loaded = await asyncio.to_thread(load, config)
+    except OutriderError:
+        await server.stop(None)
+        raise
     loop = asyncio.get_running_loop()
     deaths: list[BaseException] = []
 
