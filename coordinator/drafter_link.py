@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self
 
 import grpc.aio
 
@@ -18,13 +20,21 @@ UNREAD_COMMITMENTS_MAX = 1024
 
 
 class DrafterLink:
-    """Commitments go in without waiting; windows come out."""
+    """Commitments go in without waiting; windows come out. Use it as a context manager: leaving it frees the slot."""
 
     def __init__(self, channel: grpc.aio.Channel, opening: DraftOpen) -> None:
         self._stream = OutgoingStream(draft_pb2_grpc.DraftServiceStub(channel).Draft())
         self._opening = opening
         self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exception_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def send(self, commitment: Commitment) -> None:
         """Queues what was committed. A drafter that does not read is given up."""
@@ -43,15 +53,14 @@ class DrafterLink:
 
         Raises OutriderError when the drafter refuses, fails, or ends the stream by itself.
         """
-        with self._stream:
-            writer = asyncio.create_task(self._write())
-            try:
-                async for message in self._stream.responses():
-                    event = wire.decode_draft_event(message)
-                    if not isinstance(event, Opened):
-                        yield event
-            finally:
-                writer.cancel()
+        writer = asyncio.create_task(self._write())
+        try:
+            async for message in self._stream.responses():
+                event = wire.decode_draft_event(message)
+                if not isinstance(event, Opened):
+                    yield event
+        finally:
+            writer.cancel()
         raise WorkerUnavailableError(
             "the draft service does not read what is committed"
             if self._overflowed

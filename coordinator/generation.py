@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 
 import grpc.aio
@@ -37,7 +37,7 @@ from outrider.core.session import (
 )
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import verify_pb2_grpc
+from outrider.v1 import verify_pb2, verify_pb2_grpc
 
 _log = structlog.get_logger()
 
@@ -82,17 +82,45 @@ class Generation:
         self._started = time.monotonic()
         self._request_id = request_id
         self._decoder = decoder
-        self._trace = trace
-        self._verify = OutgoingStream(verify_pb2_grpc.VerifyServiceStub(verify_channel).Verify())
-        self._drafter = DrafterLink(draft_channel, self._draft_open(target, max_run_ahead)) if draft_channel else None
+        self._verify_channel = verify_channel
+        self._draft_channel = draft_channel
+        self._draft_open = DraftOpen(
+            session_id=request_id,
+            token_ids=request.prompt_token_ids,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            sampling=request.sampling,
+            max_run_ahead=max_run_ahead,
+            tree_width=request.tree_width,
+            max_length=request.max_length,
+            vocab_size=target.vocab_size,
+            trace=trace,
+        )
+        self._verify_open = VerifyOpen(
+            session_id=request_id,
+            token_ids=request.prompt_token_ids,
+            num_prompt_tokens=len(request.prompt_token_ids),
+            sampling=request.sampling,
+            max_length=request.max_length,
+            stop_token_ids=request.stop_token_ids,
+            ignore_eos=request.ignore_eos,
+            max_draft_tokens=request.max_draft_tokens if draft_channel is not None else 0,
+            expect_drafts=draft_channel is not None,
+            num_logprobs=request.num_logprobs,
+            trace=trace,
+        )
+        self._verify: OutgoingStream[verify_pb2.VerifyCommand, verify_pb2.VerifyEvent]
+        self._drafter: DrafterLink | None = None
 
     async def run(self) -> AsyncGenerator[EmittedTokens]:
         """Yields the tokens of each round. Raises OutriderError if the verifier refuses or is lost."""
         drafting: asyncio.Task[None] | None = None
         try:
-            with self._verify:
-                await self._verify.send(wire.encode_verify_command(self._verify_open()))
-                if self._drafter is not None:
+            with ExitStack() as streams:
+                call = verify_pb2_grpc.VerifyServiceStub(self._verify_channel).Verify()
+                self._verify = streams.enter_context(OutgoingStream(call))
+                await self._verify.send(wire.encode_verify_command(self._verify_open))
+                if self._draft_channel is not None:
+                    self._drafter = streams.enter_context(DrafterLink(self._draft_channel, self._draft_open))
                     drafting = asyncio.create_task(self._relay_drafts(self._drafter))
                 async for emitted in self._rounds():
                     if self.first_token_ms == 0.0:
@@ -163,36 +191,6 @@ class Generation:
                     await self._verify.send(wire.encode_verify_command(command))
                 case _:
                     self._obey([command])
-
-    def _verify_open(self) -> VerifyOpen:
-        request = self.request
-        return VerifyOpen(
-            session_id=self._request_id,
-            token_ids=request.prompt_token_ids,
-            num_prompt_tokens=len(request.prompt_token_ids),
-            sampling=request.sampling,
-            max_length=request.max_length,
-            stop_token_ids=request.stop_token_ids,
-            ignore_eos=request.ignore_eos,
-            max_draft_tokens=request.max_draft_tokens if self._drafter is not None else 0,
-            expect_drafts=self._drafter is not None,
-            num_logprobs=request.num_logprobs,
-            trace=self._trace,
-        )
-
-    def _draft_open(self, target: ModelInfo, max_run_ahead: int) -> DraftOpen:
-        request = self.request
-        return DraftOpen(
-            session_id=self._request_id,
-            token_ids=request.prompt_token_ids,
-            num_prompt_tokens=len(request.prompt_token_ids),
-            sampling=request.sampling,
-            max_run_ahead=max_run_ahead,
-            tree_width=request.tree_width,
-            max_length=request.max_length,
-            vocab_size=target.vocab_size,
-            trace=self._trace,
-        )
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self._started) * 1000.0

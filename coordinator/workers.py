@@ -32,7 +32,8 @@ class Workers:
         self.draft: ModelInfo | None = None
         self.tokenizer: Tokenizer | None = None
         self._on_change = on_change
-        self._draft_answered = self.draft_channel is None
+        self.draft_answered = self.draft_channel is None
+        """Whether the drafter has been asked once, or there is none to ask."""
         self._tokenizer_sha256 = ""
         self._target_problem = f"the verify service at {verify_address} cannot be reached yet"
         self._draft_problem = (
@@ -96,17 +97,17 @@ class Workers:
                 _check_version(info)
                 self.draft = info
                 self._report("draft service", info)
-                self._draft_answered = True
+                self.draft_answered = True
                 self._tell()
         except OutriderError as error:
             self._draft_problem = str(error)
             self.draft = None
             _log.error("the draft service cannot be used", reason=str(error))
-            self._draft_answered = True
+            self.draft_answered = True
             self._tell()
 
     def _tell(self) -> None:
-        self._on_change(self.target is not None and self._draft_answered)
+        self._on_change(self.target is not None and self.draft_answered)
 
     def _report(self, service: str, info: ModelInfo | None) -> None:
         if info is None:

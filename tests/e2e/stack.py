@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -62,6 +62,12 @@ class Stack:
     address: str
     servicer: GenerationServicer
     workers: Workers
+    workers_changed: asyncio.Condition
+
+    async def until(self, holds: Callable[[Workers], bool]) -> None:
+        """Returns when what the coordinator knows of its workers satisfies `holds`."""
+        async with self.workers_changed:
+            await self.workers_changed.wait_for(lambda: holds(self.workers))
 
 
 @cache
@@ -89,14 +95,18 @@ def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
 
 @asynccontextmanager
 async def worker(
-    loaded: LoadedModel, *, draft: bool = False, telemetry: Telemetry = SILENT
+    loaded: LoadedModel,
+    *,
+    draft: bool = False,
+    telemetry: Telemetry = SILENT,
+    listen: str = "127.0.0.1:0",
 ) -> AsyncIterator[RunningWorker]:
     """Serves a loaded model as a verify worker, or as a draft worker."""
     servicer: WorkerServicer = DraftServicer(telemetry) if draft else VerifyServicer(telemetry)
     name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
     add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server
     server = Server(Service(name, add, servicer))
-    port = await server.start("127.0.0.1:0")
+    port = await server.start(listen)
     deaths: list[BaseException] = []
     device = servicer.begin(loaded, deaths.append)
     device.start()
@@ -115,12 +125,16 @@ async def coordinator(
 ) -> AsyncIterator[Stack]:
     """A coordinator that has found its workers."""
     config = CoordinatorConfig(listen="127.0.0.1:0", verify=verify, draft=draft, **settings)
-    found = asyncio.Event()
+    changed = asyncio.Condition()
+    notices: set[asyncio.Task[None]] = set()
+
+    async def notify() -> None:
+        async with changed:
+            changed.notify_all()
 
     def on_change(ready: bool) -> None:
         server.set_ready(ready)
-        if ready:
-            found.set()
+        notices.add(asyncio.create_task(notify()))
 
     workers = Workers(config.verify, config.draft, on_change)
     servicer = GenerationServicer(config, workers, telemetry)
@@ -128,10 +142,11 @@ async def coordinator(
     address = f"127.0.0.1:{await server.start(config.listen)}"
     workers.start()
     try:
-        if wait_for_target:
-            await found.wait()
         async with GenerationClient(address) as client:
-            yield Stack(client, address, servicer, workers)
+            running = Stack(client, address, servicer, workers, changed)
+            if wait_for_target:
+                await running.until(lambda workers: workers.target is not None and workers.draft_answered)
+            yield running
     finally:
         await server.stop(None)
         await workers.stop()

@@ -1,0 +1,227 @@
+"""Sessions end cleanly: cancelled clients, lost drafters, and nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from outrider.client import GenerationMode, Started, Tokens
+from outrider.core.errors import WorkerUnavailableError
+from outrider.core.messages import FinishReason
+from outrider.core.sampling import SamplingParams
+from outrider.rpc.channels import open_channel
+from outrider.rpc.workers import DRAFT_SERVICE
+from tests.e2e.answers import ask
+from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, stack, worker
+from tests.engine.tiny_models import build
+
+PROMPT = [1, 2, 3]
+NUM_CYCLES = 200
+SAMPLED = SamplingParams(temperature=0.9, seed=4)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("tiny")
+    return save_tiny(build("llama", layers=2), root / "target"), save_tiny(build("llama", layers=1), root / "draft")
+
+
+@asynccontextmanager
+async def pair(folders: tuple[Path, Path]) -> AsyncIterator[tuple[Stack, RunningWorker, RunningWorker]]:
+    async with AsyncExitStack() as running:
+        verify = await running.enter_async_context(worker(load_tiny(folders[0])))
+        draft = await running.enter_async_context(worker(load_tiny(folders[1]), draft=True))
+        coordinate = await running.enter_async_context(coordinator(verify.address, draft.address))
+        yield coordinate, verify, draft
+
+
+@asynccontextmanager
+async def draft_process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A drafter in a process of its own, so that it can be killed and stopped as processes are."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "draft_service", f"--model={folder}", "--listen=127.0.0.1:0"),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        port = ""
+        while '"ready"' not in (line := (await process.stderr.readline()).decode()):
+            assert line, "the drafter ended"
+            if '"port":' in line:
+                port = line.split('"port": ')[1].split(",")[0].split("}")[0]
+        yield process, f"127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def test_a_client_that_leaves_frees_both_slots(folders: tuple[Path, Path]) -> None:
+    async with pair(folders) as (running, verify, draft):
+        async with aclosing(running.client.generate(PROMPT, max_tokens=250, ignore_eos=True)) as events:
+            assert isinstance(await anext(events), Started)
+            assert isinstance(await anext(events), Tokens)
+            assert verify.loaded.engine.num_free_slots < verify.loaded.engine.max_sessions
+        await verify.all_slots_free()
+        await draft.all_slots_free()
+
+
+async def test_hundreds_of_cancelled_generations_leak_nothing(folders: tuple[Path, Path]) -> None:
+    async with pair(folders) as (running, verify, draft):
+        for _ in range(3):
+            await ask(running.client, PROMPT, max_tokens=4)
+        num_files, num_tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
+        for cycle in range(NUM_CYCLES):
+            async with aclosing(running.client.generate(PROMPT, max_tokens=250, ignore_eos=True)) as events:
+                for _ in range(cycle % 4):
+                    await anext(events)
+        await verify.all_slots_free()
+        await draft.all_slots_free()
+        answer = await ask(running.client, PROMPT, max_tokens=20)
+        assert answer.finished.mode is GenerationMode.SPECULATIVE
+        assert (await running.client.server_info()).num_running == 0
+        assert len(os.listdir("/proc/self/fd")) <= num_files
+        while len(asyncio.all_tasks()) > num_tasks:  # cancelled handlers end on their own; a leak runs into the timeout
+            await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()}, timeout=0.1)
+
+
+async def test_without_a_drafter_the_target_runs_alone_and_says_so(folders: tuple[Path, Path]) -> None:
+    async with worker(load_tiny(folders[0])) as verify, coordinator(verify.address, "127.0.0.1:1") as running:
+        answer = await ask(running.client, PROMPT, max_tokens=20, sampling=SAMPLED)
+        assert answer.finished.mode is GenerationMode.TARGET_ONLY
+        assert "draft service" in answer.finished.mode_reason
+        assert "draft service" in (await running.client.server_info()).target_only_reason
+
+
+async def test_a_drafter_killed_midway_costs_only_speed(folders: tuple[Path, Path]) -> None:
+    arguments = {"max_tokens": 250, "ignore_eos": True, "sampling": SAMPLED}
+    async with (
+        worker(load_tiny(folders[0])) as verify,
+        draft_process(folders[1]) as (process, address),
+        coordinator(verify.address, address) as running,
+    ):
+        expected = (await ask(running.client, PROMPT, **arguments, speculate=False)).token_ids
+        token_ids: list[int] = []
+        async with aclosing(running.client.generate(PROMPT, **arguments)) as events:
+            async for event in events:
+                if isinstance(event, Tokens):
+                    token_ids.extend(token.token_id for token in event.tokens)
+                    if len(token_ids) > 20 and process.returncode is None:
+                        process.kill()
+                        await process.wait()
+        assert token_ids == expected
+        assert event.mode is GenerationMode.DEGRADED
+        assert event.mode_reason
+        later = await ask(running.client, PROMPT, **arguments)
+        assert later.token_ids == expected
+        assert later.finished.mode is GenerationMode.TARGET_ONLY
+
+
+async def test_a_drafter_that_freezes_costs_only_speed(folders: tuple[Path, Path]) -> None:
+    arguments = {"max_tokens": 250, "ignore_eos": True, "sampling": SAMPLED}
+    async with (
+        worker(load_tiny(folders[0])) as verify,
+        draft_process(folders[1]) as (process, address),
+        coordinator(verify.address, address) as running,
+    ):
+        expected = (await ask(running.client, PROMPT, **arguments, speculate=False)).token_ids
+        process.send_signal(signal.SIGSTOP)
+        answer = await ask(running.client, PROMPT, **arguments)
+        assert answer.token_ids == expected
+
+
+async def test_a_drafter_that_comes_back_is_used_again(folders: tuple[Path, Path]) -> None:
+    async with worker(load_tiny(folders[0])) as verify, AsyncExitStack() as first:
+        process, address = await first.enter_async_context(draft_process(folders[1]))
+        async with coordinator(verify.address, address) as running:
+            answer = await ask(running.client, PROMPT, max_tokens=8)
+            assert answer.finished.mode is GenerationMode.SPECULATIVE
+            process.kill()
+            await process.wait()
+            await running.until(lambda workers: workers.draft is None)
+            async with worker_at(folders[1], address):
+                await running.until(lambda workers: workers.draft is not None)
+                answer = await ask(running.client, PROMPT, max_tokens=8)
+                assert answer.finished.mode is GenerationMode.SPECULATIVE
+
+
+@asynccontextmanager
+async def worker_at(folder: Path, address: str) -> AsyncIterator[RunningWorker]:
+    async with worker(load_tiny(folder), draft=True, listen=address) as running:
+        yield running
+
+
+async def test_a_verifier_lost_midway_ends_the_call_with_words(folders: tuple[Path, Path]) -> None:
+    async with pair(folders) as (running, verify, draft):
+        events = running.client.generate(PROMPT, max_tokens=250, ignore_eos=True)
+        assert isinstance(await anext(events), Started)
+        assert isinstance(await anext(events), Tokens)
+        await verify.server.stop(None)
+        with pytest.raises(WorkerUnavailableError):
+            [event async for event in events]
+        await draft.all_slots_free()
+
+
+async def test_stop_strings_and_stop_tokens_end_the_text_where_they_should(folders: tuple[Path, Path]) -> None:
+    async with stack(load_tiny(folders[0]), load_tiny(folders[1])) as running:
+        whole = await ask(running.client, PROMPT, max_tokens=60, ignore_eos=True, sampling=SAMPLED)
+        stop = whole.text[20:23]
+        end = whole.text.index(stop)
+        for speculate in (True, False):
+            cut = await ask(
+                running.client,
+                PROMPT,
+                max_tokens=60,
+                ignore_eos=True,
+                sampling=SAMPLED,
+                stop=[stop],
+                speculate=speculate,
+            )
+            assert cut.text == whole.text[:end]
+            assert cut.finished.reason is FinishReason.STOP_STRING
+            assert cut.token_ids == whole.token_ids[: end + len(stop)]
+        stop_token = whole.token_ids[10]
+        first = whole.token_ids.index(stop_token)
+        cut = await ask(
+            running.client, PROMPT, max_tokens=60, ignore_eos=True, sampling=SAMPLED, stop_token_ids=[stop_token]
+        )
+        assert cut.token_ids == whole.token_ids[: first + 1]
+        assert cut.finished.reason is FinishReason.STOP_TOKEN
+
+
+async def test_a_draft_session_by_hand_ends_after_its_credit(folders: tuple[Path, Path]) -> None:
+    """What a person with grpcurl does: open, one commit, end of input."""
+    from outrider.v1 import draft_pb2, draft_pb2_grpc
+
+    async with worker(load_tiny(folders[1]), draft=True) as draft, open_channel(draft.address) as channel:
+        call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
+        opening = draft_pb2.DraftOpen(
+            token_ids=PROMPT, num_prompt_tokens=3, max_run_ahead=5, tree_width=1, max_length=60, vocab_size=61
+        )
+        await call.write(draft_pb2.DraftCommand(open=opening))
+        assert (await call.read()).WhichOneof("event") == "opened"
+        await call.done_writing()
+        num_nodes = 0
+        while (message := await call.read()) is not grpc.aio.EOF:
+            num_nodes += len(message.drafted.token_ids)
+        assert num_nodes == 5
+        assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_terminated_worker_drains_and_exits_with_zero(folders: tuple[Path, Path]) -> None:
+    async with draft_process(folders[1]) as (process, address), open_channel(address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        response = await health.Check(health_pb2.HealthCheckRequest(service=DRAFT_SERVICE))
+        assert response.status == health_pb2.HealthCheckResponse.SERVING
+        process.terminate()
+        assert await process.wait() == 0
