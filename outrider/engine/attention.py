@@ -21,6 +21,15 @@ ATTENTION = "outrider"
 NO_MASK = -1
 """In a span: every query of the session sees every cell of it, so it has no mask."""
 
+MASK_ALIGNMENT = 16
+"""Elements that the rows of a mask, and so the masks of a batch, begin at multiples of. CUDA's memory-efficient kernel
+reads masks 16 bytes at a time, from wherever they begin."""
+
+
+def mask_stride(num_cells: int) -> int:
+    """Elements from one row of a mask over `num_cells` cells to the next."""
+    return -(-num_cells // MASK_ALIGNMENT) * MASK_ALIGNMENT
+
 
 class RaggedBatch(NamedTuple):
     """What a layer needs beside its own queries, keys and values. N tokens, S sessions, L layers.
@@ -34,8 +43,8 @@ class RaggedBatch(NamedTuple):
     value_caches: tuple[Tensor, ...]
     """L x [num_cells, num_kv_heads, value_size]"""
     masks: tuple[Tensor, ...]
-    """L x [sum of queries x cells over the sessions that need a mask], additive, 0 or -inf. Layers with the same
-    sliding window share one tensor."""
+    """L x [sum of queries x mask_stride(cells) over the sessions that need a mask], additive, 0 or -inf, -inf beyond
+    the cells. Layers with the same sliding window share one tensor."""
     write_cells: Tensor
     """[N] int64: the cell that takes each token's key and value."""
     spans: Tensor
@@ -107,7 +116,9 @@ def attend(
         visible = None
         if mask_offset != NO_MASK:
             num_queries, num_cells = end_query - first_query, end_cell - first_cell
-            visible = mask[mask_offset : mask_offset + num_queries * num_cells].view(num_queries, num_cells)
+            stride = mask_stride(num_cells)
+            rows = mask[mask_offset : mask_offset + num_queries * stride].view(num_queries, stride)
+            visible = rows[:, :num_cells]  # [Q, C]
         if softcap or sinks is not None:
             attended = _capped_attention(queries, keys, values, visible, scale, softcap, sinks)
         else:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from outrider.engine.attention import NO_MASK
+from outrider.engine.attention import NO_MASK, mask_stride
 from outrider.engine.jobs import Feed
 
 
@@ -29,7 +29,8 @@ class PackedBatch:
     spans: Tensor
     """[S, 5] int64, see RaggedBatch.spans."""
     masks: dict[int | None, Tensor]
-    """For each sliding window of the model (None: full attention) all sessions' masks, raveled, True is visible."""
+    """For each sliding window of the model (None: full attention) all sessions' masks, raveled with their rows padded
+    to `mask_stride`; True is visible."""
 
 
 def bucket(count: int) -> int:
@@ -57,8 +58,9 @@ def pack(feeds: Sequence[Feed], windows: Sequence[int | None], scratch_cell: int
         mask_offset = NO_MASK
         if not _sees_everything(feed, num_cells, windows):
             mask_offset = mask_size
-            mask_size += len(feed.cells) * num_cells
-            visible = _visible(feed, num_cells)
+            stride = mask_stride(num_cells)
+            mask_size += len(feed.cells) * stride
+            visible = _visible(feed, stride)
             for window in windows:
                 masks[window].append(_within_window(feed, visible, window).flatten())
         spans.append([first_query, len(token_ids), slot.first_cell, slot.first_cell + num_cells, mask_offset])
@@ -86,11 +88,14 @@ def _sees_everything(feed: Feed, num_cells: int, windows: Sequence[int | None]) 
     )
 
 
-def _visible(feed: Feed, num_cells: int) -> Tensor:
-    """Which cells each fed token sees under full attention, [Q, C]: the line up to itself, or the line and its path."""
+def _visible(feed: Feed, stride: int) -> Tensor:
+    """Which cells each fed token sees under full attention: the line up to itself, or the line and its path.
+
+    [Q, stride]; the cells beyond the session's own, which pad the row, are not seen.
+    """
     line_end = len(feed.job.line)
     limits = [cell + 1 for cell in feed.cells[: feed.num_trunk]] + [line_end] * len(feed.nodes)
-    visible = torch.arange(num_cells) < torch.tensor(limits)[:, None]
+    visible = torch.arange(stride) < torch.tensor(limits)[:, None]
     if feed.nodes:
         contents = feed.job.slot.cells | dict(feed.nodes)
         queries: list[int] = []
@@ -106,10 +111,9 @@ def _visible(feed: Feed, num_cells: int) -> Tensor:
 
 def _within_window(feed: Feed, visible: Tensor, window: int | None) -> Tensor:
     """Hides cells whose position is `window` or more behind the token's own."""
-    num_cells = visible.shape[1]
     if window is None or max(feed.positions) < window:
         return visible
-    cell_positions = torch.arange(num_cells)
+    cell_positions = torch.arange(visible.shape[1])
     contents = feed.job.slot.cells | dict(feed.nodes)
     if contents:
         cell_positions[list(contents)] = torch.tensor([content.position for content in contents.values()])
