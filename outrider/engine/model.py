@@ -20,7 +20,7 @@ class RaggedModel:
         self.layers: list[LayerFacts] = probe_layers(model)
         model.set_attn_implementation(ATTENTION)
         self._model = model
-        self.device: torch.device = model.get_input_embeddings().weight.device
+        self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = model.config.get_text_config().vocab_size
         self.windows: tuple[int | None, ...] = tuple(dict.fromkeys(facts.window for facts in self.layers))

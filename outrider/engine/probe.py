@@ -38,7 +38,7 @@ def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:
     found: dict[int, LayerFacts] = {}
     try:
         model.set_attn_implementation(_RECORDING)
-        device = model.get_input_embeddings().weight.device
+        device = model.device
         token_ids = torch.zeros(1, _PROBE_TOKENS, dtype=torch.int64, device=device)
         positions = torch.arange(_PROBE_TOKENS, device=device)[None]
         with torch.inference_mode():

@@ -19,7 +19,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 
 def reference_logits(model: PreTrainedModel) -> list[Tensor]:
     """The logits after each branch by transformers' own attention, [V] each. Call it before building the engine."""
-    device = model.get_input_embeddings().weight.device
+    device = model.device
     line = _line(model.config.get_text_config().vocab_size)
     with torch.inference_mode():
         return [

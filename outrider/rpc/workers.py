@@ -1,5 +1,9 @@
 """What a client of a worker asks outside of sessions: who it is, whether it serves, and its tokenizer."""
 
+# The generated stubs and grpcio's companions have no types of their own.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 import hashlib
