@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
+from typing import Any
 
 import grpc.aio
 import structlog
@@ -37,7 +38,7 @@ from outrider.core.session import (
 )
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import verify_pb2, verify_pb2_grpc
+from outrider.v1 import verify_pb2_grpc
 
 _log = structlog.get_logger()
 
@@ -108,7 +109,7 @@ class Generation:
             num_logprobs=request.num_logprobs,
             trace=trace,
         )
-        self._verify: OutgoingStream[verify_pb2.VerifyCommand, verify_pb2.VerifyEvent]
+        self._verify: OutgoingStream[Any, Any]
         self._drafter: DrafterLink | None = None
 
     async def run(self) -> AsyncGenerator[EmittedTokens]:
