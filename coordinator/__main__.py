@@ -22,7 +22,7 @@ _log = structlog.get_logger()
 
 def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
-    config = CoordinatorConfig(_cli_parse_args=True, _cli_prog_name="python -m coordinator")  # pyright: ignore[reportCallIssue]
+    config = CoordinatorConfig.from_command_line("python -m coordinator")
     set_up_logging("coordinator", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-coordinator", environ=os.environ)
     try:

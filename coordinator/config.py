@@ -1,17 +1,15 @@
-"""Settings of the coordinator: each is a flag and an OUTRIDER_* variable; the flag wins."""
+"""Settings of the coordinator."""
 
 from __future__ import annotations
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outrider.core.validation import DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
+from outrider.settings import Settings
 
 
-class CoordinatorConfig(BaseSettings):
+class CoordinatorConfig(Settings):
     """What the coordinator is told."""
-
-    model_config = SettingsConfigDict(env_prefix="OUTRIDER_", cli_kebab_case=True, cli_hide_none_type=True)
 
     listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
     verify: str = Field("127.0.0.1:50052", description="address of the verify service (host:port or dns:///name:port)")

@@ -27,9 +27,10 @@ class Observation:
         request_id: str,
         request: GenerationRequest,
         target: ModelInfo,
+        draft: ModelInfo | None,
         caller: TraceContext = NOT_TRACED,
     ) -> None:
-        """The request's span continues the `caller`'s trace, if there is one."""
+        """The span continues the `caller`'s trace, if there is one. `draft` is the drafter's model, if any."""
         self._telemetry = telemetry
         self._model = target.name
         self._span = telemetry.tracer.start_span(
@@ -41,6 +42,8 @@ class Observation:
             ),
         )
         self._span.set_attribute(names.GEN_AI_RESPONSE_ID, request_id)
+        if draft is not None:
+            self._span.set_attribute(names.DRAFT_MODEL, draft.name)
         self._records_rounds = telemetry.records_rounds(self._span)
         self._started = time.monotonic()
         self._last_round_ns = time.time_ns()

@@ -49,7 +49,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = uuid.uuid4().hex
         self._num_running += 1
         try:
-            with Observation(self._telemetry, request_id, parsed, target, _caller(context)) as observation:
+            draft = self._workers.draft if drafting else None
+            with Observation(self._telemetry, request_id, parsed, target, draft, _caller(context)) as observation:
                 generation = Generation(
                     parsed,
                     request_id=request_id,

@@ -13,7 +13,7 @@ from outrider import PROTOCOL_VERSION
 from outrider.core.errors import ModelMismatchError, OutriderError, WorkerUnavailableError
 from outrider.core.messages import ModelInfo
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer, watch_model
+from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer, until_reconnected, watch_model
 
 _log = structlog.get_logger()
 
@@ -76,35 +76,39 @@ class Workers:
         return ""
 
     async def _watch_target(self) -> None:
-        try:
-            async for info in watch_model(self.verify_channel, VERIFY_SERVICE):
-                _check_version(info)
-                if info is not None and info.tokenizer_sha256 != self._tokenizer_sha256:
-                    self.tokenizer = Tokenizer.from_buffer(await fetch_tokenizer(self.verify_channel))
-                    self._tokenizer_sha256 = info.tokenizer_sha256
-                self.target = info
-                self._report("verify service", info)
+        while True:
+            try:
+                async for info in watch_model(self.verify_channel, VERIFY_SERVICE):
+                    _check_version(info)
+                    if info is not None and info.tokenizer_sha256 != self._tokenizer_sha256:
+                        self.tokenizer = Tokenizer.from_buffer(await fetch_tokenizer(self.verify_channel))
+                        self._tokenizer_sha256 = info.tokenizer_sha256
+                    self.target = info
+                    self._report("verify service", info)
+                    self._tell()
+            except OutriderError as error:
+                self._target_problem = str(error)
+                self.target = None
+                _log.error("the verify service cannot be used", reason=str(error))
                 self._tell()
-        except OutriderError as error:
-            self._target_problem = str(error)
-            self.target = None
-            _log.error("the verify service cannot be used", reason=str(error))
-            self._tell()
+            await until_reconnected(self.verify_channel)
 
     async def _watch_draft(self, channel: grpc.aio.Channel) -> None:
-        try:
-            async for info in watch_model(channel, DRAFT_SERVICE):
-                _check_version(info)
-                self.draft = info
-                self._report("draft service", info)
+        while True:
+            try:
+                async for info in watch_model(channel, DRAFT_SERVICE):
+                    _check_version(info)
+                    self.draft = info
+                    self._report("draft service", info)
+                    self.draft_answered = True
+                    self._tell()
+            except OutriderError as error:
+                self._draft_problem = str(error)
+                self.draft = None
+                _log.error("the draft service cannot be used", reason=str(error))
                 self.draft_answered = True
                 self._tell()
-        except OutriderError as error:
-            self._draft_problem = str(error)
-            self.draft = None
-            _log.error("the draft service cannot be used", reason=str(error))
-            self.draft_answered = True
-            self._tell()
+            await until_reconnected(channel)
 
     def _tell(self) -> None:
         self._on_change(self.target is not None and self.draft_answered)

@@ -15,7 +15,7 @@ from outrider.worker.serving import run
 
 def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
-    config = DraftConfig(_cli_parse_args=True, _cli_prog_name="python -m draft_service")  # pyright: ignore[reportCallIssue]
+    config = DraftConfig.from_command_line("python -m draft_service")
     set_up_logging("draft", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-draft", environ=os.environ)
     try:

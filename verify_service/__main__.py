@@ -15,7 +15,7 @@ from verify_service.servicer import VerifyServicer
 
 def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
-    config = VerifyConfig(_cli_parse_args=True, _cli_prog_name="python -m verify_service")  # pyright: ignore[reportCallIssue]
+    config = VerifyConfig.from_command_line("python -m verify_service")
     set_up_logging("verify", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-verify", environ=os.environ)
     try:

@@ -78,10 +78,10 @@ def load_model(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedM
             attn_implementation="eager",
             use_safetensors=True,
             trust_remote_code=False,
-            device_map=None if device.type == "cpu" else {"": device},
         )
     except (ValueError, OSError, RuntimeError) as error:
         raise UnsupportedModelError(f"transformers cannot load {folder} as a causal language model: {error}") from error
+    model.to(device)  # pyright: ignore[reportArgumentType]
     return model.eval()
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
+from outrider.core.errors import UnsupportedModelError
 from outrider.engine.attention import ATTENTION, RaggedBatch
 from outrider.engine.batch import PackedBatch
 from outrider.engine.probe import LayerFacts, probe_layers
 from outrider.engine.slots import Move
+
+_CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which builds a plan for each new number of queries and cells: while texts grow, at every step."""
 
 
 class RaggedModel:
@@ -32,6 +40,8 @@ class RaggedModel:
         """Makes the caches. Layers of one shape share one tensor, so that moving a cell is one operation for all.
 
         Cells start as zeros: a masked cell contributes 0 times its value, which must be finite.
+
+        Raises UnsupportedModelError if the device has no room for them.
         """
         planes: dict[tuple[int, int], list[tuple[int, bool]]] = {}
         for layer, facts in enumerate(self.layers):
@@ -39,9 +49,15 @@ class RaggedModel:
             planes.setdefault((facts.num_kv_heads, facts.value_size), []).append((layer, False))
         caches: dict[tuple[int, bool], Tensor] = {}
         for (num_kv_heads, size), members in planes.items():
-            storage = torch.zeros(
-                len(members), num_cells, num_kv_heads, size, dtype=self.dtype, device=self.device
-            )  # [planes, num_cells, num_kv_heads, size]
+            shape = (len(members), num_cells, num_kv_heads, size)
+            try:
+                storage = torch.zeros(shape, dtype=self.dtype, device=self.device)
+            except RuntimeError as error:
+                gigabytes = math.prod(shape) * self.dtype.itemsize / 1e9
+                raise UnsupportedModelError(
+                    f"{self.device} has no room for {gigabytes:.1f} GB of keys and values beside the model; "
+                    "lower --max-sessions or --max-context"
+                ) from error
             self._caches.append(storage)
             caches.update(zip(members, storage.unbind(0), strict=True))
         layers = range(len(self.layers))
@@ -52,31 +68,38 @@ class RaggedModel:
         """Copies cells (indices into the caches) in all layers, every source read before any destination is written."""
         if not moves:
             return
-        sources = torch.tensor([move.source for move in moves], device=self.device)
-        destinations = torch.tensor([move.destination for move in moves], device=self.device)
+        sources, destinations = self._to_device(torch.tensor(list(zip(*moves, strict=True))))
         for storage in self._caches:
             storage.index_copy_(1, destinations, storage.index_select(1, sources))
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Feeds the batch and returns the logits of its wanted rows, [num_rows, vocab_size], on the model's device."""
-        device = self.device
-        masks = {
-            window: torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, float("-inf")).to(device)
-            for window, visible in batch.masks.items()
-        }
+        masks = {window: self._additive(self._to_device(visible)) for window, visible in batch.masks.items()}
         ragged = RaggedBatch(
             key_caches=self._key_caches,
             value_caches=self._value_caches,
             masks=tuple(masks[facts.window] for facts in self.layers),
-            write_cells=batch.write_cells.to(device),
+            write_cells=self._to_device(batch.write_cells),
             spans=batch.spans,
         )
-        rows = batch.rows.to(device)
-        output = self._model(
-            input_ids=batch.token_ids.to(device),
-            position_ids=batch.positions.to(device),
-            use_cache=False,
-            logits_to_keep=rows,
-            ragged=ragged,
-        )
+        with self._kernels():
+            output = self._model(
+                input_ids=self._to_device(batch.token_ids),
+                position_ids=self._to_device(batch.positions),
+                use_cache=False,
+                logits_to_keep=self._to_device(batch.rows),
+                ragged=ragged,
+            )
         return output.logits[0, : batch.num_rows]
+
+    def _additive(self, visible: Tensor) -> Tensor:
+        """The mask that attention adds to its scores: 0 where `visible`, elsewhere -inf."""
+        return torch.zeros(visible.shape, dtype=self.dtype, device=self.device).masked_fill_(~visible, float("-inf"))
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        """Queues the copy behind what the device is doing; from ordinary host memory that is safe at once."""
+        return tensor.to(self.device, non_blocking=True)
+
+    def _kernels(self) -> AbstractContextManager[object]:
+        """Which attention kernels may run on this device."""
+        return sdpa_kernel(_CUDA_KERNELS) if self.device.type == "cuda" else nullcontext()

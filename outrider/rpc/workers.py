@@ -54,6 +54,17 @@ async def watch_model(channel: grpc.aio.Channel, service: str) -> AsyncIterator[
             yield None
 
 
+async def until_reconnected(channel: grpc.aio.Channel) -> None:
+    """Waits until the present connection has ended and another stands: then another process may answer."""
+    state = channel.get_state(try_to_connect=True)
+    while state is grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+    while state is not grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(state)
+        state = channel.get_state(try_to_connect=True)
+
+
 async def fetch_tokenizer(channel: grpc.aio.Channel) -> bytes:
     """The target's tokenizer.json. Raises OutriderError."""
     content = bytearray()

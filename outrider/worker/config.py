@@ -1,4 +1,4 @@
-"""Settings of a worker: each is a flag and an OUTRIDER_* variable; the flag wins."""
+"""Settings of a worker."""
 
 from __future__ import annotations
 
@@ -6,17 +6,13 @@ import os
 from typing import Literal
 
 from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outrider.core.validation import SESSIONS_MAX
+from outrider.settings import Settings
 
 
-class WorkerConfig(BaseSettings):
+class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="OUTRIDER_", cli_kebab_case=True, cli_hide_none_type=True, protected_namespaces=()
-    )
 
     model: str = Field(description="model folder (config.json, *.safetensors, tokenizer.json), or a hub name org/name")
     device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")

@@ -81,7 +81,7 @@ def test_sessions_in_one_step_equal_each_alone(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
 def test_any_history_equals_a_fresh_start(family: str) -> None:
-    """Lines that grow along and beside the fed trees, held nodes that survive, moves within the slot: logits as if fresh."""
+    """Lines that grow along and beside the fed trees, held nodes that survive, moves in the slot: logits as if fresh."""
     engine, model = engine_of(family)
     for seed in range(12):
         rng = random.Random(seed)
@@ -185,12 +185,21 @@ def test_the_self_check_finds_what_is_wrong() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        pytest.param(lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)), id="bloom"),
-        pytest.param(lambda: MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)), id="mamba"),
+        pytest.param(
+            lambda: BloomForCausalLM(BloomConfig(vocab_size=61, hidden_size=32, n_layer=2, n_head=4)), id="bloom"
+        ),
+        pytest.param(
+            lambda: MambaForCausalLM(MambaConfig(vocab_size=61, hidden_size=32, num_hidden_layers=2)), id="mamba"
+        ),
         pytest.param(
             lambda: RecurrentGemmaForCausalLM(
                 RecurrentGemmaConfig(
-                    vocab_size=61, hidden_size=32, num_hidden_layers=3, num_attention_heads=2, head_dim=16, pad_token_id=0
+                    vocab_size=61,
+                    hidden_size=32,
+                    num_hidden_layers=3,
+                    num_attention_heads=2,
+                    head_dim=16,
+                    pad_token_id=0,
                 )
             ),
             id="recurrent_gemma",

@@ -48,14 +48,15 @@ LAYERS = {
     "outrider": _layer(),
     "outrider.core": _layer(forbidden=_CLOCKS_CHANCE_AND_IO),
     "outrider.engine": _layer("core", _ENGINE, forbidden="asyncio"),
+    "outrider.settings": _layer(packages="pydantic pydantic_settings"),
     "outrider.rpc": _layer("core v1", _GRPC),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
-    "outrider.worker": _layer("core engine rpc telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"),
+    "outrider.worker": _layer("core engine rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"),
     "outrider.client": _layer("core rpc v1", _GRPC),
     "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich"),
-    "draft_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "verify_service": _layer("core engine rpc telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "coordinator": _layer("core rpc telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
+    "draft_service": _layer("core engine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "verify_service": _layer("core engine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
 }
 """Imports go down only, and siblings never import one another. Torch stays away from everything but the workers."""
 
