@@ -203,6 +203,8 @@ class Verifier:
             return
         rejected = bool(nodes) and not decision.bonus and decision.num_accepted < len(nodes)
         session.patience.observe_round(decision.num_accepted, rejected, duration)
+        if decision.late_guess is not None:
+            session.patience.observe_guess(decision.late_guess)
         self._reconsider(session)
 
     def _reconsider(self, session: Verification) -> None:

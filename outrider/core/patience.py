@@ -33,8 +33,14 @@ class Patience:
     def observe_round(self, num_accepted: int, rejected: bool, verify_step: float) -> None:
         """A verify step of `verify_step` seconds accepted `num_accepted` draft tokens and then, maybe, rejected one."""
         self._verify_step = _smoothed(self._verify_step, verify_step)
-        for accepted in [1.0] * num_accepted + [0.0] * rejected:
-            self._acceptance += _SMOOTHING / 2 * (accepted - self._acceptance)
+        for _ in range(num_accepted):
+            self.observe_guess(True)
+        if rejected:
+            self.observe_guess(False)
+
+    def observe_guess(self, right: bool) -> None:
+        """A guess for a place that was then decided was right or wrong, be it scored in time or not."""
+        self._acceptance += _SMOOTHING / 2 * (right - self._acceptance)
 
     def observe_window(self, num_levels: int, draft_time: float) -> None:
         """The drafter spent `draft_time` seconds on a window that is `num_levels` draft steps deep."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from outrider.core.line import Line
@@ -23,6 +23,8 @@ class Decision(NamedTuple):
     bonus: bool
     """Whether the next token follows a path that was accepted to its end, rather than a rejection."""
     finish_reason: FinishReason | None
+    late_guess: bool | None = None
+    """Whether the next token was among the guesses for its place that came too late to be scored; None without any."""
 
 
 class VerifySession:
@@ -71,6 +73,7 @@ class VerifySession:
         rows: list[int] = []
         reason: FinishReason | None = None
         node: Node | None = self.tree.root
+        last = node
         bonus = False
         while node is not None and reason is None and (row := row_of.get(id(node))) is not None:
             token_id = choices[row]
@@ -78,11 +81,17 @@ class VerifySession:
             rows.append(row)
             reason = self._finish_reason(token_id, position + len(token_ids))
             bonus = bool(nodes) and not any(id(child) in row_of for child in node.children.values())
-            node = node.children.get(token_id)
+            last, node = node, node.children.get(token_id)
         num_accepted = len(token_ids) - (node is None or id(node) not in row_of)
+        late_guess = self._late_guess(last, row_of, token_ids[-1]) if num_accepted < len(token_ids) else None
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
-        return Decision(position, token_ids, num_accepted, rows, bonus, reason)
+        return Decision(position, token_ids, num_accepted, rows, bonus, reason, late_guess)
+
+    @staticmethod
+    def _late_guess(last: Node, row_of: Mapping[int, int], next_token_id: int) -> bool | None:
+        late = [token_id for token_id, child in last.children.items() if id(child) not in row_of]
+        return next_token_id in late if late else None
 
     def _finish_reason(self, token_id: int, length: int) -> FinishReason | None:
         if token_id in self._eos_token_ids:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 ATTENTION = "outrider"
 """Name under which the attention is registered with transformers."""
@@ -184,9 +184,6 @@ def _attention(
     return output[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The batch brings its own masks; transformers need not build any."""
-
-
+# No mask is registered by that name: transformers then builds none, nor waits for the device to see where packed texts
+# begin.
 AttentionInterface.register(ATTENTION, _attention)
-AttentionMaskInterface.register(ATTENTION, _no_mask)

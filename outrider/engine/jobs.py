@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from outrider.engine.slots import Move, Slot, TreeCell
+from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, TreeCell
 
 LINE_END = -1
 """Index that stands for the line's last token where node indices are expected."""
@@ -52,7 +52,10 @@ class Feed:
 
 
 def plan(job: Job, max_tokens: int) -> Feed:
-    """What to feed for `job`, at most `max_tokens` tokens of its line (tree nodes come on top, in the last pass)."""
+    """What to feed for `job`, at most `max_tokens` tokens of its line (tree nodes come on top, in the last pass).
+
+    Raises ValueError if the line and the tree need more cells than the slot has; the slot then has to be cleared.
+    """
     slot, line = job.slot, job.line
     feed = Feed(job, slot.align(line))
     num_held = len(slot.trunk)
@@ -68,6 +71,12 @@ def plan(job: Job, max_tokens: int) -> Feed:
     feed.num_trunk = end - first
     if feed.complete:
         _plan_nodes(feed)
+    end_cell = max(feed.cells, default=-1) + 1
+    if end_cell > slot.num_cells:
+        raise ValueError(
+            f"a line of {len(line)} tokens with a tree of {len(job.token_ids)} nodes needs {end_cell} cells of a slot "
+            f"of {slot.num_cells}; keep lines within the context and undecided nodes within {TREE_CELLS_MAX}"
+        )
     return feed
 
 

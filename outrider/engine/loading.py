@@ -79,9 +79,10 @@ def load_model(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedM
             use_safetensors=True,
             trust_remote_code=False,
         )
+        # Not from_pretrained's device_map, which needs the accelerate package.
+        model.to(device)  # pyright: ignore[reportArgumentType]
     except (ValueError, OSError, RuntimeError) as error:
         raise UnsupportedModelError(f"transformers cannot load {folder} as a causal language model: {error}") from error
-    model.to(device)  # pyright: ignore[reportArgumentType]
     return model.eval()
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
 
@@ -100,4 +100,3 @@ def _recording_attention(
 
 
 AttentionInterface.register(_RECORDING, _recording_attention)
-AttentionMaskInterface.register(_RECORDING, lambda *_, **__: None)

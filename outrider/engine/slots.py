@@ -35,12 +35,14 @@ class Move(NamedTuple):
 class Slot:
     """What one session's cells hold."""
 
-    __slots__ = ("_children", "_line", "_num_agreed", "cells", "first_cell", "index", "trunk")
+    __slots__ = ("_children", "_line", "_num_agreed", "cells", "first_cell", "index", "num_cells", "trunk")
 
-    def __init__(self, index: int, first_cell: int) -> None:
+    def __init__(self, index: int, first_cell: int, num_cells: int) -> None:
         self.index = index
         self.first_cell = first_cell
         """Index in the caches of the slot's cell 0."""
+        self.num_cells = num_cells
+        """How many cells the slot has. The next ones are another session's."""
         self.trunk: list[int] = []
         """Token ids of the cells 0 .. len(trunk) - 1, which are their positions too."""
         self.cells: dict[int, TreeCell] = {}
@@ -152,7 +154,7 @@ class SlotPool:
         self.num_cells = num_slots * self.slot_cells + 1
         """Cells that a cache must have: all slots' and the scratch cell, which takes what padding writes."""
         self.scratch_cell = self.num_cells - 1
-        self._free = [Slot(index, index * self.slot_cells) for index in reversed(range(num_slots))]
+        self._free = [Slot(index, index * self.slot_cells, self.slot_cells) for index in reversed(range(num_slots))]
         self.num_slots = num_slots
 
     @property

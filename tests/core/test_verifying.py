@@ -49,7 +49,7 @@ def choices(session: VerifySession, nodes: list[Node], target: dict[tuple[int, .
 def test_with_no_drafts_a_round_is_plain_decoding() -> None:
     session = verify_session()
     assert session.choose() == []
-    assert session.decide([], [5]) == (3, [5], 0, [0], False, None)
+    assert session.decide([], [5]) == (3, [5], 0, [0], False, None, None)
     assert session.line.token_ids == [7, 8, 9, 5]
     assert session.tree.root.token_id == 5
 
@@ -58,7 +58,7 @@ def test_a_chain_accepted_to_its_end_earns_a_bonus() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
     nodes = session.choose()
-    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None)
+    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None, None)
     assert session.tree.num_live == 0
 
 
@@ -66,14 +66,14 @@ def test_a_rejection_is_followed_by_the_recovered_token() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2, 3))
     nodes = session.choose()
-    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None)
+    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None, None)
     assert session.line.token_ids == [7, 8, 9, 1, 5]
 
 
 def test_a_rejection_at_once_accepts_nothing() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
-    assert session.decide(session.choose(), [5, 2, 3]) == (3, [5], 0, [0], False, None)
+    assert session.decide(session.choose(), [5, 2, 3]) == (3, [5], 0, [0], False, None, None)
 
 
 def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
@@ -91,7 +91,7 @@ def test_a_next_token_that_was_drafted_but_not_scored_keeps_its_subtree() -> Non
     session.graft(chain_window(1, 2, 3))
     nodes = session.choose()
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None, True)
     assert [node.token_id for node in session.choose()] == [3]
 
 
@@ -114,7 +114,7 @@ def test_late_drafts_are_absorbed() -> None:
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)])
 def test_an_ending_token_ends_the_session_as_a_next_token(token_id: int, reason: FinishReason | None) -> None:
-    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason)
+    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason, None)
 
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN)])
@@ -122,7 +122,7 @@ def test_nothing_follows_an_accepted_token_that_ends_the_session(token_id: int, 
     session = verify_session()
     session.graft(chain_window(1, token_id, 3))
     decision = session.decide(session.choose(), [1, token_id, 3, 4])
-    assert decision == (3, [1, token_id], 2, [0, 1], False, reason)
+    assert decision == (3, [1, token_id], 2, [0, 1], False, reason, None)
     assert session.line.token_ids == [7, 8, 9, 1, token_id]
 
 
@@ -146,7 +146,7 @@ def test_the_last_place_is_not_scored_and_comes_as_a_next_token() -> None:
     session.graft(chain_window(1, 2, 3))
     nodes = session.choose()
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH, True)
 
 
 def test_drafts_beyond_the_rounds_bound_wait() -> None:
@@ -169,3 +169,13 @@ def test_the_levels_at_hand_are_those_of_the_most_probable_path_that_fit_a_round
     assert session.num_ready_levels == 1
     session.graft(Window(2, 4, [2, 4, 5], [4, 5, 6], [-0.1, -0.1, -0.1]))
     assert session.num_ready_levels == 3
+
+
+@pytest.mark.parametrize(("next_token_id", "late_guess"), [(1, True), (9, False)])
+def test_a_guess_that_came_too_late_to_be_scored_still_tells_how_good_guesses_are(
+    next_token_id: int, late_guess: bool
+) -> None:
+    session = verify_session()
+    nodes = session.choose()
+    session.graft(chain_window(1, 2))
+    assert session.decide(nodes, [next_token_id]).late_guess is late_guess

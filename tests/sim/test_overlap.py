@@ -123,6 +123,8 @@ class VirtualPair:
             decision = self.verifier.decide(nodes, choices)
             rejected = bool(nodes) and not decision.bonus and decision.num_accepted < len(nodes)
             self.patience.observe_round(decision.num_accepted, rejected, self.verify_step)
+            if decision.late_guess is not None:
+                self.patience.observe_guess(decision.late_guess)
             self.last_verdict = self.now
             verdict = Verdict(
                 position=decision.position,
