@@ -1,0 +1,109 @@
+"""The command line over three operating-system processes and the bundled pair."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Any
+
+import grpc.aio
+import pytest
+from grpc_reflection.v1alpha import reflection_pb2
+
+from outrider.cli.up import UpOptions, choose_models, services
+from outrider.rpc.channels import open_channel
+
+PROMPT = "import os\n\n\ndef walk("
+
+
+async def outrider(*arguments: str) -> tuple[int, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "outrider.cli", *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+def options(**changes: Any) -> UpOptions:
+    target, draft = choose_models(None, None, no_draft=False)
+    return UpOptions(**{"target": target, "draft": draft, "port": 0, "draft_port": 0, "verify_port": 0, **changes})
+
+
+async def listed(address: str, version: str) -> set[str]:
+    """The services that reflection of `version` names at `address`."""
+    async with open_channel(address) as channel:
+        call = channel.stream_stream(
+            f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )()
+        await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        response = await call.read()
+        assert response is not grpc.aio.EOF
+        return {service.name for service in response.list_services_response.service}
+
+
+async def test_generate_prints_one_object_and_target_only_the_same_tokens() -> None:
+    async with services(options()) as running:
+        arguments = ("generate", PROMPT, f"--address={running.coordinator}", "--json", "--max-tokens=48")
+        sampled = ("--temperature=0.8", "--top-p=0.95", "--seed=3")
+        code, output, errors = await outrider(*arguments, *sampled)
+        assert code == 0, errors
+        together = json.loads(output)
+        alone = json.loads((await outrider(*arguments, *sampled, "--target-only"))[1])
+        assert together["token_ids"] == alone["token_ids"]
+        assert together["text"] == alone["text"]
+        assert (together["mode"], alone["mode"]) == ("speculative", "target_only")
+        assert together["seed"] == 3
+        assert together["speculation"]["num_accepted_tokens"] > 0
+
+        ids = ",".join(map(str, together["prompt_token_ids"]))
+        code, output, errors = await outrider(
+            "generate", "--token-ids", ids, f"--address={running.coordinator}", "--json", "--max-tokens=48", *sampled
+        )
+        assert code == 0, errors
+        assert json.loads(output)["token_ids"] == together["token_ids"]
+
+        code, _, errors = await outrider("generate", PROMPT, f"--address={running.coordinator}", "--temperature=-1")
+        assert code != 0
+        assert "temperature" in errors
+        assert "Traceback" not in errors
+
+        assert running.draft is not None
+        for address, service in (
+            (running.coordinator, "outrider.v1.GenerationService"),
+            (running.draft, "outrider.v1.DraftService"),
+            (running.verify, "outrider.v1.VerifyService"),
+        ):
+            for version in ("v1", "v1alpha"):
+                assert {service, "grpc.health.v1.Health"} <= await listed(address, version)
+
+
+async def test_run_starts_generates_compares_and_stops() -> None:
+    code, output, errors = await outrider("run", PROMPT, "--max-tokens=24")
+    assert code == 0, errors
+    assert "identical" in output + errors
+    assert "rollbacks" in output + errors
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_up_drains_and_exits_with_zero(number: signal.Signals) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "outrider.cli", "up", "--port=0", "--draft-port=0", "--verify-port=0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    printed = ""
+    while "outrider generate" not in printed:
+        line = (await process.stdout.readline()).decode()
+        assert line, printed
+        printed += line
+    process.send_signal(number)
+    output, _ = await process.communicate()
+    assert process.returncode == 0, printed + output.decode()

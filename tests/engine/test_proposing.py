@@ -1,0 +1,93 @@
+"""What a draft proposes beside the choice, and the log-probabilities that are reported."""
+
+import math
+
+import pytest
+import torch
+
+from outrider.core.sampling import SamplingParams
+from outrider.engine.sampling import Row
+from tests.engine.samplers import ALL_KINDS, EVERYTHING, GREEDY, VOCAB_SIZE, WARM, opened, random_logits
+
+
+def test_the_first_proposal_is_the_choice():
+    sampler = opened(*ALL_KINDS)
+    rows = [Row(slot, position) for position in range(30) for slot in range(len(ALL_KINDS))]
+    logits = random_logits(len(rows))
+    proposals, _ = sampler.propose(logits, rows, 3)
+    assert [proposal[0] for proposal in proposals] == sampler.choose(logits, rows)
+    assert all(len(set(proposal)) == len(proposal) for proposal in proposals)
+
+
+def test_proposals_are_the_choices_without_the_better_ones():
+    """The second proposal is what would be chosen if the first did not exist."""
+    sampler = opened(WARM, GREEDY)
+    rows = [Row(slot, position) for position in range(10) for slot in range(2)]
+    logits = random_logits(len(rows))
+    proposals, _ = sampler.propose(logits, rows, 3)
+    for place in range(3):
+        assert [proposal[place] for proposal in proposals] == sampler.choose(logits, rows)
+        for index, proposal in enumerate(proposals):
+            logits[index, proposal[place]] = -math.inf
+
+
+def test_a_row_proposes_no_more_than_survives():
+    sampler = opened(
+        SamplingParams(temperature=1.0, top_k=1), SamplingParams(temperature=1.0, top_k=3), WARM, GREEDY, GREEDY
+    )
+    logits = random_logits(5)
+    logits[4] = -math.inf
+    logits[4, 6] = 0.0
+    proposals, log_probs = sampler.propose(logits, [Row(slot, 10) for slot in range(5)], 8)
+    assert [len(proposal) for proposal in proposals] == [1, 3, 8, 8, 1]
+    assert proposals[4] == [6]
+    assert log_probs[0] == log_probs[4] == [0.0]
+    assert math.fsum(map(math.exp, log_probs[1])) == pytest.approx(1.0)
+    assert all(-math.inf < log_prob <= 0.0 for row in log_probs for log_prob in row)
+
+
+def test_no_rows():
+    sampler = opened(WARM)
+    assert sampler.choose(torch.empty(0, VOCAB_SIZE), []) == []
+    assert sampler.propose(torch.empty(0, VOCAB_SIZE), [], 3) == ([], [])
+    assert sampler.logprobs(torch.empty(0, VOCAB_SIZE), [], 3) == ()
+
+
+def test_a_neighbour_with_top_p_costs_a_row_no_unlikely_token():
+    """Beside a token of probability 1 - 1e-17, sums round to 1 at once; only top-p may draw a conclusion from that."""
+    sampler = opened(WARM, SamplingParams(temperature=1.0, top_p=0.7))
+    logits = random_logits(2)
+    logits[0, 9] = 60.0
+    proposals, _ = sampler.propose(logits, [Row(0, 10), Row(1, 10)], 4)
+    assert [proposals[0]] == sampler.propose(logits[:1], [Row(0, 10)], 4)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_logits_the_lowest_ids_come_first(dtype):
+    logits = torch.zeros(1, VOCAB_SIZE, dtype=dtype)
+    logits[0, [10, 20, 300, 480]] = 1.0
+    logits[0, ::7] = -0.0
+    logits[0, 300] = 1.0
+    row = [Row(0, 10)]
+    assert opened(GREEDY).choose(logits, row) == [10]
+    assert opened(GREEDY).propose(logits, row, 7)[0] == [[10, 20, 300, 480, 0, 1, 2]]
+    assert opened(SamplingParams(logit_bias=((1, 0.5),))).propose(logits, row, 6)[0] == [[10, 20, 300, 480, 1, 0]]
+    assert set(opened(SamplingParams(temperature=1.0, top_k=6)).propose(logits, row, 9)[0][0]) == {
+        10,
+        20,
+        300,
+        480,
+        0,
+        1,
+    }
+
+
+@pytest.mark.parametrize("num_top", [0, 1, 5, VOCAB_SIZE + 3])
+def test_logprobs_are_those_of_the_unprocessed_logits(num_top):
+    logits = random_logits(3)
+    log_probs = logits.log_softmax(-1)
+    for row, answer in enumerate(opened(EVERYTHING).logprobs(logits, [7, 0, 502], num_top)):
+        assert answer.logprob == pytest.approx(float(log_probs[row, [7, 0, 502][row]]), abs=1e-5)
+        top = log_probs[row].topk(min(num_top, VOCAB_SIZE))
+        assert answer.top_token_ids == tuple(top.indices.tolist())
+        assert answer.top_logprobs == pytest.approx(top.values.tolist(), abs=1e-5)
