@@ -61,7 +61,8 @@ class Rig:
 
 def built(family: str, device: torch.device, dtype: torch.dtype, *, seed: int = 0) -> PreTrainedModel:
     """A tiny model as a worker loads it: weights in `dtype`, buffers such as rotary frequencies in float32."""
-    model = build(family, seed=seed).to(device)
+    model = build(family, seed=seed)
+    model.to(device)  # pyright: ignore[reportArgumentType]
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
     return model
@@ -164,15 +165,13 @@ def a_long_prompt_is_fed_in_four_chunks_beside_another(rig: Rig) -> None:
     engine = rig.engine
     long, short = engine.acquire(), engine.acquire()
     long_line, short_line = random_line(50, seed=4), random_line(3, seed=5)
-    results: list[int | None] = []
-    for _ in range(4):
+    for num_long_rows in (None, None, None, 1):
         output = engine.step([Job(long, long_line), Job(short, short_line)])
-        results.append(output.num_rows[0])
-        assert output.num_rows[1] == 1
+        assert output.num_rows == [num_long_rows, 1]
         rig.close(output.logits[-1], rig.reference(short_line)[-1])
         short_line.append(1)
-    assert results == [None, None, None, 1]
-    rig.close(output.logits[0], rig.reference(long_line)[-1])
+        if num_long_rows:
+            rig.close(output.logits[0], rig.reference(long_line)[-1])
 
 
 def a_step_that_fails_half_way_leaves_no_trace(rig: Rig) -> None:

@@ -24,6 +24,8 @@ from tests.engine import histories
 from tests.engine.histories import CPU, HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
 from tests.engine.tiny_models import FAMILIES, VOCAB_SIZE, build
 
+META = torch.device("meta")
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tree_of_each_family_equals_its_branches_alone(family: str) -> None:
@@ -123,7 +125,7 @@ def test_the_self_check_finds_what_is_wrong() -> None:
                     hidden_size=32,
                     num_hidden_layers=3,
                     num_attention_heads=2,
-                    head_dim=16,
+                    head_dim=16,  # pyright: ignore[reportCallIssue]
                     pad_token_id=0,
                 )
             ),
@@ -144,14 +146,14 @@ def test_a_whole_model_traces_into_one_graph(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_never_waits_for_its_device(family: str) -> None:
     """Tensors on the meta device have no content: whoever looks at one, or mixes it with the host's, fails."""
-    engine = Engine(build(family).bfloat16().to("meta"), max_sessions=2, max_context=64)
+    engine = Rig(family, device=META, dtype=torch.bfloat16).engine
     slot, other = engine.acquire(), engine.acquire()
     line = random_line(5, seed=1)
     engine.step([Job(slot, line, [LINE_END, LINE_END, 1], [1, 2, 3], wanted=range(-1, 3))])
     line.append(2)
     output = engine.step([Job(slot, line, [LINE_END], [3], wanted=[0]), Job(other, random_line(20, seed=2))])
     assert output.num_rows == [1, 1]
-    assert output.logits.device == engine.device == torch.device("meta")
+    assert output.logits.device == engine.device == META
 
 
 def test_batches_have_few_shapes() -> None:

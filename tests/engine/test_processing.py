@@ -57,7 +57,7 @@ def test_equals_the_processors_of_transformers(params):
         processors.append(TopPLogitsWarper(params.top_p))
     if params.min_p:
         processors.append(MinPLogitsWarper(params.min_p))
-    theirs = processors(torch.tensor([PROMPT + OUTPUT]).expand(20, -1), logits.clone()).log_softmax(-1)
+    theirs = processors(torch.tensor([PROMPT + OUTPUT]).expand(20, -1), logits.clone()).log_softmax(-1)  # pyright: ignore[reportArgumentType]
     ours = processed_log_probs(opened(params), logits, [Row(0, position) for position in range(20)])
     assert torch.equal(ours > -math.inf, theirs > -math.inf)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)

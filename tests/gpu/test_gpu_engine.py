@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -28,12 +29,14 @@ CUDA = torch.device("cuda:0")
 half_types = pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
 
 
-@pytest.fixture
-def syncs_are_errors() -> Iterator[None]:
-    """Whatever makes the host wait for the device raises RuntimeError."""
+@contextmanager
+def never_waiting() -> Iterator[None]:
+    """Inside, whatever makes the host wait for the device raises RuntimeError."""
     torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,7 +90,7 @@ def test_slots_are_bounded_and_forget() -> None:
 
 def test_caches_that_find_no_room_are_refused_in_words() -> None:
     with pytest.raises(UnsupportedModelError, match="lower --max-sessions or --max-context"):
-        Engine(build("llama").to(CUDA), max_sessions=1, max_context=10**10)
+        Engine(built("llama", CUDA, torch.float32), max_sessions=1, max_context=10**10)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,7 +107,7 @@ def test_the_self_check_passes_what_is_right_in_16_bits(family: str, dtype: torc
 def test_the_self_check_finds_what_is_wrong() -> None:
     expected = self_check.reference_logits(built("llama", CUDA, torch.float32, seed=1))
     with pytest.raises(UnsupportedModelError, match="off by"):
-        self_check.check(Engine(build("llama").to(CUDA), max_sessions=1, max_context=64), expected)
+        self_check.check(Engine(built("llama", CUDA, torch.float32), max_sessions=1, max_context=64), expected)
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
@@ -112,15 +115,15 @@ def test_a_whole_model_traces_into_one_graph(family: str) -> None:
     histories.a_whole_model_traces_into_one_graph(Rig(family, device=CUDA))
 
 
-@pytest.mark.usefixtures("syncs_are_errors")
 @pytest.mark.parametrize("family", HALF_FAMILIES)
 def test_a_step_never_waits_for_the_device(family: str) -> None:
     engine = Rig(family, device=CUDA).engine
     slot, other = engine.acquire(), engine.acquire()
     line = random_line(5, seed=1)
-    engine.step([Job(slot, line, [LINE_END, LINE_END, 1], [1, 2, 3], wanted=range(-1, 3))])
-    line.append(2)
-    output = engine.step([Job(slot, line, [LINE_END], [3], wanted=[0]), Job(other, random_line(20, seed=2))])
+    with never_waiting():
+        engine.step([Job(slot, line, [LINE_END, LINE_END, 1], [1, 2, 3], wanted=range(-1, 3))])
+        line.append(2)
+        output = engine.step([Job(slot, line, [LINE_END], [3], wanted=[0]), Job(other, random_line(20, seed=2))])
     assert output.num_rows == [1, 1]
     assert output.logits.device == engine.device == CUDA
 
