@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import structlog
+import torch
 from torch import Tensor
 
 from outrider.core.drafting import DraftSession
@@ -131,6 +132,8 @@ class Drafter:
     def _run(self, chosen: list[tuple[Drafting, list[Node]]]) -> None:
         try:
             self._expand(chosen)
+        except torch.AcceleratorError:
+            raise  # the device is beyond repair for this process
         except Exception as error:
             if len(chosen) > 1:
                 for one in chosen:

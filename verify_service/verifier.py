@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 import structlog
+import torch
 from torch import Tensor
 
 from outrider.core.errors import OutriderError, ProtocolViolationError, StepFailedError
@@ -131,6 +132,8 @@ class Verifier:
         chosen = [session.state.choose() for session in sessions]
         try:
             self._round(sessions, chosen)
+        except torch.AcceleratorError:
+            raise  # the device is beyond repair for this process
         except Exception as error:
             if len(sessions) > 1:
                 for session in sessions:

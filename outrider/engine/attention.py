@@ -8,6 +8,8 @@ graph break.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -52,22 +54,36 @@ class RaggedBatch(NamedTuple):
     its mask or NO_MASK."""
 
 
-@torch.library.custom_op("outrider::ragged_attention", mutates_args=("key_cache", "value_cache"))
+_present: dict[int, RaggedBatch] = {}
+
+
+@contextmanager
+def stepping(engine: int, batch: RaggedBatch) -> Iterator[None]:
+    """For the duration of one forward pass, the layers of the engine with number `engine` work on `batch`."""
+    _present[engine] = batch
+    try:
+        yield
+    finally:
+        del _present[engine]
+
+
+@torch.library.custom_op("outrider::ragged_attention", mutates_args=())
 def ragged_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    mask: Tensor,
-    write_cells: Tensor,
-    spans: Tensor,
+    engine: int,
+    layer: int,
     scale: float,
     softcap: float,
     sinks: Tensor | None,
 ) -> Tensor:
-    """`attend` as one opaque operator for graph compilers. Same arguments, same result."""
-    return attend(query, key, value, key_cache, value_cache, mask, write_cells, spans, scale, softcap, sinks)
+    """`attend` as one opaque operator for graph compilers.
+
+    It looks the batch up by the engine's number. Were the caches its arguments, a compiler would have to assume that
+    anybody may see them change, and would copy them around every layer; see docs/decisions/0008-opaque-attention.md.
+    """
+    return attend(query, key, value, _present[engine], layer, scale, softcap, sinks)
 
 
 @ragged_attention.register_fake
@@ -75,11 +91,8 @@ def _(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    key_cache: Tensor,
-    value_cache: Tensor,
-    mask: Tensor,
-    write_cells: Tensor,
-    spans: Tensor,
+    engine: int,
+    layer: int,
     scale: float,
     softcap: float,
     sinks: Tensor | None,
@@ -91,11 +104,8 @@ def attend(
     query: Tensor,  # [H, N, key_size]
     key: Tensor,  # [num_kv_heads, N, key_size]
     value: Tensor,  # [num_kv_heads, N, value_size]
-    key_cache: Tensor,  # [num_cells, num_kv_heads, key_size]
-    value_cache: Tensor,  # [num_cells, num_kv_heads, value_size]
-    mask: Tensor,  # [M]
-    write_cells: Tensor,  # [N]
-    spans: Tensor,  # [S, 5]
+    batch: RaggedBatch,
+    layer: int,
     scale: float,
     softcap: float,
     sinks: Tensor | None,  # [H]
@@ -105,11 +115,12 @@ def attend(
     `softcap` > 0 bounds the scores to (-softcap, softcap) (Gemma 2, arXiv 2408.00118, section 2); `sinks` adds one
     virtual key of that score and zero value to each head.
     """
-    key_cache.index_copy_(0, write_cells, key.transpose(0, 1))
-    value_cache.index_copy_(0, write_cells, value.transpose(0, 1))
+    key_cache, value_cache, mask = batch.key_caches[layer], batch.value_caches[layer], batch.masks[layer]
+    key_cache.index_copy_(0, batch.write_cells, key.transpose(0, 1))
+    value_cache.index_copy_(0, batch.write_cells, value.transpose(0, 1))
     num_heads, num_tokens, _ = query.shape
     output = query.new_zeros(num_tokens, num_heads, value.shape[-1])
-    for first_query, end_query, first_cell, end_cell, mask_offset in spans.tolist():
+    for first_query, end_query, first_cell, end_cell, mask_offset in batch.spans.tolist():
         queries = query[:, first_query:end_query]  # [H, Q, key_size]
         keys = key_cache[first_cell:end_cell].transpose(0, 1)  # [num_kv_heads, C, key_size]
         values = value_cache[first_cell:end_cell].transpose(0, 1)
@@ -160,27 +171,19 @@ def _attention(
     value: Tensor,  # [1, num_kv_heads, N, value_size]
     attention_mask: Tensor | None,
     *,
-    ragged: RaggedBatch,
+    ragged_engine: int,
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     layer: int = module.layer_idx  # type: ignore[assignment]
-    run = ragged_attention if torch.compiler.is_compiling() else attend
-    output = run(
-        query[0],
-        key[0],
-        value[0],
-        ragged.key_caches[layer],
-        ragged.value_caches[layer],
-        ragged.masks[layer],
-        ragged.write_cells,
-        ragged.spans,
-        1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling,
-        softcap or 0.0,
-        s_aux,
-    )
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    if torch.compiler.is_compiling():
+        output = ragged_attention(query[0], key[0], value[0], ragged_engine, layer, scale, softcap or 0.0, s_aux)
+    else:
+        batch = _present[ragged_engine]
+        output = attend(query[0], key[0], value[0], batch, layer, scale, softcap or 0.0, s_aux)
     return output[None], None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from outrider.engine.attention import NO_MASK, mask_stride
+from outrider.engine.compiling import COMPILED_TOKENS_MAX
 from outrider.engine.jobs import Feed
 
 
@@ -23,7 +24,7 @@ class PackedBatch:
     write_cells: Tensor
     """[N] int64"""
     rows: Tensor
-    """[R] int64 into the packed axis, padded with zeros to a bucket."""
+    """[R] int64 into the packed axis, padded with zeros: to N in a small batch, else to a bucket."""
     num_rows: int
     """How many of `rows` are wanted."""
     spans: Tensor
@@ -64,12 +65,15 @@ def pack(feeds: Sequence[Feed], windows: Sequence[int | None], scratch_cell: int
             for window in windows:
                 masks[window].append(_within_window(feed, visible, window).flatten())
         spans.append([first_query, len(token_ids), slot.first_cell, slot.first_cell + num_cells, mask_offset])
-    num_padding = bucket(len(token_ids)) - len(token_ids)
+    size = bucket(len(token_ids))
+    num_padding = size - len(token_ids)
+    # A small batch computes logits for every token: then its size alone tells its shape.
+    num_row_places = size if size <= COMPILED_TOKENS_MAX else bucket(len(rows))
     return PackedBatch(
         token_ids=torch.tensor([token_ids + [0] * num_padding]),
         positions=torch.tensor([positions + [0] * num_padding]),
         write_cells=torch.tensor(write_cells + [scratch_cell] * num_padding),
-        rows=torch.tensor(rows + [0] * (bucket(len(rows)) - len(rows)), dtype=torch.int64),
+        rows=torch.tensor(rows + [0] * (num_row_places - len(rows)), dtype=torch.int64),
         num_rows=len(rows),
         spans=torch.tensor(spans).view(-1, 5),
         masks={

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import TorchDynamoException
+from torch._inductor.exc import InductorError
 from transformers import PreTrainedModel
 
+from outrider.core.errors import UnsupportedModelError
 from outrider.engine.batch import pack
+from outrider.engine.compiling import COMPILED_SIZES
 from outrider.engine.jobs import Job, plan, settle
 from outrider.engine.model import RaggedModel
 from outrider.engine.slots import Move, Slot, SlotPool
@@ -30,12 +34,12 @@ class StepOutput(NamedTuple):
 class Engine:
     """Slots over one model. Not thread-safe: the device thread alone calls it."""
 
-    def __init__(self, model: PreTrainedModel, *, max_sessions: int, max_context: int) -> None:
-        """Room for `max_sessions` lines of up to `max_context` tokens.
+    def __init__(self, model: PreTrainedModel, *, max_sessions: int, max_context: int, compiled: bool = False) -> None:
+        """Room for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
         Raises UnsupportedModelError if the model's layers cannot run on the ragged attention.
         """
-        self._model = RaggedModel(model)
+        self._model = RaggedModel(model, compiled=compiled)
         self._slots = SlotPool(max_sessions, max_context)
         self._model.allocate(self._slots.num_cells)
         self.device: torch.device = self._model.device
@@ -56,6 +60,23 @@ class Engine:
     def release(self, slot: Slot) -> None:
         """Ends a session's hold on its slot."""
         self._slots.release(slot)
+
+    def warm_up(self) -> Iterator[int]:
+        """Runs, and so compiles, one batch of each compiled size; yields the size of each when it is done.
+
+        Raises UnsupportedModelError if the model cannot be compiled.
+        """
+        for size in COMPILED_SIZES:
+            slot = self.acquire()
+            try:
+                self.step([Job(slot, [0] * size)])
+            except (TorchDynamoException, InductorError) as error:
+                raise UnsupportedModelError(
+                    f"this model cannot be compiled ({type(error).__name__}); use --compile off"
+                ) from error
+            finally:
+                self.release(slot)
+            yield size
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job]) -> StepOutput:

@@ -24,6 +24,8 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
+_BATCH_ROPE_TYPES = {"dynamic", "longrope"}
+"""Rotary positions that are scaled by the longest text of a batch: one session would change another's logits."""
 
 
 def resolve_folder(model: str) -> Path:
@@ -142,6 +144,13 @@ def _check_architecture(config: PreTrainedConfig, folder: Path) -> None:
         raise UnsupportedModelError(
             f"{folder} ({config.model_type}) has layers of the kinds {sorted(unknown)}; only full and sliding "
             "attention can be rolled back token by token, a recurrent state cannot"
+        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    rope_types = {rope.get("rope_type"), *(kind.get("rope_type") for kind in rope.values() if isinstance(kind, dict))}
+    if found := rope_types & _BATCH_ROPE_TYPES:
+        raise UnsupportedModelError(
+            f"{folder} ({config.model_type}) scales its positions by the longest text of a batch (rope_type "
+            f"{sorted(found)}), so that sessions would not be independent; serve it with a fixed rope_type"
         )
     if getattr(text, "use_bidirectional_attention", None):
         raise UnsupportedModelError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from contextlib import AbstractContextManager, nullcontext
 
@@ -11,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
-from outrider.engine.attention import ATTENTION, RaggedBatch
+from outrider.engine.attention import ATTENTION, RaggedBatch, stepping
 from outrider.engine.batch import PackedBatch
+from outrider.engine.compiling import COMPILED_TOKENS_MAX, compile_forward
 from outrider.engine.probe import LayerFacts, probe_layers
 from outrider.engine.slots import Move
 
@@ -20,14 +22,22 @@ _CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDP
 """Without cuDNN's, which builds a plan for each new number of queries and cells: while texts grow, at every step."""
 
 
+_numbers = itertools.count()
+
+
 class RaggedModel:
     """Runs packed batches. Built once at start; used by the device thread alone."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Takes over `model`. Raises UnsupportedModelError if its layers cannot run on the ragged attention."""
+    def __init__(self, model: PreTrainedModel, *, compiled: bool = False) -> None:
+        """Takes over `model`; if `compiled`, small batches run as compiled graphs, one for each size.
+
+        Raises UnsupportedModelError if its layers cannot run on the ragged attention.
+        """
         self.layers: list[LayerFacts] = probe_layers(model)
         model.set_attn_implementation(ATTENTION)
+        self._number = next(_numbers)
         self._model = model
+        self._compiled = compile_forward(model) if compiled else None
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = model.config.get_text_config().vocab_size
@@ -82,13 +92,15 @@ class RaggedModel:
             write_cells=self._to_device(batch.write_cells),
             spans=batch.spans,
         )
-        with self._kernels():
-            output = self._model(
+        small = batch.token_ids.shape[1] <= COMPILED_TOKENS_MAX
+        run = self._compiled if self._compiled is not None and small else self._model
+        with self._kernels(), stepping(self._number, ragged):
+            output = run(
                 input_ids=self._to_device(batch.token_ids),
                 position_ids=self._to_device(batch.positions),
                 use_cache=False,
                 logits_to_keep=self._to_device(batch.rows),
-                ragged=ragged,
+                ragged_engine=self._number,
             )
         return output.logits[0, : batch.num_rows]
 

@@ -29,4 +29,8 @@ class WorkerConfig(Settings):
         ge=1,
         description="threads for tensor arithmetic on the CPU; default: half of the cores",
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "off",
+        description="compile the forward pass at start: a minute, for faster steps; auto: if a compiler is there",
+    )
     drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running sessions get to finish")

@@ -15,6 +15,7 @@ from outrider import PROTOCOL_VERSION
 from outrider.core.errors import UnsupportedModelError
 from outrider.core.messages import ModelInfo
 from outrider.engine import self_check
+from outrider.engine.compiling import COMPILED_TOKENS_MAX, compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.loading import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
 from outrider.worker.config import WorkerConfig
@@ -50,7 +51,11 @@ def load(config: WorkerConfig) -> LoadedModel:
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
-    engine = Engine(model, max_sessions=config.max_sessions, max_context=max_context)
+    compiled = _compiles(config.compile, device)
+    engine = Engine(model, max_sessions=config.max_sessions, max_context=max_context, compiled=compiled)
+    if compiled:
+        for size in engine.warm_up():
+            log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
     self_check.check(engine, reference)
     log.info("model ready", parameters=num_parameters, seconds=round(time.monotonic() - started, 2))
     info = ModelInfo(
@@ -68,6 +73,17 @@ def load(config: WorkerConfig) -> LoadedModel:
         instance_id=uuid.uuid4().hex,
     )
     return LoadedModel(engine, info, folder)
+
+
+def _compiles(choice: str, device: torch.device) -> bool:
+    if choice == "off":
+        return False
+    problem = compiler_problem(device)
+    if problem and choice == "on":
+        raise UnsupportedModelError(f"--compile on: {problem}; or use --compile off")
+    if problem:
+        structlog.get_logger().warning("not compiled", reason=problem)
+    return not problem
 
 
 def _device(name: str) -> torch.device:

@@ -18,8 +18,10 @@ from outrider.engine import engine as engine_module
 from outrider.engine import self_check
 from outrider.engine.attention import MASK_ALIGNMENT, NO_MASK
 from outrider.engine.batch import pack
+from outrider.engine.compiling import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan
+from outrider.engine.slots import TREE_CELLS_MAX
 from tests.engine import histories
 from tests.engine.histories import CPU, HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
 from tests.engine.tiny_models import FAMILIES, VOCAB_SIZE, build
@@ -88,6 +90,21 @@ def test_a_step_that_fails_half_way_leaves_no_trace() -> None:
     histories.a_step_that_fails_half_way_leaves_no_trace(Rig("llama"))
 
 
+def test_a_tree_beyond_its_slot_is_refused_and_harms_no_neighbour() -> None:
+    rig = Rig("llama", max_sessions=2)
+    slots = [rig.engine.acquire() for _ in range(2)]
+    line = random_line(10, seed=7)
+    for slot in slots:
+        rig.engine.step([Job(slot, line)])
+    chain = range(LINE_END, 2 * TREE_CELLS_MAX)
+    for slot in slots:
+        with pytest.raises(ValueError, match="keep lines within the context"):
+            rig.engine.step([Job(slot, line, chain[:-1], [1] * (len(chain) - 1), wanted=[0])])
+    line.append(2)
+    for slot in slots:
+        rig.close(rig.engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])
+
+
 def test_slots_are_bounded_and_forget() -> None:
     histories.slots_are_bounded_and_forget(Rig("llama", max_sessions=1))
 
@@ -141,6 +158,21 @@ def test_models_without_the_attention_interface_are_refused_in_words(model) -> N
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
 def test_a_whole_model_traces_into_one_graph(family: str) -> None:
     histories.a_whole_model_traces_into_one_graph(Rig(family))
+
+
+@pytest.mark.skipif(compiler_problem(torch.device("cpu")) != "", reason=compiler_problem(torch.device("cpu")))
+def test_compiled_steps_compute_the_same() -> None:
+    """The first batch of two sizes is compiled for real; a third, too large to be compiled, runs as before."""
+    model = build("llama", layers=1)
+    engine = Engine(build("llama", layers=1), max_sessions=2, max_context=64, compiled=True)
+    slot = engine.acquire()
+    line = random_line(40, seed=3)
+    for num_more in (0, 1, 2, 1):
+        line.extend(random_line(num_more, seed=num_more))
+        logits = engine.step([Job(slot, line)]).logits
+        with torch.inference_mode():
+            expected = model(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
