@@ -53,6 +53,7 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
                     context,
                     partial(self._on_command, session),
                     partial(self._device.submit, partial(self._drafter.finish, session)),
+                    outbox.fail,
                 ):
                     while (stamped := await outbox.take()) is not None:
                         await context.write(wire.encode_draft_event(stamped.event))

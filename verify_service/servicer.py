@@ -59,6 +59,7 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
                     context,
                     partial(self._on_command, session),
                     partial(self._device.submit, partial(self._verifier.end_drafts, session)),
+                    outbox.fail,
                 ):
                     while (stamped := await outbox.take()) is not None:
                         await context.write(wire.encode_verify_event(stamped.event))

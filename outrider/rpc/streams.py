@@ -8,7 +8,8 @@ core, where it swallows the next message, and every later `read()` returns EOF a
 read is the last one. A reader left pending raises UsageError once the handler has returned. When the client cancels or
 vanishes, or sends a message that is too large, a pending `read()` returns EOF as it does for a half-close, and only
 then the handler's task is cancelled: what follows EOF must do no harm. A `write()` that waits for flow control raises
-InternalError in that case.
+InternalError in that case. A handler's own `write()` must not be cancelled: if the first one is, gRPC no longer knows
+that the initial metadata are on their way, sends them again with the status, fails, and the client waits for ever.
 
 *Client.* Cancelling an awaited `read()` or `write()` cancels the RPC. A `write()` that crosses the end of the stream
 fails and spoils it: `read()` no longer hands out the messages that had arrived, though iterating the call does, and the
@@ -41,26 +42,31 @@ _SPOILED_DETAILS: Final = "Internal error from Core"
 
 @contextlib.asynccontextmanager
 async def reading(
-    context: ServicerContext, on_request: Callable[[Any], None], on_end: Callable[[], None]
+    context: ServicerContext,
+    on_request: Callable[[Any], None],
+    on_end: Callable[[], None],
+    on_failure: Callable[[Exception], None],
 ) -> AsyncGenerator[None]:
     """In a handler: reads the stream's requests in a task of its own, so that the body of the `async with` can write.
 
-    `on_request` takes each request as it arrives; `on_end` is called when no more will come. What one of them raises
-    cancels the body and is raised from the `async with`. Once the body is left, nothing can be read any more.
+    `on_request` takes each request as it arrives; `on_end` is called when no more will come. What one of them raises,
+    or reading itself, goes to `on_failure`, once, and reading ends: the body has to hear of it where it waits, and to
+    raise it. Once the body is left, nothing can be read any more.
     """
 
     async def read() -> None:
-        while (request := await context.read()) is not EOF:
-            on_request(request)
-        on_end()
+        try:
+            while (request := await context.read()) is not EOF:
+                on_request(request)
+            on_end()
+        except Exception as failure:
+            on_failure(failure)
 
+    reader = asyncio.create_task(read())
     try:
-        async with asyncio.TaskGroup() as group:
-            reader = group.create_task(read())
-            yield
-            reader.cancel()
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
+        yield
+    finally:
+        reader.cancel()
 
 
 class OutgoingStream(Generic[Q, R]):

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Generic, NamedTuple, TypeVar
 
-from outrider.core.errors import OutriderError, QueueFullError
+from outrider.core.errors import QueueFullError
 
 OUTBOX_MAX = 4096
 """Most events of one session that wait for a slow reader; beyond it the session fails with QueueFullError."""
@@ -28,7 +28,7 @@ class Outbox(Generic[Event]):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._events: deque[Stamped[Event] | OutriderError | None] = deque()
+        self._events: deque[Stamped[Event] | Exception | None] = deque()
         self._filled = asyncio.Event()
         self._full = False
 
@@ -40,7 +40,7 @@ class Outbox(Generic[Event]):
             self._full = True
             self._append(QueueFullError(f"{OUTBOX_MAX} events wait for the reader of this stream; read faster"))
 
-    def fail(self, error: OutriderError) -> None:
+    def fail(self, error: Exception) -> None:
         """Ends the stream with `error` after the events before it. Any thread."""
         self._append(error)
 
@@ -54,11 +54,11 @@ class Outbox(Generic[Event]):
             self._filled.clear()
             await self._filled.wait()
         item = self._events.popleft()
-        if isinstance(item, OutriderError):
+        if isinstance(item, Exception):
             raise item
         return item
 
-    def _append(self, item: Stamped[Event] | OutriderError | None) -> None:
+    def _append(self, item: Stamped[Event] | Exception | None) -> None:
         self._events.append(item)
         try:
             self._loop.call_soon_threadsafe(self._filled.set)

@@ -58,7 +58,7 @@ async def test_the_body_writes_while_requests_arrive(serve: Serve) -> None:
     async def handle(context: Any) -> None:
         echoes: asyncio.Queue[int | None] = asyncio.Queue()
         async with reading(
-            context, lambda request: echoes.put_nowait(request.commit.position), lambda: echoes.put_nowait(None)
+            context, lambda request: echoes.put_nowait(request.commit.position), lambda: echoes.put_nowait(None), ignore
         ):
             while (position := await echoes.get()) is not None:
                 await context.write(event(position))
@@ -73,7 +73,7 @@ async def test_the_body_writes_while_requests_arrive(serve: Serve) -> None:
 
 async def test_the_handler_may_return_while_a_read_is_pending(serve: Serve) -> None:
     async def handle(context: Any) -> None:
-        async with reading(context, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             await context.write(event(1))
 
     served = await serve(Drafter(handle))
@@ -81,24 +81,30 @@ async def test_the_handler_may_return_while_a_read_is_pending(serve: Serve) -> N
         assert await received(stream) == [1]
 
 
-async def test_what_a_callback_raises_interrupts_the_body_and_reaches_the_client(serve: Serve) -> None:
+async def test_what_a_callback_raises_reaches_the_client_through_the_body(serve: Serve) -> None:
+    """Even while the body is writing: cancelling that write would leave the client without an answer."""
+
     def refuse(request: DraftCommand) -> None:
         raise ProtocolViolationError("open comes first")
 
     async def handle(context: Any) -> None:
-        async with reading(context, refuse, ignore):
-            await asyncio.Event().wait()
+        failures: list[Exception] = []
+        async with reading(context, refuse, ignore, failures.append):
+            while not failures:
+                await context.write(event(1))
+        raise failures[0]
 
     served = await serve(Drafter(handle))
-    with OutgoingStream(served.stub.Draft()) as stream:
-        assert await stream.send(command(1))
-        with pytest.raises(ProtocolViolationError, match="open comes first"):
-            await received(stream)
+    for _ in range(NUM_RACES):
+        with OutgoingStream(served.stub.Draft()) as stream:
+            assert await stream.send(command(1))
+            with pytest.raises(ProtocolViolationError, match="open comes first"):
+                await received(stream)
 
 
 async def test_what_the_body_raises_reaches_the_client(serve: Serve) -> None:
     async def handle(context: Any) -> None:
-        async with reading(context, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             raise SlotsExhaustedError("all 4 slots are taken")
 
     served = await serve(Drafter(handle))
@@ -111,7 +117,7 @@ async def test_what_the_body_raises_reaches_the_client(serve: Serve) -> None:
 
 async def test_a_client_that_leaves_cancels_the_handler(serve: Serve) -> None:
     async def handle(context: Any) -> None:
-        async with reading(context, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             await context.write(event(1))
             await asyncio.Event().wait()
 
@@ -130,7 +136,7 @@ async def test_a_client_that_leaves_while_a_write_waits_for_it_ends_the_handler(
     async def handle(context: Any) -> None:
         large = DraftEvent()
         large.drafted.token_ids.extend([2**31] * 500_000)
-        async with reading(context, lambda _: blocked.set(), ignore):
+        async with reading(context, lambda _: blocked.set(), ignore, ignore):
             while True:
                 await context.write(large)
 
