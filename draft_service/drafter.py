@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import structlog
-import torch
 from torch import Tensor
 
 from outrider.core.drafting import DraftSession
-from outrider.core.errors import OutriderError, ProtocolViolationError, StepFailedError
+from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
 from outrider.core.selection import paths_to
 from outrider.core.tree import Node
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.sampling import Row, Sampler
+from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
+from outrider.worker.roster import Roster
 
 EXPANSIONS_MAX = 4
 """Most nodes of one session expanded in one step. On the demonstration pair a step over 4 tokens takes 1.1 times one
@@ -39,6 +38,8 @@ class Drafting:
         self.outbox = outbox
         self.state = DraftSession(opening)
         self.slot: Slot | None = None
+        self.chosen: list[Node] = []
+        """The nodes that the present step expands."""
         self.verifier_starves = True
         """Whether everything sent so far has been decided: the next nodes go out at once."""
         self.finishing = False
@@ -56,34 +57,11 @@ class Drafter:
     """Steps all sessions that have credit in one forward pass."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device)
-        self._sessions: list[Drafting] = []
-        self._log = structlog.get_logger()
-
-    @property
-    def num_sessions(self) -> int:
-        """Sessions that hold a slot. May be read from any thread."""
-        return len(self._sessions)
+        self._roster: Roster[Drafting] = Roster(engine)
 
     def open(self, session: Drafting) -> None:
         """Gives the session a slot, or fails it."""
-        opening = session.opening
-        try:
-            session.slot = self._engine.acquire()
-        except OutriderError as error:
-            session.outbox.fail(error)
-            return
-        num_prompt_tokens = opening.num_prompt_tokens
-        self._sampler.open(
-            session.slot.index,
-            opening.sampling,
-            opening.token_ids[:num_prompt_tokens],
-            opening.token_ids[num_prompt_tokens:],
-        )
-        self._sessions.append(session)
-        now = time.time_ns()
-        session.outbox.put(Opened(len(opening.token_ids)), now, now)
+        self._roster.admit(session, time.time_ns())
 
     def commit(self, session: Drafting, commitment: Commitment) -> None:
         """Moves the session's line and tree along; a rollback is the same movement."""
@@ -93,12 +71,12 @@ class Drafter:
         num_before = len(state.line)
         try:
             state.commit(commitment.position, commitment.token_ids)
-            if any(not 0 <= token_id < self._engine.vocab_size for token_id in commitment.token_ids):
+            if any(not 0 <= token_id < self._roster.engine.vocab_size for token_id in commitment.token_ids):
                 raise ProtocolViolationError("a committed token id is beyond the draft model's vocabulary")
         except ProtocolViolationError as violation:
-            self._fail(session, violation)
+            self._roster.fail(session, violation)
             return
-        self._sampler.commit(session.slot.index, state.line.token_ids[num_before:])
+        self._roster.sampler.commit(session.slot.index, state.line.token_ids[num_before:])
         session.verify_seconds = commitment.verify_ms / 1000.0
         session.verifier_starves = state.num_sent_live == 0
 
@@ -108,57 +86,40 @@ class Drafter:
 
     def close(self, session: Drafting) -> None:
         """Frees the session's slot, if it still has one."""
-        if session.slot is None:
-            return
-        self._sampler.close(session.slot.index)
-        self._engine.release(session.slot)
-        session.slot = None
-        self._sessions.remove(session)
+        self._roster.dismiss(session)
 
     def step(self) -> float | None:
         """Expands every session that has something to expand. See `Worker.step`."""
-        chosen = [(session, nodes) for session in self._sessions if (nodes := session.state.frontier(EXPANSIONS_MAX))]
-        if chosen:
-            self._run(chosen)
+        sessions = self._roster.sessions
+        for session in sessions:
+            session.chosen = session.state.frontier(EXPANSIONS_MAX)
+        busy = [session for session in sessions if session.chosen]
+        if busy:
+            self._roster.run(busy, self._expand)
         now = time.monotonic()
-        busy = {id(session) for session, _ in chosen}
-        for session in self._sessions:
-            self._send_if_due(session, now, idle=id(session) not in busy)
-        for session in [session for session in self._sessions if session.finishing and id(session) not in busy]:
+        for session in sessions:
+            self._send_if_due(session, now)
+        for session in [session for session in sessions if session.finishing and not session.chosen]:
             session.outbox.end()
             self.close(session)
-        return 0.0 if chosen else None
+        return 0.0 if busy else None
 
-    def _run(self, chosen: list[tuple[Drafting, list[Node]]]) -> None:
-        try:
-            self._expand(chosen)
-        except torch.AcceleratorError:
-            raise  # the device is beyond repair for this process
-        except Exception as error:
-            if len(chosen) > 1:
-                for one in chosen:
-                    self._run([one])
-                return
-            session = chosen[0][0]
-            self._log.error("draft step failed", session=session.opening.session_id, exc_info=error)
-            self._fail(session, StepFailedError("the forward pass failed for this session; see the drafter's log"))
-
-    def _expand(self, chosen: list[tuple[Drafting, list[Node]]]) -> None:
+    def _expand(self, sessions: Sequence[Drafting]) -> None:
         started, started_ns = time.monotonic(), time.time_ns()
-        output = self._engine.step([_job(session, nodes) for session, nodes in chosen])
+        output = self._roster.engine.step([_job(session, session.chosen) for session in sessions])
         rows: list[Row] = []
         complete: list[tuple[Drafting, list[Node], int]] = []
-        for (session, nodes), num_rows in zip(chosen, output.num_rows, strict=True):
+        for session, num_rows in zip(sessions, output.num_rows, strict=True):
             if num_rows is None:
-                session.state.postpone(nodes)
+                session.state.postpone(session.chosen)
             else:
-                complete.append((session, nodes, len(rows)))
-                rows.extend(_row(session, node) for node in nodes)
+                complete.append((session, session.chosen, len(rows)))
+                rows.extend(_row(session, node) for node in session.chosen)
         if not complete:
             return
         self._limit_vocabulary(output.logits, complete)
         width = max(session.opening.tree_width for session, _, _ in complete)
-        token_ids, log_probs = self._sampler.propose(output.logits, rows, width)
+        token_ids, log_probs = self._roster.sampler.propose(output.logits, rows, width)
         duration = time.monotonic() - started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
@@ -171,10 +132,11 @@ class Drafter:
     def _limit_vocabulary(self, logits: Tensor, complete: Sequence[tuple[Drafting, list[Node], int]]) -> None:
         """Keeps proposals within the target's vocabulary, which may be padded less than the draft's."""
         for session, nodes, first_row in complete:
-            if session.opening.vocab_size < self._engine.vocab_size:
+            if session.opening.vocab_size < self._roster.engine.vocab_size:
                 logits[first_row : first_row + len(nodes), session.opening.vocab_size :] = float("-inf")
 
-    def _send_if_due(self, session: Drafting, now: float, *, idle: bool) -> None:
+    def _send_if_due(self, session: Drafting, now: float) -> None:
+        idle = not session.chosen
         gathered = now - session.last_sent >= COALESCE_SHARE * session.verify_seconds
         if not (idle or gathered or session.verifier_starves):
             return
@@ -185,10 +147,6 @@ class Drafter:
         session.last_sent = now
         session.draft_seconds = 0.0
         session.verifier_starves = False
-
-    def _fail(self, session: Drafting, error: OutriderError) -> None:
-        session.outbox.fail(error)
-        self.close(session)
 
 
 def _job(session: Drafting, nodes: Sequence[Node]) -> Job:

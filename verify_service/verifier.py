@@ -5,11 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import structlog
-import torch
 from torch import Tensor
 
-from outrider.core.errors import OutriderError, ProtocolViolationError, StepFailedError
+from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
 from outrider.core.patience import Patience
 from outrider.core.tree import Node
@@ -17,9 +15,10 @@ from outrider.core.validation import RUN_AHEAD_MAX
 from outrider.core.verifying import VerifySession
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.sampling import Row, Sampler
+from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
+from outrider.worker.roster import Roster
 
 VerifyEvent = Opened | Verdict | VerifyFinished
 
@@ -47,42 +46,20 @@ class Verifier:
     """Steps all sessions whose next round is due in one forward pass."""
 
     def __init__(self, engine: Engine, eos_token_ids: Sequence[int]) -> None:
-        self._engine = engine
         self._eos_token_ids = eos_token_ids
-        self._sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device)
-        self._sessions: list[Verification] = []
-        self._log = structlog.get_logger()
-
-    @property
-    def num_sessions(self) -> int:
-        """Sessions that hold a slot. May be read from any thread."""
-        return len(self._sessions)
+        self._roster: Roster[Verification] = Roster(engine)
 
     def open(self, session: Verification) -> None:
         """Gives the session a slot, or fails it."""
-        opening = session.opening
-        try:
-            session.slot = self._engine.acquire()
-        except OutriderError as error:
-            session.outbox.fail(error)
+        if not self._roster.admit(session, time.time_ns()):
             return
         session.state = VerifySession(
-            opening,
-            vocab_size=self._engine.vocab_size,
+            session.opening,
+            vocab_size=self._roster.engine.vocab_size,
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
         )
-        num_prompt_tokens = opening.num_prompt_tokens
-        self._sampler.open(
-            session.slot.index,
-            opening.sampling,
-            opening.token_ids[:num_prompt_tokens],
-            opening.token_ids[num_prompt_tokens:],
-        )
         session.last_verdict = time.monotonic()
-        self._sessions.append(session)
-        now = time.time_ns()
-        session.outbox.put(Opened(len(opening.token_ids)), now, now)
 
     def graft(self, session: Verification, window: Window) -> None:
         """Adds draft nodes to the session's tree and thinks again about waiting."""
@@ -93,7 +70,7 @@ class Verifier:
         try:
             added, _, num_stale = session.state.graft(window)
         except ProtocolViolationError as violation:
-            self._fail(session, violation)
+            self._roster.fail(session, violation)
             return
         session.num_stale_nodes += num_stale
         elapsed = time.monotonic() - session.last_verdict
@@ -110,45 +87,28 @@ class Verifier:
 
     def close(self, session: Verification) -> None:
         """Frees the session's slot, if it still has one."""
-        if session.slot is None:
-            return
-        self._sampler.close(session.slot.index)
-        self._engine.release(session.slot)
-        session.slot = None
-        self._sessions.remove(session)
+        self._roster.dismiss(session)
 
     def step(self) -> float | None:
         """One round for each session that is due. See `Worker.step`."""
-        if not self._sessions:
+        sessions = self._roster.sessions
+        if not sessions:
             return None
         now = time.monotonic()
-        due = [session for session in self._sessions if session.go_at <= now]
+        due = [session for session in sessions if session.go_at <= now]
         if due:
-            self._run(due)
+            self._roster.run(due, self._round)
             return 0.0
-        return min(session.go_at for session in self._sessions) - now
+        return min(session.go_at for session in sessions) - now
 
-    def _run(self, sessions: list[Verification]) -> None:
+    def _round(self, sessions: Sequence[Verification]) -> None:
         chosen = [session.state.choose() for session in sessions]
-        try:
-            self._round(sessions, chosen)
-        except torch.AcceleratorError:
-            raise  # the device is beyond repair for this process
-        except Exception as error:
-            if len(sessions) > 1:
-                for session in sessions:
-                    self._run([session])
-                return
-            self._log.error("verify step failed", session=sessions[0].opening.session_id, exc_info=error)
-            self._fail(sessions[0], StepFailedError("the forward pass failed for this session; see the verifier's log"))
-
-    def _round(self, sessions: list[Verification], chosen: list[list[Node]]) -> None:
         started, started_ns = time.monotonic(), time.time_ns()
         for session, nodes in zip(sessions, chosen, strict=True):
             if session.awaits_first_draft and not nodes:
                 session.patience.observe_no_draft(started - session.last_verdict)
         jobs = [_job(session, nodes) for session, nodes in zip(sessions, chosen, strict=True)]
-        output = self._engine.step(jobs)
+        output = self._roster.engine.step(jobs)
         rows: list[Row] = []
         complete: list[tuple[Verification, list[Node], int]] = []
         for session, nodes, num_rows in zip(sessions, chosen, output.num_rows, strict=True):
@@ -157,7 +117,7 @@ class Verifier:
                 rows.extend(_rows(session, nodes))
         if not complete:
             return
-        choices = self._sampler.choose(output.logits, rows)
+        choices = self._roster.sampler.choose(output.logits, rows)
         ended = time.monotonic()
         for session, nodes, first_row in complete:
             wait_ms = (started - session.last_verdict) * 1000.0
@@ -176,10 +136,12 @@ class Verifier:
     ) -> None:
         assert session.slot is not None
         decision = session.state.decide(nodes, choices[first_row : first_row + 1 + len(nodes)])
-        self._sampler.commit(session.slot.index, decision.token_ids)
+        self._roster.sampler.commit(session.slot.index, decision.token_ids)
         num_logprobs = session.opening.num_logprobs
         logprobs = (
-            self._sampler.logprobs(logits[[first_row + row for row in decision.rows]], decision.token_ids, num_logprobs)
+            self._roster.sampler.logprobs(
+                logits[[first_row + row for row in decision.rows]], decision.token_ids, num_logprobs
+            )
             if num_logprobs is not None
             else ()
         )
@@ -220,10 +182,6 @@ class Verifier:
         wait = session.patience.wait(ready, session.opening.max_draft_tokens - ready, now - session.last_verdict)
         session.go_at = now + wait
         session.awaits_first_draft = ready == 0 and wait > 0.0
-
-    def _fail(self, session: Verification, error: OutriderError) -> None:
-        session.outbox.fail(error)
-        self.close(session)
 
 
 def _job(session: Verification, nodes: Sequence[Node]) -> Job:
