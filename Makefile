@@ -1,7 +1,9 @@
 # Each target does all its own set-up; `make help` lists them.
 VENV := .venv
 BIN := $(VENV)/bin
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 PROMPT ?= import os\n\n\ndef walk(
+export PROMPT
 .DEFAULT_GOAL := help
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -19,7 +21,7 @@ install: $(VENV)/.installed ## Make the virtual environment
 
 .PHONY: run
 run: $(VENV)/.installed ## Start the three services with the bundled pair and continue PROMPT
-	@$(BIN)/outrider run "$$(printf '%b' '$(PROMPT)')" $(ARGS)
+	@$(BIN)/outrider run "$$(printf '%b' "$$PROMPT")" $(ARGS)
 
 .PHONY: up
 up: $(VENV)/.installed ## Start the three services with the bundled pair in the foreground
@@ -56,6 +58,19 @@ proto-check: $(VENV)/.installed ## Prove that outrider/v1 is what protos/ genera
 
 .PHONY: check
 check: lint type proto-check test ## Everything that decides whether a change lands
+
+.PHONY: images
+images: ## Build the container images, the workers with CUDA
+	docker build -f draft_service/Dockerfile -t outrider-draft:$(VERSION) .
+	docker build -f verify_service/Dockerfile -t outrider-verify:$(VERSION) .
+	docker build -f coordinator/Dockerfile -t outrider-coordinator:$(VERSION) .
+
+.PHONY: images-cpu
+images-cpu: ## Build them for CPU only; TORCH_CPU_INDEX names PyTorch's index of CPU wheels
+	@test -n "$(TORCH_CPU_INDEX)" || { echo "Set TORCH_CPU_INDEX to the index of CPU wheels that PyTorch's installation page names."; exit 2; }
+	docker build -f draft_service/Dockerfile -t outrider-draft:$(VERSION)-cpu --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) .
+	docker build -f verify_service/Dockerfile -t outrider-verify:$(VERSION)-cpu --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) .
+	docker build -f coordinator/Dockerfile -t outrider-coordinator:$(VERSION) .
 
 .PHONY: clean
 clean: ## Remove the virtual environment and caches
