@@ -1,0 +1,84 @@
+"""What one step of the engine takes, by its number of tokens: eager and compiled, in turn, on one thread.
+
+`python -m bench.steps --model models/target` prints a table; `--json` prints one object with machine facts.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import machine
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.loading import load_model
+from outrider.engine.slots import Slot
+
+CONTEXT_TOKENS = 128
+"""Length of the line below which the steps are measured."""
+NUM_ROUNDS = 40
+"""Measured steps of each kind; the engines take turns, so that a drifting machine drifts for both."""
+NUM_TOKENS = (1, 2, 4, 8, 16)
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Model folder.")] = Path("models/target"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measures eager and compiled steps of one model on one thread."""
+    torch.set_num_threads(1)
+    engines = {name: _engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
+    medians: dict[str, dict[int, float]] = {name: {} for name in engines}
+    for num_tokens in NUM_TOKENS:
+        taken: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(NUM_ROUNDS):
+            for name, (engine, slot, line) in engines.items():
+                taken[name].append(_step_ms(engine, slot, line, num_tokens))
+        for name in engines:
+            medians[name][num_tokens] = round(statistics.median(taken[name]), 3)
+    if as_json:
+        print(json.dumps({"model": model.name, "dtype": dtype, "median_step_ms": medians, "machine": machine.facts()}))
+        return
+    table = Table(title=f"{model.name}, {dtype}: median ms per step, {CONTEXT_TOKENS} tokens of context")
+    for heading in ("tokens", *engines, "ratio"):
+        table.add_column(heading, justify="right")
+    for num_tokens in NUM_TOKENS:
+        eager, compiled = medians["eager"][num_tokens], medians["compiled"][num_tokens]
+        table.add_row(str(num_tokens), f"{eager:.2f}", f"{compiled:.2f}", f"{eager / compiled:.2f} x")
+    Console().print(table)
+
+
+def _engine(folder: Path, dtype: str, *, compiled: bool) -> tuple[Engine, Slot, list[int]]:
+    model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
+    engine = Engine(model, max_sessions=1, max_context=1024, compiled=compiled)
+    if compiled:
+        for size in engine.warm_up():
+            Console(stderr=True).print(f"compiled for {size} tokens")
+    slot = engine.acquire()
+    line = [(13 * index) % engine.vocab_size for index in range(CONTEXT_TOKENS)]
+    engine.step([Job(slot, line)])
+    return engine, slot, line
+
+
+def _step_ms(engine: Engine, slot: Slot, line: list[int], num_tokens: int) -> float:
+    """One verify step: the line's newest token and a chain of drafts below it."""
+    line.append(len(line) % engine.vocab_size)
+    num_drafts = num_tokens - 1
+    parents = [LINE_END, *range(num_drafts - 1)][:num_drafts]
+    token_ids = [(len(line) + index) % engine.vocab_size for index in range(num_drafts)]
+    started = time.perf_counter()
+    engine.step([Job(slot, line, parents, token_ids, range(LINE_END, num_drafts))])
+    return (time.perf_counter() - started) * 1000.0
+
+
+if __name__ == "__main__":
+    typer.run(main)
