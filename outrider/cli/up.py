@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -117,10 +118,14 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
     ports = _free_ports(
         {"--port": options.port, "--draft-port": options.draft_port, "--verify-port": options.verify_port}
     )
+    verify_cores, draft_cores = _cores(options)
     coordinator_address, draft_address, verify_address = (f"{HOST}:{port}" for port in ports)
     verify = Child(
         "verify",
-        _worker_command("verify_service", options.target, verify_address, options.target_device, options.dtype),
+        [
+            *_worker_command("verify_service", options.target, verify_address, options.target_device, options.dtype),
+            f"--cores={verify_cores}",
+        ],
         address=verify_address,
         health_service="outrider.v1.VerifyService",
         observer=observer,
@@ -128,7 +133,10 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
     draft = (
         Child(
             "draft",
-            _worker_command("draft_service", options.draft, draft_address, options.draft_device, options.dtype),
+            [
+                *_worker_command("draft_service", options.draft, draft_address, options.draft_device, options.dtype),
+                f"--cores={draft_cores}",
+            ],
             address=draft_address,
             health_service="outrider.v1.DraftService",
             observer=observer,
@@ -166,6 +174,18 @@ async def _start(children: Sequence[Child]) -> None:
     for child in children:
         await child.start()
     await asyncio.gather(*(child.ready() for child in children))
+
+
+def _cores(options: UpOptions) -> tuple[str, str]:
+    """Half of the cores for each worker, if both compute on the CPU: a drafter that never rests slows the verifier."""
+    shared = options.draft is not None and options.draft_device == options.target_device == "cpu"
+    if not shared or not hasattr(os, "sched_getaffinity"):
+        return "", ""
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    if half == 0:
+        return "", ""
+    return ",".join(map(str, cores[:half])), ",".join(map(str, cores[half:]))
 
 
 def _worker_command(module: str, model: str, address: str, device: str, dtype: str | None) -> list[str]:

@@ -29,6 +29,9 @@ class WorkerConfig(Settings):
         ge=1,
         description="threads for tensor arithmetic on the CPU; default: half of the cores",
     )
+    cores: str = Field(
+        "", pattern=r"^(\d+(,\d+)*)?$", description="processor cores to keep to, such as 0,1; empty: any (Linux only)"
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "off",
         description="compile the forward pass at start: a minute, for faster steps; auto: if a compiler is there",
