@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -38,8 +37,6 @@ class DeviceThread:
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
-        self.last_beat = time.monotonic()
-        """When the thread last finished a step or went to wait, on the monotonic clock."""
 
     def start(self) -> None:
         """Starts the thread."""
@@ -81,4 +78,3 @@ class DeviceThread:
             except queue.Empty:
                 pass
             wait = self._worker.step()
-            self.last_beat = time.monotonic()
