@@ -25,6 +25,11 @@ GRAPHS_MAX = 64
 """Most graphs of one architecture in one process: that many engines times sizes. The compiler's own limit is 8."""
 
 
+def bucket(count: int) -> int:
+    """The static size that holds `count` tokens: the next power of two, so that few shapes ever occur."""
+    return 1 << (count - 1).bit_length() if count else 0
+
+
 def compiler_problem(device: torch.device) -> str:
     """Why nothing can be compiled for `device` here; empty if it can."""
     if device.type == "cuda":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -41,7 +42,7 @@ class Engine:
         """
         self._model = RaggedModel(model, compiled=compiled)
         self._slots = SlotPool(max_sessions, max_context)
-        self._model.allocate(self._slots.num_cells)
+        self._model.allocate(self._slots.num_cells, self._slots.scratch_cell)
         self.device: torch.device = self._model.device
         self.dtype: torch.dtype = self._model.dtype
         self.vocab_size = self._model.vocab_size
@@ -78,6 +79,10 @@ class Engine:
                 self.release(slot)
             yield size
 
+    def adopt(self, package: Path) -> None:
+        """From now on runs a package that `outrider.engine.ahead.compile_ahead` wrote. Keys and values stay."""
+        self._model.adopt(package)
+
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job]) -> StepOutput:
         """One forward pass for all `jobs`, one job per slot.
@@ -106,7 +111,7 @@ class Engine:
                 for move in feed.moves
             ]
         )
-        logits = self._model.forward(pack(ordered, self._model.windows, self._slots.scratch_cell))
+        logits = self._model.forward(pack(ordered))
         for feed in ordered:
             settle(feed)
         return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in ordered])

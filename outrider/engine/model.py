@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,9 +14,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
+from outrider.engine import native
+from outrider.engine.ahead import AheadForward
 from outrider.engine.attention import ATTENTION, RaggedBatch, stepping
 from outrider.engine.batch import PackedBatch
-from outrider.engine.compiling import COMPILED_TOKENS_MAX, compile_forward
+from outrider.engine.compiling import COMPILED_TOKENS_MAX, bucket, compile_forward
+from outrider.engine.masks import spans_and_masks
 from outrider.engine.probe import LayerFacts, probe_layers
 from outrider.engine.slots import Move
 
@@ -29,7 +34,8 @@ class RaggedModel:
     """Runs packed batches. Built once at start; used by the device thread alone."""
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False) -> None:
-        """Takes over `model`; if `compiled`, small batches run as compiled graphs, one for each size.
+        """Takes over `model`; if `compiled`, small batches run as graphs that are compiled when first met, one for each
+        size.
 
         Raises UnsupportedModelError if its layers cannot run on the ragged attention.
         """
@@ -37,22 +43,26 @@ class RaggedModel:
         model.set_attn_implementation(ATTENTION)
         self._number = next(_numbers)
         self._model = model
-        self._compiled = compile_forward(model) if compiled else None
+        self._graph = compile_forward(model) if compiled else None
+        self._ahead: AheadForward | None = None
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = model.config.get_text_config().vocab_size
         self.windows: tuple[int | None, ...] = tuple(dict.fromkeys(facts.window for facts in self.layers))
+        self._scratch_cell = 0
         self._caches: list[Tensor] = []
         self._key_caches: tuple[Tensor, ...] = ()
         self._value_caches: tuple[Tensor, ...] = ()
 
-    def allocate(self, num_cells: int) -> None:
-        """Makes the caches. Layers of one shape share one tensor, so that moving a cell is one operation for all.
+    def allocate(self, num_cells: int, scratch_cell: int) -> None:
+        """Makes the caches; `scratch_cell` takes what padding writes.
 
-        Cells start as zeros: a masked cell contributes 0 times its value, which must be finite.
+        Layers of one shape share one tensor, so that moving a cell is one operation for all. Cells start as zeros: a
+        masked cell contributes 0 times its value, which must be finite.
 
         Raises UnsupportedModelError if the device has no room for them.
         """
+        self._scratch_cell = scratch_cell
         planes: dict[tuple[int, int], list[tuple[int, bool]]] = {}
         for layer, facts in enumerate(self.layers):
             planes.setdefault((facts.num_kv_heads, facts.key_size), []).append((layer, True))
@@ -82,27 +92,48 @@ class RaggedModel:
         for storage in self._caches:
             storage.index_copy_(1, destinations, storage.index_select(1, sources))
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """Feeds the batch and returns the logits of its wanted rows, [num_rows, vocab_size], on the model's device."""
-        masks = {window: self._additive(self._to_device(visible)) for window, visible in batch.masks.items()}
+    def adopt(self, package: Path) -> None:
+        """From now on runs a package of this model that `compile_ahead` wrote.
+
+        `allocate` has been called, and the native operator is loaded.
+        """
+        native.set_caches(self._number, self._key_caches, self._value_caches, [facts.window for facts in self.layers])
+        weakref.finalize(self, native.forget_caches, self._number)
+        self._ahead = AheadForward(package, self._number, self._scratch_cell)
+
+    def forward(self, batch: PackedBatch, num_tokens: int = 0) -> Tensor:
+        """Feeds the batch, padded to at least `num_tokens` tokens.
+
+        Returns the logits of its wanted rows, [R, vocab_size], on the model's device.
+        """
+        if self._ahead is not None:
+            return self._ahead(batch, num_tokens)
+        num_rows = len(batch.rows)
+        spans, visible = spans_and_masks(batch, self.windows)
+        size = max(num_tokens, len(batch.token_ids))
+        graph = self._graph if size <= COMPILED_TOKENS_MAX else None
+        rows = batch.rows
+        if graph is not None:
+            size = bucket(size)
+            rows = rows + [0] * (size - num_rows)  # logits for every token: then the size alone tells the shape
+        batch.pad(size, self._scratch_cell)
+        masks = {window: self._additive(self._to_device(part)) for window, part in visible.items()}
         ragged = RaggedBatch(
             key_caches=self._key_caches,
             value_caches=self._value_caches,
             masks=tuple(masks[facts.window] for facts in self.layers),
-            write_cells=self._to_device(batch.write_cells),
-            spans=batch.spans,
+            write_cells=self._to_device(torch.tensor(batch.write_cells)),
+            spans=spans,
         )
-        small = batch.token_ids.shape[1] <= COMPILED_TOKENS_MAX
-        run = self._compiled if self._compiled is not None and small else self._model
         with self._kernels(), stepping(self._number, ragged):
-            output = run(
-                input_ids=self._to_device(batch.token_ids),
-                position_ids=self._to_device(batch.positions),
+            output = (self._model if graph is None else graph)(
+                input_ids=self._to_device(torch.tensor([batch.token_ids])),
+                position_ids=self._to_device(torch.tensor([batch.positions])),
                 use_cache=False,
-                logits_to_keep=self._to_device(batch.rows),
+                logits_to_keep=self._to_device(torch.tensor(rows, dtype=torch.int64)),
                 ragged_engine=self._number,
             )
-        return output.logits[0, : batch.num_rows]
+        return output.logits[0, :num_rows]
 
     def _additive(self, visible: Tensor) -> Tensor:
         """The mask that attention adds to its scores: 0 where `visible`, elsewhere -inf."""

@@ -6,13 +6,17 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
 from outrider.core.errors import OutriderError
+from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.server import Server, Service
+from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
 from outrider.worker.startup import LoadedModel, load
 
@@ -65,6 +69,9 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     except OutriderError:
         await server.stop(None)
         raise
+    if loaded.package is not None and config.compile == "on":
+        await _compile(config, loaded, loaded.package)
+        loaded.engine.adopt(loaded.package)
     loop = asyncio.get_running_loop()
     deaths: list[BaseException] = []
 
@@ -76,9 +83,30 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     device.start()
     server.set_ready(True)
     _log.info("ready", port=port)
+    compiling = asyncio.create_task(_adopt_later(config, loaded, device))
     await server.run_until_signalled(config.drain_seconds)
+    compiling.cancel()
+    await asyncio.gather(compiling, return_exceptions=True)
     if deaths:
         raise OutriderError(
             f"the device thread died of {type(deaths[0]).__name__}; see the traceback above"
         ) from deaths[0]
     device.stop()
+
+
+async def _adopt_later(config: WorkerConfig, loaded: LoadedModel, device: DeviceThread) -> None:
+    """Compiles while the worker serves, and from then on runs what was compiled."""
+    if loaded.package is None or config.compile == "on":
+        return
+    try:
+        await _compile(config, loaded, loaded.package)
+        device.submit(partial(loaded.engine.adopt, loaded.package))
+    except OutriderError as error:
+        _log.warning("not compiled", reason=str(error))
+
+
+async def _compile(config: WorkerConfig, loaded: LoadedModel, package: Path) -> None:
+    await compile_package(
+        package, loaded.folder, loaded.info.dtype, config.num_threads, background=config.compile == "auto"
+    )
+    await asyncio.to_thread(native.load, config.compile_cache)

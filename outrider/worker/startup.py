@@ -14,10 +14,11 @@ import transformers
 from outrider import PROTOCOL_VERSION
 from outrider.core.errors import UnsupportedModelError
 from outrider.core.messages import ModelInfo
-from outrider.engine import self_check
+from outrider.engine import native, self_check
 from outrider.engine.compiling import COMPILED_TOKENS_MAX, compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.loading import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
+from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
 
 
@@ -28,6 +29,8 @@ class LoadedModel:
     engine: Engine
     info: ModelInfo
     folder: Path
+    package: Path | None = None
+    """Where the compiled forward pass is still to be made; None if it is in use, or not wanted, or not possible."""
 
 
 def load(config: WorkerConfig) -> LoadedModel:
@@ -51,12 +54,22 @@ def load(config: WorkerConfig) -> LoadedModel:
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
-    compiled = _compiles(config.compile, device)
-    engine = Engine(model, max_sessions=config.max_sessions, max_context=max_context, compiled=compiled)
-    if compiled:
+    compiles = _compiles(config.compile, device)
+    graphs = compiles and device.type != "cpu"
+    engine = Engine(model, max_sessions=config.max_sessions, max_context=max_context, compiled=graphs)
+    if graphs:
         for size in engine.warm_up():
             log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
     self_check.check(engine, reference)
+    package = None
+    if compiles and not graphs:
+        dtype = str(engine.dtype).removeprefix("torch.")
+        package = package_path(config.compile_cache, folder, dtype, config.num_threads)
+        if package.exists():
+            native.load(config.compile_cache)
+            engine.adopt(package)
+            self_check.check(engine, reference)
+            package = None
     log.info("model ready", parameters=num_parameters, seconds=round(time.monotonic() - started, 2))
     info = ModelInfo(
         name=folder.name,
@@ -72,7 +85,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         protocol_version=PROTOCOL_VERSION,
         instance_id=uuid.uuid4().hex,
     )
-    return LoadedModel(engine, info, folder)
+    return LoadedModel(engine, info, folder, package)
 
 
 def _compiles(choice: str, device: torch.device) -> bool:

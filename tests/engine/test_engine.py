@@ -21,6 +21,8 @@ from outrider.engine.batch import pack
 from outrider.engine.compiling import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan
+from outrider.engine.masks import spans_and_masks
+from outrider.engine.native import described
 from outrider.engine.slots import TREE_CELLS_MAX
 from tests.engine import histories
 from tests.engine.histories import CPU, HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
@@ -188,21 +190,36 @@ def test_a_step_never_waits_for_its_device(family: str) -> None:
     assert output.logits.device == engine.device == META
 
 
-def test_batches_have_few_shapes() -> None:
+def test_padding_sees_nothing_and_writes_where_nobody_reads() -> None:
     slot = Rig("llama").engine.acquire()
-    feeds = [plan(Job(slot, random_line(5, seed=0)), max_tokens=512)]
-    batch = pack(feeds, (None,), scratch_cell=99)
-    assert batch.token_ids.shape == (1, 8)
-    assert batch.write_cells.tolist() == [0, 1, 2, 3, 4, 99, 99, 99]
-    assert batch.num_rows == 1
+    batch = pack([plan(Job(slot, random_line(5, seed=0)), max_tokens=512)])
+    batch.pad(8, scratch_cell=99)
+    assert batch.write_cells == [0, 1, 2, 3, 4, 99, 99, 99]
+    assert batch.limits == [1, 2, 3, 4, 5, 0, 0, 0]
+    assert batch.path_offsets == [0] * 9
+    assert len(batch.token_ids) == len(batch.positions) == 8
+    assert [tuple(session) for session in batch.sessions] == [(0, 5, 0, 5)]
+
+
+def test_a_batch_does_not_grow_with_the_context() -> None:
+    engine = Rig("llama").engine
+    sizes: list[int] = []
+    for length in (5, 150):
+        slot, line = engine.acquire(), random_line(length, seed=length)
+        engine.step([Job(slot, line)])
+        job = Job(slot, line, [LINE_END, 0, 0, LINE_END], [1, 2, 3, 4], wanted=range(LINE_END, 4))
+        batch = pack([plan(job, max_tokens=512)])
+        sizes.append(described(0, batch).numel())
+        assert batch.path_cells == [length, length, length + 1, length, length + 2, length + 3]
+    assert sizes[0] == sizes[1]
 
 
 def test_masks_stand_where_kernels_may_read_them() -> None:
     engine = Rig("llama", max_sessions=5).engine
     jobs = [Job(engine.acquire(), random_line(length, seed=length)) for length in (3, 5, 1, 16, 17)]
-    batch = pack([plan(job, max_tokens=512) for job in jobs], (None, 4), scratch_cell=99)
-    offsets = batch.spans[:, -1].tolist()
+    spans, masks = spans_and_masks(pack([plan(job, max_tokens=512) for job in jobs]), (None, 4))
+    offsets = spans[:, -1].tolist()
     assert offsets[2] == NO_MASK
     assert all(offset % MASK_ALIGNMENT == 0 for offset in offsets if offset != NO_MASK)
-    assert len({mask.numel() for mask in batch.masks.values()}) == 1
-    assert batch.masks[None].sum() == sum(length * (length + 1) // 2 for length in (3, 5, 16, 17))
+    assert len({mask.numel() for mask in masks.values()}) == 1
+    assert masks[None].sum() == sum(length * (length + 1) // 2 for length in (3, 5, 16, 17))

@@ -1,0 +1,89 @@
+"""A forward pass compiled ahead of time into one package on disk, which runs without Python and without the GIL."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.engine.batch import PackedBatch
+from outrider.engine.native import NATIVE_ATTENTION, described
+
+TOKENS_MAX = 1 << 17
+"""Largest batch that a package accepts, in tokens: more than the line tokens of one step and the trees of as many
+sessions as a worker may have."""
+
+_TOKENS_MIN = 2
+"""Smallest batch: the exporter takes a size of 1 for a constant. One token of padding costs a hundredth of a step."""
+
+_EXAMPLE_TOKENS = 16
+_NUMBERS_MIN = 8
+"""Fewest integers that describe a batch of two tokens."""
+
+
+class AheadForward:
+    """A package in use."""
+
+    def __init__(self, package: Path, engine: int, scratch_cell: int) -> None:
+        """Loads `package` for the engine with that number, whose caches the native operator knows."""
+        self._run = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+        self._engine = engine
+        self._scratch_cell = scratch_cell
+
+    def __call__(self, batch: PackedBatch, num_tokens: int) -> Tensor:
+        """Logits of the batch's wanted rows, [R, V], with the batch padded to at least `num_tokens` tokens."""
+        num_rows = len(batch.rows)
+        batch.pad(max(num_tokens, len(batch.token_ids), _TOKENS_MIN), self._scratch_cell)
+        rows = batch.rows + [0] * (_TOKENS_MIN - num_rows)
+        logits: Tensor = self._run(
+            torch.tensor([batch.token_ids]),
+            torch.tensor([batch.positions]),
+            torch.tensor(rows),
+            described(self._engine, batch),
+        )
+        return logits[0, :num_rows]
+
+
+class _Logits(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, token_ids: Tensor, positions: Tensor, rows: Tensor, batch: Tensor) -> Tensor:
+        output = self.model(
+            input_ids=token_ids, position_ids=positions, use_cache=False, logits_to_keep=rows, ragged_batch=batch
+        )
+        return output.logits
+
+
+def compile_ahead(model: PreTrainedModel, package: Path) -> None:
+    """Writes the package of `model`, one for all sizes of batches; takes from ten seconds to minutes.
+
+    The weights are frozen into it in the layout that the kernels want, and the number of threads that torch has now.
+    The native operator must be loaded. Raises UnsupportedModelError if the model cannot be compiled.
+    """
+    model.set_attn_implementation(NATIVE_ATTENTION)
+    num_tokens = torch.export.Dim("num_tokens", min=_TOKENS_MIN, max=TOKENS_MAX)
+    num_rows = torch.export.Dim("num_rows", min=_TOKENS_MIN, max=TOKENS_MAX)
+    num_numbers = torch.export.Dim("num_numbers", min=_NUMBERS_MIN)
+    size = torch.arange(_EXAMPLE_TOKENS)
+    example: tuple[Any, ...] = (size[None], size[None], size, torch.zeros(5 * _EXAMPLE_TOKENS, dtype=torch.int64))
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                _Logits(model).eval(),
+                example,
+                dynamic_shapes=({1: num_tokens}, {1: num_tokens}, {0: num_rows}, {0: num_numbers}),
+            )
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(package), inductor_configs={"freezing": True}
+            )
+    except Exception as error:  # exporter and compiler raise whatever they meet
+        raise UnsupportedModelError(
+            f"this model cannot be compiled ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); "
+            "use --compile off"
+        ) from error

@@ -1,0 +1,123 @@
+"""The ragged attention of a CPU as machine code: `native/ragged_attention.cpp`, built here and called by name.
+
+Graphs that are compiled ahead of time call it without Python. It plugs into transformers' `AttentionInterface` under
+the name NATIVE_ATTENTION.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.utils.cpp_extension import include_paths, library_paths
+from transformers import AttentionInterface
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.engine.batch import PackedBatch
+
+NATIVE_ATTENTION = "outrider-native"
+"""Name under which the attention is registered with transformers."""
+
+SOURCE = Path(__file__).parent / "native" / "ragged_attention.cpp"
+"""The operator's source."""
+
+_FLAGS = ["-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
+_loaded = False
+
+
+def load(cache: Path) -> None:
+    """Makes the operator known to torch, built into the folder `cache` unless it is there already.
+
+    Raises UnsupportedModelError if it cannot be built.
+    """
+    global _loaded
+    if _loaded:
+        return
+    recipe = f"{_FLAGS} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    fingerprint = hashlib.sha256(SOURCE.read_bytes() + recipe.encode()).hexdigest()[:16]
+    library = cache / f"ragged_attention-{fingerprint}.so"
+    if not library.exists():
+        _build(library)
+    torch.ops.load_library(library)
+    torch.library.register_fake("outrider_native::ragged_attention", _fake)
+    _loaded = True
+
+
+def set_caches(engine: int, keys: Sequence[Tensor], values: Sequence[Tensor], windows: Sequence[int | None]) -> None:
+    """Tells the operator the caches of each layer of the engine with number `engine`. Shapes as in `RaggedBatch`."""
+    torch.ops.outrider_native.set_caches(engine, list(keys), list(values), [window or 0 for window in windows])
+
+
+def forget_caches(engine: int) -> None:
+    """Lets go of an engine's caches."""
+    torch.ops.outrider_native.forget_caches(engine)
+
+
+def described(engine: int, batch: PackedBatch) -> Tensor:
+    """The batch as the operator reads it: one list of integers, int64. Its reader is `Batch` in the source."""
+    numbers = [engine, len(batch.sessions), *batch.write_cells, *batch.limits, *batch.path_offsets]
+    for session in batch.sessions:
+        numbers += session[:3]
+    return torch.tensor(numbers + batch.path_cells)
+
+
+def _build(library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    includes = [f"-I{path}" for path in include_paths()]
+    libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    handle, unfinished = tempfile.mkstemp(dir=library.parent, suffix=".unfinished")
+    os.close(handle)
+    command = [get_cpp_compiler(), *_FLAGS, *includes, str(SOURCE), "-o", unfinished, *libraries]
+    result = subprocess.run([*command, "-lc10", "-ltorch_cpu"], capture_output=True, text=True, check=False)
+    if result.returncode:
+        Path(unfinished).unlink()
+        reason = next(iter(result.stderr.strip().splitlines()), "no message")
+        raise UnsupportedModelError(
+            f"the attention kernel cannot be built ({reason}); use --compile off, or install a compiler for C++20"
+        )
+    Path(unfinished).replace(library)
+
+
+def _fake(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Tensor,
+    layer: int,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    return query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,  # [1, H, N, key_size]
+    key: Tensor,  # [1, num_kv_heads, N, key_size]
+    value: Tensor,  # [1, num_kv_heads, N, value_size]
+    attention_mask: Tensor | None,
+    *,
+    ragged_batch: Tensor,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    output = torch.ops.outrider_native.ragged_attention(
+        query[0], key[0], value[0], ragged_batch, module.layer_idx, scale, softcap or 0.0, s_aux
+    )
+    return output[None], None
+
+
+AttentionInterface.register(NATIVE_ATTENTION, _attention)

@@ -1,0 +1,106 @@
+"""Compiled forward passes on disk: where a model's package is, and how it comes to be there.
+
+`python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE` compiles one, in a process of its own: that
+takes memory and a minute or more of processor time, and leaves neither behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import structlog
+import torch
+import transformers
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.engine import ahead, native, self_check
+from outrider.engine.engine import Engine
+from outrider.engine.loading import load_model
+
+_log = structlog.get_logger()
+
+NICENESS = 10
+"""How far a compilation stands back from what serves meanwhile."""
+
+
+def package_path(cache: Path, folder: Path, dtype: str, num_threads: int) -> Path:
+    """Where the package belongs that is compiled from the model in `folder` by this software on this processor.
+
+    Weights count by name, size and time of change: who loads a package checks it against the model.
+    """
+    digest = hashlib.sha256()
+    for part in (torch.__version__, transformers.__version__, dtype, str(num_threads), _processor()):
+        digest.update(part.encode() + b"\0")
+    for source in (native.SOURCE, Path(ahead.__file__), folder / "config.json"):
+        digest.update(source.read_bytes())
+    for weights in sorted(folder.glob("*.safetensors")):
+        facts = weights.stat()
+        digest.update(f"{weights.name} {facts.st_size} {facts.st_mtime_ns}".encode())
+    return cache / f"{folder.name}-{dtype}-{digest.hexdigest()[:16]}.pt2"
+
+
+async def compile_package(package: Path, folder: Path, dtype: str, num_threads: int, *, background: bool) -> None:
+    """Compiles `package` in a process of its own, which dies with this one's task.
+
+    Raises UnsupportedModelError with that process's last words.
+    """
+    started = time.monotonic()
+    _log.info("compiling the forward pass, once for this model and machine", package=package.name)
+    nice = ["nice", "-n", str(NICENESS)] if background else []
+    process = await asyncio.create_subprocess_exec(
+        *nice,
+        *(sys.executable, "-m", "outrider.worker.compilation"),
+        *(str(folder), dtype, str(num_threads), str(package)),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, stderr = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+    if process.returncode:
+        words = stderr.decode(errors="replace").strip().splitlines()
+        raise UnsupportedModelError(words[-1] if words else f"the compilation ended with status {process.returncode}")
+    _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
+
+
+def _processor() -> str:
+    """What machine code may be used: two processors with the same answer run each other's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags[:1]}"
+
+
+def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
+    torch.set_num_threads(num_threads)
+    transformers.logging.disable_progress_bar()
+    native.load(package.parent)
+    cpu = torch.device("cpu")
+    model = load_model(folder, device=cpu, dtype=dtype)
+    reference = self_check.reference_logits(model)
+    handle, unfinished = tempfile.mkstemp(dir=package.parent, suffix=".unfinished.pt2")
+    os.close(handle)
+    try:
+        ahead.compile_ahead(model, Path(unfinished))
+        engine = Engine(model, max_sessions=1, max_context=64)
+        engine.adopt(Path(unfinished))
+        self_check.check(engine, reference)
+        Path(unfinished).replace(package)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    _, folder_, dtype_, num_threads_, package_ = sys.argv
+    try:
+        _compile(Path(folder_), dtype_, int(num_threads_), Path(package_))
+    except UnsupportedModelError as error_:
+        sys.exit(str(error_))

@@ -1,0 +1,170 @@
+"""The native attention computes what the masked one computes, and bit for bit the same in whatever batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.engine import native, self_check
+from outrider.engine.ahead import compile_ahead
+from outrider.engine.attention import RaggedBatch, attend
+from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.compiling import compiler_problem
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import LINE_END, Job, plan, settle
+from outrider.engine.masks import spans_and_masks
+from outrider.engine.slots import Slot, SlotPool
+from tests.engine.histories import random_line
+from tests.engine.tiny_models import build
+
+pytestmark = pytest.mark.skipif(
+    compiler_problem(torch.device("cpu")) != "", reason=compiler_problem(torch.device("cpu"))
+)
+
+ENGINE = 77
+
+
+@pytest.fixture(scope="module", autouse=True)
+def operator(tmp_path_factory: pytest.TempPathFactory) -> None:
+    native.load(tmp_path_factory.mktemp("native"))
+
+
+class Layer:
+    """One layer's caches, filled at random, over which batches attend both ways."""
+
+    def __init__(
+        self,
+        *,
+        num_heads: int = 4,
+        num_kv_heads: int = 2,
+        key_size: int = 24,
+        value_size: int = 40,
+        dtype: torch.dtype = torch.float32,
+        window: int | None = None,
+        softcap: float = 0.0,
+        sinks: bool = False,
+    ) -> None:
+        self.random = torch.Generator().manual_seed(7)
+        self.pool = SlotPool(num_slots=3, max_context=200)
+        self.num_heads, self.num_kv_heads, self.dtype, self.window, self.softcap = (
+            num_heads,
+            num_kv_heads,
+            dtype,
+            window,
+            softcap,
+        )
+        self.sizes = key_size, value_size
+        self.keys = self._noise(self.pool.num_cells, num_kv_heads, key_size)
+        self.values = self._noise(self.pool.num_cells, num_kv_heads, value_size)
+        self.sinks = self._noise(num_heads) if sinks else None
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.random).to(self.dtype)
+
+    def inputs(self, num_tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+        key_size, value_size = self.sizes
+        return (
+            self._noise(num_tokens, self.num_heads, key_size).transpose(0, 1),
+            self._noise(num_tokens, self.num_kv_heads, key_size).transpose(0, 1),
+            self._noise(num_tokens, self.num_kv_heads, value_size).transpose(0, 1),
+        )
+
+    def masked(self, batch: PackedBatch, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        spans, masks = spans_and_masks(batch, (self.window,))
+        visible = masks[self.window]
+        additive = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, float("-inf"))
+        write_cells = torch.tensor(batch.write_cells)
+        ragged = RaggedBatch((self.keys.clone(),), (self.values.clone(),), (additive,), write_cells, spans)
+        return attend(*inputs, ragged, 0, 0.2, self.softcap, self.sinks)
+
+    def native(self, batch: PackedBatch, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        native.set_caches(ENGINE, [self.keys], [self.values], [self.window])
+        return torch.ops.outrider_native.ragged_attention(
+            *inputs, native.described(ENGINE, batch), 0, 0.2, self.softcap, self.sinks
+        )
+
+
+def held(pool: SlotPool, num_tokens: int, seed: int) -> tuple[Slot, list[int]]:
+    """A slot that holds a line of that many tokens."""
+    slot, line = pool.acquire(), random_line(num_tokens, seed=seed)
+    settle(plan(Job(slot, line), max_tokens=512))
+    return slot, line
+
+
+def branches(slot: Slot, line: list[int], num_nodes: int) -> Job:
+    parents = [LINE_END if node % 3 == 0 else node - 1 - node % 2 for node in range(num_nodes)]
+    return Job(slot, line, parents, list(range(num_nodes)), wanted=range(num_nodes))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param({}, id="grouped heads"),
+        pytest.param({"num_kv_heads": 4, "key_size": 64, "value_size": 64}, id="a key head each"),
+        pytest.param({"num_heads": 7, "num_kv_heads": 1, "value_size": 17}, id="one key head, odd sizes"),
+        pytest.param({"window": 9}, id="window"),
+        pytest.param({"window": 2}, id="window within the tree"),
+        pytest.param({"softcap": 3.0}, id="softcap"),
+        pytest.param({"sinks": True, "window": 30}, id="sinks"),
+        pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
+        pytest.param({"dtype": torch.float16, "sinks": True}, id="float16"),
+    ],
+)
+def test_prompts_trees_and_single_tokens_together(layer: dict[str, object]) -> None:
+    rig = Layer(**layer)  # type: ignore[arg-type]
+    (tree_slot, tree_line), (slot, line) = held(rig.pool, 37, 1), held(rig.pool, 101, 2)
+    line.append(5)
+    jobs = [branches(tree_slot, tree_line, 11), Job(rig.pool.acquire(), random_line(45, seed=3)), Job(slot, line)]
+    batch = pack([plan(job, max_tokens=512) for job in jobs])
+    batch.pad(len(batch.token_ids) + 3, rig.pool.scratch_cell)
+    inputs = rig.inputs(len(batch.token_ids))
+    tolerance = {torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}[rig.dtype]
+    expected, found = rig.masked(batch, inputs), rig.native(batch, inputs)
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
+    assert found.abs().sum(dim=(1, 2))[:-3].min() > 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_token_gets_the_same_bits_in_any_batch_and_on_any_path(dtype: torch.dtype) -> None:
+    """A chain of drafts below the line, the same tokens as a piece of prompt, and one of them alone."""
+    rig = Layer(dtype=dtype, window=50)
+    slot, line = held(rig.pool, 60, 1)
+    inputs = rig.inputs(6)
+    chain = Job(slot, line, [LINE_END, 0, 1, 2, 3, 4], [1, 2, 3, 4, 5, 6], wanted=range(6))
+    as_tree = rig.native(pack([plan(chain, max_tokens=512)]), inputs)
+    as_line = rig.native(pack([plan(Job(slot, [*line, 1, 2, 3, 4, 5, 6]), max_tokens=512)]), inputs)
+    assert torch.equal(as_tree, as_line)
+    settle(plan(Job(slot, [*line, 1, 2, 3, 4, 5]), max_tokens=512))
+    last = tuple(each[:, 5:] for each in inputs)
+    alone = rig.native(pack([plan(Job(slot, [*line, 1, 2, 3, 4, 5, 6]), max_tokens=512)]), last)  # type: ignore[arg-type]
+    assert torch.equal(alone[0], as_line[5])
+
+
+def test_a_package_computes_the_model_for_every_size(tmp_path: Path) -> None:
+    model = build("llama", layers=1)
+    package = tmp_path / "llama.pt2"
+    compiled = build("llama", layers=1)
+    compile_ahead(compiled, package)
+    engine = Engine(build("llama", layers=1), max_sessions=2, max_context=64)
+    slot, line = engine.acquire(), random_line(30, seed=3)
+    engine.step([Job(slot, line)])
+    engine.adopt(package)  # keys and values stay
+    for num_more in (0, 1, 2, 9, 1):
+        line.extend(random_line(num_more, seed=num_more))
+        logits = engine.step([Job(slot, line)]).logits
+        with torch.inference_mode():
+            expected = model(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
+        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+    engine.release(slot)
+    self_check.check(engine, self_check.reference_logits(model))
+
+
+def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
+    model = build("llama", layers=1)
+    model.forward = lambda **arguments: print(arguments)  # type: ignore[method-assign]
+    with pytest.raises(UnsupportedModelError, match=r"cannot be compiled .* use --compile off"):
+        compile_ahead(model, tmp_path / "never.pt2")
