@@ -1,7 +1,7 @@
-"""The ragged attention of a CPU as machine code: `native/ragged_attention.cpp`, built here and called by name.
+"""What a CPU worker does in machine code: the ragged attention and the choice of tokens, from the sources in `native/`.
 
-Graphs that are compiled ahead of time call it without Python. It plugs into transformers' `AttentionInterface` under
-the name NATIVE_ATTENTION.
+They are built here, once for a machine, and called by name. Graphs that are compiled ahead of time call the attention
+without Python; it plugs into transformers' `AttentionInterface` under the name NATIVE_ATTENTION.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from outrider.engine.batch import PackedBatch
 NATIVE_ATTENTION = "outrider-native"
 """Name under which the attention is registered with transformers."""
 
-SOURCE = Path(__file__).parent / "native" / "ragged_attention.cpp"
-"""The operator's source."""
+SOURCES = sorted((Path(__file__).parent / "native").iterdir())
+"""The operators' sources."""
 
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
 _loaded = False
 
 
 def load(cache: Path) -> None:
-    """Makes the operator known to torch, built into the folder `cache` unless it is there already.
+    """Makes the operators known to torch, built into the folder `cache` unless it is there already.
 
-    Raises UnsupportedModelError if it cannot be built.
+    Raises UnsupportedModelError if they cannot be built.
     """
     global _loaded
     if _loaded:
         return
     recipe = f"{_FLAGS} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
-    fingerprint = hashlib.sha256(SOURCE.read_bytes() + recipe.encode()).hexdigest()[:16]
-    library = cache / f"ragged_attention-{fingerprint}.so"
+    fingerprint = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + recipe.encode()).hexdigest()[:16]
+    library = cache / f"native-{fingerprint}.so"
     if not library.exists():
         _build(library)
     torch.ops.load_library(library)
@@ -62,6 +62,28 @@ def forget_caches(engine: int) -> None:
     torch.ops.outrider_native.forget_caches(engine)
 
 
+def available(device: torch.device) -> bool:
+    """Whether the operators are loaded and work on tensors of `device`."""
+    return _loaded and device.type == "cpu"
+
+
+def best_of(
+    logits: Tensor, shaping: Tensor, seeds: Tensor, positions: Tensor, width: int, *, with_log_probs: bool
+) -> tuple[list[list[int]], list[list[float]]]:
+    """The `width` best tokens of each row of `logits` [R, V] by perturbed score, and their log-probabilities.
+
+    Fewer where the filters leave fewer. `shaping` is [5, R]: temperature, top_k, top_p, log(min_p), scale of the noise;
+    `seeds` and `positions` are [R]. Log-probabilities are those before the filters; without `with_log_probs` they mean
+    nothing.
+    """
+    token_ids, log_probs = torch.ops.outrider_native.best_of(logits, shaping, seeds, positions, width, with_log_probs)
+    probs: list[list[float]] = log_probs.tolist()
+    nums = [width - row.count(-math.inf) for row in probs]
+    return [row[:num] for row, num in zip(token_ids.tolist(), nums, strict=True)], [
+        row[:num] for row, num in zip(probs, nums, strict=True)
+    ]
+
+
 def described(engine: int, batch: PackedBatch) -> Tensor:
     """The batch as the operator reads it: one list of integers, int64. Its reader is `Batch` in the source."""
     numbers = [engine, len(batch.sessions), *batch.write_cells, *batch.limits, *batch.path_offsets]
@@ -74,15 +96,16 @@ def _build(library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     includes = [f"-I{path}" for path in include_paths()]
     libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    sources = [str(source) for source in SOURCES if source.suffix == ".cpp"]
     handle, unfinished = tempfile.mkstemp(dir=library.parent, suffix=".unfinished")
     os.close(handle)
-    command = [get_cpp_compiler(), *_FLAGS, *includes, str(SOURCE), "-o", unfinished, *libraries]
+    command = [get_cpp_compiler(), *_FLAGS, *includes, *sources, "-o", unfinished, *libraries]
     result = subprocess.run([*command, "-lc10", "-ltorch_cpu"], capture_output=True, text=True, check=False)
     if result.returncode:
         Path(unfinished).unlink()
         reason = next(iter(result.stderr.strip().splitlines()), "no message")
         raise UnsupportedModelError(
-            f"the attention kernel cannot be built ({reason}); use --compile off, or install a compiler for C++20"
+            f"the native operators cannot be built ({reason}); use --compile off, or install a compiler for C++20"
         )
     Path(unfinished).replace(library)
 

@@ -12,6 +12,9 @@ tokens, and top-p drops the highest ids among equals.
 Everything up to the penalties is float32. From the temperature on it is float64: no float32 temperature overflows it,
 and sums over a row round so finely that which rows share a batch does not decide what top-p keeps.
 
+A CPU worker that compiles does all of it in one native pass over each row (`native/sampling.cpp`), after bias and
+penalties.
+
 A row with a NaN among its logits raises nothing: it chooses some token id of the vocabulary, and what it proposes means
 nothing. Whoever feeds the sampler looks at the logits.
 """
@@ -27,7 +30,11 @@ from torch import Tensor
 
 from outrider.core.messages import TokenLogprobs
 from outrider.core.sampling import SamplingParams
+from outrider.engine import native
 from outrider.engine.noise import as_int64, gumbel
+
+NATIVE_TEMPERATURE_MIN = 1e-30
+"""Lowest temperature above 0 for which the native operators choose: its inverse times a logit is still a float32."""
 
 
 class Row(NamedTuple):
@@ -112,6 +119,9 @@ class Sampler:
 
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each."""
+        if self._native(rows):
+            best, _ = self._best_of(logits, rows, 1, with_log_probs=False)
+            return [tokens[0] if tokens else 0 for tokens in best]
         if all(self._params[row.slot].greedy and not self._shifts_logits(row.slot) for row in rows):
             return logits.argmax(-1).tolist()
         candidates = self._candidates(logits, rows, num_greedy=1)
@@ -120,24 +130,23 @@ class Sampler:
     def propose(self, logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
         """The `width` tokens of each row that the choice prefers, best first: the first is what `choose` takes.
 
-        With them their log-probabilities under the distribution that the choice samples (in greedy rows softmax of
-        the processed logits), rounded to float32, finite and at most 0. A row whose filters leave fewer than `width`
-        tokens proposes those.
+        With them their log-probabilities at the row's temperature (1 in greedy rows), before top-k, top-p and min-p,
+        rounded to float32, finite and at most 0. A row whose filters leave fewer than `width` tokens proposes those.
         """
         if not rows:
             return [], []
+        if self._native(rows):
+            return self._best_of(logits, rows, width, with_log_probs=True)
         candidates = self._candidates(logits, rows, num_greedy=width)
-        log_norms = candidates.scores.logsumexp(-1, keepdim=True)
-        if any(self._params[row.slot].greedy for row in rows):
-            greedy = self._tensor([self._params[row.slot].greedy for row in rows], torch.bool)[:, None]
-            log_norms = torch.where(greedy, candidates.processed.logsumexp(-1, keepdim=True), log_norms)
+        temperatures = self._shaping[0, self._tensor([row.slot for row in rows], torch.int64), None]  # [R, 1]
+        log_norms = (candidates.processed / temperatures).logsumexp(-1, keepdim=True)
         remaining = candidates.perturbed.clone()
         picks: list[Tensor] = []
         log_probs: list[Tensor] = []
         for _ in range(min(width, remaining.shape[-1])):
             # Not torch.topk, whose order among equals is undefined.
             best, index = remaining.max(-1, keepdim=True)
-            log_prob = (candidates.scores.gather(-1, index) - log_norms).float()
+            log_prob = (candidates.scores.gather(-1, index) - log_norms).float().clamp(max=0.0)
             picks.append(candidates.tokens_at(index))
             log_probs.append(log_prob.where(best > -math.inf, -math.inf))
             remaining.scatter_(-1, index, -math.inf)
@@ -193,6 +202,23 @@ class Sampler:
             return _Candidates(processed, token_ids, scores, scores)
         noise = gumbel(self._seeds[slots], positions, vocab_size, token_ids)
         return _Candidates(processed, token_ids, scores, noise.mul_(noise_scale).add_(scores))
+
+    def _native(self, rows: Sequence[Row]) -> bool:
+        """Whether the native operator can choose for these rows."""
+        return native.available(self._device) and all(
+            self._params[row.slot].greedy or self._params[row.slot].temperature >= NATIVE_TEMPERATURE_MIN
+            for row in rows
+        )
+
+    def _best_of(
+        self, logits: Tensor, rows: Sequence[Row], width: int, *, with_log_probs: bool
+    ) -> tuple[list[list[int]], list[list[float]]]:
+        slots, positions = torch.tensor([[row.slot for row in rows], [row.position for row in rows]], dtype=torch.int64)
+        if any(self._shifts_logits(row.slot) for row in rows):
+            logits = self._processed(logits, rows, slots)
+        return native.best_of(
+            logits, self._shaping[:, slots], self._seeds[slots], positions, width, with_log_probs=with_log_probs
+        )
 
     def _processed(self, logits: Tensor, rows: Sequence[Row], slots: Tensor) -> Tensor:
         """Logits [R, V] in float32 after bias and penalties; the logits themselves stay as they are."""

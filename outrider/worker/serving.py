@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -18,6 +17,7 @@ from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.server import Server, Service
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
+from outrider.worker.process import run_process
 from outrider.worker.startup import LoadedModel, load
 
 SWITCH_INTERVAL_SECONDS = 0.0005
@@ -38,26 +38,7 @@ class WorkerServicer(Protocol):
 def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], None], servicer: WorkerServicer) -> None:
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    try:
-        _keep_to(config.cores)
-        asyncio.run(_serve(config, Service(name, add_to_server, servicer), servicer))
-    except OutriderError as error:
-        _log.error("cannot serve", reason=str(error))
-        sys.exit(1)
-
-
-def _keep_to(cores: str) -> None:
-    """Before any thread is started: threads inherit it."""
-    if not cores:
-        return
-    if not hasattr(os, "sched_setaffinity"):
-        raise OutriderError("--cores needs Linux; leave it out")
-    try:
-        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    except OSError as error:
-        raise OutriderError(
-            f"--cores {cores}: this process has no such cores; see `nproc` and `taskset -p $$`"
-        ) from error
+    run_process(config.cores, partial(_serve, config, Service(name, add_to_server, servicer), servicer))
 
 
 async def _serve(config: WorkerConfig, service: Service, servicer: WorkerServicer) -> None:

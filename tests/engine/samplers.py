@@ -60,4 +60,4 @@ def processed_log_probs(sampler: Sampler, logits: torch.Tensor, rows: list[Row])
     for row, (token_ids, its_log_probs) in enumerate(zip(*sampler.propose(logits, rows, logits.shape[1]), strict=True)):
         assert len(set(token_ids)) == len(token_ids)
         log_probs[row, token_ids] = torch.tensor(its_log_probs)
-    return log_probs
+    return log_probs.log_softmax(-1)

@@ -13,7 +13,6 @@ from outrider.engine import native, self_check
 from outrider.engine.ahead import compile_ahead
 from outrider.engine.attention import RaggedBatch, attend
 from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compiling import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan, settle
 from outrider.engine.masks import spans_and_masks
@@ -21,16 +20,9 @@ from outrider.engine.slots import Slot, SlotPool
 from tests.engine.histories import random_line
 from tests.engine.tiny_models import build
 
-pytestmark = pytest.mark.skipif(
-    compiler_problem(torch.device("cpu")) != "", reason=compiler_problem(torch.device("cpu"))
-)
+pytestmark = pytest.mark.usefixtures("native_operators")
 
 ENGINE = 77
-
-
-@pytest.fixture(scope="module", autouse=True)
-def operator(tmp_path_factory: pytest.TempPathFactory) -> None:
-    native.load(tmp_path_factory.mktemp("native"))
 
 
 class Layer:

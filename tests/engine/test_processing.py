@@ -30,6 +30,8 @@ from tests.engine.samplers import (
     random_logits,
 )
 
+pytestmark = pytest.mark.usefixtures("each_chooser")
+
 
 @pytest.mark.parametrize(
     "params",

@@ -11,6 +11,8 @@ from outrider.core.sampling import SamplingParams
 from outrider.engine.sampling import Row, Sampler
 from tests.engine.samplers import ALL_KINDS, EVERYTHING, OUTPUT, PROMPT, VOCAB_SIZE, WARM, opened, random_logits
 
+pytestmark = pytest.mark.usefixtures("each_chooser")
+
 
 def chi_square_critical(num_degrees: int, error_probability: float) -> float:
     """What chi-square exceeds with the given probability (Wilson and Hilferty 1931; good to 1 % here)."""

@@ -9,29 +9,24 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/zeros.h>
-#include <c10/util/BFloat16.h>
-#include <c10/util/Half.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <limits>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
 #include <vector>
 
+#include "lanes.h"
+
 namespace {
 
-constexpr int64_t kLanes = 16;
+using namespace outrider;
+
 constexpr int64_t kCellsAtOnce = 8;   // independent sums, so that additions need not wait for one another
 constexpr int64_t kLanesAtOnce = 4;   // lanes whose outputs stay in registers while values stream by
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
-using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
-using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 
 // One engine's caches, [num_cells, num_kv_heads, size] for each layer, and the layers' sliding windows (0: none).
 struct Caches {
@@ -62,47 +57,6 @@ struct Batch {
     path_cells = sessions + 3 * num_sessions;
   }
 };
-
-inline float widened(float number) { return number; }
-inline float widened(c10::Half number) { return static_cast<float>(number); }
-inline float widened(c10::BFloat16 number) {
-  const uint32_t bits = static_cast<uint32_t>(number.x) << 16;
-  float result;
-  std::memcpy(&result, &bits, sizeof(result));
-  return result;
-}
-
-// `size` numbers, and zeros up to `padded_size`.
-template <typename T>
-inline void widen(const T* source, float* destination, int64_t size, int64_t padded_size) {
-  for (int64_t i = 0; i < size; ++i) destination[i] = widened(source[i]);
-  for (int64_t i = size; i < padded_size; ++i) destination[i] = 0.0f;
-}
-
-inline Floats all(float number) { return Floats{} + number; }
-inline Floats chosen(Ints condition, Floats yes, Floats no) {
-  return reinterpret_cast<Floats>((condition & reinterpret_cast<Ints>(yes)) | (~condition & reinterpret_cast<Ints>(no)));
-}
-
-// exp of each lane, within 2 units in the last place for arguments of at most 0; 0 below the smallest normal number.
-// x = n log 2 + r with |r| <= log(2) / 2, and exp(r) by its Taylor polynomial of degree 7.
-inline Floats exponential(Floats x) {
-  const Ints vanishes = x < all(-87.0f);
-  const Floats clamped = chosen(vanishes, all(0.0f), x);
-  const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
-  const Floats n = shifted - 12582912.0f;
-  const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  Floats p = all(1.0f / 5040.0f);
-  p = p * r + 1.0f / 720.0f;
-  p = p * r + 1.0f / 120.0f;
-  p = p * r + 1.0f / 24.0f;
-  p = p * r + 1.0f / 6.0f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  const Ints scale = (reinterpret_cast<Ints>(shifted) + 127) << 23;
-  return chosen(vanishes, all(0.0f), p * reinterpret_cast<Floats>(scale));
-}
 
 // What the blocks of one thread work in; grown as needed and kept.
 struct Workspace {

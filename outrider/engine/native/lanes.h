@@ -1,0 +1,85 @@
+// Sixteen float32 numbers at a time, in the compiler's own vector types.
+
+#pragma once
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+namespace outrider {
+
+constexpr int64_t kLanes = 16;
+
+using Floats = float __attribute__((vector_size(kLanes * sizeof(float))));
+using Ints = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
+
+inline float widened(float number) { return number; }
+inline float widened(c10::Half number) { return static_cast<float>(number); }
+inline float widened(c10::BFloat16 number) {
+  const uint32_t bits = static_cast<uint32_t>(number.x) << 16;
+  float result;
+  std::memcpy(&result, &bits, sizeof(result));
+  return result;
+}
+
+// `size` numbers, and `filler` up to `padded_size`.
+template <typename T>
+inline void widen(const T* source, float* destination, int64_t size, int64_t padded_size, float filler = 0.0f) {
+  for (int64_t i = 0; i < size; ++i) destination[i] = widened(source[i]);
+  for (int64_t i = size; i < padded_size; ++i) destination[i] = filler;
+}
+
+inline Floats all(float number) { return Floats{} + number; }
+
+inline Floats loaded(const float* numbers) {
+  Floats result;
+  std::memcpy(&result, numbers, sizeof(result));
+  return result;
+}
+
+inline void store(Floats lanes, float* numbers) { std::memcpy(numbers, &lanes, sizeof(lanes)); }
+
+inline Floats chosen(Ints condition, Floats yes, Floats no) {
+  return reinterpret_cast<Floats>((condition & reinterpret_cast<Ints>(yes)) | (~condition & reinterpret_cast<Ints>(no)));
+}
+
+// exp of each lane, within 2 units in the last place for arguments of at most 0; 0 below the smallest normal number.
+// x = n log 2 + r with |r| <= log(2) / 2, and exp(r) by its Taylor polynomial of degree 7.
+inline Floats exponential(Floats x) {
+  const Ints vanishes = x < all(-87.0f);
+  const Floats clamped = chosen(vanishes, all(0.0f), x);
+  const Floats shifted = clamped * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer in the low bits
+  const Floats n = shifted - 12582912.0f;
+  const Floats r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
+  Floats p = all(1.0f / 5040.0f);
+  p = p * r + 1.0f / 720.0f;
+  p = p * r + 1.0f / 120.0f;
+  p = p * r + 1.0f / 24.0f;
+  p = p * r + 1.0f / 6.0f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const Ints scale = (reinterpret_cast<Ints>(shifted) + 127) << 23;
+  return chosen(vanishes, all(0.0f), p * reinterpret_cast<Floats>(scale));
+}
+
+// log of each lane, a normal positive number, with an absolute error below 1e-6 plus that of the last place.
+// x = 2^n m with m in [1 / sqrt 2, sqrt 2), and log(m) = 2 artanh(s) for s = (m - 1) / (m + 1), by its series.
+inline Floats logarithm(Floats x) {
+  const Ints bits = reinterpret_cast<Ints>(x);
+  const Ints n = (bits - 0x3F3504F3) >> 23;
+  const Floats m = reinterpret_cast<Floats>(bits - (n << 23));
+  const Floats s = (m - 1.0f) / (m + 1.0f);
+  const Floats square = s * s;
+  Floats p = all(1.0f / 9.0f);
+  p = p * square + 1.0f / 7.0f;
+  p = p * square + 1.0f / 5.0f;
+  p = p * square + 1.0f / 3.0f;
+  p = p * square + 1.0f;
+  return __builtin_convertvector(n, Floats) * 0.693147181f + 2.0f * s * p;
+}
+
+}  // namespace outrider

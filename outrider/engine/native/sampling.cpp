@@ -1,0 +1,302 @@
+// Choosing tokens from logits on a CPU: what outrider/engine/sampling.py and noise.py do, in one pass over each row.
+//
+// The largest of score + noise is found with float32 arithmetic, sixteen tokens at a time; whatever comes so close to it
+// that rounding might decide is computed again in float64 as noise.py does. The filters are not applied beforehand, which
+// takes sorting: the best token is looked at, and only if a filter drops it, the next.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <tuple>
+#include <vector>
+
+#include "lanes.h"
+
+namespace {
+
+using namespace outrider;
+
+constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr uint64_t kGamma = 0x9E3779B97F4A7C15;
+constexpr double kUnit = 0x1p-52;
+constexpr int64_t kWords = 8;
+
+// Scores of float32 arithmetic may be off by this and this share of their size. Both are generous: three roundings of
+// half a unit in the last place and a logarithm good to 1e-6 make 2e-6 and 2e-7.
+constexpr float kRounding = 1e-4f, kRelativeRounding = 1e-6f;
+
+using Words = uint64_t __attribute__((vector_size(kWords * sizeof(uint64_t))));
+using SignedWords = int64_t __attribute__((vector_size(kWords * sizeof(int64_t))));
+using Doubles = double __attribute__((vector_size(kWords * sizeof(double))));
+using HalfFloats = float __attribute__((vector_size(kWords * sizeof(float))));
+
+// The finaliser of noise.py, of one word or of eight.
+template <typename T>
+inline T mixed(T word) {
+  word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9;
+  word = (word ^ (word >> 27)) * 0x94D049BB133111EB;
+  return word ^ (word >> 31);
+}
+
+inline uint64_t stream_of(int64_t seed, int64_t position) {
+  return mixed(mixed(static_cast<uint64_t>(seed) + kGamma) + (static_cast<uint64_t>(position) + 1) * kGamma);
+}
+
+// Gumbel noise of one token, as noise.py computes it.
+inline double exact_noise(uint64_t stream, int64_t token) {
+  const uint64_t word = mixed(stream + (static_cast<uint64_t>(token) + 1) * kGamma);
+  const double uniform = (static_cast<double>(word >> 12) + 0.5) * kUnit;
+  return -std::log(-std::log(uniform));
+}
+
+// The uniforms of eight tokens, and how far they are from 1, which float32 could not tell from the uniforms.
+inline HalfFloats uniforms_of(Words word, HalfFloats& distances) {
+  const SignedWords high = reinterpret_cast<SignedWords>(word >> 12);
+  const Doubles uniform = (__builtin_convertvector(high, Doubles) + 0.5) * kUnit;
+  distances = __builtin_convertvector(1.0 - uniform, HalfFloats);
+  return __builtin_convertvector(uniform, HalfFloats);
+}
+
+// Gumbel noise of the sixteen tokens from `first` on, in float32.
+inline Floats quick_noise(uint64_t stream, int64_t first) {
+  alignas(64) float uniforms[kLanes], distances[kLanes];
+  for (int64_t half = 0; half < 2; ++half) {
+    Words token;
+    for (int64_t i = 0; i < kWords; ++i) token[i] = static_cast<uint64_t>(first + half * kWords + i) + 1;
+    HalfFloats distance;
+    const HalfFloats uniform = uniforms_of(mixed(token * kGamma + stream), distance);
+    std::memcpy(uniforms + half * kWords, &uniform, sizeof(uniform));
+    std::memcpy(distances + half * kWords, &distance, sizeof(distance));
+  }
+  const Floats u = loaded(uniforms), d = loaded(distances);
+  // -log(1 - d) for small d by its series; elsewhere log(u) has digits enough.
+  Floats series = all(1.0f / 6.0f);
+  series = series * d + 1.0f / 5.0f;
+  series = series * d + 1.0f / 4.0f;
+  series = series * d + 1.0f / 3.0f;
+  series = series * d + 0.5f;
+  series = (series * d + 1.0f) * d;
+  const Floats exponentials = chosen(d < all(0.03125f), series, -logarithm(u));
+  return -logarithm(exponentials);
+}
+
+struct Shape {
+  double temperature, top_k, top_p, log_min_p, noise_scale;
+};
+
+// One row's logits and the filters on them.
+class Row {
+ public:
+  Row(const float* logits, int64_t size, int64_t padded_size, const Shape& shape)
+      : logits_(logits), size_(size), padded_size_(padded_size), shape_(shape) {
+    Floats largest = all(kNothing);
+    for (int64_t v = 0; v < padded_size; v += kLanes) {
+      const Floats x = loaded(logits + v);
+      largest = chosen(x > largest, x, largest);
+    }
+    largest_ = *std::max_element(reinterpret_cast<float*>(&largest), reinterpret_cast<float*>(&largest) + kLanes);
+  }
+
+  bool keeps(int64_t token) {
+    const double score = logits_[token] / shape_.temperature;
+    if (score < largest_ / shape_.temperature + shape_.log_min_p) return false;
+    const bool by_rank = shape_.top_k < static_cast<double>(size_), by_mass = shape_.top_p < 1.0;
+    if (!by_rank && !by_mass) return true;
+    const auto [num_before, mass_before] = before(logits_[token], token);
+    if (by_rank && static_cast<double>(num_before) >= shape_.top_k) return false;
+    return !by_mass || mass_before < shape_.top_p * (by_rank ? surviving_mass() : mass());
+  }
+
+  // Takes `token` and all that rank behind it out of the running: each filter keeps the front of the ranking.
+  void drop_from(int64_t token, std::vector<float>& perturbed) const {
+    const float logit = logits_[token];
+    for (int64_t v = 0; v < size_; ++v)
+      if (logits_[v] < logit || (logits_[v] == logit && v >= token)) perturbed[v] = kNothing;
+    perturbed[token] = kNothing;
+  }
+
+  // log of the sum of exp(score) over the row, as if nothing were filtered.
+  double log_norm() { return std::log(mass()) + largest_ / shape_.temperature; }
+
+ private:
+  // How many tokens rank before one with this logit and id, and the sum of exp(score - largest score) over them.
+  std::pair<int64_t, double> before(float logit, int64_t token) const {
+    int64_t count = 0;
+    double mass = 0.0;
+    const float inverse = static_cast<float>(1.0 / shape_.temperature);
+    for (int64_t v = 0; v < padded_size_; v += kLanes) {
+      const Floats x = loaded(logits_ + v);
+      Ints ids;
+      for (int64_t i = 0; i < kLanes; ++i) ids[i] = static_cast<int32_t>(v + i);
+      const Ints ahead = (x > all(logit)) | ((x == all(logit)) & (ids < Ints{} + static_cast<int32_t>(token)));
+      bool any = false;
+      for (int64_t i = 0; i < kLanes; ++i) any |= ahead[i] != 0;
+      if (!any) continue;
+      const Floats weights = exponential((x - largest_) * inverse);
+      for (int64_t i = 0; i < kLanes; ++i)
+        if (ahead[i]) {
+          ++count;
+          mass += weights[i];
+        }
+    }
+    return {count, mass};
+  }
+
+  double mass() {
+    if (mass_ >= 0.0) return mass_;
+    const float inverse = static_cast<float>(1.0 / shape_.temperature);
+    Doubles sums = {};
+    for (int64_t v = 0; v < padded_size_; v += kLanes) {
+      const Floats weights = exponential((loaded(logits_ + v) - largest_) * inverse);
+      HalfFloats low, high;
+      std::memcpy(&low, &weights, sizeof(low));
+      std::memcpy(&high, reinterpret_cast<const float*>(&weights) + kWords, sizeof(high));
+      sums += __builtin_convertvector(low, Doubles) + __builtin_convertvector(high, Doubles);
+    }
+    mass_ = 0.0;
+    for (int64_t i = 0; i < kWords; ++i) mass_ += sums[i];
+    return mass_;
+  }
+
+  double surviving_mass() {
+    if (surviving_mass_ >= 0.0) return surviving_mass_;
+    std::vector<float> ordered(logits_, logits_ + size_);
+    const auto last = ordered.begin() + static_cast<int64_t>(shape_.top_k) - 1;
+    std::nth_element(ordered.begin(), last, ordered.end(), std::greater<>());
+    int64_t num_equals = static_cast<int64_t>(shape_.top_k);
+    double mass = 0.0;
+    for (auto each = ordered.begin(); each < last; ++each)
+      if (*each > *last) {
+        --num_equals;
+        mass += std::exp((static_cast<double>(*each) - largest_) / shape_.temperature);
+      }
+    mass += static_cast<double>(num_equals) * std::exp((static_cast<double>(*last) - largest_) / shape_.temperature);
+    return surviving_mass_ = mass;
+  }
+
+  const float* logits_;
+  const int64_t size_, padded_size_;
+  const Shape shape_;
+  float largest_;
+  double mass_ = -1.0, surviving_mass_ = -1.0;
+};
+
+// The row's best tokens in order; fewer than `width` if the filters leave fewer.
+std::vector<int64_t> best_tokens(Row& row, const float* logits, std::vector<float>& perturbed, int64_t size,
+                                 const Shape& shape, uint64_t stream, int64_t width) {
+  std::vector<int64_t> found;
+  const auto exact = [&](int64_t token) {
+    const double score = logits[token] / shape.temperature;
+    return shape.noise_scale > 0.0 ? score + exact_noise(stream, token) * shape.noise_scale : score;
+  };
+  const int64_t padded_size = static_cast<int64_t>(perturbed.size());
+  while (static_cast<int64_t>(found.size()) < width) {
+    Floats lanes = all(kNothing);
+    for (int64_t v = 0; v < padded_size; v += kLanes) {
+      const Floats x = loaded(&perturbed[v]);
+      lanes = chosen(x > lanes, x, lanes);
+    }
+    const float* each = reinterpret_cast<const float*>(&lanes);
+    const float largest = *std::max_element(each, each + kLanes);
+    if (!(largest > kNothing)) break;
+    const float close = largest - 2.0f * (kRounding + kRelativeRounding * std::abs(largest));
+    int64_t best = -1;
+    double best_score = 0.0;
+    for (int64_t v = 0; v < padded_size; v += kLanes) {
+      const Ints contends = loaded(&perturbed[v]) >= all(close);
+      bool any = false;
+      for (int64_t i = 0; i < kLanes; ++i) any |= contends[i] != 0;
+      if (!any) continue;
+      for (int64_t i = 0; i < kLanes && v + i < size; ++i)
+        if (contends[i]) {
+          const double score = exact(v + i);
+          if (best < 0 || score > best_score) {
+            best = v + i;
+            best_score = score;
+          }
+        }
+    }
+    if (best < 0) break;
+    if (row.keeps(best)) {
+      found.push_back(best);
+      perturbed[best] = kNothing;
+    } else {
+      row.drop_from(best, perturbed);
+    }
+  }
+  return found;
+}
+
+template <typename T>
+void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tensor& seeds, const at::Tensor& positions,
+            int64_t width, bool with_log_probs, at::Tensor& token_ids, at::Tensor& log_probs) {
+  const int64_t num_rows = logits.size(0), size = logits.size(1), padded_size = (size + kLanes - 1) / kLanes * kLanes;
+  const double* shapes = shaping.const_data_ptr<double>();
+  at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
+    thread_local std::vector<float> scores, perturbed;
+    scores.resize(padded_size);
+    perturbed.resize(padded_size);
+    for (int64_t r = begin; r < end; ++r) {
+      widen(logits.const_data_ptr<T>() + r * logits.stride(0), scores.data(), size, padded_size, kNothing);
+      const Shape shape{shapes[r], shapes[num_rows + r], shapes[2 * num_rows + r], shapes[3 * num_rows + r],
+                        shapes[4 * num_rows + r]};
+      const uint64_t stream = stream_of(seeds.const_data_ptr<int64_t>()[r], positions.const_data_ptr<int64_t>()[r]);
+      const float inverse = static_cast<float>(1.0 / shape.temperature);
+      for (int64_t v = 0; v < padded_size; v += kLanes) {
+        Floats x = loaded(&scores[v]) * inverse;
+        if (shape.noise_scale > 0.0) x += quick_noise(stream, v) * static_cast<float>(shape.noise_scale);
+        store(x, &perturbed[v]);
+      }
+      Row row(scores.data(), size, padded_size, shape);
+      const std::vector<int64_t> best = best_tokens(row, scores.data(), perturbed, size, shape, stream, width);
+      int64_t* ids = token_ids.mutable_data_ptr<int64_t>() + r * width;
+      float* probs = log_probs.mutable_data_ptr<float>() + r * width;
+      const double log_norm = with_log_probs && !best.empty() ? row.log_norm() : 0.0;
+      for (int64_t i = 0; i < width; ++i) {
+        const bool there = i < static_cast<int64_t>(best.size());
+        ids[i] = there ? best[i] : 0;
+        probs[i] = there ? std::min(0.0f, static_cast<float>(scores[best[i]] / shape.temperature - log_norm)) : kNothing;
+      }
+    }
+  });
+}
+
+std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,     // [R, V]
+                                           const at::Tensor& shaping,    // [5, R] float64
+                                           const at::Tensor& seeds,      // [R] int64
+                                           const at::Tensor& positions,  // [R] int64
+                                           int64_t width, bool with_log_probs) {
+  TORCH_CHECK(logits.stride(1) == 1 && shaping.is_contiguous() && seeds.is_contiguous() && positions.is_contiguous(),
+              "rows must be contiguous");
+  at::Tensor token_ids = at::empty({logits.size(0), width}, seeds.options());
+  at::Tensor log_probs = at::empty({logits.size(0), width}, seeds.options().dtype(at::kFloat));
+  switch (logits.scalar_type()) {
+    case at::kFloat:
+      sample<float>(logits, shaping, seeds, positions, width, with_log_probs, token_ids, log_probs);
+      break;
+    case at::kBFloat16:
+      sample<c10::BFloat16>(logits, shaping, seeds, positions, width, with_log_probs, token_ids, log_probs);
+      break;
+    case at::kHalf:
+      sample<c10::Half>(logits, shaping, seeds, positions, width, with_log_probs, token_ids, log_probs);
+      break;
+    default:
+      TORCH_CHECK(false, "sampling knows float32, bfloat16 and float16, not ", logits.scalar_type());
+  }
+  return {token_ids, log_probs};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
+  library.def(
+      "best_of(Tensor logits, Tensor shaping, Tensor seeds, Tensor positions, int width, bool with_log_probs) "
+      "-> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(outrider_native, CPU, library) { library.impl("best_of", &best_of); }

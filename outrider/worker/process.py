@@ -1,0 +1,40 @@
+"""A worker's process: the cores it keeps to, and its last word when it cannot serve."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+
+from outrider.core.errors import OutriderError
+
+
+def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs `serve` on an event loop to its end, on the given `cores` (such as "0,1"; empty: any).
+
+    Exits with a sentence and status 1 if it raises an OutriderError. Call it before any thread is started: threads
+    inherit the cores.
+    """
+    try:
+        _keep_to(cores)
+        asyncio.run(serve())
+    except OutriderError as error:
+        structlog.get_logger().error("cannot serve", reason=str(error))
+        sys.exit(1)
+
+
+def _keep_to(cores: str) -> None:
+    if not cores:
+        return
+    if not hasattr(os, "sched_setaffinity"):
+        raise OutriderError("--cores needs Linux; leave it out")
+    try:
+        os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
+    except OSError as error:
+        raise OutriderError(
+            f"--cores {cores}: this process has no such cores; see `nproc` and `taskset -p $$`"
+        ) from error

@@ -1,0 +1,28 @@
+"""Fixtures of the engine's tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from outrider.engine import native
+from outrider.engine.compiling import compiler_problem
+
+CPU_PROBLEM = compiler_problem(torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def native_operators(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The native operators, built from their sources."""
+    if CPU_PROBLEM:
+        pytest.skip(CPU_PROBLEM)
+    native.load(tmp_path_factory.mktemp("native"))
+
+
+@pytest.fixture(params=["torch", "native"])
+def each_chooser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once the sampler's own tensors choose, once the native operator."""
+    if request.param == "native":
+        request.getfixturevalue("native_operators")
+    else:
+        monkeypatch.setattr(native, "available", lambda device: False)
