@@ -35,8 +35,19 @@ class StepOutput(NamedTuple):
 class Engine:
     """Slots over one model. Not thread-safe: the device thread alone calls it."""
 
-    def __init__(self, model: PreTrainedModel, *, max_sessions: int, max_context: int, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        max_sessions: int,
+        max_context: int,
+        compiled: bool = False,
+        pad_tokens: int = 0,
+    ) -> None:
         """Room for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
+
+        Steps over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all
+        of them.
 
         Raises UnsupportedModelError if the model's layers cannot run on the ragged attention.
         """
@@ -48,6 +59,7 @@ class Engine:
         self.vocab_size = self._model.vocab_size
         self.max_sessions = max_sessions
         self.max_context = max_context
+        self._pad_tokens = pad_tokens
 
     @property
     def num_free_slots(self) -> int:
@@ -111,7 +123,7 @@ class Engine:
                 for move in feed.moves
             ]
         )
-        logits = self._model.forward(pack(ordered))
+        logits = self._model.forward(pack(ordered), self._pad_tokens)
         for feed in ordered:
             settle(feed)
         return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in ordered])

@@ -101,7 +101,7 @@ class RaggedModel:
         weakref.finalize(self, native.forget_caches, self._number)
         self._ahead = AheadForward(package, self._number, self._scratch_cell)
 
-    def forward(self, batch: PackedBatch, num_tokens: int = 0) -> Tensor:
+    def forward(self, batch: PackedBatch, num_tokens: int) -> Tensor:
         """Feeds the batch, padded to at least `num_tokens` tokens.
 
         Returns the logits of its wanted rows, [R, vocab_size], on the model's device.

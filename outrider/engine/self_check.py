@@ -13,6 +13,8 @@ from outrider.engine.jobs import LINE_END, Job
 _LINE_TOKENS = 6
 _BRANCHES = ((11, 23), (42,))
 """Two branches below the line's end: enough for a wrong mask, position or cache to show."""
+_NUM_NODES = (0, 1, 2, 3, 5, 7, 11, 15, 23, 31)
+"""Sizes of trees beside which one token's logits are compared: around the sizes at which kernels change."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 """Largest difference of logits, relative to the largest logit, that rounding explains."""
 
@@ -47,6 +49,26 @@ def check(engine: Engine, reference: list[Tensor]) -> None:
             "something that transformers' attention interface does not tell, such as position biases or shared caches; "
             "it cannot be served"
         )
+
+
+def depends_on_batch(engine: Engine) -> bool:
+    """Whether the logits after one line differ in any bit by how many tree nodes share their step.
+
+    Where they do, two almost equally likely tokens may change places with the size of a batch.
+    """
+    line = _line(engine.vocab_size)
+    slot = engine.acquire()
+    found: list[Tensor] = []
+    try:
+        for num_nodes in _NUM_NODES:
+            engine.step([Job(slot, line[:-1])])
+            parents = [LINE_END, *range(num_nodes)][:num_nodes]
+            job = Job(slot, line, parents=parents, token_ids=[0] * num_nodes, wanted=range(LINE_END, num_nodes))
+            found.append(engine.step([job]).logits[0].clone())
+            slot.clear()
+    finally:
+        engine.release(slot)
+    return any(not torch.equal(logits, found[0]) for logits in found)
 
 
 def _line(vocab_size: int) -> list[int]:

@@ -11,6 +11,9 @@ from pydantic import Field
 from outrider.core.validation import SESSIONS_MAX
 from outrider.settings import Settings
 
+PAD_TOKENS_MAX = 256
+"""Most tokens that small steps may be padded to: as many as one round may verify, and by far more than it does."""
+
 
 class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
@@ -42,5 +45,12 @@ class WorkerConfig(Settings):
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider",
         description="folder for compiled forward passes, as large as the models; what lies there is run, so keep it "
         "private",
+    )
+    pad_tokens: int = Field(
+        0,
+        ge=0,
+        le=PAD_TOKENS_MAX,
+        description="pad smaller steps to this many tokens, so that they round alike; for 16-bit types where logits "
+        "depend on the batch (the start says whether they do)",
     )
     drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running sessions get to finish")

@@ -56,7 +56,13 @@ def load(config: WorkerConfig) -> LoadedModel:
     end_tokens = eos_token_ids(model)
     compiles = _compiles(config.compile, device)
     graphs = compiles and device.type != "cpu"
-    engine = Engine(model, max_sessions=config.max_sessions, max_context=max_context, compiled=graphs)
+    engine = Engine(
+        model,
+        max_sessions=config.max_sessions,
+        max_context=max_context,
+        compiled=graphs,
+        pad_tokens=config.pad_tokens,
+    )
     if graphs:
         for size in engine.warm_up():
             log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
@@ -70,7 +76,12 @@ def load(config: WorkerConfig) -> LoadedModel:
             engine.adopt(package)
             self_check.check(engine, reference)
             package = None
-    log.info("model ready", parameters=num_parameters, seconds=round(time.monotonic() - started, 2))
+    log.info(
+        "model ready",
+        parameters=num_parameters,
+        logits_depend_on_batch=self_check.depends_on_batch(engine),
+        seconds=round(time.monotonic() - started, 2),
+    )
     info = ModelInfo(
         name=folder.name,
         model_type=text_config.model_type,

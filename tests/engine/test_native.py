@@ -153,6 +153,9 @@ def test_a_package_computes_the_model_for_every_size(tmp_path: Path) -> None:
         torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
     engine.release(slot)
     self_check.check(engine, self_check.reference_logits(model))
+    padded = Engine(build("llama", layers=1), max_sessions=1, max_context=64, pad_tokens=40)
+    padded.adopt(package)
+    assert not self_check.depends_on_batch(padded)
 
 
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
