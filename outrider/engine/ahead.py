@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,9 @@ class AheadForward:
 
     def __init__(self, package: Path, engine: int, scratch_cell: int) -> None:
         """Loads `package` for the engine with that number, whose caches the native operator knows."""
-        self._run = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+        package_in_use = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
+        # The loader's own method: inputs and outputs are flat lists of tensors, so nothing has to be looked through.
+        self._run: Callable[[list[Tensor]], list[Tensor]] = package_in_use.loader.boxed_run
         self._engine = engine
         self._scratch_cell = scratch_cell
 
@@ -39,11 +42,13 @@ class AheadForward:
         num_rows = len(batch.rows)
         batch.pad(max(num_tokens, len(batch.token_ids), _TOKENS_MIN), self._scratch_cell)
         rows = batch.rows + [0] * (_TOKENS_MIN - num_rows)
-        logits: Tensor = self._run(
-            torch.tensor([batch.token_ids]),
-            torch.tensor([batch.positions]),
-            torch.tensor(rows),
-            described(self._engine, batch),
+        (logits,) = self._run(
+            [
+                torch.tensor([batch.token_ids]),
+                torch.tensor([batch.positions]),
+                torch.tensor(rows),
+                described(self._engine, batch),
+            ]
         )
         return logits[0, :num_rows]
 

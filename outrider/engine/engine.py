@@ -77,19 +77,27 @@ class Engine:
     def warm_up(self) -> Iterator[int]:
         """Runs, and so compiles, one batch of each compiled size; yields the size of each when it is done.
 
-        Raises UnsupportedModelError if the model cannot be compiled.
+        On a CUDA device each is also captured, for all lengths of context that a step may then have. Raises
+        UnsupportedModelError if the model cannot be compiled or captured.
         """
         for size in COMPILED_SIZES:
-            slot = self.acquire()
             try:
-                self.step([Job(slot, [0] * size)])
+                if self._model.captures:
+                    self._model.capture(size)
+                else:
+                    self._run_once(size)
             except (TorchDynamoException, InductorError) as error:
                 raise UnsupportedModelError(
                     f"this model cannot be compiled ({type(error).__name__}); use --compile off"
                 ) from error
-            finally:
-                self.release(slot)
             yield size
+
+    def _run_once(self, num_tokens: int) -> None:
+        slot = self.acquire()
+        try:
+            self.step([Job(slot, [0] * num_tokens)])
+        finally:
+            self.release(slot)
 
     def adopt(self, package: Path) -> None:
         """From now on runs a package that `outrider.engine.ahead.compile_ahead` wrote. Keys and values stay."""

@@ -19,9 +19,12 @@ from outrider.engine.ahead import AheadForward
 from outrider.engine.attention import ATTENTION, RaggedBatch, stepping
 from outrider.engine.batch import PackedBatch
 from outrider.engine.compiling import COMPILED_TOKENS_MAX, bucket, compile_forward
+from outrider.engine.graphs import CudaRecorder, StepGraphs
 from outrider.engine.masks import spans_and_masks
 from outrider.engine.probe import LayerFacts, probe_layers
 from outrider.engine.slots import Move
+from outrider.engine.static_attention import STATIC_ATTENTION, static_stepping
+from outrider.engine.static_batch import StaticBatch, StaticBuffer, StaticSize, column_sizes
 
 _CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's, which builds a plan for each new number of queries and cells: while texts grow, at every step."""
@@ -35,16 +38,19 @@ class RaggedModel:
 
     def __init__(self, model: PreTrainedModel, *, compiled: bool = False) -> None:
         """Takes over `model`; if `compiled`, small batches run as graphs that are compiled when first met, one for each
-        size.
+        size. On a CUDA device they can be captured then; see `capture`.
 
         Raises UnsupportedModelError if its layers cannot run on the ragged attention.
         """
         self.layers: list[LayerFacts] = probe_layers(model)
-        model.set_attn_implementation(ATTENTION)
+        self.captures: bool = compiled and model.device.type == "cuda"
+        """Whether small steps are worth `capture`."""
+        model.set_attn_implementation(STATIC_ATTENTION if self.captures else ATTENTION)
         self._number = next(_numbers)
         self._model = model
         self._graph = compile_forward(model) if compiled else None
         self._ahead: AheadForward | None = None
+        self._captured: StepGraphs | None = None
         self.device: torch.device = model.device
         self.dtype: torch.dtype = model.dtype
         self.vocab_size: int = model.config.get_text_config().vocab_size
@@ -101,6 +107,20 @@ class RaggedModel:
         weakref.finalize(self, native.forget_caches, self._number)
         self._ahead = AheadForward(package, self._number, self._scratch_cell)
 
+    @torch.inference_mode()
+    def capture(self, num_tokens: int) -> None:
+        """From now on replays CUDA graphs for batches of that size; a power of two up to COMPILED_TOKENS_MAX.
+
+        `allocate` has been called: the caches stay where they are. The longest contexts come first, and the shorter
+        ones use their memory. Raises UnsupportedModelError if the model cannot be captured.
+        """
+        if self._captured is None:
+            windows = [facts.window for facts in self.layers]
+            buffer = StaticBuffer(self._key_caches, self._value_caches, windows, self._scratch_cell)
+            self._captured = StepGraphs(self._forward_static, buffer, CudaRecorder(self.device))
+        for num_columns in reversed(column_sizes(self._scratch_cell)):
+            self._captured.capture(StaticSize(num_tokens, num_columns))
+
     def forward(self, batch: PackedBatch, num_tokens: int) -> Tensor:
         """Feeds the batch, padded to at least `num_tokens` tokens.
 
@@ -108,6 +128,8 @@ class RaggedModel:
         """
         if self._ahead is not None:
             return self._ahead(batch, num_tokens)
+        if self._captured is not None and (logits := self._captured(batch, num_tokens)) is not None:
+            return logits
         num_rows = len(batch.rows)
         spans, visible = spans_and_masks(batch, self.windows)
         size = max(num_tokens, len(batch.token_ids))
@@ -134,6 +156,18 @@ class RaggedModel:
                 ragged_engine=self._number,
             )
         return output.logits[0, :num_rows]
+
+    def _forward_static(self, batch: StaticBatch) -> Tensor:
+        """The logits of all rows of a static batch, [N, vocab_size]."""
+        with self._kernels(), static_stepping(self._number, batch):
+            output = (self._graph or self._model)(
+                input_ids=batch.token_ids,
+                position_ids=batch.positions,
+                use_cache=False,
+                logits_to_keep=batch.rows,
+                ragged_engine=self._number,
+            )
+        return output.logits[0]
 
     def _additive(self, visible: Tensor) -> Tensor:
         """The mask that attention adds to its scores: 0 where `visible`, elsewhere -inf."""

@@ -68,15 +68,24 @@ def available(device: torch.device) -> bool:
 
 
 def best_of(
-    logits: Tensor, shaping: Tensor, seeds: Tensor, positions: Tensor, width: int, *, with_log_probs: bool
+    logits: Tensor,
+    shaping: Tensor,
+    seeds: Tensor,
+    slots: Sequence[int],
+    positions: Sequence[int],
+    width: int,
+    *,
+    with_log_probs: bool,
 ) -> tuple[list[list[int]], list[list[float]]]:
     """The `width` best tokens of each row of `logits` [R, V] by perturbed score, and their log-probabilities.
 
-    Fewer where the filters leave fewer. `shaping` is [5, R]: temperature, top_k, top_p, log(min_p), scale of the noise;
-    `seeds` and `positions` are [R]. Log-probabilities are those before the filters; without `with_log_probs` they mean
-    nothing.
+    Fewer where the filters leave fewer. `slots` and `positions` are those of the rows; for each slot there is a column
+    of `shaping` [5, num_slots]: temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds`
+    [num_slots]. Log-probabilities are those before the filters; without `with_log_probs` they mean nothing.
     """
-    token_ids, log_probs = torch.ops.outrider_native.best_of(logits, shaping, seeds, positions, width, with_log_probs)
+    token_ids, log_probs = torch.ops.outrider_native.best_of(
+        logits, shaping, seeds, slots, positions, width, with_log_probs
+    )
     probs: list[list[float]] = log_probs.tolist()
     nums = [width - row.count(-math.inf) for row in probs]
     return [row[:num] for row, num in zip(token_ids.tolist(), nums, strict=True)], [

@@ -213,11 +213,11 @@ class Sampler:
     def _best_of(
         self, logits: Tensor, rows: Sequence[Row], width: int, *, with_log_probs: bool
     ) -> tuple[list[list[int]], list[list[float]]]:
-        slots, positions = torch.tensor([[row.slot for row in rows], [row.position for row in rows]], dtype=torch.int64)
-        if any(self._shifts_logits(row.slot) for row in rows):
-            logits = self._processed(logits, rows, slots)
+        slots, positions = [row.slot for row in rows], [row.position for row in rows]
+        if any(self._shifts_logits(slot) for slot in slots):
+            logits = self._processed(logits, rows, self._tensor(slots, torch.int64))
         return native.best_of(
-            logits, self._shaping[:, slots], self._seeds[slots], positions, width, with_log_probs=with_log_probs
+            logits, self._shaping, self._seeds, slots, positions, width, with_log_probs=with_log_probs
         )
 
     def _processed(self, logits: Tensor, rows: Sequence[Row], slots: Tensor) -> Tensor:

@@ -233,8 +233,10 @@ std::vector<int64_t> best_tokens(Row& row, const float* logits, std::vector<floa
 }
 
 template <typename T>
-void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tensor& seeds, const at::Tensor& positions,
-            int64_t width, bool with_log_probs, at::Tensor& token_ids, at::Tensor& log_probs) {
+void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tensor& seeds, at::IntArrayRef slots,
+            at::IntArrayRef positions, int64_t width, bool with_log_probs, at::Tensor& token_ids,
+            at::Tensor& log_probs) {
+  const int64_t num_slots = seeds.size(0);
   const int64_t num_rows = logits.size(0), size = logits.size(1), padded_size = (size + kLanes - 1) / kLanes * kLanes;
   const double* shapes = shaping.const_data_ptr<double>();
   at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
@@ -243,9 +245,10 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
     perturbed.resize(padded_size);
     for (int64_t r = begin; r < end; ++r) {
       widen(logits.const_data_ptr<T>() + r * logits.stride(0), scores.data(), size, padded_size, kNothing);
-      const Shape shape{shapes[r], shapes[num_rows + r], shapes[2 * num_rows + r], shapes[3 * num_rows + r],
-                        shapes[4 * num_rows + r]};
-      const uint64_t stream = stream_of(seeds.const_data_ptr<int64_t>()[r], positions.const_data_ptr<int64_t>()[r]);
+      const double* column = shapes + slots[r];
+      const Shape shape{column[0], column[num_slots], column[2 * num_slots], column[3 * num_slots],
+                        column[4 * num_slots]};
+      const uint64_t stream = stream_of(seeds.const_data_ptr<int64_t>()[slots[r]], positions[r]);
       const float inverse = static_cast<float>(1.0 / shape.temperature);
       for (int64_t v = 0; v < padded_size; v += kLanes) {
         Floats x = loaded(&scores[v]) * inverse;
@@ -266,24 +269,26 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,     // [R, V]
-                                           const at::Tensor& shaping,    // [5, R] float64
-                                           const at::Tensor& seeds,      // [R] int64
-                                           const at::Tensor& positions,  // [R] int64
+std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,   // [R, V]
+                                           const at::Tensor& shaping,  // [5, num_slots] float64
+                                           const at::Tensor& seeds,    // [num_slots] int64
+                                           at::IntArrayRef slots,      // [R]
+                                           at::IntArrayRef positions,  // [R]
                                            int64_t width, bool with_log_probs) {
-  TORCH_CHECK(logits.stride(1) == 1 && shaping.is_contiguous() && seeds.is_contiguous() && positions.is_contiguous(),
-              "rows must be contiguous");
+  TORCH_CHECK(logits.stride(1) == 1 && shaping.is_contiguous() && seeds.is_contiguous(), "rows must be contiguous");
+  TORCH_CHECK(static_cast<int64_t>(slots.size()) == logits.size(0) && positions.size() == slots.size(),
+              "each row needs a slot and a position");
   at::Tensor token_ids = at::empty({logits.size(0), width}, seeds.options());
   at::Tensor log_probs = at::empty({logits.size(0), width}, seeds.options().dtype(at::kFloat));
   switch (logits.scalar_type()) {
     case at::kFloat:
-      sample<float>(logits, shaping, seeds, positions, width, with_log_probs, token_ids, log_probs);
+      sample<float>(logits, shaping, seeds, slots, positions, width, with_log_probs, token_ids, log_probs);
       break;
     case at::kBFloat16:
-      sample<c10::BFloat16>(logits, shaping, seeds, positions, width, with_log_probs, token_ids, log_probs);
+      sample<c10::BFloat16>(logits, shaping, seeds, slots, positions, width, with_log_probs, token_ids, log_probs);
       break;
     case at::kHalf:
-      sample<c10::Half>(logits, shaping, seeds, positions, width, with_log_probs, token_ids, log_probs);
+      sample<c10::Half>(logits, shaping, seeds, slots, positions, width, with_log_probs, token_ids, log_probs);
       break;
     default:
       TORCH_CHECK(false, "sampling knows float32, bfloat16 and float16, not ", logits.scalar_type());
@@ -295,7 +300,8 @@ std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,     // [R, 
 
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def(
-      "best_of(Tensor logits, Tensor shaping, Tensor seeds, Tensor positions, int width, bool with_log_probs) "
+      "best_of(Tensor logits, Tensor shaping, Tensor seeds, int[] slots, int[] positions, int width, "
+      "bool with_log_probs) "
       "-> (Tensor, Tensor)");
 }
 
