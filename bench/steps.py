@@ -5,13 +5,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import statistics
 import time
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -19,8 +19,10 @@ from rich.table import Table
 from bench import machine
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.loading import load_model
 from outrider.engine.slots import Slot
+from outrider.worker.compilation import compile_package
+from outrider.worker.config import WorkerConfig
+from outrider.worker.startup import load
 
 CONTEXT_TOKENS = 128
 """Length of the line below which the steps are measured."""
@@ -35,7 +37,6 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measures eager and compiled steps of one model on one thread."""
-    torch.set_num_threads(1)
     engines = {name: _engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
     medians: dict[str, dict[int, float]] = {name: {} for name in engines}
     for num_tokens in NUM_TOKENS:
@@ -58,11 +59,14 @@ def main(
 
 
 def _engine(folder: Path, dtype: str, *, compiled: bool) -> tuple[Engine, Slot, list[int]]:
-    model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
-    engine = Engine(model, max_sessions=1, max_context=1024, compiled=compiled)
-    if compiled:
-        for size in engine.warm_up():
-            Console(stderr=True).print(f"compiled for {size} tokens")
+    """An engine as a worker loads it, with a line of CONTEXT_TOKENS read."""
+    settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": 1}
+    config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
+    loaded = load(config)
+    if loaded.package is not None:
+        asyncio.run(compile_package(loaded.package, loaded.folder, loaded.info.dtype, 1, background=False))
+        loaded = load(config)
+    engine = loaded.engine
     slot = engine.acquire()
     line = [(13 * index) % engine.vocab_size for index in range(CONTEXT_TOKENS)]
     engine.step([Job(slot, line)])

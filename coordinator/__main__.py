@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
+from functools import partial
 
 import structlog
 
 from coordinator.config import CoordinatorConfig
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
-from outrider.core.errors import OutriderError
+from outrider.rpc.process import run_process
 from outrider.rpc.server import Server, Service
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import Telemetry, set_up
@@ -26,10 +26,7 @@ def main() -> None:
     set_up_logging("coordinator", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-coordinator", environ=os.environ)
     try:
-        asyncio.run(_serve(config, telemetry))
-    except OutriderError as error:
-        _log.error("cannot serve", reason=str(error))
-        sys.exit(1)
+        run_process(config.cores, partial(_serve, config, telemetry))
     finally:
         telemetry.shut_down()
 

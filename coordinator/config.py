@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from outrider.core.validation import DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
-from outrider.settings import Settings
+from outrider.core.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 
 
 class CoordinatorConfig(Settings):
@@ -14,10 +14,15 @@ class CoordinatorConfig(Settings):
     listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
     verify: str = Field("127.0.0.1:50052", description="address of the verify service (host:port or dns:///name:port)")
     draft: str = Field("127.0.0.1:50051", description="address of the draft service; empty to run by the target alone")
-    tree_width: int = Field(1, ge=1, le=TREE_WIDTH_MAX, description="children per drafted node; 1 drafts a chain")
-    max_run_ahead: int = Field(
-        24, ge=1, le=RUN_AHEAD_MAX, description="most draft nodes beyond the last committed token"
+    tree_width: int = Field(
+        0, ge=0, le=TREE_WIDTH_MAX, description="children per drafted node; 1 drafts a chain, 0 as many as are worth it"
     )
-    max_draft_tokens: int = Field(8, ge=0, le=DRAFT_TOKENS_MAX, description="most draft tokens that one round verifies")
+    max_run_ahead: int = Field(
+        128, ge=AUTOMATIC_WIDTH_MAX, le=RUN_AHEAD_MAX, description="most draft nodes beyond the last committed token"
+    )
+    max_draft_tokens: int = Field(
+        15, ge=0, le=DRAFT_TOKENS_MAX, description="most draft tokens that one round verifies; fewer where that pays"
+    )
     max_requests: int = Field(64, ge=1, le=4096, description="most generations at a time; more are refused")
+    cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running generations get to finish")

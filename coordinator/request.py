@@ -84,9 +84,9 @@ def parse(
     )
     tree_width = speculation.tree_width if speculation.HasField("tree_width") else config.tree_width
     found.check(
-        1 <= tree_width <= min(TREE_WIDTH_MAX, config.max_run_ahead),
+        0 <= tree_width <= min(TREE_WIDTH_MAX, config.max_run_ahead),
         "speculation.tree_width",
-        f"must be between 1 and {min(TREE_WIDTH_MAX, config.max_run_ahead)}",
+        f"must be between 0 (automatic) and {min(TREE_WIDTH_MAX, config.max_run_ahead)}",
     )
     found.raise_if_any()
     return GenerationRequest(

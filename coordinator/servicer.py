@@ -149,6 +149,10 @@ def _finished(generation: Generation, mode: pb.GenerationMode, reason: str) -> p
                 num_stale_nodes=statistics.num_stale_nodes,
                 acceptance_length=statistics.acceptance_length,
                 acceptance_histogram=statistics.acceptance_histogram,
+                num_rejections=statistics.num_rejections,
+                num_outcome_hits=statistics.num_outcome_hits,
+                num_bonuses=statistics.num_bonuses,
+                num_bonus_hits=statistics.num_bonus_hits,
             ),
             timings=pb.Timings(
                 first_token_ms=generation.first_token_ms,

@@ -126,8 +126,18 @@ class Workers:
 
 
 def check_pair(target: ModelInfo, draft: ModelInfo) -> None:
-    """Raises ModelMismatchError unless both models give every token id the same meaning."""
-    if target.tokenizer_sha256 != draft.tokenizer_sha256:
+    """Raises ModelMismatchError unless both models give every token id the same meaning.
+
+    A drafter without a tokenizer gives ids no meaning at all and fits every target whose ids it can count.
+    """
+    if not draft.tokenizer_sha256:
+        if target.vocab_size > draft.vocab_size:
+            raise ModelMismatchError(
+                f"the drafter {draft.name!r} takes {draft.vocab_size} token ids and the target {target.name!r} has "
+                f"{target.vocab_size}; serve a draft model of the target's family, or ask with speculation.enabled = "
+                "false"
+            )
+    elif target.tokenizer_sha256 != draft.tokenizer_sha256:
         raise ModelMismatchError(
             f"the draft model {draft.name!r} ({draft.vocab_size} ids) and the target {target.name!r} "
             f"({target.vocab_size} ids) have different vocabularies; serve a draft of the target's family, or ask with "

@@ -6,11 +6,10 @@ import os
 import sys
 
 from draft_service.config import DraftConfig
-from draft_service.servicer import DraftServicer
+from outrider.core.ngram import NGRAM_MODEL
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
-from outrider.worker.serving import run
 
 
 def main() -> None:
@@ -19,7 +18,17 @@ def main() -> None:
     set_up_logging("draft", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-draft", environ=os.environ)
     try:
-        run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, DraftServicer(telemetry))
+        # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.
+        if config.model == NGRAM_MODEL:
+            from draft_service.ngram_servicer import run_without_model
+
+            run_without_model(config, telemetry)
+        else:
+            from draft_service.servicer import DraftServicer
+            from outrider.worker.serving import run
+
+            servicer = DraftServicer(telemetry, ngrams=config.ngram == "on", ngram_table=config.ngram_table)
+            run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
     finally:
         telemetry.shut_down()
 

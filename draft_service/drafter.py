@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from torch import Tensor
 
-from outrider.core.drafting import DraftSession
+from outrider.core.drafting import DraftKnowledge, DraftSession, choose_expansions
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.ngram import NgramTable
 from outrider.core.selection import paths_to
 from outrider.core.tree import Node
 from outrider.engine.engine import Engine
@@ -18,14 +20,6 @@ from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
 from outrider.worker.roster import Roster
-
-EXPANSIONS_MAX = 4
-"""Most nodes of one session expanded in one step. On the demonstration pair a step over 4 tokens takes 1.1 times one
-over 1; a chain never has more than one node to expand."""
-
-COALESCE_SHARE = 0.25
-"""While the verifier has something to verify, nodes are gathered for this share of a verify step before they are
-sent: a quarter costs a node little freshness and saves most messages."""
 
 DraftEvent = Opened | Window
 
@@ -36,17 +30,15 @@ class Drafting:
     def __init__(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> None:
         self.opening = opening
         self.outbox = outbox
-        self.state = DraftSession(opening)
+        self.state: DraftSession
+        """From its admission on."""
         self.slot: Slot | None = None
         self.chosen: list[Node] = []
         """The nodes that the present step expands."""
-        self.verifier_starves = True
-        """Whether everything sent so far has been decided: the next nodes go out at once."""
+        self.has_read_prompt = False
+        """Whether a step was complete: from then on its tokens are those that it expands."""
         self.finishing = False
-        """Whether no more commits will come: the session ends when its credit is used up."""
-        self.verify_seconds = 0.0
-        self.last_sent = 0.0
-        """When the last window went out, on the monotonic clock."""
+        """Whether no more commits will come: the session ends when there is nothing left to draft."""
         self.draft_seconds = 0.0
         """Time in forward passes since the last window."""
         self.drafting_since_ns = 0
@@ -54,14 +46,26 @@ class Drafting:
 
 
 class Drafter:
-    """Steps all sessions that have credit in one forward pass."""
+    """Steps all sessions that have something worth drafting in one forward pass."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, ngram_table: Callable[[Sequence[int]], NgramTable] | None = None) -> None:
+        """`ngram_table` makes a session's n-gram table from its line; without it the model guesses alone."""
         self._roster: Roster[Drafting] = Roster(engine)
+        self._ngram_table = ngram_table
+        self.knowledge = DraftKnowledge()
+        """What was learned about the device and the guesses."""
+        self.knowledge.curve.restart(engine.measure())
+
+    def adopt(self, package: Path) -> None:
+        """From now on runs a compiled forward pass; what was learned of the time of steps is void."""
+        self._roster.engine.adopt(package)
+        self.knowledge.curve.restart(self._roster.engine.measure())
 
     def open(self, session: Drafting) -> None:
         """Gives the session a slot, or fails it."""
-        self._roster.admit(session, time.time_ns())
+        if self._roster.admit(session, time.time_ns()):
+            ngrams = self._ngram_table(session.opening.token_ids) if self._ngram_table is not None else None
+            session.state = DraftSession(session.opening, self.knowledge, ngrams)
 
     def commit(self, session: Drafting, commitment: Commitment) -> None:
         """Moves the session's line and tree along; a rollback is the same movement."""
@@ -70,18 +74,16 @@ class Drafter:
         state = session.state
         num_before = len(state.line)
         try:
-            state.commit(commitment.position, commitment.token_ids)
+            state.commit(commitment)
             if any(not 0 <= token_id < self._roster.engine.vocab_size for token_id in commitment.token_ids):
                 raise ProtocolViolationError("a committed token id is beyond the draft model's vocabulary")
         except ProtocolViolationError as violation:
             self._roster.fail(session, violation)
             return
         self._roster.sampler.commit(session.slot.index, state.line.token_ids[num_before:])
-        session.verify_seconds = commitment.verify_ms / 1000.0
-        session.verifier_starves = state.num_sent_live == 0
 
     def finish(self, session: Drafting) -> None:
-        """No more commits will come: the session drafts on while it has credit, then ends."""
+        """No more commits will come: the session drafts on while that is worth it, then ends."""
         session.finishing = True
 
     def close(self, session: Drafting) -> None:
@@ -89,16 +91,19 @@ class Drafter:
         self._roster.dismiss(session)
 
     def step(self) -> float | None:
-        """Expands every session that has something to expand. See `Worker.step`."""
+        """Sends what commits have made urgent, then expands the most promising nodes of all sessions.
+
+        See `Worker.step`.
+        """
         sessions = self._roster.sessions
-        for session in sessions:
-            session.chosen = session.state.frontier(EXPANSIONS_MAX)
+        chosen = choose_expansions([session.state for session in sessions], self.knowledge.curve)
+        for session, session.chosen in zip(sessions, chosen, strict=True):
+            self._send_if_due(session)
         busy = [session for session in sessions if session.chosen]
         if busy:
             self._roster.run(busy, self._expand)
-        now = time.monotonic()
-        for session in sessions:
-            self._send_if_due(session, now)
+            for session in busy:
+                self._send_if_due(session)
         for session in [session for session in sessions if session.finishing and not session.chosen]:
             session.outbox.end()
             self.close(session)
@@ -118,16 +123,19 @@ class Drafter:
         if not complete:
             return
         self._limit_vocabulary(output.logits, complete)
-        width = max(session.opening.tree_width for session, _, _ in complete)
+        width = max(session.state.width for session, _, _ in complete)
         token_ids, log_probs = self._roster.sampler.propose(output.logits, rows, width)
         duration = time.monotonic() - started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
                 session.drafting_since_ns = started_ns
             session.draft_seconds += duration
-            num_children = session.opening.tree_width
             for row, node in enumerate(nodes, first_row):
-                session.state.expand(node, token_ids[row][:num_children], log_probs[row][:num_children])
+                session.state.expand(node, token_ids[row], log_probs[row])
+        if all(session.has_read_prompt for session in sessions):
+            self.knowledge.curve.observe(len(rows), time.monotonic() - started)
+        for session, _, _ in complete:
+            session.has_read_prompt = True
 
     def _limit_vocabulary(self, logits: Tensor, complete: Sequence[tuple[Drafting, list[Node], int]]) -> None:
         """Keeps proposals within the target's vocabulary, which may be padded less than the draft's."""
@@ -135,18 +143,15 @@ class Drafter:
             if session.opening.vocab_size < self._roster.engine.vocab_size:
                 logits[first_row : first_row + len(nodes), session.opening.vocab_size :] = float("-inf")
 
-    def _send_if_due(self, session: Drafting, now: float) -> None:
-        idle = not session.chosen
-        gathered = now - session.last_sent >= COALESCE_SHARE * session.verify_seconds
-        if not (idle or gathered or session.verifier_starves):
+    def _send_if_due(self, session: Drafting) -> None:
+        now = time.monotonic()
+        if session.slot is None or not session.state.is_window_due(now, idle=not session.chosen):
             return
-        window = session.state.take_window(session.draft_seconds * 1000.0)
+        window = session.state.take_window(session.draft_seconds * 1000.0, now)
         if window is None:
             return
         session.outbox.put(window, session.drafting_since_ns, time.time_ns())
-        session.last_sent = now
         session.draft_seconds = 0.0
-        session.verifier_starves = False
 
 
 def _job(session: Drafting, nodes: Sequence[Node]) -> Job:

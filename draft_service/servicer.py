@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from draft_service.drafter import Drafter, DraftEvent, Drafting
-from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
+from draft_service.ngram_file import load_ngrams
+from outrider.core.errors import ProtocolViolationError, UnsupportedModelError, WorkerUnavailableError
 from outrider.core.messages import DraftOpen, Window
+from outrider.core.ngram import NgramTable
 from outrider.core.validation import check_draft_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
@@ -25,18 +28,32 @@ from outrider.worker.trace import SessionTrace
 class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
     """One Draft stream is one session."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, *, ngrams: bool = True, ngram_table: str = "") -> None:
+        """Whether guesses from n-grams stand beside the model's, and the file of a table counted beforehand, if any."""
         self._telemetry = telemetry
+        self._ngrams = ngrams
+        self._ngram_table = ngram_table
         self._loaded: LoadedModel | None = None
         self._drafter: Drafter
         self._device: DeviceThread
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`."""
-        self._drafter = Drafter(loaded.engine)
-        self._device = DeviceThread(self._drafter, on_death)
+        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
+        file = load_ngrams(self._ngram_table) if self._ngram_table else None
+        if file is not None and file.tokenizer_sha256 != loaded.info.tokenizer_sha256:
+            raise UnsupportedModelError(
+                f"{self._ngram_table} was counted with another vocabulary than that of {loaded.info.name!r}; count it "
+                "with python -m recipes.ngram_table --tokenizer and the model's tokenizer.json"
+            )
+        table = partial(NgramTable, static=file.table if file is not None else None)
+        self._drafter = Drafter(loaded.engine, table if self._ngrams else None)
+        self._device = DeviceThread(self._drafter, on_death, loaded.engine.device)
         self._loaded = loaded
         return self._device
+
+    def adopt(self, package: Path) -> None:
+        """See `WorkerServicer.adopt`."""
+        self._drafter.adopt(package)
 
     @rpc_errors
     async def Draft(self, request: Any, context: ServicerContext) -> None:

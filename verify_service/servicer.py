@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
@@ -40,9 +42,13 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`."""
         self._verifier = Verifier(loaded.engine, loaded.info.eos_token_ids)
-        self._device = DeviceThread(self._verifier, on_death)
+        self._device = DeviceThread(self._verifier, on_death, loaded.engine.device)
         self._loaded = loaded
         return self._device
+
+    def adopt(self, package: Path) -> None:
+        """See `WorkerServicer.adopt`."""
+        self._verifier.adopt(package)
 
     @rpc_errors
     async def Verify(self, request: Any, context: ServicerContext) -> None:
@@ -101,7 +107,7 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
     def _on_command(self, session: Verification, message: verify_pb2.VerifyCommand) -> None:
         match wire.decode_verify_command(message):
             case Window() as window:
-                self._device.submit(partial(self._verifier.graft, session, window))
+                self._device.submit(partial(self._verifier.graft, session, window, time.monotonic()))
             case EndDrafts():
                 self._device.submit(partial(self._verifier.end_drafts, session))
             case VerifyOpen():

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.patience import Patience
+from outrider.core.selection import most_probable
 from outrider.core.tree import Node
 from outrider.core.validation import RUN_AHEAD_MAX
-from outrider.core.verifying import VerifySession
+from outrider.core.verifying import VerifyKnowledge, VerifySession
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sampling import Row
@@ -29,7 +31,6 @@ class Verification:
     def __init__(self, opening: VerifyOpen, outbox: Outbox[VerifyEvent]) -> None:
         self.opening = opening
         self.outbox = outbox
-        self.patience = Patience()
         self.expect_drafts = opening.expect_drafts
         self.state: VerifySession
         self.slot: Slot | None = None
@@ -37,9 +38,21 @@ class Verification:
         """When the last verdict was given (or the session opened), on the monotonic clock."""
         self.go_at = 0.0
         """When the next round starts at the latest."""
-        self.num_rounds = 0
-        self.awaits_first_draft = False
+        self.stirred = False
+        """Whether something happened since `go_at` was set."""
+        self.has_read_prompt = False
         self.num_stale_nodes = 0
+
+
+class _Step(NamedTuple):
+    """A forward pass and its choice."""
+
+    logits: Tensor
+    """[R, V]."""
+    started_ns: int
+    seconds: float
+    chance_min: float
+    """See `Verdict`."""
 
 
 class Verifier:
@@ -48,6 +61,14 @@ class Verifier:
     def __init__(self, engine: Engine, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = eos_token_ids
         self._roster: Roster[Verification] = Roster(engine)
+        self.knowledge = VerifyKnowledge()
+        """What was learned about the device and the drafts."""
+        self.knowledge.curve.restart(engine.measure())
+
+    def adopt(self, package: Path) -> None:
+        """From now on runs a compiled forward pass; what was learned of the time of steps is void."""
+        self._roster.engine.adopt(package)
+        self.knowledge.curve.restart(self._roster.engine.measure())
 
     def open(self, session: Verification) -> None:
         """Gives the session a slot, or fails it."""
@@ -58,27 +79,21 @@ class Verifier:
             vocab_size=self._roster.engine.vocab_size,
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
+            knowledge=self.knowledge,
         )
         session.last_verdict = time.monotonic()
 
-    def graft(self, session: Verification, window: Window) -> None:
-        """Adds draft nodes to the session's tree and thinks again about waiting."""
+    def graft(self, session: Verification, window: Window, arrived: float) -> None:
+        """Adds draft nodes that arrived at `arrived`, on the monotonic clock, maybe while a step was running."""
         if session.slot is None:
             return
         session.expect_drafts = True
-        was_empty = session.state.tree.num_live == 0
         try:
-            added, _, num_stale = session.state.graft(window)
+            session.num_stale_nodes += session.state.graft(window, arrived).num_stale
         except ProtocolViolationError as violation:
             self._roster.fail(session, violation)
             return
-        session.num_stale_nodes += num_stale
-        elapsed = time.monotonic() - session.last_verdict
-        if added:
-            if was_empty and session.num_rounds:
-                session.patience.observe_first_draft(elapsed)
-            session.patience.observe_window(len({node.position for node in added}), window.draft_ms / 1000.0)
-            self._reconsider(session)
+        session.stirred = True
 
     def end_drafts(self, session: Verification) -> None:
         """No drafts will come: never wait for any."""
@@ -94,19 +109,25 @@ class Verifier:
         sessions = self._roster.sessions
         if not sessions:
             return None
+        for session in sessions:
+            if session.stirred:
+                session.stirred = False
+                self._reconsider(session)
         now = time.monotonic()
-        due = [session for session in sessions if session.go_at <= now]
-        if due:
-            self._roster.run(due, self._round)
-            return 0.0
-        return min(session.go_at for session in sessions) - now
+        earliest = min(session.go_at for session in sessions)
+        if earliest > now:
+            return earliest - now
+        # Whoever would become due during this step goes along: waiting until it ends would cost more than drafts bring.
+        missed = now + self.knowledge.curve.seconds(len(sessions))
+        self._roster.run([session for session in sessions if session.go_at <= missed], self._round)
+        return 0.0
 
     def _round(self, sessions: Sequence[Verification]) -> None:
-        chosen = [session.state.choose() for session in sessions]
+        selection = most_probable([session.state.candidates for session in sessions], self.knowledge.curve)
+        chosen = selection.nodes
         started, started_ns = time.monotonic(), time.time_ns()
         for session, nodes in zip(sessions, chosen, strict=True):
-            if session.awaits_first_draft and not nodes:
-                session.patience.observe_no_draft(started - session.last_verdict)
+            session.state.begin(nodes, started)
         jobs = [_job(session, nodes) for session, nodes in zip(sessions, chosen, strict=True)]
         output = self._roster.engine.step(jobs)
         rows: list[Row] = []
@@ -118,10 +139,16 @@ class Verifier:
         if not complete:
             return
         choices = self._roster.sampler.choose(output.logits, rows)
-        ended = time.monotonic()
+        duration = time.monotonic() - started
+        # A target that runs alone has the machine to itself: its steps tell nothing of those beside a drafter.
+        drafts = any(session.expect_drafts for session in sessions)
+        if drafts and all(session.has_read_prompt for session in sessions):
+            self.knowledge.curve.observe(len(rows), duration)
         for session, nodes, first_row in complete:
+            session.has_read_prompt = True
             wait_ms = (started - session.last_verdict) * 1000.0
-            self._decide(session, nodes, choices, first_row, output.logits, started_ns, ended - started, wait_ms)
+            step = _Step(output.logits, started_ns, duration, selection.chance_min)
+            self._decide(session, nodes, choices[first_row : first_row + 1 + len(nodes)], first_row, step, wait_ms)
 
     def _decide(
         self,
@@ -129,18 +156,17 @@ class Verifier:
         nodes: list[Node],
         choices: Sequence[int],
         first_row: int,
-        logits: Tensor,  # [R, V]
-        started_ns: int,
-        duration: float,
+        step: _Step,
         wait_ms: float,
     ) -> None:
         assert session.slot is not None
-        decision = session.state.decide(nodes, choices[first_row : first_row + 1 + len(nodes)])
+        session.last_verdict = time.monotonic()
+        decision = session.state.decide(nodes, choices, session.last_verdict)
         self._roster.sampler.commit(session.slot.index, decision.token_ids)
         num_logprobs = session.opening.num_logprobs
         logprobs = (
             self._roster.sampler.logprobs(
-                logits[[first_row + row for row in decision.rows]], decision.token_ids, num_logprobs
+                step.logits[[first_row + row for row in decision.rows]], decision.token_ids, num_logprobs
             )
             if num_logprobs is not None
             else ()
@@ -152,36 +178,25 @@ class Verifier:
             num_draft_tokens=len(nodes),
             bonus=decision.bonus,
             num_stale_nodes=session.num_stale_nodes,
-            verify_ms=duration * 1000.0,
+            verify_ms=step.seconds * 1000.0,
             wait_ms=max(wait_ms, 0.0),
+            chance_min=step.chance_min,
             logprobs=logprobs,
         )
         session.num_stale_nodes = 0
-        session.num_rounds += 1
-        session.last_verdict = time.monotonic()
         ended_ns = time.time_ns()
-        session.outbox.put(verdict, started_ns, ended_ns)
+        session.outbox.put(verdict, step.started_ns, ended_ns)
         if decision.finish_reason is not None:
             session.outbox.put(VerifyFinished(decision.finish_reason), ended_ns, ended_ns)
             session.outbox.end()
             self.close(session)
             return
-        rejected = bool(nodes) and not decision.bonus and decision.num_accepted < len(nodes)
-        session.patience.observe_round(decision.num_accepted, rejected, duration)
-        if decision.late_guess is not None:
-            session.patience.observe_guess(decision.late_guess)
-        self._reconsider(session)
+        session.stirred = True
 
     def _reconsider(self, session: Verification) -> None:
         """Sets when the session's next round starts, by what is at hand and what may come."""
-        if not session.expect_drafts or session.opening.max_draft_tokens == 0:
-            session.go_at = 0.0
-            return
         now = time.monotonic()
-        ready = session.state.num_ready_levels
-        wait = session.patience.wait(ready, session.opening.max_draft_tokens - ready, now - session.last_verdict)
-        session.go_at = now + wait
-        session.awaits_first_draft = ready == 0 and wait > 0.0
+        session.go_at = now + session.state.wait(now) if session.expect_drafts else 0.0
 
 
 def _job(session: Verification, nodes: Sequence[Node]) -> Job:

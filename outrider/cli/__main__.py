@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from outrider.cli import flags
+from outrider.cli import bench, flags
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
@@ -34,6 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(bench.app, name="bench")
 
 
 @app.command()

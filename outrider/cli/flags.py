@@ -32,7 +32,9 @@ Target = Annotated[
 Draft = Annotated[
     str | None,
     typer.Option(
-        help="The same of the draft model; default: the bundled one, or none if --target is given.", metavar="MODEL"
+        help="The same of the draft model, or ngram: guesses from what the text repeats, without a model. Default: the "
+        "bundled one, or none if --target is given.",
+        metavar="MODEL",
     ),
 ]
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]

@@ -10,6 +10,9 @@ from rich.text import Text
 from outrider.cli.answer import Answer
 from outrider.client import Finished
 
+_DEPTHS_SHOWN = 6
+"""Depths of which the table tells how many rounds accepted so many tokens: what fits beside the labels."""
+
 
 class _Row(NamedTuple):
     label: str
@@ -60,6 +63,11 @@ def _rows(answer: Answer) -> list[_Row]:
         _Row("rounds", str(speculation.num_rounds), speculation.num_rounds),
         _Row("acceptance length", f"{speculation.acceptance_length:.2f} tokens per round"),
         _Row("acceptance rate", _acceptance_rate(finished)),
+        _Row(
+            "accepted by depth", " ".join(f"{share:.0%}" for share in speculation.acceptance_by_depth[:_DEPTHS_SHOWN])
+        ),
+        _Row("outcome hits", f"{speculation.num_outcome_hits} of {speculation.num_rejections} rejections"),
+        _Row("bonus hits", f"{speculation.num_bonus_hits} of {speculation.num_bonuses} bonus tokens"),
         _Row("rollbacks", str(speculation.num_rollbacks)),
         _Row("stale nodes", f"{speculation.num_stale_nodes} of {speculation.num_drafted_nodes} drafted"),
         _Row("tokens/s", f"{tokens_per_second:.1f}", tokens_per_second),

@@ -14,6 +14,7 @@ from typing import NoReturn
 import outrider
 from outrider.cli.child import Child, Observer
 from outrider.core.errors import OutriderError
+from outrider.core.ngram import NGRAM_MODEL
 
 HOST = "127.0.0.1"
 """Where everything listens: there is no authentication, so it stays on this machine."""
@@ -44,7 +45,7 @@ class UpOptions:
     target: str
     """Folder or hub name of the target model."""
     draft: str | None
-    """The same of the draft model; None runs the target alone."""
+    """The same of the draft model, or `ngram` for none; None runs the target alone."""
     target_device: str = "cpu"
     draft_device: str = "cpu"
     dtype: str | None = None
@@ -151,6 +152,7 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
             f"--listen={coordinator_address}",
             f"--verify={verify_address}",
             f"--draft={draft_address if draft is not None else ''}",
+            f"--cores={draft_cores}",
         ],
         address=coordinator_address,
         health_service="outrider.v1.GenerationService",
@@ -177,8 +179,12 @@ async def _start(children: Sequence[Child]) -> None:
 
 
 def _cores(options: UpOptions) -> tuple[str, str]:
-    """Half of the cores for each worker, if both compute on the CPU: a drafter that never rests slows the verifier."""
-    shared = options.draft is not None and options.draft_device == options.target_device == "cpu"
+    """Half of the cores for each worker, if both compute on the CPU: a drafter that never rests slows the verifier.
+
+    The coordinator goes with the drafter, which is the one that can wait.
+    """
+    has_model = options.draft not in (None, NGRAM_MODEL)
+    shared = has_model and options.draft_device == options.target_device == "cpu"
     if not shared or not hasattr(os, "sched_getaffinity"):
         return "", ""
     cores = sorted(os.sched_getaffinity(0))

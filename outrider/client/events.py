@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import Enum
 
@@ -83,6 +84,24 @@ class Speculation:
     """Tokens committed per round, the next token included."""
     acceptance_histogram: tuple[int, ...]
     """At index i the number of rounds that accepted i draft tokens."""
+    num_rejections: int
+    num_outcome_hits: int
+    """Rejections after which the recovered token had been drafted already."""
+    num_bonuses: int
+    num_bonus_hits: int
+    """Bonus tokens that had been drafted already."""
+
+    @property
+    def outcome_hit_rate(self) -> float:
+        """Outcome hits per rejection; 0 if nothing was rejected."""
+        return self.num_outcome_hits / self.num_rejections if self.num_rejections else 0.0
+
+    @property
+    def acceptance_by_depth(self) -> tuple[float, ...]:
+        """At index i the share of rounds that accepted more than i draft tokens."""
+        num_rounds = sum(self.acceptance_histogram)
+        deeper = itertools.accumulate(reversed(self.acceptance_histogram[1:]))
+        return tuple(num_deeper / num_rounds for num_deeper in deeper)[::-1]
 
     @property
     def acceptance_rate(self) -> float:
@@ -193,6 +212,10 @@ def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
             num_stale_nodes=speculation.num_stale_nodes,
             acceptance_length=speculation.acceptance_length,
             acceptance_histogram=tuple(speculation.acceptance_histogram),
+            num_rejections=speculation.num_rejections,
+            num_outcome_hits=speculation.num_outcome_hits,
+            num_bonuses=speculation.num_bonuses,
+            num_bonus_hits=speculation.num_bonus_hits,
         ),
         timings=Timings(
             first_token_ms=timings.first_token_ms,

@@ -122,6 +122,8 @@ class Commitment:
     token_ids: Sequence[int]
     rollback: bool
     verify_ms: float = 0.0
+    chance_min: float = 0.0
+    """See `Verdict.chance_min`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +145,8 @@ class Verdict:
     num_stale_nodes: int = 0
     verify_ms: float = 0.0
     wait_ms: float = 0.0
+    chance_min: float = 0.0
+    """Chance from which scoring one more guess would have been worth its time in this step; 0 while unknown."""
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 

@@ -61,6 +61,8 @@ class Grafted(NamedTuple):
     """Nodes that the tree held already, absorbed by committed ones among them."""
     num_stale: int
     """Nodes whose place has been decided otherwise."""
+    late: list[tuple[int, float, bool]]
+    """Guesses for a place that had been decided already: rank among those, log-probability, and whether it is right."""
 
     @property
     def num_news(self) -> int:
@@ -89,7 +91,9 @@ class Inbound:
         """
         self._check(tree, window)
         added: list[Node] = []
-        num_known = num_stale = 0
+        late: list[tuple[int, float, bool]] = []
+        late_parent: Node | None = None
+        rank = num_known = num_stale = 0
         for node_id, (parent_id, token_id, log_prob) in enumerate(
             zip(window.parent_ids, window.token_ids, window.log_probs, strict=True), window.first_id
         ):
@@ -99,6 +103,10 @@ class Inbound:
             parent = tree.committed(window.base) if parent_id == 0 else self._nodes.get(parent_id)
             num_live = tree.num_live
             node = tree.attach(parent, token_id, log_prob) if parent is not None else None
+            if parent is not None and parent is not tree.root and parent.state is NodeState.COMMITTED:
+                rank = rank + 1 if parent is late_parent else 0
+                late_parent = parent
+                late.append((rank, log_prob, node is not None))
             if node is None:
                 num_stale += 1
                 continue
@@ -112,7 +120,7 @@ class Inbound:
                 f"{tree.num_live} live draft nodes exceed the credit of {self._max_live_nodes}; wait for a commit"
             )
         self._sweep(tree)
-        return Grafted(added, num_known, num_stale)
+        return Grafted(added, num_known, num_stale, late)
 
     def _check(self, tree: SpeculationTree, window: Window) -> None:
         num_nodes = len(window.token_ids)

@@ -1,85 +1,133 @@
-"""Wait for drafts, or verify what is there? Decided by expected tokens per unit of time."""
+"""Wait for drafts, or verify what is there? Decided by the expected time to the end of the drafter's luck."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 _SMOOTHING = 0.2
-"""Weight of the newest observation in the running means: the last five rounds or so decide, since a text's
-predictability changes from one line to the next."""
+"""Weight of the newest observation of a duration: the last five or so decide."""
 
-_LOOKAHEAD_MAX = 8
-"""Most further drafts that a wait may aim at. At an acceptance of 0.8 the ninth draft adds 0.13 tokens to a step."""
+_COVERAGE_SMOOTHING = 0.05
+"""Weight of the newest decided place: a share needs more observations than a duration, and a round decides several."""
 
-_OVERDUE = 2.0
+_COVERAGE_PRIOR = 0.7
+"""Share of places where the target's choice is among the guesses, before any was decided: between the demonstration
+pair's 0.55 for one guess and 0.75 for three."""
+
+_COVERAGE_MAX = 0.99
+"""Bound on that share: no luck lasts for ever."""
+
+_LEVELS_MAX = 16
+"""Deepest that a wait may aim: at a coverage of 0.8 the seventeenth level stands with 0.03."""
+
+_ROUNDS_MAX = 4
+"""Rounds after the next one that are followed one by one; from then on a geometric sum is close enough."""
+
+_OVERDUE = 1.5
 """A draft that takes this many times its expected time is not waited for any longer: the estimate has proved wrong."""
+
+_DURATION_EXCESS_MAX = 3.0
+"""A duration counts as at most this many times the mean: one hiccup must not end all waiting."""
+
+
+class Outlook(NamedTuple):
+    """What is at hand when the verifier asks whether to wait."""
+
+    bare: bool
+    """Whether nothing is at hand: the next draft is then the first one after a verdict."""
+    leaf_chance: float
+    """Chance that the target's path runs to a leaf at hand, where further drafts would take it on; 1 if bare."""
+    step_now: float
+    """Expected duration of a step that scores them."""
+    step_later: float
+    """The same for a step that scores what a wait would bring, and for the rounds that follow."""
 
 
 class Patience:
-    """One session's running estimates and the wait that follows from them.
+    """One session's running estimates and the wait that follows from them. All times are in seconds.
 
-    With n drafts at hand a verify step of duration t commits E(n) = 1 + a + ... + a^n tokens, a being the acceptance
-    per draft token (Leviathan, Kalman, Matias, arXiv 2211.17192, equation 1). Waiting w for k more is worth it while
-    E(n + k) / (w + t) > E(n) / t. No wait is longer than one verify step, in which the target alone makes one token.
-    All times are in seconds.
+    A *run* begins with a root below which nothing is drafted and ends when the target chooses a token that was not
+    guessed. How many tokens it commits is up to the draft: with coverage r, the chance that the target's choice is
+    among the guesses for its place, 1 / (1 - r) on average. So the best wait is the one after which the run takes the
+    least time. A step that starts after a wait w takes t; the run goes on after it if all levels of drafts at hand and
+    the next token were guessed, with chance S(w) = leaf_chance * r^(levels still to come until then + 1); and so on:
+
+        T(w) = w + t + sum over later rounds i of S_i * t,
+
+    each S_i counting the levels drafted by the time round i starts. Going at once is not lost even with nothing at
+    hand: drafting goes on meanwhile, and is worth as much in the next round if the token decided now is covered.
     """
 
-    __slots__ = ("_acceptance", "_draft_step", "_first_draft", "_verify_step")
+    __slots__ = ("_coverage", "_first_draft", "_level")
 
-    def __init__(self) -> None:
-        self._acceptance = 0.5
-        self._verify_step = 0.0
-        self._draft_step = 0.0
-        self._first_draft = 0.0
+    def __init__(self, prior: Patience | None = None) -> None:
+        """Starts from what `prior` has learned in other sessions, if anything."""
+        self._coverage = prior._coverage if prior is not None else _COVERAGE_PRIOR
+        self._level = prior._level if prior is not None else 0.0
+        self._first_draft = prior._first_draft if prior is not None else 0.0
 
-    def observe_round(self, num_accepted: int, rejected: bool, verify_step: float) -> None:
-        """A verify step of `verify_step` seconds accepted `num_accepted` draft tokens and then, maybe, rejected one."""
-        self._verify_step = _smoothed(self._verify_step, verify_step)
-        for _ in range(num_accepted):
-            self.observe_guess(True)
-        if rejected:
-            self.observe_guess(False)
+    def observe_places(self, num_decided: int, num_covered: int) -> None:
+        """So many places with guesses were decided, so many by a token among the guesses, scored in time or not."""
+        for index in range(num_decided):
+            self._coverage += _COVERAGE_SMOOTHING * ((index < num_covered) - self._coverage)
 
-    def observe_guess(self, right: bool) -> None:
-        """A guess for a place that was then decided was right or wrong, be it scored in time or not."""
-        self._acceptance += _SMOOTHING / 2 * (right - self._acceptance)
-
-    def observe_window(self, num_levels: int, draft_time: float) -> None:
-        """The drafter spent `draft_time` seconds on a window that is `num_levels` draft steps deep."""
-        self._draft_step = _smoothed(self._draft_step, draft_time / num_levels)
+    def observe_levels(self, num_levels: int, elapsed: float) -> None:
+        """While the drafter worked without pause its drafts became `num_levels` deeper in `elapsed` seconds."""
+        self._level = _smoothed(self._level, elapsed / num_levels)
 
     def observe_first_draft(self, elapsed: float) -> None:
         """After a verdict that left no drafts, the first usable one came `elapsed` seconds later."""
         self._first_draft = _smoothed(self._first_draft, elapsed)
 
-    def observe_no_draft(self, elapsed: float) -> None:
-        """A wait for the first draft ended after `elapsed` seconds without one, which counts as twice as long."""
-        self.observe_first_draft(2.0 * elapsed)
-
-    def wait(self, num_ready: int, num_room: int, elapsed: float) -> float:
-        """How much longer to wait, `elapsed` seconds after the last verdict, with drafts `num_ready` deep at hand.
-
-        The step has room for `num_room` more. 0 means: go now. Otherwise ask again when a draft arrives, and go when
-        none has arrived in that time.
-        """
-        step = self._verify_step
-        if elapsed >= step:
-            return 0.0
-        if num_ready:
-            until_next = self._draft_step
+    def observe_no_draft(self, elapsed: float, at_hand: bool) -> None:
+        """A wait, with drafts at hand or not, ended after `elapsed` seconds without any: they are further off."""
+        if at_hand:
+            self._level = max(self._level, _smoothed(self._level, 2.0 * elapsed))
         else:
-            until_next = max((self._first_draft or self._draft_step or step / 2) - elapsed, 0.0)
-        best_rate = _expected_tokens(self._acceptance, num_ready) / step
-        best_wait = 0.0
-        for num_more in range(1, min(num_room, _LOOKAHEAD_MAX) + 1):
-            wait = until_next + (num_more - 1) * self._draft_step
-            rate = _expected_tokens(self._acceptance, num_ready + num_more) / (wait + step)
-            if rate > best_rate:
-                best_rate, best_wait = rate, wait
-        return min(_OVERDUE * best_wait, step - elapsed)
+            self._first_draft = max(self._first_draft, _smoothed(self._first_draft, 2.0 * elapsed))
 
+    def wait(self, outlook: Outlook, num_room: int, elapsed: float) -> float:
+        """How much longer to wait, `elapsed` seconds after the last verdict; the step has room for `num_room` nodes.
 
-def _expected_tokens(acceptance: float, num_draft_tokens: int) -> float:
-    return sum(acceptance**depth for depth in range(num_draft_tokens + 1))
+        0 means: go now. Otherwise ask again when a draft arrives, and go when none has arrived in that time.
+        """
+        step, level = outlook.step_later, self._level
+        if outlook.step_now <= 0.0 or level <= 0.0 or num_room <= 0:
+            return 0.0
+        until_next = level
+        if outlook.bare:
+            until_next = max((self._first_draft or step) - elapsed, 0.0)
+        going = self._run_time(outlook, outlook.step_now, 0.0, 0, until_next)
+        if elapsed > going:
+            return 0.0
+        best_time, best_wait = going, 0.0
+        for num_levels in range(1, min(num_room, _LEVELS_MAX) + 1):
+            wait = until_next + (num_levels - 1) * level
+            if wait >= best_time:
+                break
+            run_time = self._run_time(outlook, step, wait, num_levels, until_next)
+            if run_time < best_time:
+                best_time, best_wait = run_time, wait
+        return _OVERDUE * (until_next if best_wait > 0.0 else 0.0)
+
+    def _run_time(self, outlook: Outlook, first_step: float, wait: float, num_levels: int, until_next: float) -> float:
+        """T(wait), when the step after it starts with `num_levels` more levels than are at hand."""
+        step, level = outlook.step_later, self._level
+        coverage = min(self._coverage, _COVERAGE_MAX)
+        now = wait + first_step
+        total = now
+        depth = num_levels + 1.0
+        for _ in range(_ROUNDS_MAX):
+            chance = outlook.leaf_chance * coverage**depth
+            if chance < 0.01:
+                return total
+            total += chance * step
+            num_arrived = (now - until_next) / level + 1.0 if now >= until_next else 0.0
+            depth = max(depth, num_arrived) + 1.0
+            now += step
+        pace = max(step / level, 1.0)
+        return total + outlook.leaf_chance * coverage**depth / (1.0 - coverage**pace) * step
 
 
 def _smoothed(mean: float, value: float) -> float:
-    return value if mean == 0.0 else mean + _SMOOTHING * (value - mean)
+    return value if mean == 0.0 else mean + _SMOOTHING * (min(value, _DURATION_EXCESS_MAX * mean) - mean)

@@ -154,10 +154,10 @@ class Session:
             num_accepted=origins.count(TokenOrigin.ACCEPTED),
             logprobs=verdict.logprobs[num_known:],
         )
-        self._count(verdict, emit)
+        self._count(verdict, emit, growth.followed)
         if self.drafter is not DrafterState.ACTIVE:
             return [emit]
-        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms)
+        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms, verdict.chance_min)
         return [SendToDrafter(commitment), emit]
 
     def on_verify_finished(self, finished: VerifyFinished) -> list[Command]:
@@ -172,8 +172,14 @@ class Session:
         close: list[Command] = [CloseDrafter()] if self.drafter is DrafterState.ACTIVE else []
         return [*close, Finish(reason)]
 
-    def _count(self, verdict: Verdict, emit: Emit) -> None:
+    def _count(self, verdict: Verdict, emit: Emit, followed: bool) -> None:
         statistics = self.statistics
+        if emit.origins[-1] is TokenOrigin.RECOVERED:
+            statistics.num_rejections += 1
+            statistics.num_outcome_hits += followed
+        elif emit.origins[-1] is TokenOrigin.BONUS:
+            statistics.num_bonuses += 1
+            statistics.num_bonus_hits += followed
         statistics.num_rounds += 1
         statistics.num_draft_tokens += verdict.num_draft_tokens
         statistics.num_accepted_tokens += emit.num_accepted

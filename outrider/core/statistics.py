@@ -19,6 +19,14 @@ class SpeculationStatistics:
     """Accepted and next tokens."""
     num_rollbacks: int = 0
     """Verdicts that voided the drafter's guesses."""
+    num_rejections: int = 0
+    """Verdicts whose next token was recovered after a rejection."""
+    num_outcome_hits: int = 0
+    """Those whose recovered token had been drafted when the verdict arrived: what was drafted below it stayed good."""
+    num_bonuses: int = 0
+    """Verdicts whose next token was a bonus after a path that was accepted to its end."""
+    num_bonus_hits: int = 0
+    """Those whose bonus token had been drafted when the verdict arrived."""
     num_drafted_nodes: int = 0
     """Nodes that the drafter sent."""
     num_stale_nodes: int = 0

@@ -7,7 +7,7 @@ nodes cross a stream belong to that stream (`naming.py`), not to the tree.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -39,14 +39,17 @@ class Node:
         "token_id",
     )
 
-    def __init__(self, parent: Node | None, position: int, token_id: int, log_prob: float) -> None:
+    def __init__(
+        self, parent: Node | None, position: int, token_id: int, log_prob: float, log_chance: float = 0.0
+    ) -> None:
         self.parent = parent
         self.position = position
         self.token_id = token_id
         self.log_prob = log_prob
         """Natural logarithm of the token's probability under the draft, given the parent's path."""
-        self.path_log_prob: float = log_prob if parent is None else parent.path_log_prob + log_prob
-        """Sum of log_prob from the first root on; compare it only within one tree."""
+        self.path_log_prob: float = log_chance if parent is None else parent.path_log_prob + log_chance
+        """Logarithm of the chance that the target chooses all of the path, from the first root on: compare it only
+        within one tree, subtract the present root's for the chance itself."""
         self.children: dict[int, Node] = {}
         self.state = NodeState.LIVE
         self.node_id = 0
@@ -67,10 +70,15 @@ class Growth(NamedTuple):
 class SpeculationTree:
     """Undecided nodes below `root`, the node of the last committed token."""
 
-    __slots__ = ("_recent", "num_live", "root")
+    __slots__ = ("_log_chance", "_recent", "num_live", "root")
 
-    def __init__(self, position: int, token_id: int) -> None:
-        """Roots the tree at the token committed last: `token_id` at absolute `position`."""
+    def __init__(self, position: int, token_id: int, log_chance: Callable[[int, float], float] | None = None) -> None:
+        """Roots the tree at the token committed last: `token_id` at absolute `position`.
+
+        `log_chance` tells from a guess's rank among its siblings, in the order they came, and its log-probability
+        how likely it is right, given that its parent is; without it the log-probability is taken at its word.
+        """
+        self._log_chance = log_chance
         self.root = Node(None, position, token_id, 0.0)
         self.root.state = NodeState.COMMITTED
         self.num_live = 0
@@ -93,7 +101,8 @@ class SpeculationTree:
             return child if child.state is not NodeState.DROPPED else None
         if parent is not self.root and parent.state is not NodeState.LIVE:
             return None
-        child = Node(parent, parent.position + 1, token_id, log_prob)
+        log_chance = log_prob if self._log_chance is None else self._log_chance(len(parent.children), log_prob)
+        child = Node(parent, parent.position + 1, token_id, log_prob, log_chance)
         parent.children[token_id] = child
         self.num_live += 1
         return child

@@ -1,15 +1,26 @@
-"""A verify session: which guesses to score next, and what the target's choices decide."""
+"""A verify session: which guesses to score next, when, and what the target's choices decide."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
+from outrider.core.calibration import Calibration, decided
 from outrider.core.line import Line
 from outrider.core.messages import FinishReason, VerifyOpen, Window
 from outrider.core.naming import Grafted, Inbound
-from outrider.core.selection import most_probable
+from outrider.core.patience import Outlook, Patience
+from outrider.core.selection import Candidates, most_probable
+from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
+
+_SMOOTHING = 0.2
+"""Weight of the newest round in the running mean of how many nodes a round scores."""
+
+
+_BARE_ROOTS_MAX = 16
+"""Most of them that are remembered: drafts that come more than sixteen rounds late are of no use."""
 
 
 class Decision(NamedTuple):
@@ -23,34 +34,70 @@ class Decision(NamedTuple):
     bonus: bool
     """Whether the next token follows a path that was accepted to its end, rather than a rejection."""
     finish_reason: FinishReason | None
-    late_guess: bool | None = None
-    """Whether the next token was among the guesses for its place that came too late to be scored; None without any."""
+
+
+class VerifyKnowledge:
+    """What one verifier has learned about its device and its drafts: the prior of each session."""
+
+    def __init__(self) -> None:
+        self.curve = StepCurve()
+        self._greedy = Calibration(), Patience()
+        self._sampled = Calibration(), Patience()
+
+    def of(self, *, greedy: bool) -> tuple[Calibration, Patience]:
+        """What holds for greedy sessions, or for the others: with shared noise a draft's ranks say more."""
+        return self._greedy if greedy else self._sampled
 
 
 class VerifySession:
-    """One session's line and tree as the verifier sees them."""
+    """One session's line and tree as the verifier sees them. All times are in seconds, by any clock that only rises."""
 
     def __init__(
-        self, opening: VerifyOpen, *, vocab_size: int, eos_token_ids: Sequence[int], max_live_nodes: int
+        self,
+        opening: VerifyOpen,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        max_live_nodes: int,
+        knowledge: VerifyKnowledge | None = None,
     ) -> None:
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
-        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
+        knowledge = knowledge or VerifyKnowledge()
+        self._curve = knowledge.curve
+        shared_calibration, self._shared_patience = knowledge.of(greedy=opening.sampling.greedy)
+        calibration = Calibration(shared_calibration)
+        self._calibrations = calibration, shared_calibration
+        self._patience = Patience(self._shared_patience)
+        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_chance)
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
         self._stop_token_ids = opening.stop_token_ids
         self._eos_token_ids = frozenset(() if opening.ignore_eos else eos_token_ids)
+        self._last_verdict: float | None = None
+        self._bare_since: dict[int, float] = {}
+        """Roots that a verdict left with nothing below: position and time, until the first draft below one comes."""
+        self._deepest: tuple[int, float] = (0, 0.0)
+        """Position of the deepest node and when it came."""
+        self._waits = False
+        self._mean_num_nodes = 1.0
 
-    def graft(self, window: Window) -> Grafted:
-        """Adds draft nodes. Raises ProtocolViolationError."""
-        return self._inbound.graft(self.tree, window)
+    def graft(self, window: Window, now: float = 0.0) -> Grafted:
+        """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
+        grafted = self._inbound.graft(self.tree, window)
+        for rank, log_prob, right in grafted.late:
+            for calibration in self._calibrations:
+                calibration.observe(rank, log_prob, right)
+        num_late = sum(rank == 0 for rank, _, _ in grafted.late)
+        self._observe_places(num_late, sum(right for _, _, right in grafted.late))
+        self._observe_arrival(window, grafted, now)
+        return grafted
 
-    def choose(self) -> list[Node]:
-        """The draft tokens to score in the next round, parents before children; maybe none.
-
-        A node at the line's last position is left out: the token there comes with its parent's row.
-        """
-        return most_probable(self.tree, self._max_draft_tokens, self._max_length - 2)
+    @property
+    def candidates(self) -> Candidates:
+        """What the next round may score. A node at the line's last position is not: the token there comes with its
+        parent's row."""
+        return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2)
 
     @property
     def num_ready_levels(self) -> int:
@@ -62,8 +109,46 @@ class VerifySession:
             depth += 1
         return depth
 
-    def decide(self, nodes: Sequence[Node], choices: Sequence[int]) -> Decision:
-        """Accepts the path of `nodes` that the target chose, adds the next token, and commits both.
+    def wait(self, now: float) -> float:
+        """How much longer to wait for drafts before the next round; asked again whenever some arrive. 0: go now."""
+        if self._last_verdict is None or not self._max_draft_tokens:
+            return 0.0
+        elapsed = now - self._last_verdict
+        room = min(self._max_draft_tokens, self._max_length - 2 - self.tree.root.position)
+        bare = not self.tree.num_live
+        wait = self._patience.wait(self._outlook(0, 1.0, bare=bare), room, elapsed)
+        if wait > 0.0 and not bare:
+            # Worth it if all that is at hand could be taken on. Can it?
+            nodes = most_probable([self.candidates], self._curve).nodes[0]
+            outlook = self._outlook(len(nodes), self._leaf_chance(nodes), bare=not nodes)
+            wait = self._patience.wait(outlook, room - len(nodes), elapsed)
+        self._waits = wait > 0.0
+        return wait
+
+    def _outlook(self, num_nodes: int, leaf_chance: float, *, bare: bool) -> Outlook:
+        num_later = max(num_nodes, round(self._mean_num_nodes))
+        return Outlook(bare, leaf_chance, self._curve.seconds(1 + num_nodes), self._curve.seconds(1 + num_later))
+
+    def _leaf_chance(self, nodes: Sequence[Node]) -> float:
+        """Chance that the target's path runs to one of `nodes` that has no children yet but may get some."""
+        root_log_prob = self.tree.root.path_log_prob
+        return sum(
+            math.exp(node.path_log_prob - root_log_prob)
+            for node in nodes
+            if not node.children and node.position < self._max_length - 2
+        )
+
+    def begin(self, nodes: Sequence[Node], now: float) -> None:
+        """A round over `nodes` starts. If it follows a wait that nothing came of, that is learned."""
+        if self._waits and self._last_verdict is not None:
+            bare = not nodes
+            since = self._last_verdict if bare else max(self._last_verdict, self._deepest[1])
+            for patience in (self._patience, self._shared_patience):
+                patience.observe_no_draft(now - since, at_hand=not bare)
+        self._waits = False
+
+    def decide(self, nodes: Sequence[Node], choices: Sequence[int], now: float = 0.0) -> Decision:
+        """Accepts the path of `nodes` that the target chose, adds the next token, and commits both, at `now`.
 
         `choices[0]` is the target's token after the root, `choices[i + 1]` the one after `nodes[i]`.
         """
@@ -73,7 +158,6 @@ class VerifySession:
         rows: list[int] = []
         reason: FinishReason | None = None
         node: Node | None = self.tree.root
-        last = node
         bonus = False
         while node is not None and reason is None and (row := row_of.get(id(node))) is not None:
             token_id = choices[row]
@@ -81,17 +165,43 @@ class VerifySession:
             rows.append(row)
             reason = self._finish_reason(token_id, position + len(token_ids))
             bonus = bool(nodes) and not any(id(child) in row_of for child in node.children.values())
-            last, node = node, node.children.get(token_id)
+            node = node.children.get(token_id)
         num_accepted = len(token_ids) - (node is None or id(node) not in row_of)
-        late_guess = self._late_guess(last, row_of, token_ids[-1]) if num_accepted < len(token_ids) else None
+        self._observe_places(*decided(self.tree.root, token_ids, self._calibrations))
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
-        return Decision(position, token_ids, num_accepted, rows, bonus, reason, late_guess)
+        if nodes:
+            self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
+        self._last_verdict = now
+        if not self.tree.num_live:
+            self._bare_since[self.tree.root.position] = now
+            if len(self._bare_since) > _BARE_ROOTS_MAX:
+                self._bare_since.pop(next(iter(self._bare_since)))
+            self._deepest = self.tree.root.position, now
+        return Decision(position, token_ids, num_accepted, rows, bonus, reason)
 
-    @staticmethod
-    def _late_guess(last: Node, row_of: Mapping[int, int], next_token_id: int) -> bool | None:
-        late = [token_id for token_id, child in last.children.items() if id(child) not in row_of]
-        return next_token_id in late if late else None
+    def _observe_places(self, num_decided: int, num_covered: int) -> None:
+        for patience in (self._patience, self._shared_patience):
+            patience.observe_places(num_decided, num_covered)
+
+    def _observe_arrival(self, window: Window, grafted: Grafted, now: float) -> None:
+        """Learns how long the first draft after a bare root takes, and each level after it."""
+        if self._bare_since:
+            since_bare = self._bare_since.get(window.base)
+            self._bare_since = {root: since for root, since in self._bare_since.items() if root > window.base}
+            if since_bare is not None:
+                for patience in (self._patience, self._shared_patience):
+                    patience.observe_first_draft(max(now - since_bare, 0.0))
+        if not grafted.added:
+            return
+        self._waits = False
+        position = max(node.position for node in grafted.added)
+        if position > self._deepest[0]:
+            if window.draft_ms > 0.0:
+                num_levels = len({node.position for node in grafted.added})
+                for patience in (self._patience, self._shared_patience):
+                    patience.observe_levels(num_levels, window.draft_ms / 1000.0)
+            self._deepest = position, now
 
     def _finish_reason(self, token_id: int, length: int) -> FinishReason | None:
         if token_id in self._eos_token_ids:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
+from outrider.engine import native
 from outrider.engine.batch import PackedBatch
-from outrider.engine.native import NATIVE_ATTENTION, described
 
 TOKENS_MAX = 1 << 17
 """Largest batch that a package accepts, in tokens: more than the line tokens of one step and the trees of as many
@@ -31,9 +30,7 @@ class AheadForward:
 
     def __init__(self, package: Path, engine: int, scratch_cell: int) -> None:
         """Loads `package` for the engine with that number, whose caches the native operator knows."""
-        package_in_use = torch._inductor.aoti_load_package(str(package), run_single_threaded=True)
-        # The loader's own method: inputs and outputs are flat lists of tensors, so nothing has to be looked through.
-        self._run: Callable[[list[Tensor]], list[Tensor]] = package_in_use.loader.boxed_run
+        self._run = native.package_runner(package)
         self._engine = engine
         self._scratch_cell = scratch_cell
 
@@ -47,7 +44,7 @@ class AheadForward:
                 torch.tensor([batch.token_ids]),
                 torch.tensor([batch.positions]),
                 torch.tensor(rows),
-                described(self._engine, batch),
+                native.described(self._engine, batch),
             ]
         )
         return logits[0, :num_rows]
@@ -71,7 +68,7 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     The weights are frozen into it in the layout that the kernels want, and the number of threads that torch has now.
     The native operator must be loaded. Raises UnsupportedModelError if the model cannot be compiled.
     """
-    model.set_attn_implementation(NATIVE_ATTENTION)
+    model.set_attn_implementation(native.NATIVE_ATTENTION)
     num_tokens = torch.export.Dim("num_tokens", min=_TOKENS_MIN, max=TOKENS_MAX)
     num_rows = torch.export.Dim("num_rows", min=_TOKENS_MIN, max=TOKENS_MAX)
     num_numbers = torch.export.Dim("num_numbers", min=_NUMBERS_MIN)

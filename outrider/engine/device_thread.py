@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +15,11 @@ from outrider.core.errors import QueueFullError
 
 INBOX_MAX = 4096
 """Most pieces of work that wait for the device thread. A worker with that much unread work is overloaded."""
+
+CPU_NICENESS = 10
+"""How far a device thread that computes on the CPU itself stands back from threads that pass messages on. Those run for
+a tenth of a millisecond, and everything waits for them: of two services that shared a core with a busy thread, nine of
+ten answers took up to 1.3 ms and ninety-nine of a hundred up to 8 ms; with this, both took 0.3 ms."""
 
 Work = Callable[[], None]
 
@@ -31,9 +38,10 @@ class Worker(Protocol):
 class DeviceThread:
     """Runs work from the inbox and the worker's steps, in turn, without ever polling."""
 
-    def __init__(self, worker: Worker, on_death: Callable[[BaseException], None]) -> None:
+    def __init__(self, worker: Worker, on_death: Callable[[BaseException], None], device: torch.device) -> None:
         """`on_death` is called on the device thread if the worker fails beyond repair."""
         self._worker = worker
+        self._niceness = CPU_NICENESS if device.type == "cpu" else 0
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
@@ -59,6 +67,8 @@ class DeviceThread:
 
     def _run(self) -> None:
         try:
+            if self._niceness and sys.platform == "linux":
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
             with torch.inference_mode():
                 self._loop()
         except BaseException as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,16 @@ from outrider.engine.slots import Move, Slot, SlotPool
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
+
+
+MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Numbers of tokens whose steps are timed at start: decoding, and trees as one session's rounds verify them."""
+
+MEASURE_SECONDS_MAX = 10.0
+"""Longest that the timing goes on: larger sizes of a slow model are left to be learned at work."""
+
+_MEASUREMENTS = 3
+"""Timed steps of each size; the shortest counts, as whatever disturbs a step makes it longer."""
 
 
 class StepOutput(NamedTuple):
@@ -102,6 +113,31 @@ class Engine:
     def adopt(self, package: Path) -> None:
         """From now on runs a package that `outrider.engine.ahead.compile_ahead` wrote. Keys and values stay."""
         self._model.adopt(package)
+
+    def measure(self) -> list[tuple[int, float]]:
+        """Numbers of tokens, and how many seconds a step over so many takes; none if all slots are taken.
+
+        The first step of each size also makes the kernels ready for that size; it does not count.
+        """
+        if not self.num_free_slots:
+            return []
+        slot = self.acquire()
+        found: list[tuple[int, float]] = []
+        first = time.monotonic()
+        try:
+            for size in MEASURED_SIZES:
+                if size > self.max_context or time.monotonic() - first > MEASURE_SECONDS_MAX:
+                    break
+                durations: list[float] = []
+                for _ in range(1 + _MEASUREMENTS):
+                    slot.clear()
+                    started = time.monotonic()
+                    self.step([Job(slot, [0] * size)]).logits.sum().item()
+                    durations.append(time.monotonic() - started)
+                found.append((size, min(durations[1:])))
+        finally:
+            self.release(slot)
+        return found
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job]) -> StepOutput:

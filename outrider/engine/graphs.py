@@ -55,7 +55,7 @@ class CudaRecorder:
                     logits = run()
             except RuntimeError as error:
                 raise UnsupportedModelError(
-                    f"this model's steps cannot be captured as CUDA graphs ({str(error).splitlines()[0][:200]}); "
+                    f"this model's steps cannot be captured as CUDA graphs ({str(error).partition(chr(10))[0][:200]}); "
                     "use --compile off"
                 ) from error
 

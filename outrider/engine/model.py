@@ -160,7 +160,7 @@ class RaggedModel:
     def _forward_static(self, batch: StaticBatch) -> Tensor:
         """The logits of all rows of a static batch, [N, vocab_size]."""
         with self._kernels(), static_stepping(self._number, batch):
-            output = (self._graph or self._model)(
+            output = (self._model if self._graph is None else self._graph)(
                 input_ids=batch.token_ids,
                 position_ids=batch.positions,
                 use_cache=False,

@@ -11,7 +11,9 @@ import math
 import os
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,9 @@ NATIVE_ATTENTION = "outrider-native"
 
 SOURCES = sorted((Path(__file__).parent / "native").iterdir())
 """The operators' sources."""
+
+ATTENTION_SOURCE = Path(__file__).parent / "native" / "ragged_attention.cpp"
+"""The one that compiled graphs call."""
 
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
 _loaded = False
@@ -60,6 +65,14 @@ def set_caches(engine: int, keys: Sequence[Tensor], values: Sequence[Tensor], wi
 def forget_caches(engine: int) -> None:
     """Lets go of an engine's caches."""
     torch.ops.outrider_native.forget_caches(engine)
+
+
+def package_runner(package: Path) -> Callable[[list[Tensor]], list[Tensor]]:
+    """Loads a forward pass that was compiled ahead of time; the result runs it with the interpreter lock released."""
+    number: int = torch.ops.outrider_native.load_package(str(package))
+    runner = partial(torch.ops.outrider_native.run_package.default, number)
+    weakref.finalize(runner, torch.ops.outrider_native.unload_package, number)
+    return runner
 
 
 def available(device: torch.device) -> bool:

@@ -1,8 +1,8 @@
 """A packed batch in static shapes: what describes it lies in one buffer on the device, at places that never change.
 
-Sessions stand side by side along one axis of *columns*: the first session's cells, then the second's, and so on. A token
-sees columns of its own session alone. Everything as long as the context, that is which cell a column stands for and
-which columns a token sees, is worked out on the device from numbers that do not grow with the context.
+Sessions stand side by side along one axis of *columns*: the first session's cells, then the second's, and so on. A
+token sees columns of its own session alone. Everything as long as the context, that is which cell a column stands for
+and which columns a token sees, is worked out on the device from numbers that do not grow with the context.
 """
 
 from __future__ import annotations

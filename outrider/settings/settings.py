@@ -11,6 +11,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 ENVIRONMENT_PREFIX = "OUTRIDER_"
 """Variables are the settings' names in capitals behind it."""
 
+CORES_PATTERN = r"^(\d+(,\d+)*)?$"
+"""What `cores` of a service looks like."""
+CORES_DESCRIPTION = "processor cores to keep to, such as 0,1; empty: any (Linux only)"
+"""What it means."""
+
 _USAGE_ERROR = 2
 """Exit status by the convention of command lines."""
 

@@ -29,6 +29,18 @@ class Instruments:
         self._rollbacks = meter.create_counter(
             names.METRIC_ROLLBACKS, "{rollback}", "Verdicts that voided the drafter's guesses"
         )
+        self._rejections = meter.create_counter(
+            names.METRIC_REJECTIONS, "{verdict}", "Verdicts whose next token was recovered after a rejection"
+        )
+        self._outcome_hits = meter.create_counter(
+            names.METRIC_OUTCOME_HITS, "{verdict}", "Rejections whose recovered token had been drafted already"
+        )
+        self._bonuses = meter.create_counter(
+            names.METRIC_BONUSES, "{verdict}", "Verdicts whose next token was a bonus after a path accepted to its end"
+        )
+        self._bonus_hits = meter.create_counter(
+            names.METRIC_BONUS_HITS, "{verdict}", "Bonus tokens that had been drafted already"
+        )
         self._stale_nodes = meter.create_counter(
             names.METRIC_STALE_NODES, "{node}", "Draft nodes that arrived after their place had been decided otherwise"
         )
@@ -51,6 +63,10 @@ class Instruments:
         self._draft_tokens.add(statistics.num_draft_tokens)
         self._accepted_tokens.add(statistics.num_accepted_tokens)
         self._rollbacks.add(statistics.num_rollbacks)
+        self._rejections.add(statistics.num_rejections)
+        self._outcome_hits.add(statistics.num_outcome_hits)
+        self._bonuses.add(statistics.num_bonuses)
+        self._bonus_hits.add(statistics.num_bonus_hits)
         self._stale_nodes.add(statistics.num_stale_nodes)
         self._rounds.add(statistics.num_rounds)
 

@@ -38,7 +38,7 @@ def package_path(cache: Path, folder: Path, dtype: str, num_threads: int) -> Pat
     digest = hashlib.sha256()
     for part in (torch.__version__, transformers.__version__, dtype, str(num_threads), _processor()):
         digest.update(part.encode() + b"\0")
-    for source in (*native.SOURCES, Path(ahead.__file__), folder / "config.json"):
+    for source in (native.ATTENTION_SOURCE, Path(ahead.__file__), folder / "config.json"):
         digest.update(source.read_bytes())
     for weights in sorted(folder.glob("*.safetensors")):
         facts = weights.stat()

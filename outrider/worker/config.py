@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from outrider.core.validation import SESSIONS_MAX
-from outrider.settings import Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 
 PAD_TOKENS_MAX = 256
 """Most tokens that small steps may be padded to: as many as one round may verify, and by far more than it does."""
@@ -33,9 +33,7 @@ class WorkerConfig(Settings):
         ge=1,
         description="threads for tensor arithmetic on the CPU; default: half of the cores",
     )
-    cores: str = Field(
-        "", pattern=r"^(\d+(,\d+)*)?$", description="processor cores to keep to, such as 0,1; empty: any (Linux only)"
-    )
+    cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compiled forward passes, twice as fast or more; on: compile before serving (a minute, once for a "

@@ -14,10 +14,10 @@ import structlog
 from outrider.core.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
+from outrider.rpc.process import run_process
 from outrider.rpc.server import Server, Service
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
-from outrider.worker.process import run_process
 from outrider.worker.startup import LoadedModel, load
 
 SWITCH_INTERVAL_SECONDS = 0.0005
@@ -32,6 +32,10 @@ class WorkerServicer(Protocol):
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """Takes the model into use and returns the device thread, not started yet."""
+        ...
+
+    def adopt(self, package: Path) -> None:
+        """On the device thread: from now on runs a compiled forward pass."""
         ...
 
 
@@ -64,7 +68,7 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     device.start()
     server.set_ready(True)
     _log.info("ready", port=port)
-    compiling = asyncio.create_task(_adopt_later(config, loaded, device))
+    compiling = asyncio.create_task(_adopt_later(config, loaded, device, servicer))
     await server.run_until_signalled(config.drain_seconds)
     compiling.cancel()
     await asyncio.gather(compiling, return_exceptions=True)
@@ -75,13 +79,15 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     device.stop()
 
 
-async def _adopt_later(config: WorkerConfig, loaded: LoadedModel, device: DeviceThread) -> None:
+async def _adopt_later(
+    config: WorkerConfig, loaded: LoadedModel, device: DeviceThread, servicer: WorkerServicer
+) -> None:
     """Compiles while the worker serves, and from then on runs what was compiled."""
     if loaded.package is None or config.compile == "on":
         return
     try:
         await _compile(config, loaded, loaded.package)
-        device.submit(partial(loaded.engine.adopt, loaded.package))
+        device.submit(partial(servicer.adopt, loaded.package))
     except OutriderError as error:
         _log.warning("not compiled", reason=str(error))
 

@@ -36,6 +36,10 @@ def run(
         typer.Argument(help="Folder to fill: new or empty, or one in which a run with the same flags was stopped."),
     ],
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:N.")] = "cpu",
+    target: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a target that this recipe made: train only a draft, for that target."),
+    ] = None,
     target_tokens: Annotated[int, typer.Option(min=1, help="Tokens on which the target is trained.")] = (
         DEFAULTS.target_tokens
     ),
@@ -46,22 +50,27 @@ def run(
         Precision,
         typer.Option(help="Arithmetic in training; float32 for devices without bfloat16. Saved is bfloat16."),
     ] = DEFAULTS.precision,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Compile the models: faster steps; needs a C++ compiler, on a GPU triton.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Decides the initial weights and the order of the text.")] = DEFAULTS.seed,
 ) -> None:
     """Train a demonstration pair on the standard library of this Python.
 
     Makes OUT/target, OUT/draft and OUT/README.md. Stop it at any time: the same command goes on where it was stopped.
+    The draft learns from source and from text that the target writes. With --target, OUT/target is not made.
     """
     transformers.utils.logging.disable_progress_bar()
     console = Console()
     recipe = Recipe(target_tokens=target_tokens, draft_tokens=draft_tokens, precision=precision, seed=seed)
     try:
         place = usable_device(device)
-        pair = PairRun(out, recipe, place)
+        pair = PairRun(out, recipe, place, given_target=target, compiled=compiled)
         with console.status("Reading the standard library and training the tokenizer"):
             pair.prepare_text(Path(sysconfig.get_path("stdlib")))
         with progress_bars(console) as bars:
             pair.train_target(reporter(bars, "target"))
+            pair.write_text(reporter(bars, "text"))
             pair.train_draft(reporter(bars, "draft"))
         with console.status("Measuring the pair on the held-out files"):
             figures = pair.finish()
@@ -88,12 +97,12 @@ def usable_device(name: str) -> torch.device:
 
 
 def progress_bars(console: Console) -> Progress:
-    """One bar per model: steps, loss, time so far and time left."""
+    """One bar per stage: steps, loss, time so far and time left."""
     return Progress(
         TextColumn("{task.description:6}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("steps, loss {task.fields[loss]:.3f}, elapsed"),
+        TextColumn("steps{task.fields[loss]}, elapsed"),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
@@ -105,11 +114,12 @@ def reporter(bars: Progress, name: str) -> Report:
     """A report that moves a bar of that name, which appears with the first step."""
     task: TaskID | None = None
 
-    def report(step: int, num_steps: int, loss: float) -> None:
+    def report(step: int, num_steps: int, loss: float | None) -> None:
         nonlocal task
+        shown = "" if loss is None else f", loss {loss:.3f}"
         if task is None:
-            task = bars.add_task(name, total=num_steps, completed=step - 1, loss=loss)
-        bars.update(task, completed=step, loss=loss)
+            task = bars.add_task(name, total=num_steps, completed=step - 1, loss=shown)
+        bars.update(task, completed=step, loss=shown)
 
     return report
 

@@ -1,7 +1,7 @@
 """The stages of a run and the folder that they fill.
 
-OUT/target/  OUT/draft/  OUT/README.md    the result
-OUT/work/                                 settings, tokenizer, token ids and checkpoints until the README is written
+OUT/target/  OUT/draft/  OUT/README.md    the result; no target if one was given
+OUT/work/                                 settings, tokenizer, texts and checkpoints until the README is written
 """
 
 from __future__ import annotations
@@ -18,31 +18,53 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from outrider.engine.compiling import compiler_problem
 from recipes.demo_pair.evaluation import Figures, evaluate
-from recipes.demo_pair.recipe import Recipe, RecipeError, Shape
-from recipes.demo_pair.text import END_OF_TEXT, Windows, encode, read_documents, train_tokenizer
-from recipes.demo_pair.training import LossFunction, Report, distillation_loss, next_token_loss, train
+from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
+from recipes.demo_pair.text import END_OF_TEXT, Text, Turns, Windows, cut, encode, read_documents, train_tokenizer
+from recipes.demo_pair.training import Report, adopt_embedding, distillation_loss, next_token_loss, train
+from recipes.demo_pair.writing import TEMPERATURES, write
 
 MAX_CONTEXT = 2048
 """Positions that the saved models accept."""
+
+DTYPES = {Precision.BFLOAT16: torch.bfloat16, Precision.FLOAT32: torch.float32}
+"""In what a target that only reads or writes is held: it was saved in bfloat16, which float32 holds exactly."""
 
 
 class PairRun:
     """One run of a recipe. Its stages are called in the order they stand in; one that is done returns at once."""
 
-    def __init__(self, out: Path, recipe: Recipe, device: torch.device) -> None:
+    def __init__(
+        self,
+        out: Path,
+        recipe: Recipe,
+        device: torch.device,
+        *,
+        given_target: Path | None = None,
+        compiled: bool = False,
+    ) -> None:
         """Claims the folder `out`, or takes up the run that was stopped there.
 
-        Raises RecipeError if `out` holds anything else, or a run with other settings.
+        With the folder of a finished target of the recipe's kind, `given_target`, only a draft is made, for that one.
+        `compiled` trains faster where there is a compiler. Raises RecipeError if `out` holds anything else, or a run
+        with other settings, or if no draft can be made for the given target, or if nothing can be compiled here.
         """
         self._out = out
+        self._given_target = given_target
+        self._target = given_target or out / "target"
         self._work = out / "work"
         self._recipe = recipe
         self._device = device
+        self._compiled = compiled
+        if given_target:
+            _check_target(given_target, recipe.vocab_size)
+        if compiled and (problem := compiler_problem(device)):
+            raise RecipeError(f"Nothing can be compiled here: {problem}. Or train without --compile.")
         self._claim()
 
     def prepare_text(self, source: Path) -> None:
-        """Trains the tokenizer on the Python files below `source` and encodes them.
+        """Trains the tokenizer on the Python files below `source`, or takes the given target's, and encodes them.
 
         Raises RecipeError if there are too few.
         """
@@ -55,7 +77,10 @@ class PairRun:
             raise RecipeError(
                 f"{source} holds {len(documents)} files of Python: use a Python that brings its library as source."
             )
-        tokenizer = train_tokenizer(training, self._recipe.vocab_size)
+        if self._given_target:
+            tokenizer = Tokenizer.from_file(str(self._given_target / "tokenizer.json"))
+        else:
+            tokenizer = train_tokenizer(training, self._recipe.vocab_size)
         if tokenizer.get_vocab_size() != self._recipe.vocab_size:
             raise RecipeError(
                 f"{source} yields only {tokenizer.get_vocab_size()} different tokens: use a Python with more library."
@@ -67,19 +92,40 @@ class PairRun:
         unfinished.replace(self._corpus_file)
 
     def train_target(self, report: Report) -> None:
-        """Trains the target by next-token loss."""
-        self._train("target", self._recipe.target, self._recipe.target_tokens, next_token_loss, report)
+        """Trains the target by next-token loss, unless it was given."""
+        if not self._given_target:
+            recipe = self._recipe
+            self._train("target", recipe.target, recipe.target_tokens, self._source(), report)
+
+    def write_text(self, report: Report) -> None:
+        """Has the target write what its draft learns from besides the source; a step is one batch."""
+        recipe = self._recipe
+        self._written.mkdir(exist_ok=True)
+        target = self._load(self._target, DTYPES[recipe.precision])
+        for index in range(recipe.written_batches):
+            file = self._written / f"{index:05}.safetensors"
+            if not file.exists():
+                unfinished = file.with_suffix(".unfinished")
+                save_file({"windows": self._write(target, index)}, unfinished)
+                unfinished.replace(file)
+            report(index + 1, recipe.written_batches, None)
 
     def train_draft(self, report: Report) -> None:
-        """Distils the draft from the target as it was saved."""
-        loss_of = distillation_loss(self._load("target"))
-        self._train("draft", self._recipe.draft, self._recipe.draft_tokens, loss_of, report)
+        """Distils the draft from the target as it was saved, by turns on the source and on what the target wrote."""
+        recipe = self._recipe
+        written = torch.cat([load_file(file)["windows"] for file in sorted(self._written.glob("*.safetensors"))])
+        texts = Turns(
+            [self._source(), Windows(written, recipe.batch_tokens // recipe.written_window_tokens, recipe.seed)]
+        )
+        target = self._load(self._target, DTYPES[recipe.precision])
+        self._train("draft", recipe.draft, recipe.draft_tokens, texts, report, teacher=target)
 
     def finish(self) -> Figures:
         """Measures the pair on the held-out files, writes the README and removes what was only needed on the way."""
-        target, draft = self._load("target"), self._load("draft")
+        target, draft = self._load(self._target, torch.float32), self._load(self._out / "draft", torch.float32)
         figures = evaluate(target, draft, load_file(self._corpus_file)["held_out"], self._recipe.window_tokens)
-        text = _readme(self._recipe, figures, target.num_parameters(), draft.num_parameters())
+        num_parameters = target.num_parameters(), draft.num_parameters()
+        text = _readme(self._recipe, figures, *num_parameters, self._given_target)
         (self._out / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(self._work)
         return figures
@@ -96,8 +142,12 @@ class PairRun:
     def _corpus_file(self) -> Path:
         return self._work / "corpus.safetensors"
 
+    @property
+    def _written(self) -> Path:
+        return self._work / "written"
+
     def _claim(self) -> None:
-        settings = asdict(self._recipe)
+        settings = asdict(self._recipe) | {"given_target": self._given_target and str(self._given_target)}
         if self._settings_file.exists():
             if json.loads(self._settings_file.read_text(encoding="utf-8")) != settings:
                 raise RecipeError(
@@ -109,18 +159,43 @@ class PairRun:
             self._work.mkdir(parents=True)
             self._settings_file.write_text(json.dumps(settings, indent=2), encoding="utf-8")
 
-    def _train(self, name: str, shape: Shape, num_tokens: int, loss_of: LossFunction, report: Report) -> None:
+    def _write(self, target: LlamaForCausalLM, index: int) -> Tensor:
+        """The batch of that index: [B, T + 1] int32 token ids."""
+        recipe = self._recipe
+        source: Tensor = load_file(self._corpus_file)["training"]
+        temperature = TEMPERATURES[index % len(TEMPERATURES)]
+        num_windows, num_tokens = recipe.written_batch_windows, recipe.written_window_tokens + 1
+        return write(target, source, temperature, num_windows, num_tokens, recipe.seed + index).token_ids
+
+    def _source(self) -> Windows:
+        recipe = self._recipe
+        windows = cut(load_file(self._corpus_file)["training"], recipe.window_tokens)
+        return Windows(windows, recipe.batch_tokens // recipe.window_tokens, recipe.seed)
+
+    def _train(
+        self,
+        name: str,
+        shape: Shape,
+        num_tokens: int,
+        text: Text,
+        report: Report,
+        teacher: LlamaForCausalLM | None = None,
+    ) -> None:
         if (self._out / name).exists():
             return
         torch.manual_seed(self._recipe.seed)
         model = LlamaForCausalLM(llama_config(shape, self._recipe.vocab_size))
         model.to(self._device)  # pyright: ignore[reportArgumentType]
-        training: Tensor = load_file(self._corpus_file)["training"]
+        if teacher:
+            adopt_embedding(model, teacher)
+        if self._compiled:
+            for each in filter(None, (model, teacher)):
+                each.model.compile(dynamic=False)
         checkpoint = self._work / f"{name}.safetensors"
         train(
             model,
-            loss_of,
-            Windows(training, self._recipe.window_tokens, self._recipe.seed),
+            distillation_loss(teacher) if teacher else next_token_loss,
+            text,
             self._recipe,
             num_tokens=num_tokens,
             learning_rate=shape.learning_rate,
@@ -141,8 +216,8 @@ class PairRun:
         (unfinished / "model.safetensors").chmod(0o644)
         unfinished.replace(self._out / name)
 
-    def _load(self, name: str) -> LlamaForCausalLM:
-        model = LlamaForCausalLM.from_pretrained(self._out / name, dtype=torch.float32).eval()
+    def _load(self, folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         model.to(self._device)  # pyright: ignore[reportArgumentType]
         return model
 
@@ -163,7 +238,29 @@ def llama_config(shape: Shape, vocab_size: int) -> LlamaConfig:
     )
 
 
-def _readme(recipe: Recipe, figures: Figures, num_target_parameters: int, num_draft_parameters: int) -> str:
+def _check_target(folder: Path, vocab_size: int) -> None:
+    """Raises RecipeError unless the folder holds a target of the recipe's kind."""
+    try:
+        config = LlamaConfig.from_pretrained(folder)
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:
+        raise RecipeError(f"{folder} holds no target: name a folder with a model of this recipe.") from error
+    found = config.vocab_size, tokenizer.get_vocab_size(), tokenizer.token_to_id(END_OF_TEXT)
+    if found != (vocab_size, vocab_size, 0):
+        raise RecipeError(
+            f"{folder} is no target of this recipe: it has {config.vocab_size} tokens, the recipe {vocab_size}, and "
+            f"{END_OF_TEXT} must be token 0."
+        )
+
+
+def _readme(
+    recipe: Recipe,
+    figures: Figures,
+    num_target_parameters: int,
+    num_draft_parameters: int,
+    given_target: Path | None,
+) -> str:
+    target_training = f"given: `{given_target}`" if given_target else f"next token, {recipe.target_tokens:,} tokens"
     return f"""# A demonstration pair
 
 Trained by `recipes/demo_pair` on the source of the standard library of {platform.python_implementation()} \
@@ -173,7 +270,7 @@ The models write text that looks like Python and know nothing.
 | | target | draft |
 |---|---|---|
 | parameters | {num_target_parameters:,} | {num_draft_parameters:,} |
-| trained | next token, {recipe.target_tokens:,} tokens | distilled from the target, {recipe.draft_tokens:,} tokens |
+| trained | {target_training} | distilled from the target, {recipe.draft_tokens:,} tokens |
 | loss on held-out files, nats per token | {figures.target_loss:.3f} | {figures.draft_loss:.3f} |
 
 Over the {figures.num_tokens:,} tokens of {recipe.num_held_out_files} held-out files, the target's most likely \

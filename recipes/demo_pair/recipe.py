@@ -38,7 +38,11 @@ class Recipe:
     draft_tokens: int = 12_000_000
     vocab_size: int = 4096
     window_tokens: int = 512
-    batch_windows: int = 8
+    batch_tokens: int = 4096
+    written_batches: int = 96
+    """Batches that the target writes for its draft, of `written_batch_windows` windows each."""
+    written_batch_windows: int = 64
+    written_window_tokens: int = 256
     num_held_out_files: int = 40
     checkpoint_steps: int = 50
     precision: Precision = Precision.BFLOAT16

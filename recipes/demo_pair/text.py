@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -70,28 +71,54 @@ def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Tensor:
     return torch.frombuffer(token_ids, dtype=torch.int32)
 
 
-class Windows:
-    """Cuts a text into windows, shuffled anew for each pass by (seed, pass) alone: there is no state to save."""
+def cut(token_ids: Tensor, num_tokens: int) -> Tensor:
+    """Windows of `num_tokens` tokens and the one that follows, [M, T + 1]: a view of `token_ids` ([N]), end to end.
 
-    def __init__(self, token_ids: Tensor, num_tokens: int, seed: int) -> None:
-        """Windows of `num_tokens` tokens and the one that follows. Raises RecipeError if there is not even one."""
-        self._token_ids = token_ids
-        self._offsets = torch.arange(num_tokens + 1)
-        self._num_windows = (len(token_ids) - 1) // num_tokens
+    Raises RecipeError if there is not even one.
+    """
+    if len(token_ids) <= num_tokens:
+        raise RecipeError(f"The text has {len(token_ids)} tokens and a window needs {num_tokens + 1}: add text.")
+    return token_ids.unfold(0, num_tokens + 1, num_tokens)
+
+
+class Text(Protocol):
+    """What a model is trained on, step by step."""
+
+    def batch(self, step: int) -> Tensor:
+        """The windows of one step, [B, T + 1] int64."""
+        ...
+
+
+class Windows:
+    """Batches of windows, shuffled anew for each pass by (seed, pass) alone: there is no state to save."""
+
+    def __init__(self, windows: Tensor, batch_windows: int, seed: int) -> None:
+        """Batches of `batch_windows` of the `windows`, [M, T + 1] token ids of any integer type."""
+        self._windows = windows
+        self._batch_windows = batch_windows
         self._seed = seed
         self._order = (-1, torch.empty(0, dtype=torch.int64))
-        if self._num_windows < 1:
-            raise RecipeError(f"The text has {len(token_ids)} tokens and a window needs {num_tokens + 1}: add text.")
 
-    def batch(self, step: int, num_windows: int) -> Tensor:
-        """The windows of one step, [num_windows, T + 1] int64."""
-        first = step * num_windows
-        starts = torch.stack([self._start(index) for index in range(first, first + num_windows)])  # [B]
-        return self._token_ids[starts[:, None] + self._offsets].long()
+    def batch(self, step: int) -> Tensor:
+        """The windows of one step, [B, T + 1] int64."""
+        first = step * self._batch_windows
+        return torch.stack([self._window(index) for index in range(first, first + self._batch_windows)]).long()
 
-    def _start(self, index: int) -> Tensor:
-        turn, place = divmod(index, self._num_windows)
+    def _window(self, index: int) -> Tensor:
+        turn, place = divmod(index, len(self._windows))
         if self._order[0] != turn:
             generator = torch.Generator().manual_seed(self._seed + turn)
-            self._order = (turn, torch.randperm(self._num_windows, generator=generator))
-        return self._order[1][place] * (len(self._offsets) - 1)
+            self._order = (turn, torch.randperm(len(self._windows), generator=generator))
+        return self._windows[self._order[1][place]]
+
+
+class Turns:
+    """Steps take turns among several texts, whose windows may differ in length."""
+
+    def __init__(self, texts: Sequence[Text]) -> None:
+        self._texts = texts
+
+    def batch(self, step: int) -> Tensor:
+        """The windows of one step, [B, T + 1] int64."""
+        turn, place = divmod(step, len(self._texts))
+        return self._texts[place].batch(turn)

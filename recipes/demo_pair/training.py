@@ -14,7 +14,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from recipes.demo_pair.recipe import Precision, Recipe
-from recipes.demo_pair.text import Windows
+from recipes.demo_pair.text import Text
 
 WARMUP_FRACTION = 0.03
 """Part of the steps in which the learning rate rises to its peak."""
@@ -28,11 +28,15 @@ WEIGHT_DECAY = 0.1
 MAX_GRADIENT_NORM = 1.0
 """Longer gradients are shortened to this length."""
 
+PIECE_TOKENS = 512
+"""Tokens whose distributions are compared at once: tensors of 8 MiB with 4096 tokens in the vocabulary. The allocator
+keeps those, while a whole batch's would be fetched page by page from the system at each step: five times as slow."""
+
 LossFunction = Callable[[LlamaForCausalLM, Tensor], Tensor]
 """The loss, in nats per token, of a model on a batch of windows, [B, T + 1] token ids."""
 
-Report = Callable[[int, int, float], None]
-"""Called after each step with the steps done, the steps in all, and the step's loss."""
+Report = Callable[[int, int, float | None], None]
+"""Called after each step with the steps done, the steps in all, and the step's loss, if it trained anything."""
 
 
 def next_token_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
@@ -43,13 +47,32 @@ def next_token_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
 def distillation_loss(teacher: LlamaForCausalLM) -> LossFunction:
     """Mean Kullback-Leibler divergence of the model's full next-token distribution from the teacher's."""
 
+    def divergence(model: LlamaForCausalLM, given: Tensor, wanted: Tensor) -> Tensor:
+        with torch.no_grad():
+            aim = teacher.lm_head(wanted).float().log_softmax(-1)
+        return functional.kl_div(model.lm_head(given).float().log_softmax(-1), aim, reduction="sum", log_target=True)
+
     def loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = _logits(teacher, batch).log_softmax(-1)
-        given = _logits(model, batch).log_softmax(-1)
-        return functional.kl_div(given, wanted, reduction="batchmean", log_target=True)
+            wanted = _states(teacher, batch)
+        given = _states(model, batch)
+        pieces = zip(given.split(PIECE_TOKENS), wanted.split(PIECE_TOKENS), strict=True)
+        return torch.stack([divergence(model, *piece) for piece in pieces]).sum() / len(given)
 
     return loss
+
+
+@torch.no_grad()
+def adopt_embedding(model: LlamaForCausalLM, teacher: LlamaForCausalLM) -> None:
+    """Gives `model` the principal components of the teacher's embedding to begin with, as spread out as its own was.
+
+    If its width exceeds the teacher's, the rest stays as it was.
+    """
+    own = model.model.embed_tokens.weight
+    wanted = teacher.model.embed_tokens.weight.float()
+    _, _, directions = torch.linalg.svd(wanted, full_matrices=False)  # [width of the teacher, width of the teacher]
+    components = wanted @ directions[: own.shape[1]].T
+    own[:, : components.shape[1]] = components * own.std() / components.std()
 
 
 def rate_factor(step: int, num_steps: int) -> float:
@@ -64,7 +87,7 @@ def rate_factor(step: int, num_steps: int) -> float:
 def train(
     model: LlamaForCausalLM,
     loss_of: LossFunction,
-    windows: Windows,
+    text: Text,
     recipe: Recipe,
     *,
     num_tokens: int,
@@ -77,13 +100,13 @@ def train(
     gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    num_steps = max(1, num_tokens // (recipe.batch_windows * recipe.window_tokens))
+    num_steps = max(1, num_tokens // recipe.batch_tokens)
     step = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else 0
     model.train()
     while step < num_steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * rate_factor(step, num_steps)
-        batch = windows.batch(step, recipe.batch_windows).to(model.device)
+        batch = text.batch(step).to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision is Precision.BFLOAT16):
             loss = loss_of(model, batch)
         loss.backward()
@@ -125,3 +148,8 @@ def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.
 def _logits(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
     """Logits for all but the last token of each window, [B * T, V] float32."""
     return model(input_ids=batch[:, :-1], use_cache=False).logits.flatten(0, 1).float()
+
+
+def _states(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+    """What the head makes logits of, for all but the last token of each window, [B * T, width]."""
+    return model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)

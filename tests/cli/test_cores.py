@@ -16,6 +16,7 @@ from outrider.cli.up import UpOptions, _cores
         ({2, 3, 5, 7}, {}, ("2,3", "5,7")),
         ({4}, {}, ("", "")),
         ({0, 1}, {"draft": None}, ("", "")),
+        ({0, 1}, {"draft": "ngram"}, ("", "")),
         ({0, 1}, {"target_device": "cuda:0"}, ("", "")),
     ],
 )

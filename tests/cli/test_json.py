@@ -62,6 +62,10 @@ async def test_json_is_one_object_with_everything() -> None:
             "acceptance_length": 2.0,
             "acceptance_rate": 0.25,
             "acceptance_histogram": [1, 2],
+            "num_rejections": 2,
+            "num_outcome_hits": 1,
+            "num_bonuses": 1,
+            "num_bonus_hits": 0,
         },
         "timings": {
             "first_token_ms": 40.0,

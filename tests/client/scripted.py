@@ -62,6 +62,10 @@ def finished(num_tokens: int = 6, *, total_ms: float = 500.0, text: str = "!") -
                 num_stale_nodes=4,
                 acceptance_length=2.0,
                 acceptance_histogram=[1, 2],
+                num_rejections=2,
+                num_outcome_hits=1,
+                num_bonuses=1,
+                num_bonus_hits=0,
             ),
             timings=pb.Timings(
                 first_token_ms=40.0, total_ms=total_ms, verify_ms=300.0, verify_wait_ms=20.0, draft_ms=100.0

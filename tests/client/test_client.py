@@ -53,7 +53,7 @@ async def test_the_events_are_plain_values_in_order() -> None:
         mode_reason="the drafter left",
         text="!",
         usage=Usage(2, 6),
-        speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2)),
+        speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2), 2, 1, 1, 0),
         timings=Timings(40.0, 500.0, 300.0, 20.0, 100.0),
     )
     assert events[-1].speculation.acceptance_rate == 0.25

@@ -56,7 +56,7 @@ def test_dead_nodes_are_not_sent_and_use_up_no_ids() -> None:
 
 def test_a_window_grafts_the_same_paths() -> None:
     tree = SpeculationTree(0, 0)
-    added, num_known, num_stale = inbound().graft(tree, window(1, (0, 1), (1, 2), (0, 3)))
+    added, num_known, num_stale, _ = inbound().graft(tree, window(1, (0, 1), (1, 2), (0, 3)))
     assert [(node.position, node.token_id) for node in added] == [(1, 1), (2, 2), (1, 3)]
     assert (num_known, num_stale, tree.num_live) == (0, 0, 3)
 
@@ -76,7 +76,7 @@ def test_a_repeated_window_changes_nothing() -> None:
 def test_a_guess_in_flight_is_absorbed_by_what_was_committed_meanwhile() -> None:
     tree = SpeculationTree(0, 0)
     tree.commit([1, 2])
-    added, num_known, num_stale = inbound().graft(tree, window(1, (0, 1), (1, 2), (2, 3), (1, 4), (0, 5), (5, 6)))
+    added, num_known, num_stale, _ = inbound().graft(tree, window(1, (0, 1), (1, 2), (2, 3), (1, 4), (0, 5), (5, 6)))
     assert [(node.position, node.token_id) for node in added] == [(3, 3)]
     assert (num_known, num_stale) == (2, 3)
     assert added[0].parent is tree.root
@@ -86,13 +86,13 @@ def test_a_parent_that_became_void_is_stale_and_not_unknown() -> None:
     tree, receiver = SpeculationTree(0, 0), inbound()
     receiver.graft(tree, window(1, (0, 1), (1, 2)))
     tree.commit([3])
-    assert receiver.graft(tree, window(3, (2, 4), (3, 5))) == ([], 0, 2)
+    assert receiver.graft(tree, window(3, (2, 4), (3, 5))) == ([], 0, 2, [])
 
 
 def test_two_streams_name_one_path_twice_and_it_stays_one_node() -> None:
     tree = SpeculationTree(0, 0)
     inbound().graft(tree, window(1, (0, 1), (1, 2)))
-    added, num_known, _ = inbound().graft(tree, window(1, (0, 1), (1, 2), (2, 3)))
+    added, num_known, _, _ = inbound().graft(tree, window(1, (0, 1), (1, 2), (2, 3)))
     assert num_known == 2
     assert [node.position for node in added] == [3]
 
@@ -186,3 +186,18 @@ def test_a_sender_cannot_fill_the_memory_with_names_for_one_path() -> None:
 def _graft_all(receiver: Inbound, tree: SpeculationTree, windows: list[Window]) -> None:
     for each in windows:
         receiver.graft(tree, each)
+
+
+def test_guesses_for_a_decided_place_are_reported_with_their_ranks() -> None:
+    tree = SpeculationTree(4, 0)
+    tree.commit([7, 8])
+    # 6, 7 and 5 below the old root; 9 and 8 below the committed 7; 1 below the root itself, which is not decided.
+    grafted = inbound().graft(tree, window(1, (0, 6), (0, 7), (0, 5), (2, 9), (2, 8), (5, 1), base=4))
+    assert [(rank, right) for rank, _, right in grafted.late] == [
+        (0, False),
+        (1, True),
+        (2, False),
+        (0, False),
+        (1, True),
+    ]
+    assert [node.token_id for node in grafted.added] == [1]

@@ -6,103 +6,137 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.patience import Patience
+from outrider.core.patience import Outlook, Patience
 
 TIMES = st.floats(0.0, 10.0)
-COUNTS = st.integers(0, 20)
+CHANCES = st.floats(0.0, 1.0)
+STEP = 1.0
+BARE = Outlook(bare=True, leaf_chance=1.0, step_now=STEP, step_later=STEP)
 
 
-def observed(*, accepted: int, rejected: int, verify_step: float, draft_step: float) -> Patience:
-    """An estimate after so many accepted and rejected draft tokens, each in a round of its own."""
+def at_hand(leaf_chance: float) -> Outlook:
+    return Outlook(bare=False, leaf_chance=leaf_chance, step_now=STEP, step_later=STEP)
+
+
+def observed(*, coverage: float, first_draft: float, level: float) -> Patience:
+    """After long experience of such drafts."""
     patience = Patience()
-    for _ in range(accepted):
-        patience.observe_round(1, False, verify_step)
-    for _ in range(rejected):
-        patience.observe_round(0, True, verify_step)
-    patience.observe_window(1, draft_step)
+    for _ in range(20):
+        patience.observe_places(10, round(10 * coverage))
+        patience.observe_first_draft(first_draft)
+        patience.observe_levels(1, level)
     return patience
 
 
-def test_before_the_first_round_nobody_waits() -> None:
-    assert Patience().wait(0, 8, 0.0) == 0.0
-    assert Patience().wait(3, 8, 0.0) == 0.0
+def test_before_the_first_draft_nobody_waits() -> None:
+    assert Patience().wait(BARE, 8, 0.0) == 0.0
+
+
+def test_before_the_first_step_nobody_waits() -> None:
+    patience = observed(coverage=1.0, first_draft=0.01, level=0.01)
+    assert patience.wait(Outlook(True, 1.0, 0.0, 0.0), 8, 0.0) == 0.0
 
 
 @given(
-    rounds=st.lists(st.tuples(COUNTS, st.booleans(), TIMES), max_size=5),
-    windows=st.lists(st.tuples(st.integers(1, 20), TIMES), max_size=5),
-    first_drafts=st.lists(st.tuples(st.booleans(), TIMES), max_size=5),
-    num_ready=COUNTS,
-    num_room=COUNTS,
+    places=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=5),
+    levels=st.lists(st.tuples(st.integers(1, 20), TIMES), max_size=5),
+    first_drafts=st.lists(TIMES, max_size=5),
+    failures=st.lists(st.tuples(TIMES, st.booleans()), max_size=5),
+    outlook=st.builds(Outlook, st.booleans(), CHANCES, TIMES, TIMES),
+    num_room=st.integers(-1, 20),
     elapsed=TIMES,
 )
-def test_no_wait_outlasts_one_verify_step(
-    rounds: list[tuple[int, bool, float]],
-    windows: list[tuple[int, float]],
-    first_drafts: list[tuple[bool, float]],
-    num_ready: int,
+def test_a_wait_is_bounded_by_what_the_present_run_of_luck_can_take(
+    places: list[tuple[int, int]],
+    levels: list[tuple[int, float]],
+    first_drafts: list[float],
+    failures: list[tuple[float, bool]],
+    outlook: Outlook,
     num_room: int,
     elapsed: float,
 ) -> None:
     patience = Patience()
-    for num_accepted, rejected, verify_step in rounds:
-        patience.observe_round(num_accepted, rejected, verify_step)
-    for num_levels, draft_time in windows:
-        patience.observe_window(num_levels, draft_time)
-    for came, after in first_drafts:
-        (patience.observe_first_draft if came else patience.observe_no_draft)(after)
-    longest_step = max((verify_step for *_, verify_step in rounds), default=0.0)
-    assert 0.0 <= patience.wait(num_ready, num_room, elapsed) <= max(longest_step - elapsed, 0.0) + 1e-9
+    for num_decided, num_covered in places:
+        patience.observe_places(num_decided, min(num_decided, num_covered))
+    for each in levels:
+        patience.observe_levels(*each)
+    for each in first_drafts:
+        patience.observe_first_draft(each)
+    for seconds, with_drafts in failures:
+        patience.observe_no_draft(seconds, with_drafts)
+    wait = patience.wait(outlook, num_room, elapsed)
+    longest_run = outlook.step_now + 100.0 * outlook.step_later
+    assert 0.0 <= wait <= 1.5 * longest_run
+    assert wait == 0.0 or elapsed <= longest_run
 
 
-def test_quick_drafts_that_are_mostly_right_are_worth_a_wait() -> None:
-    patience = observed(accepted=50, rejected=0, verify_step=1.0, draft_step=0.01)
-    assert patience.wait(0, 8, 0.0) > 0.0
-    assert patience.wait(2, 8, 0.0) > 0.0
+@pytest.mark.parametrize("first_draft", [0.01, 0.1, 0.2])
+def test_with_a_quick_draft_and_nothing_at_hand_it_waits(first_draft: float) -> None:
+    patience = observed(coverage=0.7, first_draft=first_draft, level=0.02)
+    assert first_draft < patience.wait(BARE, 8, 0.0) < 2.0 * first_draft
 
 
-def test_drafts_that_are_mostly_wrong_are_not() -> None:
-    patience = observed(accepted=0, rejected=50, verify_step=1.0, draft_step=0.2)
-    assert patience.wait(0, 8, 0.0) == 0.0
+def test_a_useless_draft_is_not_waited_for() -> None:
+    patience = observed(coverage=0.0, first_draft=0.1, level=0.01)
+    assert patience.wait(BARE, 8, 0.0) == 0.0
 
 
-def test_slow_drafts_are_not_waited_for_when_some_are_at_hand() -> None:
-    patience = observed(accepted=5, rejected=5, verify_step=1.0, draft_step=0.9)
-    assert patience.wait(1, 8, 0.0) == 0.0
+def test_a_first_draft_that_takes_longer_than_it_saves_is_not_waited_for() -> None:
+    assert observed(coverage=0.55, first_draft=0.6, level=0.4).wait(BARE, 8, 0.0) == 0.0
+
+
+def test_going_at_once_is_not_lost_when_drafts_keep_coming_meanwhile() -> None:
+    """If rounds stood alone, a wait of 0.7 for 0.75 tokens would pay: 1.75 / 1.7 against 1 / 1.
+
+    But what is drafted during the step counts in the next round.
+    """
+    assert observed(coverage=0.75, first_draft=0.7, level=0.25).wait(BARE, 8, 0.0) == 0.0
+
+
+def test_the_surer_the_path_at_hand_the_more_another_level_is_worth() -> None:
+    patience = observed(coverage=0.8, first_draft=0.1, level=0.1)
+    assert patience.wait(at_hand(0.9), 8, 0.0) > 0.0
+    assert patience.wait(at_hand(0.1), 8, 0.0) == 0.0
 
 
 def test_a_full_step_waits_for_nothing() -> None:
-    patience = observed(accepted=50, rejected=0, verify_step=1.0, draft_step=0.01)
-    assert patience.wait(8, 0, 0.0) == 0.0
+    assert observed(coverage=0.95, first_draft=0.01, level=0.01).wait(at_hand(1.0), 0, 0.0) == 0.0
 
 
-@pytest.mark.parametrize("elapsed", [1.0, 5.0])
-def test_after_a_verify_step_the_wait_is_over(elapsed: float) -> None:
-    patience = observed(accepted=50, rejected=0, verify_step=1.0, draft_step=0.01)
-    assert patience.wait(0, 8, elapsed) == 0.0
+def test_time_that_has_passed_counts_towards_the_first_draft() -> None:
+    patience = observed(coverage=0.7, first_draft=0.2, level=0.02)
+    assert patience.wait(BARE, 8, 0.15) < patience.wait(BARE, 8, 0.0)
 
 
-def test_the_more_is_at_hand_the_less_a_wait_is_worth() -> None:
-    patience = observed(accepted=6, rejected=2, verify_step=1.0, draft_step=0.1)
-    waits = [patience.wait(num_ready, 8, 0.0) for num_ready in range(1, 12)]
-    assert waits == sorted(waits, reverse=True)
-    assert waits[0] > 0.0
-    assert waits[-1] == 0.0
+def test_a_drafter_that_fails_to_come_is_waited_for_no_more() -> None:
+    patience = observed(coverage=0.7, first_draft=0.1, level=0.01)
+    num_waits = 0
+    while (wait := patience.wait(BARE, 8, 0.0)) > 0.0:
+        patience.observe_no_draft(wait, at_hand=False)
+        num_waits += 1
+        assert num_waits < 10
+    assert num_waits > 0
 
 
-def test_a_drafter_that_fails_to_come_is_waited_for_less_and_less() -> None:
-    patience = observed(accepted=5, rejected=5, verify_step=1.0, draft_step=0.01)
-    patience.observe_first_draft(0.1)
-    assert patience.wait(0, 8, 0.0) > 0.0
-    for _ in range(20):
-        patience.observe_no_draft(1.0)
-    assert patience.wait(0, 8, 0.0) == 0.0
+def test_levels_that_fail_to_come_are_waited_for_no_more() -> None:
+    patience = observed(coverage=0.7, first_draft=0.1, level=0.05)
+    num_waits = 0
+    while (wait := patience.wait(at_hand(0.9), 8, 0.0)) > 0.0:
+        patience.observe_no_draft(wait, at_hand=True)
+        num_waits += 1
+        assert num_waits < 20
+    assert num_waits > 0
 
 
-def test_a_window_of_several_levels_took_several_draft_steps() -> None:
-    one, four = Patience(), Patience()
-    one.observe_window(1, 0.1)
-    four.observe_window(4, 0.4)
-    for patience in (one, four):
-        patience.observe_round(3, False, 1.0)
-    assert one.wait(1, 8, 0.0) == four.wait(1, 8, 0.0) > 0.0
+def test_one_hiccup_does_not_end_all_waiting() -> None:
+    patience = observed(coverage=0.7, first_draft=0.1, level=0.01)
+    patience.observe_first_draft(5.0)
+    assert patience.wait(BARE, 8, 0.0) > 0.0
+
+
+def test_a_session_starts_from_what_others_have_learned() -> None:
+    shared = observed(coverage=0.7, first_draft=0.1, level=0.02)
+    session = Patience(shared)
+    assert session.wait(BARE, 8, 0.0) == shared.wait(BARE, 8, 0.0) > 0.0
+    session.observe_places(200, 0)
+    assert session.wait(BARE, 8, 0.0) == 0.0 < shared.wait(BARE, 8, 0.0)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.selection import most_probable, paths_to
+from outrider.core.selection import Candidates, most_probable, paths_to
+from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
+
+FREE = StepCurve()
+"""No step was observed: all sizes take the same time."""
 
 
 @st.composite
@@ -22,6 +30,27 @@ def trees(draw: st.DrawFn) -> SpeculationTree:
     return tree
 
 
+@st.composite
+def curves(draw: st.DrawFn) -> StepCurve:
+    """Any curve, also with stairs."""
+    curve = StepCurve()
+    seconds = 1.0
+    for num_tokens in range(1, 17):
+        seconds += draw(st.sampled_from((0.0, 0.0, 0.05, 0.4, 2.0)))
+        curve.observe(num_tokens, seconds)
+    return curve
+
+
+def chain(*chances: float) -> SpeculationTree:
+    """A chain whose nodes have these chances given their parents."""
+    tree = SpeculationTree(4, 0)
+    node: Node | None = tree.root
+    for token_id, chance in enumerate(chances, 1):
+        assert node is not None
+        node = tree.attach(node, token_id, math.log(chance))
+    return tree
+
+
 def path(node: Node, root: Node) -> list[Node]:
     """The nodes from below `root` to `node`."""
     found: list[Node] = []
@@ -32,15 +61,91 @@ def path(node: Node, root: Node) -> list[Node]:
     return found[::-1]
 
 
-@given(trees(), st.integers(0, 10), st.integers(3, 10))
-def test_the_most_probable_nodes_come_with_their_parents(tree: SpeculationTree, limit: int, max_position: int) -> None:
-    chosen = most_probable(tree, limit, max_position)
-    eligible = sorted((node.path_log_prob for node in tree.live_nodes() if node.position <= max_position), reverse=True)
-    assert [node.path_log_prob for node in chosen] == eligible[:limit]
+def check_subtree(tree: SpeculationTree, chosen: list[Node]) -> None:
     placed = [tree.root]
     for node in chosen:
         assert node.parent in placed
         placed.append(node)
+
+
+@given(trees(), st.integers(0, 10), st.integers(3, 10))
+def test_the_most_probable_nodes_come_with_their_parents(tree: SpeculationTree, limit: int, max_position: int) -> None:
+    chosen = most_probable([Candidates(tree, limit, max_position)], FREE).nodes[0]
+    eligible = sorted((node.path_log_prob for node in tree.live_nodes() if node.position <= max_position), reverse=True)
+    assert [node.path_log_prob for node in chosen] == eligible[:limit]
+    check_subtree(tree, chosen)
+
+
+@given(st.lists(trees(), min_size=1, max_size=3), curves(), st.integers(0, 8))
+def test_no_other_number_of_nodes_promises_more_tokens_per_second(
+    forest: list[SpeculationTree], curve: StepCurve, limit: int
+) -> None:
+    selection = most_probable([Candidates(tree, limit, 100) for tree in forest], curve)
+    for tree, chosen in zip(forest, selection.nodes, strict=True):
+        check_subtree(tree, chosen)
+        assert len(chosen) <= limit
+    # Of each tree alone, since the limit holds for each, its most probable ones; of those together the first n.
+    chances = sorted(
+        (
+            math.exp(log_prob)
+            for tree in forest
+            for log_prob in sorted((node.path_log_prob for node in tree.live_nodes()), reverse=True)[:limit]
+        ),
+        reverse=True,
+    )
+    rates = [(len(forest) + sum(chances[:num])) / curve.seconds(len(forest) + num) for num in range(len(chances) + 1)]
+    num_chosen = sum(len(chosen) for chosen in selection.nodes)
+    assert rates[num_chosen] == pytest.approx(max(rates))
+    assert selection.seconds == curve.seconds(len(forest) + num_chosen)
+
+
+def linear(per_token: float) -> StepCurve:
+    curve = StepCurve()
+    for num_tokens in range(1, 65):
+        curve.observe(num_tokens, 1.0 + per_token * (num_tokens - 1))
+    return curve
+
+
+@pytest.mark.parametrize(("per_token", "num_chosen"), [(0.0, 6), (0.1, 2), (0.3, 1), (1.0, 0)])
+def test_the_dearer_a_token_the_fewer_are_scored_and_in_the_end_none(per_token: float, num_chosen: int) -> None:
+    tree = chain(0.5, 0.5, 0.5, 0.5, 0.5, 0.5)
+    assert len(most_probable([Candidates(tree, 15, 100)], linear(per_token)).nodes[0]) == num_chosen
+
+
+def test_a_step_on_a_stair_is_filled_up() -> None:
+    curve = StepCurve()
+    for num_tokens in range(1, 17):
+        curve.observe(num_tokens, 1.0 if num_tokens <= 4 else 1.9)
+    tree = chain(0.4, 0.4, 0.4, 0.4, 0.4)
+    assert len(most_probable([Candidates(tree, 15, 100)], curve).nodes[0]) == 3
+
+
+def test_what_looks_like_a_loss_at_first_may_pay_in_the_end() -> None:
+    curve = StepCurve()
+    for num_tokens in range(1, 17):
+        curve.observe(num_tokens, 1.0 if num_tokens == 1 else 2.2)
+    tree = chain(*[0.99] * 10)
+    assert len(most_probable([Candidates(tree, 10, 100)], curve).nodes[0]) == 10
+
+
+def test_a_hopeful_session_gets_the_places_that_a_hopeless_one_does_not_want() -> None:
+    selection = most_probable([Candidates(chain(0.05), 8, 100), Candidates(chain(0.9, 0.9), 8, 100)], linear(0.15))
+    assert [len(nodes) for nodes in selection.nodes] == [0, 2]
+
+
+def test_the_smallest_chance_worth_scoring_rises_with_the_price_of_a_token() -> None:
+    candidates = [Candidates(chain(0.5), 8, 100)]
+    cheap, dear = (most_probable(candidates, linear(per_token)).chance_min for per_token in (0.01, 0.2))
+    assert 0.0 < cheap < dear < 1.0
+    assert most_probable(candidates, FREE).chance_min == 0.0
+    assert most_probable(candidates, linear(5.0)).chance_min <= 1.0
+
+
+def test_chances_count_from_the_present_root() -> None:
+    tree = chain(0.1, 0.9)
+    tree.commit([1])
+    [nodes] = most_probable([Candidates(tree, 8, 100)], linear(0.5)).nodes
+    assert [node.token_id for node in nodes] == [2]
 
 
 @given(trees(), st.data())
@@ -49,8 +154,5 @@ def test_paths_hold_each_ancestor_once_and_before_its_children(tree: Speculation
     wanted = [node for node in live if data.draw(st.booleans())]
     found = paths_to(wanted, tree.root)
     assert {id(node) for node in found} == {id(step) for node in wanted for step in path(node, tree.root)}
-    placed = [tree.root]
-    for node in found:
-        assert node.parent in placed
-        assert node not in placed
-        placed.append(node)
+    check_subtree(tree, found)
+    assert all(earlier is not later for earlier, later in pairwise(found))

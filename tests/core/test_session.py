@@ -264,3 +264,22 @@ def test_statistics_add_up() -> None:
     assert (found.drafted_by_round, found.accepted_by_round) == ([3, 0], [2, 0])
     assert (found.num_drafted_nodes, found.num_stale_nodes) == (3, 2)
     assert (found.verify_ms, found.verify_wait_ms, found.draft_ms) == (10.0, 4.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("decided", "counts"),
+    [
+        # 1 was accepted and 5 recovered, which nobody had guessed; 2 had been guessed there.
+        (verdict(3, 1, 5, accepted=1, drafted=2), (1, 0, 0, 0)),
+        (verdict(3, 1, 2, accepted=1, drafted=1), (1, 1, 0, 0)),
+        (verdict(3, 1, 2, accepted=1, drafted=1, bonus=True), (0, 0, 1, 1)),
+        (verdict(3, 1, 2, 4, accepted=2, drafted=2, bonus=True), (0, 0, 1, 0)),
+        (verdict(3, 3), (0, 0, 0, 0)),
+    ],
+)
+def test_a_next_token_that_had_been_drafted_is_a_hit(decided: Verdict, counts: tuple[int, int, int, int]) -> None:
+    session = new_session()
+    session.on_drafted(DRAFTS)
+    session.on_verdict(decided)
+    found = session.statistics
+    assert (found.num_rejections, found.num_outcome_hits, found.num_bonuses, found.num_bonus_hits) == counts

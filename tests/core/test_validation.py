@@ -67,7 +67,8 @@ BOTH: list[tuple[str, Any, bool]] = [
 DRAFT_ONLY: list[tuple[str, Any, bool]] = [
     ("tree_width", 1, True),
     ("tree_width", TREE_WIDTH_MAX, True),
-    ("tree_width", 0, False),
+    ("tree_width", 0, True),
+    ("tree_width", -1, False),
     ("tree_width", TREE_WIDTH_MAX + 1, False),
     ("max_run_ahead", 2, True),
     ("max_run_ahead", 1, False),

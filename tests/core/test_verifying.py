@@ -7,13 +7,21 @@ import pytest
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import FinishReason, VerifyOpen, Window
 from outrider.core.sampling import SamplingParams
+from outrider.core.selection import most_probable
+from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node
-from outrider.core.verifying import VerifySession
+from outrider.core.verifying import VerifyKnowledge, VerifySession
 
 EOS, STOP = 90, 91
 
 
-def verify_session(*, max_draft_tokens: int = 8, max_length: int = 100, ignore_eos: bool = False) -> VerifySession:
+def verify_session(
+    *,
+    max_draft_tokens: int = 8,
+    max_length: int = 100,
+    ignore_eos: bool = False,
+    knowledge: VerifyKnowledge | None = None,
+) -> VerifySession:
     """A session at the end of the line [7, 8, 9]."""
     return VerifySession(
         VerifyOpen(
@@ -29,6 +37,7 @@ def verify_session(*, max_draft_tokens: int = 8, max_length: int = 100, ignore_e
         vocab_size=100,
         eos_token_ids=[EOS],
         max_live_nodes=20,
+        knowledge=knowledge,
     )
 
 
@@ -36,6 +45,11 @@ def chain_window(*token_ids: int, first_id: int = 1, base: int = 2) -> Window:
     """A chain below the committed token at `base`."""
     parent_ids = [0, *range(first_id, first_id + len(token_ids) - 1)]
     return Window(base, first_id, parent_ids, token_ids, [-0.1] * len(token_ids))
+
+
+def choose(session: VerifySession) -> list[Node]:
+    """All that a round may score: with no step observed, time does not count."""
+    return most_probable([session.candidates], StepCurve()).nodes[0]
 
 
 def choices(session: VerifySession, nodes: list[Node], target: dict[tuple[int, ...], int]) -> list[int]:
@@ -48,8 +62,8 @@ def choices(session: VerifySession, nodes: list[Node], target: dict[tuple[int, .
 
 def test_with_no_drafts_a_round_is_plain_decoding() -> None:
     session = verify_session()
-    assert session.choose() == []
-    assert session.decide([], [5]) == (3, [5], 0, [0], False, None, None)
+    assert choose(session) == []
+    assert session.decide([], [5]) == (3, [5], 0, [0], False, None)
     assert session.line.token_ids == [7, 8, 9, 5]
     assert session.tree.root.token_id == 5
 
@@ -57,30 +71,30 @@ def test_with_no_drafts_a_round_is_plain_decoding() -> None:
 def test_a_chain_accepted_to_its_end_earns_a_bonus() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
-    nodes = session.choose()
-    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None, None)
+    nodes = choose(session)
+    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None)
     assert session.tree.num_live == 0
 
 
 def test_a_rejection_is_followed_by_the_recovered_token() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2, 3))
-    nodes = session.choose()
-    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None, None)
+    nodes = choose(session)
+    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None)
     assert session.line.token_ids == [7, 8, 9, 1, 5]
 
 
 def test_a_rejection_at_once_accepts_nothing() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
-    assert session.decide(session.choose(), [5, 2, 3]) == (3, [5], 0, [0], False, None, None)
+    assert session.decide(choose(session), [5, 2, 3]) == (3, [5], 0, [0], False, None)
 
 
 def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
     session = verify_session()
     # 1 -> 3, 2 -> (4, 5): the branch 2, 5 is the target's.
     session.graft(Window(2, 1, [0, 0, 1, 2, 2], [1, 2, 3, 4, 5], [-0.1, -0.2, -0.1, -0.3, -0.2]))
-    nodes = session.choose()
+    nodes = choose(session)
     decision = session.decide(nodes, choices(session, nodes, {(): 2, (2,): 5, (2, 5): 6}))
     assert (decision.token_ids, decision.num_accepted, decision.bonus) == ([2, 5, 6], 2, True)
     assert [nodes[row - 1].token_id for row in decision.rows[1:]] == [2, 5]
@@ -89,40 +103,40 @@ def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
 def test_a_next_token_that_was_drafted_but_not_scored_keeps_its_subtree() -> None:
     session = verify_session(max_draft_tokens=1)
     session.graft(chain_window(1, 2, 3))
-    nodes = session.choose()
+    nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None, True)
-    assert [node.token_id for node in session.choose()] == [3]
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None)
+    assert [node.token_id for node in choose(session)] == [3]
 
 
 def test_drafts_that_arrive_during_the_step_are_kept_for_the_next() -> None:
     session = verify_session()
     session.graft(chain_window(1))
-    nodes = session.choose()
+    nodes = choose(session)
     session.graft(Window(2, 2, [1, 2], [2, 3], [-0.1, -0.1]))
     decision = session.decide(nodes, [1, 2])
     assert (decision.token_ids, decision.num_accepted, decision.bonus) == ([1, 2], 1, True)
-    assert [node.token_id for node in session.choose()] == [3]
+    assert [node.token_id for node in choose(session)] == [3]
 
 
 def test_late_drafts_are_absorbed() -> None:
     session = verify_session()
     session.decide([], [1])
-    added, num_known, num_stale = session.graft(chain_window(1, 2))
+    added, num_known, num_stale, _ = session.graft(chain_window(1, 2))
     assert ([node.token_id for node in added], num_known, num_stale) == ([2], 1, 0)
 
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)])
 def test_an_ending_token_ends_the_session_as_a_next_token(token_id: int, reason: FinishReason | None) -> None:
-    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason, None)
+    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason)
 
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN)])
 def test_nothing_follows_an_accepted_token_that_ends_the_session(token_id: int, reason: FinishReason) -> None:
     session = verify_session()
     session.graft(chain_window(1, token_id, 3))
-    decision = session.decide(session.choose(), [1, token_id, 3, 4])
-    assert decision == (3, [1, token_id], 2, [0, 1], False, reason, None)
+    decision = session.decide(choose(session), [1, token_id, 3, 4])
+    assert decision == (3, [1, token_id], 2, [0, 1], False, reason)
     assert session.line.token_ids == [7, 8, 9, 1, token_id]
 
 
@@ -144,16 +158,16 @@ def test_end_of_text_at_the_last_place_is_end_of_text() -> None:
 def test_the_last_place_is_not_scored_and_comes_as_a_next_token() -> None:
     session = verify_session(max_length=5)
     session.graft(chain_window(1, 2, 3))
-    nodes = session.choose()
+    nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH, True)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH)
 
 
 def test_drafts_beyond_the_rounds_bound_wait() -> None:
     session = verify_session(max_draft_tokens=2)
     session.graft(chain_window(1, 2, 3, 4))
-    assert [node.token_id for node in session.choose()] == [1, 2]
-    assert verify_session(max_draft_tokens=0).choose() == []
+    assert [node.token_id for node in choose(session)] == [1, 2]
+    assert choose(verify_session(max_draft_tokens=0)) == []
 
 
 def test_a_breach_of_the_protocol_is_reported() -> None:
@@ -171,11 +185,62 @@ def test_the_levels_at_hand_are_those_of_the_most_probable_path_that_fit_a_round
     assert session.num_ready_levels == 3
 
 
-@pytest.mark.parametrize(("next_token_id", "late_guess"), [(1, True), (9, False)])
-def test_a_guess_that_came_too_late_to_be_scored_still_tells_how_good_guesses_are(
-    next_token_id: int, late_guess: bool
-) -> None:
-    session = verify_session()
-    nodes = session.choose()
-    session.graft(chain_window(1, 2))
-    assert session.decide(nodes, [next_token_id]).late_guess is late_guess
+def slow_verifier(*, coverage: float, first_draft: float) -> VerifySession:
+    """After some experience: a step takes a second, drafts come `first_draft` later or keep coming, level by level."""
+    knowledge = VerifyKnowledge()
+    knowledge.curve.observe(1, 1.0)
+    _, patience = knowledge.of(greedy=True)
+    for _ in range(20):
+        patience.observe_places(10, round(10 * coverage))
+        patience.observe_first_draft(first_draft)
+        patience.observe_levels(1, first_draft)
+    session = verify_session(knowledge=knowledge)
+    session.decide([], [1], now=10.0)
+    return session
+
+
+def test_the_first_round_waits_for_nothing() -> None:
+    assert verify_session().wait(0.0) == 0.0
+
+
+def test_it_waits_for_quick_drafts_and_goes_when_they_have_come() -> None:
+    session = slow_verifier(coverage=0.6, first_draft=0.1)
+    assert 0.1 < session.wait(10.0) < 0.3
+    session.graft(chain_window(2, 3, 4, 5, 6, base=3), now=10.1)
+    assert session.wait(10.1) == 0.0
+
+
+def test_it_does_not_wait_for_slow_ones() -> None:
+    assert slow_verifier(coverage=0.6, first_draft=0.9).wait(10.0) == 0.0
+
+
+def test_a_wait_that_nothing_came_of_makes_the_next_one_less_likely() -> None:
+    session = slow_verifier(coverage=0.6, first_draft=0.1)
+    now = 10.0
+    num_waits = 0
+    while (wait := session.wait(now)) > 0.0 and num_waits < 20:
+        num_waits += 1
+        session.begin([], now + wait)
+        now += wait + 1.0
+        session.decide([], [5], now=now)
+    assert 0 < num_waits < 10
+
+
+def test_guesses_teach_what_guesses_are_worth_even_if_they_come_too_late() -> None:
+    knowledge = VerifyKnowledge()
+    session = verify_session(knowledge=knowledge)
+    calibration, _ = knowledge.of(greedy=True)
+    before = calibration.log_chance(0, -0.1)
+    session.decide([], [1])
+    session.graft(chain_window(1))
+    assert calibration.log_chance(0, -0.1) > before
+
+
+def test_scored_guesses_teach_the_session_and_all_that_follow() -> None:
+    knowledge = VerifyKnowledge()
+    session = verify_session(knowledge=knowledge)
+    before = knowledge.of(greedy=True)[0].log_chance(0, -0.1)
+    session.graft(chain_window(1))
+    session.decide(choose(session), [5, 6])
+    assert knowledge.of(greedy=True)[0].log_chance(0, -0.1) < before
+    assert knowledge.of(greedy=False)[0].log_chance(0, -0.1) == before

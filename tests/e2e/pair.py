@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,8 +67,8 @@ class Pair:
         self._verifier = Verifier(target, ())
         self._drafter = Drafter(draft)
         self._deaths: list[BaseException] = []
-        self._verify_thread = DeviceThread(self._verifier, self._deaths.append)
-        self._draft_thread = DeviceThread(self._drafter, self._deaths.append)
+        self._verify_thread = DeviceThread(self._verifier, self._deaths.append, target.device)
+        self._draft_thread = DeviceThread(self._drafter, self._deaths.append, draft.device)
 
     @classmethod
     @contextmanager
@@ -144,7 +145,7 @@ class Pair:
         for command in commands:
             match command:
                 case SendToVerifier(window):
-                    self._verify_thread.submit(partial(self._verifier.graft, verification, window))
+                    self._verify_thread.submit(partial(self._verifier.graft, verification, window, time.monotonic()))
                 case SendToDrafter(commitment):
                     self._draft_thread.submit(partial(self._drafter.commit, drafting, commitment))
                 case CloseDrafter() | Emit() | Finish():

@@ -46,7 +46,7 @@ async def test_time_per_token_is_that_of_the_overlapped_schedule(tmp_path: Path)
     """The draft is the target itself, so every guess is right: the schedule alone decides."""
     folder = save_tiny(build("llama"), tmp_path / "model")
     target, draft = paced(folder, VERIFY_STEP_SECONDS), paced(folder, DRAFT_STEP_SECONDS)
-    async with stack(target, draft, max_draft_tokens=MAX_DRAFT_TOKENS) as running:
+    async with stack(target, draft, max_draft_tokens=MAX_DRAFT_TOKENS, tree_width=1) as running:
         await ask(running.client, [1, 2, 3], max_tokens=16, ignore_eos=True)
         answer = await ask(running.client, [1, 2, 3], max_tokens=NUM_TOKENS, ignore_eos=True)
     timings = answer.finished.timings

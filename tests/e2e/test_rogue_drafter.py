@@ -87,7 +87,7 @@ async def test_nonsense_costs_the_drafter_its_stream_and_nothing_else(folder: Pa
     async with (
         worker(target) as verify,
         rogue(target.info, [NONSENSE[name]]) as address,
-        coordinator(verify.address, address) as running,
+        coordinator(verify.address, address, max_run_ahead=24) as running,
     ):
         arguments = {"max_tokens": 40, "ignore_eos": True, "sampling": SAMPLED}
         alone = await ask(running.client, PROMPT, **arguments, speculate=False)
@@ -103,7 +103,7 @@ async def test_wrong_guesses_in_good_form_change_nothing(folder: Path) -> None:
     async with (
         worker(target) as verify,
         rogue(target.info, [*guesses, *guesses]) as address,
-        coordinator(verify.address, address) as running,
+        coordinator(verify.address, address, max_run_ahead=24) as running,
     ):
         arguments = {"max_tokens": 40, "ignore_eos": True, "sampling": SAMPLED}
         alone = await ask(running.client, PROMPT, **arguments, speculate=False)

@@ -49,7 +49,7 @@ LAYERS = {
     "outrider.core": _layer(forbidden=_CLOCKS_CHANCE_AND_IO),
     "outrider.engine": _layer("core", _ENGINE, forbidden="asyncio"),
     "outrider.settings": _layer(packages="pydantic pydantic_settings"),
-    "outrider.rpc": _layer("core v1", _GRPC),
+    "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
     "outrider.worker": _layer("core engine rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"),
     "outrider.client": _layer("core rpc v1", _GRPC),
@@ -61,7 +61,7 @@ LAYERS = {
 """Imports go down only, and siblings never import one another. Torch stays away from everything but the workers."""
 
 _MESSAGE_PACKAGES = frozenset({"outrider.rpc", "outrider.client", "outrider.cli"})
-_MESSAGE_FILES = frozenset({"servicer.py", "request.py"})
+_MESSAGE_FILES = frozenset({"servicer.py", "ngram_servicer.py", "request.py"})
 """Where protobuf messages may be seen: at the wire. Stubs and registrars (`_pb2_grpc`) hold none."""
 
 _TELEMETRY_INSIDES = ("opentelemetry.sdk", "opentelemetry.exporter")

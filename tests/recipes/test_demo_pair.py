@@ -19,7 +19,7 @@ from recipes.demo_pair.__main__ import app
 from recipes.demo_pair.evaluation import Figures, evaluate
 from recipes.demo_pair.pair import PairRun, llama_config
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
-from recipes.demo_pair.text import Windows, read_documents, train_tokenizer
+from recipes.demo_pair.text import Windows, cut, read_documents, train_tokenizer
 from recipes.demo_pair.training import FINAL_RATE_FRACTION, next_token_loss, rate_factor, train
 
 SOURCE = Path(sysconfig.get_path("stdlib")) / "json"
@@ -34,7 +34,10 @@ TINY = Recipe(
     draft_tokens=NUM_STEPS * 4 * 32,
     vocab_size=320,
     window_tokens=32,
-    batch_windows=4,
+    batch_tokens=4 * 32,
+    written_batches=3,
+    written_batch_windows=4,
+    written_window_tokens=16,
     num_held_out_files=1,
     checkpoint_steps=5,
     precision=Precision.FLOAT32,
@@ -53,18 +56,24 @@ class Log:
         self.losses: list[float] = []
         self._stop_after = stop_after
 
-    def __call__(self, step: int, num_steps: int, loss: float) -> None:
+    def __call__(self, step: int, num_steps: int, loss: float | None) -> None:
         assert num_steps == NUM_STEPS
+        assert loss is not None
         self.steps.append(step)
         self.losses.append(loss)
         if step == self._stop_after:
             raise InterruptionError
 
 
+def no_report(step: int, num_steps: int, loss: float | None) -> None:
+    """Hears what nobody wants to know."""
+
+
 def make_pair(out: Path, target_log: Log, draft_log: Log) -> Figures:
     run = PairRun(out, TINY, CPU)
     run.prepare_text(SOURCE)
     run.train_target(target_log)
+    run.write_text(no_report)
     run.train_draft(draft_log)
     return run.finish()
 
@@ -158,14 +167,14 @@ def test_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> No
     def trained(checkpoint: Path, log: Log) -> LlamaForCausalLM:
         torch.manual_seed(7)
         model = LlamaForCausalLM(llama_config(TINY.draft, TINY.vocab_size))
-        windows = Windows(text, TINY.window_tokens, TINY.seed)
+        windows = Windows(cut(text, TINY.window_tokens), 4, TINY.seed)
         options = {"num_tokens": TINY.draft_tokens, "learning_rate": 1e-2, "checkpoint": checkpoint}
         train(model, loss_of, windows, TINY, **options, report=log)
         return model
 
     uninterrupted = trained(tmp_path / "whole.safetensors", Log())
-    windows = Windows(text, TINY.window_tokens, TINY.seed)
-    assert torch.equal(torch.stack(seen), torch.stack([windows.batch(step, 4) for step in range(NUM_STEPS)]))
+    windows = Windows(cut(text, TINY.window_tokens), 4, TINY.seed)
+    assert torch.equal(torch.stack(seen), torch.stack([windows.batch(step) for step in range(NUM_STEPS)]))
     for stop in (6, 10):
         with pytest.raises(InterruptionError):
             trained(tmp_path / "parts.safetensors", Log(stop_after=stop))
@@ -205,7 +214,7 @@ def test_too_little_text_is_said(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="different tokens"):
         run.prepare_text(source)
     with pytest.raises(RecipeError, match="add text"):
-        Windows(torch.zeros(TINY.window_tokens, dtype=torch.int32), TINY.window_tokens, seed=0)
+        cut(torch.zeros(TINY.window_tokens, dtype=torch.int32), TINY.window_tokens)
 
 
 def test_documents_are_code_once_each_in_an_order_of_their_own(tmp_path: Path) -> None:
@@ -227,13 +236,13 @@ def test_documents_are_code_once_each_in_an_order_of_their_own(tmp_path: Path) -
 
 
 def test_each_pass_shows_every_window_once_in_a_new_order() -> None:
-    windows = Windows(torch.arange(10 * 4 + 3, dtype=torch.int32), 4, seed=3)
-    passes = [[windows.batch(step, 2) for step in range(first, first + 5)] for first in (0, 5)]
+    windows = Windows(cut(torch.arange(10 * 4 + 3, dtype=torch.int32), 4), 2, seed=3)
+    passes = [[windows.batch(step) for step in range(first, first + 5)] for first in (0, 5)]
     orders = [torch.cat(batches) for batches in passes]
     for order in orders:
         assert torch.equal(order.sort(dim=0).values, torch.arange(10)[:, None] * 4 + torch.arange(5))
     assert not torch.equal(*orders)
-    assert torch.equal(windows.batch(3, 2), passes[0][3])
+    assert torch.equal(windows.batch(3), passes[0][3])
 
 
 def test_evaluation_agrees_with_the_loss_and_with_itself() -> None:

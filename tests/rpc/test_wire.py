@@ -119,6 +119,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         num_draft_tokens=UINT32,
         bonus=st.booleans(),
         num_stale_nodes=UINT32,
+        chance_min=FLOAT32,
         verify_ms=FLOAT32,
         wait_ms=FLOAT32,
         logprobs=st.lists(token_logprobs(), max_size=3).map(tuple),
@@ -143,7 +144,7 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
     )
 
 
-COMMITMENTS = st.builds(Commitment, UINT32, UINT32S, st.booleans(), FLOAT32)
+COMMITMENTS = st.builds(Commitment, UINT32, UINT32S, st.booleans(), FLOAT32, FLOAT32)
 OPENEDS = st.builds(Opened, UINT32)
 FINISHES = st.builds(VerifyFinished, st.sampled_from(FinishReason))
 

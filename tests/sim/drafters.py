@@ -34,7 +34,7 @@ class HonestDrafter:
                 num_prompt_tokens=len(scenario.prompt),
                 sampling=SamplingParams(),
                 max_run_ahead=scenario.max_run_ahead,
-                tree_width=scenario.draft.width,
+                tree_width=0 if scenario.automatic_width else scenario.draft.width,
                 max_length=scenario.max_length,
                 vocab_size=scenario.target.vocab_size,
             )
@@ -51,7 +51,7 @@ class HonestDrafter:
     def step(self) -> Window | None:
         """Begins or ends a forward pass; commits may arrive in between. Returns a window when one is due."""
         if not self._in_hand:
-            self._in_hand = self.session.frontier(self._rng.randint(1, 4))
+            self._in_hand = take(self.session, self._rng.randint(1, 4))
             self._resting = not self._in_hand
             return self.flush() if self._resting else None
         nodes, self._in_hand = self._in_hand, []
@@ -67,9 +67,17 @@ class HonestDrafter:
 
     def on_commitment(self, commitment: Commitment) -> None:
         """The coordinator committed tokens."""
-        growth = self.session.commit(commitment.position, commitment.token_ids)
+        growth = self.session.commit(commitment)
         assert growth.num_dropped >= 0
         self._resting = False
+
+
+def take(session: DraftSession, limit: int) -> list[Node]:
+    """At most `limit` nodes to expand, best first."""
+    taken: list[Node] = []
+    while len(taken) < limit and session.best() is not None:
+        taken.append(session.take())
+    return taken
 
 
 class Babbler:

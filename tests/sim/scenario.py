@@ -7,6 +7,7 @@ from enum import Enum
 from random import Random
 
 from outrider.core.messages import FinishReason
+from outrider.core.validation import AUTOMATIC_WIDTH_MAX
 
 from .toys import ToyDraft, ToyTarget
 
@@ -50,6 +51,8 @@ class Scenario:
     """After how many tokens the text meets a stop string, if it does."""
     repeat_rate: float
     """How often a delivery is followed by a repetition of an earlier one on the same stream."""
+    automatic_width: bool
+    """Whether the drafter is left to decide how many of its guesses are worth it."""
     speeds: dict[str, int]
     """How fast each actor is, against the others."""
 
@@ -64,6 +67,7 @@ def draw_scenario(rng: Random) -> Scenario:
     width = rng.randint(1, 4)
     prompt = [rng.randrange(target.vocab_size) for _ in range(rng.randint(1, 8))]
     num_stops = rng.choice((0, 0, 0, 1, 2))
+    max_run_ahead = rng.randint(width, 16)
     return Scenario(
         target=target,
         draft=ToyDraft(target, width, rng.choice((0.0, 0.5, 0.7, 0.8, 0.9, 1.0))),
@@ -71,12 +75,13 @@ def draw_scenario(rng: Random) -> Scenario:
         max_length=len(prompt) + rng.randint(1, 48),
         stop_token_ids=frozenset(rng.randrange(target.vocab_size) for _ in range(num_stops)),
         ignore_eos=rng.random() < 0.4,
-        max_run_ahead=rng.randint(width, 16),
+        max_run_ahead=max_run_ahead,
         max_draft_tokens=rng.randint(0, 16),
         conduct=rng.choices(list(Conduct), weights=(50, 5, 20, 15, 10))[0],
         accident_at=rng.randint(0, 200),
         stop_string_at=rng.randint(1, 16) if rng.random() < 0.1 else None,
         repeat_rate=rng.choice((0.0, 0.1, 0.4)),
+        automatic_width=max_run_ahead >= AUTOMATIC_WIDTH_MAX and rng.random() < 0.3,
         speeds=_draw_speeds(rng),
     )
 

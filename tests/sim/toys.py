@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import NamedTuple
 
 from outrider.core.line import Line
@@ -74,6 +76,32 @@ class ToyDraft(NamedTuple):
             token_ids[(chance >> 32) % self.width] = target_token_id
         first = -((chance >> 40) % 16) / 16
         return token_ids, [first - 0.5 * rank for rank in range(self.width)]
+
+
+class TieredDraft(NamedTuple):
+    """Proposes as many tokens as `coverage` has entries: the target's own is among the first k with `coverage[k - 1]`.
+
+    The log-probabilities say how often each rank is right.
+    """
+
+    target: ToyTarget
+    coverage: tuple[float, ...]
+
+    def propose(self, place: Place) -> tuple[list[int], list[float]]:
+        """Token ids, all different, and their log-probabilities."""
+        target_token_id = self.target.next_token(place)
+        chance = _mix(~self.target.seed & _MASK, place)
+        num_others = self.target.vocab_size - 1
+        token_ids = [
+            (target_token_id + 1 + (chance + rank) % num_others) % self.target.vocab_size
+            for rank in range(len(self.coverage))
+        ]
+        luck = (chance >> 16) % 65536 / 65536
+        rank = next((rank for rank, covered in enumerate(self.coverage) if luck < covered), None)
+        if rank is not None:
+            token_ids[rank] = target_token_id
+        shares = [after - before for before, after in pairwise((0.0, *self.coverage))]
+        return token_ids, [math.log(max(share, 1e-6)) for share in shares]
 
 
 def _mix(seed: int, place: Place) -> int:

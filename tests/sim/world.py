@@ -12,6 +12,7 @@ from random import Random
 
 from outrider.core.messages import Commitment, FinishReason, TokenOrigin, Verdict, VerifyFinished, VerifyOpen, Window
 from outrider.core.sampling import SamplingParams
+from outrider.core.selection import most_probable
 from outrider.core.session import (
     CloseDrafter,
     Command,
@@ -23,6 +24,7 @@ from outrider.core.session import (
     SendToVerifier,
     Session,
 )
+from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
 from outrider.core.verifying import VerifySession
 
@@ -97,6 +99,7 @@ class World:
         self._slip_due = False
         self._broken: Window | None = None
         self._in_pass: list[Node] | None = None
+        self._curve = StepCurve()
         self._verifying = True
         self._num_stale_nodes = 0
         self._num_rollbacks = 0
@@ -169,7 +172,7 @@ class World:
     def _verify(self) -> None:
         session = self.verifier
         if self._in_pass is None:
-            self._in_pass = session.choose()
+            self._in_pass = most_probable([session.candidates], self._curve).nodes[0]
             assert len(self._in_pass) <= self.scenario.max_draft_tokens
             return
         nodes, self._in_pass = self._in_pass, None

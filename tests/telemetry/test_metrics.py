@@ -23,7 +23,15 @@ def test_counts_add_up_over_requests() -> None:
     reader = InMemoryMetricReader()
     instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
     statistics = SpeculationStatistics(
-        num_rounds=3, num_draft_tokens=12, num_accepted_tokens=7, num_rollbacks=2, num_stale_nodes=5
+        num_rounds=3,
+        num_draft_tokens=12,
+        num_accepted_tokens=7,
+        num_rollbacks=2,
+        num_stale_nodes=5,
+        num_rejections=4,
+        num_outcome_hits=3,
+        num_bonuses=6,
+        num_bonus_hits=1,
     )
     instruments.count(statistics)
     instruments.count(statistics)
@@ -33,6 +41,10 @@ def test_counts_add_up_over_requests() -> None:
         names.METRIC_ACCEPTED_TOKENS: [14],
         names.METRIC_ROLLBACKS: [4],
         names.METRIC_STALE_NODES: [10],
+        names.METRIC_REJECTIONS: [8],
+        names.METRIC_OUTCOME_HITS: [6],
+        names.METRIC_BONUSES: [12],
+        names.METRIC_BONUS_HITS: [2],
     }
 
 

@@ -22,11 +22,19 @@ def encode_draft_command(command: DraftOpen | Commitment) -> draft_pb2.DraftComm
     if command.rollback:
         return draft_pb2.DraftCommand(
             rollback=draft_pb2.Rollback(
-                position=command.position, token_ids=command.token_ids, verify_ms=command.verify_ms
+                position=command.position,
+                token_ids=command.token_ids,
+                verify_ms=command.verify_ms,
+                chance_min=command.chance_min,
             )
         )
     return draft_pb2.DraftCommand(
-        commit=draft_pb2.Commit(position=command.position, token_ids=command.token_ids, verify_ms=command.verify_ms)
+        commit=draft_pb2.Commit(
+            position=command.position,
+            token_ids=command.token_ids,
+            verify_ms=command.verify_ms,
+            chance_min=command.chance_min,
+        )
     )
 
 
@@ -35,10 +43,12 @@ def decode_draft_command(message: draft_pb2.DraftCommand) -> DraftOpen | Commitm
     match message.WhichOneof("command"):
         case "commit":
             commit = message.commit
-            return Commitment(commit.position, list(commit.token_ids), False, commit.verify_ms)
+            return Commitment(commit.position, list(commit.token_ids), False, commit.verify_ms, commit.chance_min)
         case "rollback":
             rollback = message.rollback
-            return Commitment(rollback.position, list(rollback.token_ids), True, rollback.verify_ms)
+            return Commitment(
+                rollback.position, list(rollback.token_ids), True, rollback.verify_ms, rollback.chance_min
+            )
         case "open":
             return _decode_draft_open(message.open)
         case _:

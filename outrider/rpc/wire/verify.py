@@ -106,6 +106,7 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         num_stale_nodes=verdict.num_stale_nodes,
         verify_ms=verdict.verify_ms,
         wait_ms=verdict.wait_ms,
+        chance_min=verdict.chance_min,
         logprobs=[encode_token_logprobs(logprobs) for logprobs in verdict.logprobs],
     )
 
@@ -120,5 +121,6 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         num_stale_nodes=message.num_stale_nodes,
         verify_ms=message.verify_ms,
         wait_ms=message.wait_ms,
+        chance_min=message.chance_min,
         logprobs=tuple([decode_token_logprobs(logprobs) for logprobs in message.logprobs]),
     )

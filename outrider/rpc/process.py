@@ -1,4 +1,4 @@
-"""A worker's process: the cores it keeps to, and its last word when it cannot serve."""
+"""A service's process: the cores it keeps to, its event loop, and its last word when it cannot serve."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import structlog
+import uvloop
 
 from outrider.core.errors import OutriderError
 
@@ -21,7 +22,9 @@ def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> N
     """
     try:
         _keep_to(cores)
-        asyncio.run(serve())
+        # A message costs a quarter less on this loop than on asyncio's own (docs/decisions/0012-messages.md).
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve())
     except OutriderError as error:
         structlog.get_logger().error("cannot serve", reason=str(error))
         sys.exit(1)

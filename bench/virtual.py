@@ -1,0 +1,214 @@
+"""A drafter and a verifier on a virtual clock: the real sessions of the core, with step times and delays as told.
+
+One run takes milliseconds of real time, so a whole plane of acceptances, step times and delays can be mapped.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from bench.oracle import VOCAB_SIZE, Oracle
+from bench.ruled import Policy
+from coordinator.config import CoordinatorConfig
+from outrider.core.drafting import AUTOMATIC_WIDTH_MAX, choose_expansions
+from outrider.core.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.sampling import SamplingParams
+from outrider.core.selection import most_probable
+from outrider.core.session import SendToDrafter, SendToVerifier, Session
+
+PROMPT = (3, 1, 4)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A place on the plane, all times in verify steps."""
+
+    alpha: float
+    draft_step: float
+    delay: float = 0.0
+    """One way, between drafter and verifier."""
+    verify_slope: float = 0.0
+    """What each further token adds to a verify step."""
+
+    def verify_step(self, num_nodes: int) -> float:
+        """A step that scores so many drafts beside the last token."""
+        return 1.0 + self.verify_slope * num_nodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speculation:
+    """A coordinator's settings; what is not said is what a coordinator does by itself."""
+
+    tree_width: int = CoordinatorConfig.model_fields["tree_width"].default
+    run_ahead: int = CoordinatorConfig.model_fields["max_run_ahead"].default
+    max_draft_tokens: int = CoordinatorConfig.model_fields["max_draft_tokens"].default
+
+
+class Outcome(NamedTuple):
+    """What a run came to."""
+
+    time_per_token: float
+    """In verify steps: below 1 is faster than the target alone."""
+    overlap: float
+    """Share of the time in which both devices worked."""
+    acceptance_length: float
+    """Tokens per round."""
+
+
+class VirtualPair:
+    """One session. Time is in verify steps and starts when the prompt has been read."""
+
+    def __init__(
+        self,
+        point: Point,
+        speculation: Speculation,
+        policy: Policy,
+        *,
+        num_tokens: int,
+        seed: int = 0,
+    ) -> None:
+        self._point = point
+        self._speculation = speculation
+        self._num_tokens = num_tokens
+        self._end = len(PROMPT) + num_tokens
+        self._oracle = Oracle(point.alpha, self._end, width=speculation.tree_width or AUTOMATIC_WIDTH_MAX, seed=seed)
+        opening = {
+            "session_id": "",
+            "token_ids": PROMPT,
+            "num_prompt_tokens": len(PROMPT),
+            "sampling": SamplingParams(),
+        }
+        self._session = Session(PROMPT, vocab_size=VOCAB_SIZE, max_run_ahead=speculation.run_ahead, drafting=True)
+        self._draft_knowledge, self._verify_knowledge = policy.draft_knowledge, policy.verify_knowledge
+        self._drafter = policy.draft_session(
+            DraftOpen(
+                **opening,
+                max_run_ahead=speculation.run_ahead,
+                tree_width=speculation.tree_width,
+                max_length=self._end,
+                vocab_size=VOCAB_SIZE,
+            ),
+            self._draft_knowledge,
+        )
+        self._verifier = policy.verify_session(
+            VerifyOpen(**opening, max_length=self._end, ignore_eos=True, max_draft_tokens=speculation.max_draft_tokens),
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(),
+            max_live_nodes=speculation.run_ahead,
+            knowledge=self._verify_knowledge,
+        )
+        self._now = 0.0
+        self._drafting_until = self._verifying_until = 0.0
+        self._both = self._unsent_step = 0.0
+        self._num_rounds = 0
+        self._is_drafting = self._is_verifying = False
+        self._asked: object = None
+        self._order = itertools.count()
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+
+    def run(self) -> Outcome:
+        """Runs to the end of the line."""
+        self._draft()
+        self._consider()
+        while len(self._verifier.line) < self._end:
+            self._now, _, happen = heapq.heappop(self._events)
+            happen()
+        return Outcome(self._now / self._num_tokens, self._both / self._now, self._num_tokens / self._num_rounds)
+
+    def _after(self, seconds: float, happen: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (self._now + seconds, next(self._order), happen))
+
+    def _draft(self) -> None:
+        if self._is_drafting:
+            return
+        [nodes] = choose_expansions([self._drafter], self._draft_knowledge.curve)
+        self._send(idle=not nodes)
+        if not nodes:
+            return
+        step = self._point.draft_step
+        self._is_drafting = True
+        self._drafting_until = self._now + step
+        self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
+
+        def expanded() -> None:
+            self._is_drafting = False
+            self._draft_knowledge.curve.observe(len(nodes), step)
+            self._unsent_step += step
+            for node in nodes:
+                self._drafter.expand(node, self._oracle.guesses(node.position + 1), self._oracle.log_probs)
+            self._send(idle=False)
+            self._draft()
+
+        self._after(step, expanded)
+
+    def _send(self, *, idle: bool) -> None:
+        if not self._drafter.is_window_due(self._now, idle):
+            return
+        window = self._drafter.take_window(self._unsent_step * 1000.0, self._now)
+        self._unsent_step = 0.0
+        if window is None:
+            return
+        for command in self._session.on_drafted(window):
+            assert isinstance(command, SendToVerifier)
+            self._after(self._point.delay, partial(self._graft, command.window))
+
+    def _graft(self, window: Window) -> None:
+        if self._verifier.graft(window, self._now).added:
+            self._consider()
+
+    def _consider(self) -> None:
+        """As the verifier does after a round and when drafts arrive: go, or wait and then go."""
+        if self._is_verifying or len(self._verifier.line) >= self._end:
+            return
+        asked = self._asked = object()
+
+        def go() -> None:
+            if self._asked is asked:
+                self._verify()
+
+        wait = self._verifier.wait(self._now)
+        if wait > 0.0:
+            self._after(wait, go)
+        else:
+            go()
+
+    def _verify(self) -> None:
+        self._asked = None
+        self._is_verifying = True
+        selection = most_probable([self._verifier.candidates], self._verify_knowledge.curve)
+        [nodes] = selection.nodes
+        self._verifier.begin(nodes, self._now)
+        step = self._point.verify_step(len(nodes))
+        self._verifying_until = self._now + step
+        self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
+
+        def decided() -> None:
+            self._is_verifying = False
+            choices = [self._oracle.token(node.position + 1) for node in (self._verifier.tree.root, *nodes)]
+            decision = self._verifier.decide(nodes, choices, self._now)
+            self._verify_knowledge.curve.observe(1 + len(nodes), step)
+            self._num_rounds += 1
+            verdict = Verdict(
+                position=decision.position,
+                token_ids=decision.token_ids,
+                num_accepted=decision.num_accepted,
+                num_draft_tokens=len(nodes),
+                bonus=decision.bonus,
+                verify_ms=step * 1000.0,
+                chance_min=selection.chance_min,
+            )
+            for command in self._session.on_verdict(verdict):
+                if isinstance(command, SendToDrafter):
+                    self._after(self._point.delay, partial(self._commit, command.commitment))
+            self._consider()
+
+        self._after(step, decided)
+
+    def _commit(self, commitment: Commitment) -> None:
+        self._drafter.commit(commitment)
+        self._draft()

@@ -1,0 +1,42 @@
+"""The drafter without a model: one session's tree of guesses, and the n-gram table that they come from."""
+
+from __future__ import annotations
+
+import time
+
+from outrider.core.drafting import DraftKnowledge, DraftSession
+from outrider.core.errors import ProtocolViolationError
+from outrider.core.messages import Commitment, DraftOpen, Window
+from outrider.core.ngram import NgramTable
+from outrider.core.ngram_static import StaticNgrams
+
+WINDOW_EXPANSIONS_MAX = 8
+"""Most nodes expanded for one window: some 0.2 ms of guessing. The verifier may be waiting for the best guesses; those
+less likely come after them."""
+
+
+class NgramDrafting:
+    """One session. A guess takes microseconds, so sessions need neither a device nor each other's steps."""
+
+    def __init__(self, opening: DraftOpen, knowledge: DraftKnowledge, static: StaticNgrams | None) -> None:
+        self._session = DraftSession(opening, knowledge, NgramTable(opening.token_ids, static))
+        self._vocab_size = opening.vocab_size
+
+    def commit(self, commitment: Commitment) -> None:
+        """Moves line, tree and table along; a rollback is the same movement. Raises ProtocolViolationError."""
+        if any(not 0 <= token_id < self._vocab_size for token_id in commitment.token_ids):
+            raise ProtocolViolationError("a committed token id is beyond the target's vocabulary")
+        self._session.commit(commitment)
+
+    def draft(self) -> Window | None:
+        """The next best guesses, while there is credit and anything worth guessing; None when there is not."""
+        session = self._session
+        started = time.monotonic()
+        num_expanded, window = 0, None
+        while window is None and session.best() is not None:
+            session.expand(session.take(), (), ())
+            num_expanded += 1
+            if num_expanded % WINDOW_EXPANSIONS_MAX == 0 or session.best() is None:
+                now = time.monotonic()
+                window = session.take_window((now - started) * 1000.0, now)
+        return window

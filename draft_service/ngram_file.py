@@ -1,0 +1,65 @@
+"""The file of a static n-gram table: safetensors, which cannot run code, checked before it is used.
+
+For each order n the tensors `contexts.n` int64 [C], `token_ids.n` int32 [C x width] and `shares.n` uint8 [C x width],
+laid out as `StaticOrder` says; the metadata name the format, the width and the tokenizer whose ids they are.
+`python -m recipes.ngram_table` writes such files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.core.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
+
+FORMAT = "outrider-ngrams-1"
+"""Names this layout; another one gets another number."""
+
+
+class NgramFile(NamedTuple):
+    """What a file holds."""
+
+    table: StaticNgrams
+    vocab_size: int
+    """Every token id is below it."""
+    tokenizer_sha256: str
+    """The vocabulary whose ids they are, as `ModelInfo.tokenizer_sha256` has it."""
+
+
+def load_ngrams(path: str | Path) -> NgramFile:
+    """Reads and checks a file. Raises UnsupportedModelError with what to do instead."""
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata: dict[str, str] = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise ValueError(f"its format is {metadata.get('format', 'not named')}, not {FORMAT}")
+            width, vocab_size = int(metadata.get("width", "")), int(metadata.get("vocab_size", ""))
+            if not 1 <= vocab_size <= VOCAB_SIZE_MAX:
+                raise ValueError(f"its vocabulary of {vocab_size} is not between 1 and {VOCAB_SIZE_MAX}")
+            names = set(file.keys())
+            orders = {
+                num_tokens: StaticOrder(
+                    contexts=_values(file.get_tensor(f"contexts.{num_tokens}"), "int64"),
+                    token_ids=_values(file.get_tensor(f"token_ids.{num_tokens}"), "int32"),
+                    shares=_values(file.get_tensor(f"shares.{num_tokens}"), "uint8"),
+                )
+                for num_tokens in STATIC_ORDERS
+                if f"contexts.{num_tokens}" in names
+            }
+        table = StaticNgrams(orders, width=width, vocab_size=vocab_size)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"{path} is no usable n-gram table: {error}; write one with python -m recipes.ngram_table"
+        ) from error
+    return NgramFile(table, vocab_size, metadata.get("tokenizer_sha256", ""))
+
+
+def _values(tensor: Any, dtype: str) -> Sequence[int]:
+    """The one-dimensional array's own memory: its elements come out as plain integers, without a copy of all."""
+    if str(tensor.dtype) != dtype or tensor.ndim != 1:
+        raise ValueError(f"a tensor is {tensor.dtype} {list(tensor.shape)} where one axis of {dtype} belongs")
+    return memoryview(tensor)

@@ -1,0 +1,79 @@
+"""The time of one worker's step as a function of how many tokens are in it, learned while it works."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+
+SIZES = (*range(1, 17), *(size << octave for octave in range(1, 7) for size in range(9, 17)))
+"""Sizes that are learned apart; a step counts for the next larger one. One by one up to 16, then eight to the octave up
+to 1024, twice the largest step of line tokens: engines pad their batches, so the curve may rise in stairs anywhere."""
+
+_GAIN = 1 / 16
+"""Weight of the newest step once a size has been seen often: the last sixteen or so decide, which at 2.5 ms a step is
+40 ms of a machine's mood, and averages a step's usual scatter of a tenth down to 2 %."""
+
+_EXCESS_MAX = 0.5
+"""A step counts as at most this much slower than expected: a hiccup of ten times the step then moves the estimate by
+3 %, and a machine that has really become twice as slow is believed after some twenty steps."""
+
+_RELAXATION = 1 / 512
+"""With each smaller step the larger ones are remembered as this much cheaper (as a share of the difference): an
+estimate that a hiccup spoilt and that nobody tries again is tried again after some hundreds of steps."""
+
+
+class StepCurve:
+    """t(n), seconds per step of n tokens: positive, never falling with n, linear between the sizes that were observed.
+
+    Beyond them the curve is flat: sizes nobody has tried look cheap, so they are tried, and one step tells. 0
+    everywhere before the first observation.
+    """
+
+    __slots__ = ("_counts", "_sizes", "_values")
+
+    def __init__(self) -> None:
+        self._sizes: list[int] = []
+        """Those of SIZES that were observed, rising; the other lists go along."""
+        self._values: list[float] = []
+        self._counts: list[int] = []
+
+    def restart(self, observations: Iterable[tuple[int, float]]) -> None:
+        """Forgets everything but these: numbers of tokens and seconds."""
+        self._sizes.clear()
+        self._values.clear()
+        self._counts.clear()
+        for num_tokens, seconds in observations:
+            self.observe(num_tokens, seconds)
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """A step over `num_tokens` (at least 1) took `seconds`."""
+        size = SIZES[min(bisect_left(SIZES, num_tokens), len(SIZES) - 1)]
+        index = bisect_left(self._sizes, size)
+        values = self._values
+        if index == len(values) or self._sizes[index] != size:
+            self._sizes.insert(index, size)
+            values.insert(index, seconds)
+            self._counts.insert(index, 1)
+        else:
+            self._counts[index] += 1
+            gain = max(_GAIN, 1.0 / self._counts[index])
+            if seconds * (1.0 + _EXCESS_MAX) < values[index]:
+                gain = 0.5  # chance makes steps slow, never fast: the estimate was spoilt
+            values[index] += gain * min(seconds - values[index], _EXCESS_MAX * values[index])
+        newest = values[index]
+        for smaller in range(index):
+            if values[smaller] > newest:
+                values[smaller] = newest
+        for larger in range(index + 1, len(values)):
+            values[larger] = max(values[larger] - _RELAXATION * (values[larger] - newest), newest)
+
+    def seconds(self, num_tokens: int) -> float:
+        """The expected duration of a step over `num_tokens`; 0 if no step was ever observed."""
+        sizes, values = self._sizes, self._values
+        index = bisect_left(sizes, num_tokens)
+        if index == len(sizes):
+            return values[-1] if values else 0.0
+        if index == 0 or sizes[index] == num_tokens:
+            return values[index]
+        left, right = sizes[index - 1], sizes[index]
+        return values[index - 1] + (values[index] - values[index - 1]) * (num_tokens - left) / (right - left)

@@ -1,0 +1,319 @@
+"""The drafter without a model: the target's own tokens all the same, and fewer rounds where the text repeats itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+
+from coordinator.workers import check_pair
+from draft_service.config import DraftConfig
+from draft_service.ngram_drafter import NgramDrafting
+from draft_service.ngram_file import NgramFile, load_ngrams
+from draft_service.ngram_servicer import NgramServicer
+from draft_service.servicer import DraftServicer
+from outrider.cli.up import UpOptions, choose_models, services
+from outrider.client import GenerationMode
+from outrider.core.drafting import DraftKnowledge
+from outrider.core.errors import (
+    ModelMismatchError,
+    OutriderError,
+    ProtocolViolationError,
+    SlotsExhaustedError,
+    UnsupportedModelError,
+)
+from outrider.core.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.ngram_static import VOCAB_SIZE_MAX
+from outrider.core.sampling import SamplingParams
+from outrider.rpc import wire
+from outrider.rpc.channels import open_channel
+from outrider.rpc.server import Server, Service
+from outrider.rpc.status import error_from
+from outrider.v1 import common_pb2, draft_pb2_grpc
+from recipes.ngram_table import write
+from tests.e2e.answers import ask
+from tests.e2e.stack import MODELS, SILENT, Stack, bundled, coordinator, load_tiny, save_tiny, worker
+from tests.engine.tiny_models import build
+
+TOKENIZER = MODELS / "target" / "tokenizer.json"
+TEXT = "".join(f"def area_{name}(self):\n    return self.width * self.height\n\n\n" for name in "abcdefgh")
+PROMPTS = (TEXT, "import os\n\n\ndef walk(path):\n", "class Node:\n    def __init__(self, left, right):\n")
+NUM_TOKENS = 96
+
+
+@asynccontextmanager
+async def ngram_worker(file: NgramFile | None = None, **settings: Any) -> AsyncIterator[str]:
+    """Serves n-gram drafts in this process. Yields the address."""
+    servicer = NgramServicer(DraftConfig(model="ngram", **settings), file, SILENT)
+    server = Server(
+        Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
+    )
+    port = await server.start("127.0.0.1:0")
+    server.set_ready(True)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+@asynccontextmanager
+async def model_worker(**settings: Any) -> AsyncIterator[str]:
+    """Serves the bundled draft model with these settings of its n-grams. Yields the address."""
+    servicer = DraftServicer(SILENT, **settings)
+    server = Server(
+        Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
+    )
+    port = await server.start("127.0.0.1:0")
+    device = servicer.begin(bundled("draft"), raise_it)
+    device.start()
+    server.set_ready(True)
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+        device.stop()
+
+
+def raise_it(error: BaseException) -> None:
+    raise error
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def running() -> AsyncIterator[Stack]:
+    async with (
+        worker(bundled("target")) as verify,
+        ngram_worker() as draft,
+        coordinator(verify.address, draft) as stack,
+    ):
+        yield stack
+
+
+def opening(**changes: Any) -> DraftOpen:
+    fields = {
+        "session_id": "s",
+        "token_ids": [1, 2, 3, 4, 1, 2],
+        "num_prompt_tokens": 6,
+        "sampling": SamplingParams(),
+        "max_run_ahead": 8,
+        "tree_width": 1,
+        "max_length": 100,
+        "vocab_size": 50,
+    }
+    return DraftOpen(**{**fields, **changes})
+
+
+def table(folder: Path) -> NgramFile:
+    write(folder / "ngrams.safetensors", [TEXT], TOKENIZER, width=2, min_count=2)
+    return load_ngrams(folder / "ngrams.safetensors")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_greedy_text_is_the_targets_and_its_repetitions_are_accepted(running: Stack) -> None:
+    num_accepted = num_rounds = 0
+    for prompt in PROMPTS:
+        alone = await ask(running.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True, speculate=False)
+        together = await ask(running.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True)
+        assert together.token_ids == alone.token_ids
+        assert together.finished.mode is GenerationMode.SPECULATIVE
+        num_accepted += together.finished.speculation.num_accepted_tokens
+        num_rounds += together.finished.speculation.num_rounds
+    assert num_accepted > NUM_TOKENS / 2
+    assert num_rounds == len(PROMPTS) * NUM_TOKENS - num_accepted
+
+
+@pytest.mark.parametrize("tree_width", [1, 3])
+@pytest.mark.asyncio(loop_scope="module")
+async def test_sampled_text_is_the_targets(running: Stack, tree_width: int) -> None:
+    num_drafted = 0
+    for seed, prompt in enumerate(PROMPTS):
+        arguments = {"sampling": SamplingParams(temperature=0.8, top_p=0.95, seed=seed), "max_tokens": NUM_TOKENS}
+        alone = await ask(running.client, prompt, **arguments, speculate=False)
+        together = await ask(running.client, prompt, **arguments, tree_width=tree_width)
+        assert together.token_ids == alone.token_ids
+        num_drafted += together.finished.speculation.num_drafted_nodes
+    assert num_drafted > 0
+
+
+async def test_it_drafts_for_a_target_of_any_vocabulary(tmp_path: Path) -> None:
+    target = load_tiny(save_tiny(build("llama", layers=2), tmp_path / "target"))
+    async with (
+        worker(target) as verify,
+        ngram_worker() as draft,
+        coordinator(verify.address, draft) as stack,
+    ):
+        for prompt in ([1, 7, 9, 3], [5] * 12):
+            alone = await ask(stack.client, prompt, max_tokens=64, ignore_eos=True, speculate=False)
+            together = await ask(stack.client, prompt, max_tokens=64, ignore_eos=True)
+            assert together.token_ids == alone.token_ids
+            assert together.finished.mode is GenerationMode.SPECULATIVE
+
+
+async def test_a_static_table_drafts_for_its_own_vocabulary_alone(tmp_path: Path) -> None:
+    target = load_tiny(save_tiny(build("llama", layers=2), tmp_path / "target"))
+    async with ngram_worker(table(tmp_path)) as draft:
+        async with worker(bundled("target")) as verify, coordinator(verify.address, draft) as stack:
+            answer = await ask(stack.client, "def area_x(self):\n", max_tokens=16, ignore_eos=True)
+            alone = await ask(stack.client, "def area_x(self):\n", max_tokens=16, ignore_eos=True, speculate=False)
+            assert answer.token_ids == alone.token_ids
+            assert answer.finished.speculation.num_drafted_nodes > 0
+        async with worker(target) as verify, coordinator(verify.address, draft) as stack:
+            with pytest.raises(ModelMismatchError, match="different vocabularies"):
+                await ask(stack.client, [1, 2, 3], max_tokens=4)
+
+
+def test_a_target_with_more_ids_than_it_can_count_is_refused_in_words() -> None:
+    target = bundled("target").info
+    draft = target._replace(name="ngram", tokenizer_sha256="", vocab_size=VOCAB_SIZE_MAX)
+    check_pair(target, draft)
+    check_pair(target._replace(vocab_size=VOCAB_SIZE_MAX), draft)
+    with pytest.raises(ModelMismatchError, match="takes 2097152 token ids"):
+        check_pair(target._replace(vocab_size=VOCAB_SIZE_MAX + 1), draft)
+
+
+async def test_it_says_what_it_serves() -> None:
+    async with ngram_worker(max_sessions=3, max_context=99) as draft, open_channel(draft) as channel:
+        stub = draft_pb2_grpc.DraftServiceStub(channel)
+        info = wire.decode_model_info((await stub.GetModelInfo(common_pb2.GetModelInfoRequest())).model)
+    assert (info.name, info.tokenizer_sha256, info.vocab_size) == ("ngram", "", VOCAB_SIZE_MAX)
+    assert (info.max_sessions, info.max_context, info.num_parameters) == (3, 99, 0)
+
+
+async def test_a_stream_by_hand_uses_its_credit_and_ends() -> None:
+    async with ngram_worker() as draft, open_channel(draft) as channel:
+        stream = draft_pb2_grpc.DraftServiceStub(channel).Draft()
+        await stream.write(wire.encode_draft_command(opening()))
+        await stream.write(wire.encode_draft_command(Commitment(6, [3, 4], rollback=False)))
+        await stream.done_writing()
+        events = [wire.decode_draft_event(message) async for message in stream]
+        assert await stream.code() is grpc.StatusCode.OK
+    assert events[0] == Opened(6)
+    windows = [event for event in events[1:] if isinstance(event, Window)]
+    assert windows[0].token_ids[:4] == [3, 4, 1, 2]
+    assert [(window.base, len(window.token_ids)) for window in windows] == [(5, 8), (7, 2)]
+
+
+@pytest.mark.parametrize(
+    ("commands", "error", "text"),
+    [
+        ([Commitment(6, [3], rollback=False)], ProtocolViolationError, "begins with `open`"),
+        ([opening(), opening()], ProtocolViolationError, "`open` was sent already"),
+        ([opening(), Commitment(8, [3], rollback=False)], ProtocolViolationError, "leaves a gap"),
+        ([opening(), Commitment(6, [50], rollback=False)], ProtocolViolationError, "beyond the target's vocabulary"),
+        ([opening(token_ids=[VOCAB_SIZE_MAX], num_prompt_tokens=1)], OutriderError, "out of range"),
+    ],
+)
+async def test_what_breaks_the_protocol_ends_that_stream_alone(
+    commands: list[DraftOpen | Commitment], error: type[OutriderError], text: str
+) -> None:
+    async with ngram_worker() as draft, open_channel(draft) as channel:
+        stub = draft_pb2_grpc.DraftServiceStub(channel)
+        neighbour = stub.Draft()
+        await neighbour.write(wire.encode_draft_command(opening()))
+        stream = stub.Draft()
+        for command in commands:
+            await stream.write(wire.encode_draft_command(command))
+        await stream.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            async for _ in stream:
+                pass
+        assert isinstance(error_from(failure.value), error)
+        assert text in (failure.value.details() or "")
+        await neighbour.done_writing()
+        assert len([message async for message in neighbour]) == 2
+
+
+async def test_a_session_too_many_is_refused_until_one_ends() -> None:
+    async with ngram_worker(max_sessions=1) as draft, open_channel(draft) as channel:
+        stub = draft_pb2_grpc.DraftServiceStub(channel)
+        first = stub.Draft()
+        await first.write(wire.encode_draft_command(opening()))
+        assert await first.read() is not grpc.aio.EOF
+        second = stub.Draft()
+        await second.write(wire.encode_draft_command(opening()))
+        with pytest.raises(grpc.aio.AioRpcError) as failure:
+            async for _ in second:
+                pass
+        assert isinstance(error_from(failure.value), SlotsExhaustedError)
+        await first.done_writing()
+        while await first.read() is not grpc.aio.EOF:
+            pass
+        third = stub.Draft()
+        await third.write(wire.encode_draft_command(opening()))
+        await third.done_writing()
+        assert len([message async for message in third]) == 2
+
+
+def test_guesses_follow_what_is_committed() -> None:
+    session = NgramDrafting(opening(), DraftKnowledge(), None)
+    first = session.draft()
+    assert first is not None
+    assert list(first.token_ids) == [3, 4, 1, 2, 3, 4, 1, 2]
+    assert session.draft() is None
+    session.commit(Commitment(6, [9, 1], rollback=True))
+    second = session.draft()
+    assert second is not None
+    assert (second.base, second.token_ids[0]) == (7, 2)
+    session.commit(Commitment(6, [9, 1], rollback=True))
+    assert session.draft() is None
+
+
+def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
+    file = table(tmp_path)
+    session = NgramDrafting(
+        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3), DraftKnowledge(), file.table
+    )
+    window = session.draft()
+    assert window is not None
+    assert set(window.token_ids) <= {1, 2}
+
+
+def test_the_service_without_a_model_loads_no_torch() -> None:
+    code = "import sys, draft_service.__main__, draft_service.ngram_servicer; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_beside_a_model_a_table_of_another_vocabulary_is_refused_in_words(tmp_path: Path) -> None:
+    table(tmp_path)
+    path = str(tmp_path / "ngrams.safetensors")
+    DraftServicer(SILENT, ngram_table=path).begin(bundled("draft"), raise_it)
+    stranger = load_tiny(save_tiny(build("llama", layers=1), tmp_path / "draft"))
+    with pytest.raises(UnsupportedModelError, match="another vocabulary"):
+        DraftServicer(SILENT, ngram_table=path).begin(stranger, raise_it)
+    with pytest.raises(UnsupportedModelError, match="no usable n-gram table"):
+        DraftServicer(SILENT, ngram_table=str(tmp_path / "missing")).begin(stranger, raise_it)
+
+
+@pytest.mark.parametrize("settings", [{}, {"ngrams": False}, {"ngram_table": "counted"}])
+async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, Any], tmp_path: Path) -> None:
+    if settings.get("ngram_table"):
+        table(tmp_path)
+        settings = {"ngram_table": str(tmp_path / "ngrams.safetensors")}
+    prompt, sampling = PROMPTS[0], SamplingParams(temperature=0.8, seed=4)
+    async with worker(bundled("target")) as verify:
+        async with coordinator(verify.address, "") as stack:
+            greedy = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True)
+            sampled = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling)
+        async with model_worker(**settings) as draft, coordinator(verify.address, draft) as stack:
+            answer = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True)
+            assert answer.token_ids == greedy.token_ids
+            assert answer.finished.mode is GenerationMode.SPECULATIVE
+            assert answer.finished.speculation.num_drafted_nodes > 0
+            answer = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling)
+            assert answer.token_ids == sampled.token_ids
+
+
+async def test_outrider_up_starts_it() -> None:
+    target, draft = choose_models(None, "ngram", no_draft=False)
+    options = UpOptions(target=target, draft=draft, port=0, draft_port=0, verify_port=0)
+    async with services(options) as running, open_channel(running.coordinator):
+        assert running.draft is not None
+        async with open_channel(running.draft) as channel:
+            info = await draft_pb2_grpc.DraftServiceStub(channel).GetModelInfo(common_pb2.GetModelInfoRequest())
+        assert info.model.name == "ngram"

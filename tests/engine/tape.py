@@ -1,0 +1,78 @@
+"""A forward pass recorded and replayed without a GPU, by the rules of a CUDA graph.
+
+While it is recorded, every operation of torch is noted with its arguments. A replay runs the same operations on the
+same tensors: what Python decided while recording stays decided, and only what the tensors hold may tell one step from
+another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from outrider.engine.compiling import COMPILED_SIZES
+from outrider.engine.engine import Engine
+from outrider.engine.graphs import Pass, StepGraphs
+from outrider.engine.static_attention import STATIC_ATTENTION
+from outrider.engine.static_batch import StaticBuffer
+
+_WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
+"""Operations for which a host waits for its device. They cannot be captured."""
+
+
+class _Listening(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any], Any]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in _WAITS:
+            raise RuntimeError(f"{func} waits for the device")
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
+
+
+class Tape:
+    """Records passes, as `CudaRecorder` does; counts how often one was replayed."""
+
+    def __init__(self) -> None:
+        self.num_passes = 0
+        self.num_replays = 0
+
+    def __call__(self, run: Pass) -> Pass:
+        self.num_passes += 1
+        with _Listening() as listening:
+            logits = run()
+
+        def replay() -> Tensor:
+            self.num_replays += 1
+            present: dict[int, Tensor] = {}
+            for func, args, kwargs, result in listening.calls:
+                now_args, now_kwargs = tree_map_only(Tensor, lambda each: present.get(id(each), each), (args, kwargs))
+                renewed = func(*now_args, **now_kwargs)
+                for old, new in zip(tree_leaves(result), tree_leaves(renewed), strict=True):
+                    if isinstance(old, Tensor):
+                        present[id(old)] = new
+            return logits.copy_(present[id(logits)])  # in the same place each time
+
+        return replay
+
+
+def graphed(engine: Engine, record: Callable[[Pass], Pass]) -> Engine:
+    """`engine`, whose small steps are from now on what `record` made of them."""
+    model = engine._model
+    model._model.set_attn_implementation(STATIC_ATTENTION)
+    windows = [facts.window for facts in model.layers]
+    buffer = StaticBuffer(model._key_caches, model._value_caches, windows, model._scratch_cell)
+    model._captured = StepGraphs(model._forward_static, buffer, record)
+    for size in COMPILED_SIZES:
+        model.capture(size)
+    return engine
