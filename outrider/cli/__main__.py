@@ -45,6 +45,7 @@ def up(
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
     dtype: flags.Dtype = None,
+    compiled: flags.Compile = None,
     port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.")] = COORDINATOR_PORT,
     draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT,
     verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT,
@@ -61,6 +62,7 @@ def up(
         target_device=target_device,
         draft_device=draft_device,
         dtype=dtype,
+        compiled=compiled,
         port=port,
         draft_port=draft_port,
         verify_port=verify_port,
@@ -141,6 +143,7 @@ def run(
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
     dtype: flags.Dtype = None,
+    compiled: flags.Compile = None,
 ) -> None:
     """Start the services, continue PROMPT, compare with the target alone, and stop the services.
 
@@ -168,6 +171,7 @@ def run(
         target_device=target_device,
         draft_device=draft_device,
         dtype=dtype,
+        compiled=compiled,
         port=0,
         draft_port=0,
         verify_port=0,

@@ -40,6 +40,15 @@ Draft = Annotated[
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]
 TargetDevice = Annotated[str, typer.Option(help="Device of the target: cpu, cuda, cuda:0, ...")]
 DraftDevice = Annotated[str, typer.Option(help="Device of the draft: cpu, cuda, cuda:0, ...")]
+Compile = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        help="Compiled forward passes: on, off or auto. Default: on where a C++ compiler is found; a model's first "
+        "start then takes a minute longer.",
+        metavar="on|off|auto",
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import socket
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ DRAFT_PORT = 50051
 """The draft service's default port."""
 VERIFY_PORT = 50052
 """The verify service's default port."""
+
+_COMPILERS = ("g++", "clang++")
 
 _BUNDLED_MODELS = Path(outrider.__file__).parents[1] / "models"
 """The pair that comes with a checkout."""
@@ -50,6 +53,8 @@ class UpOptions:
     draft_device: str = "cpu"
     dtype: str | None = None
     """None: float32 on a CPU, where it is exact and fast, else the type of the stored weights."""
+    compiled: str | None = None
+    """What `--compile` of the workers shall be; None: on, if a C++ compiler is found and the device is a CPU."""
     port: int = COORDINATOR_PORT
     draft_port: int = DRAFT_PORT
     verify_port: int = VERIFY_PORT
@@ -124,7 +129,7 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
     verify = Child(
         "verify",
         [
-            *_worker_command("verify_service", options.target, verify_address, options.target_device, options.dtype),
+            *_worker_command("verify_service", options.target, verify_address, options.target_device, options),
             f"--cores={verify_cores}",
         ],
         address=verify_address,
@@ -135,7 +140,7 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
         Child(
             "draft",
             [
-                *_worker_command("draft_service", options.draft, draft_address, options.draft_device, options.dtype),
+                *_worker_command("draft_service", options.draft, draft_address, options.draft_device, options),
                 f"--cores={draft_cores}",
             ],
             address=draft_address,
@@ -194,9 +199,11 @@ def _cores(options: UpOptions) -> tuple[str, str]:
     return ",".join(map(str, cores[:half])), ",".join(map(str, cores[half:]))
 
 
-def _worker_command(module: str, model: str, address: str, device: str, dtype: str | None) -> list[str]:
-    dtype = dtype or ("float32" if device == "cpu" else "auto")
-    return [module, f"--model={model}", f"--device={device}", f"--dtype={dtype}", f"--listen={address}"]
+def _worker_command(module: str, model: str, address: str, device: str, options: UpOptions) -> list[str]:
+    dtype = options.dtype or ("float32" if device == "cpu" else "auto")
+    compiled = options.compiled or ("on" if device == "cpu" and any(map(shutil.which, _COMPILERS)) else "auto")
+    flags = {"model": model, "device": device, "dtype": dtype, "compile": compiled, "listen": address}
+    return [module, *(f"--{name}={value}" for name, value in flags.items())]
 
 
 def _free_ports(wanted: dict[str, int]) -> list[int]:

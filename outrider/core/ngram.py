@@ -38,10 +38,15 @@ _NEGLIGIBLE = 0.02
 """Shorter orders are not asked for less than this share of the probability."""
 
 _TRUST_MEMORY = 1 - 1 / 64
-"""Weight of the past in the running hit rate, per committed token, and the prior's weight in tokens: memories of 32, 64
-and 128 and priors of 4 and 8 differ by 0.002 nats per guess on the same text; no hit rate at all costs 0.04 of 0.55
-there at temperature 0.8."""
+"""Weight of the past in the running hit rate, per committed token. Memories of 32, 64 and 128 differ by 0.002 nats per
+guess on the same text; no hit rate at all costs 0.04 of 0.55 there at temperature 0.8."""
+
 _TRUST_PRIOR = 8.0
+"""Right guesses, of as many promised ones, that a line begins with. They fade like all others, so that where text never
+repeats itself guesses become worth nothing."""
+
+_TRUST_MIN = 1e-3
+"""Trust stays above it, so that every guess has a logarithm."""
 
 _CONTEXT_MASK = (1 << (TOKEN_BITS * ORDERS[0])) - 1
 
@@ -115,7 +120,7 @@ class NgramTable:
 
         Sampled text follows its own past less than greedy text does, which the counts alone find out too slowly.
         """
-        return self._num_right / self._num_promised
+        return max(self._num_right / self._num_promised, _TRUST_MIN)
 
     def commit(self, token_ids: Iterable[int]) -> None:
         """Appends tokens that were decided, and learns from each how far guesses can be trusted."""
@@ -123,8 +128,8 @@ class NgramTable:
             shares = self._shares(self.context)
             if shares:
                 best = max(shares, key=shares.__getitem__)
-                self._num_right = _blended(self._num_right, float(best == token_id))
-                self._num_promised = _blended(self._num_promised, shares[best])
+                self._num_right = self._num_right * _TRUST_MEMORY + (best == token_id)
+                self._num_promised = self._num_promised * _TRUST_MEMORY + shares[best]
             self._append(token_id)
 
     def guesses(self, context: int, limit: int) -> list[Guess]:
@@ -209,8 +214,3 @@ class NgramTable:
         self._contexts[index] = context
         self.context = extend(context, token_id)
         self._num_tokens = position + 1
-
-
-def _blended(total: float, value: float) -> float:
-    """Adds to a running sum that forgets, but for the prior that it began with."""
-    return _TRUST_PRIOR + (total - _TRUST_PRIOR) * _TRUST_MEMORY + value

@@ -53,8 +53,8 @@ class Agreement(NamedTuple):
     top3: float
     """Part of the positions at which the target's choice is among the draft's first three proposals."""
     optimum: float
-    """What no single proposal can exceed on average: 1 - total variation of the two distributions; of two point masses
-    at temperature 0, so there it is `first`."""
+    """What `first` cannot exceed on average under any coupling: 1 - total variation of the two distributions. At
+    temperature 0 they are point masses, and it is `first`."""
 
 
 @torch.inference_mode()
@@ -134,7 +134,10 @@ def main(
     draft: Annotated[Path, typer.Option(help="Folder of the draft.")] = Path("models/draft"),
     num_windows: Annotated[int, typer.Option(min=1, help="Windows of each text.")] = WINDOWS_AT_ONCE,
 ) -> None:
-    """Show how often a draft guesses what its target chooses: on held-out source and on what the target writes."""
+    """Show how often a draft guesses what its target chooses: on held-out source and on what the target writes.
+
+    Held out are the files that the recipe holds out of this Python's library.
+    """
     transformers.utils.logging.disable_progress_bar()
     recipe = Recipe()
     held_out = read_documents(Path(sysconfig.get_path("stdlib")))[: recipe.num_held_out_files]

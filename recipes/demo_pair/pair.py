@@ -260,6 +260,7 @@ def _readme(
     num_draft_parameters: int,
     given_target: Path | None,
 ) -> str:
+    known = " The draft has not seen them; a given target may have." if given_target else ""
     target_training = f"given: `{given_target}`" if given_target else f"next token, {recipe.target_tokens:,} tokens"
     return f"""# A demonstration pair
 
@@ -275,7 +276,7 @@ The models write text that looks like Python and know nothing.
 
 Over the {figures.num_tokens:,} tokens of {recipe.num_held_out_files} held-out files, the target's most likely \
 token is the draft's in {figures.greedy_agreement:.1%} of the places, and among the draft's three most likely in \
-{figures.top3_agreement:.1%}.
+{figures.top3_agreement:.1%}.{known}
 
 Settings:
 

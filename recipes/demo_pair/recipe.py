@@ -33,7 +33,7 @@ class Recipe:
     """The defaults make the bundled pair's shapes from about as much text as it has seen."""
 
     target: Shape = Shape(num_layers=6, width=384, num_heads=6, mlp_width=1024, learning_rate=1e-3)
-    draft: Shape = Shape(num_layers=2, width=128, num_heads=2, mlp_width=384, learning_rate=3e-3)
+    draft: Shape = Shape(num_layers=2, width=256, num_heads=4, mlp_width=768, learning_rate=2e-3)
     target_tokens: int = 12_000_000
     draft_tokens: int = 12_000_000
     vocab_size: int = 4096

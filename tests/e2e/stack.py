@@ -74,7 +74,7 @@ class Stack:
 def bundled(name: str, dtype: str = "float32") -> LoadedModel:
     """One of the bundled models, loaded once per process; a worker that begins with it takes it over while it runs."""
     config = VerifyConfig if name == "target" else DraftConfig
-    return load(config(model=str(MODELS / name), dtype=dtype, max_context=1024))
+    return load(config(model=str(MODELS / name), dtype=dtype, max_context=1024, compile="off"))
 
 
 def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
@@ -90,7 +90,7 @@ def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
 
 def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
     """Loads a folder of `save_tiny` as a worker would."""
-    return load(WorkerConfig(model=str(folder), listen="127.0.0.1:0", **settings))
+    return load(WorkerConfig(**{"model": str(folder), "listen": "127.0.0.1:0", "compile": "off", **settings}))
 
 
 @asynccontextmanager

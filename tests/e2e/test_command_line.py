@@ -31,7 +31,9 @@ async def outrider(*arguments: str) -> tuple[int, str, str]:
 
 def options(**changes: Any) -> UpOptions:
     target, draft = choose_models(None, None, no_draft=False)
-    return UpOptions(**{"target": target, "draft": draft, "port": 0, "draft_port": 0, "verify_port": 0, **changes})
+    return UpOptions(
+        **{"target": target, "draft": draft, "port": 0, "draft_port": 0, "verify_port": 0, "compiled": "off", **changes}
+    )
 
 
 async def listed(address: str, version: str) -> set[str]:
@@ -85,7 +87,7 @@ async def test_generate_prints_one_object_and_target_only_the_same_tokens() -> N
 
 
 async def test_run_starts_generates_compares_and_stops() -> None:
-    code, output, errors = await outrider("run", PROMPT, "--max-tokens=24")
+    code, output, errors = await outrider("run", PROMPT, "--max-tokens=24", "--compile=off")
     assert code == 0, errors
     assert "identical" in output + errors
     assert "rollbacks" in output + errors
@@ -94,7 +96,7 @@ async def test_run_starts_generates_compares_and_stops() -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_up_drains_and_exits_with_zero(number: signal.Signals) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "outrider.cli", "up", "--port=0", "--draft-port=0", "--verify-port=0"),
+        *(sys.executable, "-m", "outrider.cli", "up", "--port=0", "--draft-port=0", "--verify-port=0", "--compile=off"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -311,7 +311,7 @@ async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, An
 
 async def test_outrider_up_starts_it() -> None:
     target, draft = choose_models(None, "ngram", no_draft=False)
-    options = UpOptions(target=target, draft=draft, port=0, draft_port=0, verify_port=0)
+    options = UpOptions(target=target, draft=draft, port=0, draft_port=0, verify_port=0, compiled="off")
     async with services(options) as running, open_channel(running.coordinator):
         assert running.draft is not None
         async with open_channel(running.draft) as channel:
