@@ -140,10 +140,7 @@ def test_a_verifier_loads_the_bundled_target_widened(tmp_path: Path) -> None:
     assert_same_function(wide, BUNDLED)
 
     settings = {"num_threads": 1, "compile": "off"}
-    infos = [
-        load(VerifyConfig.model_validate({"model": str(folder), **settings})).info
-        for folder in (BUNDLED, wide)
-    ]
+    infos = [load(VerifyConfig.model_validate({"model": str(folder), **settings})).info for folder in (BUNDLED, wide)]
     assert [info.dtype for info in infos] == ["bfloat16", "bfloat16"]
     assert f"{infos[1].num_parameters:,} parameters" in result.output
     # Per layer 384 * 2048 in each of three projections; attention and norms as in the original.
