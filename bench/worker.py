@@ -15,7 +15,6 @@ from bench.control import add_control
 from bench.forced import Forcing
 from bench.ruled import Policy, make_policy, production
 from bench.step_log import StepLog
-from draft_service import drafter
 from draft_service.config import DraftConfig
 from draft_service.servicer import DraftServicer
 from outrider.engine.device_thread import DeviceThread, Worker
@@ -26,7 +25,6 @@ from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
 from outrider.worker.serving import run
 from outrider.worker.startup import LoadedModel
-from verify_service import verifier
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
 
@@ -79,9 +77,9 @@ class MeasuredDraftServicer(DraftServicer):
         return device
 
     def choose(self, mode: dict[str, Any]) -> None:
-        """Sessions that open next are of this mode: their class is looked up when they do."""
+        """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
-        drafter.__dict__["DraftSession"] = policy.draft_session
+        self._drafter.session_type = policy.draft_session
         self._drafter.knowledge = policy.draft_knowledge
 
 
@@ -99,9 +97,9 @@ class MeasuredVerifyServicer(VerifyServicer):
         return device
 
     def choose(self, mode: dict[str, Any]) -> None:
-        """Sessions that open next are of this mode: their class is looked up when they do."""
+        """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
-        verifier.__dict__["VerifySession"] = policy.verify_session
+        self._verifier.session_type = policy.verify_session
         self._verifier.knowledge = policy.verify_knowledge
 
 

@@ -52,6 +52,8 @@ class Drafter:
         """`ngram_table` makes a session's n-gram table from its line; without it the model guesses alone."""
         self._roster: Roster[Drafting] = Roster(engine)
         self._ngram_table = ngram_table
+        self.session_type = DraftSession
+        """What sessions that open from now on are; a benchmark may put another policy here."""
         self.knowledge = DraftKnowledge()
         """What was learned about the device and the guesses."""
         self.knowledge.curve.restart(engine.measure())
@@ -65,7 +67,7 @@ class Drafter:
         """Gives the session a slot, or fails it."""
         if self._roster.admit(session, time.time_ns()):
             ngrams = self._ngram_table(session.opening.token_ids) if self._ngram_table is not None else None
-            session.state = DraftSession(session.opening, self.knowledge, ngrams)
+            session.state = self.session_type(session.opening, self.knowledge, ngrams)
 
     def commit(self, session: Drafting, commitment: Commitment) -> None:
         """Moves the session's line and tree along; a rollback is the same movement."""

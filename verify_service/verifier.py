@@ -61,6 +61,8 @@ class Verifier:
     def __init__(self, engine: Engine, eos_token_ids: Sequence[int]) -> None:
         self._eos_token_ids = eos_token_ids
         self._roster: Roster[Verification] = Roster(engine)
+        self.session_type = VerifySession
+        """What sessions that open from now on are; a benchmark may put another policy here."""
         self.knowledge = VerifyKnowledge()
         """What was learned about the device and the drafts."""
         self.knowledge.curve.restart(engine.measure())
@@ -74,7 +76,7 @@ class Verifier:
         """Gives the session a slot, or fails it."""
         if not self._roster.admit(session, time.time_ns()):
             return
-        session.state = VerifySession(
+        session.state = self.session_type(
             session.opening,
             vocab_size=self._roster.engine.vocab_size,
             eos_token_ids=self._eos_token_ids,

@@ -28,8 +28,8 @@ LOGPROBS_MAX = 20
 TREE_WIDTH_MAX = 8
 """Most children of one node."""
 AUTOMATIC_WIDTH_MAX = 4
-"""Most children of a node when the width is automatic. On the demonstration pair the first guess is right 0.55 of the
-time, one of three 0.75; in simulations the fifth costs more than it brings."""
+"""Most children of a node when the width is automatic. With the bundled pair at temperature 0.8 the target's token is
+among the first 1, 2, 3, 4, 5 guesses in 0.63, 0.78, 0.85, 0.88, 0.90 of all places (bench/results/bundled.json)."""
 RUN_AHEAD_MAX = 256
 """Most live nodes that a drafter may be granted."""
 DRAFT_TOKENS_MAX = 256

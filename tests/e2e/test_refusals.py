@@ -212,7 +212,7 @@ BAD_DRAFT_STREAMS = {
     "a line id out of range": ([draft_open(token_ids=[1, 2, VOCAB_SIZE])], InvalidRequestError),
     "no credit": ([draft_open(max_run_ahead=0)], InvalidRequestError),
     "endless credit": ([draft_open(max_run_ahead=100_000)], InvalidRequestError),
-    "no width": ([draft_open(tree_width=0)], InvalidRequestError),
+    "a width beyond its bound": ([draft_open(tree_width=9)], InvalidRequestError),
     "beyond the context": ([draft_open(max_length=100_000)], InvalidRequestError),
     "no number as temperature": (
         [draft_open(sampling=SamplingParams(temperature=math.nan))],
