@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 import time
@@ -54,22 +55,22 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
     started = time.monotonic()
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
     nice = ["nice", "-n", str(NICENESS)] if background else []
-    process = await asyncio.create_subprocess_exec(
-        *nice,
-        *(sys.executable, "-m", "outrider.worker.compilation"),
-        *(str(folder), dtype, str(num_threads), str(package)),
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    command = [sys.executable, "-m", "outrider.worker.compilation", str(folder), dtype, str(num_threads), str(package)]
+    process = await asyncio.to_thread(_started, [*nice, *command])
     try:
-        _, stderr = await process.communicate()
+        _, stderr = await asyncio.to_thread(process.communicate)
     finally:
-        if process.returncode is None:
+        if process.poll() is None:
             process.kill()
     if process.returncode:
-        words = stderr.decode(errors="replace").strip().splitlines()
+        words = stderr.strip().splitlines()
         raise UnsupportedModelError(words[-1] if words else f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
+
+
+def _started(command: list[str]) -> subprocess.Popen[str]:
+    """Not by the event loop: uvloop forks, and a fork runs gRPC's handlers, which may crash the child."""
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace")
 
 
 def _processor() -> str:
