@@ -81,6 +81,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(build("llama"), tmp_path_factory.mktemp("tiny") / "target")
 
 
+REQUESTS_MAX = 20
+"""A window that the first verdict overtakes is stale, and stale nodes use up no credit: then the next request tells."""
+
+
 @pytest.mark.parametrize("name", NONSENSE)
 async def test_nonsense_costs_the_drafter_its_stream_and_nothing_else(folder: Path, name: str) -> None:
     target = load_tiny(folder)
@@ -91,8 +95,11 @@ async def test_nonsense_costs_the_drafter_its_stream_and_nothing_else(folder: Pa
     ):
         arguments = {"max_tokens": 40, "ignore_eos": True, "sampling": SAMPLED}
         alone = await ask(running.client, PROMPT, **arguments, speculate=False)
-        answer = await ask(running.client, PROMPT, **arguments)
-    assert answer.token_ids == alone.token_ids
+        for _ in range(REQUESTS_MAX):
+            answer = await ask(running.client, PROMPT, **arguments)
+            assert answer.token_ids == alone.token_ids
+            if answer.finished.mode is GenerationMode.DEGRADED:
+                break
     assert answer.finished.mode is GenerationMode.DEGRADED
     assert "broke the protocol" in answer.finished.mode_reason
 
