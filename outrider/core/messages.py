@@ -67,6 +67,20 @@ class ModelInfo(NamedTuple):
     instance_id: str
 
 
+class WorkerLoad(NamedTuple):
+    """How busy a worker is. See `WorkerLoad` in common.proto."""
+
+    instance_id: str
+    num_sessions: int
+    num_queued: int
+    num_queued_tokens: int
+    num_kv_tokens: int
+    num_free_kv_tokens: int
+    step_ms: float
+    num_prompt_tokens: int = 0
+    num_cached_prompt_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     """Draft nodes, parents before children; node i has id `first_id + i`. See `Drafted` in common.proto."""
@@ -112,6 +126,8 @@ class VerifyOpen:
     expect_drafts: bool = False
     num_logprobs: int | None = None
     trace: TraceContext = NOT_TRACED
+    time_left_ms: int | None = None
+    """Until the request's deadline, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +164,8 @@ class Verdict:
     chance_min: float = 0.0
     """Chance from which scoring one more guess would have been worth its time in this step; 0 while unknown."""
     logprobs: tuple[TokenLogprobs, ...] = ()
+    num_cached_tokens: int = 0
+    """In the first verdict: how many tokens of the line were found already read, for another session."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,3 +120,29 @@ class GetModelInfoResponse(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     model: ModelInfo
     def __init__(self, model: _Optional[_Union[ModelInfo, _Mapping]] = ...) -> None: ...
+
+class GetLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class WorkerLoad(_message.Message):
+    __slots__ = ("instance_id", "num_sessions", "num_queued", "num_queued_tokens", "num_kv_tokens", "num_free_kv_tokens", "step_ms", "num_prompt_tokens", "num_cached_prompt_tokens")
+    INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
+    NUM_QUEUED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FREE_KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    instance_id: str
+    num_sessions: int
+    num_queued: int
+    num_queued_tokens: int
+    num_kv_tokens: int
+    num_free_kv_tokens: int
+    step_ms: float
+    num_prompt_tokens: int
+    num_cached_prompt_tokens: int
+    def __init__(self, instance_id: _Optional[str] = ..., num_sessions: _Optional[int] = ..., num_queued: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_kv_tokens: _Optional[int] = ..., num_free_kv_tokens: _Optional[int] = ..., step_ms: _Optional[float] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...

@@ -46,6 +46,11 @@ class DraftServiceStub:
                 request_serializer=outrider_dot_v1_dot_common__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_common__pb2.GetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.GetLoad = channel.unary_stream(
+                '/outrider.v1.DraftService/GetLoad',
+                request_serializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
+                _registered_method=True)
 
 
 class DraftServiceServicer:
@@ -66,6 +71,13 @@ class DraftServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """Says how busy the worker is, and again whenever that changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DraftServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_DraftServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=outrider_dot_v1_dot_common__pb2.GetModelInfoRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_common__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class DraftService:
             '/outrider.v1.DraftService/GetModelInfo',
             outrider_dot_v1_dot_common__pb2.GetModelInfoRequest.SerializeToString,
             outrider_dot_v1_dot_common__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrider.v1.DraftService/GetLoad',
+            outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
+            outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,7 +33,7 @@ GENERATION_MODE_TARGET_ONLY: GenerationMode
 GENERATION_MODE_DEGRADED: GenerationMode
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "token_ids", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "num_logprobs", "speculation")
+    __slots__ = ("text", "token_ids", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "num_logprobs", "speculation", "num_completions")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,7 @@ class GenerateRequest(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
+    NUM_COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: TokenIds
     sampling: _common_pb2.SamplingParams
@@ -52,7 +53,8 @@ class GenerateRequest(_message.Message):
     ignore_eos: bool
     num_logprobs: int
     speculation: SpeculationParams
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationParams, _Mapping]] = ...) -> None: ...
+    num_completions: int
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationParams, _Mapping]] = ..., num_completions: _Optional[int] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -93,18 +95,20 @@ class GenerateStarted(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ...) -> None: ...
 
 class GeneratedTokens(_message.Message):
-    __slots__ = ("position", "text", "tokens", "rolled_back", "num_draft_tokens")
+    __slots__ = ("position", "text", "tokens", "rolled_back", "num_draft_tokens", "completion")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
     position: int
     text: str
     tokens: _containers.RepeatedCompositeFieldContainer[GeneratedToken]
     rolled_back: bool
     num_draft_tokens: int
-    def __init__(self, position: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[GeneratedToken, _Mapping]]] = ..., rolled_back: _Optional[bool] = ..., num_draft_tokens: _Optional[int] = ...) -> None: ...
+    completion: int
+    def __init__(self, position: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[GeneratedToken, _Mapping]]] = ..., rolled_back: _Optional[bool] = ..., num_draft_tokens: _Optional[int] = ..., completion: _Optional[int] = ...) -> None: ...
 
 class GeneratedToken(_message.Message):
     __slots__ = ("token_id", "text", "origin", "logprobs")
@@ -119,7 +123,7 @@ class GeneratedToken(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., origin: _Optional[_Union[TokenOrigin, str]] = ..., logprobs: _Optional[_Union[_common_pb2.TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
-    __slots__ = ("reason", "mode", "mode_reason", "text", "usage", "speculation", "timings")
+    __slots__ = ("reason", "mode", "mode_reason", "text", "usage", "speculation", "timings", "completion")
     REASON_FIELD_NUMBER: _ClassVar[int]
     MODE_FIELD_NUMBER: _ClassVar[int]
     MODE_REASON_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +131,7 @@ class GenerateFinished(_message.Message):
     USAGE_FIELD_NUMBER: _ClassVar[int]
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
     reason: _common_pb2.FinishReason
     mode: GenerationMode
     mode_reason: str
@@ -134,15 +139,18 @@ class GenerateFinished(_message.Message):
     usage: Usage
     speculation: SpeculationStatistics
     timings: Timings
-    def __init__(self, reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., mode: _Optional[_Union[GenerationMode, str]] = ..., mode_reason: _Optional[str] = ..., text: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStatistics, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ...) -> None: ...
+    completion: int
+    def __init__(self, reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., mode: _Optional[_Union[GenerationMode, str]] = ..., mode_reason: _Optional[str] = ..., text: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStatistics, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., completion: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("num_prompt_tokens", "num_generated_tokens")
+    __slots__ = ("num_prompt_tokens", "num_generated_tokens", "num_cached_prompt_tokens")
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_prompt_tokens: int
     num_generated_tokens: int
-    def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ...) -> None: ...
+    num_cached_prompt_tokens: int
+    def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class SpeculationStatistics(_message.Message):
     __slots__ = ("num_rounds", "num_draft_tokens", "num_accepted_tokens", "num_rollbacks", "num_drafted_nodes", "num_stale_nodes", "acceptance_length", "acceptance_histogram", "num_rejections", "num_outcome_hits", "num_bonuses", "num_bonus_hits")
@@ -191,17 +199,37 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "protocol_version", "target", "draft", "target_only_reason", "num_running")
+    __slots__ = ("version", "protocol_version", "target", "draft", "target_only_reason", "num_running", "replicas")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     TARGET_ONLY_REASON_FIELD_NUMBER: _ClassVar[int]
     NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     version: str
     protocol_version: int
     target: _common_pb2.ModelInfo
     draft: _common_pb2.ModelInfo
     target_only_reason: str
     num_running: int
-    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., target: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., draft: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., target_only_reason: _Optional[str] = ..., num_running: _Optional[int] = ...) -> None: ...
+    replicas: _containers.RepeatedCompositeFieldContainer[Replica]
+    def __init__(self, version: _Optional[str] = ..., protocol_version: _Optional[int] = ..., target: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., draft: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., target_only_reason: _Optional[str] = ..., num_running: _Optional[int] = ..., replicas: _Optional[_Iterable[_Union[Replica, _Mapping]]] = ...) -> None: ...
+
+class Replica(_message.Message):
+    __slots__ = ("address", "service", "serving", "problem", "model", "load", "num_own_sessions")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    SERVING_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    NUM_OWN_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    service: str
+    serving: bool
+    problem: str
+    model: _common_pb2.ModelInfo
+    load: _common_pb2.WorkerLoad
+    num_own_sessions: int
+    def __init__(self, address: _Optional[str] = ..., service: _Optional[str] = ..., serving: _Optional[bool] = ..., problem: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., num_own_sessions: _Optional[int] = ...) -> None: ...

@@ -46,6 +46,11 @@ class VerifyServiceStub:
                 request_serializer=outrider_dot_v1_dot_common__pb2.GetModelInfoRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_common__pb2.GetModelInfoResponse.FromString,
                 _registered_method=True)
+        self.GetLoad = channel.unary_stream(
+                '/outrider.v1.VerifyService/GetLoad',
+                request_serializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
+                _registered_method=True)
         self.GetTokenizer = channel.unary_stream(
                 '/outrider.v1.VerifyService/GetTokenizer',
                 request_serializer=outrider_dot_v1_dot_verify__pb2.GetTokenizerRequest.SerializeToString,
@@ -72,6 +77,13 @@ class VerifyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetLoad(self, request, context):
+        """Says how busy the worker is, and again whenever that changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTokenizer(self, request, context):
         """Sends the target's tokenizer in chunks, so that the coordinator needs no model folder.
         """
@@ -91,6 +103,11 @@ def add_VerifyServiceServicer_to_server(servicer, server):
                     servicer.GetModelInfo,
                     request_deserializer=outrider_dot_v1_dot_common__pb2.GetModelInfoRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_common__pb2.GetModelInfoResponse.SerializeToString,
+            ),
+            'GetLoad': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetLoad,
+                    request_deserializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.SerializeToString,
             ),
             'GetTokenizer': grpc.unary_stream_rpc_method_handler(
                     servicer.GetTokenizer,
@@ -153,6 +170,33 @@ class VerifyService:
             '/outrider.v1.VerifyService/GetModelInfo',
             outrider_dot_v1_dot_common__pb2.GetModelInfoRequest.SerializeToString,
             outrider_dot_v1_dot_common__pb2.GetModelInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/outrider.v1.VerifyService/GetLoad',
+            outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
+            outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
             options,
             channel_credentials,
             insecure,

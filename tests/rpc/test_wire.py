@@ -106,6 +106,7 @@ def verify_opens() -> st.SearchStrategy[VerifyOpen]:
         max_draft_tokens=UINT32,
         expect_drafts=st.booleans(),
         num_logprobs=st.none() | UINT32,
+        time_left_ms=st.none() | UINT32,
         trace=traces(),
     )
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, TraceContext, Window
+from outrider.core.messages import (
+    FinishReason,
+    ModelInfo,
+    TokenLogprobs,
+    TokenOrigin,
+    TraceContext,
+    Window,
+    WorkerLoad,
+)
 from outrider.core.sampling import SamplingParams
 from outrider.v1 import common_pb2, generation_pb2
 
@@ -105,6 +113,26 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         device=message.device,
         protocol_version=message.protocol_version,
         instance_id=message.instance_id,
+    )
+
+
+def encode_load(load: WorkerLoad) -> common_pb2.WorkerLoad:
+    """How busy a worker is."""
+    return common_pb2.WorkerLoad(**load._asdict())
+
+
+def decode_load(message: common_pb2.WorkerLoad) -> WorkerLoad:
+    """How busy a worker is."""
+    return WorkerLoad(
+        instance_id=message.instance_id,
+        num_sessions=message.num_sessions,
+        num_queued=message.num_queued,
+        num_queued_tokens=message.num_queued_tokens,
+        num_kv_tokens=message.num_kv_tokens,
+        num_free_kv_tokens=message.num_free_kv_tokens,
+        step_ms=message.step_ms,
+        num_prompt_tokens=message.num_prompt_tokens,
+        num_cached_prompt_tokens=message.num_cached_prompt_tokens,
     )
 
 

@@ -77,6 +77,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
         expect_drafts=opening.expect_drafts,
         num_logprobs=opening.num_logprobs,
         trace=encode_trace(opening.trace),
+        time_left_ms=opening.time_left_ms,
     )
 
 
@@ -93,6 +94,7 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
         expect_drafts=message.expect_drafts,
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
         trace=decode_trace(message.trace),
+        time_left_ms=message.time_left_ms if message.HasField("time_left_ms") else None,
     )
 
 
@@ -108,6 +110,7 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         wait_ms=verdict.wait_ms,
         chance_min=verdict.chance_min,
         logprobs=[encode_token_logprobs(logprobs) for logprobs in verdict.logprobs],
+        num_cached_tokens=verdict.num_cached_tokens,
     )
 
 
@@ -123,4 +126,5 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         wait_ms=message.wait_ms,
         chance_min=message.chance_min,
         logprobs=tuple([decode_token_logprobs(logprobs) for logprobs in message.logprobs]),
+        num_cached_tokens=message.num_cached_tokens,
     )
