@@ -1,7 +1,7 @@
 """What the benchmark tells a worker beside the worker's own service: which rule to follow, and to hand over its log.
 
-Unary calls of JSON objects on the worker's own port. Only one answer is under way at a time while it is measured, so a
-rule holds for every session that opens after it was chosen.
+Unary calls of JSON objects on the worker's own port. A rule is chosen while no answer is under way, and holds for every
+session that opens after that.
 """
 
 from __future__ import annotations

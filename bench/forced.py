@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.oracle import Oracle
-from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import LINE_END, Job
 
 _NEVER = -30.0
@@ -41,12 +41,12 @@ class Forcing:
             settings["alpha"], settings["num_positions"], width=settings["width"], seed=settings["seed"]
         )
 
-    def step(self, jobs: Sequence[Job]) -> StepOutput:
+    def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
         """See `Engine.step`."""
         if self._oracle is None:
-            return self._step(jobs)
+            return self._step(jobs, max_line_tokens)
         started = time.monotonic()
-        output = self._step(jobs)
+        output = self._step(jobs, max_line_tokens)
         row = 0
         for job, num_rows in zip(jobs, output.num_rows, strict=True):
             if num_rows is not None:

@@ -88,13 +88,13 @@ async def measure(
     whose speed drifts does so for all. Raises OutriderError.
     """
     for index in range(num_warm_ups):
-        for name in _order(list(sources), index):
+        for name in order(list(sources), index):
             await sources[name].ask(prompts[index % len(prompts)], _sampling(temperatures[0], index), max_tokens)
             on_progress(None)
     measured: list[Measured] = []
     for index, prompt in enumerate(prompts):
         for temperature in temperatures:
-            for name in _order(list(sources), index):
+            for name in order(list(sources), index):
                 sample = await sources[name].ask(prompt, _sampling(temperature, index), max_tokens)
                 measured.append(Measured(name, temperature, index, sample))
                 on_progress(measured[-1])
@@ -105,7 +105,7 @@ def _sampling(temperature: float, index: int) -> SamplingParams:
     return SamplingParams(temperature=temperature, seed=index)
 
 
-def _order(names: list[str], index: int) -> list[str]:
+def order(names: list[str], index: int) -> list[str]:
     """Rotated by one place each time and turned around every other time, so that neighbours change as well."""
     turn = index % len(names)
     rotated = names[turn:] + names[:turn]

@@ -19,6 +19,10 @@ AMUSD_DRAFTS = 2
 """Drafts that AMUSD's verifier waits for, in its authors' code."""
 
 
+PADDED = "padded"
+"""The policy that pads all rounds of a step to the longest, and the mode that does nothing else than production."""
+
+
 class UnknownModeError(OutriderError):
     """A mode was asked for that does not exist."""
 
@@ -120,6 +124,20 @@ def _all_modes() -> Iterable[Mode]:
             policy=PolicyName("pearl", window),
             in_chain=True,
         )
+    yield Mode(
+        name=PADDED,
+        about="outrider with all rounds of a step padded to the longest, inputs and caches",
+        policy=PolicyName(PADDED),
+    )
+    for lookahead in LOOKAHEADS:
+        yield Mode(
+            name=f"padded_sync_{lookahead}",
+            family="padded_sync",
+            about=f"drafting and verifying in turn, {lookahead} drafts each, padded likewise",
+            coordinator=RIVALS,
+            policy=PolicyName(PADDED, lookahead),
+            in_chain=True,
+        )
     yield Mode(name="transformers", about="transformers' generate, on all cores", external=True)
     yield Mode(
         name="transformers_assisted",
@@ -133,6 +151,7 @@ MODES: Mapping[str, Mode] = {mode.name: mode for mode in _all_modes()}
 GROUPS: Mapping[str, Sequence[str]] = {
     "default": ("target", "outrider", "sync", "amusd", "pearl", "transformers", "transformers_assisted"),
     "ablations": ("no_tree", *ABLATIONS, "no_compile"),
+    "load": ("target", "outrider", PADDED),
     "all": tuple(MODES),
 }
 """Names that stand for several modes; the name of a family stands for all of it."""

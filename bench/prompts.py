@@ -20,15 +20,15 @@ class PromptsError(OutriderError):
     """There are no prompts, or too few."""
 
 
-def load_prompts(path: Path | None, count: int, tokenizer: Tokenizer) -> list[list[int]]:
-    """The first `count` prompts as token ids; they repeat if there are fewer.
+def load_prompts(path: Path | None, count: int | None, tokenizer: Tokenizer) -> list[list[int]]:
+    """The first `count` prompts as token ids; they repeat if there are fewer. None: each once.
 
     A file is JSON as `prompts.json` here, or text in which lines of `---` part the prompts. Raises PromptsError.
     """
     texts = _texts(path or BUNDLED_PROMPTS)
     if not texts:
         raise PromptsError(f"{path} holds no prompt; put one text after another with lines of --- between them")
-    return [tokenizer.encode(texts[index % len(texts)]).ids for index in range(count)]
+    return [tokenizer.encode(texts[index % len(texts)]).ids for index in range(count or len(texts))]
 
 
 def fingerprint(prompts: Sequence[Sequence[int]]) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.report import BENCHMARK, FORMAT, best_modes
+from bench.load import report as load_report
+from bench.load.tables import heading, ratio
+from bench.report import BENCHMARK, FORMAT, OURS, best_modes
 from outrider.core.errors import OutriderError
 
 _BLOCK = re.compile(r"^<!-- quoted from (\S+) -->\n(.*?)^<!-- end of quote -->$", flags=re.M | re.S)
@@ -36,9 +38,14 @@ def quote(path: Path, root: Path) -> str:
         source = path.resolve().relative_to(root.resolve()).as_posix()
     except (OSError, ValueError) as error:
         raise NotAResultError(f"{path} cannot be quoted from {root}: {error}") from error
-    if not isinstance(result, dict) or (result.get("benchmark"), result.get("format")) != (BENCHMARK, FORMAT):
+    kind = (result.get("benchmark"), result.get("format")) if isinstance(result, dict) else None
+    if kind == (BENCHMARK, FORMAT):
+        text = _tables(result)
+    elif kind == (load_report.BENCHMARK, load_report.FORMAT):
+        text = _load_tables(result)
+    else:
         raise NotAResultError(f"{path} is no result of this version's `{BENCHMARK}`; measure again with --json {path}")
-    return f"<!-- quoted from {source} -->\n{_tables(result)}<!-- end of quote -->"
+    return f"<!-- quoted from {source} -->\n{text}<!-- end of quote -->"
 
 
 def quotes(page: str) -> Iterator[Quote]:
@@ -53,11 +60,10 @@ def misquoted(page: str, root: Path) -> list[str]:
 
 
 def _tables(result: Mapping[str, Any]) -> str:
-    settings, machine = result["settings"], result["machine"]
+    settings = result["settings"]
     text = (
         f"{settings['target']} and {settings['draft']}, {settings['dtype']}, {settings['num_prompts']} prompts, "
-        f"{settings['max_tokens']} new tokens each; {machine['cores']} cores of {machine['processor']}, "
-        f"torch {machine['torch']}:\n\n"
+        f"{settings['max_tokens']} new tokens each; {_machine(result)}:\n\n"
     )
     for at in result["results"]:
         drawn = "greedy" if at["temperature"] == 0 else f"temperature {at['temperature']:g}"
@@ -71,6 +77,48 @@ def _tables(result: Mapping[str, Any]) -> str:
             )
         text += "\n"
     return text
+
+
+def _load_tables(result: Mapping[str, Any]) -> str:
+    """A table for each temperature and kind of load: a row for each load, with the modes side by side."""
+    text = ""
+    for temperature in dict.fromkeys(at["temperature"] for at in result["results"]):
+        for loop, load in (("closed", "clients"), ("open", "requests/s")):
+            shown = [at for at in result["results"] if (at["temperature"], at["loop"]) == (temperature, loop)]
+            if shown:
+                text += f"{heading(result['settings'], shown[0])}; {_machine(result)}:\n\n{_load_table(load, shown)}\n"
+    return text
+
+
+def _load_table(load: str, results: Sequence[Mapping[str, Any]]) -> str:
+    modes = list(results[0]["modes"])
+    others = [name for name in modes if name != OURS] if OURS in modes else []
+    headings = [
+        load,
+        *(f"{name}, tokens/s" for name in modes),
+        *(f"{OURS} / {name}" for name in others),
+        *(f"{name}, ms between tokens p50 / p99" for name in modes),
+    ]
+    text = f"| {' | '.join(headings)} |\n|{'---|' * len(headings)}\n"
+    for at in results:
+        each = at["modes"]
+        cells = [
+            f"{at['load']:g}",
+            *(f"{each[name]['tokens_per_second']:.0f}" for name in modes),
+            *(ratio(each[name]["advantage_of_ours"]) for name in others),
+            *(_percentiles(each[name]["inter_token_ms"]) for name in modes),
+        ]
+        text += f"| {' | '.join(cells)} |\n"
+    return text
+
+
+def _percentiles(found: Mapping[str, float] | None) -> str:
+    return f"{found['p50']:.1f} / {found['p99']:.1f}" if found else ""
+
+
+def _machine(result: Mapping[str, Any]) -> str:
+    machine = result["machine"]
+    return f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}"
 
 
 def _ratio(comparison: Mapping[str, Any] | None) -> str:

@@ -46,12 +46,38 @@ def compare(slow: Sequence[float], fast: Sequence[float]) -> Comparison:
     )
 
 
+def compare_passes(passes: Sequence[Sequence[tuple[float, float]]]) -> Interval:
+    """All time of one mode by all time of another, over pairs that were measured in several passes.
+
+    A resample draws passes, and from each of those pairs (Davison and Hinkley 1997, section 3.8): what disturbs a pass
+    disturbs all of its pairs, so pairs alone would promise too much. Raises ValueError if there is no pair.
+    """
+    passes = [pairs for pairs in passes if pairs]
+    if not passes:
+        raise ValueError("no pair to compare")
+
+    def ratio(drawn: Sequence[Sequence[tuple[float, float]]]) -> float:
+        slow = sum(a for pairs in drawn for a, _ in pairs)
+        return slow / sum(b for pairs in drawn for _, b in pairs)
+
+    rng = random.Random(0)
+    estimates: list[float] = []
+    for _ in range(NUM_RESAMPLES):
+        drawn = rng.choices(passes, k=len(passes))
+        estimates.append(ratio([rng.choices(pairs, k=len(pairs)) for pairs in drawn]))
+    return _interval(ratio(passes), estimates)
+
+
 def bootstrap(
     pairs: Sequence[tuple[float, float]], estimate: Callable[[Sequence[tuple[float, float]]], float]
 ) -> Interval:
     """The estimate over all pairs, and its interval over resamples. The same pairs give the same interval."""
     rng = random.Random(0)
-    estimates = sorted(estimate(rng.choices(pairs, k=len(pairs))) for _ in range(NUM_RESAMPLES))
+    return _interval(estimate(pairs), [estimate(rng.choices(pairs, k=len(pairs))) for _ in range(NUM_RESAMPLES)])
+
+
+def _interval(value: float, estimates: Sequence[float]) -> Interval:
+    ordered = sorted(estimates)
     tail = (1.0 - _CONFIDENCE) / 2.0
-    last = NUM_RESAMPLES - 1
-    return Interval(estimate(pairs), estimates[round(tail * last)], estimates[round((1.0 - tail) * last)])
+    last = len(ordered) - 1
+    return Interval(value, ordered[round(tail * last)], ordered[round((1.0 - tail) * last)])

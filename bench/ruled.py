@@ -5,14 +5,17 @@ Each is production's own session with a few methods overridden, for a production
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from bench.modes import PADDED
 from bench.rules import RULES
 from outrider.core.drafting import DraftKnowledge, DraftSession
 from outrider.core.messages import DraftOpen, VerifyOpen
 from outrider.core.ngram import NgramTable
+from outrider.core.patience import AT_ONCE, Wait
 from outrider.core.selection import Candidates
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node
@@ -37,6 +40,8 @@ class Policy(NamedTuple):
     draft_session: type[DraftSession]
     verify_knowledge: VerifyKnowledge
     draft_knowledge: DraftKnowledge
+    pads: bool = False
+    """Whether the verifier pads its passes; see `padding.py`."""
 
 
 def production() -> Policy:
@@ -45,11 +50,14 @@ def production() -> Policy:
 
 
 def make_policy(name: str, parameter: int) -> Policy:
-    """A rule of `rules.py` with its parameter, or an ablation. What it learns is its own.
+    """A rule of `rules.py` with its parameter, or an ablation, or padding (with a parameter, of drafting in turn). What
+    it learns is its own.
 
-    Raises KeyError for a name that is neither.
+    Raises KeyError for a name that is none of these.
     """
     policy = production()
+    if name == PADDED:
+        return (make_policy("in_turn", parameter) if parameter else policy)._replace(pads=True)
     if name in RULES:
         policy.verify_knowledge.curve = FlatCurve()
         return policy._replace(
@@ -67,10 +75,10 @@ def _ruled(name: str, parameter: int) -> type[VerifySession]:
             self._rule = RULES[name].make(parameter, opening.max_length)
             self._drafts: list[Node] = []
 
-        def wait(self, now: float) -> float:
+        def wait(self, now: float, num_beside: int = 0) -> Wait:
             drafts = self._rule.next_round(self)
             self._drafts = drafts or []
-            return WAIT_MAX if drafts is None else 0.0
+            return Wait(WAIT_MAX, WAIT_MAX, math.inf) if drafts is None else AT_ONCE
 
         @property
         def candidates(self) -> Candidates:
@@ -106,8 +114,8 @@ def _drafting_a_chain(credit: int) -> type[DraftSession]:
 class HastySession(VerifySession):
     """Never waits for drafts."""
 
-    def wait(self, now: float) -> float:
-        return 0.0
+    def wait(self, now: float, num_beside: int = 0) -> Wait:
+        return AT_ONCE
 
 
 class TrunkSession(DraftSession):

@@ -45,14 +45,14 @@ async def run(options: BenchOptions, console: Console) -> dict[str, Any]:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
     modes = [*choose_modes(options.modes), *_external_modes(options)]
     target = str(widened(Path(options.target), console)) if options.wide else options.target
-    prompts = load_prompts(options.prompts, options.num_prompts, _tokenizer(Path(target)))
+    prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(target)))
     models = Models(
         target=target,
         draft=options.draft,
         target_device=options.target_device,
         draft_device=options.draft_device,
         dtype=options.dtype,
-        compile=_compile(options),
+        compile=compilation(options.compile, options.target_device, options.draft_device),
     )
     board = Board(console, show_logs=False)
     board.begin()
@@ -151,15 +151,16 @@ async def _external_sources(
     return sources
 
 
-def _compile(options: BenchOptions) -> str:
-    """`auto` would serve at once and compile while answers are measured: compile first, or not at all."""
-    if options.compile != "auto":
-        return options.compile
-    devices = {torch.device(options.target_device), torch.device(options.draft_device)}
-    return "off" if any(compiler_problem(device) for device in devices) else "on"
+def compilation(wanted: str, *devices: str) -> str:
+    """What to tell workers of compiling. `auto` would serve at once and compile while answers are measured: compile
+    first, or not at all."""
+    if wanted != "auto":
+        return wanted
+    return "off" if any(compiler_problem(torch.device(device)) for device in devices) else "on"
 
 
-def _tokenizer(folder: Path) -> Tokenizer:
+def tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises OutriderError."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         raise OutriderError(f"{folder} has no tokenizer.json; name a model folder with --target FOLDER")

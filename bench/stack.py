@@ -8,12 +8,11 @@ import os
 import socket
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bench.control import tell
-from bench.intervals import Span
 from bench.modes import ALL_CORES, EAGER, NGRAM, Mode
 from outrider.cli.child import Child, Observer
 from outrider.client import GenerationClient
@@ -35,8 +34,14 @@ class Models:
     draft_device: str = "cpu"
     dtype: str = "bfloat16"
     compile: str = "auto"
-    draft_flags: tuple[str, ...] = ()
-    """More flags of the draft service."""
+    worker_flags: tuple[str, ...] = ("--max-sessions=2",)
+    """More flags of both workers."""
+    verify_flags: tuple[str, ...] = ()
+    """More flags of verifiers alone."""
+    coordinator_flags: tuple[str, ...] = ()
+    """The same of all coordinators."""
+    as_in_production: bool = False
+    """Run the workers' own modules rather than `worker.py`: then they keep no log and take no policy."""
 
 
 Through = Callable[[Child], Awaitable[str]]
@@ -46,28 +51,26 @@ Through = Callable[[Child], Awaitable[str]]
 class Pair:
     """A pair of running workers; the verifier may be alone."""
 
-    def __init__(self, measured: Mapping[str, Child]) -> None:
-        """`measured` are those of its workers, by kind, that can be told things; see `worker.py`."""
-        self._channels = {kind: open_channel(child.address) for kind, child in measured.items()}
-        self._mode = ""
+    def __init__(self, workers: Mapping[str, Child], measured: Collection[str]) -> None:
+        """`workers` are its workers by kind, `measured` the kinds that can be told things; see `worker.py`."""
+        self.addresses: Mapping[str, str] = {kind: child.address for kind, child in workers.items()}
+        """Of its workers, by kind."""
+        self._channels = {kind: open_channel(self.addresses[kind]) for kind in measured}
 
     async def choose(self, mode: Mode) -> None:
-        """Has the sessions that open next follow the policy of `mode`."""
-        if mode.name != self._mode:
-            for channel in self._channels.values():
-                await tell(channel, "Choose", {"mode": mode.name, "policy": mode.policy})
-            self._mode = mode.name
+        """Has the sessions that open next follow the policy of `mode`, and find no prompt that was read before."""
+        for channel in self._channels.values():
+            await tell(channel, "Choose", {"mode": mode.name, "policy": mode.policy})
 
     async def force(self, *, verify: Mapping[str, Any], draft: Mapping[str, Any]) -> None:
         """Has both engines do as told; see `Forcing.force`."""
-        self._mode = ""
         await tell(self._channels["verify"], "Force", verify)
         await tell(self._channels["draft"], "Force", draft)
 
-    async def take_log(self) -> dict[str, dict[str, list[Span]]]:
+    async def take_log(self) -> dict[str, dict[str, list[Any]]]:
         """What each worker has logged since the last time: see `StepLog.take`."""
         return {
-            name: {kind: [(first, last) for first, last in spans] for kind, spans in log.items()}
+            name: {kind: list(map(tuple, entries)) for kind, entries in log.items()}
             for name, log in [(name, await tell(channel, "Take")) for name, channel in self._channels.items()]
         }
 
@@ -91,11 +94,18 @@ class Stack:
     """Everything that is up."""
 
     pairs: Mapping[str, Pair]
+    coordinators: Mapping[tuple[str, tuple[str, ...]], Child]
     clients: Mapping[tuple[str, tuple[str, ...]], GenerationClient]
+    services: Sequence[Child]
+    """Every process."""
 
     def pair(self, mode: Mode) -> Pair:
         """The workers of `mode`."""
         return self.pairs[mode.pair]
+
+    def address(self, mode: Mode) -> str:
+        """The address of the coordinator of `mode`."""
+        return self.coordinators[mode.pair, mode.coordinator].address
 
     def client(self, mode: Mode) -> GenerationClient:
         """A client of the coordinator of `mode`."""
@@ -126,19 +136,20 @@ async def running(
         drafts = {name: await _draft_address(draft, through) for name, (_, draft) in pairs.items()}
         for key in dict.fromkeys((mode.pair, mode.coordinator) for mode in ours):
             name, verify = f"coordinator {len(coordinators) + 1}", pairs[key[0]][0]
-            coordinators[key] = _coordinator(name, verify.address, drafts[key[0]], cores, key[1], observer)
+            flags = [*models.coordinator_flags, *key[1]]
+            coordinators[key] = _coordinator(name, verify.address, drafts[key[0]], cores, flags, observer)
         leaving.push_async_callback(_stop, list(coordinators.values()))
         for child in coordinators.values():
             await child.start()
         await asyncio.gather(*(child.ready() for child in coordinators.values()))
-        running_pairs = {name: Pair(_measured(name, *pair)) for name, pair in pairs.items()}
+        running_pairs = {name: _pair(name, models, *pair) for name, pair in pairs.items()}
         for pair in running_pairs.values():
             leaving.push_async_callback(pair.close)
         clients = {
             key: await leaving.enter_async_context(GenerationClient(child.address))
             for key, child in coordinators.items()
         }
-        yield Stack(running_pairs, clients)
+        yield Stack(running_pairs, coordinators, clients, [*workers, *coordinators.values()])
 
 
 async def _stop(children: Sequence[Child]) -> None:
@@ -153,34 +164,50 @@ def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Chil
     alone = name == ALL_CORES
     if alone:
         verify_cores = sorted({*verify_cores, *draft_cores})
-    common = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", "--max-sessions=2"]
-    verify = _worker("verify", name, models.target, models.target_device, verify_cores, common, observer)
+    flags = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", *models.worker_flags]
+    modules = _MODULES if models.as_in_production else _MEASURED_MODULES
+    verify_flags = [*flags, *models.verify_flags]
+    verify = _worker(modules, "verify", name, models.target, models.target_device, verify_cores, verify_flags, observer)
     if alone:
         return verify, None
     if name == NGRAM:
-        return verify, _child("draft_service", "draft", name, ["--model=ngram"], observer)
-    flags = [*common, *models.draft_flags]
-    return verify, _worker("draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
+        return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram"], observer)
+    return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
+
+
+_MODULES = {"verify": ("verify_service",), "draft": ("draft_service",)}
+"""What runs a worker: a module, and arguments before its flags."""
+
+_MEASURED_MODULES = {kind: ("bench.worker", kind) for kind in _MODULES}
 
 
 def _worker(
-    kind: str, pair: str, model: str, device: str, cores: Sequence[int], flags: Sequence[str], observer: Observer
+    modules: Mapping[str, Sequence[str]],
+    kind: str,
+    pair: str,
+    model: str,
+    device: str,
+    cores: Sequence[int],
+    flags: Sequence[str],
+    observer: Observer,
 ) -> Child:
     flags = [f"--model={model}", f"--device={device}", *flags]
     if cores and device == "cpu":
         flags += [f"--cores={','.join(map(str, cores))}", f"--num-threads={len(cores)}"]
-    return _child("bench.worker", kind, pair, flags, observer)
+    return _child(modules[kind], kind, pair, flags, observer)
 
 
-def _child(module: str, kind: str, pair: str, flags: Sequence[str], observer: Observer) -> Child:
+def _child(module: Sequence[str], kind: str, pair: str, flags: Sequence[str], observer: Observer) -> Child:
     address = f"{HOST}:{_free_port()}"
-    command = [module, *([kind] if module == "bench.worker" else []), f"--listen={address}", *flags]
+    command = [*module, f"--listen={address}", *flags]
     service = "outrider.v1.VerifyService" if kind == "verify" else "outrider.v1.DraftService"
     return Child(f"{kind} {pair}".strip(), command, address=address, health_service=service, observer=observer)
 
 
-def _measured(name: str, verify: Child, draft: Child | None) -> dict[str, Child]:
-    return {"verify": verify} if draft is None or name == NGRAM else {"verify": verify, "draft": draft}
+def _pair(name: str, models: Models, verify: Child, draft: Child | None) -> Pair:
+    workers = {"verify": verify} if draft is None else {"verify": verify, "draft": draft}
+    measured = [] if models.as_in_production else [kind for kind in workers if kind == "verify" or name != NGRAM]
+    return Pair(workers, measured)
 
 
 def _coordinator(

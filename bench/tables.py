@@ -17,7 +17,7 @@ WIDTH = 118
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Three tables for each temperature: speed, what speculation did, and where the time went."""
-    console = console or _console()
+    console = console or default_console()
     for at in result["results"]:
         shown = [(title, at["modes"][name]) for name, title in best_modes(result, at)]
         settings = result["settings"]
@@ -41,8 +41,8 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
 
 def show_plane(result: Mapping[str, Any], console: Console | None = None) -> None:
     """Speed-ups over the target alone, point by point, and beside them what real services made of some points."""
-    console = console or _console()
-    table = _table(
+    console = console or default_console()
+    table = new_table(
         "On the virtual clock: times faster than the target alone", "c", "delay", *result["schemes"], "bound"
     )
     for point in result["points"]:
@@ -50,13 +50,13 @@ def show_plane(result: Mapping[str, Any], console: Console | None = None) -> Non
             f"alpha {point['alpha']:g}",
             f"{point['draft_step']:g}",
             f"{point['delay']:g}",
-            *(_number(point["speed_up"][scheme]) for scheme in result["schemes"]),
-            _number(1.0 / point["theory"]["chain_bound"]),
+            *(number(point["speed_up"][scheme]) for scheme in result["schemes"]),
+            number(1.0 / point["theory"]["chain_bound"]),
         )
     console.print(table)
     if not result.get("confirmed"):
         return
-    table = _table("On real services with forced times (and on the virtual clock)", "c", "delay", *result["schemes"])
+    table = new_table("On real services with forced times (and on the virtual clock)", "c", "delay", *result["schemes"])
     for point in result["confirmed"]:
         both = [(point["on_services"][scheme], point["on_virtual_clock"][scheme]) for scheme in result["schemes"]]
         table.add_row(
@@ -81,37 +81,37 @@ Rows = Sequence[tuple[str, Mapping[str, Any]]]
 
 
 def _speed(heading: str, shown: Rows) -> Table:
-    table = _table(heading, "ms/token", "decoding", "first", f"x {REFERENCE}", f"{OURS} x", "roofline", "same")
+    table = new_table(heading, "ms/token", "decoding", "first", f"x {REFERENCE}", f"{OURS} x", "roofline", "same")
     for title, each in shown:
         table.add_row(
             title,
-            _number(each["ms_per_token"]),
-            _number(each["decode_ms_per_token"]),
-            _number(each["first_token_ms"], 1),
+            number(each["ms_per_token"]),
+            number(each["decode_ms_per_token"]),
+            number(each["first_token_ms"], 1),
             _ratio(each["speed_up"]),
             _ratio(each.get("advantage_of_ours")),
-            _share((each["roofline"] or {}).get("share_reached")),
+            share((each["roofline"] or {}).get("share_reached")),
             _identity(each),
         )
     return table
 
 
 def _speculation(shown: Rows) -> Table:
-    table = _table(
+    table = new_table(
         "What speculation did",
         *("a round", "depth 1, 2, ..", "right", "drafted", "scored", "accepted"),
         *("stale", "wasted", "hits"),
     )
     for title, each in shown:
         if "num_drafted_nodes" not in each:
-            table.add_row(title, _number(each["acceptance_length"]))
+            table.add_row(title, number(each["acceptance_length"]))
             continue
         hits = f"{each['num_outcome_hits'] / each['num_rejections']:.0%}" if each["num_rejections"] else ""
         table.add_row(
             title,
-            _number(each["acceptance_length"]),
+            number(each["acceptance_length"]),
             " ".join(f"{share:.2f}".lstrip("0") for share in each["accepted_at_depth"][:4]),
-            _number(each["acceptance"]),
+            number(each["acceptance"]),
             *(
                 str(each[name])
                 for name in (
@@ -125,7 +125,7 @@ def _speculation(shown: Rows) -> Table:
 
 
 def _time(shown: Rows) -> Table:
-    table = _table(
+    table = new_table(
         "Where a round's time goes, in ms",
         *("verify", "own", "idle", "in/out", "draft", "own", "verify step", "draft step", "own/step", "overlap"),
     )
@@ -136,16 +136,17 @@ def _time(shown: Rows) -> Table:
         names = ("verify", "verifier_outside", "verifier_idle", "edges", "drafting", "drafter_outside")
         table.add_row(
             title,
-            *(_number(parts[name]) for name in names),
-            _number(each["verify_step_ms"]),
-            _number(each["draft_step_ms"]),
-            _number(each["draft_outside_ms_per_step"]),
-            _share(each["overlap"]),
+            *(number(parts[name]) for name in names),
+            number(each["verify_step_ms"]),
+            number(each["draft_step_ms"]),
+            number(each["draft_outside_ms_per_step"]),
+            share(each["overlap"]),
         )
     return table
 
 
-def _table(title: str, *headings: str) -> Table:
+def new_table(title: str, *headings: str) -> Table:
+    """A table whose first column names what the others are about."""
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for heading in headings:
@@ -153,16 +154,19 @@ def _table(title: str, *headings: str) -> Table:
     return table
 
 
-def _console() -> Console:
+def default_console() -> Console:
+    """Standard output, wide enough for every table where it is no terminal."""
     console = Console()
     return console if console.is_terminal else Console(width=WIDTH)
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
+    """A number; nothing for None."""
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
+    """A share in percent; nothing for None."""
     return "" if value is None else f"{value:.0%}"
 
 

@@ -171,7 +171,7 @@ class VirtualPair:
             if self._asked is asked:
                 self._verify()
 
-        wait = self._verifier.wait(self._now)
+        wait = self._verifier.wait(self._now).longest
         if wait > 0.0:
             self._after(wait, go)
         else:

@@ -13,6 +13,7 @@ from typing import Any
 
 from bench.control import add_control
 from bench.forced import Forcing
+from bench.padding import Padding
 from bench.ruled import Policy, make_policy, production
 from bench.step_log import StepLog
 from draft_service.config import DraftConfig
@@ -34,7 +35,9 @@ class Measured:
 
     def __init__(self) -> None:
         self.log = StepLog()
+        self._engine: Engine
         self._forcing: Forcing
+        self._padding: Padding
         self._measured: list[tuple[int, float]] = []
         self._step_times: list[tuple[int, float]] = []
         """What a policy knows of the engine's steps when it begins: numbers of tokens and seconds."""
@@ -42,9 +45,18 @@ class Measured:
 
     def watch(self, engine: Engine, worker: Worker, *, is_target: bool) -> None:
         """Takes control of an engine, before its device thread starts."""
+        self._engine = engine
         self._measured = self._step_times = engine.measure()
         self._forcing = Forcing(engine, is_target=is_target)
-        self.log.watch(engine, worker)
+        self._padding = padding = Padding(engine)
+        self.log.watch(engine, worker, lambda: padding.num_tokens)
+
+    def begin(self, *, pads: bool) -> None:
+        """On the device thread, while no session is there: the next mode begins, and finds nothing of what others have
+        read."""
+        self._padding.enabled = pads
+        blocks = self._engine.blocks
+        blocks.release([blocks.take() for _ in range(blocks.num_available)])
 
     def policy(self, mode: dict[str, Any]) -> Policy:
         """The policy of a mode: always the same one for its name, so that it keeps what it has learned."""
@@ -81,6 +93,7 @@ class MeasuredDraftServicer(DraftServicer):
         policy = self.measured.policy(mode)
         self._drafter.session_type = policy.draft_session
         self._drafter.knowledge = policy.draft_knowledge
+        self._device.submit(partial(self.measured.begin, pads=False))
 
 
 class MeasuredVerifyServicer(VerifyServicer):
@@ -101,6 +114,7 @@ class MeasuredVerifyServicer(VerifyServicer):
         policy = self.measured.policy(mode)
         self._verifier.session_type = policy.verify_session
         self._verifier.knowledge = policy.verify_knowledge
+        self._device.submit(partial(self.measured.begin, pads=policy.pads))
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 async def _serve(config: CoordinatorConfig, telemetry: Telemetry) -> None:
-    workers = Workers(config.verify, config.draft, lambda ready: server.set_ready(ready))
+    workers = Workers(config.verify, config.draft, lambda ready: server.set_ready(ready), telemetry.instruments)
     servicer = GenerationServicer(config, workers, telemetry)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     port = await server.start(config.listen)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from coordinator.resolution import parse_endpoints
 from outrider.core.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 
@@ -12,8 +13,14 @@ class CoordinatorConfig(Settings):
     """What the coordinator is told."""
 
     listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
-    verify: str = Field("127.0.0.1:50052", description="address of the verify service (host:port or dns:///name:port)")
-    draft: str = Field("127.0.0.1:50051", description="address of the draft service; empty to run by the target alone")
+    verify: str = Field(
+        "127.0.0.1:50052",
+        description="verify services of one target: host:port or dns:///name:port, several with commas; a name stands "
+        "for all of its addresses",
+    )
+    draft: str = Field(
+        "127.0.0.1:50051", description="draft services, of one model or several; empty to run by the target alone"
+    )
     tree_width: int = Field(
         0, ge=0, le=TREE_WIDTH_MAX, description="children per drafted node; 1 drafts a chain, 0 as many as are worth it"
     )
@@ -23,6 +30,19 @@ class CoordinatorConfig(Settings):
     max_draft_tokens: int = Field(
         15, ge=0, le=DRAFT_TOKENS_MAX, description="most draft tokens that one round verifies; fewer where that pays"
     )
-    max_requests: int = Field(64, ge=1, le=4096, description="most generations at a time; more are refused")
+    max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running generations get to finish")
+
+    @field_validator("verify", "draft")
+    @classmethod
+    def _check_endpoints(cls, text: str) -> str:
+        parse_endpoints(text)
+        return text
+
+    @field_validator("verify")
+    @classmethod
+    def _check_some(cls, text: str) -> str:
+        if not parse_endpoints(text):
+            raise ValueError("name at least one verify service")
+        return text

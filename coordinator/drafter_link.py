@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from types import TracebackType
-from typing import Self
 
-import grpc.aio
-
+from coordinator.replica import Seat
 from outrider.core.errors import WorkerUnavailableError
+from outrider.core.experience import Trial
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.statistics import SpeculationStatistics
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import draft_pb2_grpc
@@ -20,21 +19,21 @@ UNREAD_COMMITMENTS_MAX = 1024
 
 
 class DrafterLink:
-    """Commitments go in without waiting; windows come out. Use it as a context manager: leaving it frees the slot."""
+    """Commitments go in without waiting; windows come out. `close` must be called in the end."""
 
-    def __init__(self, channel: grpc.aio.Channel, opening: DraftOpen) -> None:
-        self._stream = OutgoingStream(draft_pb2_grpc.DraftServiceStub(channel).Draft())
+    def __init__(self, seat: Seat, trial: Trial, opening: DraftOpen, statistics: SpeculationStatistics) -> None:
+        """`statistics` are the session's, of which the `trial` hears in the end what has changed."""
+        self.replica = seat.replica
+        self.is_open = False
+        """Whether the drafter has taken the session."""
+        self._seat = seat
+        self._trial: Trial | None = trial
+        self._statistics = statistics
+        self._num_tokens_before, self._num_rounds_before = statistics.num_committed_tokens, statistics.num_rounds
+        self._stream = OutgoingStream(draft_pb2_grpc.DraftServiceStub(seat.replica.channel).Draft())
         self._opening = opening
         self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exception_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def send(self, commitment: Commitment) -> None:
         """Queues what was committed. A drafter that does not read is given up."""
@@ -44,9 +43,28 @@ class DrafterLink:
             self._overflowed = True
             self._stream.cancel()
 
-    def close(self) -> None:
-        """Ends the stream; the drafter frees its slot."""
+    def close(self, *, failed: bool) -> None:
+        """Ends the stream; the drafter frees its slot. `failed` says that it is the drafter's fault.
+
+        Calling it twice is harmless.
+        """
         self._stream.cancel()
+        self._seat.leave()
+        trial, self._trial = self._trial, None
+        if trial is None:
+            return
+        if failed and not self.is_open:
+            trial.cancel()
+        elif failed:
+            self.replica.num_failures += 1
+            trial.fail()
+        else:
+            self.replica.num_failures = 0
+            statistics = self._statistics
+            trial.end(
+                statistics.num_committed_tokens - self._num_tokens_before,
+                statistics.num_rounds - self._num_rounds_before,
+            )
 
     async def windows(self) -> AsyncGenerator[Window]:
         """Opens the session and yields what the drafter sends.
@@ -57,7 +75,9 @@ class DrafterLink:
         try:
             async for message in self._stream.responses():
                 event = wire.decode_draft_event(message)
-                if not isinstance(event, Opened):
+                if isinstance(event, Opened):
+                    self.is_open = True
+                else:
                     yield event
         finally:
             writer.cancel()

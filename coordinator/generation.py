@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import ExitStack, aclosing
-from dataclasses import dataclass
-from typing import Any
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
-import grpc.aio
 import structlog
 
 from coordinator.drafter_link import DrafterLink
+from coordinator.replica import Replica, Seat
 from coordinator.request import GenerationRequest
+from coordinator.route import Route
 from coordinator.text import TextDecoder
-from outrider.core.errors import OutriderError, WorkerUnavailableError
+from coordinator.verifier_link import VerifierLink
+from outrider.core.ending import Ending
+from outrider.core.errors import OutriderError, QueueFullError, SlotsExhaustedError, WorkerUnavailableError
 from outrider.core.messages import (
     DraftOpen,
     FinishReason,
@@ -32,13 +34,24 @@ from outrider.core.session import (
     Emit,
     EndDrafts,
     Finish,
+    OpenDrafter,
     SendToDrafter,
     SendToVerifier,
     Session,
 )
-from outrider.rpc import wire
-from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import verify_pb2_grpc
+
+TIME_LEFT_MS_MAX = 2**32 - 1
+"""Longest time until a deadline that a verifier is told: what the field holds, 49 days."""
+
+SPARE_DRAFTERS = 3
+"""How many times a session's drafter is replaced. Each one reads the line anew, so one that keeps losing drafters is
+better off without."""
+
+VERIFIERS_LOST_MAX = 3
+"""How many verifiers a completion may lose and go on: a line that kills its verifier must not go through a pool."""
+
+_REFUSALS = (SlotsExhaustedError, QueueFullError)
+"""What a verifier says that has no room."""
 
 _log = structlog.get_logger()
 
@@ -52,41 +65,46 @@ class EmittedTokens:
 
 
 class Generation:
-    """Runs one request to its end. Iterate over `run()`; then read the results."""
+    """Runs one completion to its end. Iterate over `run()`; then read the results."""
 
     def __init__(
         self,
         request: GenerationRequest,
         *,
-        request_id: str,
+        session_id: str,
         target: ModelInfo,
         decoder: TextDecoder,
-        verify_channel: grpc.aio.Channel,
-        draft_channel: grpc.aio.Channel | None,
+        route: Route,
         max_run_ahead: int,
         trace: TraceContext,
+        deadline: float | None = None,
     ) -> None:
-        """Without `draft_channel` the target runs alone."""
+        """`route` is the request's, shared by its completions. `deadline` is the caller's, on the monotonic clock."""
         self.request = request
         self.session = Session(
             request.prompt_token_ids,
             vocab_size=target.vocab_size,
             max_run_ahead=max_run_ahead,
-            drafting=draft_channel is not None,
+            drafting=request.speculate,
+            num_spare_drafters=SPARE_DRAFTERS,
         )
+        self.draft_model = ""
+        """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
         self.final_text = ""
         """Text that was held back to the end."""
         self.num_emitted = 0
         """Tokens given out. A stop string may end the text before the round's last token."""
+        self.num_cached_prompt_tokens = 0
+        """Tokens of the prompt that the verifier had already read for another session."""
         self.first_token_ms = 0.0
         self.total_ms = 0.0
         self._started = time.monotonic()
-        self._request_id = request_id
+        self._deadline = deadline
+        self._session_id = session_id
         self._decoder = decoder
-        self._verify_channel = verify_channel
-        self._draft_channel = draft_channel
+        self._route = route
         self._draft_open = DraftOpen(
-            session_id=request_id,
+            session_id=session_id,
             token_ids=request.prompt_token_ids,
             num_prompt_tokens=len(request.prompt_token_ids),
             sampling=request.sampling,
@@ -97,49 +115,115 @@ class Generation:
             trace=trace,
         )
         self._verify_open = VerifyOpen(
-            session_id=request_id,
+            session_id=session_id,
             token_ids=request.prompt_token_ids,
             num_prompt_tokens=len(request.prompt_token_ids),
             sampling=request.sampling,
             max_length=request.max_length,
             stop_token_ids=request.stop_token_ids,
             ignore_eos=request.ignore_eos,
-            max_draft_tokens=request.max_draft_tokens if draft_channel is not None else 0,
-            expect_drafts=draft_channel is not None,
+            max_draft_tokens=request.max_draft_tokens,
             num_logprobs=request.num_logprobs,
             trace=trace,
         )
-        self._verify: OutgoingStream[Any, Any]
+        self._ending = Ending.of(self._verify_open, target.eos_token_ids)
+        self._verifier: VerifierLink
+        self._verifier_is_open = asyncio.Event()
+        self._avoided_verifiers: set[Replica] = set()
+        """Those that have refused or been lost since the last verdict."""
+        self._num_verifiers_lost = 0
+        self._refusal: OutriderError | None = None
         self._drafter: DrafterLink | None = None
+        self._avoided_drafters: set[Replica] = set()
+        """Those that the session has had."""
+        self._relay: asyncio.Task[None] | None = None
 
     async def run(self) -> AsyncGenerator[EmittedTokens]:
-        """Yields the tokens of each round. Raises OutriderError if the verifier refuses or is lost."""
-        drafting: asyncio.Task[None] | None = None
+        """Yields the tokens of each round. Raises OutriderError if no verifier takes the session, or none is left."""
         try:
-            with ExitStack() as streams:
-                call = verify_pb2_grpc.VerifyServiceStub(self._verify_channel).Verify()
-                self._verify = streams.enter_context(OutgoingStream(call))
-                await self._verify.send(wire.encode_verify_command(self._verify_open))
-                if self._draft_channel is not None:
-                    self._drafter = streams.enter_context(DrafterLink(self._draft_channel, self._draft_open))
-                    drafting = asyncio.create_task(self._relay_drafts(self._drafter))
-                async for emitted in self._rounds():
-                    if self.first_token_ms == 0.0:
-                        self.first_token_ms = self._elapsed_ms()
-                    yield emitted
+            seat: Seat | None = self._route.verifier(len(self.session.line))
+            while seat is not None:
+                try:
+                    with VerifierLink(seat) as self._verifier:
+                        await self._open()
+                        async for emitted in self._rounds():
+                            if self.first_token_ms == 0.0:
+                                self.first_token_ms = self._elapsed_ms()
+                            yield emitted
+                    break
+                except (WorkerUnavailableError, *_REFUSALS) as error:
+                    self._verifier_is_open.clear()
+                    seat = self._next_verifier(error)
             self.final_text = self._decoder.finish()
         finally:
             self.total_ms = self._elapsed_ms()
-            if drafting is not None:
-                drafting.cancel()
-                await asyncio.gather(drafting, return_exceptions=True)
+            if self._drafter is not None:
+                self._drafter.close(failed=False)
+            if self._relay is not None:
+                self._relay.cancel()
+                await asyncio.gather(self._relay, return_exceptions=True)
+
+    async def _open(self) -> None:
+        """Opens the session at the verifier, at the end of the line, with everything that has been drafted."""
+        session = self.session
+        if self._drafter is None and session.drafter is DrafterState.ACTIVE:
+            self._open_drafter(self._draft_open.max_run_ahead, "")
+        was_drafted = session.drafter in (DrafterState.ACTIVE, DrafterState.LOST)
+        opening = replace(
+            self._verify_open,
+            token_ids=tuple(session.line.token_ids),
+            max_draft_tokens=self.request.max_draft_tokens if was_drafted else 0,
+            expect_drafts=session.drafter is DrafterState.ACTIVE,
+            time_left_ms=self._time_left_ms(),
+        )
+        await self._verifier.send(opening)
+        await self._tell_verifier(session.on_verifier_changed())
+        self._verifier_is_open.set()
+        if self._relay is None and self._drafter is not None:
+            self._relay = asyncio.create_task(self._relay_drafts())
+
+    def _next_verifier(self, error: OutriderError) -> Seat | None:
+        """Where the session goes on when its verifier has refused it or is lost; None if it is over.
+
+        Raises `error`, or an earlier refusal, if there is no other.
+        """
+        line = self.session.line
+        reason = self._ending.reason(line.token_ids[-1], len(line)) if line.num_generated_tokens else None
+        if reason is not None:  # all was decided, only the last word is lost
+            self._obey(self.session.on_stopped(reason))
+            return None
+        if self._verifier.has_decided:
+            if isinstance(error, QueueFullError):  # the client is too slow, wherever the session goes
+                raise error
+            self._avoided_verifiers.clear()
+            self._refusal = None
+        self._avoided_verifiers.add(self._verifier.replica)
+        if isinstance(error, _REFUSALS):
+            self._refusal = self._refusal or error
+        else:
+            self._num_verifiers_lost += 1
+        try:
+            if self._num_verifiers_lost > VERIFIERS_LOST_MAX:
+                raise WorkerUnavailableError(f"{VERIFIERS_LOST_MAX + 1} verifiers were lost, the last by: {error}")
+            seat = self._route.verifier(len(line), self._avoided_verifiers)
+        except WorkerUnavailableError as none_left:
+            raise self._refusal or error from none_left
+        _log.warning(
+            "verifier replaced",
+            session=self._session_id,
+            lost=self._verifier.replica.address,
+            found=seat.replica.address,
+            reason=str(error),
+        )
+        return seat
 
     async def _rounds(self) -> AsyncGenerator[EmittedTokens]:
-        async for message in self._verify.responses():
-            event = wire.decode_verify_event(message)
+        async for event in self._verifier.events():
             if isinstance(event, VerifyFinished):
                 self._obey(self.session.on_verify_finished(event))
             elif isinstance(event, Verdict):
+                if not self.session.line.num_generated_tokens:
+                    self.num_cached_prompt_tokens = event.num_cached_tokens
                 for command in self.session.on_verdict(event):
                     if isinstance(command, Emit):
                         yield self._decode(command)
@@ -147,7 +231,6 @@ class Generation:
                         self._obey([command])
             if self.session.finish_reason is not None:
                 return
-        raise WorkerUnavailableError("the verify service ended the stream early; try again")
 
     def _decode(self, emit: Emit) -> EmittedTokens:
         texts: list[str] = []
@@ -166,32 +249,67 @@ class Generation:
                 case SendToDrafter(commitment) if self._drafter is not None:
                     self._drafter.send(commitment)
                 case CloseDrafter() if self._drafter is not None:
-                    self._drafter.close()
+                    self._drafter.close(failed=self.session.finish_reason is None)
+                    self._drafter = None
                 case Finish():
                     pass
                 case _:
                     raise AssertionError(command)
 
-    async def _relay_drafts(self, drafter: DrafterLink) -> None:
-        """The one writer of the verify stream after its opening: relays windows until the drafter is gone."""
+    def _open_drafter(self, credit: int, lost_reason: str) -> list[Command]:
+        """Opens a drafter at the end of the line. `lost_reason` is why the one before is gone, empty for the first."""
+        line = self.session.line
         try:
-            async with aclosing(drafter.windows()) as windows:
-                async for window in windows:
-                    await self._tell_verifier(self.session.on_drafted(window))
-        except OutriderError as error:
-            if self.session.drafter is DrafterState.ACTIVE and self.session.finish_reason is None:
-                _log.warning("drafter lost", request=self._request_id, reason=str(error))
-            await self._tell_verifier(self.session.on_drafter_lost(str(error)))
+            seat, trial = self._route.drafter(len(line), self._verifier.replica, self._avoided_drafters)
+        except WorkerUnavailableError as none_left:
+            return self.session.on_no_drafter(lost_reason or str(none_left))
+        self._avoided_drafters.add(seat.replica)
+        self.draft_model = seat.replica.model.name if seat.replica.model is not None else ""
+        opening = replace(self._draft_open, token_ids=tuple(line.token_ids), max_run_ahead=credit)
+        self._drafter = DrafterLink(seat, trial, opening, self.session.statistics)
+        return []
+
+    async def _relay_drafts(self) -> None:
+        """The one writer of the verify stream once it is open: relays windows of one drafter, and then of the next."""
+        while (drafter := self._drafter) is not None:
+            try:
+                async with aclosing(drafter.windows()) as windows:
+                    async for window in windows:
+                        await self._until_open()
+                        await self._tell_verifier(self.session.on_drafted(window))
+                        if self._drafter is not drafter:
+                            break
+            except OutriderError as error:
+                if self.session.finish_reason is None:
+                    _log.warning(
+                        "drafter lost", session=self._session_id, address=drafter.replica.address, reason=str(error)
+                    )
+                await self._until_open()
+                lost = self.session.on_drafter_lost if drafter.is_open else self.session.on_drafter_refused
+                await self._tell_verifier(lost(str(error)))
+                if self._drafter is drafter:
+                    return
+
+    async def _until_open(self) -> None:
+        while not self._verifier_is_open.is_set():  # it may have been lost again before this task runs
+            await self._verifier_is_open.wait()
 
     async def _tell_verifier(self, commands: Sequence[Command]) -> None:
         for command in commands:
             match command:
                 case SendToVerifier(window):
-                    await self._verify.send(wire.encode_verify_command(window))
+                    await self._verifier.send(window)
                 case EndDrafts():
-                    await self._verify.send(wire.encode_verify_command(command))
+                    await self._verifier.send(command)
+                case OpenDrafter(credit, reason):
+                    await self._tell_verifier(self._open_drafter(credit, reason))
                 case _:
                     self._obey([command])
+
+    def _time_left_ms(self) -> int | None:
+        if self._deadline is None:
+            return None
+        return min(max(int((self._deadline - time.monotonic()) * 1000.0), 0), TIME_LEFT_MS_MAX)
 
     def _elapsed_ms(self) -> float:
         return (time.monotonic() - self._started) * 1000.0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 
@@ -12,10 +13,20 @@ from coordinator.generation import EmittedTokens, Generation
 from coordinator.request import GenerationRequest
 from outrider.core.errors import OutriderError
 from outrider.core.messages import NOT_TRACED, ModelInfo, TraceContext
+from outrider.core.statistics import SpeculationStatistics
 from outrider.telemetry import names
 from outrider.telemetry.attributes import request_attributes, speculation_attributes
 from outrider.telemetry.setup import Telemetry
 from outrider.telemetry.tracing import extract, inject, record_span, within
+
+
+class _Ended(NamedTuple):
+    """A completion that ended by its own rules."""
+
+    generation: Generation
+    mode: str
+    reason: str
+    """Why the mode is not what was asked for; empty if it is."""
 
 
 class Observation:
@@ -27,10 +38,9 @@ class Observation:
         request_id: str,
         request: GenerationRequest,
         target: ModelInfo,
-        draft: ModelInfo | None,
         caller: TraceContext = NOT_TRACED,
     ) -> None:
-        """The span continues the `caller`'s trace, if there is one. `draft` is the drafter's model, if any."""
+        """The span continues the `caller`'s trace, if there is one."""
         self._telemetry = telemetry
         self._model = target.name
         self._span = telemetry.tracer.start_span(
@@ -38,16 +48,20 @@ class Observation:
             extract(caller),
             kind=SpanKind.SERVER,
             attributes=request_attributes(
-                target.name, request.sampling, request.max_length - len(request.prompt_token_ids), request.stop
+                target.name,
+                request.sampling,
+                request.max_length - len(request.prompt_token_ids),
+                request.stop,
+                request.num_completions,
             ),
         )
         self._span.set_attribute(names.GEN_AI_RESPONSE_ID, request_id)
-        if draft is not None:
-            self._span.set_attribute(names.DRAFT_MODEL, draft.name)
         self._records_rounds = telemetry.records_rounds(self._span)
         self._started = time.monotonic()
-        self._last_round_ns = time.time_ns()
-        self._num_rounds = 0
+        self._has_token = False
+        self._last_round_ns = [time.time_ns()] * request.num_completions
+        self._num_rounds = [0] * request.num_completions
+        self._ended: dict[int, _Ended] = {}
 
     @property
     def trace(self) -> TraceContext:
@@ -60,42 +74,57 @@ class Observation:
         context = self._span.get_span_context()
         return format_trace_id(context.trace_id) if context.is_valid else ""
 
-    def on_round(self, emitted: EmittedTokens) -> None:
+    def on_round(self, completion: int, emitted: EmittedTokens) -> None:
         """A round's tokens are on their way to the client."""
+        if not self._has_token:
+            self._has_token = True
+            self._telemetry.instruments.record_first_token(time.monotonic() - self._started, model=self._model)
         if not self._records_rounds:
             return
         now = time.time_ns()
         emit = emitted.emit
         attributes = {
-            names.ROUND_INDEX: self._num_rounds,
+            names.ROUND_COMPLETION: completion,
+            names.ROUND_INDEX: self._num_rounds[completion],
             names.ROUND_POSITION: emit.position,
             names.ROUND_NUM_DRAFT_TOKENS: emit.num_draft_tokens,
             names.ROUND_NUM_ACCEPTED: emit.num_accepted,
             names.ROUND_ROLLED_BACK: emit.rolled_back,
         }
-        record_span(self._telemetry.tracer, names.SPAN_ROUND, within(self._span), self._last_round_ns, now, attributes)
-        self._last_round_ns = now
-        self._num_rounds += 1
+        started = self._last_round_ns[completion]
+        record_span(self._telemetry.tracer, names.SPAN_ROUND, within(self._span), started, now, attributes)
+        self._last_round_ns[completion] = now
+        self._num_rounds[completion] += 1
 
-    def on_finish(self, generation: Generation, mode: str, reason: str) -> None:
-        """The generation ended by its own rules."""
-        session = generation.session
-        assert session.finish_reason is not None
-        instruments = self._telemetry.instruments
-        instruments.count(session.statistics)
-        instruments.record_first_token(generation.first_token_ms / 1000.0, model=self._model)
-        if self._span.is_recording():
-            self._span.set_attributes(speculation_attributes(session.statistics))
-            self._span.set_attributes(
-                {
-                    names.MODE: mode,
-                    names.MODE_REASON: reason,
-                    names.GEN_AI_RESPONSE_MODEL: self._model,
-                    names.GEN_AI_RESPONSE_FINISH_REASONS: (session.finish_reason.name.lower(),),
-                    names.GEN_AI_USAGE_INPUT_TOKENS: session.line.num_prompt_tokens,
-                    names.GEN_AI_USAGE_OUTPUT_TOKENS: generation.num_emitted,
-                }
-            )
+    def on_finish(self, completion: int, generation: Generation, mode: str, reason: str) -> None:
+        """A completion ended by its own rules."""
+        self._telemetry.instruments.count(generation.session.statistics)
+        self._ended[completion] = _Ended(generation, mode, reason)
+
+    def _tell_of(self, ended: Sequence[_Ended]) -> None:
+        generations = [each.generation for each in ended]
+        sessions = [generation.session for generation in generations]
+        notable = next((each for each in ended if each.reason), ended[0])
+        self._span.set_attributes(
+            speculation_attributes(sum((session.statistics for session in sessions), SpeculationStatistics()))
+        )
+        self._span.set_attributes(
+            {
+                names.MODE: notable.mode,
+                names.MODE_REASON: notable.reason,
+                names.DRAFT_MODEL: ",".join(sorted({each.draft_model for each in generations if each.draft_model})),
+                names.GEN_AI_RESPONSE_MODEL: self._model,
+                names.GEN_AI_RESPONSE_FINISH_REASONS: tuple(
+                    session.finish_reason.name.lower() for session in sessions if session.finish_reason is not None
+                ),
+                names.GEN_AI_USAGE_INPUT_TOKENS: sessions[0].line.num_prompt_tokens,
+                names.GEN_AI_USAGE_OUTPUT_TOKENS: sum(generation.num_emitted for generation in generations),
+                names.NUM_CACHED_PROMPT_TOKENS: sum(generation.num_cached_prompt_tokens for generation in generations),
+                names.COMPLETIONS_MODES: tuple(each.mode for each in ended),
+                names.COMPLETIONS_NUM_OUTPUT_TOKENS: tuple(generation.num_emitted for generation in generations),
+                names.COMPLETIONS_NUM_ROUNDS: tuple(session.statistics.num_rounds for session in sessions),
+            }
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -103,6 +132,8 @@ class Observation:
     def __exit__(
         self, exception_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._ended and self._span.is_recording():
+            self._tell_of([self._ended[completion] for completion in sorted(self._ended)])
         error_type = exception_type.__name__ if exception_type is not None else None
         if error_type is not None:
             self._span.set_attribute(names.ERROR_TYPE, error_type)

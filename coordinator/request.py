@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
 from outrider.core.messages import ModelInfo
-from outrider.core.sampling import SamplingParams
+from outrider.core.sampling import SamplingParams, completion_seed
 from outrider.core.validation import (
+    COMPLETIONS_MAX,
     DRAFT_TOKENS_MAX,
     PROMPT_CHARACTERS_MAX,
     STOP_STRING_CHARACTERS_MAX,
@@ -45,6 +47,12 @@ class GenerationRequest:
     speculate: bool
     max_draft_tokens: int
     tree_width: int
+    num_completions: int
+
+    def completion(self, index: int) -> Self:
+        """The request for completion number `index` alone."""
+        sampling = replace(self.sampling, seed=completion_seed(self.sampling.seed, index))
+        return replace(self, sampling=sampling, num_completions=1)
 
 
 def parse(
@@ -88,6 +96,11 @@ def parse(
         "speculation.tree_width",
         f"must be between 0 (automatic) and {min(TREE_WIDTH_MAX, config.max_run_ahead)}",
     )
+    num_completions = message.num_completions if message.HasField("num_completions") else 1
+    num_completions_max = min(COMPLETIONS_MAX, config.max_requests)
+    found.check(
+        1 <= num_completions <= num_completions_max, "num_completions", f"must be between 1 and {num_completions_max}"
+    )
     found.raise_if_any()
     return GenerationRequest(
         prompt_token_ids=prompt_token_ids,
@@ -100,6 +113,7 @@ def parse(
         speculate=(not speculation.HasField("enabled") or speculation.enabled) and max_draft_tokens > 0,
         max_draft_tokens=max_draft_tokens,
         tree_width=tree_width,
+        num_completions=num_completions,
     )
 
 

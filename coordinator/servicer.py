@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from contextlib import aclosing
 
+from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
 from coordinator.generation import EmittedTokens, Generation
 from coordinator.observation import Observation
+from coordinator.replica import Replica
 from coordinator.request import GenerationRequest, parse
+from coordinator.route import Route
 from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
@@ -23,6 +27,7 @@ from outrider.v1 import generation_pb2_grpc
 
 _MODES = {
     DrafterState.NONE: pb.GENERATION_MODE_TARGET_ONLY,
+    DrafterState.MISSED: pb.GENERATION_MODE_TARGET_ONLY,
     DrafterState.ACTIVE: pb.GENERATION_MODE_SPECULATIVE,
     DrafterState.LOST: pb.GENERATION_MODE_DEGRADED,
 }
@@ -39,38 +44,44 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 
     @rpc_errors
     async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> None:
-        """One generation; cancelling the call cancels it at both workers."""
+        """All completions of one prompt; cancelling the call cancels them at both workers."""
         target, tokenizer = self._workers.require_target()
-        if self._num_running >= self._config.max_requests:
-            raise QueueFullError(f"{self._num_running} generations are running, the most allowed; try again later")
+        self._require_room(1)  # before the work of reading the request
         parsed = parse(request, self._config, target, tokenizer)
-        no_drafter = self._workers.draft_problem() if parsed.speculate else ""
-        drafting = parsed.speculate and not no_drafter
+        self._require_room(parsed.num_completions)
+        route = Route(self._workers, parsed, target)
         request_id = uuid.uuid4().hex
-        self._num_running += 1
+        deadline = _deadline(context)
+        self._num_running += parsed.num_completions
         try:
-            draft = self._workers.draft if drafting else None
-            with Observation(self._telemetry, request_id, parsed, target, draft, _caller(context)) as observation:
-                generation = Generation(
-                    parsed,
-                    request_id=request_id,
-                    target=target,
-                    decoder=TextDecoder(tokenizer, parsed.stop),
-                    verify_channel=self._workers.verify_channel,
-                    draft_channel=self._workers.draft_channel if drafting else None,
-                    max_run_ahead=self._config.max_run_ahead,
-                    trace=observation.trace,
-                )
+            with Observation(self._telemetry, request_id, parsed, target, _caller(context)) as observation:
+                generations = [
+                    Generation(
+                        parsed.completion(number),
+                        session_id=f"{request_id}.{number}" if parsed.num_completions > 1 else request_id,
+                        target=target,
+                        decoder=TextDecoder(tokenizer, parsed.stop),
+                        route=route,
+                        max_run_ahead=self._config.max_run_ahead,
+                        trace=observation.trace,
+                        deadline=deadline,
+                    )
+                    for number in range(parsed.num_completions)
+                ]
                 await context.write(_started(request_id, parsed, observation.trace_id))
-                async with aclosing(generation.run()) as rounds:
-                    async for emitted in rounds:
-                        await context.write(_tokens(emitted))
-                        observation.on_round(emitted)
-                mode, reason = _MODES[generation.session.drafter], generation.session.drafter_lost_reason or no_drafter
-                observation.on_finish(generation, pb.GenerationMode.Name(mode), reason)
-                await context.write(_finished(generation, mode, reason))
+                async with aclosing(run_together(generations)) as rounds:
+                    async for completion, emitted in rounds:
+                        if emitted is not None:
+                            await context.write(_tokens(completion, emitted))
+                            observation.on_round(completion, emitted)
+                            continue
+                        generation = generations[completion]
+                        mode = _MODES[generation.session.drafter]
+                        reason = generation.session.drafter_lost_reason
+                        observation.on_finish(completion, generation, pb.GenerationMode.Name(mode), reason)
+                        await context.write(_finished(completion, generation, mode, reason))
         finally:
-            self._num_running -= 1
+            self._num_running -= parsed.num_completions
 
     @rpc_errors
     async def GetServerInfo(
@@ -90,7 +101,33 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             draft=wire.encode_model_info(draft) if draft is not None and not reason else None,
             target_only_reason=reason,
             num_running=self._num_running,
+            replicas=[_replica(replica, problem) for replica, problem in self._workers],
         )
+
+    def _require_room(self, num_completions: int) -> None:
+        if self._num_running + num_completions > self._config.max_requests:
+            raise QueueFullError(
+                f"{self._num_running} completions are running and {self._config.max_requests} the most allowed; try "
+                "again later"
+            )
+
+
+def _replica(replica: Replica, problem: str) -> pb.Replica:
+    return pb.Replica(
+        address=replica.address,
+        service=replica.service,
+        serving=not problem,
+        problem=problem,
+        model=wire.encode_model_info(replica.model) if replica.model is not None else None,
+        load=wire.encode_load(replica.load) if replica.load is not None else None,
+        num_own_sessions=replica.num_own_sessions,
+    )
+
+
+def _deadline(context: ServicerContext) -> float | None:
+    """The caller's deadline on the monotonic clock, if there is one."""
+    time_left = context.time_remaining()
+    return None if time_left is None else time.monotonic() + time_left
 
 
 def _caller(context: ServicerContext) -> TraceContext:
@@ -109,7 +146,7 @@ def _started(request_id: str, request: GenerationRequest, trace_id: str) -> pb.G
     )
 
 
-def _tokens(emitted: EmittedTokens) -> pb.GenerateResponse:
+def _tokens(completion: int, emitted: EmittedTokens) -> pb.GenerateResponse:
     emit = emitted.emit
     logprobs = [wire.encode_token_logprobs(entry) for entry in emit.logprobs] or [None] * len(emit.token_ids)
     tokens = [
@@ -124,11 +161,12 @@ def _tokens(emitted: EmittedTokens) -> pb.GenerateResponse:
             tokens=tokens,
             rolled_back=emit.rolled_back,
             num_draft_tokens=emit.num_draft_tokens,
+            completion=completion,
         )
     )
 
 
-def _finished(generation: Generation, mode: pb.GenerationMode, reason: str) -> pb.GenerateResponse:
+def _finished(completion: int, generation: Generation, mode: pb.GenerationMode, reason: str) -> pb.GenerateResponse:
     session, statistics = generation.session, generation.session.statistics
     assert session.finish_reason is not None
     return pb.GenerateResponse(
@@ -138,7 +176,9 @@ def _finished(generation: Generation, mode: pb.GenerationMode, reason: str) -> p
             mode_reason=reason,
             text=generation.final_text,
             usage=pb.Usage(
-                num_prompt_tokens=session.line.num_prompt_tokens, num_generated_tokens=generation.num_emitted
+                num_prompt_tokens=session.line.num_prompt_tokens,
+                num_generated_tokens=generation.num_emitted,
+                num_cached_prompt_tokens=generation.num_cached_prompt_tokens,
             ),
             speculation=pb.SpeculationStatistics(
                 num_rounds=statistics.num_rounds,
@@ -161,5 +201,6 @@ def _finished(generation: Generation, mode: pb.GenerationMode, reason: str) -> p
                 verify_wait_ms=statistics.verify_wait_ms,
                 draft_ms=statistics.draft_ms,
             ),
+            completion=completion,
         )
     )

@@ -1,153 +1,180 @@
-"""The two workers as the coordinator knows them: reachable or not, and whether they fit each other."""
+"""Both pools as the coordinator knows them: what can be served at present, and by whom."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
-import grpc.aio
 import structlog
 from tokenizers import Tokenizer
 
-from outrider import PROTOCOL_VERSION
-from outrider.core.errors import ModelMismatchError, OutriderError, WorkerUnavailableError
+from coordinator.fitting import check_alike, check_pair
+from coordinator.pool import Pool
+from coordinator.replica import Replica
+from coordinator.resolution import Resolve, parse_endpoints, resolve
+from outrider.core.errors import ModelMismatchError, WorkerUnavailableError
+from outrider.core.experience import Experience
 from outrider.core.messages import ModelInfo
-from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer, until_reconnected, watch_model
+from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer
+from outrider.telemetry.metrics import Instruments
+
+_REASONS_MAX = 4
+"""Most workers of which a message says why they cannot be used."""
 
 _log = structlog.get_logger()
 
 
 class Workers:
-    """Watches both workers and says what is possible at present."""
+    """The verifiers and the drafters, and what all of this coordinator's sessions have taught about them."""
 
-    def __init__(self, verify_address: str, draft_address: str, on_change: Callable[[bool], None]) -> None:
-        """`on_change` is called on the event loop with whether generations are possible, at each change.
+    def __init__(
+        self,
+        verify: str,
+        draft: str,
+        on_change: Callable[[bool], None],
+        instruments: Instruments,
+        resolver: Resolve = resolve,
+    ) -> None:
+        """`verify` and `draft` are lists of addresses as `parse_endpoints` reads them; `draft` may be empty.
 
-        They are when the target is known and the drafter has been asked once, so that the first request has it.
+        `on_change` is called on the event loop with whether generations are possible, at each change. They are when the
+        target is known and the drafters have been asked once or one serves, so that the first request has it.
         """
-        self.verify_channel: grpc.aio.Channel = open_channel(verify_address)
-        self.draft_channel: grpc.aio.Channel | None = open_channel(draft_address) if draft_address else None
         self.target: ModelInfo | None = None
-        self.draft: ModelInfo | None = None
-        self.tokenizer: Tokenizer | None = None
+        """What the pool of verifiers serves: the model of the first that was known, for as long as one has it."""
+        self.experience = Experience()
+        self.instruments = instruments
+        self._tokenizers: dict[str, Tokenizer] = {}
+        """By the vocabulary's hash."""
+        self._misfits: dict[str, str] = {}
+        """By address: why a worker that serves does not fit the others."""
         self._on_change = on_change
-        self.draft_answered = self.draft_channel is None
-        """Whether the drafter has been asked once, or there is none to ask."""
-        self._tokenizer_sha256 = ""
-        self._target_problem = f"the verify service at {verify_address} cannot be reached yet"
-        self._draft_problem = (
-            f"the draft service at {draft_address} cannot be reached"
-            if draft_address
-            else "no draft service is configured"
+
+        def on_seats(replica: Replica, change: int) -> None:
+            instruments.add_sessions(change, service=replica.service, address=replica.address)
+
+        self.verifiers = Pool(
+            VERIFY_SERVICE,
+            parse_endpoints(verify),
+            admit=self._admit_verifier,
+            on_change=self._update,
+            on_seats=on_seats,
+            resolver=resolver,
         )
-        self._tasks: list[asyncio.Task[None]] = []
+        self.drafters = Pool(
+            DRAFT_SERVICE,
+            parse_endpoints(draft),
+            admit=self._admit_drafter,
+            on_change=self._update,
+            on_seats=on_seats,
+            resolver=resolver,
+        )
 
     def start(self) -> None:
         """Begins to watch. Needs a running event loop."""
-        self._tasks.append(asyncio.create_task(self._watch_target()))
-        if self.draft_channel is not None:
-            self._tasks.append(asyncio.create_task(self._watch_draft(self.draft_channel)))
+        self.verifiers.start()
+        self.drafters.start()
 
     async def stop(self) -> None:
         """Ends the watches and closes the channels."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for channel in (self.verify_channel, self.draft_channel):
-            if channel is not None:
-                await channel.close()
+        await self.verifiers.stop()
+        await self.drafters.stop()
+
+    def __iter__(self) -> Iterator[tuple[Replica, str]]:
+        """Every worker, verifiers first, and why it gets no sessions, in words; empty if it does."""
+        for pool in (self.verifiers, self.drafters):
+            for replica in pool:
+                yield replica, pool.problem_of(replica) or self._misfits.get(replica.address, "")
+
+    @property
+    def draft(self) -> ModelInfo | None:
+        """The model of a drafter that can be used at present."""
+        usable = self.usable(self.drafters)
+        return usable[0].model if usable else None
+
+    @property
+    def draft_answered(self) -> bool:
+        """Whether a drafter serves, or all have been asked once, or there is none to ask."""
+        return self.drafters.has_answered
+
+    def usable(self, pool: Pool) -> Sequence[Replica]:
+        """The replicas of a pool that serve and fit."""
+        return [replica for replica in pool.serving if replica.address not in self._misfits]
 
     def require_target(self) -> tuple[ModelInfo, Tokenizer]:
         """The target and its tokenizer. Raises WorkerUnavailableError."""
-        if self.target is None or self.tokenizer is None:
-            raise WorkerUnavailableError(f"{self._target_problem}; try again when it serves")
-        return self.target, self.tokenizer
+        if self.target is None:
+            raise WorkerUnavailableError(
+                f"no verify service serves ({self._reasons(self.verifiers)}); try again when one does"
+            )
+        return self.target, self._tokenizers[self.target.tokenizer_sha256]
 
     def draft_problem(self) -> str:
         """Why no drafter can be used at present; empty if one can.
 
-        Raises ModelMismatchError if the configured pair does not fit: that is a mistake to mend, not a state to pass.
+        Raises ModelMismatchError if no drafter of the pool fits the target: that is a mistake to mend, not a state to
+        pass.
         """
-        if self.draft is None:
-            return self._draft_problem
-        if self.target is not None:
-            check_pair(self.target, self.draft)
-        return ""
+        if not self.drafters.endpoints:
+            return "no draft service is configured"
+        if self.usable(self.drafters):
+            return ""
+        misfits = [self._misfits[replica.address] for replica in self.drafters if replica.address in self._misfits]
+        if misfits and len(misfits) == len(list(self.drafters)):
+            raise ModelMismatchError(misfits[0])
+        return f"no draft service can be used ({self._reasons(self.drafters)})"
 
-    async def _watch_target(self) -> None:
-        while True:
-            try:
-                async for info in watch_model(self.verify_channel, VERIFY_SERVICE):
-                    _check_version(info)
-                    if info is not None and info.tokenizer_sha256 != self._tokenizer_sha256:
-                        self.tokenizer = Tokenizer.from_buffer(await fetch_tokenizer(self.verify_channel))
-                        self._tokenizer_sha256 = info.tokenizer_sha256
-                    self.target = info
-                    self._report("verify service", info)
-                    self._tell()
-            except OutriderError as error:
-                self._target_problem = str(error)
-                self.target = None
-                _log.error("the verify service cannot be used", reason=str(error))
-                self._tell()
-            await until_reconnected(self.verify_channel)
+    def _reasons(self, pool: Pool) -> str:
+        reasons = [
+            *pool.problems,
+            *(f"{each.address}: {self._misfits[each.address]}" for each in pool if each.address in self._misfits),
+        ]
+        return summary(reasons) or "none has been found yet"
 
-    async def _watch_draft(self, channel: grpc.aio.Channel) -> None:
-        while True:
-            try:
-                async for info in watch_model(channel, DRAFT_SERVICE):
-                    _check_version(info)
-                    self.draft = info
-                    self._report("draft service", info)
-                    self.draft_answered = True
-                    self._tell()
-            except OutriderError as error:
-                self._draft_problem = str(error)
-                self.draft = None
-                _log.error("the draft service cannot be used", reason=str(error))
-                self.draft_answered = True
-                self._tell()
-            await until_reconnected(channel)
+    async def _admit_verifier(self, replica: Replica, info: ModelInfo) -> None:
+        if info.tokenizer_sha256 not in self._tokenizers:
+            content = await fetch_tokenizer(replica.channel)
+            self._tokenizers[info.tokenizer_sha256] = Tokenizer.from_buffer(content)
 
-    def _tell(self) -> None:
+    async def _admit_drafter(self, replica: Replica, info: ModelInfo) -> None:
+        """Every drafter is welcome; whether it fits depends on the target."""
+
+    def _update(self) -> None:
+        """Settles which target is served, and who fits it, and tells."""
+        self.target = self._settled_target()
+        misfits: dict[str, str] = {}
+        for pool, check in ((self.verifiers, check_alike), (self.drafters, check_pair)):
+            for replica in pool.serving:
+                problem = misfit(check, self.target, replica.model)
+                if problem:
+                    misfits[replica.address] = problem
+                    if problem != self._misfits.get(replica.address):
+                        _log.error("worker does not fit", address=replica.address, reason=problem)
+        self._misfits = misfits
+        known = {replica.model.tokenizer_sha256 for replica in self.verifiers if replica.model is not None}
+        self._tokenizers = {sha256: each for sha256, each in self._tokenizers.items() if sha256 in known}
         self._on_change(self.target is not None and self.draft_answered)
 
-    def _report(self, service: str, info: ModelInfo | None) -> None:
-        if info is None:
-            _log.warning("worker not serving", service=service)
-            return
-        _log.info("worker found", service=service, model=info.name, device=info.device)
-        if self.target is not None and self.draft is not None:
-            try:
-                check_pair(self.target, self.draft)
-            except ModelMismatchError as mismatch:
-                _log.error("the pair does not fit", reason=str(mismatch))
+    def _settled_target(self) -> ModelInfo | None:
+        """The present target if anybody serves it, else what the first one serves; with the largest context."""
+        models = [replica.model for replica in self.verifiers.serving if replica.model is not None]
+        alike = [model for model in models if self.target is not None and not misfit(check_alike, self.target, model)]
+        if not alike and models:
+            alike = [model for model in models if not misfit(check_alike, models[0], model)]
+        return max(alike, key=lambda model: model.max_context, default=None)
 
 
-def check_pair(target: ModelInfo, draft: ModelInfo) -> None:
-    """Raises ModelMismatchError unless both models give every token id the same meaning.
-
-    A drafter without a tokenizer gives ids no meaning at all and fits every target whose ids it can count.
-    """
-    if not draft.tokenizer_sha256:
-        if target.vocab_size > draft.vocab_size:
-            raise ModelMismatchError(
-                f"the drafter {draft.name!r} takes {draft.vocab_size} token ids and the target {target.name!r} has "
-                f"{target.vocab_size}; serve a draft model of the target's family, or ask with speculation.enabled = "
-                "false"
-            )
-    elif target.tokenizer_sha256 != draft.tokenizer_sha256:
-        raise ModelMismatchError(
-            f"the draft model {draft.name!r} ({draft.vocab_size} ids) and the target {target.name!r} "
-            f"({target.vocab_size} ids) have different vocabularies; serve a draft of the target's family, or ask with "
-            "speculation.enabled = false"
-        )
+def misfit(check: Callable[[ModelInfo, ModelInfo], None], target: ModelInfo | None, model: ModelInfo | None) -> str:
+    """What a check of two models says against the second one; empty if nothing, or while one is not known."""
+    if target is None or model is None:
+        return ""
+    try:
+        check(target, model)
+    except ModelMismatchError as mismatch:
+        return str(mismatch)
+    return ""
 
 
-def _check_version(info: ModelInfo | None) -> None:
-    if info is not None and info.protocol_version != PROTOCOL_VERSION:
-        raise ModelMismatchError(
-            f"the worker {info.name!r} speaks protocol version {info.protocol_version}, this coordinator version "
-            f"{PROTOCOL_VERSION}; install the same release everywhere"
-        )
+def summary(reasons: Sequence[str]) -> str:
+    """Reasons in one line, the first few of them."""
+    more = [f"and {len(reasons) - _REASONS_MAX} more"] if len(reasons) > _REASONS_MAX else []
+    return "; ".join([*reasons[:_REASONS_MAX], *more])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,9 +12,11 @@ from outrider.core.drafting import DraftKnowledge, DraftSession, choose_expansio
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
 from outrider.core.ngram import NgramTable
+from outrider.core.prefill import read_budget
 from outrider.core.selection import paths_to
 from outrider.core.tree import Node
-from outrider.engine.engine import Engine
+from outrider.core.turns import Turn
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
@@ -30,13 +32,17 @@ class Drafting:
     def __init__(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> None:
         self.opening = opening
         self.outbox = outbox
+        self.deadline = math.inf
         self.state: DraftSession
         """From its admission on."""
+        self.token_ids: Sequence[int] = opening.token_ids
+        self.turn: Turn
         self.slot: Slot | None = None
+        self.is_reading = True
         self.chosen: list[Node] = []
         """The nodes that the present step expands."""
-        self.has_read_prompt = False
-        """Whether a step was complete: from then on its tokens are those that it expands."""
+        self.last_step = 0
+        """Number of the last step that expanded any."""
         self.finishing = False
         """Whether no more commits will come: the session ends when there is nothing left to draft."""
         self.draft_seconds = 0.0
@@ -50,24 +56,28 @@ class Drafter:
 
     def __init__(self, engine: Engine, ngram_table: Callable[[Sequence[int]], NgramTable] | None = None) -> None:
         """`ngram_table` makes a session's n-gram table from its line; without it the model guesses alone."""
-        self._roster: Roster[Drafting] = Roster(engine)
+        # Nobody waits for a drafter: its coordinator lets the target decode alone rather than be late.
+        self.roster: Roster[Drafting] = Roster(engine, max_queue=0)
         self._ngram_table = ngram_table
         self.session_type = DraftSession
         """What sessions that open from now on are; a benchmark may put another policy here."""
         self.knowledge = DraftKnowledge()
         """What was learned about the device and the guesses."""
-        self.knowledge.curve.restart(engine.measure())
+        self._num_steps = 0
+        self.relearn()
 
-    def adopt(self, package: Path) -> None:
-        """From now on runs a compiled forward pass; what was learned of the time of steps is void."""
-        self._roster.engine.adopt(package)
-        self.knowledge.curve.restart(self._roster.engine.measure())
+    def relearn(self) -> None:
+        """Measures the time of steps; what was learned of it is void."""
+        self.knowledge.curve.restart(self.roster.engine.measure())
 
     def open(self, session: Drafting) -> None:
-        """Gives the session a slot, or fails it."""
-        if self._roster.admit(session, time.time_ns()):
+        """Seats the session, or refuses it."""
+        self.roster.enter(session)
+        self.roster.admit()
+        if session.slot is not None:
             ngrams = self._ngram_table(session.opening.token_ids) if self._ngram_table is not None else None
             session.state = self.session_type(session.opening, self.knowledge, ngrams)
+            session.token_ids = session.state.line.token_ids
 
     def commit(self, session: Drafting, commitment: Commitment) -> None:
         """Moves the session's line and tree along; a rollback is the same movement."""
@@ -77,12 +87,12 @@ class Drafter:
         num_before = len(state.line)
         try:
             state.commit(commitment)
-            if any(not 0 <= token_id < self._roster.engine.vocab_size for token_id in commitment.token_ids):
+            if any(not 0 <= token_id < self.roster.engine.vocab_size for token_id in commitment.token_ids):
                 raise ProtocolViolationError("a committed token id is beyond the draft model's vocabulary")
         except ProtocolViolationError as violation:
-            self._roster.fail(session, violation)
+            self.roster.fail(session, violation)
             return
-        self._roster.sampler.commit(session.slot.index, state.line.token_ids[num_before:])
+        self.roster.sampler.commit(session.slot.index, state.line.token_ids[num_before:])
 
     def finish(self, session: Drafting) -> None:
         """No more commits will come: the session drafts on while that is worth it, then ends."""
@@ -90,43 +100,81 @@ class Drafter:
 
     def close(self, session: Drafting) -> None:
         """Frees the session's slot, if it still has one."""
-        self._roster.dismiss(session)
+        self.roster.dismiss(session)
 
     def step(self) -> float | None:
         """Sends what commits have made urgent, then expands the most promising nodes of all sessions.
 
         See `Worker.step`.
         """
-        sessions = self._roster.sessions
-        chosen = choose_expansions([session.state for session in sessions], self.knowledge.curve)
-        for session, session.chosen in zip(sessions, chosen, strict=True):
+        self.roster.admit()
+        expanding, reading = self.roster.apart(self.roster.sessions)
+        dealt = self._deal(reading, expanding)
+        parts = self._choose(expanding, dealt)
+        for session in self.roster.sessions:
             self._send_if_due(session)
-        busy = [session for session in sessions if session.chosen]
-        if busy:
-            self._roster.run(busy, self._expand)
-            for session in busy:
+        if parts:
+            self.roster.run(list(parts), lambda sessions: self._expand({each: parts[each] for each in sessions}))
+            for session in parts:
                 self._send_if_due(session)
-        for session in [session for session in sessions if session.finishing and not session.chosen]:
-            session.outbox.end()
-            self.close(session)
-        return 0.0 if busy else None
+        for session in [*expanding, *reading]:
+            if session.finishing and session not in parts:
+                session.outbox.end()
+                self.close(session)
+        return 0.0 if parts else None
 
-    def _expand(self, sessions: Sequence[Drafting]) -> None:
+    def _deal(self, reading: Sequence[Drafting], expanding: Sequence[Drafting]) -> list[tuple[Drafting, int, bool]]:
+        """How much of which lines the next step reads. See `Roster.deal`."""
+        reading = [session for session in reading if session.state.best() is not None]
+        num_expanding = sum(session.state.best() is not None for session in expanding) or int(bool(expanding))
+        return self.roster.deal(reading, read_budget(self.knowledge.curve, num_expanding, STEP_TOKENS_MAX))
+
+    def _choose(self, expanding: list[Drafting], dealt: Sequence[tuple[Drafting, int, bool]]) -> dict[Drafting, int]:
+        """Sets what each session expands. Returns who takes part in the next step, who expands before who reads, and
+        how much of its line each may feed."""
+        self._num_steps += 1
+        num_beside = sum(num_tokens for _, num_tokens, _ in dealt)
+        expanding.sort(key=lambda session: session.last_step)
+        chosen = choose_expansions([session.state for session in expanding], self.knowledge.curve, num_beside)
+        parts: dict[Drafting, int] = {}
+        for session, session.chosen in zip(expanding, chosen, strict=True):
+            if session.chosen:
+                session.last_step = self._num_steps
+                parts[session] = len(session.token_ids) - _num_held(session)  # or less: what was drafted may be held
+        for session, num_tokens, to_end in dealt:
+            session.chosen = [session.state.take()] if to_end else []
+            parts[session] = num_tokens
+        return parts
+
+    def _expand(self, parts: Mapping[Drafting, int]) -> None:
+        jobs = {session: _job(session, session.chosen) for session in parts}
+        if not self.roster.has_room(jobs.values()):
+            staying = self.roster.make_room(jobs)
+            for session in jobs.keys() - staying:
+                session.state.postpone(session.chosen)
+                session.chosen = []
+            jobs = {session: jobs[session] for session in staying}
+        if not jobs:
+            return
         started, started_ns = time.monotonic(), time.time_ns()
-        output = self._roster.engine.step([_job(session, session.chosen) for session in sessions])
+        reading = [session for session in jobs if session.is_reading]
+        num_held = [_num_held(session) for session in reading]
+        output = self.roster.engine.step(list(jobs.values()), sum(parts[session] for session in jobs))
         rows: list[Row] = []
         complete: list[tuple[Drafting, list[Node], int]] = []
-        for session, num_rows in zip(sessions, output.num_rows, strict=True):
+        for session, num_rows in zip(jobs, output.num_rows, strict=True):
             if num_rows is None:
                 session.state.postpone(session.chosen)
             else:
                 complete.append((session, session.chosen, len(rows)))
                 rows.extend(_row(session, node) for node in session.chosen)
-        if not complete:
-            return
-        self._limit_vocabulary(output.logits, complete)
-        width = max(session.state.width for session, _, _ in complete)
-        token_ids, log_probs = self._roster.sampler.propose(output.logits, rows, width)
+        if rows:
+            self._limit_vocabulary(output.logits, complete)
+            width = max(session.state.width for session, _, _ in complete)
+            token_ids, log_probs = self.roster.sampler.propose(output.logits, rows, width)
+        else:
+            token_ids, log_probs = [], []
+            output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
         duration = time.monotonic() - started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
@@ -134,15 +182,15 @@ class Drafter:
             session.draft_seconds += duration
             for row, node in enumerate(nodes, first_row):
                 session.state.expand(node, token_ids[row], log_probs[row])
-        if all(session.has_read_prompt for session in sessions):
-            self.knowledge.curve.observe(len(rows), time.monotonic() - started)
-        for session, _, _ in complete:
-            session.has_read_prompt = True
+        num_read = [_num_held(session) - before for session, before in zip(reading, num_held, strict=True)]
+        has_read = [session for session, _, _ in complete if session.is_reading]
+        self.knowledge.curve.observe(len(rows) + sum(num_read) - len(has_read), time.monotonic() - started)
+        self.roster.note_read([session for session, num in zip(reading, num_read, strict=True) if num], has_read)
 
     def _limit_vocabulary(self, logits: Tensor, complete: Sequence[tuple[Drafting, list[Node], int]]) -> None:
         """Keeps proposals within the target's vocabulary, which may be padded less than the draft's."""
         for session, nodes, first_row in complete:
-            if session.opening.vocab_size < self._roster.engine.vocab_size:
+            if session.opening.vocab_size < self.roster.engine.vocab_size:
                 logits[first_row : first_row + len(nodes), session.opening.vocab_size :] = float("-inf")
 
     def _send_if_due(self, session: Drafting) -> None:
@@ -154,6 +202,11 @@ class Drafter:
             return
         session.outbox.put(window, session.drafting_since_ns, time.time_ns())
         session.draft_seconds = 0.0
+
+
+def _num_held(session: Drafting) -> int:
+    assert session.slot is not None
+    return len(session.slot.trunk)
 
 
 def _job(session: Drafting, nodes: Sequence[Node]) -> Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import aclosing
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from draft_service.ngram_file import NgramFile, load_ngrams
 from outrider import PROTOCOL_VERSION
 from outrider.core.drafting import DraftKnowledge
 from outrider.core.errors import ProtocolViolationError, SlotsExhaustedError
-from outrider.core.messages import DraftOpen, ModelInfo, Opened
+from outrider.core.messages import DraftOpen, ModelInfo, Opened, WorkerLoad
 from outrider.core.ngram import NGRAM_MODEL
 from outrider.core.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.validation import check_draft_open
@@ -27,6 +28,7 @@ from outrider.rpc.streams import EOF
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2, draft_pb2_grpc
+from outrider.worker.load import LoadBoard
 from outrider.worker.trace import SessionTrace
 
 _log = structlog.get_logger()
@@ -41,6 +43,7 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
         self._static = file.table if file is not None else None
         self._knowledge = DraftKnowledge()
         self._num_sessions = 0
+        self._board = LoadBoard(self._load)
         self._info = ModelInfo(
             name=NGRAM_MODEL,
             model_type=NGRAM_MODEL,
@@ -55,6 +58,7 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
             protocol_version=PROTOCOL_VERSION,
             instance_id=uuid.uuid4().hex,
         )
+        telemetry.instruments.observe_load(self._load, model=NGRAM_MODEL)
 
     @rpc_errors
     async def Draft(self, request: Any, context: ServicerContext) -> None:
@@ -70,11 +74,13 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
                 "worker"
             )
         self._num_sessions += 1
+        self._board.touch()
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
                 await self._draft(opening, context, trace)
         finally:
             self._num_sessions -= 1
+            self._board.touch()
 
     @rpc_errors
     async def GetModelInfo(
@@ -82,6 +88,29 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
     ) -> common_pb2.GetModelInfoResponse:
         """What this worker serves."""
         return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._info))
+
+    @rpc_errors
+    async def GetLoad(self, request: common_pb2.GetLoadRequest, context: ServicerContext) -> None:
+        """How busy this worker is, until the caller has heard enough."""
+        async with aclosing(self._board.watch()) as loads:
+            async for load in loads:
+                await context.write(wire.encode_load(load))
+
+    def drain(self) -> None:
+        """Ends streams that serve no session, when the server begins to stop."""
+        self._board.close()
+
+    def _load(self) -> WorkerLoad:
+        """It keeps no keys and values, and nothing that is to be read waits."""
+        return WorkerLoad(
+            instance_id=self._info.instance_id,
+            num_sessions=self._num_sessions,
+            num_queued=0,
+            num_queued_tokens=0,
+            num_kv_tokens=0,
+            num_free_kv_tokens=0,
+            step_ms=0.0,
+        )
 
     async def _draft(self, opening: DraftOpen, context: ServicerContext, trace: SessionTrace) -> None:
         await context.write(wire.encode_draft_event(Opened(len(opening.token_ids))))
@@ -114,6 +143,7 @@ async def _serve(config: DraftConfig, telemetry: Telemetry) -> None:
     server = Server(
         Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
     )
+    server.on_stop(servicer.drain)
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)
     server.set_ready(True)

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from draft_service.drafter import Drafter, DraftEvent, Drafting
 from draft_service.ngram_file import load_ngrams
-from outrider.core.errors import ProtocolViolationError, UnsupportedModelError, WorkerUnavailableError
+from outrider.core.errors import ProtocolViolationError, UnsupportedModelError
 from outrider.core.messages import DraftOpen, Window
 from outrider.core.ngram import NgramTable
 from outrider.core.validation import check_draft_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import EOF, reading
+from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
-from outrider.v1 import common_pb2, draft_pb2, draft_pb2_grpc
+from outrider.v1 import draft_pb2, draft_pb2_grpc
 from outrider.worker.outbox import Outbox
+from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel
 from outrider.worker.trace import SessionTrace
 
 
-class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
+class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
     """One Draft stream is one session."""
+
+    NAME = "draft"
 
     def __init__(self, telemetry: Telemetry, *, ngrams: bool = True, ngram_table: str = "") -> None:
         """Whether guesses from n-grams stand beside the model's, and the file of a table counted beforehand, if any."""
-        self._telemetry = telemetry
+        super().__init__(telemetry)
         self._ngrams = ngrams
         self._ngram_table = ngram_table
-        self._loaded: LoadedModel | None = None
         self._drafter: Drafter
-        self._device: DeviceThread
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
@@ -47,19 +47,13 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
             )
         table = partial(NgramTable, static=file.table if file is not None else None)
         self._drafter = Drafter(loaded.engine, table if self._ngrams else None)
-        self._device = DeviceThread(self._drafter, on_death, loaded.engine.device)
-        self._loaded = loaded
-        return self._device
-
-    def adopt(self, package: Path) -> None:
-        """See `WorkerServicer.adopt`."""
-        self._drafter.adopt(package)
+        return self._take_over(loaded, self._drafter, on_death)
 
     @rpc_errors
     async def Draft(self, request: Any, context: ServicerContext) -> None:
         """Opens with the first command. After a half-close the session drafts what its credit allows, then ends."""
         loaded = self._require()
-        opening = await self._opening(context)
+        opening = await self._opening(context, wire.decode_draft_command, DraftOpen)
         check_draft_open(opening, loaded.info.vocab_size, loaded.info.max_context)
         outbox: Outbox[DraftEvent] = Outbox()
         session = Drafting(opening, outbox)
@@ -80,27 +74,8 @@ class DraftServicer(draft_pb2_grpc.DraftServiceServicer):
         finally:
             self._device.submit_close(partial(self._drafter.close, session))
 
-    @rpc_errors
-    async def GetModelInfo(
-        self, request: common_pb2.GetModelInfoRequest, context: ServicerContext
-    ) -> common_pb2.GetModelInfoResponse:
-        """What this worker serves."""
-        return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._require().info))
-
-    async def _opening(self, context: ServicerContext) -> DraftOpen:
-        message = await context.read()
-        opening = wire.decode_draft_command(message) if message is not EOF else None
-        if not isinstance(opening, DraftOpen):
-            raise ProtocolViolationError("a Draft stream begins with `open`; send it first")
-        return opening
-
     def _on_command(self, session: Drafting, message: draft_pb2.DraftCommand) -> None:
         command = wire.decode_draft_command(message)
         if isinstance(command, DraftOpen):
             raise ProtocolViolationError("`open` was sent already; open another stream for another session")
         self._device.submit(partial(self._drafter.commit, session, command))
-
-    def _require(self) -> LoadedModel:
-        if self._loaded is None:
-            raise WorkerUnavailableError("the draft service is still loading its model; try again when it is ready")
-        return self._loaded

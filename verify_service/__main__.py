@@ -19,7 +19,8 @@ def main() -> None:
     set_up_logging("verify", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-verify", environ=os.environ)
     try:
-        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, VerifyServicer(telemetry))
+        servicer = VerifyServicer(telemetry, max_queue=config.max_queue)
+        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer)
     finally:
         telemetry.shut_down()
 

@@ -6,10 +6,9 @@ import hashlib
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Verdict, VerifyOpen, Window
 from outrider.core.session import EndDrafts
 from outrider.core.validation import check_verify_open
@@ -17,11 +16,12 @@ from outrider.engine.device_thread import DeviceThread
 from outrider.engine.loading import chat_template, tokenizer_file
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import EOF, reading
+from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
-from outrider.v1 import common_pb2, verify_pb2, verify_pb2_grpc
+from outrider.v1 import verify_pb2, verify_pb2_grpc
 from outrider.worker.outbox import Outbox
+from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel
 from outrider.worker.trace import SessionTrace
 from verify_service.verifier import Verification, Verifier, VerifyEvent
@@ -30,31 +30,27 @@ TOKENIZER_CHUNK_BYTES = 1024 * 1024
 """Bytes of tokenizer.json in one message."""
 
 
-class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
+class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
     """One Verify stream is one session."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
-        self._telemetry = telemetry
-        self._loaded: LoadedModel | None = None
+    NAME = "verify"
+
+    def __init__(self, telemetry: Telemetry, *, max_queue: int = 0) -> None:
+        """At most `max_queue` sessions wait for room."""
+        super().__init__(telemetry)
+        self._max_queue = max_queue
         self._verifier: Verifier
-        self._device: DeviceThread
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`."""
-        self._verifier = Verifier(loaded.engine, loaded.info.eos_token_ids)
-        self._device = DeviceThread(self._verifier, on_death, loaded.engine.device)
-        self._loaded = loaded
-        return self._device
-
-    def adopt(self, package: Path) -> None:
-        """See `WorkerServicer.adopt`."""
-        self._verifier.adopt(package)
+        self._verifier = Verifier(loaded.engine, loaded.info.eos_token_ids, max_queue=self._max_queue)
+        return self._take_over(loaded, self._verifier, on_death)
 
     @rpc_errors
     async def Verify(self, request: Any, context: ServicerContext) -> None:
         """Opens with the first command; the stream lives as long as the session."""
         loaded = self._require()
-        opening = await self._opening(context)
+        opening = await self._opening(context, wire.decode_verify_command, VerifyOpen)
         check_verify_open(opening, loaded.info.vocab_size, loaded.info.max_context)
         outbox: Outbox[VerifyEvent] = Outbox()
         session = Verification(opening, outbox)
@@ -75,13 +71,6 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
             self._device.submit_close(partial(self._verifier.close, session))
 
     @rpc_errors
-    async def GetModelInfo(
-        self, request: common_pb2.GetModelInfoRequest, context: ServicerContext
-    ) -> common_pb2.GetModelInfoResponse:
-        """What this worker serves."""
-        return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._require().info))
-
-    @rpc_errors
     async def GetTokenizer(self, request: verify_pb2.GetTokenizerRequest, context: ServicerContext) -> None:
         """The target's tokenizer.json in chunks."""
         folder = self._require().folder
@@ -97,13 +86,6 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
             chunk = content[start : start + TOKENIZER_CHUNK_BYTES]
             await context.write(verify_pb2.GetTokenizerResponse(chunk=chunk))
 
-    async def _opening(self, context: ServicerContext) -> VerifyOpen:
-        message = await context.read()
-        opening = wire.decode_verify_command(message) if message is not EOF else None
-        if not isinstance(opening, VerifyOpen):
-            raise ProtocolViolationError("a Verify stream begins with `open`; send it first")
-        return opening
-
     def _on_command(self, session: Verification, message: verify_pb2.VerifyCommand) -> None:
         match wire.decode_verify_command(message):
             case Window() as window:
@@ -112,11 +94,6 @@ class VerifyServicer(verify_pb2_grpc.VerifyServiceServicer):
                 self._device.submit(partial(self._verifier.end_drafts, session))
             case VerifyOpen():
                 raise ProtocolViolationError("`open` was sent already; open another stream for another session")
-
-    def _require(self) -> LoadedModel:
-        if self._loaded is None:
-            raise WorkerUnavailableError("the verify service is still loading its model; try again when it is ready")
-        return self._loaded
 
 
 def _record(trace: SessionTrace, verdict: Verdict, started_ns: int, ended_ns: int) -> None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
+from outrider.core import gathering
 from outrider.core.errors import ProtocolViolationError
+from outrider.core.gathering import Prospect
 from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.selection import most_probable
+from outrider.core.patience import AT_ONCE
+from outrider.core.prefill import read_budget
+from outrider.core.selection import Beside, most_probable
+from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node
+from outrider.core.turns import Turn
 from outrider.core.validation import RUN_AHEAD_MAX
 from outrider.core.verifying import VerifyKnowledge, VerifySession
-from outrider.engine.engine import Engine
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
@@ -29,19 +35,43 @@ class Verification:
     """One session at the verifier."""
 
     def __init__(self, opening: VerifyOpen, outbox: Outbox[VerifyEvent]) -> None:
+        """It arrives now."""
         self.opening = opening
         self.outbox = outbox
+        self.deadline = math.inf if opening.time_left_ms is None else time.monotonic() + opening.time_left_ms / 1000.0
         self.expect_drafts = opening.expect_drafts
         self.state: VerifySession
+        """From `Verifier.open` on."""
+        self.token_ids: Sequence[int] = opening.token_ids
+        self.turn: Turn
         self.slot: Slot | None = None
+        self.is_reading = True
+        self.has_ended = False
+        self.num_rounds = 0
         self.last_verdict = 0.0
-        """When the last verdict was given (or the session opened), on the monotonic clock."""
-        self.go_at = 0.0
-        """When the next round starts at the latest."""
+        """When the last verdict was given (or the session admitted), on the monotonic clock."""
+        self.ready_at = self.go_at = math.inf
+        """When its next draft is expected, and when its next round is due even if none comes."""
+        self.gain = 0.0
+        """What that draft is worth; see `Prospect`."""
         self.stirred = False
-        """Whether something happened since `go_at` was set."""
-        self.has_read_prompt = False
+        """Whether something happened since these were set."""
         self.num_stale_nodes = 0
+
+    def prospect(self, now: float) -> Prospect:
+        """What the session hopes for."""
+        return Prospect(self.ready_at if now < self.ready_at else self.go_at, self.gain)
+
+
+class _Part(NamedTuple):
+    """One session's part in a step."""
+
+    session: Verification
+    job: Job
+    nodes: list[Node]
+    """What is scored; nothing while the line is being read."""
+    num_line_tokens: int
+    """How much of the line may be fed."""
 
 
 class _Step(NamedTuple):
@@ -49,6 +79,8 @@ class _Step(NamedTuple):
 
     logits: Tensor
     """[R, V]."""
+    started: float
+    """On the monotonic clock."""
     started_ns: int
     seconds: float
     chance_min: float
@@ -58,116 +90,163 @@ class _Step(NamedTuple):
 class Verifier:
     """Steps all sessions whose next round is due in one forward pass."""
 
-    def __init__(self, engine: Engine, eos_token_ids: Sequence[int]) -> None:
+    def __init__(self, engine: Engine, eos_token_ids: Sequence[int], *, max_queue: int = 0) -> None:
+        """At most `max_queue` sessions wait for room."""
         self._eos_token_ids = eos_token_ids
-        self._roster: Roster[Verification] = Roster(engine)
+        self.roster: Roster[Verification] = Roster(engine, max_queue=max_queue)
         self.session_type = VerifySession
         """What sessions that open from now on are; a benchmark may put another policy here."""
         self.knowledge = VerifyKnowledge()
         """What was learned about the device and the drafts."""
-        self.knowledge.curve.restart(engine.measure())
+        self.relearn()
 
-    def adopt(self, package: Path) -> None:
-        """From now on runs a compiled forward pass; what was learned of the time of steps is void."""
-        self._roster.engine.adopt(package)
-        self.knowledge.curve.restart(self._roster.engine.measure())
+    def relearn(self) -> None:
+        """Measures the time of steps; what was learned of it is void."""
+        self.knowledge.restart(self.roster.engine.measure())
 
     def open(self, session: Verification) -> None:
-        """Gives the session a slot, or fails it."""
-        if not self._roster.admit(session, time.time_ns()):
-            return
+        """Takes the session in: it begins with the next step, waits for room, or is refused then."""
         session.state = self.session_type(
             session.opening,
-            vocab_size=self._roster.engine.vocab_size,
+            vocab_size=self.roster.engine.vocab_size,
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
             knowledge=self.knowledge,
         )
-        session.last_verdict = time.monotonic()
+        session.token_ids = session.state.line.token_ids
+        self.roster.enter(session)
 
     def graft(self, session: Verification, window: Window, arrived: float) -> None:
         """Adds draft nodes that arrived at `arrived`, on the monotonic clock, maybe while a step was running."""
-        if session.slot is None:
+        if session.has_ended:
             return
         session.expect_drafts = True
         try:
             session.num_stale_nodes += session.state.graft(window, arrived).num_stale
         except ProtocolViolationError as violation:
-            self._roster.fail(session, violation)
+            session.has_ended = True
+            self.roster.fail(session, violation)
             return
         session.stirred = True
 
     def end_drafts(self, session: Verification) -> None:
         """No drafts will come: never wait for any."""
         session.expect_drafts = False
-        session.go_at = 0.0
+        session.stirred = True
 
     def close(self, session: Verification) -> None:
-        """Frees the session's slot, if it still has one."""
-        self._roster.dismiss(session)
+        """Ends the session, whether it has a slot or waits for one."""
+        session.has_ended = True
+        self.roster.dismiss(session)
 
     def step(self) -> float | None:
-        """One round for each session that is due. See `Worker.step`."""
-        sessions = self._roster.sessions
-        if not sessions:
-            return None
-        for session in sessions:
+        """One round for each session that is due, and a chunk of the lines that are to be read. See `Worker.step`."""
+        roster = self.roster
+        now = time.monotonic()
+        for session in roster.admit():
+            session.last_verdict = now
+        deciding, reading = roster.apart(roster.sessions)
+        if not deciding:
+            if reading:
+                roster.run(reading, self._round)
+            return 0.0 if reading else None
+        for session in deciding:
             if session.stirred:
                 session.stirred = False
-                self._reconsider(session)
-        now = time.monotonic()
-        earliest = min(session.go_at for session in sessions)
-        if earliest > now:
-            return earliest - now
-        # Whoever would become due during this step goes along: waiting until it ends would cost more than drafts bring.
-        missed = now + self.knowledge.curve.seconds(len(sessions))
-        self._roster.run([session for session in sessions if session.go_at <= missed], self._round)
+                self._reconsider(session, now, len(deciding) - 1)
+        prospects = [session.prospect(now) for session in deciding]
+        seconds = self._curve.seconds(len(deciding))
+        start = gathering.start(prospects, now, seconds)
+        if start > now and not reading:
+            return start - now
+        going = [
+            session
+            for session, prospect in zip(deciding, prospects, strict=True)
+            if gathering.goes(prospect, now, seconds)
+        ]
+        roster.run([*going, *reading], self._round)
         return 0.0
 
+    @property
+    def _curve(self) -> StepCurve:
+        """The time of steps as they are at present."""
+        return self.knowledge.steps(drafting=any(session.expect_drafts for session in self.roster.sessions))
+
+    def _reconsider(self, session: Verification, now: float, num_beside: int) -> None:
+        """Sets when the session's next round is due, by what is at hand and what may come. What is due stays due."""
+        if session.go_at <= now:
+            return
+        wait = session.state.wait(now, num_beside) if session.expect_drafts else AT_ONCE
+        session.ready_at, session.go_at, session.gain = now + wait.expected, now + wait.longest, wait.gain
+
     def _round(self, sessions: Sequence[Verification]) -> None:
-        selection = most_probable([session.state.candidates for session in sessions], self.knowledge.curve)
-        chosen = selection.nodes
+        curve = self._curve
+        parts, chance_min = self._compose(sessions, curve)
+        if not parts:
+            return
         started, started_ns = time.monotonic(), time.time_ns()
-        for session, nodes in zip(sessions, chosen, strict=True):
+        for session, _, nodes, _ in parts:
             session.state.begin(nodes, started)
-        jobs = [_job(session, nodes) for session, nodes in zip(sessions, chosen, strict=True)]
-        output = self._roster.engine.step(jobs)
+        reading = [session for session, _, _, _ in parts if session.is_reading]
+        num_held = [_num_held(session) for session in reading]
+        output = self.roster.engine.step([part.job for part in parts], sum(part.num_line_tokens for part in parts))
         rows: list[Row] = []
         complete: list[tuple[Verification, list[Node], int]] = []
-        for session, nodes, num_rows in zip(sessions, chosen, output.num_rows, strict=True):
+        for (session, _, nodes, _), num_rows in zip(parts, output.num_rows, strict=True):
             if num_rows is not None:
                 complete.append((session, nodes, len(rows)))
                 rows.extend(_rows(session, nodes))
-        if not complete:
-            return
-        choices = self._roster.sampler.choose(output.logits, rows)
-        duration = time.monotonic() - started
-        # A target that runs alone has the machine to itself: its steps tell nothing of those beside a drafter.
-        drafts = any(session.expect_drafts for session in sessions)
-        if drafts and all(session.has_read_prompt for session in sessions):
-            self.knowledge.curve.observe(len(rows), duration)
+        if rows:
+            choices = self.roster.sampler.choose(output.logits, rows)
+        else:
+            choices = []
+            output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
+        step = _Step(output.logits, started, started_ns, time.monotonic() - started, chance_min)
+        num_read = [_num_held(session) - before for session, before in zip(reading, num_held, strict=True)]
+        has_read = [session for session, _, _ in complete if session.is_reading]
+        curve.observe(len(rows) + sum(num_read) - len(has_read), step.seconds)
+        self.roster.note_read([session for session, num in zip(reading, num_read, strict=True) if num], has_read)
         for session, nodes, first_row in complete:
-            session.has_read_prompt = True
-            wait_ms = (started - session.last_verdict) * 1000.0
-            step = _Step(output.logits, started_ns, duration, selection.chance_min)
-            self._decide(session, nodes, choices[first_row : first_row + 1 + len(nodes)], first_row, step, wait_ms)
+            self._decide(session, nodes, choices[first_row : first_row + 1 + len(nodes)], first_row, step)
+
+    def _compose(self, sessions: Sequence[Verification], curve: StepCurve) -> tuple[list[_Part], float]:
+        """What the next step consists of, who decides before who reads; and its `chance_min`."""
+        roster = self.roster
+        deciding, reading = roster.apart(sessions)
+        is_awaited = any(not session.is_reading for session in roster.sessions)
+        dealt = roster.deal(reading, read_budget(curve, len(deciding) or int(is_awaited), STEP_TOKENS_MAX))
+        scoring = [*deciding, *(session for session, _, to_end in dealt if to_end)]
+        num_beside = sum(num_tokens for _, num_tokens, _ in dealt) + len(deciding) - len(scoring)
+        selection = most_probable([session.state.candidates for session in scoring], curve, Beside(num_beside))
+        self.knowledge.chance_min = selection.chance_min
+        nodes_of = dict(zip(scoring, selection.nodes, strict=True))
+        shares = [(session, 1) for session in deciding] + [(session, num_tokens) for session, num_tokens, _ in dealt]
+
+        def parts() -> list[_Part]:
+            return [
+                _Part(session, _job(session, nodes := nodes_of.get(session, [])), nodes, num_tokens)
+                for session, num_tokens in shares
+            ]
+
+        composed = parts()
+        if not roster.has_room(part.job for part in composed):
+            nodes_of.clear()
+            composed = parts()
+            staying = roster.make_room({part.session: part.job for part in composed})
+            composed = [part for part in composed if part.session in staying]
+        return composed, selection.chance_min
 
     def _decide(
-        self,
-        session: Verification,
-        nodes: list[Node],
-        choices: Sequence[int],
-        first_row: int,
-        step: _Step,
-        wait_ms: float,
+        self, session: Verification, nodes: list[Node], choices: Sequence[int], first_row: int, step: _Step
     ) -> None:
         assert session.slot is not None
+        wait_ms = (step.started - session.last_verdict) * 1000.0
         session.last_verdict = time.monotonic()
         decision = session.state.decide(nodes, choices, session.last_verdict)
-        self._roster.sampler.commit(session.slot.index, decision.token_ids)
+        self.roster.sampler.commit(session.slot.index, decision.token_ids)
         num_logprobs = session.opening.num_logprobs
         logprobs = (
-            self._roster.sampler.logprobs(
+            self.roster.sampler.logprobs(
                 step.logits[[first_row + row for row in decision.rows]], decision.token_ids, num_logprobs
             )
             if num_logprobs is not None
@@ -184,7 +263,9 @@ class Verifier:
             wait_ms=max(wait_ms, 0.0),
             chance_min=step.chance_min,
             logprobs=logprobs,
+            num_cached_tokens=0 if session.num_rounds else session.slot.num_cached_tokens,
         )
+        session.num_rounds += 1
         session.num_stale_nodes = 0
         ended_ns = time.time_ns()
         session.outbox.put(verdict, step.started_ns, ended_ns)
@@ -193,12 +274,13 @@ class Verifier:
             session.outbox.end()
             self.close(session)
             return
+        session.ready_at = session.go_at = math.inf
         session.stirred = True
 
-    def _reconsider(self, session: Verification) -> None:
-        """Sets when the session's next round starts, by what is at hand and what may come."""
-        now = time.monotonic()
-        session.go_at = now + session.state.wait(now) if session.expect_drafts else 0.0
+
+def _num_held(session: Verification) -> int:
+    assert session.slot is not None
+    return len(session.slot.trunk)
 
 
 def _job(session: Verification, nodes: Sequence[Node]) -> Job:

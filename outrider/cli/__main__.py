@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from outrider.cli import bench, flags
+from outrider.cli.answer import json_object
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
@@ -40,8 +41,11 @@ app.add_typer(bench.app, name="bench")
 @app.command()
 def up(
     target: flags.Target = None,
-    draft: flags.Draft = None,
+    draft: flags.Drafts = None,
     no_draft: flags.NoDraft = False,
+    verifiers: flags.Verifiers = 1,
+    drafters: flags.Drafters = 1,
+    coordinators: flags.Coordinators = 1,
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
     dtype: flags.Dtype = None,
@@ -50,15 +54,19 @@ def up(
     draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT,
     verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT,
 ) -> None:
-    """Start the three services on this machine and keep them up until Ctrl-C, which drains them.
+    """Start the services on this machine and keep them up until Ctrl-C, which drains them.
 
-    A second Ctrl-C ends them at once. Everything else that a service can be told is an OUTRIDER_* variable; see
-    `python -m coordinator --help`, `python -m draft_service --help` and `python -m verify_service --help`.
+    One of each kind, unless more are asked for; those beyond the first of a kind take free ports. A second Ctrl-C ends
+    them at once. Everything else that a service can be told is an OUTRIDER_* variable; see `python -m coordinator
+    --help`, `python -m draft_service --help` and `python -m verify_service --help`.
     """
     target, draft = choose_models(target, draft, no_draft=no_draft)
     options = UpOptions(
         target=target,
         draft=draft,
+        num_verifiers=verifiers,
+        num_drafters=drafters,
+        num_coordinators=coordinators,
         target_device=target_device,
         draft_device=draft_device,
         dtype=dtype,
@@ -85,6 +93,9 @@ def generate(
     seed: flags.Seed = None,
     stop: flags.Stop = None,
     ignore_eos: flags.IgnoreEos = False,
+    max_draft_tokens: flags.MaxDraftTokens = None,
+    tree_width: flags.TreeWidth = None,
+    completions: flags.Completions = None,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
     logprobs: Annotated[
         int | None,
@@ -111,15 +122,18 @@ def generate(
         seed=seed,
         stop=stop,
         ignore_eos=ignore_eos,
+        max_draft_tokens=max_draft_tokens,
+        tree_width=tree_width,
+        completions=completions,
         target_only=target_only,
         num_logprobs=logprobs,
     )
     if as_json:
         answer = asyncio.run(generate_at(request, address))
-        print(json.dumps(answer.as_json(with_logprobs=logprobs is not None)))
+        print(json.dumps(json_object(answer, as_list=completions is not None, with_logprobs=logprobs is not None)))
         return
     out = Console()
-    answer = asyncio.run(generate_at(request, address, Display(out, prompt or "")))
+    answer = asyncio.run(generate_at(request, address, Display(out, prompt or "", num_completions=completions)))
     conclude(answer, None, out, Console(stderr=True))
 
 
@@ -138,6 +152,9 @@ def run(
     seed: flags.Seed = None,
     stop: flags.Stop = None,
     ignore_eos: flags.IgnoreEos = False,
+    max_draft_tokens: flags.MaxDraftTokens = None,
+    tree_width: flags.TreeWidth = None,
+    completions: flags.Completions = None,
     target: flags.Target = None,
     draft: flags.Draft = None,
     target_device: flags.TargetDevice = "cpu",
@@ -163,6 +180,9 @@ def run(
         seed=seed,
         stop=stop,
         ignore_eos=ignore_eos,
+        max_draft_tokens=max_draft_tokens,
+        tree_width=tree_width,
+        completions=completions,
     )
     target, draft = choose_models(target, draft, no_draft=False)
     options = UpOptions(

@@ -1,4 +1,4 @@
-"""One generation gathered from its events, and the JSON object that stands for it."""
+"""An answer as the JSON object that stands for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from outrider.client import Event, Finished, Started, TokenLogprobs, Tokens
+from outrider.client import Answer, Completion, TokenLogprobs
 
 _MS_DIGITS = 3
 """Decimals of a duration in JSON: microseconds."""
@@ -15,61 +15,41 @@ _RATE_DIGITS = 6
 """Decimals of rates and log-probabilities in JSON; they come as single precision, which holds no more."""
 
 
-class Answer:
-    """Grows by one event at a time; complete once `finished` is set."""
+def json_object(answer: Answer, *, as_list: bool, with_logprobs: bool) -> dict[str, Any]:
+    """The object that `outrider generate --json` prints.
 
-    def __init__(self) -> None:
-        self.started: Started | None = None
-        self.finished: Finished | None = None
-        self.token_ids: list[int] = []
-        self.logprobs: list[TokenLogprobs] = []
-        """One for each token if they were asked for, else empty."""
-        self._texts: list[str] = []
-
-    @property
-    def text(self) -> str:
-        """The text so far."""
-        return "".join(self._texts)
-
-    def add(self, event: Event) -> None:
-        """Takes the next event."""
-        match event:
-            case Started():
-                self.started = event
-            case Tokens():
-                self._texts.append(event.text)
-                self.token_ids.extend(token.token_id for token in event.tokens)
-                self.logprobs.extend(token.logprobs for token in event.tokens if token.logprobs is not None)
-            case Finished():
-                self._texts.append(event.text)
-                self.finished = event
-
-    def as_json(self, *, with_logprobs: bool) -> dict[str, Any]:
-        """The object that `outrider generate --json` prints. Only of a complete answer."""
-        started, finished = self.started, self.finished
-        assert started is not None
-        assert finished is not None
-        speculation = asdict(finished.speculation)
-        speculation["acceptance_length"] = round(finished.speculation.acceptance_length, _RATE_DIGITS)
-        speculation["acceptance_rate"] = round(finished.speculation.acceptance_rate, _RATE_DIGITS)
-        answer = {
-            "text": self.text,
-            "token_ids": self.token_ids,
-            "prompt_token_ids": started.prompt_token_ids,
-            "finish_reason": finished.reason.name.lower(),
-            "mode": finished.mode.name.lower(),
-            "reason": finished.mode_reason,
-            "seed": started.seed,
-            "usage": asdict(finished.usage),
-            "speculation": speculation,
-            "timings": {name: round(value, _MS_DIGITS) for name, value in asdict(finished.timings).items()},
-        }
-        if with_logprobs:
-            answer["logprobs"] = [_logprobs_as_json(logprobs) for logprobs in self.logprobs]
-        return answer
+    It stands for the one completion; with `as_list` it has a list of such objects, however many there are.
+    """
+    completions = [_completion_object(completion, with_logprobs) for completion in answer.completions]
+    prompt: dict[str, Any] = {"prompt_token_ids": answer.started.prompt_token_ids}
+    if as_list:
+        return {**prompt, "completions": completions}
+    (completion,) = completions
+    return {**completion, **prompt}
 
 
-def _logprobs_as_json(logprobs: TokenLogprobs) -> dict[str, Any]:
+def _completion_object(completion: Completion, with_logprobs: bool) -> dict[str, Any]:
+    finished = completion.finished
+    speculation = asdict(finished.speculation)
+    speculation["acceptance_length"] = round(finished.speculation.acceptance_length, _RATE_DIGITS)
+    speculation["acceptance_rate"] = round(finished.speculation.acceptance_rate, _RATE_DIGITS)
+    content: dict[str, Any] = {
+        "text": completion.text,
+        "token_ids": completion.token_ids,
+        "finish_reason": finished.reason.name.lower(),
+        "mode": finished.mode.name.lower(),
+        "reason": finished.mode_reason,
+        "seed": completion.seed,
+        "usage": asdict(finished.usage),
+        "speculation": speculation,
+        "timings": {name: round(value, _MS_DIGITS) for name, value in asdict(finished.timings).items()},
+    }
+    if with_logprobs:
+        content["logprobs"] = [_logprobs_object(logprobs) for logprobs in completion.logprobs]
+    return content
+
+
+def _logprobs_object(logprobs: TokenLogprobs) -> dict[str, Any]:
     return {
         "logprob": _finite(logprobs.logprob),
         "top_token_ids": logprobs.top_token_ids,

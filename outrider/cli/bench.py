@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -19,8 +20,21 @@ from outrider.core.errors import OutriderError
 
 app = typer.Typer(help="Measure Outrider against the target alone and against others, side by side.")
 
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Compile = Annotated[str, typer.Option(help="Compile the workers' forward passes: auto, on or off.")]
+Wide = Annotated[
+    bool, typer.Option("--wide", help="Widen the target's MLPs first: the same text at ten times the cost.")
+]
+Prompts = Annotated[
+    Path | None, typer.Option(help="Prompts, parted by lines of ---; default: bundled ones.", metavar="FILE")
+]
+PromptLengths = Annotated[str, typer.Option(help="Tokens of a prompt: one of these, by chance.")]
+OutputLengths = Annotated[str, typer.Option(help="Tokens of an answer: one of these, by chance.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result to this file.", metavar="FILE")]
 Plots = Annotated[Path | None, typer.Option(help="Write plots to this folder, as PNG.", metavar="FOLDER")]
+
+
+Number = TypeVar("Number", int, float)
 
 
 class BenchMissingError(OutriderError):
@@ -32,19 +46,15 @@ def bench(
     context: typer.Context,
     target: flags.Target = None,
     draft: flags.Draft = None,
-    wide: Annotated[
-        bool, typer.Option("--wide", help="Widen the target's MLPs first: the same text at ten times the cost.")
-    ] = False,
+    wide: Wide = False,
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
-    compile: Annotated[str, typer.Option(help="Compile the workers' forward passes: auto, on or off.")] = "auto",
+    dtype: Dtype = "bfloat16",
+    compile: Compile = "auto",
     modes: Annotated[
         str, typer.Option(help="What to compare: names of modes, of families of them, default, ablations, all.")
     ] = "default",
-    prompts: Annotated[
-        Path | None, typer.Option(help="Prompts, parted by lines of ---; default: bundled ones.", metavar="FILE")
-    ] = None,
+    prompts: Prompts = None,
     num_prompts: Annotated[int, typer.Option(help="Prompts to measure.", min=2)] = 16,
     warm_ups: Annotated[int, typer.Option(help="Prompts before those that count.", min=1)] = 2,
     max_tokens: Annotated[int, typer.Option(help="Tokens of each answer.", min=2)] = 64,
@@ -69,9 +79,7 @@ def bench(
         return
     if external_openai is not None and external_model is None:
         raise typer.BadParameter("say what the server calls its model with --external-model NAME")
-    target, draft = choose_models(target, draft, no_draft=False)
-    if draft is None:
-        raise typer.BadParameter("name the draft model of this target with --draft MODEL")
+    target, draft = _pair(target, draft)
     options = _part("options").BenchOptions(
         target=target,
         draft=draft,
@@ -96,6 +104,122 @@ def bench(
         _write(as_json, result)
     if plots is not None:
         _part("plots").plot(result, plots)
+
+
+@app.command()
+def load(
+    target: flags.Target = None,
+    draft: flags.Draft = None,
+    wide: Wide = False,
+    target_device: flags.TargetDevice = "cpu",
+    draft_device: flags.DraftDevice = "cpu",
+    dtype: Dtype = "bfloat16",
+    compile: Compile = "auto",
+    modes: Annotated[
+        str, typer.Option(help="What to compare; load is the target alone, ours, and padded speculation.")
+    ] = "load",
+    concurrency: Annotated[
+        str, typer.Option(help="Numbers of clients that ask again when they are answered.")
+    ] = "1,4,8,16,24",
+    rates: Annotated[
+        str, typer.Option(help="Requests per second that come by themselves, such as 2,4,8; default: none.")
+    ] = "",
+    rate_seconds: Annotated[float, typer.Option(help="How long those keep coming in one pass.", min=0.1)] = 8.0,
+    minutes: Annotated[
+        float, typer.Option(help="How long to measure, after start and warm-up; three passes are made at least.", min=0)
+    ] = 4.5,
+    prompts: Prompts = None,
+    prompt_lengths: PromptLengths = "32,64,128",
+    output_lengths: OutputLengths = "32,64",
+    temperature: Annotated[
+        list[float] | None, typer.Option(help="May be repeated; default: 0 (greedy).", min=0.0)
+    ] = None,
+    slo_first_token_ms: Annotated[
+        float, typer.Option(help="Longest time to the first token of an answer that is soon enough.", min=0)
+    ] = 2000.0,
+    slo_inter_token_ms: Annotated[float, typer.Option(help="Longest mean time between its tokens.", min=0)] = 100.0,
+    kv_memory: Annotated[str | None, typer.Option(help="Both workers' --kv-memory; default: theirs.")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="The verifier's --max-queue; default: its own.", min=0)] = None,
+    as_json: Json = None,
+    plots: Plots = None,
+) -> None:
+    """Put many requests at a time on each mode: throughput, times of tokens, and how many were soon enough.
+
+    Loads are put on all modes in turn, pass after pass, so that a noisy machine cancels out. Ratios come with 95 %
+    bootstrap intervals. All services start and stop by themselves.
+    """
+    if not concurrency and not rates:
+        raise typer.BadParameter("say how much load there is with --concurrency or --rates")
+    target, draft = _pair(target, draft)
+    options = _part("load.options").LoadOptions(
+        target=target,
+        draft=draft,
+        target_device=target_device,
+        draft_device=draft_device,
+        dtype=dtype,
+        compile=compile,
+        wide=wide,
+        modes=tuple(modes.split(",")),
+        concurrency=_numbers(concurrency, int, "--concurrency"),
+        rates=_numbers(rates, float, "--rates"),
+        rate_seconds=rate_seconds,
+        minutes=minutes,
+        prompts=prompts,
+        prompt_lengths=_numbers(prompt_lengths, int, "--prompt-lengths"),
+        output_lengths=_numbers(output_lengths, int, "--output-lengths"),
+        temperatures=tuple(temperature or (0.0,)),
+        objective=_part("load.answer").Objective(slo_first_token_ms, slo_inter_token_ms),
+        kv_memory=kv_memory,
+        max_queue=max_queue,
+    )
+    result = _part("load.run").run(options, Console(stderr=True))
+    _part("load.tables").show(result)
+    if as_json is not None:
+        _write(as_json, result)
+    if plots is not None:
+        _part("load.plots").plot(result, plots)
+
+
+@app.command()
+def soak(
+    target: flags.Target = None,
+    draft: flags.Draft = None,
+    dtype: Dtype = "bfloat16",
+    compile: Compile = "auto",
+    minutes: Annotated[float, typer.Option(help="How long.", min=0.05)] = 10.0,
+    clients: Annotated[int, typer.Option(help="How many clients, each asking again when it is answered.", min=1)] = 32,
+    prompt_lengths: PromptLengths = "16,32,64,128",
+    output_lengths: OutputLengths = "8,16,32",
+    kv_memory: Annotated[str, typer.Option(help="Both workers' --kv-memory, to be too little.")] = "16MB",
+    max_queue: Annotated[int, typer.Option(help="The verifier's --max-queue.", min=0)] = 8,
+    as_json: Json = None,
+) -> None:
+    """Send short requests without end through too little room, and see whether memory stays flat.
+
+    The exit status is 1 if a service's resident memory is known to have grown by more than 2 % over the soak (the low end
+    of the 95 % interval of the line through its samples), if a worker still holds keys and values at the end, or if an
+    answer failed otherwise than by a refusal.
+    """
+    target, draft = _pair(target, draft)
+    module = _part("load.soak")
+    options = _part("load.options").SoakOptions(
+        target=target,
+        draft=draft,
+        dtype=dtype,
+        compile=compile,
+        minutes=minutes,
+        num_clients=clients,
+        prompt_lengths=_numbers(prompt_lengths, int, "--prompt-lengths"),
+        output_lengths=_numbers(output_lengths, int, "--output-lengths"),
+        kv_memory=kv_memory,
+        max_queue=max_queue,
+    )
+    result = module.soak(options, Console(stderr=True))
+    module.show(result)
+    if as_json is not None:
+        _write(as_json, result)
+    if not result["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -141,6 +265,24 @@ def _part(name: str) -> ModuleType:
         raise BenchMissingError(
             f"{error.name} is not installed; from a checkout: pip install --editable '.[engine,bench]'"
         ) from error
+
+
+def _pair(target: str | None, draft: str | None) -> tuple[str, str]:
+    target, draft = choose_models(target, draft, no_draft=False)
+    if draft is None:
+        raise typer.BadParameter("name the draft model of this target with --draft MODEL")
+    return target, draft
+
+
+def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> tuple[Number, ...]:
+    """The positive numbers in `text`, parted by commas. Raises typer.BadParameter."""
+    try:
+        numbers = tuple(kind(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is no list of numbers; write {flag} 1,2,3") from error
+    if any(number <= 0 for number in numbers):
+        raise typer.BadParameter(f"{flag} takes numbers above 0, not {text}")
+    return numbers
 
 
 def _write(path: Path, result: dict[str, object]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from rich.console import Console, RenderableType
@@ -16,8 +16,7 @@ from rich.text import Text
 from outrider.cli.child import LOG_TAIL_LINES, Observer, Phase
 
 _STYLES: Final[Mapping[str, str]] = {"coordinator": "cyan", "draft": "green", "verify": "magenta"}
-
-_NAME_WIDTH: Final = max(map(len, _STYLES))
+"""By kind of service: its name, without the number where there are several."""
 
 _PHASE_STYLES: Final[Mapping[Phase, str]] = {Phase.READY: "bold green"}
 
@@ -28,9 +27,11 @@ _FRAMES_PER_SECOND: Final = 8
 class Board(Observer):
     """Shows phases, and logs if `show_logs` is set; otherwise it keeps their last lines for `show_tails`."""
 
-    def __init__(self, console: Console, *, show_logs: bool) -> None:
+    def __init__(self, console: Console, *, show_logs: bool, names: Sequence[str] = tuple(_STYLES)) -> None:
+        """`names` are those of all services to come."""
         self._console = console
         self._show_logs = show_logs
+        self._name_width = max(map(len, names))
         self._started = time.monotonic()
         self._phases: dict[str, Phase] = {}
         self._tails: dict[str, deque[str]] = {}
@@ -57,7 +58,7 @@ class Board(Observer):
         """The last lines of each log."""
         for name, tail in self._tails.items():
             for line in tail:
-                self._console.print(_prefixed(name, line), soft_wrap=True)
+                self._console.print(self._prefixed(name, line), soft_wrap=True)
 
     def phase(self, name: str, phase: Phase) -> None:
         if self._phases.get(name) is phase:
@@ -65,12 +66,12 @@ class Board(Observer):
         self._phases[name] = phase
         if not self._live.is_started and (self._show_logs or phase in (Phase.STARTING, Phase.LOADING, Phase.READY)):
             elapsed = f" after {time.monotonic() - self._started:.1f} s" if phase is Phase.READY else ""
-            self._console.print(_prefixed(name, phase.value + elapsed, _PHASE_STYLES.get(phase, "bold")))
+            self._console.print(self._prefixed(name, phase.value + elapsed, _PHASE_STYLES.get(phase, "bold")))
 
     def log(self, name: str, line: str) -> None:
         self._tails.setdefault(name, deque(maxlen=LOG_TAIL_LINES)).append(line)
         if self._show_logs:
-            self._console.print(_prefixed(name, line), soft_wrap=True)
+            self._console.print(self._prefixed(name, line), soft_wrap=True)
 
     def notice(self, text: str) -> None:
         self._console.print(Text(text, "yellow"), soft_wrap=True)
@@ -87,14 +88,17 @@ class Board(Observer):
             busy = phase in (Phase.STARTING, Phase.LOADING)
             table.add_row(
                 Spinner("dots") if busy else Text("✓", "green") if phase is Phase.READY else Text(" "),
-                Text(name, _STYLES.get(name, "")),
+                Text(name, _style(name)),
                 Text(phase.value, _PHASE_STYLES.get(phase, "")),
                 Text.from_ansi(tail[-1]) if busy and tail else Text(""),
             )
         table.add_row("", Text(f"{time.monotonic() - self._started:.0f} s", "dim"), "", "")
         return table
 
+    def _prefixed(self, name: str, line: str, style: str = "") -> Text:
+        prefix = (f"{name:<{self._name_width}} │ ", _style(name))
+        return Text.assemble(prefix, (line, style) if style else Text.from_ansi(line))
 
-def _prefixed(name: str, line: str, style: str = "") -> Text:
-    prefix = (f"{name:<{_NAME_WIDTH}} │ ", _STYLES.get(name, ""))
-    return Text.assemble(prefix, (line, style) if style else Text.from_ansi(line))
+
+def _style(name: str) -> str:
+    return _STYLES.get(name.partition("-")[0], "")

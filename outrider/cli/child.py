@@ -115,6 +115,12 @@ class Child:
             await asyncio.gather(health, return_exceptions=True)
         self._observer.phase(self.name, Phase.READY)
 
+    @property
+    def process_id(self) -> int:
+        """The service's process, as the operating system knows it. Only after `start`."""
+        assert self._process is not None
+        return self._process.pid
+
     def death(self) -> ServiceDiedError:
         """The error that tells of the process's end. Only after it."""
         return ServiceDiedError(self.name, self.end.result(), list(self._tail))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Final
 
@@ -40,26 +41,56 @@ class Display:
     """Writes a generation to a console as its events come.
 
     Where the console is no terminal, the generated text is all that is written, as it is, and a newline at its end.
+    Several completions are written one after another in the order of their numbers, under a heading each: the first
+    that has not ended as it grows, and what has come of later ones when it is their turn.
     """
 
-    def __init__(self, console: Console, prompt: str = "") -> None:
-        """`prompt` is the text before the continuation, shown dimmed in a terminal."""
+    def __init__(self, console: Console, prompt: str = "", *, num_completions: int | None = None) -> None:
+        """`prompt` is the text before the continuation, shown dimmed in a terminal.
+
+        `num_completions` is what the request says, None if it says nothing: then there is one, without a heading.
+        """
         self._console = console
         self._prompt = prompt
+        self._num_completions = num_completions
+        self._shown = 0
+        """The completion that is being written."""
+        self._held: defaultdict[int, list[Tokens | Finished]] = defaultdict(list)
+        """Events of completions whose turn has not come."""
         self._last = "\n"
 
     def show(self, event: Event) -> None:
-        """Writes one event."""
-        match event:
-            case Started():
-                if self._console.is_terminal:
-                    self._write(self._prompt, "dim")
-            case Tokens():
-                self._show_tokens(event)
-            case Finished():
-                self._write(event.text)
-                if self._last != "\n":
-                    self._write("\n")
+        """Writes one event, now or when it is its turn."""
+        if isinstance(event, Started):
+            self._started = event
+            self._begin()
+        elif event.completion == self._shown:
+            self._continue(event)
+        else:
+            self._held[event.completion].append(event)
+
+    def _begin(self) -> None:
+        if self._num_completions is not None:
+            title = f"completion {self._shown}, seed {self._started.seed_of(self._shown)}"
+            if self._console.is_terminal:
+                self._console.rule(Text(title), style="dim")
+            else:
+                self._write(f"==> {title} <==\n")  # as head and tail head several files
+        if self._console.is_terminal:
+            self._write(self._prompt, "dim")
+
+    def _continue(self, event: Tokens | Finished) -> None:
+        if isinstance(event, Tokens):
+            self._show_tokens(event)
+            return
+        self._write(event.text)
+        if self._last != "\n":
+            self._write("\n")
+        self._shown += 1
+        if self._shown < (self._num_completions or 1):
+            self._begin()
+            for held in self._held.pop(self._shown, ()):
+                self._continue(held)
 
     def _show_tokens(self, event: Tokens) -> None:
         if not self._console.is_terminal:

@@ -26,6 +26,17 @@ Seed = Annotated[
 ]
 Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.", metavar="TEXT")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end-of-text token.")]
+MaxDraftTokens = Annotated[
+    int | None, typer.Option(help="Most draft tokens verified in one round; default and bound: the server's.", min=0)
+]
+TreeWidth = Annotated[
+    int | None,
+    typer.Option(help="Guesses per place; 1 drafts a chain, 0 as many as are worth it. Default: the server's.", min=0),
+]
+Completions = Annotated[
+    int | None,
+    typer.Option(help="So many texts, each with a seed of its own; they share the reading of the prompt.", min=1),
+]
 Target = Annotated[
     str | None, typer.Option(help="Folder or hub name of the target model; default: the bundled one.", metavar="MODEL")
 ]
@@ -37,6 +48,19 @@ Draft = Annotated[
         metavar="MODEL",
     ),
 ]
+Drafts = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        help="The same of the draft model, or ngram: guesses from what the text repeats, without a model. Several with "
+        "commas: each is tried, and used as far as it is worth it. Default: the bundled one, or none if --target is "
+        "given.",
+        metavar="MODEL",
+    ),
+]
+Verifiers = Annotated[int, typer.Option(help="How many verify services to start.", min=1)]
+Drafters = Annotated[int, typer.Option(help="How many draft services to start of each draft model.", min=1)]
+Coordinators = Annotated[int, typer.Option(help="How many coordinators to start; they share the others.", min=1)]
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]
 TargetDevice = Annotated[str, typer.Option(help="Device of the target: cpu, cuda, cuda:0, ...")]
 DraftDevice = Annotated[str, typer.Option(help="Device of the draft: cpu, cuda, cuda:0, ...")]
@@ -72,6 +96,9 @@ def request(
     seed: int | None,
     stop: list[str] | None,
     ignore_eos: bool,
+    max_draft_tokens: int | None,
+    tree_width: int | None,
+    completions: int | None,
     target_only: bool = False,
     num_logprobs: int | None = None,
 ) -> Request:
@@ -96,6 +123,9 @@ def request(
         ignore_eos=ignore_eos,
         num_logprobs=num_logprobs,
         target_only=target_only,
+        max_draft_tokens=max_draft_tokens,
+        tree_width=tree_width,
+        num_completions=completions,
     )
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from rich.console import Console
 
-from outrider.cli.answer import Answer
 from outrider.cli.display import Display, legend
 from outrider.cli.request import Request
 from outrider.cli.table import closing_table, comparison
-from outrider.client import GenerationClient
+from outrider.client import Answer, GenerationClient, gather
 from outrider.core.errors import WorkerUnavailableError
 
 
@@ -19,16 +16,11 @@ async def generate(request: Request, address: str, display: Display | None = Non
 
     Raises OutriderError.
     """
-    answer = Answer()
     try:
-        async with GenerationClient(address) as client, contextlib.aclosing(request.send(client)) as events:
-            async for event in events:
-                answer.add(event)
-                if display is not None:
-                    display.show(event)
+        async with GenerationClient(address) as client:
+            return await gather(request.send(client), None if display is None else display.show)
     except WorkerUnavailableError as error:
         raise WorkerUnavailableError(f"{address}: {error} (`outrider up` starts the services)") from error
-    return answer
 
 
 def conclude(answer: Answer, target_only: Answer | None, out: Console, err: Console) -> None:

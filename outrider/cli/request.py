@@ -11,7 +11,7 @@ from outrider.client import Event, GenerationClient, SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One generation, ready to be sent to any server."""
+    """One request, ready to be sent to any server. What is None is the server's to choose."""
 
     prompt: str | Sequence[int]
     sampling: SamplingParams
@@ -22,6 +22,9 @@ class Request:
     ignore_eos: bool
     num_logprobs: int | None
     target_only: bool
+    max_draft_tokens: int | None
+    tree_width: int | None
+    num_completions: int | None
 
     def send(self, client: GenerationClient) -> AsyncGenerator[Event, None]:
         """Starts the generation. See `GenerationClient.generate`."""
@@ -34,6 +37,9 @@ class Request:
             ignore_eos=self.ignore_eos,
             num_logprobs=self.num_logprobs,
             speculate=not self.target_only,
+            max_draft_tokens=self.max_draft_tokens,
+            tree_width=self.tree_width,
+            num_completions=self.num_completions,
         )
 
     def by_target_alone(self, seed: int) -> Self:

@@ -1,4 +1,4 @@
-"""What `outrider up` and `outrider run` do with the three services."""
+"""What `outrider up` and `outrider run` do with the services."""
 
 from __future__ import annotations
 
@@ -42,14 +42,17 @@ def until_signalled(main: Coroutine[Any, Any, None]) -> bool:
 
 async def serve(options: UpOptions, console: Console) -> None:
     """Keeps the services up, with their logs on `console`, until it is cancelled. Raises OutriderError."""
-    board = Board(console, show_logs=True)
+    board = Board(console, show_logs=True, names=options.names)
     board.begin()
     try:
         async with services(options, board) as running:
             board.settle()
+            others = running.coordinators[1:]
+            also = f" (or at {', '.join(others)})" if others else ""
             console.print(
                 Text(
-                    f"Ready. Ctrl-C stops. Try: outrider generate --address {running.coordinator} 'import os'", "bold"
+                    f"Ready. Ctrl-C stops. Try: outrider generate --address {running.coordinator} 'import os'{also}",
+                    "bold",
                 ),
                 soft_wrap=True,
             )
@@ -63,15 +66,15 @@ async def run(options: UpOptions, request: Request, out: Console, err: Console) 
 
     Logs are shown only when something fails. Raises OutriderError.
     """
-    board = Board(err, show_logs=False)
+    board = Board(err, show_logs=False, names=options.names)
     board.begin()
     try:
         async with services(options, board) as running:
             await generate(replace(request, max_tokens=_WARM_UP_TOKENS), running.coordinator)
             board.settle()
             prompt = request.prompt if isinstance(request.prompt, str) else ""
-            answer = await generate(request, running.coordinator, Display(out, prompt))
-            assert answer.started is not None
+            display = Display(out, prompt, num_completions=request.num_completions)
+            answer = await generate(request, running.coordinator, display)
             with err.status("The same prompt by the target alone"):
                 target_only = await generate(request.by_target_alone(answer.started.seed), running.coordinator)
             conclude(answer, target_only, out, err)

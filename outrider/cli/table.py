@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rich.table import Table
 from rich.text import Text
 
-from outrider.cli.answer import Answer
-from outrider.client import Finished
+from outrider.client import Answer, Finished, Speculation
 
 _DEPTHS_SHOWN = 6
 """Depths of which the table tells how many rounds accepted so many tokens: what fits beside the labels."""
@@ -22,7 +23,7 @@ class _Row(NamedTuple):
 
 
 def closing_table(answer: Answer, target_only: Answer | None = None) -> Table:
-    """A column for `answer`; with `target_only` a second one, and the ratio of the first to it."""
+    """A column for `answer`, all its completions together; with `target_only` a second one, and their ratio."""
     table = Table(show_header=target_only is not None, header_style="bold")
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("speculative", justify="right")
@@ -40,29 +41,41 @@ def closing_table(answer: Answer, target_only: Answer | None = None) -> Table:
 
 def comparison(answer: Answer, target_only: Answer) -> Text:
     """Whether speculation was lossless: one line."""
-    ours, theirs = answer.token_ids, target_only.token_ids
-    if ours == theirs:
-        return Text(f"The two token lists are identical ({len(ours)} tokens).", "green")
-    same = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), None)
-    where = min(len(ours), len(theirs)) if same is None else same
-    return Text(
-        f"The two token lists differ from generated token {where + 1} on. Equality is promised in float32; in bfloat16 "
-        "and float16 near-ties may fall either way.",
-        "bold red",
-    )
+    pairs = list(zip(answer.completions, target_only.completions, strict=True))
+    lists = "The two token lists" if len(pairs) == 1 else f"The two token lists of all {len(pairs)} completions"
+    for number, (ours, theirs) in enumerate(pairs):
+        if ours.token_ids != theirs.token_ids:
+            if len(pairs) > 1:
+                lists = f"The two token lists of completion {number}"
+            return Text(
+                f"{lists} differ from generated token {_first_difference(ours.token_ids, theirs.token_ids) + 1} on. "
+                "Equality is promised in float32; in bfloat16 and float16 near-ties may fall either way.",
+                "bold red",
+            )
+    num_tokens = sum(len(ours.token_ids) for ours, _ in pairs)
+    return Text(f"{lists} are identical ({num_tokens} tokens).", "green")
+
+
+def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    different = (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1])
+    return next(different, min(len(ours), len(theirs)))
 
 
 def _rows(answer: Answer) -> list[_Row]:
-    finished = answer.finished
-    assert finished is not None
-    speculation, timings = finished.speculation, finished.timings
-    num_tokens = finished.usage.num_generated_tokens
-    tokens_per_second = num_tokens / timings.total_ms * 1000.0 if timings.total_ms else 0.0
+    speculation = answer.speculation
+    finished = [completion.finished for completion in answer.completions]
+    num_tokens = sum(each.usage.num_generated_tokens for each in finished)
+    num_prompt_tokens = sum(each.usage.num_prompt_tokens for each in finished)
+    num_cached_tokens = sum(each.usage.num_cached_prompt_tokens for each in finished)
+    first_token_ms = min(each.timings.first_token_ms for each in finished)
+    total_ms = max(each.timings.total_ms for each in finished)
+    tokens_per_second = num_tokens / total_ms * 1000.0 if total_ms else 0.0
     return [
-        _Row("tokens", f"{num_tokens} ({finished.reason.name.lower().replace('_', ' ')})"),
+        _Row("prompt tokens", f"{num_prompt_tokens} ({num_cached_tokens} found already read)"),
+        _Row("tokens", f"{num_tokens} ({_counted(each.reason.name for each in finished)})"),
         _Row("rounds", str(speculation.num_rounds), speculation.num_rounds),
         _Row("acceptance length", f"{speculation.acceptance_length:.2f} tokens per round"),
-        _Row("acceptance rate", _acceptance_rate(finished)),
+        _Row("acceptance rate", _acceptance_rate(speculation)),
         _Row(
             "accepted by depth", " ".join(f"{share:.0%}" for share in speculation.acceptance_by_depth[:_DEPTHS_SHOWN])
         ),
@@ -71,14 +84,19 @@ def _rows(answer: Answer) -> list[_Row]:
         _Row("rollbacks", str(speculation.num_rollbacks)),
         _Row("stale nodes", f"{speculation.num_stale_nodes} of {speculation.num_drafted_nodes} drafted"),
         _Row("tokens/s", f"{tokens_per_second:.1f}", tokens_per_second),
-        _Row("time to first token", f"{timings.first_token_ms:.0f} ms", timings.first_token_ms),
-        _Row("total time", f"{timings.total_ms:.0f} ms", timings.total_ms),
-        _Row("mode", _mode(finished)),
+        _Row("time to first token", f"{first_token_ms:.0f} ms", first_token_ms),
+        _Row("total time", f"{total_ms:.0f} ms", total_ms),
+        _Row("mode", "; ".join(dict.fromkeys(_mode(each) for each in finished))),
     ]
 
 
-def _acceptance_rate(finished: Finished) -> str:
-    speculation = finished.speculation
+def _counted(names: Iterable[str]) -> str:
+    """Each name once; with how often if they differ."""
+    counts = Counter(name.lower().replace("_", " ") for name in names)
+    return ", ".join(name if len(counts) == 1 else f"{count} {name}" for name, count in counts.items())
+
+
+def _acceptance_rate(speculation: Speculation) -> str:
     if not speculation.num_draft_tokens:
         return "no draft tokens"
     return f"{speculation.acceptance_rate:.0%} ({speculation.num_accepted_tokens} of {speculation.num_draft_tokens})"

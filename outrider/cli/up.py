@@ -1,19 +1,19 @@
-"""The three services on this machine: started together, ready together, stopped in order."""
+"""The services on this machine: started together, ready together, stopped in order."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import outrider
 from outrider.cli.child import Child, Observer
+from outrider.cli.cores import available_cores, num_cores, share_cores
 from outrider.core.errors import OutriderError
 from outrider.core.ngram import NGRAM_MODEL
 
@@ -48,7 +48,11 @@ class UpOptions:
     target: str
     """Folder or hub name of the target model."""
     draft: str | None
-    """The same of the draft model, or `ngram` for none; None runs the target alone."""
+    """The same of the draft model, or `ngram` for none, or several with commas; None runs the target alone."""
+    num_verifiers: int = 1
+    num_drafters: int = 1
+    """Of each draft model."""
+    num_coordinators: int = 1
     target_device: str = "cpu"
     draft_device: str = "cpu"
     dtype: str | None = None
@@ -58,7 +62,22 @@ class UpOptions:
     port: int = COORDINATOR_PORT
     draft_port: int = DRAFT_PORT
     verify_port: int = VERIFY_PORT
-    """Port 0 takes a free one."""
+    """Of the first service of each kind; port 0 takes a free one, and so does every other service."""
+
+    @property
+    def drafts(self) -> Sequence[str]:
+        """The draft models, each of which gets `num_drafters` services."""
+        return [draft for draft in (self.draft or "").split(",") if draft]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What the services are called: numbered where there are several of a kind."""
+        num_drafters = self.num_drafters * len(self.drafts)
+        return [
+            *_numbered("verify", self.num_verifiers),
+            *_numbered("draft", num_drafters),
+            *_numbered("coordinator", self.num_coordinators),
+        ]
 
 
 def choose_models(target: str | None, draft: str | None, *, no_draft: bool) -> tuple[str, str | None]:
@@ -77,104 +96,141 @@ def choose_models(target: str | None, draft: str | None, *, no_draft: bool) -> t
 class Running:
     """Services that are up."""
 
-    def __init__(self, coordinator: Child, verify: Child, draft: Child | None, observer: Observer) -> None:
-        self._coordinator = coordinator
-        self._verify = verify
-        self._draft = draft
+    def __init__(
+        self, coordinators: Sequence[Child], verifiers: Sequence[Child], drafters: Sequence[Child], observer: Observer
+    ) -> None:
+        self._coordinators = coordinators
+        self._verifiers = verifiers
+        self._drafters = drafters
         self._observer = observer
 
     @property
     def coordinator(self) -> str:
-        """Address of the coordinator, as `host:port`."""
-        return self._coordinator.address
+        """Address of the first coordinator, as `host:port`."""
+        return self._coordinators[0].address
+
+    @property
+    def coordinators(self) -> Sequence[str]:
+        """Addresses of all coordinators."""
+        return [child.address for child in self._coordinators]
 
     @property
     def verify(self) -> str:
-        """Address of the verify service."""
-        return self._verify.address
+        """Address of the first verify service."""
+        return self._verifiers[0].address
 
     @property
     def draft(self) -> str | None:
-        """Address of the draft service, if there is one."""
-        return self._draft.address if self._draft is not None else None
+        """Address of the first draft service, if there is one."""
+        return self._drafters[0].address if self._drafters else None
 
     async def fail(self) -> NoReturn:
         """Waits until a service ends that cannot be missed, and raises its ServiceDiedError.
 
-        The drafter can be missed: its end is a notice.
+        The last coordinator and the last verifier cannot be missed. The end of any other one is a notice.
         """
-        children = [child for child in (self._coordinator, self._verify, self._draft) if child is not None]
+        running = [*self._coordinators, *self._verifiers, *self._drafters]
         while True:
-            await asyncio.wait({child.end for child in children}, return_when=asyncio.FIRST_COMPLETED)
-            for child in [child for child in children if child.end.done()]:
-                if child is not self._draft:
+            await asyncio.wait({child.end for child in running}, return_when=asyncio.FIRST_COMPLETED)
+            for child in [child for child in running if child.end.done()]:
+                running.remove(child)
+                needed = (self._coordinators, self._verifiers)
+                if any(child in kind and not any(other in running for other in kind) for kind in needed):
                     raise child.death()
-                self._observer.notice(f"{child.death()}\nThe others go on: the target decodes alone.")
-                children.remove(child)
+                alone = child in self._drafters and not any(other in running for other in self._drafters)
+                self._observer.notice(
+                    f"{child.death()}\nThe others go on{': the target decodes alone' if alone else ''}."
+                )
 
 
 @contextlib.asynccontextmanager
 async def services(options: UpOptions, observer: Observer | None = None) -> AsyncIterator[Running]:
-    """Starts the services, yields when all are ready, and on leaving drains them, the coordinator first.
+    """Starts the services, yields when all are ready, and on leaving drains them, the coordinators first.
 
     A cancellation while they drain kills them. Raises PortTakenError, and ServiceDiedError if a service ends before it
     is ready.
     """
     observer = observer or Observer()
-    ports = _free_ports(
-        {"--port": options.port, "--draft-port": options.draft_port, "--verify-port": options.verify_port}
+    coordinators, verifiers, drafters = _children(options, observer)
+    workers = [*verifiers, *drafters]
+    # Of workers with one model the first compiles it where nobody has, and the others find it compiled.
+    pioneers = [verifiers[0], *drafters[:: options.num_drafters]]
+    try:
+        # The coordinators last: they then find all workers at once, and the first request has a drafter.
+        await _start(pioneers)
+        await _start([worker for worker in workers if worker not in pioneers])
+        await _start(coordinators)
+        yield Running(coordinators, verifiers, drafters, observer)
+    finally:
+        try:
+            await asyncio.gather(*(coordinator.stop() for coordinator in coordinators))
+            await asyncio.gather(*(worker.stop() for worker in workers))
+        finally:
+            await asyncio.gather(*(child.kill() for child in (*coordinators, *workers)))
+
+
+def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list[Child], list[Child]]:
+    """Coordinators, verifiers and drafters, none of them started. Raises PortTakenError."""
+    drafts = [draft for draft in options.drafts for _ in range(options.num_drafters)]
+    addresses = _addresses(
+        {
+            "--port": (options.port, options.num_coordinators),
+            "--draft-port": (options.draft_port, len(drafts)),
+            "--verify-port": (options.verify_port, options.num_verifiers),
+        }
     )
-    verify_cores, draft_cores = _cores(options)
-    coordinator_address, draft_address, verify_address = (f"{HOST}:{port}" for port in ports)
-    verify = Child(
-        "verify",
-        [
-            *_worker_command("verify_service", options.target, verify_address, options.target_device, options),
-            f"--cores={verify_cores}",
-        ],
-        address=verify_address,
-        health_service="outrider.v1.VerifyService",
-        observer=observer,
+    computing = [draft for draft in drafts if draft != NGRAM_MODEL and options.draft_device == "cpu"]
+    cores = share_cores(
+        available_cores(), options.num_verifiers if options.target_device == "cpu" else 0, len(computing)
     )
-    draft = (
+    verifier_shares, drafter_shares = iter(cores.verifiers), iter(cores.drafters)
+    verifiers = [
         Child(
-            "draft",
+            name,
             [
-                *_worker_command("draft_service", options.draft, draft_address, options.draft_device, options),
-                f"--cores={draft_cores}",
+                *_worker_command("verify_service", options.target, address, options.target_device, options),
+                *_core_flags(next(verifier_shares, ""), divided=options.num_verifiers > 1),
             ],
-            address=draft_address,
+            address=address,
+            health_service="outrider.v1.VerifyService",
+            observer=observer,
+        )
+        for name, address in zip(_numbered("verify", options.num_verifiers), addresses["--verify-port"], strict=True)
+    ]
+    drafters = [
+        Child(
+            name,
+            [
+                *_worker_command("draft_service", draft, address, options.draft_device, options),
+                *(
+                    _core_flags(next(drafter_shares, ""), divided=len(computing) > 1)
+                    if draft in computing
+                    else _core_flags(cores.others, divided=False)
+                ),
+            ],
+            address=address,
             health_service="outrider.v1.DraftService",
             observer=observer,
         )
-        if options.draft is not None
-        else None
-    )
-    coordinator = Child(
-        "coordinator",
-        [
-            "coordinator",
-            f"--listen={coordinator_address}",
-            f"--verify={verify_address}",
-            f"--draft={draft_address if draft is not None else ''}",
-            f"--cores={draft_cores}",
-        ],
-        address=coordinator_address,
-        health_service="outrider.v1.GenerationService",
-        observer=observer,
-    )
-    workers = [verify] if draft is None else [verify, draft]
-    try:
-        # The coordinator last: it then finds both workers at once, and the first request has a drafter.
-        await _start(workers)
-        await _start([coordinator])
-        yield Running(coordinator, verify, draft, observer)
-    finally:
-        try:
-            await coordinator.stop()
-            await asyncio.gather(*(worker.stop() for worker in workers))
-        finally:
-            await asyncio.gather(*(child.kill() for child in (coordinator, *workers)))
+        for name, draft, address in zip(_numbered("draft", len(drafts)), drafts, addresses["--draft-port"], strict=True)
+    ]
+    coordinators = [
+        Child(
+            name,
+            [
+                "coordinator",
+                f"--listen={address}",
+                f"--verify={','.join(child.address for child in verifiers)}",
+                f"--draft={','.join(child.address for child in drafters)}",
+                f"--cores={cores.others}",
+            ],
+            address=address,
+            health_service="outrider.v1.GenerationService",
+            observer=observer,
+        )
+        for name, address in zip(_numbered("coordinator", options.num_coordinators), addresses["--port"], strict=True)
+    ]
+    return coordinators, verifiers, drafters
 
 
 async def _start(children: Sequence[Child]) -> None:
@@ -183,20 +239,13 @@ async def _start(children: Sequence[Child]) -> None:
     await asyncio.gather(*(child.ready() for child in children))
 
 
-def _cores(options: UpOptions) -> tuple[str, str]:
-    """Half of the cores for each worker, if both compute on the CPU: a drafter that never rests slows the verifier.
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
 
-    The coordinator goes with the drafter, which is the one that can wait.
-    """
-    has_model = options.draft not in (None, NGRAM_MODEL)
-    shared = has_model and options.draft_device == options.target_device == "cpu"
-    if not shared or not hasattr(os, "sched_getaffinity"):
-        return "", ""
-    cores = sorted(os.sched_getaffinity(0))
-    half = len(cores) // 2
-    if half == 0:
-        return "", ""
-    return ",".join(map(str, cores[:half])), ",".join(map(str, cores[half:]))
+
+def _core_flags(share: str, *, divided: bool) -> list[str]:
+    """Workers that divide the cores must not each take threads for half of the machine."""
+    return [f"--cores={share}", *([f"--num-threads={num_cores(share)}"] if divided and share else [])]
 
 
 def _worker_command(module: str, model: str, address: str, device: str, options: UpOptions) -> list[str]:
@@ -206,26 +255,30 @@ def _worker_command(module: str, model: str, address: str, device: str, options:
     return [module, *(f"--{name}={value}" for name, value in flags.items())]
 
 
-def _free_ports(wanted: dict[str, int]) -> list[int]:
-    """The ports that the flags in `wanted` ask for, chosen where that is 0. Raises PortTakenError.
+def _addresses(wanted: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:
+    """For each flag the addresses of its services: the first at the port that it asks for, the rest at free ones.
 
-    A service would say the same of its own port, but a stranger's service that is ready there would be taken for ours.
+    `wanted` has port and number of services; port 0 is a free one too. Raises PortTakenError. A service would say the
+    same of its own port, but a stranger's service that is ready there would be taken for ours.
     """
-    ports: list[int] = []
+    addresses: dict[str, list[str]] = {}
     with contextlib.ExitStack() as held:
-        for flag, port in wanted.items():
-            probe = held.enter_context(socket.socket())
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-                probe.listen()
-            except OSError as error:
-                raise PortTakenError(
-                    f"cannot listen on {HOST}:{port} ({error.strerror}); stop what listens there or choose another "
-                    f"port with {flag} (0 takes a free one)"
-                ) from error
-            ports.append(probe.getsockname()[1])
-    return ports
+        for flag, (first, count) in wanted.items():
+            ports: list[int] = []
+            for port in [first, *([0] * (count - 1))][:count]:
+                probe = held.enter_context(socket.socket())
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind((HOST, port))
+                    probe.listen()
+                except OSError as error:
+                    raise PortTakenError(
+                        f"cannot listen on {HOST}:{port} ({error.strerror}); stop what listens there or choose another "
+                        f"port with {flag} (0 takes a free one)"
+                    ) from error
+                ports.append(probe.getsockname()[1])
+            addresses[flag] = [f"{HOST}:{port}" for port in ports]
+    return addresses
 
 
 def _bundled(name: str) -> Path:

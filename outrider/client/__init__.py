@@ -1,10 +1,12 @@
-"""The Python client library: `GenerationClient` and the events that its generations yield."""
+"""The Python client library: `GenerationClient`, the events that its generations yield, and answers made of them."""
 
+from outrider.client.answer import Answer, Completion, gather
 from outrider.client.client import GREEDY, GenerationClient
 from outrider.client.events import (
     Event,
     Finished,
     GenerationMode,
+    Replica,
     ServerInfo,
     Speculation,
     Started,
@@ -13,17 +15,20 @@ from outrider.client.events import (
     Tokens,
     Usage,
 )
-from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin
+from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
 from outrider.core.sampling import SamplingParams
 
 __all__ = [
     "GREEDY",
+    "Answer",
+    "Completion",
     "Event",
     "FinishReason",
     "Finished",
     "GenerationClient",
     "GenerationMode",
     "ModelInfo",
+    "Replica",
     "SamplingParams",
     "ServerInfo",
     "Speculation",
@@ -34,4 +39,6 @@ __all__ = [
     "TokenOrigin",
     "Tokens",
     "Usage",
+    "WorkerLoad",
+    "gather",
 ]

@@ -8,8 +8,13 @@ from typing import Self
 
 import grpc.aio
 
-from outrider.client.events import Event, Finished, ServerInfo, decode_event, decode_server_info
-from outrider.core.errors import FieldViolation, InvalidRequestError, WorkerUnavailableError
+from outrider.client.events import Event, Finished, ServerInfo, Started, decode_event, decode_server_info
+from outrider.core.errors import (
+    FieldViolation,
+    InvalidRequestError,
+    ProtocolViolationError,
+    WorkerUnavailableError,
+)
 from outrider.core.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
@@ -62,9 +67,13 @@ class GenerationClient:
         speculate: bool = True,
         max_draft_tokens: int | None = None,
         tree_width: int | None = None,
+        num_completions: int | None = None,
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Event, None]:
         """Continues `prompt`, a text or token ids: yields Started, then Tokens for each round, then Finished.
+
+        `num_completions` asks for several continuations at the same time; their Tokens come mixed and say which they
+        belong to, and each has a Finished. `Started.seed_of` tells their seeds. `gather` makes one answer of it all.
 
         With `draw_seed` the server chooses the seed in place of `sampling.seed`, and Started names it. `num_logprobs`
         asks for each token's log-probability and those of as many alternatives. `speculate=False` runs the target
@@ -87,22 +96,28 @@ class GenerationClient:
                 speculation=generation_pb2.SpeculationParams(
                     enabled=speculate, max_draft_tokens=max_draft_tokens, tree_width=tree_width
                 ),
+                num_completions=num_completions,
             )
         except ValueError as error:
             raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
         if draw_seed:
             request.sampling.ClearField("seed")
         call = self._stub.Generate(request, timeout=timeout_s)
-        event: Event | None = None
+        num_unfinished = 1 if num_completions is None else num_completions
+        started = False
         try:
             async for message in call:
                 event = decode_event(message)
+                if isinstance(event, Started) is started:
+                    raise ProtocolViolationError("the server's events do not begin with one `started`; report this")
+                started = True
+                num_unfinished -= isinstance(event, Finished)
                 yield event
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
         finally:
             call.cancel()
-        if not isinstance(event, Finished):
+        if num_unfinished > 0:
             raise WorkerUnavailableError("the server ended the generation without saying why; try again")
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:

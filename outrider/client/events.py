@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin
+from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
+from outrider.core.sampling import completion_seed
 from outrider.rpc import wire
 from outrider.v1 import generation_pb2
 
@@ -33,6 +34,10 @@ class Started:
     """The seed in force: the same request with it gives the same tokens."""
     trace_id: str
     """32 hexadecimal digits; empty if the request is not traced."""
+
+    def seed_of(self, completion: int) -> int:
+        """The seed with which that completion can be had alone."""
+        return completion_seed(self.seed, completion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +65,18 @@ class Tokens:
     """Whether this round voided the drafter's guesses."""
     num_draft_tokens: int
     """How many draft tokens the round scored."""
+    completion: int = 0
+    """Which completion they belong to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts."""
+    """Token counts of one completion."""
 
     num_prompt_tokens: int
     num_generated_tokens: int
+    num_cached_prompt_tokens: int = 0
+    """Tokens of the prompt that the target had already read for another session with the same beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The generation ended; the last event."""
+    """A completion ended; the last event for it."""
 
     reason: FinishReason
     mode: GenerationMode
@@ -133,9 +142,30 @@ class Finished:
     usage: Usage
     speculation: Speculation
     timings: Timings
+    completion: int = 0
+    """Which completion ended."""
 
 
 Event = Started | Tokens | Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One worker that the coordinator knows."""
+
+    address: str
+    service: str
+    """`outrider.v1.DraftService` or `outrider.v1.VerifyService`."""
+    serving: bool
+    """Whether sessions are placed there."""
+    problem: str
+    """Why not; empty if they are."""
+    model: ModelInfo | None
+    """None while it has never answered."""
+    load: WorkerLoad | None
+    """None while it is not serving."""
+    num_own_sessions: int
+    """Sessions of this coordinator that are there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +180,9 @@ class ServerInfo:
     target_only_reason: str
     """Why requests would run by the target alone at present; empty if they would not."""
     num_running: int
-    """Generations under way."""
+    """Completions under way."""
+    replicas: tuple[Replica, ...] = ()
+    """Every worker that the coordinator knows."""
 
 
 def decode_event(message: generation_pb2.GenerateResponse) -> Event:
@@ -176,6 +208,19 @@ def decode_server_info(message: generation_pb2.GetServerInfoResponse) -> ServerI
         draft=wire.decode_model_info(message.draft) if message.HasField("draft") else None,
         target_only_reason=message.target_only_reason,
         num_running=message.num_running,
+        replicas=tuple(_decode_replica(replica) for replica in message.replicas),
+    )
+
+
+def _decode_replica(message: generation_pb2.Replica) -> Replica:
+    return Replica(
+        address=message.address,
+        service=message.service,
+        serving=message.serving,
+        problem=message.problem,
+        model=wire.decode_model_info(message.model) if message.HasField("model") else None,
+        load=wire.decode_load(message.load) if message.HasField("load") else None,
+        num_own_sessions=message.num_own_sessions,
     )
 
 
@@ -189,7 +234,14 @@ def _decode_tokens(message: generation_pb2.GeneratedTokens) -> Tokens:
         )
         for token in message.tokens
     )
-    return Tokens(message.position, message.text, tokens, message.rolled_back, message.num_draft_tokens)
+    return Tokens(
+        position=message.position,
+        text=message.text,
+        tokens=tokens,
+        rolled_back=message.rolled_back,
+        num_draft_tokens=message.num_draft_tokens,
+        completion=message.completion,
+    )
 
 
 def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
@@ -202,7 +254,7 @@ def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
         mode=mode,
         mode_reason=message.mode_reason,
         text=message.text,
-        usage=Usage(usage.num_prompt_tokens, usage.num_generated_tokens),
+        usage=Usage(usage.num_prompt_tokens, usage.num_generated_tokens, usage.num_cached_prompt_tokens),
         speculation=Speculation(
             num_rounds=speculation.num_rounds,
             num_draft_tokens=speculation.num_draft_tokens,
@@ -224,6 +276,7 @@ def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
             verify_wait_ms=timings.verify_wait_ms,
             draft_ms=timings.draft_ms,
         ),
+        completion=message.completion,
     )
 
 

@@ -18,6 +18,11 @@ _EDGES = tuple(math.log(edge) for edge in (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 
 _MIDDLES = (0.005, 0.02, 0.06, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.925, 0.965, 0.99)
 """A probability from the middle of each bucket."""
 
+_NUM_BUCKETS = len(_MIDDLES)
+
+_FIRST_CELLS = tuple(range(0, _NUM_RANKS * _NUM_BUCKETS, _NUM_BUCKETS))
+"""For each rank the cell of its lowest bucket."""
+
 _RANK_CHANCES = (0.55, 0.12, 0.08, 0.05, 0.03, 0.02, 0.015, 0.01)
 """How often the target chooses the draft's guess of each rank: measured on the demonstration pair (first 0.55, one of
 the first three 0.75), with a tail that falls on."""
@@ -69,14 +74,22 @@ class Calibration:
 
     def log_chance(self, rank: int, log_prob: float) -> float:
         """Natural logarithm of the chance of a guess of this rank and draft log-probability; always below 0."""
-        return self._log_chances[_cell(rank, log_prob)]
+        return self._log_chances[_FIRST_CELLS[rank if rank < _NUM_RANKS else -1] + bisect_left(_EDGES, log_prob)]
+
+    def log_chances(self, log_probs: Iterable[float]) -> list[float]:
+        """The same for siblings, from rank 0 on; at most as many as a node may have children."""
+        log_chances = self._log_chances
+        return [
+            log_chances[cell + bisect_left(_EDGES, log_prob)]
+            for cell, log_prob in zip(_FIRST_CELLS, log_probs, strict=False)
+        ]
 
     def observe(self, rank: int, log_prob: float, right: bool) -> None:
         """The place of such a guess was decided: the guess was right or wrong."""
-        cell = _cell(rank, log_prob)
+        cell = _FIRST_CELLS[rank if rank < _NUM_RANKS else -1] + bisect_left(_EDGES, log_prob)
         weight = self._weights[cell] = min(self._weights[cell] + 1.0, _MEMORY)
-        chance = self._chances[cell] + (right - self._chances[cell]) / weight
-        self._chances[cell] = chance = min(max(chance, _CHANCE_MIN), _CHANCE_MAX)
+        chance = self._chances[cell]
+        chance = self._chances[cell] = min(max(chance + (right - chance) / weight, _CHANCE_MIN), _CHANCE_MAX)
         self._log_chances[cell] = math.log(chance)
 
 
@@ -98,7 +111,3 @@ def decided(root: Node, token_ids: Iterable[int], calibrations: Sequence[Calibra
         node = node.children.get(token_id)
         num_covered += node is not None
     return Places(num_decided, num_covered)
-
-
-def _cell(rank: int, log_prob: float) -> int:
-    return min(rank, _NUM_RANKS - 1) * len(_MIDDLES) + bisect_left(_EDGES, log_prob)

@@ -10,14 +10,15 @@ from outrider.core.calibration import Calibration, decided
 from outrider.core.line import Line
 from outrider.core.messages import Commitment, DraftOpen, Window
 from outrider.core.naming import Outbound
-from outrider.core.ngram import ORDERS, Guess, NgramTable, extend
+from outrider.core.ngram import ORDERS, NgramTable
+from outrider.core.ngram_static import TOKEN_BITS
 from outrider.core.step_curve import StepCurve
-from outrider.core.tree import Growth, Node, NodeState, SpeculationTree
+from outrider.core.tree import LIVE, Growth, Node, SpeculationTree
 from outrider.core.validation import AUTOMATIC_WIDTH_MAX
 
 EXPANSIONS_MAX = 16
-"""Most nodes expanded in one step, over all sessions: the largest batch that runs compiled. Up to it the step-time
-curve decides."""
+"""Most nodes expanded in one step, over all sessions, or one for each where those are more: the largest batch that runs
+compiled. Up to it the step-time curve decides."""
 
 WINDOW_GAIN_MIN = 0.1
 """Expected tokens for which a window is sent at once: a message costs the three processes about 0.3 ms together, a
@@ -34,6 +35,9 @@ Between 8 and 14 microseconds over all three in runs of the sessions without for
 _FORESIGHT_MIN = 0.5
 """Chance from which an n-gram guess becomes a node before the draft model has spoken: it is then likelier than all else
 together, so that it stays the first of its siblings whatever the model says."""
+
+_CONTEXT_BITS = TOKEN_BITS * ORDERS[0]
+"""Length of the longest context that the n-grams look at."""
 
 _SCORING_CHANCE_PRIOR = 0.05
 """Chance that makes scoring a guess worth its time, until the first commit tells: t(8) / t(1) is 1.2 for the
@@ -71,7 +75,7 @@ class DraftSession:
         self._max_length = opening.max_length
         self._vocab_size = opening.vocab_size
         self._ngrams = ngrams
-        self._foreseen: dict[Node, list[Guess]] = {}
+        self._foreseen: dict[Node, dict[int, float]] = {}
         """What the n-grams say below the nodes that were taken since the last commit."""
         self._outbound = Outbound()
         self._frontier: list[tuple[float, int, Node]] = []
@@ -93,7 +97,7 @@ class DraftSession:
         if self._ngrams is not None:
             self._ngrams.commit(new)
             self._foreseen.clear()
-        self._unsent = [node for node in self._unsent if node.state is NodeState.LIVE]
+        self._unsent = [node for node in self._unsent if node.state is LIVE]
         self._verify_seconds = commitment.verify_ms / 1000.0
         if self._automatic and commitment.chance_min > 0.0:
             self._log_floor = _log_floor(commitment.chance_min, self._verify_seconds)
@@ -102,7 +106,7 @@ class DraftSession:
     @property
     def num_sent_live(self) -> int:
         """How many nodes that were sent are still undecided."""
-        return self.tree.num_live - sum(node.state is NodeState.LIVE for node in self._unsent)
+        return self.tree.num_live - sum(node.state is LIVE for node in self._unsent)
 
     def best(self) -> float | None:
         """Logarithm of the chance that the most promising node to expand is reached; None if there is none to expand.
@@ -114,11 +118,11 @@ class DraftSession:
         if self.tree.num_live + self._num_reserved + self.width > self._max_run_ahead:
             return None
         root, frontier = self.tree.root, self._frontier
-        if self._is_root_next:
+        if not root.expanded and not self._num_reserved:
             return 0.0 if root.position + 1 < self._max_length else None
         while frontier:
             node = frontier[0][2]
-            if node.state is NodeState.LIVE and not node.expanded:
+            if node.state is LIVE and not node.expanded:
                 log_chance = node.path_log_prob - root.path_log_prob
                 return log_chance if log_chance >= self._log_floor else None
             heapq.heappop(frontier)
@@ -126,7 +130,8 @@ class DraftSession:
 
     def take(self) -> Node:
         """The node that `best` spoke of. It must be given to `expand` or `postpone`."""
-        node = self.tree.root if self._is_root_next else heapq.heappop(self._frontier)[2]
+        root = self.tree.root
+        node = root if not root.expanded and not self._num_reserved else heapq.heappop(self._frontier)[2]
         self._num_reserved += self.width
         if self._ngrams is not None:
             self._foresee(node, self._ngrams)
@@ -136,29 +141,32 @@ class DraftSession:
         """Gives nodes that were taken but not expanded back to the frontier."""
         for node in nodes:
             self._num_reserved -= self.width
-            self._push(node)
+            if node is not self.tree.root:
+                self._push(node)
 
     def expand(self, parent: Node, token_ids: Sequence[int], log_probs: Sequence[float]) -> None:
         """Adds the draft model's proposals below `parent`, which was taken, best first, and what the n-grams say there.
 
         Those of probability 0 are left out, and those not worth drafting when the width is automatic.
         """
-        self._num_reserved -= self.width
+        width, children = self.width, parent.children
+        self._num_reserved -= width
         parent.expanded = True
-        proposals = [
-            (token_id, min(log_prob, 0.0))
-            for token_id, log_prob in zip(token_ids[: self.width], log_probs[: self.width], strict=True)
-        ]
-        if guesses := self._foreseen.pop(parent, None):
-            proposals = self._mixed(proposals, guesses)
-        log_chance = self._calibrations[0].log_chance
+        token_ids, log_probs = token_ids[:width], log_probs[:width]
+        calibration = self._calibrations[0]
+        log_chances = calibration.log_chances(log_probs)
+        if foreseen := self._foreseen.pop(parent, None):
+            token_ids, log_probs = self._mixed(foreseen, token_ids, log_probs, log_chances)
+            log_chances = calibration.log_chances(log_probs)
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
-        for rank, (token_id, log_prob) in enumerate(proposals):
+        for rank, (token_id, log_prob, log_chance) in enumerate(zip(token_ids, log_probs, log_chances, strict=True)):
+            num_children = len(children)
+            if num_children == width:
+                break
             # A child that the n-grams foresaw is there already, maybe not the one that they would name now.
-            if token_id in parent.children or len(parent.children) == self.width:
-                continue
-            if log_prob > -math.inf and log_chance(rank, log_prob) >= floor:
-                self._attach(parent, token_id, log_prob)
+            if log_chance >= floor and log_prob > -math.inf and token_id not in children:
+                known = log_chance if rank == num_children else None
+                self._attach(parent, token_id, min(log_prob, 0.0), known)
 
     def is_window_due(self, now: float, idle: bool) -> bool:
         """Whether what has not been sent should be sent now; `idle` says that no step of this session follows."""
@@ -175,85 +183,88 @@ class DraftSession:
         self._last_sent = now
         return self._outbound.window(self.tree, unsent, draft_ms)
 
-    @property
-    def _is_root_next(self) -> bool:
-        return not self.tree.root.expanded and self._num_reserved == 0
-
     def _foresee(self, node: Node, ngrams: NgramTable) -> None:
         """Looks up what the n-grams say below `node`, and makes a node of it at once if there is hardly any doubt."""
         if node in self._foreseen or node.position + 1 >= self._max_length:
             return
-        guesses = [
-            guess
-            for guess in ngrams.guesses(self._context(node, ngrams.context), self.width)
-            if guess.token_id < self._vocab_size
-        ]
-        self._foreseen[node] = guesses
-        if guesses and guesses[0].probability >= _FORESIGHT_MIN and not node.children:
-            self._attach(node, guesses[0].token_id, math.log(guesses[0].probability))
+        chances = ngrams.chances(self._context(node, ngrams.context))
+        if chances and max(chances) >= self._vocab_size:
+            chances = {token_id: chance for token_id, chance in chances.items() if token_id < self._vocab_size}
+        self._foreseen[node] = chances
+        if not node.children:
+            for token_id, chance in chances.items():
+                if chance >= _FORESIGHT_MIN:
+                    self._attach(node, token_id, math.log(chance))
+                    break  # together they are below 1
 
     def _context(self, node: Node, context: int) -> int:
         """The last tokens of the path to `node`, packed; `context` holds those of the line."""
-        path: list[int] = []
         root = self.tree.root
-        while node is not root and len(path) < ORDERS[0]:
-            path.append(node.token_id)
+        packed = num_bits = 0
+        while node is not root and num_bits < _CONTEXT_BITS:
+            packed |= node.token_id << num_bits
+            num_bits += TOKEN_BITS
             assert node.parent is not None
             node = node.parent
-        for token_id in reversed(path):
-            context = extend(context, token_id)
-        return context
+        return context << num_bits | packed
 
-    def _mixed(self, proposals: Sequence[tuple[int, float]], guesses: Sequence[Guess]) -> list[tuple[int, float]]:
-        """The likeliest of both, best first; of a token that both name the surer one is believed.
+    def _mixed(
+        self,
+        foreseen: dict[int, float],
+        token_ids: Sequence[int],
+        log_probs: Sequence[float],
+        log_chances: Sequence[float],
+    ) -> tuple[Sequence[int], Sequence[float]]:
+        """The likeliest of both, best first, with log-probabilities; of a token that both name the surer is believed.
 
         Where the n-grams are sure they are right far more often than the draft model, elsewhere far less, and each is
         often right where the other is wrong. To divide the rest that the n-grams leave among the proposals, as among
         shorter n-grams, was worse by 3 % of the time per token in a simulation of the demonstration pair.
         """
-        log_chance = self._calibrations[0].log_chance
-        log_chances = {guess.token_id: math.log(guess.probability) for guess in guesses}
-        for rank, (token_id, log_prob) in enumerate(proposals):
-            if log_prob > -math.inf:
-                log_chances[token_id] = max(log_chances.get(token_id, -math.inf), log_chance(rank, log_prob))
-        ranked = sorted(log_chances, key=log_chances.__getitem__, reverse=True)
-        return [(token_id, log_chances[token_id]) for token_id in ranked[: self.width]]
+        mixed = {token_id: math.log(chance) for token_id, chance in foreseen.items()}
+        for token_id, log_prob, log_chance in zip(token_ids, log_probs, log_chances, strict=True):
+            if log_prob > -math.inf and log_chance > mixed.get(token_id, -math.inf):
+                mixed[token_id] = log_chance
+        ranked = sorted(mixed, key=mixed.__getitem__, reverse=True)[: self.width]
+        return ranked, [mixed[token_id] for token_id in ranked]
 
-    def _attach(self, parent: Node, token_id: int, log_prob: float) -> None:
-        child = self.tree.attach(parent, token_id, log_prob)
-        if child is not None and child.state is NodeState.LIVE:
+    def _attach(self, parent: Node, token_id: int, log_prob: float, log_chance: float | None = None) -> None:
+        child = self.tree.attach(parent, token_id, log_prob, log_chance)
+        if child is not None:
             self._unsent.append(child)
             if child.position + 1 < self._max_length:
                 self._push(child)
 
     def _push(self, node: Node) -> None:
-        if node is self.tree.root:
-            return
         self._num_pushed += 1
         heapq.heappush(self._frontier, (-node.path_log_prob, self._num_pushed, node))
 
 
-def choose_expansions(sessions: Sequence[DraftSession], curve: StepCurve) -> list[list[Node]]:
+def choose_expansions(sessions: Sequence[DraftSession], curve: StepCurve, num_beside: int = 0) -> list[list[Node]]:
     """The nodes of each session that the next step should expand: those of the highest chance over all sessions.
 
-    Of those the first n, so that the chance of what is expanded per second, (sum p) / t(n), is greatest; at most
-    EXPANSIONS_MAX.
+    Of those the first n, so that the chance of what is expanded per second, (sum p) / t(num_beside + n), is greatest;
+    `num_beside` tokens of prompts are in the step as well. At most EXPANSIONS_MAX, or one for each session. Of equal
+    chances the first session's comes first.
     """
     heap = [(-best, index) for index, session in enumerate(sessions) if (best := session.best()) is not None]
     heapq.heapify(heap)
     taken: list[tuple[int, Node]] = []
     total = 0.0
     best_num, best_total, best_seconds = 0, 0.0, 1.0
-    while heap and len(taken) < EXPANSIONS_MAX:
-        cost, index = heapq.heappop(heap)
-        taken.append((index, sessions[index].take()))
+    while heap and len(taken) < max(EXPANSIONS_MAX, len(sessions)):
+        cost, index = heap[0]
+        session = sessions[index]
+        taken.append((index, session.take()))
         total += math.exp(-cost)
-        seconds = curve.seconds(len(taken))
+        seconds = curve.seconds(num_beside + len(taken))
         if total * best_seconds >= best_total * seconds:
             best_num, best_total, best_seconds = len(taken), total, seconds
-        best = sessions[index].best()
-        if best is not None:
-            heapq.heappush(heap, (-best, index))
+        best = session.best()
+        if best is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (-best, index))
     chosen: list[list[Node]] = [[] for _ in sessions]
     for index, node in taken[:best_num]:
         chosen[index].append(node)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Window
-from outrider.core.tree import RECENT_COMMITS_MAX, Node, NodeState, SpeculationTree
+from outrider.core.tree import COMMITTED, LIVE, RECENT_COMMITS_MAX, Node, SpeculationTree
 
 WINDOW_NODES_MAX = 256
 """Most nodes in one window; more is a protocol violation."""
@@ -31,19 +31,21 @@ class Outbound:
 
     def window(self, tree: SpeculationTree, nodes: Iterable[Node], draft_ms: float = 0.0) -> Window | None:
         """Names the live ones among `nodes` (parents first, none named before); None if none is live."""
-        live = [node for node in nodes if node.state is NodeState.LIVE]
+        live = [node for node in nodes if node.state is LIVE]
         if not live:
             return None
-        first_id = self._last_id + 1
+        root, node_id = tree.root, self._last_id
         parent_ids: list[int] = []
         for node in live:
-            self._last_id += 1
-            node.node_id = self._last_id
-            assert node.parent is not None
+            node_id += 1
+            node.node_id = node_id
+            parent = node.parent
+            assert parent is not None
             # `base` names the root for every receiver, even one that was too far ahead to know the root's own id.
-            parent_ids.append(0 if node.parent is tree.root else node.parent.node_id)
+            parent_ids.append(0 if parent is root else parent.node_id)
+        first_id, self._last_id = self._last_id + 1, node_id
         return Window(
-            base=tree.root.position,
+            base=root.position,
             first_id=first_id,
             parent_ids=parent_ids,
             token_ids=[node.token_id for node in live],
@@ -94,24 +96,29 @@ class Inbound:
         late: list[tuple[int, float, bool]] = []
         late_parent: Node | None = None
         rank = num_known = num_stale = 0
+        nodes, root, base = self._nodes, tree.root, tree.committed(window.base)
+        last_id, num_live = self._last_id, tree.num_live
         for node_id, (parent_id, token_id, log_prob) in enumerate(
             zip(window.parent_ids, window.token_ids, window.log_probs, strict=True), window.first_id
         ):
-            if node_id <= self._last_id:
+            if node_id <= last_id:
                 continue
             self._last_id = node_id
-            parent = tree.committed(window.base) if parent_id == 0 else self._nodes.get(parent_id)
-            num_live = tree.num_live
-            node = tree.attach(parent, token_id, log_prob) if parent is not None else None
-            if parent is not None and parent is not tree.root and parent.state is NodeState.COMMITTED:
+            parent = nodes.get(parent_id) if parent_id else base
+            if parent is None:
+                num_stale += 1
+                continue
+            node = tree.attach(parent, token_id, log_prob)
+            if parent.state is COMMITTED and parent is not root:
                 rank = rank + 1 if parent is late_parent else 0
                 late_parent = parent
                 late.append((rank, log_prob, node is not None))
             if node is None:
                 num_stale += 1
                 continue
-            self._nodes[node_id] = node
+            nodes[node_id] = node
             if tree.num_live > num_live:
+                num_live += 1
                 added.append(node)
             else:
                 num_known += 1
@@ -136,19 +143,23 @@ class Inbound:
             raise ProtocolViolationError(
                 f"base {window.base} is not committed: the line ends at position {tree.root.position}"
             )
+        if not 0.0 <= window.draft_ms < math.inf:
+            raise ProtocolViolationError(f"draft_ms {window.draft_ms} is not a finite number of at least 0")
+        if not num_nodes:
+            return
         for node_id, parent_id in enumerate(window.parent_ids, window.first_id):
             if not 0 <= parent_id < node_id:
                 raise ProtocolViolationError(f"node {node_id} names the unknown parent {parent_id}")
-        for token_id in window.token_ids:
+        for token_id in (min(window.token_ids), max(window.token_ids)):
             if not 0 <= token_id < self._vocab_size:
                 raise ProtocolViolationError(
                     f"token id {token_id} is out of range: the vocabulary has {self._vocab_size}"
                 )
-        if not 0.0 <= window.draft_ms < math.inf:
-            raise ProtocolViolationError(f"draft_ms {window.draft_ms} is not a finite number of at least 0")
-        for log_prob in window.log_probs:
-            if not (log_prob <= 0.0 and math.isfinite(log_prob)):
-                raise ProtocolViolationError(f"log-probability {log_prob} is not a finite number of at most 0")
+        # The sum shows what is not a number or infinite, wherever it stands; finite ones may add up to infinity, too.
+        if max(window.log_probs) > 0.0 or not math.isfinite(sum(window.log_probs)):
+            for log_prob in window.log_probs:
+                if not (log_prob <= 0.0 and math.isfinite(log_prob)):
+                    raise ProtocolViolationError(f"log-probability {log_prob} is not a finite number of at most 0")
 
     def _sweep(self, tree: SpeculationTree) -> None:
         if len(self._nodes) < self._sweep_at:
@@ -157,7 +168,7 @@ class Inbound:
         self._nodes = {
             node_id: node
             for node_id, node in self._nodes.items()
-            if node.state is NodeState.LIVE or (node.state is NodeState.COMMITTED and node.position > oldest)
+            if node.state is LIVE or (node.state is COMMITTED and node.position > oldest)
         }
         if len(self._nodes) > self._max_live_nodes + RECENT_COMMITS_MAX:
             raise ProtocolViolationError(f"{len(self._nodes)} ids name fewer nodes; give each path one id")

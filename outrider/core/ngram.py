@@ -99,6 +99,7 @@ class NgramTable:
         "_static",
         "_token_ids",
         "context",
+        "trust",
     )
 
     def __init__(self, token_ids: Iterable[int], static: StaticNgrams | None = None) -> None:
@@ -111,16 +112,13 @@ class NgramTable:
         self._token_ids = array("I", [0]) * HISTORY_TOKENS_MAX
         self._contexts = [0] * HISTORY_TOKENS_MAX
         self._num_right = self._num_promised = _TRUST_PRIOR
-        for token_id in token_ids:
-            self._append(token_id)
-
-    @property
-    def trust(self) -> float:
+        self.trust = 1.0
         """How often first guesses were right of late, relative to what the counts promised. Multiplies every estimate.
 
         Sampled text follows its own past less than greedy text does, which the counts alone find out too slowly.
         """
-        return max(self._num_right / self._num_promised, _TRUST_MIN)
+        for token_id in token_ids:
+            self._append(token_id)
 
     def commit(self, token_ids: Iterable[int]) -> None:
         """Appends tokens that were decided, and learns from each how far guesses can be trusted."""
@@ -130,6 +128,7 @@ class NgramTable:
                 best = max(shares, key=shares.__getitem__)
                 self._num_right = self._num_right * _TRUST_MEMORY + (best == token_id)
                 self._num_promised = self._num_promised * _TRUST_MEMORY + shares[best]
+                self.trust = max(self._num_right / self._num_promised, _TRUST_MIN)
             self._append(token_id)
 
     def guesses(self, context: int, limit: int) -> list[Guess]:
@@ -138,12 +137,18 @@ class NgramTable:
         Among equals the one of the longer match comes first, then the more recent one. Their probabilities sum to less
         than 1; the rest is the chance of something else.
         """
-        shares = self._shares(context)
-        if not shares:
-            return []
-        scale = min(self.trust, PROBABILITY_MAX / sum(shares.values()))
-        ranked = sorted(shares, key=shares.__getitem__, reverse=True)
-        return [Guess(token_id, shares[token_id] * scale) for token_id in ranked[:limit]]
+        chances = self.chances(context)
+        ranked = sorted(chances, key=chances.__getitem__, reverse=True)
+        return [Guess(token_id, chances[token_id]) for token_id in ranked[:limit]]
+
+    def chances(self, context: int) -> dict[int, float]:
+        """The same for all tokens that followed `context` before, not yet ranked."""
+        chances = self._shares(context)
+        if chances:
+            scale = min(self.trust, PROBABILITY_MAX / sum(chances.values()))
+            for token_id in chances:
+                chances[token_id] *= scale
+        return chances
 
     def tree(self, context: int, *, limit: int, width: int, min_probability: float = 0.0) -> GuessTree:
         """The at most `limit` guesses below `context` with the most probable paths, at most `width` below each node.
@@ -177,22 +182,29 @@ class NgramTable:
         oldest = max(self._num_tokens - HISTORY_TOKENS_MAX, 0)
         token_ids = self._token_ids
         for order in self._orders:
-            position = order.followers.get(context & order.mask, -1)
-            if position < 0:
+            position = order.followers.get(context & order.mask)
+            if position is None:
                 continue
             previous = order.previous
-            counts: dict[int, int] = {}
-            num_occurrences = 0
-            while position >= oldest and num_occurrences < OCCURRENCES_MAX:
-                index = position % HISTORY_TOKENS_MAX
-                token_id = token_ids[index]
-                counts[token_id] = counts.get(token_id, 0) + 1
-                num_occurrences += 1
-                position = previous[index]
-            share = rest / (num_occurrences + len(counts))
-            for token_id, count in counts.items():
-                shares[token_id] = shares.get(token_id, 0.0) + share * count
-            rest = share * len(counts)
+            index = position % HISTORY_TOKENS_MAX
+            token_id = token_ids[index]
+            position = previous[index]
+            if position < oldest:  # as most contexts it stood there once
+                rest *= 0.5
+                shares[token_id] = shares.get(token_id, 0.0) + rest
+            else:
+                counts = {token_id: 1}
+                num_occurrences = 1
+                while position >= oldest and num_occurrences < OCCURRENCES_MAX:
+                    index = position % HISTORY_TOKENS_MAX
+                    token_id = token_ids[index]
+                    counts[token_id] = counts[token_id] + 1 if token_id in counts else 1
+                    num_occurrences += 1
+                    position = previous[index]
+                share = rest / (num_occurrences + len(counts))
+                for token_id, count in counts.items():
+                    shares[token_id] = shares.get(token_id, 0.0) + share * count
+                rest = share * len(counts)
             if rest < _NEGLIGIBLE:
                 return shares
         if self._static is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 _SMOOTHING = 0.2
@@ -43,6 +44,21 @@ class Outlook(NamedTuple):
     """The same for a step that scores what a wait would bring, and for the rounds that follow."""
 
 
+class Wait(NamedTuple):
+    """How long the next round should wait for drafts, in seconds."""
+
+    expected: float
+    """Until the next draft is expected; 0: go now."""
+    longest: float
+    """If none has come by then: go."""
+    gain: float
+    """By how much the run of luck is expected to be shorter than if the round went now."""
+
+
+AT_ONCE = Wait(0.0, 0.0, 0.0)
+"""Nothing is worth waiting for."""
+
+
 class Patience:
     """One session's running estimates and the wait that follows from them. All times are in seconds.
 
@@ -66,10 +82,11 @@ class Patience:
         self._level = prior._level if prior is not None else 0.0
         self._first_draft = prior._first_draft if prior is not None else 0.0
 
-    def observe_places(self, num_decided: int, num_covered: int) -> None:
-        """So many places with guesses were decided, so many by a token among the guesses, scored in time or not."""
-        for index in range(num_decided):
-            self._coverage += _COVERAGE_SMOOTHING * ((index < num_covered) - self._coverage)
+    def observe_places(self, worths: Iterable[float]) -> None:
+        """Places with guesses were decided. A place is worth 1 if its token was among the guesses, scored in time or
+        not, and else 0; less what it costs other sessions to have them scored."""
+        for worth in worths:
+            self._coverage += _COVERAGE_SMOOTHING * (worth - self._coverage)
 
     def observe_levels(self, num_levels: int, elapsed: float) -> None:
         """While the drafter worked without pause its drafts became `num_levels` deeper in `elapsed` seconds."""
@@ -86,34 +103,35 @@ class Patience:
         else:
             self._first_draft = max(self._first_draft, _smoothed(self._first_draft, 2.0 * elapsed))
 
-    def wait(self, outlook: Outlook, num_room: int, elapsed: float) -> float:
+    def wait(self, outlook: Outlook, num_room: int, elapsed: float) -> Wait:
         """How much longer to wait, `elapsed` seconds after the last verdict; the step has room for `num_room` nodes.
 
-        0 means: go now. Otherwise ask again when a draft arrives, and go when none has arrived in that time.
+        Ask again when a draft arrives.
         """
         step, level = outlook.step_later, self._level
         if outlook.step_now <= 0.0 or level <= 0.0 or num_room <= 0:
-            return 0.0
+            return AT_ONCE
         until_next = level
         if outlook.bare:
             until_next = max((self._first_draft or step) - elapsed, 0.0)
         going = self._run_time(outlook, outlook.step_now, 0.0, 0, until_next)
         if elapsed > going:
-            return 0.0
-        best_time, best_wait = going, 0.0
+            return AT_ONCE
+        best_time = going
         for num_levels in range(1, min(num_room, _LEVELS_MAX) + 1):
             wait = until_next + (num_levels - 1) * level
             if wait >= best_time:
                 break
             run_time = self._run_time(outlook, step, wait, num_levels, until_next)
-            if run_time < best_time:
-                best_time, best_wait = run_time, wait
-        return _OVERDUE * (until_next if best_wait > 0.0 else 0.0)
+            best_time = min(best_time, run_time)
+        if best_time == going or until_next == 0.0:
+            return AT_ONCE
+        return Wait(until_next, _OVERDUE * until_next, going - best_time)
 
     def _run_time(self, outlook: Outlook, first_step: float, wait: float, num_levels: int, until_next: float) -> float:
         """T(wait), when the step after it starts with `num_levels` more levels than are at hand."""
         step, level = outlook.step_later, self._level
-        coverage = min(self._coverage, _COVERAGE_MAX)
+        coverage = min(max(self._coverage, 0.0), _COVERAGE_MAX)
         now = wait + first_step
         total = now
         depth = num_levels + 1.0

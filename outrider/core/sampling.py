@@ -32,3 +32,11 @@ class SamplingParams:
     def penalized(self) -> bool:
         """Whether the choice depends on which tokens the line already holds."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+
+def completion_seed(seed: int, completion: int) -> int:
+    """The seed of a request's completion number `completion`, so that each is what a request for it alone gives.
+
+    Seeds are unsigned 64-bit integers: after the largest comes 0.
+    """
+    return (seed + completion) % 2**64

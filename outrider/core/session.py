@@ -19,7 +19,8 @@ from outrider.core.messages import (
 )
 from outrider.core.naming import Inbound, Outbound
 from outrider.core.statistics import SpeculationStatistics
-from outrider.core.tree import SpeculationTree
+from outrider.core.tree import NodeState, SpeculationTree
+from outrider.core.validation import RUN_AHEAD_MAX, TREE_WIDTH_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,16 @@ class CloseDrafter:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenDrafter:
+    """Open another drafter at the end of the line; if there is none, `on_no_drafter` follows."""
+
+    credit: int
+    """Its `max_run_ahead`."""
+    reason: str
+    """Why the last one is gone."""
+
+
+@dataclass(frozen=True, slots=True)
 class Emit:
     """Committed tokens for the user."""
 
@@ -66,15 +77,19 @@ class Finish:
     reason: FinishReason
 
 
-Command = SendToDrafter | SendToVerifier | EndDrafts | CloseDrafter | Emit | Finish
+Command = SendToDrafter | SendToVerifier | EndDrafts | CloseDrafter | OpenDrafter | Emit | Finish
 
 
 class DrafterState(Enum):
     """Whether a drafter feeds the session."""
 
     NONE = 0
+    """None was wanted."""
     ACTIVE = 1
     LOST = 2
+    """One did, and none does any more."""
+    MISSED = 3
+    """None ever did: there was none, or none took the session."""
 
 
 class Session:
@@ -92,14 +107,22 @@ class Session:
         vocab_size: int,
         max_run_ahead: int,
         drafting: bool,
+        num_spare_drafters: int = 0,
     ) -> None:
-        """Starts at the end of the prompt. `drafting` says whether a drafter is being opened."""
+        """Starts at the end of the prompt. `drafting` says whether a drafter is being opened.
+
+        A drafter that is lost is replaced `num_spare_drafters` times.
+        """
         self.line = Line(prompt_token_ids)
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.statistics = SpeculationStatistics()
         self.drafter = DrafterState.ACTIVE if drafting else DrafterState.NONE
         self.drafter_lost_reason = ""
         self.finish_reason: FinishReason | None = None
+        self._vocab_size = vocab_size
+        self._max_run_ahead = max_run_ahead
+        self._num_spare_drafters = num_spare_drafters
+        self._had_drafter = False
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_run_ahead)
         self._outbound = Outbound()
 
@@ -119,12 +142,32 @@ class Session:
         return [SendToVerifier(relayed)] if relayed is not None else []
 
     def on_drafter_lost(self, reason: str) -> list[Command]:
-        """The drafter is gone, or has to go: the verifier continues alone. After the end it is merely closed."""
+        """The drafter is gone, or has to go: another one is opened, or the verifier continues alone.
+
+        After the end it is merely closed.
+        """
+        self._had_drafter = True
+        return self._replace_drafter(reason)
+
+    def on_drafter_refused(self, reason: str) -> list[Command]:
+        """The drafter did not take the session: as if it were lost, but it never fed it."""
+        return self._replace_drafter(reason)
+
+    def on_no_drafter(self, reason: str) -> list[Command]:
+        """There is no drafter, or no other one, to be opened: the verifier continues alone."""
         if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
             return []
-        self.drafter = DrafterState.LOST
+        self.drafter = DrafterState.LOST if self._had_drafter else DrafterState.MISSED
         self.drafter_lost_reason = reason
-        return [EndDrafts(), CloseDrafter()]
+        return [EndDrafts()]
+
+    def on_verifier_changed(self) -> list[Command]:
+        """Another verifier was opened at the end of the line. It is told all nodes that are live, as news."""
+        self._outbound = Outbound()
+        # In the order in which they were named first: it says how the drafter ranks siblings.
+        nodes = sorted(self.tree.live_nodes(), key=lambda node: node.node_id)
+        window = self._outbound.window(self.tree, nodes)
+        return [SendToVerifier(window)] if window is not None else []
 
     def on_verdict(self, verdict: Verdict) -> list[Command]:
         """A round was decided: commit it, tell the drafter, emit the tokens. A verdict seen before changes nothing.
@@ -171,6 +214,21 @@ class Session:
         self.finish_reason = reason
         close: list[Command] = [CloseDrafter()] if self.drafter is DrafterState.ACTIVE else []
         return [*close, Finish(reason)]
+
+    def _replace_drafter(self, reason: str) -> list[Command]:
+        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
+            return []
+        # What a broken window left behind was never sent on, so nobody else knows it.
+        for node in [node for node in self.tree.live_nodes() if node.node_id == 0]:
+            if node.state is NodeState.LIVE:
+                self.tree.drop(node)
+        # The next drafter is not told of the nodes that are live, and the verifier bears no more than RUN_AHEAD_MAX.
+        credit = min(self._max_run_ahead, RUN_AHEAD_MAX - self.tree.num_live)
+        if self._num_spare_drafters == 0 or credit < min(self._max_run_ahead, TREE_WIDTH_MAX):
+            return [*self.on_no_drafter(reason), CloseDrafter()]
+        self._num_spare_drafters -= 1
+        self._inbound = Inbound(vocab_size=self._vocab_size, max_live_nodes=self.tree.num_live + credit)
+        return [CloseDrafter(), OpenDrafter(credit, reason)]
 
     def _count(self, verdict: Verdict, emit: Emit, followed: bool) -> None:
         statistics = self.statistics

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
 @dataclass(slots=True)
@@ -38,6 +38,11 @@ class SpeculationStatistics:
     """Draft tokens scored in each round."""
     accepted_by_round: list[int] = field(default_factory=list[int])
     """Draft tokens accepted in each round."""
+
+    def __add__(self, other: SpeculationStatistics) -> SpeculationStatistics:
+        """Both sessions together; the rounds of `other` come after these."""
+        names = [each.name for each in fields(self)]
+        return SpeculationStatistics(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
     @property
     def acceptance_length(self) -> float:

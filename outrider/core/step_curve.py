@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 
 SIZES = (*range(1, 17), *(size << octave for octave in range(1, 7) for size in range(9, 17)))
 """Sizes that are learned apart; a step counts for the next larger one. One by one up to 16, then eight to the octave up
@@ -25,8 +25,8 @@ estimate that a hiccup spoilt and that nobody tries again is tried again after s
 class StepCurve:
     """t(n), seconds per step of n tokens: positive, never falling with n, linear between the sizes that were observed.
 
-    Beyond them the curve is flat: sizes nobody has tried look cheap, so they are tried, and one step tells. 0
-    everywhere before the first observation.
+    Beyond them it goes on with the slope of the last octave; flat if there is but one. So larger steps are tried where
+    they seem to pay, and one step tells. 0 everywhere before the first observation.
     """
 
     __slots__ = ("_counts", "_sizes", "_values")
@@ -72,8 +72,33 @@ class StepCurve:
         sizes, values = self._sizes, self._values
         index = bisect_left(sizes, num_tokens)
         if index == len(sizes):
-            return values[-1] if values else 0.0
+            return self._beyond(num_tokens) if sizes else 0.0
         if index == 0 or sizes[index] == num_tokens:
             return values[index]
         left, right = sizes[index - 1], sizes[index]
         return values[index - 1] + (values[index] - values[index - 1]) * (num_tokens - left) / (right - left)
+
+    def bends(self, first: int, last: int) -> Sequence[int]:
+        """The numbers of tokens above `first` and below `last` between which the curve is a line."""
+        return self._sizes[bisect_right(self._sizes, first) : bisect_left(self._sizes, last)]
+
+    def largest(self, seconds: float) -> int | None:
+        """Most tokens of a step that takes no longer than `seconds`, at least 1; None if no step was ever observed.
+
+        Twice the largest observed size at most, so that what is tried without knowing takes no longer than two steps of
+        that size.
+        """
+        if not self._sizes:
+            return None
+        low, high = 1, 2 * self._sizes[-1]
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.seconds(middle) <= seconds else (low, middle - 1)
+        return low
+
+    def _beyond(self, num_tokens: int) -> float:
+        largest, value = self._sizes[-1], self._values[-1]
+        if len(self._sizes) == 1:
+            return value
+        slope = (value - self.seconds(largest // 2)) / (largest - largest // 2)
+        return value + slope * (num_tokens - largest)

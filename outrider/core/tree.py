@@ -24,6 +24,10 @@ class NodeState(Enum):
     DROPPED = 3
 
 
+# Looked up once: before Python 3.12 each look at an enum's member is a call, and here it would be several per node.
+LIVE, COMMITTED, DROPPED = NodeState.LIVE, NodeState.COMMITTED, NodeState.DROPPED
+
+
 class Node:
     """One guessed token after its parent's path."""
 
@@ -51,7 +55,7 @@ class Node:
         """Logarithm of the chance that the target chooses all of the path, from the first root on: compare it only
         within one tree, subtract the present root's for the chance itself."""
         self.children: dict[int, Node] = {}
-        self.state = NodeState.LIVE
+        self.state = LIVE
         self.node_id = 0
         """Id under which the owner of this mirror sent the node on; 0 while it has not."""
         self.expanded = False
@@ -80,7 +84,7 @@ class SpeculationTree:
         """
         self._log_chance = log_chance
         self.root = Node(None, position, token_id, 0.0)
-        self.root.state = NodeState.COMMITTED
+        self.root.state = COMMITTED
         self.num_live = 0
         """Number of live nodes; the root is not one of them."""
         self._recent: deque[Node] = deque([self.root], maxlen=RECENT_COMMITS_MAX)
@@ -90,20 +94,23 @@ class SpeculationTree:
         index = position - self._recent[0].position
         return self._recent[index] if 0 <= index < len(self._recent) else None
 
-    def attach(self, parent: Node, token_id: int, log_prob: float) -> Node | None:
+    def attach(self, parent: Node, token_id: int, log_prob: float, log_chance: float | None = None) -> Node | None:
         """Adds a child to `parent`, or finds the one that has the token already.
 
         Below a node that was committed before the root only the committed token exists: that guess is *absorbed* by the
         committed node. Any other, and any below a dropped node, is stale: None.
+
+        `log_chance` is what the tree would ask for, if the caller knows it.
         """
-        child = parent.children.get(token_id)
+        siblings = parent.children
+        child = siblings.get(token_id)
         if child is not None:
-            return child if child.state is not NodeState.DROPPED else None
-        if parent is not self.root and parent.state is not NodeState.LIVE:
+            return child if child.state is not DROPPED else None
+        if parent.state is not LIVE and parent is not self.root:
             return None
-        log_chance = log_prob if self._log_chance is None else self._log_chance(len(parent.children), log_prob)
-        child = Node(parent, parent.position + 1, token_id, log_prob, log_chance)
-        parent.children[token_id] = child
+        if log_chance is None:
+            log_chance = log_prob if self._log_chance is None else self._log_chance(len(siblings), log_prob)
+        child = siblings[token_id] = Node(parent, parent.position + 1, token_id, log_prob, log_chance)
         self.num_live += 1
         return child
 
@@ -118,18 +125,25 @@ class SpeculationTree:
         for token_id in token_ids:
             root = self.root
             child = root.children.pop(token_id, None)
-            num_dropped += sum(self._drop(sibling) for sibling in root.children.values())
+            num_dropped += _drop(list(root.children.values()))
             if child is None:
                 followed = False
                 child = Node(root, root.position + 1, token_id, 0.0)
             else:
                 self.num_live -= 1
             child.parent = None
-            child.state = NodeState.COMMITTED
+            child.state = COMMITTED
             root.children = {token_id: child}
             self.root = child
             self._recent.append(child)
+        self.num_live -= num_dropped
         return Growth(followed, num_dropped)
+
+    def drop(self, node: Node) -> None:
+        """Takes a live node and all below it out of the tree: a guess that should not have been made."""
+        assert node.parent is not None
+        del node.parent.children[node.token_id]
+        self.num_live -= _drop([node])
 
     def live_nodes(self) -> Iterator[Node]:
         """All live nodes, parents before children."""
@@ -139,13 +153,15 @@ class SpeculationTree:
             yield node
             stack.extend(node.children.values())
 
-    def _drop(self, top: Node) -> int:
-        num_dropped = 0
-        stack = [top]
-        while stack:
-            node = stack.pop()
-            node.state = NodeState.DROPPED
-            num_dropped += 1
-            stack.extend(node.children.values())
-        self.num_live -= num_dropped
-        return num_dropped
+
+def _drop(tops: list[Node]) -> int:
+    """Voids the subtrees of `tops`, a list that becomes longer; returns how many nodes there are.
+
+    They lose their children, so that no circle of references keeps them for the garbage collector.
+    """
+    for node in tops:
+        node.state = DROPPED
+        if node.children:
+            tops.extend(node.children.values())
+            node.children.clear()
+    return len(tops)

@@ -17,6 +17,8 @@ LOGIT_BIAS_MAX = 1000.0
 """Largest size of one bias: beyond the range of any model's logits."""
 LOGIT_BIAS_ENTRIES_MAX = 1024
 """Most biased token ids in one request."""
+COMPLETIONS_MAX = 16
+"""Most completions of one request; each is a session of its own at both workers."""
 STOP_STRINGS_MAX = 16
 """Most stop strings in one request."""
 STOP_STRING_CHARACTERS_MAX = 256

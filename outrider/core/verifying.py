@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from outrider.core.calibration import Calibration, decided
+from outrider.core.ending import Ending
 from outrider.core.line import Line
 from outrider.core.messages import FinishReason, VerifyOpen, Window
 from outrider.core.naming import Grafted, Inbound
-from outrider.core.patience import Outlook, Patience
-from outrider.core.selection import Candidates, most_probable
+from outrider.core.patience import AT_ONCE, Outlook, Patience, Wait
+from outrider.core.selection import Beside, Candidates, most_probable
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
 
@@ -41,12 +43,32 @@ class VerifyKnowledge:
 
     def __init__(self) -> None:
         self.curve = StepCurve()
+        """The time of steps while a drafter works beside the target."""
+        self._alone: StepCurve | None = None
+        self.chance_min = 0.0
+        """Of the latest step; see `Selection`."""
         self._greedy = Calibration(), Patience()
         self._sampled = Calibration(), Patience()
 
     def of(self, *, greedy: bool) -> tuple[Calibration, Patience]:
         """What holds for greedy sessions, or for the others: with shared noise a draft's ranks say more."""
         return self._greedy if greedy else self._sampled
+
+    def steps(self, *, drafting: bool) -> StepCurve:
+        """The time of steps while drafts are expected, or while none are.
+
+        A target that runs alone may have the machine to itself: its steps tell nothing of those beside a drafter.
+        """
+        if drafting:
+            return self.curve
+        if self._alone is None:
+            self._alone = copy.deepcopy(self.curve)
+        return self._alone
+
+    def restart(self, observations: Iterable[tuple[int, float]]) -> None:
+        """Forgets the time of steps but for these: numbers of tokens and seconds."""
+        self.curve.restart(observations)
+        self._alone = None
 
 
 class VerifySession:
@@ -63,6 +85,7 @@ class VerifySession:
     ) -> None:
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         knowledge = knowledge or VerifyKnowledge()
+        self._knowledge = knowledge
         self._curve = knowledge.curve
         shared_calibration, self._shared_patience = knowledge.of(greedy=opening.sampling.greedy)
         calibration = Calibration(shared_calibration)
@@ -72,8 +95,7 @@ class VerifySession:
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
-        self._stop_token_ids = opening.stop_token_ids
-        self._eos_token_ids = frozenset(() if opening.ignore_eos else eos_token_ids)
+        self._ending = Ending.of(opening, eos_token_ids)
         self._last_verdict: float | None = None
         self._bare_since: dict[int, float] = {}
         """Roots that a verdict left with nothing below: position and time, until the first draft below one comes."""
@@ -81,6 +103,10 @@ class VerifySession:
         """Position of the deepest node and when it came."""
         self._waits = False
         self._mean_num_nodes = 1.0
+        self._log_chance_min = -math.inf
+        """Logarithm of the chance from which guesses are scored at present, as far as is known."""
+        self._price = 0.0
+        """What it costs other sessions that a guess is scored, in tokens: their part of that chance."""
 
     def graft(self, window: Window, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
@@ -88,8 +114,8 @@ class VerifySession:
         for rank, log_prob, right in grafted.late:
             for calibration in self._calibrations:
                 calibration.observe(rank, log_prob, right)
-        num_late = sum(rank == 0 for rank, _, _ in grafted.late)
-        self._observe_places(num_late, sum(right for _, _, right in grafted.late))
+        if grafted.late:
+            self._observe_places(self._worths_of_late(grafted.late))
         self._observe_arrival(window, grafted, now)
         return grafted
 
@@ -109,25 +135,33 @@ class VerifySession:
             depth += 1
         return depth
 
-    def wait(self, now: float) -> float:
-        """How much longer to wait for drafts before the next round; asked again whenever some arrive. 0: go now."""
+    def wait(self, now: float, num_beside: int = 0) -> Wait:
+        """Whether to wait for drafts before the next round, in which `num_beside` other sessions take part.
+
+        Asked again whenever drafts arrive.
+        """
         if self._last_verdict is None or not self._max_draft_tokens:
-            return 0.0
+            return AT_ONCE
+        chance_min = self._knowledge.chance_min
+        self._log_chance_min = math.log(chance_min) if chance_min > 0.0 else -math.inf
+        self._price = chance_min * num_beside / (num_beside + 1)
         elapsed = now - self._last_verdict
         room = min(self._max_draft_tokens, self._max_length - 2 - self.tree.root.position)
         bare = not self.tree.num_live
-        wait = self._patience.wait(self._outlook(0, 1.0, bare=bare), room, elapsed)
-        if wait > 0.0 and not bare:
+        wait = self._patience.wait(self._outlook(num_beside, 0, 1.0, bare=bare), room, elapsed)
+        if wait.longest > 0.0 and not bare:
             # Worth it if all that is at hand could be taken on. Can it?
-            nodes = most_probable([self.candidates], self._curve).nodes[0]
-            outlook = self._outlook(len(nodes), self._leaf_chance(nodes), bare=not nodes)
+            beside = Beside(num_beside, float(num_beside))
+            nodes = most_probable([self.candidates], self._curve, beside).nodes[0]
+            outlook = self._outlook(num_beside, len(nodes), self._leaf_chance(nodes), bare=not nodes)
             wait = self._patience.wait(outlook, room - len(nodes), elapsed)
-        self._waits = wait > 0.0
+        self._waits = wait.longest > 0.0
         return wait
 
-    def _outlook(self, num_nodes: int, leaf_chance: float, *, bare: bool) -> Outlook:
-        num_later = max(num_nodes, round(self._mean_num_nodes))
-        return Outlook(bare, leaf_chance, self._curve.seconds(1 + num_nodes), self._curve.seconds(1 + num_later))
+    def _outlook(self, num_beside: int, num_nodes: int, leaf_chance: float, *, bare: bool) -> Outlook:
+        num_roots, num_later = num_beside + 1, max(num_nodes, round(self._mean_num_nodes))
+        step_now, step_later = (self._curve.seconds(num_roots + num) for num in (num_nodes, num_later))
+        return Outlook(bare, leaf_chance, step_now, step_later)
 
     def _leaf_chance(self, nodes: Sequence[Node]) -> float:
         """Chance that the target's path runs to one of `nodes` that has no children yet but may get some."""
@@ -163,11 +197,12 @@ class VerifySession:
             token_id = choices[row]
             token_ids.append(token_id)
             rows.append(row)
-            reason = self._finish_reason(token_id, position + len(token_ids))
+            reason = self._ending.reason(token_id, position + len(token_ids))
             bonus = bool(nodes) and not any(id(child) in row_of for child in node.children.values())
             node = node.children.get(token_id)
         num_accepted = len(token_ids) - (node is None or id(node) not in row_of)
-        self._observe_places(*decided(self.tree.root, token_ids, self._calibrations))
+        self._observe_places(self._worths(token_ids))
+        decided(self.tree.root, token_ids, self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
         if nodes:
@@ -180,9 +215,38 @@ class VerifySession:
             self._deepest = self.tree.root.position, now
         return Decision(position, token_ids, num_accepted, rows, bonus, reason)
 
-    def _observe_places(self, num_decided: int, num_covered: int) -> None:
+    def _worths(self, token_ids: Sequence[int]) -> list[float]:
+        """What the guesses for each place that `token_ids` decide were worth; see `Patience.observe_places`."""
+        worths: list[float] = []
+        node: Node | None = self.tree.root
+        for token_id in token_ids:
+            if node is None or not node.children:
+                break
+            floor = node.path_log_prob + self._log_chance_min
+            worths.append(
+                sum(
+                    (child_id == token_id) - self._price
+                    for child_id, child in node.children.items()
+                    if child.path_log_prob >= floor
+                )
+            )
+            node = node.children.get(token_id)
+        return worths
+
+    def _worths_of_late(self, guesses: Iterable[tuple[int, float, bool]]) -> list[float]:
+        """The same for guesses that came after their place was decided."""
+        log_chance = self._calibrations[0].log_chance
+        worths: list[float] = []
+        for rank, log_prob, right in guesses:
+            if rank == 0:
+                worths.append(0.0)
+            if log_chance(rank, log_prob) >= self._log_chance_min:
+                worths[-1] += right - self._price
+        return worths
+
+    def _observe_places(self, worths: Sequence[float]) -> None:
         for patience in (self._patience, self._shared_patience):
-            patience.observe_places(num_decided, num_covered)
+            patience.observe_places(worths)
 
     def _observe_arrival(self, window: Window, grafted: Grafted, now: float) -> None:
         """Learns how long the first draft after a bare root takes, and each level after it."""
@@ -202,12 +266,3 @@ class VerifySession:
                 for patience in (self._patience, self._shared_patience):
                     patience.observe_levels(num_levels, window.draft_ms / 1000.0)
             self._deepest = position, now
-
-    def _finish_reason(self, token_id: int, length: int) -> FinishReason | None:
-        if token_id in self._eos_token_ids:
-            return FinishReason.EOS
-        if token_id in self._stop_token_ids:
-            return FinishReason.STOP_TOKEN
-        if length >= self._max_length:
-            return FinishReason.LENGTH
-        return None

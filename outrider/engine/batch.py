@@ -14,8 +14,8 @@ class SessionSpan(NamedTuple):
 
     first_token: int
     end_token: int
-    first_cell: int
-    """Index in the caches of its slot's cell 0."""
+    first_block: int
+    """Index in the batch's `blocks` of the one that holds its slot's cell 0; the next ones follow there."""
     num_cells: int
     """How many of the slot's cells are in use, those that this pass writes included."""
 
@@ -25,8 +25,8 @@ class PackedBatch:
     """One forward pass over N tokens of S sessions, as plain numbers.
 
     A token sees the first `limits[i]` cells of its slot, which hold the line, and the cells of its path, which hold the
-    nodes from the one below the line to the token's own. So it is at position `limits[i] + len(path) - 1`, and what
-    describes the batch does not grow with the context.
+    nodes from the one below the line to the token's own. So it is at position `limits[i] + len(path) - 1`. All that
+    grows with the context is the list of the slots' blocks.
     """
 
     token_ids: list[int] = field(default_factory=list[int])
@@ -43,6 +43,11 @@ class PackedBatch:
     """Within the slot."""
     sessions: list[SessionSpan] = field(default_factory=list[SessionSpan])
     """[S]"""
+    blocks: list[int] = field(default_factory=list[int])
+    """The blocks of all sessions, one session's after the other's: its slot's cell c lies in the caches at
+    `blocks[first_block + c // block_cells] * block_cells + c % block_cells`."""
+    block_cells: int = 1
+    """Cells of one block."""
     rows: list[int] = field(default_factory=list[int])
     """[R], the tokens whose logits are wanted."""
 
@@ -58,16 +63,20 @@ class PackedBatch:
 
 
 def pack(feeds: Sequence[Feed]) -> PackedBatch:
-    """Lays the feeds side by side."""
+    """Lays the feeds side by side; those without tokens are left out."""
     batch = PackedBatch()
     for feed in feeds:
+        if not feed.token_ids:
+            continue
         slot, first_token = feed.job.slot, len(batch.token_ids)
         batch.rows += [first_token + row for row in feed.rows]
         batch.token_ids += feed.token_ids
         batch.positions += feed.positions
-        batch.write_cells += [slot.first_cell + cell for cell in feed.cells]
-        num_cells = max(slot.end_cell, max(feed.cells, default=-1) + 1)
-        batch.sessions.append(SessionSpan(first_token, len(batch.token_ids), slot.first_cell, num_cells))
+        batch.write_cells += slot.places(feed.cells)
+        num_cells = max(slot.end_cell, max(feed.cells) + 1)
+        batch.sessions.append(SessionSpan(first_token, len(batch.token_ids), len(batch.blocks), num_cells))
+        batch.blocks += slot.blocks
+        batch.block_cells = slot.block_cells
         batch.limits += [cell + 1 for cell in feed.cells[: feed.num_trunk]]
         batch.path_offsets += [len(batch.path_cells)] * feed.num_trunk
         if feed.nodes:

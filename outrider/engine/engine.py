@@ -9,26 +9,32 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import TorchDynamoException
-from torch._inductor.exc import InductorError
 from transformers import PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
 from outrider.engine.batch import pack
+from outrider.engine.blocks import BlockKey, BlockPool
 from outrider.engine.compiling import COMPILED_SIZES
-from outrider.engine.jobs import Job, plan, settle
+from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.model import RaggedModel
-from outrider.engine.slots import Move, Slot, SlotPool
+from outrider.engine.paged_attention import PAGE_CELLS
+from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
 
+BLOCK_CELLS = {"cpu": 16, "cuda": PAGE_CELLS}
+"""Cells of a block by the type of device. The smaller, the less a line leaves unused of its last one, and the more two
+lines share; kernels that read blocks on a GPU want theirs of 256."""
 
 MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of tokens whose steps are timed at start: decoding, and trees as one session's rounds verify them."""
 
 MEASURE_SECONDS_MAX = 10.0
 """Longest that the timing goes on: larger sizes of a slow model are left to be learned at work."""
+
+_REASON_LENGTH_MAX = 200
+"""Characters of a compiler's error that are passed on: its first sentence, not the code that it is about."""
 
 _MEASUREMENTS = 3
 """Timed steps of each size; the shortest counts, as whatever disturbs a step makes it longer."""
@@ -40,7 +46,8 @@ class StepOutput(NamedTuple):
     logits: Tensor
     """[R, V], the wanted rows of all complete jobs, in the order of the jobs."""
     num_rows: list[int | None]
-    """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again."""
+    """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again. It
+    may have been fed nothing: the step had no more tokens, or another job of it computes what both have in common."""
 
 
 class Engine:
@@ -52,24 +59,39 @@ class Engine:
         *,
         max_sessions: int,
         max_context: int,
+        kv_tokens: int | None = None,
         compiled: bool = False,
         pad_tokens: int = 0,
     ) -> None:
-        """Room for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
+        """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
-        Steps over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all
-        of them.
+        There is memory for the keys and values of `kv_tokens` tokens, in whole blocks; if None, for all sessions at
+        their longest. Steps over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round
+        alike in all of them.
 
-        Raises UnsupportedModelError if the model's layers cannot run on the ragged attention.
+        Raises UnsupportedModelError if the model's layers cannot run on the ragged attention, or if `kv_tokens` is too
+        little for one session.
         """
         self._model = RaggedModel(model, compiled=compiled)
-        self._slots = SlotPool(max_sessions, max_context)
-        self._model.allocate(self._slots.num_cells, self._slots.scratch_cell)
+        block_cells = BLOCK_CELLS.get(model.device.type, BLOCK_CELLS["cpu"])
+        session_blocks = -(-(max_context + TREE_CELLS_MAX) // block_cells)
+        num_blocks = max_sessions * session_blocks if kv_tokens is None else kv_tokens // block_cells
+        if num_blocks < session_blocks:
+            raise UnsupportedModelError(
+                f"keys and values of {num_blocks * block_cells} tokens find room, and one session may need those of "
+                f"{session_blocks * block_cells}: {max_context} of context and {TREE_CELLS_MAX} of its tree, "
+                f"{self._model.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
+            )
+        self._model.allocate(num_blocks, block_cells)
+        self.blocks = BlockPool(num_blocks, block_cells)
+        """The memory for keys and values."""
+        self._slots = SlotPool(max_sessions, max_context, self.blocks)
         self.device: torch.device = self._model.device
         self.dtype: torch.dtype = self._model.dtype
         self.vocab_size = self._model.vocab_size
         self.max_sessions = max_sessions
         self.max_context = max_context
+        self.kv_bytes_per_token = self._model.kv_bytes_per_token
         self._pad_tokens = pad_tokens
 
     @property
@@ -82,14 +104,29 @@ class Engine:
         return self._slots.acquire()
 
     def release(self, slot: Slot) -> None:
-        """Ends a session's hold on its slot."""
+        """Ends a session's hold on its slot and its blocks."""
         self._slots.release(slot)
+
+    def forget(self, slot: Slot) -> None:
+        """Takes a session's blocks from it, so that others can go on.
+
+        Its slot stays its own, and its next job feeds the line anew, but for what is found published.
+        """
+        slot.clear()
+
+    def num_missing_blocks(self, job: Job) -> int:
+        """How many of the available blocks running `job` to its end takes at most, in one step or in many.
+
+        The jobs of a step may run if their sum is at most `blocks.num_available`. Ask again when a slot was released or
+        made to forget: what a job would have shared with it, it has to take now.
+        """
+        return job.slot.num_missing_blocks(job.line, len(job.token_ids))
 
     def warm_up(self) -> Iterator[int]:
         """Runs, and so compiles, one batch of each compiled size; yields the size of each when it is done.
 
         On a CUDA device each is also captured, for all lengths of context that a step may then have. Raises
-        UnsupportedModelError if the model cannot be compiled or captured.
+        UnsupportedModelError if the model cannot be compiled or captured; after `run_eagerly` it runs nevertheless.
         """
         for size in COMPILED_SIZES:
             try:
@@ -97,14 +134,19 @@ class Engine:
                     self._model.capture(size)
                 else:
                     self._run_once(size)
-            except (TorchDynamoException, InductorError) as error:
+            except RuntimeError as error:  # of compilers, of CUDA and of its allocator
+                reason = str(error).strip().partition("\n")[0][:_REASON_LENGTH_MAX]
                 raise UnsupportedModelError(
-                    f"this model cannot be compiled ({type(error).__name__}); use --compile off"
+                    f"this model cannot be compiled ({type(error).__name__}: {reason}); use --compile off"
                 ) from error
             yield size
 
+    def run_eagerly(self) -> None:
+        """From now on runs as if it had not been told to compile. Keys and values stay."""
+        self._model.run_eagerly()
+
     def _run_once(self, num_tokens: int) -> None:
-        slot = self.acquire()
+        slot = self._slots.acquire(shares=False)
         try:
             self.step([Job(slot, [0] * num_tokens)])
         finally:
@@ -115,18 +157,20 @@ class Engine:
         self._model.adopt(package)
 
     def measure(self) -> list[tuple[int, float]]:
-        """Numbers of tokens, and how many seconds a step over so many takes; none if all slots are taken.
+        """Numbers of tokens, and how many seconds a step over so many takes; none if all slots are taken, and no more
+        than there are blocks left for.
 
         The first step of each size also makes the kernels ready for that size; it does not count.
         """
         if not self.num_free_slots:
             return []
-        slot = self.acquire()
+        slot = self._slots.acquire(shares=False)
         found: list[tuple[int, float]] = []
+        size_max = min(self.max_context, self.blocks.num_available * self.blocks.block_cells)
         first = time.monotonic()
         try:
             for size in MEASURED_SIZES:
-                if size > self.max_context or time.monotonic() - first > MEASURE_SECONDS_MAX:
+                if size > size_max or time.monotonic() - first > MEASURE_SECONDS_MAX:
                     break
                 durations: list[float] = []
                 for _ in range(1 + _MEASUREMENTS):
@@ -140,34 +184,32 @@ class Engine:
         return found
 
     @torch.inference_mode()
-    def step(self, jobs: Sequence[Job]) -> StepOutput:
-        """One forward pass for all `jobs`, one job per slot.
+    def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
+        """One forward pass for `jobs`, one job per slot, over at most `max_line_tokens` tokens of their lines.
 
-        Short feeds go first, so a long prompt never keeps a decoding session out of a step. If the pass raises, every
-        slot of the step is cleared and the jobs may be run again.
+        Line tokens are granted in the order of the jobs: decoding sessions should stand before long prompts. If the
+        pass raises, every slot of the step is cleared and the jobs may be run again. It raises RuntimeError if the
+        blocks run out; see `num_missing_blocks`.
         """
         try:
-            return self._step(jobs)
+            return self._step(jobs, max_line_tokens)
         except BaseException:
             for job in jobs:
                 job.slot.clear()
             raise
 
-    def _step(self, jobs: Sequence[Job]) -> StepOutput:
-        budget = STEP_TOKENS_MAX
-        feeds = {}
-        for index in sorted(range(len(jobs)), key=lambda index: len(jobs[index].line) - len(jobs[index].slot.trunk)):
-            feeds[index] = plan(jobs[index], max(budget, 1))
-            budget -= feeds[index].num_trunk
-        ordered = [feeds[index] for index in range(len(jobs))]
-        self._model.move(
-            [
-                Move(feed.job.slot.first_cell + move.source, feed.job.slot.first_cell + move.destination)
-                for feed in ordered
-                for move in feed.moves
-            ]
-        )
-        logits = self._model.forward(pack(ordered), self._pad_tokens)
-        for feed in ordered:
+    def _step(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
+        feeds: list[Feed] = []
+        computing: set[BlockKey] = set()
+        for job in jobs:
+            feeds.append(plan(job, max(max_line_tokens, 0), computing))
+            max_line_tokens -= feeds[-1].num_trunk
+        self._model.move([Move(*feed.job.slot.places(move)) for feed in feeds for move in feed.moves])
+        batch = pack(feeds)
+        if batch.token_ids:
+            logits = self._model.forward(batch, self._pad_tokens)
+        else:
+            logits = torch.empty(0, self.vocab_size, dtype=self.dtype, device=self.device)
+        for feed in feeds:
             settle(feed)
-        return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in ordered])
+        return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in feeds])

@@ -10,7 +10,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from outrider.core.errors import UnsupportedModelError
 from outrider.engine.batch import PackedBatch
 from outrider.engine.static_batch import StaticBatch, StaticBuffer, StaticSize, static_size
 
@@ -41,7 +40,7 @@ class CudaRecorder:
         keeps for a stream exists before the capture. Other threads may use the device meanwhile: only this thread's
         calls can spoil the capture.
 
-        Raises UnsupportedModelError if `run` does what cannot be captured, such as waiting for the device.
+        Raises RuntimeError if `run` does what cannot be captured, such as waiting for the device.
         """
         with torch.cuda.device(self._device):
             self._stream.wait_stream(torch.cuda.current_stream())
@@ -50,14 +49,8 @@ class CudaRecorder:
                     run()
             torch.cuda.current_stream().wait_stream(self._stream)
             graph = torch.cuda.CUDAGraph()
-            try:
-                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-                    logits = run()
-            except RuntimeError as error:
-                raise UnsupportedModelError(
-                    f"this model's steps cannot be captured as CUDA graphs ({str(error).partition(chr(10))[0][:200]}); "
-                    "use --compile off"
-                ) from error
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                logits = run()
 
         def replay() -> Tensor:
             graph.replay()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from outrider.engine.blocks import BlockKey
 from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, TreeCell
 
 LINE_END = -1
@@ -51,17 +52,30 @@ class Feed:
     """Whether the wanted logits come out of this pass. If not, the same job has to be run again."""
 
 
-def plan(job: Job, max_tokens: int) -> Feed:
+def plan(job: Job, max_tokens: int, computing: set[BlockKey] | None = None) -> Feed:
     """What to feed for `job`, at most `max_tokens` tokens of its line (tree nodes come on top, in the last pass).
 
-    Raises ValueError if the line and the tree need more cells than the slot has; the slot then has to be cleared.
+    That is nothing at all if the line needs tokens and none is granted, or if a job planned before with the same
+    `computing`, which collects the blocks that a pass computes, computes the very block that this slot needs next: by
+    the next pass that is published. The moves of a feed without tokens count nevertheless.
+
+    Raises ValueError if the line and the tree need more cells than the slot may use, RuntimeError if the blocks run
+    out; the slot then has to be cleared.
     """
     slot, line = job.slot, job.line
     feed = Feed(job, slot.align(line))
     num_held = len(slot.trunk)
+    computing = set() if computing is None else computing
+    key = slot.next_key(line) if num_held < len(line) else None
+    if key in computing and slot.has_only_published:
+        max_tokens = 0
     end = min(len(line), num_held + max_tokens)
     feed.num_new_trunk = end - num_held
     feed.complete = end == len(line)
+    if end == num_held < len(line):
+        return feed
+    if key is not None:
+        computing.add(key)
     first = num_held
     if feed.complete and LINE_END in job.wanted and num_held == len(line):
         first -= 1  # held already, but its logits are wanted
@@ -77,6 +91,7 @@ def plan(job: Job, max_tokens: int) -> Feed:
             f"a line of {len(line)} tokens with a tree of {len(job.token_ids)} nodes needs {end_cell} cells of a slot "
             f"of {slot.num_cells}; keep lines within the context and undecided nodes within {TREE_CELLS_MAX}"
         )
+    slot.reserve(end_cell)
     return feed
 
 
@@ -112,3 +127,4 @@ def settle(feed: Feed) -> None:
     slot.trunk.extend(feed.token_ids[feed.num_trunk - feed.num_new_trunk : feed.num_trunk])
     for cell, content in feed.nodes:
         slot.hold(cell, content)
+    slot.settle()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from outrider.engine.attention import NO_MASK, mask_stride
+from outrider.engine.attention import NO_MASK, SCATTERED, mask_stride
 from outrider.engine.batch import PackedBatch, SessionSpan
 
 
@@ -26,11 +26,17 @@ def spans_and_masks(batch: PackedBatch, windows: Sequence[int | None]) -> tuple[
             mask_size += (session.end_token - session.first_token) * mask_stride(session.num_cells)
             for window in windows:
                 masks[window].append(_visible(batch, session, window).flatten())
-        end_cell = session.first_cell + session.num_cells
-        spans.append([session.first_token, session.end_token, session.first_cell, end_cell, offset])
-    return torch.tensor(spans).view(-1, 5), {
+        spans.append([*session, _first_cell(batch, session), offset])
+    return torch.tensor(spans).view(-1, 6), {
         window: torch.cat(parts) if parts else torch.empty(0, dtype=torch.bool) for window, parts in masks.items()
     }
+
+
+def _first_cell(batch: PackedBatch, session: SessionSpan) -> int:
+    """Where in the caches the session's cells stand if they stand in a row there, SCATTERED if they do not."""
+    num_blocks = -(-session.num_cells // batch.block_cells)
+    first, *_ = blocks = batch.blocks[session.first_block : session.first_block + num_blocks]
+    return first * batch.block_cells if blocks == list(range(first, first + num_blocks)) else SCATTERED
 
 
 def _sees_everything(batch: PackedBatch, session: SessionSpan, windows: Sequence[int | None]) -> bool:

@@ -12,18 +12,18 @@ import os
 import subprocess
 import tempfile
 import weakref
+from array import array
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils.cpp_extension import include_paths, library_paths
-from transformers import AttentionInterface
 
 from outrider.core.errors import UnsupportedModelError
+from outrider.engine.attention import register
 from outrider.engine.batch import PackedBatch
 
 NATIVE_ATTENTION = "outrider-native"
@@ -57,9 +57,14 @@ def load(cache: Path) -> None:
     _loaded = True
 
 
-def set_caches(engine: int, keys: Sequence[Tensor], values: Sequence[Tensor], windows: Sequence[int | None]) -> None:
-    """Tells the operator the caches of each layer of the engine with number `engine`. Shapes as in `RaggedBatch`."""
-    torch.ops.outrider_native.set_caches(engine, list(keys), list(values), [window or 0 for window in windows])
+def set_caches(
+    engine: int, keys: Sequence[Tensor], values: Sequence[Tensor], windows: Sequence[int | None], block_cells: int
+) -> None:
+    """Tells the operator the caches of each layer of the engine with number `engine`. Shapes as in `RaggedBatch`;
+    `block_cells` is a power of two, 8 at least."""
+    torch.ops.outrider_native.set_caches(
+        engine, list(keys), list(values), [window or 0 for window in windows], block_cells
+    )
 
 
 def forget_caches(engine: int) -> None:
@@ -108,10 +113,14 @@ def best_of(
 
 def described(engine: int, batch: PackedBatch) -> Tensor:
     """The batch as the operator reads it: one list of integers, int64. Its reader is `Batch` in the source."""
-    numbers = [engine, len(batch.sessions), *batch.write_cells, *batch.limits, *batch.path_offsets]
+    numbers = array("q", (engine, len(batch.sessions)))
+    for part in (batch.write_cells, batch.limits, batch.path_offsets):
+        numbers.extend(part)
     for session in batch.sessions:
-        numbers += session[:3]
-    return torch.tensor(numbers + batch.path_cells)
+        numbers.extend(session[:3])
+    numbers.extend(batch.path_cells)
+    numbers.extend(batch.blocks)
+    return torch.frombuffer(numbers, dtype=torch.int64)
 
 
 def _build(library: Path) -> None:
@@ -145,24 +154,17 @@ def _fake(
     return query.new_empty(query.shape[1], query.shape[0], value.shape[-1])
 
 
-def _attention(
-    module: nn.Module,
-    query: Tensor,  # [1, H, N, key_size]
-    key: Tensor,  # [1, num_kv_heads, N, key_size]
-    value: Tensor,  # [1, num_kv_heads, N, value_size]
-    attention_mask: Tensor | None,
-    *,
-    ragged_batch: Tensor,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    scale = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
-    output = torch.ops.outrider_native.ragged_attention(
-        query[0], key[0], value[0], ragged_batch, module.layer_idx, scale, softcap or 0.0, s_aux
-    )
-    return output[None], None
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Tensor,
+    layer: int,
+    scale: float,
+    softcap: float,
+    sinks: Tensor | None,
+) -> Tensor:
+    return torch.ops.outrider_native.ragged_attention(query, key, value, batch, layer, scale, softcap, sinks)
 
 
-AttentionInterface.register(NATIVE_ATTENTION, _attention)
+register(NATIVE_ATTENTION, _attend)

@@ -26,6 +26,8 @@ class LayerFacts(NamedTuple):
     value_size: int
     window: int | None
     """Sliding window in tokens, the token itself included; None for full attention."""
+    shapes_scores: bool
+    """Whether the softmax is over more than scaled products: they are soft-capped, or there are sinks."""
 
 
 def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:
@@ -82,7 +84,9 @@ class _Recorder:
                 f"layers of class {type(module).__name__} {reason}, which Outrider does not honour"
             )
         layer: int = module.layer_idx  # type: ignore[assignment]
-        self._found[layer] = LayerFacts(key.shape[1], key.shape[3], value.shape[3], arguments.get("sliding_window"))
+        shapes_scores = bool(arguments.get("softcap")) or arguments.get("s_aux") is not None
+        window = arguments.get("sliding_window")
+        self._found[layer] = LayerFacts(key.shape[1], key.shape[3], value.shape[3], window, shapes_scores)
 
 
 def _recording_attention(

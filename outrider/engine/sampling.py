@@ -73,7 +73,6 @@ class Sampler:
 
     def __init__(self, vocab_size: int, max_sessions: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
-        self._max_sessions = max_sessions
         self._device = device
         self._params: dict[int, SamplingParams] = {}
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
@@ -82,7 +81,9 @@ class Sampler:
         self._shaping = torch.zeros(5, max_sessions, dtype=torch.float64, device=device)
         # Rows: repetition, frequency and presence penalty.
         self._penalties = torch.zeros(3, max_sessions, dtype=torch.float32, device=device)
-        self._token_counts: tuple[Tensor, Tensor] | None = None
+        self._token_counts: dict[int, tuple[Tensor, Tensor]] = {}
+        """Of each penalized session which tokens the prompt holds (bool) and how often the output holds each (int32),
+        [V] each: five bytes a token id, so only they have it."""
 
     def open(
         self, slot: int, params: SamplingParams, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
@@ -99,23 +100,24 @@ class Sampler:
             self._penalties[:, slot] = self._tensor(
                 [params.repetition_penalty, params.frequency_penalty, params.presence_penalty], torch.float32
             )
-            prompt_seen, output_counts = self._counts()
-            prompt_seen[slot] = False
-            prompt_seen[slot, self._tensor(prompt_token_ids, torch.int64)] = True
-            output_counts[slot] = 0
+            prompt_seen = torch.zeros(self._vocab_size, dtype=torch.bool, device=self._device)
+            prompt_seen[self._tensor(prompt_token_ids, torch.int64)] = True
+            output_counts = torch.zeros(self._vocab_size, dtype=torch.int32, device=self._device)
+            self._token_counts[slot] = prompt_seen, output_counts
             self.commit(slot, output_token_ids)
 
     def commit(self, slot: int, token_ids: Sequence[int]) -> None:
         """Adds committed output to the session's line. Costs nothing unless the session is penalized."""
         if self._params[slot].penalized and token_ids:
-            _, output_counts = self._counts()
+            _, output_counts = self._token_counts[slot]
             committed = self._tensor(token_ids, torch.int64)
-            output_counts[slot].index_add_(0, committed, torch.ones_like(committed, dtype=output_counts.dtype))
+            output_counts.index_add_(0, committed, torch.ones_like(committed, dtype=output_counts.dtype))
 
     def close(self, slot: int) -> None:
         """Forgets the session in `slot`; closing an empty slot changes nothing."""
         self._params.pop(slot, None)
         self._biases.pop(slot, None)
+        self._token_counts.pop(slot, None)
 
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each."""
@@ -230,41 +232,26 @@ class Sampler:
         penalized = [index for index in shifted if self._params[rows[index].slot].penalized]
         if penalized:
             which = self._tensor(penalized, torch.int64)
-            paths = [rows[index].path for index in penalized]
-            processed[which] = self._penalized(processed[which], slots[which], paths)
+            processed[which] = self._penalized(processed[which], slots[which], [rows[index] for index in penalized])
         return processed
 
-    def _penalized(self, logits: Tensor, slots: Tensor, paths: Sequence[Sequence[int]]) -> Tensor:
+    def _penalized(self, logits: Tensor, slots: Tensor, rows: Sequence[Row]) -> Tensor:
         """Logits [P, V] of penalized rows after the three penalties."""
-        prompt_seen, output_counts = self._counts()
-        counts = output_counts[slots]  # [P, V], a copy
-        path_tokens = [(index, token_id) for index, path in enumerate(paths) for token_id in path]
+        held = [self._token_counts[row.slot] for row in rows]
+        in_prompt, counts = (torch.stack(each) for each in zip(*held, strict=True))  # [P, V] each
+        path_tokens = [(index, token_id) for index, row in enumerate(rows) for token_id in row.path]
         if path_tokens:
             index, token_ids = self._tensor(path_tokens, torch.int64).T
             counts.index_put_((index, token_ids), torch.ones_like(index, dtype=counts.dtype), accumulate=True)
         in_output = counts > 0
         repetition, frequency, presence = self._penalties[:, slots, None]  # [P, 1] each
         repeated = torch.where(logits < 0, logits * repetition, logits / repetition)
-        logits = torch.where(prompt_seen[slots] | in_output, repeated, logits)
+        logits = torch.where(in_prompt | in_output, repeated, logits)
         return logits - frequency * counts - presence * in_output
 
     def _shifts_logits(self, slot: int) -> bool:
         """Whether a session's processed logits differ from the raw ones."""
         return slot in self._biases or self._params[slot].penalized
-
-    def _counts(self) -> tuple[Tensor, Tensor]:
-        """Which tokens the prompt holds (bool) and how often the output holds each (int32), [max_sessions, V] each.
-
-        Dense, so that every row of a batch is penalized by one gather; allocated when first needed, as most servers
-        never see a penalty.
-        """
-        if self._token_counts is None:
-            shape = self._max_sessions, self._vocab_size
-            self._token_counts = (
-                torch.zeros(shape, dtype=torch.bool, device=self._device),
-                torch.zeros(shape, dtype=torch.int32, device=self._device),
-            )
-        return self._token_counts
 
     def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
         """`values` on the device, queued behind what the device is doing instead of waiting for it."""

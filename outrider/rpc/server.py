@@ -51,6 +51,7 @@ class Server:
         self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX)
         names = [service.name for service in services]
         self._health = health.HealthServicer(names)
+        self._on_stop: list[Callable[[], None]] = []
         for service in services:
             service.add_to_server(service.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -74,12 +75,18 @@ class Server:
         """Says through health whether the services take requests. Once a stop has begun they never do again."""
         self._health.set_ready(ready)
 
+    def on_stop(self, callback: Callable[[], None]) -> None:
+        """Has `callback` called when a stop begins: it should end RPCs that would go on for ever."""
+        self._on_stop.append(callback)
+
     async def stop(self, grace_seconds: float | None) -> None:
         """Turns health to NOT_SERVING, refuses new RPCs, lets those in flight end, cancels them after `grace_seconds`.
 
         None cancels them at once. A second call may shorten the grace of the first.
         """
         self._health.drain()
+        for callback in self._on_stop:
+            callback()
         await self._server.stop(grace_seconds)
 
     async def run_until_signalled(self, drain_seconds: float) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import ModelInfo
+from outrider.core.messages import ModelInfo, WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.status import error_from
 from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
@@ -54,6 +55,18 @@ async def watch_model(channel: grpc.aio.Channel, service: str) -> AsyncIterator[
             yield None
 
 
+async def watch_load(channel: grpc.aio.Channel, service: str) -> AsyncIterator[WorkerLoad]:
+    """Yields how busy a worker is, at once and at each change, until the worker ends the stream.
+
+    Raises OutriderError for any other end.
+    """
+    try:
+        async for response in _stub(channel, service).GetLoad(common_pb2.GetLoadRequest()):
+            yield wire.decode_load(response)
+    except grpc.aio.AioRpcError as error:
+        raise error_from(error) from error
+
+
 async def until_reconnected(channel: grpc.aio.Channel) -> None:
     """Waits until the present connection has ended and another stands: then another process may answer."""
     state = channel.get_state(try_to_connect=True)
@@ -83,9 +96,10 @@ async def fetch_tokenizer(channel: grpc.aio.Channel) -> bytes:
 
 
 async def _model_info(channel: grpc.aio.Channel, service: str) -> ModelInfo:
-    stub = (
-        draft_pb2_grpc.DraftServiceStub(channel)
-        if service == DRAFT_SERVICE
-        else verify_pb2_grpc.VerifyServiceStub(channel)
-    )
-    return wire.decode_model_info((await stub.GetModelInfo(common_pb2.GetModelInfoRequest())).model)
+    return wire.decode_model_info((await _stub(channel, service).GetModelInfo(common_pb2.GetModelInfoRequest())).model)
+
+
+def _stub(channel: grpc.aio.Channel, service: str) -> Any:
+    if service == DRAFT_SERVICE:
+        return draft_pb2_grpc.DraftServiceStub(channel)
+    return verify_pb2_grpc.VerifyServiceStub(channel)

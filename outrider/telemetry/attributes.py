@@ -16,7 +16,7 @@ _INTEGER_MAX: Final = 2**63 - 1
 
 
 def request_attributes(
-    model: str, sampling: SamplingParams, max_tokens: int, stop: Sequence[str]
+    model: str, sampling: SamplingParams, max_tokens: int, stop: Sequence[str], num_completions: int
 ) -> dict[str, AttributeValue]:
     """What was asked of `model`."""
     attributes: dict[str, AttributeValue] = {
@@ -33,6 +33,8 @@ def request_attributes(
     }
     if sampling.seed <= _INTEGER_MAX:
         attributes[names.GEN_AI_REQUEST_SEED] = sampling.seed
+    if num_completions != 1:
+        attributes[names.GEN_AI_REQUEST_CHOICE_COUNT] = num_completions
     if stop:
         attributes[names.GEN_AI_REQUEST_STOP_SEQUENCES] = tuple(stop)
     return attributes

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from opentelemetry.metrics import Meter
+from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from outrider.core.messages import WorkerLoad
 from outrider.core.statistics import SpeculationStatistics
 from outrider.telemetry import names
 
@@ -16,10 +18,30 @@ DURATION_BUCKETS: Final = (
 """Upper bounds in seconds, about six to a decade: the convention's own are too coarse for a small model."""
 
 
+_LOAD_GAUGES: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], int]]]] = (
+    (names.METRIC_WORKER_SESSIONS, "{session}", "Sessions with room", lambda load: load.num_sessions),
+    (names.METRIC_WORKER_QUEUED, "{session}", "Sessions that wait for room", lambda load: load.num_queued),
+    (names.METRIC_WORKER_UNREAD_TOKENS, "{token}", "Tokens still to be read", lambda load: load.num_queued_tokens),
+    (names.METRIC_WORKER_KV_TOKENS, "{token}", "Room for keys and values", lambda load: load.num_kv_tokens),
+    (names.METRIC_WORKER_FREE_KV_TOKENS, "{token}", "Such room that is free", lambda load: load.num_free_kv_tokens),
+)
+_LOAD_COUNTERS: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], int]]]] = (
+    (names.METRIC_WORKER_PROMPT_TOKENS, "{token}", "Tokens asked to be read", lambda load: load.num_prompt_tokens),
+    (
+        names.METRIC_WORKER_CACHED_TOKENS,
+        "{token}",
+        "Those of them that had been read for another session",
+        lambda load: load.num_cached_prompt_tokens,
+    ),
+)
+"""What a worker's load says: name, unit, description, value."""
+
+
 class Instruments:
     """A service's instruments. Without an exporter each of them does nothing."""
 
     def __init__(self, meter: Meter) -> None:
+        self._meter = meter
         self._draft_tokens = meter.create_counter(
             names.METRIC_DRAFT_TOKENS, "{token}", "Draft tokens that the target scored"
         )
@@ -45,6 +67,14 @@ class Instruments:
             names.METRIC_STALE_NODES, "{node}", "Draft nodes that arrived after their place had been decided otherwise"
         )
         self._rounds = meter.create_counter(names.METRIC_ROUNDS, "{round}", "Verdicts")
+        self._replica_sessions = meter.create_up_down_counter(
+            names.METRIC_REPLICA_SESSIONS, "{session}", "Sessions of this coordinator at a worker"
+        )
+        self._replica_moves = meter.create_counter(
+            names.METRIC_REPLICA_MOVES,
+            "{session}",
+            "Sessions that one worker refused or lost and another took",
+        )
         self._request_duration = meter.create_histogram(
             names.METRIC_REQUEST_DURATION,
             "s",
@@ -69,6 +99,26 @@ class Instruments:
         self._bonus_hits.add(statistics.num_bonus_hits)
         self._stale_nodes.add(statistics.num_stale_nodes)
         self._rounds.add(statistics.num_rounds)
+
+    def add_sessions(self, change: int, *, service: str, address: str) -> None:
+        """A session has come to a worker (`change` 1) or left it (-1)."""
+        self._replica_sessions.add(change, {names.REPLICA_SERVICE: service, names.REPLICA_ADDRESS: address})
+
+    def count_move(self, *, service: str) -> None:
+        """A session goes to another worker of `service` because one has refused or lost it."""
+        self._replica_moves.add(1, {names.REPLICA_SERVICE: service})
+
+    def observe_load(self, read: Callable[[], WorkerLoad], *, model: str) -> None:
+        """Reports a worker's load whenever metrics are collected. `read` is called on the collector's thread."""
+        labels = {names.GEN_AI_REQUEST_MODEL: model}
+
+        def observe(field: Callable[[WorkerLoad], int]) -> Sequence[Callable[[CallbackOptions], list[Observation]]]:
+            return [lambda _: [Observation(field(read()), labels)]]
+
+        for name, unit, about, field in _LOAD_GAUGES:
+            self._meter.create_observable_gauge(name, observe(field), unit, about)
+        for name, unit, about, field in _LOAD_COUNTERS:
+            self._meter.create_observable_counter(name, observe(field), unit, about)
 
     def record_first_token(self, seconds: float, *, model: str) -> None:
         """The first token of a request was committed, `seconds` after its arrival."""

@@ -14,6 +14,12 @@ from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 PAD_TOKENS_MAX = 256
 """Most tokens that small steps may be padded to: as many as one round may verify, and by far more than it does."""
 
+AUTO_KV_MEMORY = "auto"
+"""Lets the worker choose."""
+
+KV_MEMORY_PATTERN = r"^(auto|\d+(\.\d+)?\s*(%|[KMGTkmgt]i?[Bb]))$"
+"""What `kv_memory` looks like."""
+
 
 class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
@@ -24,9 +30,16 @@ class WorkerConfig(Settings):
         "auto", description="type of weights and activations; auto takes the type of the stored weights"
     )
     listen: str = Field(description="host:port to serve on; keep it on loopback or a private network")
-    max_sessions: int = Field(8, ge=1, le=SESSIONS_MAX, description="most sessions at a time; each reserves its cache")
+    max_sessions: int = Field(64, ge=1, le=SESSIONS_MAX, description="most sessions at a time")
     max_context: int = Field(
         4096, ge=2, description="most tokens of prompt and output together; the model's own limit if that is less"
+    )
+    kv_memory: str = Field(
+        AUTO_KV_MEMORY,
+        pattern=KV_MEMORY_PATTERN,
+        description="memory for keys and values, which all sessions share: a size such as 2GiB or 500MB, or a share of "
+        "what the device has left, such as 50%; auto: what all sessions could need, at most half of what a GPU or a "
+        "quarter of what a computer has left",
     )
     num_threads: int = Field(
         default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),

@@ -18,7 +18,7 @@ from outrider.rpc.process import run_process
 from outrider.rpc.server import Server, Service
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
-from outrider.worker.startup import LoadedModel, load
+from outrider.worker.startup import LoadedModel, load, report
 
 SWITCH_INTERVAL_SECONDS = 0.0005
 """How long the event loop may keep the interpreter from the device thread. Python's default of 5 ms is longer than a
@@ -38,6 +38,10 @@ class WorkerServicer(Protocol):
         """On the device thread: from now on runs a compiled forward pass."""
         ...
 
+    def drain(self) -> None:
+        """Ends streams that serve no session, when the server begins to stop."""
+        ...
+
 
 def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], None], servicer: WorkerServicer) -> None:
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
@@ -47,6 +51,7 @@ def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], Non
 
 async def _serve(config: WorkerConfig, service: Service, servicer: WorkerServicer) -> None:
     server = Server(service)
+    server.on_stop(servicer.drain)
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)
     try:
@@ -57,6 +62,7 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     if loaded.package is not None and config.compile == "on":
         await _compile(config, loaded, loaded.package)
         loaded.engine.adopt(loaded.package)
+    await asyncio.to_thread(report, loaded.engine)
     loop = asyncio.get_running_loop()
     deaths: list[BaseException] = []
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 import torch
 import transformers
+from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
 from outrider.core.errors import UnsupportedModelError
@@ -18,8 +19,11 @@ from outrider.engine import native, self_check
 from outrider.engine.compiling import COMPILED_TOKENS_MAX, compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.loading import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
+from outrider.engine.model import kv_bytes_per_token
+from outrider.engine.slots import TREE_CELLS_MAX
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
+from outrider.worker.memory import kv_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +64,12 @@ def load(config: WorkerConfig) -> LoadedModel:
         model,
         max_sessions=config.max_sessions,
         max_context=max_context,
+        kv_tokens=_kv_tokens(config, model, max_context),
         compiled=graphs,
         pad_tokens=config.pad_tokens,
     )
     if graphs:
-        for size in engine.warm_up():
-            log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
+        warm_up(engine, config.compile)
     self_check.check(engine, reference)
     package = None
     if compiles and not graphs:
@@ -79,7 +83,8 @@ def load(config: WorkerConfig) -> LoadedModel:
     log.info(
         "model ready",
         parameters=num_parameters,
-        logits_depend_on_batch=self_check.depends_on_batch(engine),
+        kv_tokens=engine.blocks.num_blocks * engine.blocks.block_cells,
+        kv_megabytes=round(engine.blocks.num_blocks * engine.blocks.block_cells * engine.kv_bytes_per_token / 1e6, 1),
         seconds=round(time.monotonic() - started, 2),
     )
     info = ModelInfo(
@@ -97,6 +102,35 @@ def load(config: WorkerConfig) -> LoadedModel:
         instance_id=uuid.uuid4().hex,
     )
     return LoadedModel(engine, info, folder, package)
+
+
+def warm_up(engine: Engine, choice: str) -> None:
+    """Compiles the engine's small steps; logs its progress. Where that fails, they run eagerly if `choice` is auto.
+
+    Raises UnsupportedModelError if it fails and `choice` is on.
+    """
+    log = structlog.get_logger()
+    started = time.monotonic()
+    try:
+        for size in engine.warm_up():
+            log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
+    except UnsupportedModelError as error:
+        if choice == "on":
+            raise
+        log.warning("not compiled", reason=str(error))
+        engine.run_eagerly()
+
+
+def report(engine: Engine) -> None:
+    """Logs what holds for the forward pass that is in use by now. Nobody else may have begun."""
+    structlog.get_logger().info("forward pass", logits_depend_on_batch=self_check.depends_on_batch(engine))
+
+
+def _kv_tokens(config: WorkerConfig, model: PreTrainedModel, max_context: int) -> int:
+    """For how many tokens there shall be keys and values."""
+    bytes_per_token = kv_bytes_per_token(model)
+    most = config.max_sessions * (max_context + TREE_CELLS_MAX) * bytes_per_token
+    return kv_bytes(config.kv_memory, model.device, most) // bytes_per_token
 
 
 def _compiles(choice: str, device: torch.device) -> bool:

@@ -9,11 +9,12 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from outrider.cli.child import Child, Observer, Phase, ServiceDiedError
-from outrider.cli.up import HOST, PortTakenError, Running, UpOptions, services
+from outrider.cli.up import HOST, PortTakenError, Running, UpOptions, _children, services
 from tests.cli.stub_service import NAME
 
 
@@ -103,13 +104,63 @@ async def test_the_drafter_can_be_missed_and_the_verifier_cannot() -> None:
     coordinator, verify, draft = (stub(record, name=name) for name in ("coordinator", "verify", "draft"))
     async with started(coordinator, verify, draft):
         await asyncio.gather(coordinator.ready(), verify.ready(), draft.ready())
-        failure = asyncio.create_task(Running(coordinator, verify, draft, record).fail())
+        failure = asyncio.create_task(Running([coordinator], [verify], [draft], record).fail())
         await draft.kill()
         assert "The others go on" in await record.notices.get()
         assert not failure.done()
         await verify.kill()
         with pytest.raises(ServiceDiedError, match="the verify service was killed by signal 9"):
             await failure
+
+
+async def test_of_several_verifiers_and_coordinators_the_last_cannot_be_missed() -> None:
+    record = Record()
+    names = ("coordinator-1", "coordinator-2", "verify-1", "verify-2")
+    children = [stub(record, name=name) for name in names]
+    async with started(*children):
+        await asyncio.gather(*(child.ready() for child in children))
+        failure = asyncio.create_task(Running(children[:2], children[2:], [], record).fail())
+        for child in (children[2], children[0]):
+            await child.kill()
+            assert (await record.notices.get()).endswith("The others go on.")
+        assert not failure.done()
+        await children[1].kill()
+        with pytest.raises(ServiceDiedError, match="the coordinator-2 service was killed by signal 9"):
+            await failure
+
+
+def commands_of(**changes: Any) -> dict[str, list[str]]:
+    """The command line of each service by its name, for a target and a draft on the CPU."""
+    options = UpOptions(
+        **{"target": "target", "draft": "draft", "port": 0, "draft_port": 0, "verify_port": 0, **changes}
+    )
+    children = [child for kind in _children(options, Observer()) for child in kind]
+    assert sorted(child.name for child in children) == sorted(options.names)
+    return {child.name: list(child._command) for child in children}
+
+
+def test_one_service_of_each_kind_is_started_by_default() -> None:
+    assert set(commands_of()) == {"coordinator", "draft", "verify"}
+    assert set(commands_of(draft=None)) == {"coordinator", "verify"}
+    assert "--draft=" in commands_of(draft=None)["coordinator"]
+    assert not any("num-threads" in flag for command in commands_of().values() for flag in command)
+
+
+def test_a_pool_has_an_address_for_each_and_every_coordinator_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    commands = commands_of(num_verifiers=2, num_drafters=2, num_coordinators=2, draft="draft,ngram")
+    assert len(commands) == 8
+    models = {name: command[1] for name, command in commands.items() if name.startswith("draft")}
+    assert list(models.values()) == ["--model=draft", "--model=draft", "--model=ngram", "--model=ngram"]
+    listen = {name: flag[9:] for name, command in commands.items() for flag in command if flag.startswith("--listen=")}
+    assert len(set(listen.values())) == 8
+    for name in ("coordinator-1", "coordinator-2"):
+        assert f"--verify={listen['verify-1']},{listen['verify-2']}" in commands[name]
+        assert f"--draft={','.join(listen[f'draft-{number}'] for number in range(1, 5))}" in commands[name]
+    for name, cores in {"verify-1": "0,1", "verify-2": "2,3", "draft-1": "4,5", "draft-2": "6,7"}.items():
+        assert {f"--cores={cores}", "--num-threads=2"} <= set(commands[name])
+    assert "--cores=4,5,6,7" in commands["draft-3"]
+    assert "--cores=4,5,6,7" in commands["coordinator-1"]
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a way to wait for a process that is not a child")

@@ -1,4 +1,4 @@
-"""Two CPU workers share the machine's cores by halves; a worker on a device of its own needs none."""
+"""CPU workers share the machine's cores: by halves, and each half among those of a kind."""
 
 from __future__ import annotations
 
@@ -6,22 +6,40 @@ import os
 
 import pytest
 
-from outrider.cli.up import UpOptions, _cores
+from outrider.cli.cores import Cores, available_cores, num_cores, share_cores
 
 
 @pytest.mark.parametrize(
-    ("available", "changes", "expected"),
+    ("available", "num_verifiers", "num_drafters", "expected"),
     [
-        ({0, 1}, {}, ("0", "1")),
-        ({2, 3, 5, 7}, {}, ("2,3", "5,7")),
-        ({4}, {}, ("", "")),
-        ({0, 1}, {"draft": None}, ("", "")),
-        ({0, 1}, {"draft": "ngram"}, ("", "")),
-        ({0, 1}, {"target_device": "cuda:0"}, ("", "")),
+        ([0, 1], 1, 1, Cores(["0"], ["1"], "1")),
+        ([2, 3, 5, 7], 1, 1, Cores(["2,3"], ["5,7"], "5,7")),
+        ([0, 1, 2], 1, 1, Cores(["0"], ["1,2"], "1,2")),
+        ([4], 1, 1, Cores([""], [""], "")),
+        ([], 2, 1, Cores(["", ""], [""], "")),
+        ([0, 1], 1, 0, Cores([""], [], "")),
+        ([0, 1], 0, 1, Cores([], [""], "")),
+        ([0, 1], 0, 0, Cores([], [], "")),
+        (range(8), 2, 2, Cores(["0,1", "2,3"], ["4,5", "6,7"], "4,5,6,7")),
+        (range(8), 3, 1, Cores(["0", "1", "2,3"], ["4,5,6,7"], "4,5,6,7")),
+        ([0, 1], 2, 2, Cores(["0", "0"], ["1", "1"], "1")),
+        (range(4), 2, 0, Cores(["0,1", "2,3"], [], "")),
+        (range(4), 0, 3, Cores([], ["0", "1", "2,3"], "")),
     ],
 )
-def test_cores_are_halved_between_cpu_workers(
-    monkeypatch: pytest.MonkeyPatch, available: set[int], changes: dict[str, str | None], expected: tuple[str, str]
+def test_cores_are_shared_between_cpu_workers(
+    available: list[int], num_verifiers: int, num_drafters: int, expected: Cores
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: available)
-    assert _cores(UpOptions(**{"target": "target", "draft": "draft", **changes})) == expected
+    assert share_cores(available, num_verifiers, num_drafters) == expected
+
+
+def test_available_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 1}, raising=False)
+    assert available_cores() == [1, 3]
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert available_cores() == []
+
+
+def test_a_share_names_its_cores() -> None:
+    assert num_cores("4,5,6") == 3
+    assert num_cores("") == 0

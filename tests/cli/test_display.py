@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
-from outrider.cli.answer import Answer
 from outrider.cli.display import ORIGIN_STYLES, ROLLBACK_MARK, Display, legend
 from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
-from outrider.client import GREEDY, TokenOrigin
+from outrider.client import GREEDY, Answer, GenerationClient, TokenOrigin
 from outrider.v1 import generation_pb2 as pb
-from tests.client.scripted import ROUNDS, TEXT, ScriptedCoordinator, finished, serving, started, tokens
+from tests.client.scripted import ROUNDS, TEXT, TWO, ScriptedCoordinator, finished, serving, started, tokens
 
 REQUEST = Request(
     prompt="import os\n",
@@ -26,6 +28,9 @@ REQUEST = Request(
     ignore_eos=False,
     num_logprobs=None,
     target_only=False,
+    max_draft_tokens=None,
+    tree_width=None,
+    num_completions=None,
 )
 
 
@@ -61,7 +66,7 @@ def style_of(text: Text, part: str) -> Style:
 async def test_a_pipe_gets_the_generated_text_and_nothing_else() -> None:
     answer, shown = await displayed(pipe())
     assert shown == TEXT + "\n"
-    assert answer.text == TEXT
+    assert answer.completions[0].text == TEXT
 
 
 async def test_a_terminal_shows_prompt_text_and_rollback_where_they_belong() -> None:
@@ -136,6 +141,60 @@ async def test_the_comparison_has_both_columns_and_their_ratio() -> None:
     (line,) = [line for line in written(err).splitlines() if "tokens/s" in line]
     assert [part.strip() for part in line.split("│")[1:5]] == ["tokens/s", "12.0", "6.0", "2.00 x"]
     assert "identical (6 tokens)" in written(err)
+
+
+async def displayed_two(console: Console, script: Sequence[object] = TWO) -> tuple[Answer, str]:
+    """Two completions, and what the console shows of them."""
+    async with serving(ScriptedCoordinator(script)) as address:
+        display = Display(console, "import os\n", num_completions=2)
+        answer = await generate(replace(REQUEST, num_completions=2), address, display)
+    return answer, written(console)
+
+
+async def test_completions_follow_one_another_whichever_ends_first() -> None:
+    _, piped = await displayed_two(pipe())
+    assert piped == (
+        f"==> completion 0, seed {2**64 - 1} <==\nfirst ends\n==> completion 1, seed 0 <==\nsecond ends early!\n"
+    )
+    _, shown = await displayed_two(terminal())
+    lines = Text.from_ansi(shown).plain.splitlines()
+    assert [line.strip("─ ") for line in lines] == [
+        f"completion 0, seed {2**64 - 1}",
+        "import os",
+        "first ends",
+        "completion 1, seed 0",
+        "import os",
+        "second ends early!",
+    ]
+
+
+async def test_the_first_completion_is_shown_as_it_grows() -> None:
+    console = pipe()
+    async with serving(ScriptedCoordinator([*TWO[:4], ...])) as address, GenerationClient(address) as client:
+        display = Display(console, num_completions=2)
+        async with aclosing(client.generate("x", num_completions=2)) as events:
+            for _ in TWO[:4]:
+                display.show(await anext(events))
+    assert written(console).endswith("<==\nfirst")
+
+
+async def test_the_table_of_completions_tells_of_all_together() -> None:
+    answer, _ = await displayed_two(pipe())
+    err = pipe()
+    conclude(answer, None, pipe(), err)
+    for part in ("4 (2 found already read)", "5 (length)", "25% (4 of 16)", "40 ms", "500 ms", "10.0"):
+        assert part in written(err)
+
+
+async def test_the_comparison_names_the_completion_that_differs() -> None:
+    answer, _ = await displayed_two(pipe())
+    err = pipe()
+    conclude(answer, answer, pipe(), err)
+    assert "of all 2 completions are identical (5 tokens)" in written(err)
+    other, _ = await displayed_two(pipe(), [*TWO[:3], *TWO[4:]])
+    err = pipe()
+    conclude(answer, other, pipe(), err)
+    assert "of completion 1 differ from generated token 2 on" in written(err).replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from outrider.core.errors import FieldViolation, InvalidRequestError, SlotsExhaustedError
 from outrider.v1 import common_pb2
 from outrider.v1 import generation_pb2 as pb
-from tests.client.scripted import TEXT, ScriptedCoordinator, finished, serving, started, tokens
+from tests.client.scripted import ROUNDS, TEXT, TWO, ScriptedCoordinator, finished, serving, started, tokens
 
 
 class Ended(NamedTuple):
@@ -51,7 +51,7 @@ async def test_json_is_one_object_with_everything() -> None:
         "mode": "degraded",
         "reason": "the drafter left",
         "seed": 7,
-        "usage": {"num_prompt_tokens": 2, "num_generated_tokens": 6},
+        "usage": {"num_prompt_tokens": 2, "num_generated_tokens": 6, "num_cached_prompt_tokens": 1},
         "speculation": {
             "num_rounds": 3,
             "num_draft_tokens": 8,
@@ -89,12 +89,27 @@ async def test_json_carries_log_probabilities_when_asked() -> None:
     ]
 
 
+async def test_completions_are_a_list_however_many() -> None:
+    for number, script in ((2, TWO), (1, ROUNDS)):
+        async with serving(ScriptedCoordinator(script)) as address:
+            ended = await outrider("generate", "x", "--json", "--completions", str(number), "--address", address)
+        answer = json.loads(ended.out)
+        assert answer["prompt_token_ids"] == [5, 6]
+        assert len(answer["completions"]) == number
+        if number == 2:
+            first, second = answer["completions"]
+            assert (first["text"], first["seed"]) == ("first ends", 2**64 - 1)
+            assert (second["text"], second["seed"]) == ("second ends early!", 0)
+            assert second["token_ids"] == [30, 31, 32]
+
+
 async def test_every_flag_arrives_in_the_request() -> None:
     coordinator = ScriptedCoordinator()
     flags = (
         "--token-ids 5,6 --max-tokens 12 --temperature 0.5 --top-p 0.75 --top-k 40 --min-p 0.25 "
         "--repetition-penalty 1.5 --presence-penalty 0.5 --frequency-penalty -0.5 --seed 18446744073709551615 "
-        "--stop a --stop b --ignore-eos --target-only --logprobs 3 --json"
+        "--stop a --stop b --ignore-eos --target-only --max-draft-tokens 4 --tree-width 2 --completions 1 "
+        "--logprobs 3 --json"
     )
     async with serving(coordinator) as address:
         ended = await outrider("generate", *flags.split(), "--address", address)
@@ -116,7 +131,8 @@ async def test_every_flag_arrives_in_the_request() -> None:
             stop=["a", "b"],
             ignore_eos=True,
             num_logprobs=3,
-            speculation=pb.SpeculationParams(enabled=False),
+            speculation=pb.SpeculationParams(enabled=False, max_draft_tokens=4, tree_width=2),
+            num_completions=1,
         )
     ]
 
@@ -159,7 +175,15 @@ async def test_nobody_there_names_the_address_and_the_remedy() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), ("x", "--token-ids", "1"), ("--token-ids", "1,x"), ("x", "--seed", "-1"), ("x", "--top-k", "y")]
+    "arguments",
+    [
+        (),
+        ("x", "--token-ids", "1"),
+        ("--token-ids", "1,x"),
+        ("x", "--seed", "-1"),
+        ("x", "--top-k", "y"),
+        ("x", "--completions", "0"),
+    ],
 )
 async def test_flags_that_make_no_sense_are_a_usage_error(arguments: tuple[str, ...]) -> None:
     ended = await outrider("generate", *arguments)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from outrider.core.messages import ModelInfo
+from outrider.core.messages import ModelInfo, WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.server import Server, Service
 from outrider.rpc.status import ServicerContext, rpc_errors
@@ -14,6 +14,7 @@ from outrider.v1 import common_pb2, generation_pb2_grpc
 from outrider.v1 import generation_pb2 as pb
 
 TARGET = ModelInfo("big", "llama", 4096, "ab" * 32, (0,), 512, 8, 12_200_000, "float32", "cpu", 1, "one")
+LOAD = WorkerLoad("one", 4, 1, 600, 65_536, 60_000, 12.5, 900, 300)
 DRAFT = TARGET._replace(name="small", num_parameters=1_000_000, instance_id="two")
 
 
@@ -28,6 +29,7 @@ def tokens(
     *parts: tuple[int, str, pb.TokenOrigin],
     rolled_back: bool = False,
     logprobs: Sequence[common_pb2.TokenLogprobs] = (),
+    completion: int = 0,
 ) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         tokens=pb.GeneratedTokens(
@@ -41,18 +43,21 @@ def tokens(
             ],
             rolled_back=rolled_back,
             num_draft_tokens=2,
+            completion=completion,
         )
     )
 
 
-def finished(num_tokens: int = 6, *, total_ms: float = 500.0, text: str = "!") -> pb.GenerateResponse:
+def finished(
+    num_tokens: int = 6, *, total_ms: float = 500.0, text: str = "!", completion: int = 0
+) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         finished=pb.GenerateFinished(
             reason=common_pb2.FINISH_REASON_LENGTH,
             mode=pb.GENERATION_MODE_DEGRADED,
             mode_reason="the drafter left",
             text=text,
-            usage=pb.Usage(num_prompt_tokens=2, num_generated_tokens=num_tokens),
+            usage=pb.Usage(num_prompt_tokens=2, num_generated_tokens=num_tokens, num_cached_prompt_tokens=1),
             speculation=pb.SpeculationStatistics(
                 num_rounds=3,
                 num_draft_tokens=8,
@@ -70,6 +75,7 @@ def finished(num_tokens: int = 6, *, total_ms: float = 500.0, text: str = "!") -
             timings=pb.Timings(
                 first_token_ms=40.0, total_ms=total_ms, verify_ms=300.0, verify_wait_ms=20.0, draft_ms=100.0
             ),
+            completion=completion,
         )
     )
 
@@ -91,6 +97,17 @@ ROUNDS = (
 
 TEXT = "def walk(top):\n!"
 """What ROUNDS say."""
+
+TWO = (
+    started(2**64 - 1),
+    tokens(2, (20, "first", pb.TOKEN_ORIGIN_TARGET)),
+    tokens(2, (30, "second", pb.TOKEN_ORIGIN_TARGET), completion=1),
+    tokens(3, (31, " ends", pb.TOKEN_ORIGIN_ACCEPTED), (32, " early", pb.TOKEN_ORIGIN_BONUS), completion=1),
+    finished(3, total_ms=300.0, completion=1),
+    tokens(3, (21, " ends", pb.TOKEN_ORIGIN_BONUS)),
+    finished(2, text=""),
+)
+"""Two completions; the second ends before the first. Their seeds are the last one and 0."""
 
 
 class ScriptedCoordinator(generation_pb2_grpc.GenerationServiceServicer):
@@ -126,6 +143,17 @@ class ScriptedCoordinator(generation_pb2_grpc.GenerationServiceServicer):
             draft=wire.encode_model_info(self.draft) if self.draft is not None else None,
             target_only_reason="" if self.draft is not None else "no drafter",
             num_running=3,
+            replicas=[
+                pb.Replica(
+                    address="10.0.0.1:50052",
+                    service="outrider.v1.VerifyService",
+                    serving=True,
+                    model=wire.encode_model_info(TARGET),
+                    load=wire.encode_load(LOAD),
+                    num_own_sessions=3,
+                ),
+                pb.Replica(address="10.0.0.2:50051", service="outrider.v1.DraftService", problem="cannot be reached"),
+            ],
         )
 
 

@@ -8,10 +8,12 @@ from contextlib import aclosing
 import pytest
 
 from outrider.client import (
+    Event,
     Finished,
     FinishReason,
     GenerationClient,
     GenerationMode,
+    Replica,
     SamplingParams,
     Speculation,
     Started,
@@ -21,6 +23,7 @@ from outrider.client import (
     TokenOrigin,
     Tokens,
     Usage,
+    gather,
 )
 from outrider.core.errors import (
     FieldViolation,
@@ -32,7 +35,19 @@ from outrider.core.errors import (
 from outrider.rpc import wire
 from outrider.v1 import common_pb2
 from outrider.v1 import generation_pb2 as pb
-from tests.client.scripted import DRAFT, ROUNDS, TARGET, TEXT, ScriptedCoordinator, finished, serving, started, tokens
+from tests.client.scripted import (
+    DRAFT,
+    LOAD,
+    ROUNDS,
+    TARGET,
+    TEXT,
+    TWO,
+    ScriptedCoordinator,
+    finished,
+    serving,
+    started,
+    tokens,
+)
 
 
 async def test_the_events_are_plain_values_in_order() -> None:
@@ -52,10 +67,11 @@ async def test_the_events_are_plain_values_in_order() -> None:
         mode=GenerationMode.DEGRADED,
         mode_reason="the drafter left",
         text="!",
-        usage=Usage(2, 6),
+        usage=Usage(2, 6, 1),
         speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2), 2, 1, 1, 0),
         timings=Timings(40.0, 500.0, 300.0, 20.0, 100.0),
     )
+    assert isinstance(events[-1], Finished)
     assert events[-1].speculation.acceptance_rate == 0.25
     assert "".join(event.text for event in events if not isinstance(event, Started)) == TEXT
 
@@ -112,6 +128,48 @@ async def test_log_probabilities_come_with_their_tokens() -> None:
     assert events[1].tokens[0].logprobs == TokenLogprobs(-0.5, (10, 4), (-0.5, -1.5))
 
 
+async def test_completions_come_mixed_and_each_ends_by_itself() -> None:
+    coordinator = ScriptedCoordinator(TWO)
+    async with serving(coordinator) as address, GenerationClient(address) as client:
+        events = [event async for event in client.generate("x", num_completions=2)]
+    assert coordinator.requests[0].num_completions == 2
+    assert [event.completion for event in events if not isinstance(event, Started)] == [0, 1, 1, 1, 0, 0]
+    assert [event.completion for event in events if isinstance(event, Finished)] == [1, 0]
+    async with serving(ScriptedCoordinator(TWO[:-1])) as address, GenerationClient(address) as client:
+        with pytest.raises(WorkerUnavailableError, match="without saying why"):
+            async for _ in client.generate("x", num_completions=2):
+                pass
+
+
+async def test_an_answer_is_gathered_by_completion() -> None:
+    seen: list[Event] = []
+    async with serving(ScriptedCoordinator(TWO)) as address, GenerationClient(address) as client:
+        answer = await gather(client.generate("x", num_completions=2), seen.append)
+    assert len(seen) == len(TWO)
+    assert answer.started.prompt_token_ids == (5, 6)
+    first, second = answer.completions
+    assert (first.text, first.token_ids, first.seed) == ("first ends", (20, 21), 2**64 - 1)
+    assert (second.text, second.token_ids, second.seed) == ("second ends early!", (30, 31, 32), 0)
+    assert (first.finished.completion, second.finished.completion) == (0, 1)
+    assert answer.speculation == Speculation(6, 16, 4, 2, 18, 8, 2.0, (2, 4), 4, 2, 2, 0)
+
+
+async def test_one_gathered_answer_has_its_log_probabilities() -> None:
+    logprobs = common_pb2.TokenLogprobs(logprob=-0.5, top_token_ids=[10], top_logprobs=[-0.5])
+    script = [started(), tokens(2, (10, "a", pb.TOKEN_ORIGIN_TARGET), logprobs=[logprobs]), finished(1)]
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address) as client:
+        (completion,) = (await gather(client.generate("x", num_logprobs=1))).completions
+    assert completion.logprobs == (TokenLogprobs(-0.5, (10,), (-0.5,)),)
+    assert completion.text == "a!"
+
+
+async def test_a_gathered_answer_raises_what_ended_it() -> None:
+    script = [*ROUNDS[:2], SlotsExhaustedError("every slot is taken; try again later")]
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address) as client:
+        with pytest.raises(SlotsExhaustedError):
+            await gather(client.generate("x"))
+
+
 async def test_a_refusal_is_the_error_that_the_server_raised() -> None:
     refusal = InvalidRequestError([FieldViolation("max_tokens", "must be at least 1")])
     async with serving(ScriptedCoordinator([refusal])) as address, GenerationClient(address) as client:
@@ -163,6 +221,8 @@ async def test_leaving_early_cancels_the_call() -> None:
         (ROUNDS[:2], WorkerUnavailableError, "without saying why"),
         ([pb.GenerateResponse()], ProtocolViolationError, "does not know"),
         ([pb.GenerateResponse(finished=pb.GenerateFinished())], ProtocolViolationError, "generation mode 0"),
+        (ROUNDS[1:], ProtocolViolationError, "begin"),
+        ([started(), started()], ProtocolViolationError, "begin"),
         ([tokens(2, (1, "a", pb.TOKEN_ORIGIN_UNSPECIFIED))], ProtocolViolationError, "token origin 0"),
     ],
 )
@@ -191,6 +251,10 @@ async def test_server_info() -> None:
         info = await client.server_info()
         assert (info.version, info.protocol_version, info.num_running) == ("1.2.3", 1, 3)
         assert (info.target, info.draft, info.target_only_reason) == (TARGET, DRAFT, "")
+        assert info.replicas == (
+            Replica("10.0.0.1:50052", "outrider.v1.VerifyService", True, "", TARGET, LOAD, 3),
+            Replica("10.0.0.2:50051", "outrider.v1.DraftService", False, "cannot be reached", None, None, 0),
+        )
         coordinator.draft = None
         info = await client.server_info()
         assert (info.draft, info.target_only_reason) == (None, "no drafter")

@@ -305,11 +305,39 @@ def test_a_dear_step_expands_only_the_best_and_gives_the_rest_back() -> None:
 
 
 def test_a_step_has_a_bound() -> None:
+    session = draft_session(max_run_ahead=200)
+    sizes: list[int] = []
+    for _ in range(7):
+        [nodes] = choose_expansions([session], flat_curve())
+        sizes.append(len(nodes))
+        for node in nodes:
+            session.expand(node, [1, 2], [-0.7, -0.7])
+    assert sizes == [1, 2, 4, 8, 16, EXPANSIONS_MAX, EXPANSIONS_MAX]
+
+
+def test_many_sessions_get_a_place_each() -> None:
     sessions = [draft_session(max_run_ahead=100) for _ in range(EXPANSIONS_MAX + 3)]
     chosen = choose_expansions(sessions, flat_curve())
-    assert sum(len(nodes) for nodes in chosen) == EXPANSIONS_MAX
-    again = choose_expansions(sessions, flat_curve())
-    assert sum(len(nodes) for nodes in again) == 3
+    assert [len(nodes) for nodes in chosen] == [1] * len(sessions)
+
+
+def test_of_equal_chances_the_first_come_first() -> None:
+    curve = StepCurve()
+    for num_tokens in range(1, 17):
+        curve.observe(num_tokens, 1.0 if num_tokens <= 2 else 10.0)
+    chosen = choose_expansions([draft_session(max_run_ahead=100) for _ in range(4)], curve)
+    assert [len(nodes) for nodes in chosen] == [1, 1, 0, 0]
+
+
+def test_beside_a_prompt_more_is_expanded() -> None:
+    curve = StepCurve()
+    for num_tokens in (1, 16, 128):
+        curve.observe(num_tokens, float(num_tokens))
+    alone, beside = draft_session(max_run_ahead=100), draft_session(max_run_ahead=100)
+    for session in (alone, beside):
+        session.expand(session.take(), [1, 2], [-0.1, -2.0])
+    assert [token_ids(nodes) for nodes in choose_expansions([alone], curve)] == [[1]]
+    assert [token_ids(nodes) for nodes in choose_expansions([beside], curve, num_beside=64)] == [[1, 2]]
 
 
 def test_nobody_with_anything_to_draft_is_no_step() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.selection import Candidates, most_probable, paths_to
+from outrider.core.selection import Beside, Candidates, most_probable, paths_to
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
 
@@ -97,6 +97,62 @@ def test_no_other_number_of_nodes_promises_more_tokens_per_second(
     num_chosen = sum(len(chosen) for chosen in selection.nodes)
     assert rates[num_chosen] == pytest.approx(max(rates))
     assert selection.seconds == curve.seconds(len(forest) + num_chosen)
+
+
+@given(trees(), curves(), st.integers(0, 12), st.integers(0, 8))
+def test_what_is_beside_counts(tree: SpeculationTree, curve: StepCurve, num_tokens: int, num_expected: int) -> None:
+    selection = most_probable([Candidates(tree, 20, 100)], curve, Beside(num_tokens, float(num_expected)))
+    chances = sorted((math.exp(node.path_log_prob) for node in tree.live_nodes()), reverse=True)
+    rates = [
+        (1 + num_expected + sum(chances[:num])) / curve.seconds(1 + num_tokens + num) for num in range(len(chances) + 1)
+    ]
+    [chosen] = selection.nodes
+    assert rates[len(chosen)] == pytest.approx(max(rates))
+    assert selection.seconds == curve.seconds(1 + num_tokens + len(chosen))
+
+
+def test_beside_a_chunk_of_a_prompt_guesses_are_cheaper() -> None:
+    """The step is long anyhow, and a token more adds little to it."""
+    tree = chain(*[0.6] * 8)
+    candidates = [Candidates(tree, 15, 100)]
+    alone = most_probable(candidates, linear(0.3)).nodes[0]
+    beside = most_probable(candidates, linear(0.3), Beside(20)).nodes[0]
+    assert len(alone) < len(beside)
+
+
+def test_a_saturated_device_scores_roots_alone() -> None:
+    curve = StepCurve()
+    for num_tokens in (1, 16, 64, 1024):
+        curve.observe(num_tokens, float(num_tokens))
+    forest = [Candidates(chain(*[0.95] * 15), 15, 100) for _ in range(64)]
+    selection = most_probable(forest, curve)
+    assert all(not nodes for nodes in selection.nodes)
+    assert selection.chance_min == 1.0
+
+
+class CountingCurve(StepCurve):
+    """Counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_asked = 0
+
+    def seconds(self, num_tokens: int) -> float:
+        self.num_asked += 1
+        return super().seconds(num_tokens)
+
+
+@pytest.mark.parametrize("per_token", [0.02, 0.2, 1.0])
+def test_the_choice_over_many_sessions_ends_soon_after_the_last_that_pays(per_token: float) -> None:
+    """64 sessions with 15 guesses each: 960 nodes, of which few are looked at."""
+    curve = CountingCurve()
+    for num_tokens in (*range(1, 33), 64, 128, 256, 512, 1024):
+        curve.observe(num_tokens, 1.0 + per_token * num_tokens)
+    forest = [Candidates(chain(*[0.7] * 15), 15, 100) for _ in range(64)]
+    curve.num_asked = 0
+    num_chosen = sum(len(nodes) for nodes in most_probable(forest, curve).nodes)
+    assert num_chosen < 200
+    assert curve.num_asked < num_chosen + 60
 
 
 def linear(per_token: float) -> StepCurve:

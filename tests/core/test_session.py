@@ -24,10 +24,12 @@ from outrider.core.session import (
     Emit,
     EndDrafts,
     Finish,
+    OpenDrafter,
     SendToDrafter,
     SendToVerifier,
     Session,
 )
+from outrider.core.validation import RUN_AHEAD_MAX
 
 ACCEPTED, RECOVERED, BONUS, TARGET = (
     TokenOrigin.ACCEPTED,
@@ -221,6 +223,104 @@ def test_a_drafter_that_exceeds_its_credit_is_lost() -> None:
     session = new_session(max_run_ahead=2)
     assert session.on_drafted(DRAFTS) == [EndDrafts(), CloseDrafter()]
     assert "credit of 2" in session.drafter_lost_reason
+
+
+def pooled_session(*, max_run_ahead: int = 8, num_spare_drafters: int = 2) -> Session:
+    return Session(
+        [7, 8, 9],
+        vocab_size=100,
+        max_run_ahead=max_run_ahead,
+        drafting=True,
+        num_spare_drafters=num_spare_drafters,
+    )
+
+
+def test_a_lost_drafter_is_replaced_while_there_are_spare_ones() -> None:
+    session = pooled_session()
+    assert session.on_drafter_lost("one") == [CloseDrafter(), OpenDrafter(8, "one")]
+    assert session.on_drafted(DRAFTS) != [], "the next one counts its ids from 1 again"
+    assert session.on_drafter_lost("two") == [CloseDrafter(), OpenDrafter(8, "two")]
+    assert session.drafter is DrafterState.ACTIVE
+    assert session.drafter_lost_reason == ""
+    assert session.on_drafter_lost("three") == [EndDrafts(), CloseDrafter()]
+    assert session.drafter is DrafterState.LOST
+    assert session.drafter_lost_reason == "three"
+
+
+def test_guesses_of_a_lost_drafter_stay_and_are_not_relayed_twice() -> None:
+    session = pooled_session()
+    session.on_drafted(DRAFTS)
+    session.on_drafter_lost("gone")
+    assert session.tree.num_live == 3
+    more = Window(2, 1, [0, 1, 2], [1, 2, 4], [-0.1, -0.2, -0.3])
+    assert session.on_drafted(more) == [SendToVerifier(Window(2, 4, [2], [4], [-0.3]))]
+
+
+def test_a_new_drafter_may_have_its_credit_beside_what_is_live() -> None:
+    session = pooled_session(max_run_ahead=3)
+    session.on_drafted(DRAFTS)
+    assert session.on_drafter_lost("gone") == [CloseDrafter(), OpenDrafter(3, "gone")]
+    others = replace(DRAFTS, token_ids=[11, 12, 13])
+    assert len(session.on_drafted(others)) == 1
+    one_more = Window(2, 4, [0], [14], [-0.1])
+    (opening,) = session.on_drafted(one_more)[1:]
+    assert isinstance(opening, OpenDrafter)
+    assert "7 live draft nodes exceed" in opening.reason
+
+
+def test_no_more_is_granted_than_the_verifier_bears() -> None:
+    session = pooled_session(max_run_ahead=200)
+    chain = Window(2, 1, list(range(200)), [1] * 200, [-0.1] * 200)
+    session.on_drafted(chain)
+    assert session.on_drafter_lost("gone")[1:] == [OpenDrafter(RUN_AHEAD_MAX - 200, "gone")]
+    other = Window(2, 1, list(range(56)), [2] * 56, [-0.1] * 56)
+    session.on_drafted(other)
+    assert session.on_drafter_lost("gone too") == [EndDrafts(), CloseDrafter()]
+
+
+def test_what_a_broken_window_left_is_taken_out() -> None:
+    session = pooled_session(max_run_ahead=2)
+    session.on_drafted(Window(2, 1, [0], [1], [-0.1]))
+    too_many = Window(2, 2, [1, 2, 3], [2, 3, 4], [-0.1] * 3)
+    close, opening = session.on_drafted(too_many)
+    assert close == CloseDrafter()
+    assert isinstance(opening, OpenDrafter)
+    assert [node.token_id for node in session.tree.live_nodes()] == [1]
+    assert session.tree.num_live == 1
+    again = Window(2, 1, [0, 1], [1, 2], [-0.1] * 2)
+    assert session.on_drafted(again) == [SendToVerifier(Window(2, 2, [1], [2], [-0.1]))]
+
+
+def test_a_drafter_that_refuses_was_never_there() -> None:
+    session = pooled_session(num_spare_drafters=1)
+    assert session.on_drafter_refused("full") == [CloseDrafter(), OpenDrafter(8, "full")]
+    assert session.on_drafter_refused("full too") == [EndDrafts(), CloseDrafter()]
+    assert session.drafter is DrafterState.MISSED
+    assert session.drafter_lost_reason == "full too"
+    after_a_loss = pooled_session(num_spare_drafters=1)
+    after_a_loss.on_drafter_lost("gone")
+    after_a_loss.on_drafter_refused("full")
+    assert after_a_loss.drafter is DrafterState.LOST
+
+
+def test_when_there_is_no_drafter_to_be_had_the_verifier_goes_on_alone() -> None:
+    session = pooled_session()
+    assert session.on_no_drafter("none there") == [EndDrafts()]
+    assert session.on_no_drafter("again") == []
+    assert (session.drafter, session.drafter_lost_reason) == (DrafterState.MISSED, "none there")
+    assert not only_emit(session.on_verdict(verdict(3, 1))).rolled_back
+
+
+def test_another_verifier_is_told_what_is_live_in_the_order_it_came() -> None:
+    session = new_session()
+    assert session.on_verifier_changed() == []
+    session.on_drafted(Window(2, 1, [0, 0, 1], [1, 2, 3], [-0.1, -0.2, -0.3], 1.0))
+    session.on_verdict(verdict(3, 1))
+    session.on_drafted(Window(2, 4, [3, 1], [4, 5], [-0.4, -0.5], 1.0))
+    assert session.on_verifier_changed() == [
+        SendToVerifier(Window(3, 1, [0, 1, 0], [3, 4, 5], [-0.3, -0.4, -0.5], 0.0))
+    ]
+    assert session.on_drafted(Window(2, 6, [4], [6], [-0.6])) == [SendToVerifier(Window(3, 4, [2], [6], [-0.6]))]
 
 
 @pytest.mark.parametrize("drafting", [True, False])

@@ -24,3 +24,14 @@ def test_two_sessions_share_nothing() -> None:
     first, second = SpeculationStatistics(), SpeculationStatistics()
     first.accepted_by_round.append(1)
     assert second.accepted_by_round == []
+
+
+def test_sessions_together_are_their_sum() -> None:
+    first = SpeculationStatistics(num_rounds=2, num_committed_tokens=5, verify_ms=1.5, accepted_by_round=[3, 0])
+    second = SpeculationStatistics(num_rounds=1, num_committed_tokens=1, verify_ms=0.5, accepted_by_round=[0])
+    together = first + second
+    assert together == SpeculationStatistics(
+        num_rounds=3, num_committed_tokens=6, verify_ms=2.0, accepted_by_round=[3, 0, 0]
+    )
+    assert together.acceptance_length == 2.0
+    assert first.accepted_by_round == [3, 0]

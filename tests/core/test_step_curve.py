@@ -1,4 +1,4 @@
-"""The step-time curve: learned from noisy steps, never falling, optimistic where nobody has been."""
+"""The step-time curve: learned from noisy steps, never falling, as steep as before where nobody has been."""
 
 from __future__ import annotations
 
@@ -37,11 +37,51 @@ def test_it_is_positive_and_never_falls(steps: list[tuple[int, float]]) -> None:
     assert all(value > 0.0 for value in values) or not steps
 
 
-def test_between_observed_sizes_it_is_a_line_and_beyond_them_flat() -> None:
+def test_between_observed_sizes_it_is_a_line() -> None:
     curve = learned({2: 0.010, 8: 0.016})
     assert curve.seconds(5) == pytest.approx(0.013, rel=0.02)
     assert curve.seconds(1) == pytest.approx(0.010, rel=0.02)
-    assert curve.seconds(64) == pytest.approx(0.016, rel=0.02)
+
+
+def test_beyond_observed_sizes_it_goes_on_with_the_slope_of_the_last_octave() -> None:
+    curve = learned({1: 0.001, 8: 0.010, 16: 0.012})
+    assert curve.seconds(64) == pytest.approx(0.012 + 48 * 0.002 / 8, rel=0.05)
+    assert learned({8: 0.010}).seconds(64) == pytest.approx(0.010)
+    assert learned({4: 0.010, 8: 0.010, 16: 0.010}).seconds(500) == pytest.approx(0.010)
+
+
+@given(STEPS, st.integers(1, 1500), st.integers(1, 1500))
+def test_between_its_bends_it_is_a_line(steps: list[tuple[int, float]], first: int, count: int) -> None:
+    curve = StepCurve()
+    for step in steps:
+        curve.observe(*step)
+    ends = [first, *curve.bends(first, first + count), first + count]
+    assert ends == sorted(set(ends))
+    for left, right in pairwise(ends):
+        middle = (left + right) // 2
+        share = (middle - left) / (right - left)
+        assert curve.seconds(middle) == pytest.approx(
+            (1.0 - share) * curve.seconds(left) + share * curve.seconds(right), rel=1e-6
+        )
+
+
+@given(STEPS, st.floats(0.0, 20.0))
+def test_the_largest_step_within_a_time_is_the_last_that_fits(steps: list[tuple[int, float]], seconds: float) -> None:
+    curve = StepCurve()
+    for step in steps:
+        curve.observe(*step)
+    largest = curve.largest(seconds)
+    if not steps:
+        assert largest is None
+        return
+    assert largest is not None
+    assert largest == 1 or curve.seconds(largest) <= seconds
+    assert curve.seconds(largest + 1) > seconds or largest >= 2 * min(max(num_tokens for num_tokens, _ in steps), 1024)
+
+
+def test_a_step_that_nobody_has_tried_is_at_most_twice_the_largest_one() -> None:
+    assert learned({8: 0.010}).largest(1.0) == 16
+    assert learned({8: 0.010, 512: 0.011}).largest(1.0) == 1024
 
 
 def test_stairs_are_learned_as_stairs() -> None:

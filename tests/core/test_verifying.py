@@ -6,6 +6,7 @@ import pytest
 
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import FinishReason, VerifyOpen, Window
+from outrider.core.patience import AT_ONCE
 from outrider.core.sampling import SamplingParams
 from outrider.core.selection import most_probable
 from outrider.core.step_curve import StepCurve
@@ -191,7 +192,7 @@ def slow_verifier(*, coverage: float, first_draft: float) -> VerifySession:
     knowledge.curve.observe(1, 1.0)
     _, patience = knowledge.of(greedy=True)
     for _ in range(20):
-        patience.observe_places(10, round(10 * coverage))
+        patience.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
         patience.observe_first_draft(first_draft)
         patience.observe_levels(1, first_draft)
     session = verify_session(knowledge=knowledge)
@@ -200,25 +201,25 @@ def slow_verifier(*, coverage: float, first_draft: float) -> VerifySession:
 
 
 def test_the_first_round_waits_for_nothing() -> None:
-    assert verify_session().wait(0.0) == 0.0
+    assert verify_session().wait(0.0) == AT_ONCE
 
 
 def test_it_waits_for_quick_drafts_and_goes_when_they_have_come() -> None:
     session = slow_verifier(coverage=0.6, first_draft=0.1)
-    assert 0.1 < session.wait(10.0) < 0.3
+    assert 0.1 < session.wait(10.0).longest < 0.3
     session.graft(chain_window(2, 3, 4, 5, 6, base=3), now=10.1)
-    assert session.wait(10.1) == 0.0
+    assert session.wait(10.1) == AT_ONCE
 
 
 def test_it_does_not_wait_for_slow_ones() -> None:
-    assert slow_verifier(coverage=0.6, first_draft=0.9).wait(10.0) == 0.0
+    assert slow_verifier(coverage=0.6, first_draft=0.9).wait(10.0) == AT_ONCE
 
 
 def test_a_wait_that_nothing_came_of_makes_the_next_one_less_likely() -> None:
     session = slow_verifier(coverage=0.6, first_draft=0.1)
     now = 10.0
     num_waits = 0
-    while (wait := session.wait(now)) > 0.0 and num_waits < 20:
+    while (wait := session.wait(now).longest) > 0.0 and num_waits < 20:
         num_waits += 1
         session.begin([], now + wait)
         now += wait + 1.0

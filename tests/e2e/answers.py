@@ -28,16 +28,28 @@ class Answer:
 
 async def ask(client: GenerationClient, prompt: str | Sequence[int], **arguments: Any) -> Answer:
     """Runs one generation and checks that its events come in order and without gap."""
-    events = [event async for event in client.generate(prompt, **arguments)]
-    started, finished = events[0], events[-1]
-    rounds = [event for event in events[1:-1] if isinstance(event, Tokens)]
+    (answer,) = await ask_all(client, prompt, **arguments)
+    return answer
+
+
+async def ask_all(client: GenerationClient, prompt: str | Sequence[int], **arguments: Any) -> list[Answer]:
+    """Runs one generation of one or several completions and checks the order of each one's events."""
+    started, *events = [event async for event in client.generate(prompt, **arguments)]
     assert isinstance(started, Started)
-    assert isinstance(finished, Finished)
-    assert len(rounds) == len(events) - 2
-    position = len(started.prompt_token_ids)
-    for tokens in rounds:
-        assert tokens.position == position
-        assert tokens.text == "".join(token.text for token in tokens.tokens)
-        position += len(tokens.tokens)
-    assert finished.usage.num_generated_tokens == position - len(started.prompt_token_ids)
-    return Answer(started, rounds, finished)
+    num_completions: int = arguments.get("num_completions") or 1
+    answers: list[Answer] = []
+    for completion in range(num_completions):
+        *rounds, finished = [
+            event for event in events if not isinstance(event, Started) and event.completion == completion
+        ]
+        position = len(started.prompt_token_ids)
+        for tokens in rounds:
+            assert isinstance(tokens, Tokens)
+            assert tokens.position == position
+            assert tokens.text == "".join(token.text for token in tokens.tokens)
+            position += len(tokens.tokens)
+        assert isinstance(finished, Finished)
+        assert finished.usage.num_generated_tokens == position - len(started.prompt_token_ids)
+        answers.append(Answer(started, [event for event in rounds if isinstance(event, Tokens)], finished))
+    assert sum(len(answer.rounds) + 1 for answer in answers) == len(events)
+    return answers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
 
 from coordinator.config import CoordinatorConfig
+from coordinator.resolution import Resolve, resolve
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from draft_service.config import DraftConfig
@@ -69,6 +71,14 @@ class Stack:
         async with self.workers_changed:
             await self.workers_changed.wait_for(lambda: holds(self.workers))
 
+    def serving(self) -> set[str]:
+        """Addresses of the workers that get sessions."""
+        return {replica.address for replica, problem in self.workers if not problem}
+
+    async def until_serving(self, *addresses: str) -> None:
+        """Returns when it is these workers that get sessions."""
+        await self.until(lambda _: self.serving() == set(addresses))
+
 
 @cache
 def bundled(name: str, dtype: str = "float32") -> LoadedModel:
@@ -100,9 +110,10 @@ async def worker(
     draft: bool = False,
     telemetry: Telemetry = SILENT,
     listen: str = "127.0.0.1:0",
+    max_queue: int = 0,
 ) -> AsyncIterator[RunningWorker]:
-    """Serves a loaded model as a verify worker, or as a draft worker."""
-    servicer: WorkerServicer = DraftServicer(telemetry) if draft else VerifyServicer(telemetry)
+    """Serves a loaded model as a verify worker, or as a draft worker. `max_queue` is the verifier's."""
+    servicer: WorkerServicer = DraftServicer(telemetry) if draft else VerifyServicer(telemetry, max_queue=max_queue)
     name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
     add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server
     server = Server(Service(name, add, servicer))
@@ -120,8 +131,37 @@ async def worker(
 
 
 @asynccontextmanager
+async def worker_process(
+    module: str, folder: Path, *flags: str
+) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    """A worker in a process of its own, so that it can be killed and stopped as processes are, and its address."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, f"--model={folder}", "--listen=127.0.0.1:0", "--compile=off", *flags),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    try:
+        port = ""
+        while '"ready"' not in (line := (await process.stderr.readline()).decode()):
+            assert line, "the worker ended"
+            if '"port":' in line:
+                port = line.split('"port": ')[1].split(",")[0].split("}")[0]
+        yield process, f"127.0.0.1:{port}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@asynccontextmanager
 async def coordinator(
-    verify: str, draft: str, *, telemetry: Telemetry = SILENT, wait_for_target: bool = True, **settings: Any
+    verify: str,
+    draft: str,
+    *,
+    telemetry: Telemetry = SILENT,
+    wait_for_target: bool = True,
+    resolver: Resolve = resolve,
+    **settings: Any,
 ) -> AsyncIterator[Stack]:
     """A coordinator that has found its workers."""
     config = CoordinatorConfig(listen="127.0.0.1:0", verify=verify, draft=draft, **settings)
@@ -136,7 +176,7 @@ async def coordinator(
         server.set_ready(ready)
         notices.add(asyncio.create_task(notify()))
 
-    workers = Workers(config.verify, config.draft, on_change)
+    workers = Workers(config.verify, config.draft, on_change, telemetry.instruments, resolver)
     servicer = GenerationServicer(config, workers, telemetry)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"

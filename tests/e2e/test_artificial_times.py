@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.startup import LoadedModel
 from tests.e2e.answers import ask
@@ -29,9 +29,9 @@ class PacedEngine(Engine):
 
     step_seconds: float
 
-    def step(self, jobs: Sequence[Job]) -> StepOutput:
+    def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
         started = time.monotonic()
-        output = super().step(jobs)
+        output = super().step(jobs, max_line_tokens)
         time.sleep(max(0.0, started + self.step_seconds - time.monotonic()))
         return output
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
 import textwrap
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from outrider.client import GenerationMode
 from outrider.core.messages import TokenOrigin
 from outrider.core.sampling import SamplingParams
-from tests.e2e.answers import ask
+from tests.e2e.answers import ask, ask_all
 from tests.e2e.stack import MODELS, Stack, bundled, load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build
 
@@ -84,6 +86,21 @@ async def test_sampled_equals_target_only_with_the_same_seed(pair: Stack) -> Non
             assert together.finished.reason is alone.finished.reason
         assert alone.finished.mode is GenerationMode.TARGET_ONLY
         assert {token.origin for tokens in alone.rounds for token in tokens.tokens} == {TokenOrigin.TARGET}
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_many_prompts_at_once_equal_each_alone(pair: Stack) -> None:
+    """Three completions of each, by drafter and target, against one after the other by the target."""
+    some = prompts()[::2]
+    arguments = {"sampling": SAMPLED, "max_tokens": 16}
+    together = await asyncio.gather(*(ask_all(pair.client, prompt, num_completions=3, **arguments) for prompt in some))
+    for prompt, answers in zip(some, together, strict=True):
+        for number, answer in enumerate(answers):
+            arguments["sampling"] = replace(SAMPLED, seed=SAMPLED.seed + number)
+            alone = await ask(pair.client, prompt, speculate=False, **arguments)
+            assert answer.token_ids == alone.token_ids, prompt
+            assert answer.text == alone.text
+    assert sum(answer.finished.speculation.num_draft_tokens for answers in together for answer in answers) > 0
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -11,7 +11,7 @@ import pytest
 
 from outrider.client import GenerationMode
 from outrider.core.errors import StepFailedError
-from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.startup import LoadedModel
 from tests.e2e.answers import ask
@@ -25,10 +25,10 @@ POISON = 13
 class FragileEngine(Engine):
     """An engine that fails whenever the poisoned prompt has a part in a step."""
 
-    def step(self, jobs: Sequence[Job]) -> StepOutput:
+    def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
         if any(job.line[0] == POISON for job in jobs):
             raise RuntimeError("poisoned")
-        return super().step(jobs)
+        return super().step(jobs, max_line_tokens)
 
 
 def fragile(folder: Path) -> LoadedModel:

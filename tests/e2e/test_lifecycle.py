@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
 
 import grpc
@@ -22,7 +21,7 @@ from outrider.core.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.rpc.workers import DRAFT_SERVICE
 from tests.e2e.answers import ask
-from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, stack, worker
+from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, stack, worker, worker_process
 from tests.engine.tiny_models import build
 
 PROMPT = [1, 2, 3]
@@ -45,25 +44,9 @@ async def pair(folders: tuple[Path, Path]) -> AsyncIterator[tuple[Stack, Running
         yield coordinate, verify, draft
 
 
-@asynccontextmanager
-async def draft_process(folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+def draft_process(folder: Path) -> AbstractAsyncContextManager[tuple[asyncio.subprocess.Process, str]]:
     """A drafter in a process of its own, so that it can be killed and stopped as processes are."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "draft_service", f"--model={folder}", "--listen=127.0.0.1:0"),
-        stderr=asyncio.subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    try:
-        port = ""
-        while '"ready"' not in (line := (await process.stderr.readline()).decode()):
-            assert line, "the drafter ended"
-            if '"port":' in line:
-                port = line.split('"port": ')[1].split(",")[0].split("}")[0]
-        yield process, f"127.0.0.1:{port}"
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.communicate()
+    return worker_process("draft_service", folder)
 
 
 async def test_a_client_that_leaves_frees_both_slots(folders: tuple[Path, Path]) -> None:

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from coordinator.workers import check_pair
+from coordinator.fitting import check_pair
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
 from draft_service.ngram_file import NgramFile, load_ngrams
@@ -279,7 +279,7 @@ def test_the_service_without_a_model_loads_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_beside_a_model_a_table_of_another_vocabulary_is_refused_in_words(tmp_path: Path) -> None:
+async def test_beside_a_model_a_table_of_another_vocabulary_is_refused_in_words(tmp_path: Path) -> None:
     table(tmp_path)
     path = str(tmp_path / "ngrams.safetensors")
     DraftServicer(SILENT, ngram_table=path).begin(bundled("draft"), raise_it)

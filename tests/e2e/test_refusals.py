@@ -107,6 +107,8 @@ BAD_REQUESTS = {
     "long stop string": (request(stop=["x" * 257]), "stop"),
     "many stop strings": (request(stop=["x"] * 17), "stop"),
     "stop token out of range": (request(stop_token_ids=[VOCAB_SIZE]), "stop_token_ids"),
+    "no completions": (request(num_completions=0), "num_completions"),
+    "many completions": (request(num_completions=17), "num_completions"),
     "many log-probabilities": (request(num_logprobs=21), "num_logprobs"),
     "tree too wide": (request(speculation=generation_pb2.SpeculationParams(tree_width=9)), "speculation.tree_width"),
     "many draft tokens": (

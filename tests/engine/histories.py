@@ -17,6 +17,7 @@ from outrider.core.errors import SlotsExhaustedError
 from outrider.engine import self_check
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.slots import Slot
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
 CPU = torch.device("cpu")
@@ -37,9 +38,15 @@ class Rig:
     """An engine and, for comparison, the same model under transformers' own attention."""
 
     def __init__(
-        self, family: str, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32, max_sessions: int = 4
+        self,
+        family: str,
+        *,
+        device: torch.device = CPU,
+        dtype: torch.dtype = torch.float32,
+        max_sessions: int = 4,
+        max_context: int = 128,
     ) -> None:
-        self.engine = Engine(built(family, device, dtype), max_sessions=max_sessions, max_context=128)
+        self.engine = Engine(built(family, device, dtype), max_sessions=max_sessions, max_context=max_context)
         self._model = built(family, device, dtype)
         self._tolerance = HALF_TOLERANCES.get(dtype)
 
@@ -161,17 +168,17 @@ def a_line_that_contradicts_what_is_held_is_fed_anew(rig: Rig) -> None:
 
 
 def a_long_prompt_is_fed_in_four_chunks_beside_another(rig: Rig) -> None:
-    """With 50 tokens, at 16 tokens a step."""
+    """With 50 tokens, at 16 tokens a step, of which the other takes 3, 1, 1 and 1."""
     engine = rig.engine
     long, short = engine.acquire(), engine.acquire()
     long_line, short_line = random_line(50, seed=4), random_line(3, seed=5)
     for num_long_rows in (None, None, None, 1):
-        output = engine.step([Job(long, long_line), Job(short, short_line)])
-        assert output.num_rows == [num_long_rows, 1]
-        rig.close(output.logits[-1], rig.reference(short_line)[-1])
+        output = engine.step([Job(short, short_line), Job(long, long_line)], 16)
+        assert output.num_rows == [1, num_long_rows]
+        rig.close(output.logits[0], rig.reference(short_line)[-1])
         short_line.append(1)
         if num_long_rows:
-            rig.close(output.logits[0], rig.reference(long_line)[-1])
+            rig.close(output.logits[1], rig.reference(long_line)[-1])
 
 
 def a_step_that_fails_half_way_leaves_no_trace(rig: Rig) -> None:
@@ -205,6 +212,70 @@ def slots_are_bounded_and_forget(rig: Rig) -> None:
     engine.release(slot)
     line = random_line(8, seed=8)
     rig.close(engine.step([Job(engine.acquire(), line)]).logits[0], rig.reference(line)[-1])
+
+
+def a_beginning_that_another_session_has_computed(rig: Rig) -> None:
+    """Two blocks of it. The other session ends, and the one that it has helped goes on."""
+    num_shared = 2 * rig.engine.blocks.block_cells
+    first, second = rig.engine.acquire(), rig.engine.acquire()
+    line = random_line(num_shared + 8, seed=1)
+    _run_to_the_end(rig, Job(first, line))
+    other = [*line[: num_shared + 3], *random_line(9, seed=2)]
+    check_fork(rig, _run_to_the_end(rig, forked(second, other)), other)
+    assert second.num_cached_tokens == num_shared
+    assert first.blocks[:2] == second.blocks[:2]
+    assert rig.engine.blocks.num_tokens_found == num_shared
+    rig.engine.release(first)
+    other.append(3)
+    check_fork(rig, rig.engine.step([forked(second, other)]).logits, other)
+
+
+def blocks_that_lie_between_those_of_others(rig: Rig) -> None:
+    """Sessions that grow side by side take blocks in turn. Lines go along the fed trees and beside them."""
+    block_cells = rig.engine.blocks.block_cells
+    lines = [random_line(block_cells - missing, seed=missing) for missing in (6, 3, 1)]
+    slots = [rig.engine.acquire() for _ in lines]
+    for slot, line in zip(slots, lines, strict=True):
+        _run_to_the_end(rig, Job(slot, line))
+    for step in range(20):
+        logits = rig.engine.step([forked(slot, line) for slot, line in zip(slots, lines, strict=True)]).logits
+        for index, line in enumerate(lines):
+            if step % 4 == index:
+                check_fork(rig, logits[4 * index : 4 * index + 4], line)
+            line.extend(([5], [3, 4], [3, 7], [9])[(step + index) % 4])
+    in_a_row = [slot.blocks == list(range(slot.blocks[0], slot.blocks[0] + len(slot.blocks))) for slot in slots]
+    assert sum(in_a_row) <= 1
+
+
+def a_session_that_had_to_forget_goes_on(rig: Rig) -> None:
+    blocks = rig.engine.blocks
+    slot, line = rig.engine.acquire(), random_line(2 * blocks.block_cells + 8, seed=1)
+    before = _run_to_the_end(rig, forked(slot, line))
+    rig.engine.forget(slot)
+    assert (slot.blocks, slot.trunk, slot.cells) == ([], [], {})
+    assert blocks.num_available == blocks.num_blocks
+    rig.close(rig.engine.step([forked(slot, line)]).logits, before)
+    assert slot.num_cached_tokens == 2 * blocks.block_cells
+    line.extend([3, 4, 6])
+    check_fork(rig, rig.engine.step([forked(slot, line)]).logits, line)
+
+
+def _run_to_the_end(rig: Rig, job: Job) -> Tensor:
+    while True:
+        output = rig.engine.step([job])
+        if output.num_rows != [None]:
+            return output.logits
+
+
+def forked(slot: Slot, line: list[int]) -> Job:
+    """A tree of two branches below `line`, whose every token's logits are wanted."""
+    return Job(slot, line, [LINE_END, 0, LINE_END], [3, 4, 5], wanted=range(LINE_END, 3))
+
+
+def check_fork(rig: Rig, logits: Tensor, line: list[int]) -> None:
+    """Fails unless `logits` are those of `forked`."""
+    rig.close(logits[:3], rig.reference([*line, 3, 4])[-3:])
+    rig.close(logits[3], rig.reference([*line, 5])[-1])
 
 
 def a_whole_model_traces_into_one_graph(rig: Rig) -> None:

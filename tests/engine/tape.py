@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from outrider.engine.bounded_attention import BOUNDED_ATTENTION
 from outrider.engine.compiling import COMPILED_SIZES
 from outrider.engine.engine import Engine
 from outrider.engine.graphs import Pass, StepGraphs
-from outrider.engine.static_attention import STATIC_ATTENTION
 from outrider.engine.static_batch import StaticBuffer
 
 _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
@@ -69,9 +69,9 @@ class Tape:
 def graphed(engine: Engine, record: Callable[[Pass], Pass]) -> Engine:
     """`engine`, whose small steps are from now on what `record` made of them."""
     model = engine._model
-    model._model.set_attn_implementation(STATIC_ATTENTION)
+    model._model.set_attn_implementation(BOUNDED_ATTENTION)
     windows = [facts.window for facts in model.layers]
-    buffer = StaticBuffer(model._key_caches, model._value_caches, windows, model._scratch_cell)
+    buffer = StaticBuffer(model._key_caches, model._value_caches, windows, model._block_cells)
     model._captured = StepGraphs(model._forward_static, buffer, record)
     for size in COMPILED_SIZES:
         model.capture(size)

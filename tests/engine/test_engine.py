@@ -14,7 +14,6 @@ from transformers import (
 )
 
 from outrider.core.errors import UnsupportedModelError
-from outrider.engine import engine as engine_module
 from outrider.engine import self_check
 from outrider.engine.attention import MASK_ALIGNMENT, NO_MASK
 from outrider.engine.batch import pack
@@ -72,8 +71,7 @@ def test_only_what_is_not_held_is_fed() -> None:
     assert slot.cells == {}
 
 
-def test_a_long_prompt_is_fed_in_chunks_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "STEP_TOKENS_MAX", 16)
+def test_a_long_prompt_is_fed_in_chunks_beside_others() -> None:
     histories.a_long_prompt_is_fed_in_four_chunks_beside_another(Rig("gemma3"))
 
 
@@ -112,7 +110,7 @@ def test_slots_are_bounded_and_forget() -> None:
 
 
 def test_caches_that_find_no_room_are_refused_in_words() -> None:
-    with pytest.raises(UnsupportedModelError, match="lower --max-sessions or --max-context"):
+    with pytest.raises(UnsupportedModelError, match="lower --kv-memory, --max-sessions or --max-context"):
         Engine(build("llama"), max_sessions=1, max_context=10**13)
 
 
@@ -195,13 +193,14 @@ def test_padding_sees_nothing_and_writes_where_nobody_reads() -> None:
     batch = pack([plan(Job(slot, random_line(5, seed=0)), max_tokens=512)])
     batch.pad(8, scratch_cell=99)
     assert batch.write_cells == [0, 1, 2, 3, 4, 99, 99, 99]
+    assert (batch.blocks, batch.block_cells) == ([0], 16)
     assert batch.limits == [1, 2, 3, 4, 5, 0, 0, 0]
     assert batch.path_offsets == [0] * 9
     assert len(batch.token_ids) == len(batch.positions) == 8
     assert [tuple(session) for session in batch.sessions] == [(0, 5, 0, 5)]
 
 
-def test_a_batch_does_not_grow_with_the_context() -> None:
+def test_a_batch_grows_with_the_context_by_its_blocks_alone() -> None:
     engine = Rig("llama").engine
     sizes: list[int] = []
     for length in (5, 150):
@@ -211,7 +210,7 @@ def test_a_batch_does_not_grow_with_the_context() -> None:
         batch = pack([plan(job, max_tokens=512)])
         sizes.append(described(0, batch).numel())
         assert batch.path_cells == [length, length, length + 1, length, length + 2, length + 3]
-    assert sizes[0] == sizes[1]
+    assert sizes == [sizes[0], sizes[0] - len(range(0, 5 + 4, 16)) + len(range(0, 150 + 4, 16))]
 
 
 def test_masks_stand_where_kernels_may_read_them() -> None:

@@ -13,19 +13,13 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from outrider.engine.attention import RaggedBatch, attend
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.compiling import COMPILED_SIZES, COMPILED_TOKENS_MAX
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan, settle
-from outrider.engine.masks import spans_and_masks
-from outrider.engine.slots import SlotPool
-from outrider.engine.static_attention import attend_static
 from outrider.engine.static_batch import (
     COLUMNS_MAX,
-    NUMBERS_MAX,
     PATH_CELLS_PER_TOKEN,
-    StaticBuffer,
     StaticSize,
     column_sizes,
     static_numbers,
@@ -33,6 +27,7 @@ from outrider.engine.static_batch import (
 )
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
+from tests.engine.layers import Layer, random_jobs
 from tests.engine.tape import Tape, graphed
 from tests.engine.tiny_models import FAMILIES, build
 
@@ -43,45 +38,6 @@ def taped(family: str, **rig: object) -> tuple[Rig, Tape]:
     made, tape = Rig(family, **rig), Tape()  # type: ignore[arg-type]
     graphed(made.engine, tape)
     return made, tape
-
-
-class Caches:
-    """One layer's caches, filled at random, over which batches attend both ways."""
-
-    def __init__(self, *, window: int | None, num_heads: int = 6, num_kv_heads: int = 2) -> None:
-        self.random = torch.Generator().manual_seed(3)
-        self.pool = SlotPool(num_slots=4, max_context=100)
-        self.window, self.num_heads, self.num_kv_heads = window, num_heads, num_kv_heads
-        self.keys = self.noise(self.pool.num_cells, num_kv_heads, 24)
-        self.values = self.noise(self.pool.num_cells, num_kv_heads, 40)
-
-    def noise(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.random)
-
-    def ragged(self, batch: PackedBatch) -> RaggedBatch:
-        spans, masks = spans_and_masks(batch, (self.window,))
-        visible = masks[self.window]
-        additive = torch.zeros(visible.shape).masked_fill_(~visible, float("-inf"))
-        return RaggedBatch(
-            (self.keys.clone(),), (self.values.clone(),), (additive,), torch.tensor(batch.write_cells), spans
-        )
-
-    def static(self) -> StaticBuffer:
-        return StaticBuffer((self.keys.clone(),), (self.values.clone(),), [self.window], self.pool.scratch_cell)
-
-
-def random_jobs(pool: SlotPool, rng: random.Random) -> list[Job]:
-    """Lines that are held but for their ends, with trees of which a part is held too."""
-    jobs: list[Job] = []
-    for _ in range(rng.randint(1, 4)):
-        slot, line = pool.acquire(), random_line(rng.randint(1, 90), seed=rng.randrange(99))
-        num_nodes = rng.randint(0, 3)
-        parents = [rng.randint(LINE_END, node - 1) for node in range(num_nodes)]
-        token_ids = list(range(num_nodes))
-        settle(plan(Job(slot, line, parents[:1], token_ids[:1], wanted=range(min(num_nodes, 1))), max_tokens=512))
-        line = [*line, 7] if not num_nodes else line
-        jobs.append(Job(slot, line, parents, token_ids, wanted=range(LINE_END, num_nodes)))
-    return jobs
 
 
 @pytest.mark.parametrize("window", [None, 30, 2, 1])
@@ -96,33 +52,27 @@ def random_jobs(pool: SlotPool, rng: random.Random) -> list[Job]:
     ],
 )
 def test_random_trees_side_by_side(window: int | None, softcap: float, sinks: bool, num_kv_heads: int) -> None:
-    num_sessions: set[int] = set()
     for seed in range(12):
-        caches, rng = Caches(window=window, num_kv_heads=num_kv_heads), random.Random(seed)
-        batch = pack([plan(job, max_tokens=512) for job in random_jobs(caches.pool, rng)])
-        num_sessions.add(len(batch.sessions))
+        layer, rng = Layer(window=window, num_kv_heads=num_kv_heads), random.Random(seed)
+        jobs = random_jobs(layer, rng, num_sessions=1 + seed % 4, max_new=1, max_nodes=2)
+        batch = pack([plan(job, max_tokens=512) for job in jobs])
         num_tokens, size = len(batch.token_ids), static_size(batch, rng.randint(0, 16))
         assert size is not None
-        buffer = caches.static()
+        buffer = layer.static()
         with torch.inference_mode():
             buffer.load(batch, size)  # pads
             static = buffer.read(size)
-        ragged = caches.ragged(batch)
-        query, key, value = (
-            caches.noise(size.num_tokens, heads, width).transpose(0, 1)
-            for heads, width in ((6, 24), (num_kv_heads, 24), (num_kv_heads, 40))
-        )
-        sink_scores = caches.noise(6) if sinks else None
+        ragged, inputs = layer.ragged(batch), layer.inputs(size.num_tokens)
+        sink_scores = layer.noise(6) if sinks else None
         with torch.inference_mode():
-            expected = attend(query, key, value, ragged, 0, 0.2, softcap, sink_scores)
-            found = attend_static(query, key, value, static, 0, 0.2, softcap, sink_scores)
+            expected = ragged.attend(*inputs, 0, 0.2, softcap, sink_scores)
+            found = static.attend(*inputs, 0, 0.2, softcap, sink_scores)
         assert found.shape == expected.shape == (size.num_tokens, 6, 40)
         assert found.is_contiguous()
         assert found.isfinite().all()
         torch.testing.assert_close(found[:num_tokens], expected[:num_tokens], atol=2e-6, rtol=2e-6)
         assert torch.equal(static.key_caches[0][:-1], ragged.key_caches[0][:-1])  # all but the scratch cell
         assert torch.equal(static.value_caches[0][:-1], ragged.value_caches[0][:-1])
-    assert num_sessions == {1, 2, 3, 4}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -238,17 +188,40 @@ def test_one_session_of_nonsense_does_not_reach_its_neighbours(family: str, bad:
     assert all(cache.isfinite().all() for cache in rig.engine._model._caches)
 
 
-def test_what_is_told_to_the_device_does_not_grow_with_the_context() -> None:
-    size = StaticSize(4, 512)
-    told: list[int] = []
+@pytest.mark.parametrize("block_cells", [16, 256])
+def test_what_is_told_to_the_device_is_as_long_for_all_batches_of_a_size(block_cells: int) -> None:
+    layer, size = Layer(max_context=300, block_cells=block_cells), StaticSize(4, 512)
     for context in (5, 290):
-        pool = SlotPool(num_slots=1, max_context=300)
-        slot, line = pool.acquire(), random_line(context, seed=1)
-        settle(plan(Job(slot, line), max_tokens=512))
-        job = Job(slot, [*line, 1], [LINE_END, 0, 0], [1, 2, 3], wanted=range(LINE_END, 3))
-        told.append(len(static_numbers(pack([plan(job, max_tokens=512)]), size, pool.scratch_cell)))
-    assert told[0] == told[1] < NUMBERS_MAX
-    assert len(static_numbers(PackedBatch(), StaticSize(COMPILED_TOKENS_MAX, COLUMNS_MAX), 0)) == NUMBERS_MAX
+        line = random_line(context, seed=1)
+        job = Job(layer.held(line), [*line, 1], [LINE_END, 0, 0], [1, 2, 3], wanted=range(LINE_END, 3))
+        batch = pack([plan(job, max_tokens=512)])
+        assert len(static_numbers(batch, size, layer.num_cells, block_cells)) == size.num_numbers(block_cells)
+
+
+@pytest.mark.parametrize("block_cells", [16, 256])
+def test_as_many_blocks_as_there_may_be_find_room(block_cells: int) -> None:
+    """Sixteen sessions with a token each, whose cells fill all columns and end with the first cell of a block."""
+    num_sessions = COMPILED_TOKENS_MAX
+    layer = Layer(
+        max_context=COLUMNS_MAX, block_cells=block_cells, num_blocks=COLUMNS_MAX // block_cells + num_sessions
+    )
+    num_left = COLUMNS_MAX
+    jobs: list[Job] = []
+    for index in range(num_sessions):
+        num_cells = 1 if index < num_sessions - 1 else num_left - (num_left - 1) % block_cells
+        num_left -= num_cells
+        line = random_line(num_cells, seed=index)
+        jobs.append(Job(layer.held(line), line))
+    batch = pack([plan(job, max_tokens=512) for job in jobs])
+    size = StaticSize(num_sessions, COLUMNS_MAX)
+    assert static_size(batch, 0) == size
+    with torch.inference_mode():
+        buffer = layer.static()
+        buffer.load(batch, size)
+        cells = buffer.read(size).cells.tolist()
+    expected = [place for job in jobs for place in job.slot.places(range(len(job.line)))]
+    assert cells[: len(expected)] == expected
+    assert all(cell // block_cells == layer.num_cells // block_cells - 1 for cell in cells[len(expected) :])
 
 
 def test_a_pass_that_waits_for_its_device_cannot_be_recorded() -> None:
@@ -262,10 +235,9 @@ def test_sizes() -> None:
     assert column_sizes(10**6)[-1] == COLUMNS_MAX
 
     def chain(num_tokens: int, depth: int) -> PackedBatch:
-        pool = SlotPool(num_slots=1, max_context=300)
-        slot, line = pool.acquire(), random_line(250, seed=1)
+        layer, line = Layer(max_context=300), random_line(250, seed=1)
+        slot = layer.held(line)
         parents, token_ids = range(LINE_END, depth - 1), [1] * depth
-        settle(plan(Job(slot, line), max_tokens=512))
         for num_fed in range(0, depth - num_tokens + 1, 8):
             settle(plan(Job(slot, line, parents[:num_fed], token_ids[:num_fed], wanted=()), max_tokens=512))
         settled = depth - num_tokens

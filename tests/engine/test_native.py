@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from torch import Tensor
 from outrider.core.errors import UnsupportedModelError
 from outrider.engine import native, self_check
 from outrider.engine.ahead import compile_ahead
-from outrider.engine.attention import RaggedBatch, attend
+from outrider.engine.attention import RaggedBatch
 from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.blocks import BlockPool
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan, settle
 from outrider.engine.masks import spans_and_masks
@@ -23,6 +25,7 @@ from tests.engine.tiny_models import build
 pytestmark = pytest.mark.usefixtures("native_operators")
 
 ENGINE = 77
+NUM_BLOCKS, BLOCK_CELLS = 40, 16
 
 
 class Layer:
@@ -39,9 +42,15 @@ class Layer:
         window: int | None = None,
         softcap: float = 0.0,
         sinks: bool = False,
+        scattered: bool = False,
     ) -> None:
         self.random = torch.Generator().manual_seed(7)
-        self.pool = SlotPool(num_slots=3, max_context=200)
+        blocks = BlockPool(NUM_BLOCKS, BLOCK_CELLS)
+        if scattered:
+            taken = [blocks.take() for _ in range(NUM_BLOCKS)]
+            for block in random.Random(3).sample(taken, NUM_BLOCKS):
+                blocks.release([block])
+        self.pool = SlotPool(3, 200, blocks)
         self.num_heads, self.num_kv_heads, self.dtype, self.window, self.softcap = (
             num_heads,
             num_kv_heads,
@@ -50,8 +59,10 @@ class Layer:
             softcap,
         )
         self.sizes = key_size, value_size
-        self.keys = self._noise(self.pool.num_cells, num_kv_heads, key_size)
-        self.values = self._noise(self.pool.num_cells, num_kv_heads, value_size)
+        num_cells = (NUM_BLOCKS + 1) * BLOCK_CELLS
+        self.scratch_cell = num_cells - 1
+        self.keys = self._noise(num_cells, num_kv_heads, key_size)
+        self.values = self._noise(num_cells, num_kv_heads, value_size)
         self.sinks = self._noise(num_heads) if sinks else None
 
     def _noise(self, *shape: int) -> Tensor:
@@ -70,11 +81,12 @@ class Layer:
         visible = masks[self.window]
         additive = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, float("-inf"))
         write_cells = torch.tensor(batch.write_cells)
-        ragged = RaggedBatch((self.keys.clone(),), (self.values.clone(),), (additive,), write_cells, spans)
-        return attend(*inputs, ragged, 0, 0.2, self.softcap, self.sinks)
+        caches = (self.keys.clone(),), (self.values.clone(),)
+        ragged = RaggedBatch(*caches, (additive,), write_cells, spans, torch.tensor(batch.blocks), BLOCK_CELLS)
+        return ragged.attend(*inputs, 0, 0.2, self.softcap, self.sinks)
 
     def native(self, batch: PackedBatch, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        native.set_caches(ENGINE, [self.keys], [self.values], [self.window])
+        native.set_caches(ENGINE, [self.keys], [self.values], [self.window], BLOCK_CELLS)
         return torch.ops.outrider_native.ragged_attention(
             *inputs, native.described(ENGINE, batch), 0, 0.2, self.softcap, self.sinks
         )
@@ -102,6 +114,7 @@ def branches(slot: Slot, line: list[int], num_nodes: int) -> Job:
         pytest.param({"window": 2}, id="window within the tree"),
         pytest.param({"softcap": 3.0}, id="softcap"),
         pytest.param({"sinks": True, "window": 30}, id="sinks"),
+        pytest.param({"scattered": True, "window": 40}, id="blocks here and there"),
         pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
         pytest.param({"dtype": torch.float16, "sinks": True}, id="float16"),
     ],
@@ -112,7 +125,7 @@ def test_prompts_trees_and_single_tokens_together(layer: dict[str, object]) -> N
     line.append(5)
     jobs = [branches(tree_slot, tree_line, 11), Job(rig.pool.acquire(), random_line(45, seed=3)), Job(slot, line)]
     batch = pack([plan(job, max_tokens=512) for job in jobs])
-    batch.pad(len(batch.token_ids) + 3, rig.pool.scratch_cell)
+    batch.pad(len(batch.token_ids) + 3, rig.scratch_cell)
     inputs = rig.inputs(len(batch.token_ids))
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 3e-2, torch.float16: 4e-3}[rig.dtype]
     expected, found = rig.masked(batch, inputs), rig.native(batch, inputs)
@@ -136,11 +149,32 @@ def test_a_token_gets_the_same_bits_in_any_batch_and_on_any_path(dtype: torch.dt
     assert torch.equal(alone[0], as_line[5])
 
 
-def test_a_package_computes_the_model_for_every_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("window", [None, 21])
+def test_where_the_blocks_are_changes_no_bit(window: int | None) -> None:
+    found: list[Tensor] = []
+    for scattered in (False, True):
+        rig = Layer(window=window, scattered=scattered)
+        slot, line = held(rig.pool, 100, seed=1)
+        job = branches(slot, line, 11)
+        batch = pack([plan(job, max_tokens=512)])
+        cells, noise = slot.places(range(112)), torch.Generator().manual_seed(1)
+        rig.keys[cells] = torch.randn(rig.keys[cells].shape, generator=noise)
+        rig.values[cells] = torch.randn(rig.values[cells].shape, generator=noise)
+        assert (batch.blocks == sorted(batch.blocks)) != scattered
+        found.append(rig.native(batch, rig.inputs(11)))
+    assert torch.equal(*found)
+
+
+@pytest.fixture(scope="module")
+def package(native_operators: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama of one layer, compiled ahead of time."""
+    path = tmp_path_factory.mktemp("package") / "llama.pt2"
+    compile_ahead(build("llama", layers=1), path)
+    return path
+
+
+def test_a_package_computes_the_model_for_every_size(package: Path) -> None:
     model = build("llama", layers=1)
-    package = tmp_path / "llama.pt2"
-    compiled = build("llama", layers=1)
-    compile_ahead(compiled, package)
     engine = Engine(build("llama", layers=1), max_sessions=2, max_context=64)
     slot, line = engine.acquire(), random_line(30, seed=3)
     engine.step([Job(slot, line)])
@@ -156,6 +190,40 @@ def test_a_package_computes_the_model_for_every_size(tmp_path: Path) -> None:
     padded = Engine(build("llama", layers=1), max_sessions=1, max_context=64, pad_tokens=40)
     padded.adopt(package)
     assert not self_check.depends_on_batch(padded)
+
+
+def test_what_is_shared_scattered_or_computed_again_changes_no_bit(package: Path) -> None:
+    """With steps of one size throughout, so that matrix products round alike."""
+    engine = Engine(build("llama", layers=1), max_sessions=4, max_context=96, pad_tokens=40)
+    engine.adopt(package)
+
+    def rounds(slots: list[Slot], line: list[int], *, forget_at: int | None = None) -> Tensor:
+        """The logits of one session over ten steps. The others differ from it after the first block."""
+        lines = [[*line[:20], index, *line[21:]] if index else [*line] for index in range(len(slots))]
+        found: list[Tensor] = []
+        for step in range(10):
+            if step == forget_at:
+                engine.forget(slots[0])
+            jobs = [
+                Job(slot, text, [LINE_END, 0, LINE_END], [3, 4, 5], wanted=range(LINE_END, 3))
+                for slot, text in zip(slots, lines, strict=True)
+            ]
+            while jobs:
+                output = engine.step(jobs, 40 - 3 * len(slots))
+                if jobs[0].slot is slots[0] and output.num_rows[0]:
+                    found.append(output.logits[:4].clone())
+                jobs = [job for job, num_rows in zip(jobs, output.num_rows, strict=True) if num_rows is None]
+            for text in lines:
+                text.extend([5, step])
+        return torch.cat(found)
+
+    line, slot = random_line(30, seed=1), engine.acquire()
+    alone = rounds([slot], line)
+    engine.release(slot)
+    beside = [engine.acquire() for _ in range(3)]
+    assert torch.equal(rounds(beside, line, forget_at=6), alone)
+    assert beside[0].num_cached_tokens == 32
+    assert beside[0].blocks != sorted(beside[0].blocks)
 
 
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import pytest
 
 from outrider.core.errors import SlotsExhaustedError
+from outrider.engine.blocks import BlockPool
 from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
 from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, SlotPool, TreeCell
+from tests.engine.cells import Cells, path_to, random_tree
 
 MAX_CONTEXT = 64
 PLENTY = 512
@@ -17,7 +19,7 @@ PLENTY = 512
 
 
 def fresh_slot() -> Slot:
-    return SlotPool(1, MAX_CONTEXT).acquire()
+    return SlotPool(1, MAX_CONTEXT, BlockPool(20, 16)).acquire()
 
 
 def feed(
@@ -207,16 +209,19 @@ def test_what_is_planned_but_not_settled_is_planned_again() -> None:
 # --- bounds ---
 
 
-def test_slots_share_no_cell_with_each_other_or_with_the_padding() -> None:
-    pool = SlotPool(3, MAX_CONTEXT)
+def test_slots_share_no_block_that_is_not_published() -> None:
+    pool = SlotPool(3, MAX_CONTEXT, BlockPool(12, 16))
     slots = [pool.acquire() for _ in range(3)]
-    cells = [cell for slot in slots for cell in range(slot.first_cell, slot.first_cell + slot.num_cells)]
-    assert sorted([*cells, pool.scratch_cell]) == list(range(pool.num_cells))
+    for slot in slots:
+        feed(slot, list(range(40)), [LINE_END], [1], wanted=[0])
+    assert [slot.blocks[:2] for slot in slots] == [[0, 1]] * 3
+    private = [block for slot in slots for block in slot.blocks[2:]]
+    assert len(private) == len({0, 1, *private}) - 2 == 3
     assert {slot.num_cells for slot in slots} == {MAX_CONTEXT + TREE_CELLS_MAX}
 
 
 def test_slots_run_out_and_come_back_empty() -> None:
-    pool = SlotPool(2, MAX_CONTEXT)
+    pool = SlotPool(2, MAX_CONTEXT, BlockPool(4, 16))
     first, second = pool.acquire(), pool.acquire()
     feed(first, [1, 2, 3], [LINE_END], [4])
     with pytest.raises(SlotsExhaustedError, match="all 2 slots are taken"):
@@ -260,61 +265,13 @@ def test_a_line_never_runs_into_the_next_slot() -> None:
 # --- histories ---
 
 
-class Cells:
-    """A cache whose cells hold, instead of keys and values, the text up to the token that they belong to."""
-
-    def __init__(self) -> None:
-        self.texts: dict[int, tuple[int, ...]] = {}
-
-    def run(self, done: Feed) -> list[tuple[int, ...]]:
-        """Moves and writes as the engine does. Returns, for each wanted row, the text that its token attends to."""
-        moved = [(move.destination, self.texts[move.source]) for move in done.moves]
-        assert len({destination for destination, _ in moved}) == len(moved)
-        self.texts.update(moved)
-        slot, line = done.job.slot, done.job.line
-        parent_cells = [cell - 1 for cell in done.cells[: done.num_trunk]]
-        parent_cells += [content.parent_cell for _, content in done.nodes]
-        assert len(set(done.cells)) == len(done.cells)
-        for token_id, position, cell, parent_cell in zip(
-            done.token_ids, done.positions, done.cells, parent_cells, strict=True
-        ):
-            text = (*self.texts[parent_cell], token_id) if parent_cell >= 0 else (token_id,)
-            assert position == len(text) - 1
-            self.texts[cell] = text
-        num_fed = len(slot.trunk) + done.num_new_trunk
-        assert [self.texts[cell] for cell in range(num_fed)] == [tuple(line[: end + 1]) for end in range(num_fed)]
-        for cell, content in (slot.cells | dict(done.nodes)).items():
-            assert self.texts[cell] == (*self.texts[content.parent_cell], content.token_id)
-            assert cell >= num_fed
-        # Whatever is in sight of a mask, hidden or not, has been written by this session.
-        assert set(range(max(slot.end_cell, max(done.cells) + 1))) <= set(self.texts)
-        return [self.texts[done.cells[row]] for row in done.rows]
-
-
-def random_tree(rng: random.Random) -> tuple[list[int], list[int]]:
-    children: set[tuple[int, int]] = set()
-    parents: list[int] = []
-    token_ids: list[int] = []
-    for _ in range(rng.randint(0, 9)):
-        parent, token_id = rng.randint(LINE_END, len(parents) - 1), rng.randrange(3)
-        if (parent, token_id) not in children:
-            children.add((parent, token_id))
-            parents.append(parent)
-            token_ids.append(token_id)
-    return parents, token_ids
-
-
-def path_to(node: int, parents: Sequence[int], token_ids: Sequence[int]) -> tuple[int, ...]:
-    return () if node == LINE_END else (*path_to(parents[node], parents, token_ids), token_ids[node])
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_whatever_happens_each_row_attends_to_its_own_text(seed: int) -> None:
     rng = random.Random(seed)
-    slot = SlotPool(1, 400).acquire()
+    slot = SlotPool(1, 400, BlockPool(164, 4)).acquire()
+    cells = Cells()
     for _ in range(20):
         slot.clear()
-        cells = Cells()
         line = [rng.randrange(3) for _ in range(rng.randint(1, 12))]
         held: set[tuple[int, ...]] = set()
         for job_index in range(15):
@@ -324,16 +281,15 @@ def test_whatever_happens_each_row_attends_to_its_own_text(seed: int) -> None:
             paths = [path_to(node, parents, token_ids) for node in range(len(parents))]
             while True:
                 done = plan(job, max_tokens=rng.randint(1, 9))
-                texts = cells.run(done)
-                settle(done)
+                texts = cells.run([done])[0]
                 if done.complete:
                     break
                 assert texts == []
             assert texts == [(*line, *path_to(node, parents, token_ids)) for node in wanted]
             needed = {(*line, *path) for node, path in enumerate(paths) if node in wanted or (*line, *path) not in held}
-            assert {cells.texts[cell] for cell, _ in done.nodes} == needed
+            assert {cells.text(slot, cell) for cell, _ in done.nodes} == needed
             held = {text for text in held if text[: len(line)] == tuple(line)} | {(*line, *path) for path in paths}
-            assert {cells.texts[cell] for cell in slot.cells} == held
+            assert {cells.text(slot, cell) for cell in slot.cells} == held
             match rng.randrange(8):
                 case 0:
                     line = [*line[: rng.randint(0, len(line) - 1)], 100 + job_index]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from outrider.core.errors import UnsupportedModelError
-from outrider.engine import engine as engine_module
 from outrider.engine import self_check
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
@@ -25,6 +24,9 @@ pytestmark = [
 ]
 
 CUDA = torch.device("cuda:0")
+
+WITH_LONG_CONTEXT = tuple(family for family in FAMILIES if family != "gpt2")
+"""Families whose positions go beyond two of a GPU's blocks."""
 
 half_types = pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
 
@@ -75,8 +77,7 @@ def test_a_line_that_contradicts_what_is_held_is_fed_anew() -> None:
     histories.a_line_that_contradicts_what_is_held_is_fed_anew(Rig("llama", device=CUDA))
 
 
-def test_a_long_prompt_is_fed_in_chunks_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "STEP_TOKENS_MAX", 16)
+def test_a_long_prompt_is_fed_in_chunks_beside_others() -> None:
     histories.a_long_prompt_is_fed_in_four_chunks_beside_another(Rig("gemma3", device=CUDA))
 
 
@@ -84,12 +85,27 @@ def test_a_step_that_fails_half_way_leaves_no_trace() -> None:
     histories.a_step_that_fails_half_way_leaves_no_trace(Rig("llama", device=CUDA))
 
 
+@pytest.mark.parametrize("family", WITH_LONG_CONTEXT)
+def test_a_beginning_that_another_session_has_computed(family: str) -> None:
+    histories.a_beginning_that_another_session_has_computed(Rig(family, device=CUDA, max_context=600))
+
+
+@pytest.mark.parametrize("family", WITH_LONG_CONTEXT)
+def test_blocks_that_lie_between_those_of_others(family: str) -> None:
+    histories.blocks_that_lie_between_those_of_others(Rig(family, device=CUDA, max_context=600))
+
+
+@pytest.mark.parametrize("family", WITH_LONG_CONTEXT)
+def test_a_session_that_had_to_forget_goes_on(family: str) -> None:
+    histories.a_session_that_had_to_forget_goes_on(Rig(family, device=CUDA, max_context=600))
+
+
 def test_slots_are_bounded_and_forget() -> None:
     histories.slots_are_bounded_and_forget(Rig("llama", device=CUDA, max_sessions=1))
 
 
 def test_caches_that_find_no_room_are_refused_in_words() -> None:
-    with pytest.raises(UnsupportedModelError, match="lower --max-sessions or --max-context"):
+    with pytest.raises(UnsupportedModelError, match="lower --kv-memory, --max-sessions or --max-context"):
         Engine(built("llama", CUDA, torch.float32), max_sessions=1, max_context=10**10)
 
 
@@ -115,9 +131,10 @@ def test_a_whole_model_traces_into_one_graph(family: str) -> None:
     histories.a_whole_model_traces_into_one_graph(Rig(family, device=CUDA))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF_TOLERANCES], ids=str)
 @pytest.mark.parametrize("family", HALF_FAMILIES)
-def test_a_step_never_waits_for_the_device(family: str) -> None:
-    engine = Rig(family, device=CUDA).engine
+def test_a_step_never_waits_for_the_device(family: str, dtype: torch.dtype) -> None:
+    engine = Rig(family, device=CUDA, dtype=dtype).engine
     slot, other = engine.acquire(), engine.acquire()
     line = random_line(5, seed=1)
     with never_waiting():

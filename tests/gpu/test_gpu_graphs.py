@@ -137,12 +137,16 @@ def test_two_engines_capture_and_replay_beside_each_other() -> None:
 
 
 @pytest.mark.skipif(compiler_problem(CUDA) != "", reason=compiler_problem(CUDA))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
-def test_compiled_and_captured(family: str) -> None:
-    """As a worker does it: warm-up compiles and captures each size, and the self-check is passed."""
-    rig = Rig(family, device=CUDA)
-    engine = Engine(built(family, CUDA, torch.float32), max_sessions=4, max_context=128, compiled=True)
+def test_compiled_and_captured(family: str, dtype: torch.dtype) -> None:
+    """As a worker does it: warm-up compiles and captures each size."""
+    rig = Rig(family, device=CUDA, dtype=dtype)
+    engine = Engine(built(family, CUDA, dtype), max_sessions=4, max_context=128, compiled=True)
     assert list(engine.warm_up()) == list(COMPILED_SIZES)
     rig.engine = engine
     histories.a_tree_equals_its_branches_alone(rig)
     histories.sessions_in_one_step_equal_each_alone(rig)
+    engine.run_eagerly()
+    slot, line = engine.acquire(), random_line(9, seed=1)
+    rig.close(engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])

@@ -36,7 +36,8 @@ def test_ten_thousand_schedules_give_the_targets_own_text() -> None:
         seen.update((world.scenario.conduct, world.coordinator.drafter, *world.finish_reasons, *set(world.origins)))
         seen["rollback"] += world.coordinator.statistics.num_rollbacks > 0
         seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
-    rare = {what: seen[what] for what in (*Conduct, *FinishReason, *TokenOrigin, *DrafterState, "rollback", "stale")}
+    states = set(DrafterState) - {DrafterState.MISSED}  # for want of a pool; see test_moves.py
+    rare = {what: seen[what] for what in (*Conduct, *FinishReason, *TokenOrigin, *states, "rollback", "stale")}
     assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"
 
 

@@ -196,7 +196,7 @@ class VirtualPair:
         for window, arrived in self._verify_inbox:
             self.verifier.graft(window, arrived)
         self._verify_inbox.clear()
-        wait = self.verifier.wait(self.now)
+        wait = self.verifier.wait(self.now).longest
         deadline = self._go_deadline = object()
 
         def go() -> None:

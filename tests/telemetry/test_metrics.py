@@ -48,6 +48,19 @@ def test_counts_add_up_over_requests() -> None:
     }
 
 
+def test_sessions_are_counted_by_worker() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
+    for change, address in ((1, "a:1"), (1, "b:1"), (1, "b:1"), (-1, "a:1")):
+        instruments.add_sessions(change, service="outrider.v1.VerifyService", address=address)
+    instruments.count_move(service="outrider.v1.DraftService")
+    found = points(reader)
+    sessions = found[names.METRIC_REPLICA_SESSIONS]
+    assert {point.attributes[names.REPLICA_ADDRESS]: point.value for point in sessions} == {"a:1": 0, "b:1": 2}
+    [moves] = found[names.METRIC_REPLICA_MOVES]
+    assert (moves.value, moves.attributes) == (1, {names.REPLICA_SERVICE: "outrider.v1.DraftService"})
+
+
 def test_milliseconds_fall_into_buckets_of_their_own() -> None:
     reader = InMemoryMetricReader()
     instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments

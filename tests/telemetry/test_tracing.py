@@ -158,13 +158,14 @@ def test_work_that_is_over_is_recorded_with_its_own_times() -> None:
 def test_the_largest_seed_survives_the_encoding() -> None:
     telemetry, exporter = traced()
     sampling = SamplingParams(seed=2**64 - 1, temperature=0.8)
-    attributes = request_attributes("target", sampling, max_tokens=16, stop=["\n\n"])
+    attributes = request_attributes("target", sampling, max_tokens=16, stop=["\n\n"], num_completions=3)
     telemetry.tracer.start_span("request", attributes=attributes).end()
     [encoded] = encode_spans(exporter.get_finished_spans()).resource_spans[0].scope_spans[0].spans
     values = {each.key: each.value for each in encoded.attributes}
     assert values[names.SEED].string_value == str(2**64 - 1)
     assert values[names.GEN_AI_REQUEST_TEMPERATURE].double_value == 0.8
     assert names.GEN_AI_REQUEST_SEED not in values
+    assert values[names.GEN_AI_REQUEST_CHOICE_COUNT].int_value == 3
 
 
 def test_rounds_are_arrays_on_the_request() -> None:

@@ -1,10 +1,11 @@
 // Ragged tree attention on a CPU: what outrider/engine/attention.py does with masks, done from lists of cells.
 //
 // A token of a session sees the first `limit` cells of its slot, which hold the line, and then the cells of its path.
-// No mask is built, so nothing grows with the context but the arithmetic itself. Sixteen (token, head) pairs that share
-// a key head are one block, and each has a lane of a vector. What a lane computes, and in which order, depends on its own
-// line and path alone, never on who shares its block, and a token that has moved from the tree into the line is met in
-// the same order as before: logits do not depend on the batch as far as attention is concerned.
+// Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No
+// mask is built, so nothing grows with the context but that list and the arithmetic itself. Sixteen (token, head) pairs
+// that share a key head are one group, and each has a lane of a vector. What a lane computes, and in which order, depends
+// on its own line and path alone, never on who shares its group, and a token that has moved from the tree into the line
+// is met in the same order as before: logits do not depend on the batch as far as attention is concerned.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -12,6 +13,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <mutex>
 #include <optional>
@@ -24,14 +26,16 @@ namespace {
 
 using namespace outrider;
 
-constexpr int64_t kCellsAtOnce = 8;   // independent sums, so that additions need not wait for one another
+constexpr int64_t kCellsAtOnce = 8;   // independent sums, so that additions need not wait for one another; in one block
 constexpr int64_t kLanesAtOnce = 4;   // lanes whose outputs stay in registers while values stream by
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-// One engine's caches, [num_cells, num_kv_heads, size] for each layer, and the layers' sliding windows (0: none).
+// One engine's caches, [num_cells, num_kv_heads, size] for each layer, the layers' sliding windows (0: none), and the
+// base-2 logarithm of the number of cells of a block.
 struct Caches {
   std::vector<at::Tensor> keys, values;
   std::vector<int64_t> windows;
+  int64_t block_shift;
 };
 
 std::mutex engines_mutex;
@@ -43,8 +47,9 @@ struct Batch {
   const int64_t* write_cells;   // [N] into the caches
   const int64_t* limits;        // [N]
   const int64_t* path_offsets;  // [N + 1] into path_cells
-  const int64_t* sessions;      // [num_sessions, 3]: first token, one past the last, first cell of the slot
+  const int64_t* sessions;      // [num_sessions, 3]: first token, one past the last, index of the first block
   const int64_t* path_cells;    // within the slot, from the one below the line to the token's own
+  const int64_t* blocks;        // of all sessions
 
   Batch(const at::Tensor& description, int64_t num_tokens) {
     const int64_t* numbers = description.const_data_ptr<int64_t>();
@@ -55,10 +60,19 @@ struct Batch {
     path_offsets = limits + num_tokens;
     sessions = path_offsets + num_tokens + 1;
     path_cells = sessions + 3 * num_sessions;
+    blocks = path_cells + path_offsets[num_tokens];
   }
 };
 
-// What the blocks of one thread work in; grown as needed and kept.
+// Where a slot's cells lie in the caches.
+struct Places {
+  const int64_t* blocks;
+  int64_t shift;
+
+  int64_t operator[](int64_t cell) const { return (blocks[cell >> shift] << shift) + (cell & ((1 << shift) - 1)); }
+};
+
+// What the groups of one thread work in; grown as needed and kept.
 struct Workspace {
   std::vector<Floats> queries, scores;
   std::vector<float> keys, values, outputs;
@@ -78,13 +92,13 @@ struct Layer {
   const float* sinks;  // [H], or null
 };
 
-// One block: up to 16 (token, head) pairs of one session and one key head.
+// One group: up to 16 (token, head) pairs of one session and one key head.
 template <typename T>
-void attend_block(const Layer<T>& layer, const Batch& batch, int64_t first_cell, int64_t key_head, int64_t first_token,
-                  int64_t first_pair, int64_t num_pairs, Workspace& space) {
+void attend_group(const Layer<T>& layer, const Batch& batch, const Places& places, int64_t key_head,
+                  int64_t first_token, int64_t first_pair, int64_t num_pairs, Workspace& space) {
   const int64_t padded_value_size = (layer.value_size + kLanes - 1) / kLanes * kLanes;
-  const T* keys = layer.keys + first_cell * layer.key_cell_stride + key_head * layer.key_head_stride;
-  const T* values = layer.values + first_cell * layer.value_cell_stride + key_head * layer.value_head_stride;
+  const T* keys = layer.keys + key_head * layer.key_head_stride;
+  const T* values = layer.values + key_head * layer.value_head_stride;
 
   int64_t token_of[kLanes], head_of[kLanes], num_path[kLanes];
   Ints starts = {}, limits = {};
@@ -110,15 +124,18 @@ void attend_block(const Layer<T>& layer, const Batch& batch, int64_t first_cell,
     for (int64_t i = 0; i < layer.key_size; ++i) space.queries[i][lane] = widened(query[i]) * layer.scale;
   }
 
+  begin -= begin % kCellsAtOnce;
+
   // Scores: first of the line's cells, then of the paths'.
   const int64_t num_line = std::max<int64_t>(end - begin, 0);
   space.scores.assign(num_line + longest_path, all(kNothing));
   space.keys.resize(kCellsAtOnce * layer.key_size);
   for (int64_t cell = begin; cell < end; cell += kCellsAtOnce) {
     const int64_t num_cells = std::min(kCellsAtOnce, end - cell);
+    const T* some = keys + places[cell] * layer.key_cell_stride;
     for (int64_t c = 0; c < kCellsAtOnce; ++c)
-      widen(keys + (cell + std::min(c, num_cells - 1)) * layer.key_cell_stride, &space.keys[c * layer.key_size],
-            layer.key_size, layer.key_size);
+      widen(some + std::min(c, num_cells - 1) * layer.key_cell_stride, &space.keys[c * layer.key_size], layer.key_size,
+            layer.key_size);
     Floats sums[kCellsAtOnce] = {};
     const float* key = space.keys.data();
     for (int64_t i = 0; i < layer.key_size; ++i) {
@@ -136,7 +153,7 @@ void attend_block(const Layer<T>& layer, const Batch& batch, int64_t first_cell,
     const int64_t* path = batch.path_cells + batch.path_offsets[token_of[lane]];
     const int64_t first = layer.window > 0 ? std::max<int64_t>(num_path[lane] - layer.window, 0) : 0;
     for (int64_t place = first; place < num_path[lane]; ++place) {
-      const T* key = keys + path[place] * layer.key_cell_stride;
+      const T* key = keys + places[path[place]] * layer.key_cell_stride;
       float sum = 0.0f;
       for (int64_t i = 0; i < layer.key_size; ++i) sum += space.queries[i][lane] * widened(key[i]);
       space.scores[num_line + place][lane] = sum;
@@ -168,9 +185,12 @@ void attend_block(const Layer<T>& layer, const Batch& batch, int64_t first_cell,
   space.values.resize(kTile * padded_value_size);
   for (int64_t tile = 0; tile < num_line; tile += kTile) {
     const int64_t num_cells = std::min(kTile, num_line - tile);
-    for (int64_t c = 0; c < num_cells; ++c)
-      widen(values + (begin + tile + c) * layer.value_cell_stride, &space.values[c * padded_value_size], layer.value_size,
-            padded_value_size);
+    for (int64_t first = 0; first < num_cells; first += kCellsAtOnce) {
+      const T* some = values + places[begin + tile + first] * layer.value_cell_stride;
+      for (int64_t c = first; c < std::min(first + kCellsAtOnce, num_cells); ++c)
+        widen(some + (c - first) * layer.value_cell_stride, &space.values[c * padded_value_size], layer.value_size,
+              padded_value_size);
+    }
     for (int64_t lane = 0; lane < num_pairs; lane += kLanesAtOnce)
       for (int64_t v = 0; v < num_vectors; ++v) {
         Floats sums[kLanesAtOnce];
@@ -190,7 +210,7 @@ void attend_block(const Layer<T>& layer, const Batch& batch, int64_t first_cell,
     const int64_t* path = batch.path_cells + batch.path_offsets[token_of[lane]];
     float* sums = &space.outputs[lane * padded_value_size];
     for (int64_t place = 0; place < num_path[lane]; ++place) {
-      const T* value = values + path[place] * layer.value_cell_stride;
+      const T* value = values + places[path[place]] * layer.value_cell_stride;
       const float weight = space.scores[num_line + place][lane];
       for (int64_t i = 0; i < layer.value_size; ++i) sums[i] += widened(value[i]) * weight;
     }
@@ -222,22 +242,24 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
                        key_cache.stride(0), key_cache.stride(1), value_cache.stride(0), value_cache.stride(1),
                        key.size(2), value.size(2), query.size(0) / num_kv_heads, caches.windows[layer_index],
                        static_cast<float>(scale), static_cast<float>(softcap), sinks};
-  struct Block {
-    int64_t first_cell, key_head, first_token, first_pair, num_pairs;
+  struct Group {
+    Places places;
+    int64_t key_head, first_token, first_pair, num_pairs;
   };
-  std::vector<Block> blocks;
+  std::vector<Group> groups;
   for (int64_t session = 0; session < batch.num_sessions; ++session) {
     const int64_t* row = batch.sessions + 3 * session;
+    const Places places{batch.blocks + row[2], caches.block_shift};
     const int64_t num_pairs = (row[1] - row[0]) * layer.heads_per_key;
     for (int64_t head = 0; head < num_kv_heads; ++head)
       for (int64_t pair = 0; pair < num_pairs; pair += kLanes)
-        blocks.push_back({row[2], head, row[0], pair, std::min(kLanes, num_pairs - pair)});
+        groups.push_back({places, head, row[0], pair, std::min(kLanes, num_pairs - pair)});
   }
-  at::parallel_for(0, static_cast<int64_t>(blocks.size()), 1, [&](int64_t begin, int64_t end) {
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     thread_local Workspace space;
     for (int64_t index = begin; index < end; ++index) {
-      const Block& block = blocks[index];
-      attend_block(layer, batch, block.first_cell, block.key_head, block.first_token, block.first_pair, block.num_pairs,
+      const Group& group = groups[index];
+      attend_group(layer, batch, group.places, group.key_head, group.first_token, group.first_pair, group.num_pairs,
                    space);
     }
   });
@@ -274,9 +296,13 @@ at::Tensor ragged_attention(const at::Tensor& query,  // [H, N, key_size]
   return output;
 }
 
-void set_caches(int64_t engine, at::TensorList keys, at::TensorList values, at::IntArrayRef windows) {
+void set_caches(int64_t engine, at::TensorList keys, at::TensorList values, at::IntArrayRef windows,
+                int64_t block_cells) {
+  TORCH_CHECK(block_cells >= kCellsAtOnce && std::has_single_bit(static_cast<uint64_t>(block_cells)),
+              "the cells of a block are a power of two, and ", kCellsAtOnce, " at least");
+  const int64_t block_shift = std::countr_zero(static_cast<uint64_t>(block_cells));
   const std::lock_guard<std::mutex> lock(engines_mutex);
-  engines[engine] = Caches{keys.vec(), values.vec(), windows.vec()};
+  engines[engine] = Caches{keys.vec(), values.vec(), windows.vec(), block_shift};
 }
 
 void forget_caches(int64_t engine) {
@@ -290,7 +316,8 @@ TORCH_LIBRARY(outrider_native, library) {
   library.def(
       "ragged_attention(Tensor query, Tensor key, Tensor value, Tensor batch, int layer, float scale, float softcap, "
       "Tensor? sinks) -> Tensor");
-  library.def("set_caches(int engine, Tensor[] keys, Tensor[] values, int[] windows) -> ()", &set_caches);
+  library.def("set_caches(int engine, Tensor[] keys, Tensor[] values, int[] windows, int block_cells) -> ()",
+              &set_caches);
   library.def("forget_caches(int engine) -> ()", &forget_caches);
 }
 

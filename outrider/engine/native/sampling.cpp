@@ -62,14 +62,16 @@ inline HalfFloats uniforms_of(Words word, HalfFloats& distances) {
   return __builtin_convertvector(uniform, HalfFloats);
 }
 
+// By how much the words of eight neighbouring tokens exceed that of the first, before they are mixed.
+constexpr Words kSteps = {0, kGamma, 2 * kGamma, 3 * kGamma, 4 * kGamma, 5 * kGamma, 6 * kGamma, 7 * kGamma};
+
 // Gumbel noise of the sixteen tokens from `first` on, in float32.
 inline Floats quick_noise(uint64_t stream, int64_t first) {
   alignas(64) float uniforms[kLanes], distances[kLanes];
   for (int64_t half = 0; half < 2; ++half) {
-    Words token;
-    for (int64_t i = 0; i < kWords; ++i) token[i] = static_cast<uint64_t>(first + half * kWords + i) + 1;
+    const Words word = kSteps + (stream + static_cast<uint64_t>(first + half * kWords + 1) * kGamma);
     HalfFloats distance;
-    const HalfFloats uniform = uniforms_of(mixed(token * kGamma + stream), distance);
+    const HalfFloats uniform = uniforms_of(mixed(word), distance);
     std::memcpy(uniforms + half * kWords, &uniform, sizeof(uniform));
     std::memcpy(distances + half * kWords, &distance, sizeof(distance));
   }
@@ -83,6 +85,11 @@ inline Floats quick_noise(uint64_t stream, int64_t first) {
   series = (series * d + 1.0f) * d;
   const Floats exponentials = chosen(d < all(0.03125f), series, -logarithm(u));
   return -logarithm(exponentials);
+}
+
+inline float largest_lane(Floats lanes) {
+  const float* each = reinterpret_cast<const float*>(&lanes);
+  return *std::max_element(each, each + kLanes);
 }
 
 struct Shape {
@@ -99,7 +106,7 @@ class Row {
       const Floats x = loaded(logits + v);
       largest = chosen(x > largest, x, largest);
     }
-    largest_ = *std::max_element(reinterpret_cast<float*>(&largest), reinterpret_cast<float*>(&largest) + kLanes);
+    largest_ = largest_lane(largest);
   }
 
   bool keeps(int64_t token) {
@@ -112,12 +119,9 @@ class Row {
     return !by_mass || mass_before < shape_.top_p * (by_rank ? surviving_mass() : mass());
   }
 
-  // Takes `token` and all that rank behind it out of the running: each filter keeps the front of the ranking.
-  void drop_from(int64_t token, std::vector<float>& perturbed) const {
-    const float logit = logits_[token];
-    for (int64_t v = 0; v < size_; ++v)
-      if (logits_[v] < logit || (logits_[v] == logit && v >= token)) perturbed[v] = kNothing;
-    perturbed[token] = kNothing;
+  // Whether `other` is `token` or ranks behind it: each filter keeps the front of the ranking.
+  bool is_from(int64_t token, int64_t other) const {
+    return other == token || logits_[other] < logits_[token] || (logits_[other] == logits_[token] && other > token);
   }
 
   // log of the sum of exp(score) over the row, as if nothing were filtered.
@@ -186,47 +190,96 @@ class Row {
   double mass_ = -1.0, surviving_mass_ = -1.0;
 };
 
+// A row's perturbed scores in blocks, and the largest of each block, so that finding the best does not look at them all.
+class Perturbed {
+ public:
+  // Room for `size` scores; what the last block has beyond them is nothing.
+  void resize(int64_t size) {
+    num_blocks_ = (size + kBlock - 1) / kBlock;
+    scores_.assign(num_blocks_ * kBlock, kNothing);
+    largest_.assign((num_blocks_ + kLanes - 1) / kLanes * kLanes, kNothing);
+  }
+
+  float* scores() { return scores_.data(); }
+
+  void find_largest() {
+    for (int64_t block = 0; block < num_blocks_; ++block) find_largest(block);
+  }
+
+  void drop(int64_t token) {
+    scores_[token] = kNothing;
+    find_largest(token / kBlock);
+  }
+
+  // Drops those of the first `size` tokens that `is_dropped` tells.
+  template <typename F>
+  void drop_all(int64_t size, F is_dropped) {
+    for (int64_t v = 0; v < size; ++v)
+      if (is_dropped(v)) scores_[v] = kNothing;
+    find_largest();
+  }
+
+  float largest() const {
+    Floats lanes = all(kNothing);
+    for (size_t block = 0; block < largest_.size(); block += kLanes) {
+      const Floats x = loaded(&largest_[block]);
+      lanes = chosen(x > lanes, x, lanes);
+    }
+    return largest_lane(lanes);
+  }
+
+  // Calls `visit` with each token whose score is at least `score`, in ascending order.
+  template <typename F>
+  void each_from(float score, F visit) const {
+    for (int64_t block = 0; block < num_blocks_; ++block)
+      if (largest_[block] >= score)
+        for (int64_t v = block * kBlock; v < (block + 1) * kBlock; ++v)
+          if (scores_[v] >= score) visit(v);
+  }
+
+ private:
+  static constexpr int64_t kBlock = 4 * kLanes;
+
+  void find_largest(int64_t block) {
+    Floats lanes = all(kNothing);
+    for (int64_t v = block * kBlock; v < (block + 1) * kBlock; v += kLanes) {
+      const Floats x = loaded(&scores_[v]);
+      lanes = chosen(x > lanes, x, lanes);
+    }
+    largest_[block] = largest_lane(lanes);
+  }
+
+  int64_t num_blocks_ = 0;
+  std::vector<float> scores_, largest_;
+};
+
 // The row's best tokens in order; fewer than `width` if the filters leave fewer.
-std::vector<int64_t> best_tokens(Row& row, const float* logits, std::vector<float>& perturbed, int64_t size,
-                                 const Shape& shape, uint64_t stream, int64_t width) {
+std::vector<int64_t> best_tokens(Row& row, const float* logits, Perturbed& perturbed, int64_t size, const Shape& shape,
+                                 uint64_t stream, int64_t width) {
   std::vector<int64_t> found;
   const auto exact = [&](int64_t token) {
     const double score = logits[token] / shape.temperature;
     return shape.noise_scale > 0.0 ? score + exact_noise(stream, token) * shape.noise_scale : score;
   };
-  const int64_t padded_size = static_cast<int64_t>(perturbed.size());
   while (static_cast<int64_t>(found.size()) < width) {
-    Floats lanes = all(kNothing);
-    for (int64_t v = 0; v < padded_size; v += kLanes) {
-      const Floats x = loaded(&perturbed[v]);
-      lanes = chosen(x > lanes, x, lanes);
-    }
-    const float* each = reinterpret_cast<const float*>(&lanes);
-    const float largest = *std::max_element(each, each + kLanes);
+    const float largest = perturbed.largest();
     if (!(largest > kNothing)) break;
     const float close = largest - 2.0f * (kRounding + kRelativeRounding * std::abs(largest));
     int64_t best = -1;
     double best_score = 0.0;
-    for (int64_t v = 0; v < padded_size; v += kLanes) {
-      const Ints contends = loaded(&perturbed[v]) >= all(close);
-      bool any = false;
-      for (int64_t i = 0; i < kLanes; ++i) any |= contends[i] != 0;
-      if (!any) continue;
-      for (int64_t i = 0; i < kLanes && v + i < size; ++i)
-        if (contends[i]) {
-          const double score = exact(v + i);
-          if (best < 0 || score > best_score) {
-            best = v + i;
-            best_score = score;
-          }
-        }
-    }
+    perturbed.each_from(std::max(close, std::numeric_limits<float>::lowest()), [&](int64_t token) {
+      const double score = exact(token);
+      if (best < 0 || score > best_score) {
+        best = token;
+        best_score = score;
+      }
+    });
     if (best < 0) break;
     if (row.keeps(best)) {
       found.push_back(best);
-      perturbed[best] = kNothing;
+      perturbed.drop(best);
     } else {
-      row.drop_from(best, perturbed);
+      perturbed.drop_all(size, [&](int64_t token) { return row.is_from(best, token); });
     }
   }
   return found;
@@ -240,7 +293,8 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
   const int64_t num_rows = logits.size(0), size = logits.size(1), padded_size = (size + kLanes - 1) / kLanes * kLanes;
   const double* shapes = shaping.const_data_ptr<double>();
   at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
-    thread_local std::vector<float> scores, perturbed;
+    thread_local std::vector<float> scores;
+    thread_local Perturbed perturbed;
     scores.resize(padded_size);
     perturbed.resize(padded_size);
     for (int64_t r = begin; r < end; ++r) {
@@ -253,8 +307,9 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
       for (int64_t v = 0; v < padded_size; v += kLanes) {
         Floats x = loaded(&scores[v]) * inverse;
         if (shape.noise_scale > 0.0) x += quick_noise(stream, v) * static_cast<float>(shape.noise_scale);
-        store(x, &perturbed[v]);
+        store(x, perturbed.scores() + v);
       }
+      perturbed.find_largest();
       Row row(scores.data(), size, padded_size, shape);
       const std::vector<int64_t> best = best_tokens(row, scores.data(), perturbed, size, shape, stream, width);
       int64_t* ids = token_ids.mutable_data_ptr<int64_t>() + r * width;

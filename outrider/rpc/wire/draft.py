@@ -43,12 +43,10 @@ def decode_draft_command(message: draft_pb2.DraftCommand) -> DraftOpen | Commitm
     match message.WhichOneof("command"):
         case "commit":
             commit = message.commit
-            return Commitment(commit.position, list(commit.token_ids), False, commit.verify_ms, commit.chance_min)
+            return Commitment(commit.position, commit.token_ids[:], False, commit.verify_ms, commit.chance_min)
         case "rollback":
             rollback = message.rollback
-            return Commitment(
-                rollback.position, list(rollback.token_ids), True, rollback.verify_ms, rollback.chance_min
-            )
+            return Commitment(rollback.position, rollback.token_ids[:], True, rollback.verify_ms, rollback.chance_min)
         case "open":
             return _decode_draft_open(message.open)
         case _:
@@ -90,7 +88,7 @@ def _encode_draft_open(opening: DraftOpen) -> draft_pb2.DraftOpen:
 def _decode_draft_open(message: draft_pb2.DraftOpen) -> DraftOpen:
     return DraftOpen(
         session_id=message.session_id,
-        token_ids=list(message.token_ids),
+        token_ids=message.token_ids[:],
         num_prompt_tokens=message.num_prompt_tokens,
         sampling=decode_sampling(message.sampling),
         max_run_ahead=message.max_run_ahead,

@@ -179,9 +179,9 @@ def decode_drafted(message: common_pb2.Drafted) -> Window:
     return Window(
         base=message.base,
         first_id=message.first_id,
-        parent_ids=list(message.parent_ids),
-        token_ids=list(message.token_ids),
-        log_probs=list(message.log_probs),
+        parent_ids=message.parent_ids[:],  # a slice is a list, made in one go
+        token_ids=message.token_ids[:],
+        log_probs=message.log_probs[:],
         draft_ms=message.draft_ms,
     )
 

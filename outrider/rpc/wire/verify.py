@@ -84,7 +84,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
 def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
     return VerifyOpen(
         session_id=message.session_id,
-        token_ids=list(message.token_ids),
+        token_ids=message.token_ids[:],
         num_prompt_tokens=message.num_prompt_tokens,
         sampling=decode_sampling(message.sampling),
         max_length=message.max_length,
@@ -117,7 +117,7 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
 def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
     return Verdict(
         position=message.position,
-        token_ids=list(message.token_ids),
+        token_ids=message.token_ids[:],
         num_accepted=message.num_accepted,
         num_draft_tokens=message.num_draft_tokens,
         bonus=message.bonus,

@@ -1,0 +1,1 @@
+"""Many sessions at once: loads, what becomes of them, and how modes compare under each."""

@@ -1,0 +1,131 @@
+"""One measurement under load from its options to its result."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import uvloop
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from bench import machine
+from bench.load.client import LoadClient
+from bench.load.loads import LoadLog
+from bench.load.measuring import SERVICES, LoadedMode, measure
+from bench.load.options import LoadOptions
+from bench.load.report import report
+from bench.modes import UnknownModeError, choose_modes
+from bench.prompts import fingerprint, load_prompts
+from bench.run import compilation, tokenizer, widened
+from bench.stack import Models, running, split_cores
+from outrider.cli.board import Board
+from outrider.cli.child import ServiceDiedError
+from outrider.core.errors import OutriderError
+
+OPEN_SESSIONS = 64
+"""Room of the workers where requests come by themselves: more wait, or are refused."""
+
+
+def run(options: LoadOptions, console: Console) -> dict[str, Any]:
+    """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run(options, console))
+
+
+async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
+    modes = choose_modes(options.modes)
+    if strangers := [mode.name for mode in modes if mode.external]:
+        raise UnknownModeError(f"only modes of our services can be put under load, not {', '.join(strangers)}")
+    target = str(widened(Path(options.target), console)) if options.wide else options.target
+    corpus = load_prompts(options.prompts, None, tokenizer(Path(target)))
+    num_sessions: int = max([*options.concurrency, *([OPEN_SESSIONS] if options.rates else [])])
+    models = Models(
+        target=target,
+        draft=options.draft,
+        target_device=options.target_device,
+        draft_device=options.draft_device,
+        dtype=options.dtype,
+        compile=compilation(options.compile, options.target_device, options.draft_device),
+        worker_flags=(
+            f"--max-sessions={num_sessions}",
+            f"--max-context={max(options.prompt_lengths) + max(options.output_lengths)}",
+            *([f"--kv-memory={options.kv_memory}"] if options.kv_memory is not None else []),
+        ),
+        verify_flags=(f"--max-queue={options.max_queue}",) if options.max_queue is not None else (),
+        coordinator_flags=(f"--max-requests={2 * num_sessions}",),
+    )
+    board = Board(console, show_logs=False)
+    board.begin()
+    try:
+        async with contextlib.AsyncExitStack() as leaving:
+            stack = await leaving.enter_async_context(running(modes, models, board))
+            logs: dict[str, LoadLog] = {}
+            for name, pair in stack.pairs.items():
+                logs[name] = LoadLog()
+                await leaving.enter_async_context(logs[name].following(pair.addresses["verify"], SERVICES["verify"]))
+            loaded: dict[str, LoadedMode] = {}
+            for mode in modes:
+                client = LoadClient(stack.address(mode), speculate=mode.speculate)
+                leaving.push_async_callback(client.close)
+                loaded[mode.name] = LoadedMode(mode, client, stack.pair(mode), logs[mode.pair])
+            board.settle()
+            leaving.enter_context(keeping_to(split_cores(models)[1]))
+            with _progress(console) as progress:
+                task = progress.add_task("")
+                passes = await measure(
+                    loaded, corpus, options, lambda description: progress.update(task, description=description)
+                )
+            round_trip_ms = await stack.pair(modes[0]).round_trip_ms()
+    except ServiceDiedError:
+        raise
+    except OutriderError:
+        board.show_tails()
+        raise
+    finally:
+        board.settle()
+    settings = {
+        **asdict(options),
+        "objective": options.objective._asdict(),
+        "prompts": str(options.prompts) if options.prompts else "bundled",
+        "prompts_sha256": fingerprint(corpus),
+        "target": Path(target).name,
+        "draft": Path(options.draft).name,
+        "compile": models.compile,
+    }
+    facts = {**machine.facts(), "round_trip_ms": round(round_trip_ms, 3)}
+    return report(passes, modes, options.objective, settings=settings, machine=facts)
+
+
+@contextlib.contextmanager
+def keeping_to(cores: Sequence[int]) -> Iterator[None]:
+    """Keeps every thread of this process to `cores` meanwhile, if there are any.
+
+    The load comes from the cores of drafter and coordinator: what it costs, it costs every mode, and never the target's
+    steps.
+    """
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    _keep_threads(cores)
+    try:
+        yield
+    finally:
+        _keep_threads(sorted(before))
+
+
+def _keep_threads(cores: Sequence[int]) -> None:
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread), cores)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True)

@@ -1,0 +1,111 @@
+"""What the passes of one mode at one point come to, and what one mode is to another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+from bench.load.answer import Answer, Objective
+from bench.load.measuring import Pass
+from bench.load.percentiles import percentiles
+from bench.resampling import compare_passes
+
+
+def summarize(passes: Sequence[Pass], objective: Objective) -> dict[str, Any]:
+    """Throughput, times, and what the verifier did."""
+    answers = [answer for each in passes for answer in each.answers]
+    complete = [answer for answer in answers if answer.complete]
+    num_tokens = sum(answer.num_tokens for answer in complete)
+    num_rounds = sum(answer.num_rounds for answer in complete)
+    return {
+        "num_answers": len(answers),
+        "num_refused": len(answers) - len(complete),
+        "num_degraded": sum(answer.degraded for answer in complete),
+        "num_tokens": num_tokens,
+        "tokens_per_second": _tokens_per_second(passes, complete),
+        "goodput": sum(answer.keeps(objective) for answer in answers) / len(answers),
+        "first_token_ms": percentiles([(answer.first_token_ms, 1) for answer in complete]),
+        "inter_token_ms": percentiles([each for answer in complete for each in answer.inter_token_ms()]),
+        "max_gap_ms": percentiles([(answer.max_gap_ms, 1) for answer in complete]),
+        "acceptance_length": num_tokens / num_rounds if num_rounds else None,
+        "num_draft_tokens": sum(answer.num_draft_tokens for answer in complete),
+        "num_accepted_tokens": sum(answer.num_accepted_tokens for answer in complete),
+        "num_cached_prompt_tokens": sum(answer.num_cached_prompt_tokens for answer in complete),
+        **_steps(passes),
+        **_loads(passes),
+    }
+
+
+def _tokens_per_second(passes: Sequence[Pass], complete: Sequence[Answer]) -> float:
+    """In a closed loop all clients are busy at all times, so their number divided by the mean time of an answer is the
+    rate of answers (Little's law). Where requests come by themselves, it is what came out while they were answered."""
+    num_tokens = sum(answer.num_tokens for answer in complete)
+    if passes[0].point.loop == "closed":
+        seconds = sum(answer.total_ms for answer in complete) / 1000.0
+        return passes[0].point.load * num_tokens / seconds if seconds else 0.0
+    return num_tokens / sum(each.seconds for each in passes)
+
+
+def _steps(passes: Sequence[Pass]) -> dict[str, Any]:
+    """Means over the verifier's steps that gave verdicts."""
+    steps = [step for each in passes for step in each.steps if step.size.num_rows]
+    if not steps:
+        return {"num_steps": 0}
+    return {
+        "num_steps": len(steps),
+        "step_ms": median(step.milliseconds for step in steps),
+        "sessions_per_step": sum(step.size.num_sessions for step in steps) / len(steps),
+        "tokens_per_step": sum(step.size.num_rows for step in steps) / len(steps),
+        "padding_per_step": sum(step.size.num_padding_tokens for step in steps) / len(steps),
+        "busy": sum(step.milliseconds for step in steps) / 1000.0 / sum(each.seconds for each in passes),
+    }
+
+
+def _loads(passes: Sequence[Pass]) -> dict[str, Any]:
+    spans = [span for each in passes for span in each.loads]
+    seconds = sum(span.seconds for span in spans)
+    if not seconds:
+        return {}
+    return {
+        "kv_use": sum(span.seconds * span.kv_use for span in spans) / seconds,
+        "kv_use_max": max(span.kv_use for span in spans),
+        "num_queued_max": max(span.load.num_queued for span in spans),
+    }
+
+
+def compare(slow: Sequence[Pass], fast: Sequence[Pass]) -> dict[str, Any] | None:
+    """How much longer the requests took in the one mode than in the other, over those that both answered; in a closed
+    loop that is the ratio of throughputs. None if there are no such requests."""
+    pairs = [
+        [(a.total_ms, b.total_ms) for a, b in zip(one.answers, other.answers, strict=True) if a.complete and b.complete]
+        for one, other in zip(slow, fast, strict=True)
+    ]
+    if not any(pairs):
+        return None
+    interval = compare_passes(pairs)
+    return {"ratio": interval.value, "ratio_95": [interval.low, interval.high]}
+
+
+def identity(passes: Sequence[Pass], reference: Sequence[Pass]) -> int:
+    """How many answers are token for token those of `reference`."""
+    return sum(
+        mine.complete and theirs.complete and list(mine.token_ids) == list(theirs.token_ids)
+        for one, other in zip(passes, reference, strict=True)
+        for mine, theirs in zip(one.answers, other.answers, strict=True)
+    )
+
+
+def answers_as_json(passes: Sequence[Pass]) -> list[dict[str, Any]]:
+    """The times of every answer, pass by pass; None for what did not come."""
+    return [
+        {
+            **each.point._asdict(),
+            "mode": each.mode,
+            "pass": each.number,
+            "first_token_ms": [answer.first_token_ms if answer.complete else None for answer in each.answers],
+            "total_ms": [answer.total_ms if answer.complete else None for answer in each.answers],
+            "num_tokens": [answer.num_tokens for answer in each.answers],
+        }
+        for each in passes
+    ]

@@ -1,0 +1,172 @@
+"""All workers of one service: the replicas that the configured addresses and names stand for at present."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+import structlog
+
+from coordinator.replica import Replica
+from coordinator.resolution import Endpoint, Resolve
+from outrider.core.messages import ModelInfo
+
+RESOLVE_SECONDS = 2.0
+"""Pause between two questions for a name's addresses. DNS tells nobody of a change, so this is how late a new worker is
+found; a lost one is missed at once, by its connection."""
+
+REPLICAS_MAX = 256
+"""Most replicas of one pool. Names that stand for more are cut off: each takes a connection and two watches."""
+
+_log = structlog.get_logger()
+
+
+class Pool:
+    """Replicas by address. Those that vanish from their name are kept until their last session has ended."""
+
+    def __init__(
+        self,
+        service: str,
+        endpoints: Sequence[Endpoint],
+        *,
+        admit: Callable[[Replica, ModelInfo], Awaitable[None]],
+        on_change: Callable[[], None],
+        on_seats: Callable[[Replica, int], None],
+        resolver: Resolve,
+    ) -> None:
+        """For `admit` and `on_seats` see `Replica`. `on_change` is called whenever what is known has changed."""
+        self.service = service
+        self.endpoints = endpoints
+        self._admit = admit
+        self._on_change = on_change
+        self._on_seats = on_seats
+        self._resolver = resolver
+        self._replicas: dict[str, Replica] = {}
+        self._problems: dict[Endpoint, str] = {}
+        """Why a name has no addresses."""
+        self._addresses: dict[Endpoint, Sequence[str]] = {}
+        """What each endpoint stands for; those not resolved yet are missing."""
+        self._broken = {endpoint: asyncio.Event() for endpoint in endpoints if not endpoint.is_literal}
+        self._has_answered = False
+        self._follows: list[asyncio.Task[None]] = []
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def __iter__(self) -> Iterator[Replica]:
+        return iter(list(self._replicas.values()))
+
+    @property
+    def serving(self) -> list[Replica]:
+        """Those that may get new sessions, each process once."""
+        found: dict[str, Replica] = {}
+        for replica in self._replicas.values():
+            if replica.is_serving and not replica.is_retired and replica.model is not None:
+                found.setdefault(replica.model.instance_id, replica)
+        return list(found.values())
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether one has served, or all have been asked once. It stays so when others appear later."""
+        if not self._has_answered:
+            replicas = self._replicas.values()
+            resolved = all(endpoint in self._addresses or endpoint in self._problems for endpoint in self.endpoints)
+            all_asked = resolved and all(replica.has_answered for replica in replicas)
+            self._has_answered = all_asked or any(replica.is_serving for replica in replicas)
+        return self._has_answered
+
+    @property
+    def problems(self) -> list[str]:
+        """Why none serves, in words: one sentence for each replica and each name without addresses."""
+        return [
+            *self._problems.values(),
+            *(f"{replica.address}: {problem}" for replica in self if (problem := self.problem_of(replica))),
+        ]
+
+    def problem_of(self, replica: Replica) -> str:
+        """Why a replica gets no new sessions, in words; empty if it does."""
+        if replica.problem:
+            return replica.problem
+        if replica.is_retired:
+            return "its name stands for it no longer; its sessions may end"
+        twin = next((each for each in self.serving if each is not replica and _are_one(each, replica)), None)
+        return f"it is the same process as {twin.address}" if twin is not None and replica not in self.serving else ""
+
+    def start(self) -> None:
+        """Begins to watch. Needs a running event loop."""
+        for endpoint in self.endpoints:
+            if endpoint.is_literal:
+                self._addresses[endpoint] = [str(endpoint)]
+            else:
+                self._follows.append(asyncio.create_task(self._follow(endpoint)))
+        self._update()
+
+    async def stop(self) -> None:
+        """Ends all watches and closes all channels."""
+        for follow in self._follows:
+            follow.cancel()
+        await asyncio.gather(*self._follows, return_exceptions=True)
+        await asyncio.gather(*self._leaving, *(replica.stop() for replica in self._replicas.values()))
+
+    async def _follow(self, endpoint: Endpoint) -> None:
+        """Keeps asking what a name stands for: at intervals, and at once when a replica of it is lost."""
+        broken = self._broken[endpoint]
+        while True:
+            broken.clear()
+            known = self._addresses.get(endpoint), self._problems.get(endpoint)
+            try:
+                self._addresses[endpoint] = await self._resolver(endpoint)
+                self._problems.pop(endpoint, None)
+            except OSError as error:
+                # The replicas that are known stay: a name server that is down takes no worker with it.
+                if endpoint not in self._problems:
+                    _log.warning("name not resolved", name=str(endpoint), reason=str(error))
+                self._problems[endpoint] = f"the name {endpoint.host!r} cannot be resolved ({error.strerror or error})"
+            if known != (self._addresses.get(endpoint), self._problems.get(endpoint)):
+                self._update()
+                self._on_change()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RESOLVE_SECONDS):
+                    await broken.wait()
+
+    def _update(self) -> None:
+        """Makes the replicas those that the endpoints stand for."""
+        wanted = list(dict.fromkeys(address for each in self.endpoints for address in self._addresses.get(each, ())))
+        if len(wanted) > REPLICAS_MAX:
+            _log.warning("too many replicas", service=self.service, found=len(wanted), used=REPLICAS_MAX)
+        used = set(wanted[:REPLICAS_MAX])
+        for address in wanted[:REPLICAS_MAX]:
+            if address not in self._replicas:
+                replica = self._replicas[address] = Replica(
+                    address,
+                    self.service,
+                    admit=self._admit,
+                    on_change=self._on_replica_change,
+                    on_seats=self._on_replica_seats,
+                )
+                replica.start()
+        for replica in self:
+            replica.is_retired = replica.address not in used
+            self._drop_if_done(replica)
+
+    def _on_replica_change(self, replica: Replica) -> None:
+        if not replica.is_serving:
+            for endpoint, broken in self._broken.items():
+                if replica.address in self._addresses.get(endpoint, ()):
+                    broken.set()
+        self._on_change()
+
+    def _on_replica_seats(self, replica: Replica, change: int) -> None:
+        self._on_seats(replica, change)
+        self._drop_if_done(replica)
+
+    def _drop_if_done(self, replica: Replica) -> None:
+        if replica.is_retired and not replica.num_own_sessions and self._replicas.pop(replica.address, None):
+            _log.info("worker gone", service=self.service, address=replica.address)
+            leaving = asyncio.create_task(replica.stop())
+            self._leaving.add(leaving)
+            leaving.add_done_callback(self._leaving.discard)
+            self._on_change()
+
+
+def _are_one(first: Replica, second: Replica) -> bool:
+    return first.model is not None and second.model is not None and first.model.instance_id == second.model.instance_id

@@ -1,0 +1,93 @@
+"""Whole answers: a generation's events gathered, for those who do not want them one by one."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, fields
+from itertools import zip_longest
+
+from outrider.client.events import Event, Finished, Speculation, Started, Tokens
+from outrider.core.messages import TokenLogprobs
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One continuation of the prompt, from its beginning to its end."""
+
+    seed: int
+    """A request for one completion with this seed gives the same tokens."""
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    """One for each token if they were asked for, else empty."""
+    finished: Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """All that a request gave."""
+
+    started: Started
+    completions: tuple[Completion, ...]
+    """In order of their numbers; a request that does not say how many has one."""
+
+    @property
+    def speculation(self) -> Speculation:
+        """What speculation did for all completions together."""
+        parts = [completion.finished.speculation for completion in self.completions]
+        names = [field.name for field in fields(Speculation) if field.name.startswith("num_")]
+        counts = {name: sum(getattr(part, name) for part in parts) for name in names}
+        num_committed = sum(part.acceptance_length * part.num_rounds for part in parts)
+        return Speculation(
+            **counts,
+            acceptance_length=num_committed / counts["num_rounds"] if counts["num_rounds"] else 0.0,
+            acceptance_histogram=tuple(
+                sum(rounds) for rounds in zip_longest(*(part.acceptance_histogram for part in parts), fillvalue=0)
+            ),
+        )
+
+
+@dataclass(slots=True)
+class _Growing:
+    """A completion so far."""
+
+    texts: list[str] = field(default_factory=list[str])
+    token_ids: list[int] = field(default_factory=list[int])
+    logprobs: list[TokenLogprobs] = field(default_factory=list[TokenLogprobs])
+
+
+async def gather(events: AsyncGenerator[Event, None], watch: Callable[[Event], None] | None = None) -> Answer:
+    """Runs what `GenerationClient.generate` returned to its end; `watch` sees each event as it comes.
+
+        answer = await gather(client.generate("import os", num_completions=3))
+        texts = [completion.text for completion in answer.completions]
+
+    Raises what the iteration raises: OutriderErrors.
+    """
+    growing: dict[int, _Growing] = {}
+    completions: dict[int, Completion] = {}
+    started: Started | None = None
+    async with aclosing(events):
+        async for event in events:
+            if watch is not None:
+                watch(event)
+            if isinstance(event, Started):
+                started = event
+                continue
+            part = growing.setdefault(event.completion, _Growing())
+            part.texts.append(event.text)
+            if isinstance(event, Tokens):
+                part.token_ids.extend(token.token_id for token in event.tokens)
+                part.logprobs.extend(token.logprobs for token in event.tokens if token.logprobs is not None)
+                continue
+            assert started is not None
+            completions[event.completion] = Completion(
+                seed=started.seed_of(event.completion),
+                text="".join(part.texts),
+                token_ids=tuple(part.token_ids),
+                logprobs=tuple(part.logprobs),
+                finished=event,
+            )
+    assert started is not None
+    return Answer(started, tuple(completions[index] for index in sorted(completions)))

@@ -1,0 +1,294 @@
+"""What a load consists of and what is read from it: schedules, percentiles, times between tokens, memory."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+from collections.abc import Sequence
+from statistics import fmean
+
+import pytest
+
+from bench.load.answer import Answer, Objective, read
+from bench.load.client import Recording
+from bench.load.loops import closed_loop, lasting_loop, open_loop
+from bench.load.memory import GROWTH_MAX, Sample, growth, resident_bytes
+from bench.load.percentiles import percentile, percentiles
+from bench.load.workload import MEASURED_MIN, ClosedWork, OpenWork, Request, Shape, closed_work, open_work, requests
+from bench.resampling import compare_passes
+from outrider.client import GREEDY
+from outrider.core.errors import SlotsExhaustedError, StepFailedError
+from outrider.v1 import generation_pb2
+
+CORPUS = [[100 * text + place for place in range(20)] for text in range(5)]
+SHAPE = Shape(prompt_lengths=(4, 30), output_lengths=(8, 16), temperature=0.8)
+
+
+def recording(*groups: tuple[float, int], sent: float = 0.0, finished: bool = True) -> Recording:
+    """An answer whose tokens came in `groups` of (seconds, how many)."""
+    found = Recording(sent, ended=groups[-1][0] if groups else sent)
+    for arrived, count in groups:
+        tokens = [generation_pb2.GeneratedToken(token_id=7)] * count
+        found.arrivals.append(arrived)
+        found.messages.append(
+            generation_pb2.GenerateResponse(tokens=generation_pb2.GeneratedTokens(tokens=tokens)).SerializeToString()
+        )
+    if finished:
+        statistics = generation_pb2.SpeculationStatistics(num_rounds=len(groups))
+        found.arrivals.append(found.ended + 1.0)
+        found.messages.append(
+            generation_pb2.GenerateResponse(
+                finished=generation_pb2.GenerateFinished(speculation=statistics)
+            ).SerializeToString()
+        )
+    return found
+
+
+def answer(*groups: tuple[float, int], sent: float = 0.0) -> Answer:
+    return read(recording(*groups, sent=sent))
+
+
+# Percentiles
+
+
+def test_a_percentile_is_the_nearest_rank() -> None:
+    values = [(float(value), 1) for value in random.Random(0).sample(range(1, 101), 100)]
+    assert [percentile(values, share) for share in (0.01, 0.5, 0.9, 0.99, 1.0)] == [1.0, 50.0, 90.0, 99.0, 100.0]
+    assert percentile([(3.0, 1)], 0.99) == 3.0
+
+
+def test_an_observation_counts_as_often_as_it_was_made() -> None:
+    weighted = [(1.0, 9), (5.0, 1)]
+    assert percentiles(weighted) == {"p50": 1.0, "p90": 1.0, "p99": 5.0}
+    assert percentiles(weighted) == percentiles([(1.0, 1)] * 9 + [(5.0, 1)])
+    assert percentiles([]) is None
+    with pytest.raises(ValueError, match="no observation"):
+        percentile([], 0.5)
+
+
+# Times between tokens
+
+
+def test_tokens_of_a_round_share_its_time() -> None:
+    one = answer((1.0, 1), (1.1, 1), (1.4, 3), (1.5, 2), sent=0.5)
+    assert one.first_token_ms == pytest.approx(500.0)
+    assert one.total_ms == pytest.approx(1000.0), "the end of the stream is not a token"
+    assert list(one.inter_token_ms()) == [
+        (pytest.approx(100.0), 1),
+        (pytest.approx(100.0), 3),
+        (pytest.approx(50.0), 2),
+    ]
+    assert one.max_gap_ms == pytest.approx(300.0)
+    assert one.mean_inter_token_ms == pytest.approx(500.0 / 6)
+    assert one.num_tokens == 7
+    assert one.num_rounds == 4
+
+
+def test_the_mean_between_tokens_is_that_of_its_parts() -> None:
+    rng = random.Random(3)
+    times = list(itertools.accumulate(rng.uniform(0.01, 0.2) for _ in range(30)))
+    one = answer(*((time, rng.randint(1, 5)) for time in times))
+    parts = [ms for ms, count in one.inter_token_ms() for _ in range(count)]
+    assert fmean(parts) == pytest.approx(one.mean_inter_token_ms)
+
+
+def test_an_answer_of_one_group_has_no_time_between_tokens() -> None:
+    one = answer((1.0, 4))
+    assert list(one.inter_token_ms()) == []
+    assert one.mean_inter_token_ms == one.max_gap_ms == 0.0
+
+
+def test_an_answer_is_good_if_it_is_complete_and_soon_enough() -> None:
+    one = answer((1.0, 1), (1.2, 2))  # 1000 ms, then 100 ms a token
+    assert one.keeps(Objective(1001.0, 101.0))
+    assert not one.keeps(Objective(999.0, 101.0))
+    assert not one.keeps(Objective(1001.0, 99.0))
+    broken = recording((1.0, 1), finished=False)
+    broken.error = StepFailedError("")
+    assert not read(broken).keeps(Objective(1e9, 1e9))
+    refused = Recording(0.0, error=SlotsExhaustedError(""))
+    assert not read(refused).keeps(Objective(1e9, 1e9))
+    assert read(refused).num_tokens == 0
+
+
+# Workloads
+
+
+def test_requests_follow_from_their_seed_and_repeat_no_text_before_all_were_asked() -> None:
+    first, again, other = (list(itertools.islice(requests(CORPUS, SHAPE, seed), 10)) for seed in (1, 1, 2))
+    assert first == again != other
+    assert {len(request.token_ids) for request in first} == set(SHAPE.prompt_lengths)
+    assert {request.max_tokens for request in first} == set(SHAPE.output_lengths)
+    beginnings = [request.token_ids[0] for request in first]
+    assert sorted(beginnings[:5]) == sorted(beginnings[5:]) == [text[0] for text in CORPUS]
+    assert len({request.sampling.seed for request in first}) == 10
+
+
+def test_a_prompt_longer_than_its_text_goes_on_with_the_next() -> None:
+    longest = Shape(prompt_lengths=(45,), output_lengths=(1,), temperature=0.0)
+    for request in itertools.islice(requests(CORPUS, longest, 0), 5):
+        first = request.token_ids[0] // 100
+        expected = [token for text in range(first, first + 3) for token in CORPUS[text % 5]][:45]
+        assert request.token_ids == expected
+
+
+def test_clients_begin_one_after_another() -> None:
+    work = closed_work(CORPUS, SHAPE, 8, seed=0)
+    assert work.lead_in[0] is None, "the first begins with what counts"
+    assert len(work.lead_in) == len(work.measured) == len(work.fillers) == 8
+    lengths = [request.max_tokens for request in work.lead_in if request is not None]
+    assert lengths[0] <= max(SHAPE.output_lengths) / 8
+    assert lengths[-1] >= min(SHAPE.output_lengths) * 7 // 8
+    assert len(closed_work(CORPUS, SHAPE, 1, seed=0).measured) == MEASURED_MIN
+
+
+def test_arrivals_are_those_of_a_poisson_process() -> None:
+    work = open_work(CORPUS, SHAPE, rate=50.0, seconds=200.0, seed=4)
+    assert work == open_work(CORPUS, SHAPE, rate=50.0, seconds=200.0, seed=4)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(work.arrivals)]
+    assert len(work.arrivals) == len(work.measured) == 10_000
+    assert work.arrivals[0] == 0.0
+    assert fmean(gaps) == pytest.approx(1 / 50.0, rel=0.05)
+    # Exponential gaps: as spread as they are long, and one in e longer than the mean.
+    assert fmean((gap - fmean(gaps)) ** 2 for gap in gaps) ** 0.5 == pytest.approx(fmean(gaps), rel=0.05)
+    assert sum(gap > fmean(gaps) for gap in gaps) / len(gaps) == pytest.approx(0.368, abs=0.02)
+    assert len(open_work(CORPUS, SHAPE, rate=0.01, seconds=1.0, seed=0).arrivals) == 1
+
+
+# Loops
+
+
+class Server:
+    """Answers when told to."""
+
+    def __init__(self) -> None:
+        self.running: dict[int, asyncio.Future[None]] = {}
+        self.asked: list[int] = []
+        self.num_most = 0
+        self._changed = asyncio.Event()
+
+    async def ask(self, request: Request) -> Recording:
+        """Waits for `answer`."""
+        name = request.max_tokens
+        self.asked.append(name)
+        self.running[name] = asyncio.get_running_loop().create_future()
+        self.num_most = max(self.num_most, len(self.running))
+        self._changed.set()
+        try:
+            await self.running[name]
+        finally:
+            del self.running[name]
+        return Recording(float(name))
+
+    def answer(self, name: int) -> None:
+        """Answers what is under way."""
+        self.running[name].set_result(None)
+
+    async def until_running(self, *names: int) -> None:
+        """Returns when just these are under way."""
+        while self.running.keys() != set(names):
+            self._changed.clear()
+            await self._changed.wait()
+
+
+def named(names: Sequence[int]) -> list[Request]:
+    return [Request([1], name, GREEDY) for name in names]
+
+
+async def test_a_closed_loop_keeps_its_load_until_the_last_answer_that_counts() -> None:
+    server = Server()
+    work = ClosedWork([None, *named([1])], named([10, 11, 12]), named([20, 21]))
+    loop = asyncio.create_task(closed_loop(server.ask, work))
+    await server.until_running(1, 10)
+    server.answer(1)
+    await server.until_running(10, 11)
+    server.answer(11)
+    await server.until_running(10, 12)
+    server.answer(10)
+    await server.until_running(12, 20)
+    server.answer(20)
+    await server.until_running(12, 21)
+    server.answer(12)
+    assert [each.sent for each in await loop] == [10.0, 11.0, 12.0]
+    assert server.running == {}, "what does not count is cancelled"
+    assert server.num_most == 2
+
+
+async def test_an_open_loop_waits_for_no_answer() -> None:
+    server = Server()
+    loop = asyncio.create_task(open_loop(server.ask, OpenWork([0.0, 0.001, 0.002], named([1, 2, 3]))))
+    await server.until_running(1, 2, 3)
+    for name in (3, 1, 2):
+        server.answer(name)
+    assert [each.sent for each in await loop] == [1.0, 2.0, 3.0]
+    assert server.asked == [1, 2, 3]
+
+
+async def test_a_lasting_loop_lets_its_last_answers_come() -> None:
+    server, answers = Server(), list[float]()
+    loop = asyncio.create_task(
+        lasting_loop(server.ask, named([1, 2, 3]), 2, 60.0, lambda recording: answers.append(recording.sent))
+    )
+    await server.until_running(1, 2)
+    server.answer(2)
+    await server.until_running(1, 3)
+    server.answer(1)
+    server.answer(3)
+    await loop
+    assert sorted(answers) == [1.0, 2.0, 3.0]
+
+
+# Ratios over passes
+
+
+def test_a_ratio_over_passes_is_that_of_sums() -> None:
+    passes = [[(2.0, 1.0), (4.0, 2.0)], [(6.0, 3.0)]]
+    assert compare_passes(passes) == pytest.approx((2.0, 2.0, 2.0))
+    with pytest.raises(ValueError, match="no pair"):
+        compare_passes([[], []])
+
+
+def test_a_disturbance_of_a_whole_pass_widens_the_interval() -> None:
+    """Many pairs do not make up for few passes."""
+    rng = random.Random(5)
+    steady = [[(2.0 * rng.uniform(0.95, 1.05), 1.0) for _ in range(24)] for _ in range(4)]
+    disturbed = [
+        [(a * factor, b) for a, b in pairs] for pairs, factor in zip(steady, (0.8, 1.2, 0.9, 1.1), strict=True)
+    ]
+    narrow, wide = compare_passes(steady), compare_passes(disturbed)
+    assert wide.high - wide.low > 5 * (narrow.high - narrow.low)
+    assert wide.low < 2.0 < wide.high
+
+
+# Memory
+
+
+def test_memory_that_fills_up_and_stays_is_flat() -> None:
+    rng = random.Random(6)
+    samples = [
+        Sample(float(second), int(1e8 + 2e7 * min(second / 60, 1.0) + rng.uniform(0, 1e5))) for second in range(600)
+    ]
+    found = growth(samples)
+    assert found.flat
+    assert found.first_bytes < 1.01e8 < 1.19e8 < found.middle_bytes
+    low, high = found.bytes_per_second.low, found.bytes_per_second.high
+    assert low <= found.bytes_per_second.value <= high
+
+
+def test_memory_that_grows_is_not() -> None:
+    rate = 2.0 * GROWTH_MAX * 1e8 / 600.0
+    found = growth([Sample(float(second), int(1e8 + rate * second)) for second in range(600)])
+    assert not found.flat
+    assert found.bytes_per_second.value == pytest.approx(rate, rel=0.01)
+    assert found.shares.value == pytest.approx(2.0 * GROWTH_MAX, rel=0.05)
+
+
+def test_too_few_samples_are_refused() -> None:
+    with pytest.raises(ValueError, match="soak longer"):
+        growth([Sample(0.0, 1)] * 3)
+
+
+def test_a_process_tells_its_memory() -> None:
+    assert 1e6 < resident_bytes(os.getpid()) < 1e12

@@ -1,0 +1,299 @@
+"""Pools: sessions spread, workers come and go, and whoever is lost, the tokens are the same."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outrider.client import Finished, GenerationMode, Started, Tokens
+from outrider.core.errors import WorkerUnavailableError
+from outrider.core.sampling import SamplingParams
+from outrider.rpc.channels import open_channel
+from outrider.v1 import generation_pb2, generation_pb2_grpc
+from outrider.worker.startup import LoadedModel
+from tests.e2e.answers import Answer, ask, ask_all
+from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, worker, worker_process
+from tests.engine.tiny_models import build
+
+PROMPT = [1, 2, 3]
+NUM_TOKENS = 240
+SAMPLED = SamplingParams(temperature=0.9, seed=4)
+LONG: dict[str, Any] = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "sampling": SAMPLED, "num_logprobs": 2}
+
+STEP_SECONDS = 0.02
+"""Of a verifier that shall still be at work when something else has happened."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("tiny")
+    return save_tiny(build("llama", layers=2), root / "target"), save_tiny(build("llama", layers=1), root / "draft")
+
+
+def slowed(loaded: LoadedModel) -> LoadedModel:
+    """The same with steps of at least STEP_SECONDS."""
+    step = loaded.engine.step
+
+    def slow(*arguments: Any, **named: Any) -> Any:
+        started = time.monotonic()
+        output = step(*arguments, **named)
+        time.sleep(max(0.0, started + STEP_SECONDS - time.monotonic()))
+        return output
+
+    loaded.engine.step = slow  # pyright: ignore
+    return loaded
+
+
+async def server_info(stack: Stack) -> generation_pb2.GetServerInfoResponse:
+    async with open_channel(stack.address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        return await stub.GetServerInfo(generation_pb2.GetServerInfoRequest())
+
+
+@asynccontextmanager
+async def workers(folder: Path, count: int, *, draft: bool = False) -> AsyncIterator[list[RunningWorker]]:
+    async with AsyncExitStack() as running:
+        yield [await running.enter_async_context(worker(load_tiny(folder), draft=draft)) for _ in range(count)]
+
+
+def free_address() -> str:
+    """Where nobody listens at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def listed(*running: RunningWorker) -> str:
+    return ",".join(each.address for each in running)
+
+
+async def test_two_coordinators_share_two_verifiers_and_two_drafters(
+    folders: tuple[Path, Path], seats: Counter[str]
+) -> None:
+    async with (
+        workers(folders[0], 2) as verifiers,
+        workers(folders[1], 2, draft=True) as drafters,
+        coordinator(listed(*verifiers), listed(*drafters)) as first,
+        coordinator(listed(*verifiers), listed(*drafters)) as second,
+    ):
+        addresses = {each.address for each in (*verifiers, *drafters)}
+        for running in (first, second):
+            await running.until_serving(*addresses)
+        alone = await ask(first.client, PROMPT, **LONG, speculate=False)
+        seats.clear()
+        answers = await asyncio.gather(
+            *(ask(running.client, PROMPT, **LONG) for _ in range(4) for running in (first, second))
+        )
+        assert set(seats) == addresses
+        for each in (*verifiers, *drafters):
+            assert seats[each.address] >= 2, seats
+        for answer in answers:
+            assert answer.token_ids == alone.token_ids
+            assert answer.finished.mode is GenerationMode.SPECULATIVE
+            assert answer.finished.mode_reason == ""
+        rows = {row.address: row for row in (await server_info(first)).replicas}
+        assert set(rows) == addresses
+        for each in verifiers:
+            row = rows[each.address]
+            assert (row.service, row.serving, row.problem) == ("outrider.v1.VerifyService", True, "")
+            assert row.model.instance_id == each.loaded.info.instance_id
+            assert row.load.instance_id in ("", each.loaded.info.instance_id)
+            assert row.num_own_sessions == 0
+
+
+async def test_completions_of_one_request_share_a_verifier(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+    async with workers(folders[0], 2) as verifiers, coordinator(listed(*verifiers), "") as running:
+        await running.until_serving(*(each.address for each in verifiers))
+        await ask_all(running.client, PROMPT, max_tokens=30, ignore_eos=True, num_completions=4)
+        assert list(seats.values()) == [4]
+
+
+async def test_workers_that_appear_are_used(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+    """Two addresses are configured where nobody serves yet."""
+    addresses = [free_address(), free_address()]
+    async with AsyncExitStack() as running:
+        verify = await running.enter_async_context(worker(load_tiny(folders[0])))
+        draft = await running.enter_async_context(worker(load_tiny(folders[1]), draft=True))
+        coordinate = await running.enter_async_context(
+            coordinator(f"{verify.address},{addresses[0]}", f"{draft.address},{addresses[1]}")
+        )
+        await coordinate.until_serving(verify.address, draft.address)
+        rows = {row.address: row for row in (await server_info(coordinate)).replicas}
+        assert "cannot be reached" in rows[addresses[0]].problem
+        await running.enter_async_context(worker(load_tiny(folders[0]), listen=addresses[0]))
+        await running.enter_async_context(worker(load_tiny(folders[1]), draft=True, listen=addresses[1]))
+        await coordinate.until_serving(verify.address, draft.address, *addresses)
+        await asyncio.gather(*(ask(coordinate.client, PROMPT, **LONG) for _ in range(4)))
+        assert seats[addresses[0]]
+        assert seats[addresses[1]]
+
+
+async def test_a_drafter_that_is_terminated_is_drained(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+    """Its running session finishes with it, new ones go elsewhere, and it exits with zero."""
+    async with (
+        worker(slowed(load_tiny(folders[0]))) as verify,
+        worker_process("draft_service", folders[1], "--drain-seconds=60") as (process, address),
+        worker(load_tiny(folders[1]), draft=True) as other,
+        coordinator(verify.address, f"{address},{other.address}") as running,
+    ):
+        await running.until_serving(verify.address, address, other.address)
+        async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
+            assert isinstance(await anext(events), Started)
+            assert isinstance(await anext(events), Tokens)
+            assert seats[address] == 1
+            process.terminate()
+            await running.until_serving(verify.address, other.address)
+            later = await ask(running.client, PROMPT, max_tokens=8)
+            assert later.finished.mode is GenerationMode.SPECULATIVE
+            assert seats[address] == 1
+            assert seats[other.address] == 1
+            assert process.returncode is None
+            async for event in events:
+                last = event
+        assert isinstance(last, Finished)
+        assert last.mode is GenerationMode.SPECULATIVE
+        assert seats[other.address] == 1, "it was not replaced"
+        assert await process.wait() == 0
+
+
+async def until_killed(running: Stack, process: asyncio.subprocess.Process) -> Answer:
+    """A long generation in whose midst a process is killed."""
+    rounds: list[Tokens] = []
+    async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
+        started = await anext(events)
+        assert isinstance(started, Started)
+        async for event in events:
+            if isinstance(event, Tokens):
+                rounds.append(event)
+                if process.returncode is None:
+                    process.kill()
+                    await process.wait()
+    assert isinstance(event, Finished)
+    return Answer(started, rounds, event)
+
+
+def assert_same(answer: Answer, expected: Answer) -> None:
+    """The same tokens, and log-probabilities that differ by no more than the order of sums."""
+    assert answer.token_ids == expected.token_ids
+    assert answer.text == expected.text
+    assert answer.finished.reason is expected.finished.reason
+    for one, other in zip(answer.rounds, answer.rounds[1:], strict=False):
+        assert other.position == one.position + len(one.tokens), "a gap or a repetition"
+    pairs = zip(logprobs_of(answer), logprobs_of(expected), strict=True)
+    assert all(one == pytest.approx(other, abs=1e-4) for one, other in pairs)
+
+
+def logprobs_of(answer: Answer) -> list[float]:
+    return [token.logprobs.logprob for tokens in answer.rounds for token in tokens.tokens if token.logprobs]
+
+
+async def test_a_verifier_killed_midway_costs_no_token(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+    """The draft is the target itself, so that its guesses are worth verifying."""
+    async with (
+        worker_process("verify_service", folders[0]) as (process, address),
+        worker(load_tiny(folders[0])) as other,
+        worker(load_tiny(folders[0]), draft=True) as draft,
+        coordinator(f"{address},{other.address}", draft.address) as running,
+    ):
+        await running.until_serving(address, other.address, draft.address)
+        expected = await ask(running.client, PROMPT, **LONG, speculate=False)
+        seats.clear()
+        answer = await until_killed(running, process)
+        assert_same(answer, expected)
+        assert answer.finished.mode is GenerationMode.SPECULATIVE
+        assert (seats[address], seats[other.address], seats[draft.address]) == (1, 1, 1)
+        assert answer.finished.speculation.num_accepted_tokens > 0
+        await running.until_serving(other.address, draft.address)
+        assert_same(await ask(running.client, PROMPT, **LONG), expected)
+        await other.all_slots_free()
+        await draft.all_slots_free()
+
+
+async def test_a_drafter_killed_midway_is_replaced(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+    async with (
+        worker(slowed(load_tiny(folders[0]))) as verify,
+        worker_process("draft_service", folders[1]) as (process, address),
+        worker(load_tiny(folders[1]), draft=True) as other,
+        coordinator(verify.address, f"{address},{other.address}") as running,
+    ):
+        await running.until_serving(verify.address, address, other.address)
+        expected = await ask(running.client, PROMPT, **LONG, speculate=False)
+        answer = await until_killed(running, process)
+        assert_same(answer, expected)
+        assert answer.finished.mode is GenerationMode.SPECULATIVE
+        assert answer.finished.mode_reason == ""
+        assert (seats[address], seats[other.address]) == (1, 1)
+        await other.all_slots_free()
+
+
+async def test_without_another_verifier_the_call_ends_with_words(folders: tuple[Path, Path]) -> None:
+    async with (
+        worker_process("verify_service", folders[0]) as (process, address),
+        coordinator(f"{address},127.0.0.1:1", "") as running,
+    ):
+        with pytest.raises(WorkerUnavailableError):
+            await until_killed(running, process)
+
+
+async def test_a_drafter_without_a_free_slot_is_not_waited_for(folders: tuple[Path, Path]) -> None:
+    async with (
+        worker(slowed(load_tiny(folders[0]))) as verify,
+        worker(load_tiny(folders[1], max_sessions=1), draft=True) as draft,
+        coordinator(verify.address, draft.address) as running,
+    ):
+        async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
+            assert isinstance(await anext(events), Started)
+            assert isinstance(await anext(events), Tokens)
+            other = await ask(running.client, PROMPT, max_tokens=8)
+            async for event in events:
+                last = event
+        assert other.finished.mode is GenerationMode.TARGET_ONLY
+        assert "all of its 1 slots are taken" in other.finished.mode_reason
+        assert isinstance(last, Finished)
+        assert last.mode is GenerationMode.SPECULATIVE
+
+
+async def test_a_drafter_that_does_not_fit_is_refused_for_itself_only(
+    folders: tuple[Path, Path], seats: Counter[str]
+) -> None:
+    stranger = load_tiny(folders[1])
+    stranger = replace(stranger, info=stranger.info._replace(tokenizer_sha256="another"))
+    async with (
+        workers(folders[0], 2) as verifiers,
+        worker(load_tiny(folders[1]), draft=True) as draft,
+        worker(stranger, draft=True) as misfit,
+        coordinator(f"{listed(*verifiers)},127.0.0.1:1", f"{misfit.address},{draft.address}") as running,
+    ):
+        good = [each.address for each in (*verifiers, draft)]
+        await running.until_serving(*good)
+        answers = await asyncio.gather(*(ask(running.client, PROMPT, **LONG) for _ in range(4)))
+        assert {answer.finished.mode for answer in answers} == {GenerationMode.SPECULATIVE}
+        assert misfit.address not in seats
+        rows = {row.address: row for row in (await server_info(running)).replicas}
+        assert "different vocabularies" in rows[misfit.address].problem
+        assert not rows[misfit.address].serving
+
+
+async def test_a_verifier_of_another_target_is_refused_for_itself_only(
+    folders: tuple[Path, Path], tmp_path: Path, seats: Counter[str]
+) -> None:
+    odd = load_tiny(save_tiny(build("llama", layers=3), tmp_path / "target"))
+    address = free_address()
+    async with (
+        worker(load_tiny(folders[0])) as verify,
+        coordinator(f"{address},{verify.address}", "") as running,
+        worker(odd, listen=address),
+    ):
+        await running.until(lambda _: any("no session could move" in problem for _, problem in running.workers))
+        await asyncio.gather(*(ask(running.client, PROMPT, max_tokens=20) for _ in range(4)))
+        assert address not in seats
+        assert running.workers.target == verify.loaded.info

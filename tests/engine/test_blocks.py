@@ -1,0 +1,381 @@
+"""Blocks: who holds them, what is found in them, what is evicted; by example and against cells that hold their text."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from outrider.engine.blocks import START_CHAIN, BlockKey, BlockPool
+from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
+from outrider.engine.slots import Slot, SlotPool
+from tests.engine.cells import Cells, path_to, random_tree
+
+CELLS = 4
+PLENTY = 512
+
+
+def fed(slot: Slot, line: list[int], parents: list[int] | None = None) -> Feed:
+    """One successful pass."""
+    parents = parents or []
+    done = plan(Job(slot, line, parents, range(100, 100 + len(parents))), PLENTY)
+    settle(done)
+    return done
+
+
+def line_of(num_tokens: int, first: int = 0) -> list[int]:
+    return list(range(first, first + num_tokens))
+
+
+# --- the pool ---
+
+
+def test_blocks_run_out_in_words_and_come_back() -> None:
+    pool = BlockPool(2, CELLS)
+    taken = [pool.take(), pool.take()]
+    assert sorted(taken) == [0, 1]
+    with pytest.raises(RuntimeError, match="num_missing_blocks"):
+        pool.take()
+    pool.release(taken)
+    assert pool.num_available == 2
+
+
+def test_a_published_block_stays_findable_until_its_room_is_needed() -> None:
+    pool = BlockPool(2, CELLS)
+    block = pool.take()
+    key = START_CHAIN, (1, 2, 3, 4)
+    published = pool.publish(block, key)
+    assert published.block == block
+    pool.release([block])
+    assert pool.num_available == 2
+    other = pool.take()
+    assert (pool.find(key), other != block) == (published, True)
+    assert pool.take() == block
+    assert pool.find(key) is None
+
+
+def test_a_second_block_of_the_same_text_gives_way_to_the_first() -> None:
+    pool = BlockPool(2, CELLS)
+    first, second = pool.take(), pool.take()
+    key = START_CHAIN, (1, 2, 3, 4)
+    published = pool.publish(first, key)
+    assert pool.publish(second, key) == published
+    assert pool.num_available == 1
+    pool.release([first])
+    assert pool.is_held(first)
+    pool.release([first])
+    assert not pool.is_held(first)
+
+
+def test_a_chain_is_never_given_twice() -> None:
+    """Else a block behind an evicted one could be found behind another text."""
+    pool = BlockPool(1, CELLS)
+    chains: set[int] = set()
+    for token_id in range(5):
+        block = pool.take()
+        chains.add(pool.publish(block, (START_CHAIN, (token_id,) * CELLS)).chain)
+        pool.release([block])
+    assert len(chains) == 5
+
+
+def test_the_end_of_a_text_is_evicted_before_its_beginning() -> None:
+    pool = BlockPool(4, CELLS)
+    slots = SlotPool(2, 8, pool)
+    slot = slots.acquire()
+    fed(slot, line_of(13))
+    slots.release(slot)
+    assert pool.num_available == 4
+    other = slots.acquire()
+    fed(other, line_of(6, first=50))  # takes the free block and evicts one
+    slots.release(other)
+    again = slots.acquire()
+    fed(again, line_of(13))
+    assert again.num_cached_tokens == 8
+
+
+# --- slots ---
+
+
+def test_a_beginning_in_common_is_held_once_and_not_fed_again() -> None:
+    pool = BlockPool(10, CELLS)
+    slots = SlotPool(2, 40, pool)
+    first, second = slots.acquire(), slots.acquire()
+    fed(first, line_of(10))
+    done = fed(second, [*line_of(8), 90, 91, 92])
+    assert done.token_ids == [90, 91, 92]
+    assert first.blocks[:2] == second.blocks[:2]
+    assert (second.num_cached_tokens, first.num_cached_tokens) == (8, 0)
+    assert (pool.num_tokens_asked, pool.num_tokens_found) == (21, 8)
+    assert pool.num_available == 10 - 4
+
+
+def test_the_last_token_of_a_line_is_always_fed() -> None:
+    pool = BlockPool(10, CELLS)
+    slots = SlotPool(2, 40, pool)
+    first, second = slots.acquire(), slots.acquire()
+    fed(first, line_of(9))
+    assert fed(second, line_of(8)).token_ids == [4, 5, 6, 7]
+
+
+def test_a_block_is_published_when_the_trunk_goes_beyond_it() -> None:
+    pool = BlockPool(10, CELLS)
+    slots = SlotPool(3, 40, pool)
+    slot, line = slots.acquire(), line_of(4)
+    fed(slot, line)
+    again = fed(slot, line)  # writes the last cell of the block once more
+    assert again.cells == [3]
+    other = slots.acquire()
+    assert fed(other, line_of(6)).num_trunk == 6
+    slots.release(other)
+    line.append(4)
+    fed(slot, line)
+    assert fed(slots.acquire(), line_of(6)).num_trunk == 2
+
+
+def test_what_two_slots_have_computed_at_once_is_kept_once() -> None:
+    pool = BlockPool(10, CELLS)
+    slots = SlotPool(2, 40, pool)
+    both = [slots.acquire(), slots.acquire()]
+    for feed in [plan(Job(slot, line_of(10)), PLENTY) for slot in both]:
+        settle(feed)
+    assert both[0].blocks[:2] == both[1].blocks[:2]
+    assert both[0].blocks[2] != both[1].blocks[2]
+    assert pool.num_available == 10 - 4
+
+
+def test_a_line_that_turns_off_in_a_published_block_takes_one_of_its_own() -> None:
+    pool = BlockPool(10, CELLS)
+    slot = SlotPool(1, 40, pool).acquire()
+    fed(slot, line_of(11))
+    before = list(slot.blocks)
+    done = fed(slot, [*line_of(6), 90, 91])
+    assert done.token_ids == [4, 5, 90, 91]
+    assert slot.trunk == [*line_of(6), 90, 91]
+    assert slot.blocks[0] == before[0]
+    assert slot.blocks[1] != before[1]
+    fed(slot, line_of(11))  # back to what stayed published
+    assert slot.blocks[:2] == before[:2]
+
+
+@pytest.mark.parametrize("length", [4, 8])
+def test_a_line_that_is_cut_at_the_end_of_a_published_block_gives_it_up(length: int) -> None:
+    """Its last token is fed again, and that must not be written there."""
+    pool = BlockPool(10, CELLS)
+    slot = SlotPool(1, 40, pool).acquire()
+    fed(slot, line_of(11))
+    done = fed(slot, line_of(length))
+    assert done.token_ids == line_of(4, first=length - 4)
+    assert len(slot.blocks) == length // CELLS
+
+
+def test_blocks_behind_the_last_cell_are_given_back() -> None:
+    pool = BlockPool(10, CELLS)
+    slot, line = SlotPool(1, 40, pool).acquire(), line_of(6)
+    fed(slot, line, parents=[LINE_END] * 12)
+    assert len(slot.blocks) == 5
+    line.append(99)
+    fed(slot, line)
+    assert len(slot.blocks) == 2
+    slot.clear()
+    assert pool.num_available == 10
+
+
+def test_a_slot_that_stands_apart_neither_finds_nor_is_found() -> None:
+    pool = BlockPool(10, CELLS)
+    slots = SlotPool(3, 40, pool)
+    fed(slots.acquire(), line_of(5))
+    apart = slots.acquire(shares=False)
+    assert fed(apart, line_of(9)).num_trunk == 9
+    assert pool.num_tokens_asked == 5
+    assert fed(slots.acquire(), line_of(9)).num_trunk == 5
+
+
+def test_one_job_of_a_step_computes_what_several_have_in_common() -> None:
+    pool = BlockPool(20, CELLS)
+    slots = SlotPool(4, 40, pool)
+    jobs = [Job(slots.acquire(), line) for line in (line_of(11), line_of(11), line_of(6), line_of(9, first=50))]
+    fed_tokens: list[list[int]] = []
+    for _ in range(2):
+        computing: set[BlockKey] = set()
+        feeds = [plan(job, PLENTY, computing) for job in jobs]
+        fed_tokens.append([feed.num_new_trunk for feed in feeds])
+        for feed in feeds:
+            settle(feed)
+    assert fed_tokens == [[11, 0, 0, 9], [0, 3, 2, 0]]
+
+
+def test_a_job_waits_for_another_as_long_as_that_takes_and_no_longer() -> None:
+    slots = SlotPool(2, 40, BlockPool(20, CELLS))
+    leader, follower = Job(slots.acquire(), line_of(30)), Job(slots.acquire(), [*line_of(20), 90, 91])
+    num_fed: list[tuple[int, int]] = []
+    for _ in range(4):
+        computing: set[BlockKey] = set()
+        feeds = [plan(leader, 7, computing), plan(follower, 7, computing)]
+        num_fed.append((feeds[0].num_new_trunk, feeds[1].num_new_trunk))
+        for feed in feeds:
+            settle(feed)
+    assert num_fed == [(7, 0), (7, 0), (7, 0), (7, 2)]
+
+
+def test_a_job_goes_on_alone_when_the_one_it_waited_for_is_gone() -> None:
+    slots = SlotPool(2, 40, BlockPool(20, CELLS))
+    leader, follower = Job(slots.acquire(), line_of(30)), Job(slots.acquire(), line_of(30))
+    computing: set[BlockKey] = set()
+    feeds = [plan(leader, 6, computing), plan(follower, 6, computing)]
+    for feed in feeds:
+        settle(feed)
+    slots.release(leader.slot)
+    assert plan(follower, 6, set()).token_ids == line_of(6, first=4)
+
+
+def test_slots_that_have_begun_a_block_do_not_wait_for_each_other() -> None:
+    slots = SlotPool(2, 40, BlockPool(20, CELLS))
+    jobs = [Job(slots.acquire(), line_of(9)) for _ in range(2)]
+    for feed in [plan(job, 2) for job in jobs]:
+        settle(feed)
+    computing: set[BlockKey] = set()
+    assert [plan(job, 7, computing).num_new_trunk for job in jobs] == [7, 7]
+
+
+# --- how many blocks a job may still take ---
+
+
+def test_a_job_needs_blocks_for_its_line_and_its_tree() -> None:
+    slot, line = SlotPool(1, 40, BlockPool(20, CELLS)).acquire(), line_of(9)
+    assert slot.num_missing_blocks(line, 0) == 3
+    assert slot.num_missing_blocks(line, 3) == 3
+    assert slot.num_missing_blocks(line, 4) == 4
+    fed(slot, line)
+    assert slot.num_missing_blocks(line, 3) == 0
+    assert slot.num_missing_blocks(line_of(9), 0) == 2  # another list: it may contradict what is published
+
+
+def test_held_nodes_of_earlier_jobs_count_too() -> None:
+    slot, line = SlotPool(1, 40, BlockPool(20, CELLS)).acquire(), line_of(4)
+    fed(slot, line, parents=[LINE_END] * 12)
+    assert slot.num_missing_blocks(line, 1) == 1
+    settle(plan(Job(slot, line, [LINE_END], [99]), PLENTY))
+    assert len(slot.blocks) == 5
+
+
+def test_what_others_hold_need_not_be_taken_and_what_nobody_holds_must() -> None:
+    pool = BlockPool(20, CELLS)
+    slots = SlotPool(2, 40, pool)
+    holder, slot = slots.acquire(), slots.acquire()
+    fed(holder, line_of(9))
+    assert slot.num_missing_blocks(line_of(20), 0) == 3
+    slots.release(holder)
+    assert slot.num_missing_blocks(line_of(20), 0) == 5
+
+
+def test_no_job_needs_more_than_a_slot_may_use() -> None:
+    slot = SlotPool(1, 40, BlockPool(100, CELLS)).acquire()
+    assert slot.num_missing_blocks(line_of(40), 10_000) == slot.num_cells // CELLS
+
+
+# --- histories ---
+
+BEGINNINGS = [[0] * 9, [0] * 12, [0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 2]]
+NUM_BLOCKS = 30
+NUM_SLOTS = 4
+
+
+class Sharing(RuleBasedStateMachine):
+    """Sessions that begin alike, over few blocks. Cells hold the text up to their token; see `Cells`."""
+
+    @initialize(seed=st.integers(0, 1 << 32))
+    def begin(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.pool = BlockPool(NUM_BLOCKS, CELLS)
+        self.slots = SlotPool(NUM_SLOTS, 40, self.pool)
+        self.cells = Cells()
+        self.sessions: list[tuple[Slot, list[int]]] = []
+
+    @precondition(lambda self: len(self.sessions) < NUM_SLOTS)
+    @rule(beginning=st.sampled_from(BEGINNINGS), num_more=st.integers(0, 9))
+    def open(self, beginning: list[int], num_more: int) -> None:
+        line = [*beginning, *(self.rng.randrange(2) for _ in range(num_more))]
+        self.sessions.append((self.slots.acquire(), line))
+
+    @precondition(lambda self: self.sessions)
+    @rule()
+    def close(self) -> None:
+        slot, _ = self.sessions.pop(self.rng.randrange(len(self.sessions)))
+        self.slots.release(slot)
+
+    @precondition(lambda self: self.sessions)
+    @rule()
+    def forget(self) -> None:
+        self.rng.choice(self.sessions)[0].clear()
+
+    @precondition(lambda self: self.sessions)
+    @rule()
+    def contradict(self) -> None:
+        place = self.rng.randrange(len(self.sessions))
+        slot, line = self.sessions[place]
+        self.sessions[place] = slot, [*line[: self.rng.randint(1, len(line))], self.rng.randrange(2)]
+
+    @precondition(lambda self: self.sessions)
+    @rule(max_tokens=st.integers(1, 20), until_done=st.booleans())
+    def step(self, max_tokens: int, until_done: bool) -> None:
+        self.rng.shuffle(self.sessions)
+        jobs: list[Job] = []
+        num_missing, num_available = 0, self.pool.num_available
+        for slot, line in self.sessions:
+            parents, token_ids = random_tree(self.rng)
+            wanted = self.rng.sample(range(LINE_END, len(parents)), self.rng.randint(1, len(parents) + 1))
+            job = Job(slot, line, parents, token_ids, wanted)
+            if num_missing + slot.num_missing_blocks(line, len(parents)) > num_available:
+                break
+            num_missing += slot.num_missing_blocks(line, len(parents))
+            jobs.append(job)
+        for _ in range(200 if until_done else 1):
+            jobs = self._run(jobs, max_tokens)
+            if not jobs:
+                break
+        assert not (until_done and jobs), "jobs wait for each other"
+        assert num_available - self.pool.num_available <= num_missing
+        for slot, line in self.sessions:
+            if slot.trunk == line:
+                line.extend(self.rng.randrange(2) for _ in range(self.rng.randint(0, 4)) if len(line) < 30)
+
+    def _run(self, jobs: list[Job], max_tokens: int) -> list[Job]:
+        """One pass. Returns the jobs that are not done."""
+        computing: set[BlockKey] = set()
+        feeds: list[Feed] = []
+        for job in jobs:
+            feeds.append(plan(job, max(max_tokens, 0), computing))
+            max_tokens -= feeds[-1].num_trunk
+        for feed, texts in zip(feeds, self.cells.run(feeds), strict=True):
+            job = feed.job
+            if feed.complete:
+                paths = [path_to(node, job.parents, job.token_ids) for node in job.wanted]
+                assert texts == [(*job.line, *path) for path in paths]
+        return [feed.job for feed in feeds if not feed.complete]
+
+    @invariant()
+    def every_block_is_free_or_idle_or_held(self) -> None:
+        if not hasattr(self, "pool"):
+            return
+        pool = self.pool
+        holders = Counter(block for slot, _ in self.sessions for block in slot.blocks)
+        assert pool._num_holders == [holders[block] for block in range(NUM_BLOCKS)]
+        assert sorted([*pool._free, *pool._idle, *holders]) == list(range(NUM_BLOCKS))
+        assert not pool._keys.keys() & set(pool._free)
+        assert pool._idle.keys() == pool._keys.keys() - holders.keys()
+        assert {published.block: key for key, published in pool._published.items()} == pool._keys
+
+    @invariant()
+    def all_that_is_published_can_be_reached(self) -> None:
+        """What a block stands on is evicted after it."""
+        if hasattr(self, "pool"):
+            chains = {START_CHAIN, *(published.chain for published in self.pool._published.values())}
+            assert {chain for chain, _ in self.pool._published} <= chains
+
+
+TestSharing = Sharing.TestCase
+TestSharing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

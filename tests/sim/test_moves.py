@@ -1,0 +1,163 @@
+"""Drafters and verifiers are lost in the middle of a line, and the text is the toy target's own all the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from outrider.core.ending import Ending
+from outrider.core.messages import VerifyOpen, Window
+from outrider.core.sampling import SamplingParams
+from outrider.core.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
+from outrider.core.validation import RUN_AHEAD_MAX
+from outrider.core.verifying import VerifySession
+
+from .drafters import HonestDrafter
+from .scenario import Conduct
+from .toys import EOS_TOKEN_ID
+from .world import Link, World
+
+NUM_SCHEDULES = 3000
+
+ACCIDENT_RATE = 0.02
+"""How likely an event is an accident: a few in each line."""
+
+
+class MovingWorld(World):
+    """A world with pools: whoever dies is replaced, as long as the lot provides another."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self.scenario = replace(self.scenario, conduct=Conduct.FAITHFUL, accident_at=-1)
+        self.coordinator = Session(
+            self.scenario.prompt,
+            vocab_size=self.scenario.target.vocab_size,
+            max_run_ahead=self.scenario.max_run_ahead,
+            drafting=True,
+            num_spare_drafters=3,
+        )
+        self.drafter = HonestDrafter(self.scenario, self.rng)
+        self.verifier = self._new_verifier()
+        self.num_drafters_replaced = 0
+        self.num_verifiers_replaced = 0
+        self.num_nodes_retold = 0
+
+    def step(self) -> None:
+        if self.rng.random() < ACCIDENT_RATE and self.coordinator.finish_reason is None:
+            self.rng.choice((self._lose_drafter, self._lose_drafter_by_a_breach, self._lose_verifier))()
+        else:
+            super().step()
+
+    def _new_verifier(self) -> VerifySession:
+        return VerifySession(
+            self._verify_open(),
+            vocab_size=self.scenario.target.vocab_size,
+            eos_token_ids=[EOS_TOKEN_ID],
+            max_live_nodes=RUN_AHEAD_MAX,
+        )
+
+    def _verify_open(self) -> VerifyOpen:
+        scenario = self.scenario
+        return VerifyOpen(
+            session_id="",
+            token_ids=tuple(self.coordinator.line.token_ids),
+            num_prompt_tokens=len(scenario.prompt),
+            sampling=SamplingParams(),
+            max_length=scenario.max_length,
+            stop_token_ids=scenario.stop_token_ids,
+            ignore_eos=scenario.ignore_eos,
+            max_draft_tokens=scenario.max_draft_tokens,
+            expect_drafts=True,
+        )
+
+    def _lose_drafter(self) -> None:
+        event = self.rng.choice((self.coordinator.on_drafter_lost, self.coordinator.on_drafter_refused))
+        self._obey(event("it is gone"))
+
+    def _lose_drafter_by_a_breach(self) -> None:
+        """It sends more than its credit: the nodes that were taken before it showed must leave no trace."""
+        if self._drafter_heard():
+            line = self.coordinator.line
+            tokens = [self.rng.randrange(self.scenario.target.vocab_size) for _ in range(200)]
+            first_id = self.coordinator._inbound._last_id + 1
+            parents = [0, *range(first_id, first_id + 199)]
+            self._obey(self.coordinator.on_drafted(Window(len(line) - 1, first_id, parents, tokens, [-0.1] * 200)))
+
+    def _lose_verifier(self) -> None:
+        """Whatever was under way from or to it is lost with it."""
+        if not self._verifying:
+            return
+        for name in ("verifier->coordinator", "coordinator->verifier"):
+            self.links[name] = Link()
+        self._in_pass = None
+        self._num_stale_nodes = 0
+        line = self.coordinator.line
+        ending = Ending.of(self._verify_open(), [EOS_TOKEN_ID])
+        reason = ending.reason(line.token_ids[-1], len(line)) if line.num_generated_tokens else None
+        if reason is not None:
+            self._obey(self.coordinator.on_stopped(reason))
+            return
+        self.verifier = self._new_verifier()
+        self.num_verifiers_replaced += 1
+        commands = self.coordinator.on_verifier_changed()
+        self.num_nodes_retold += sum(len(command.window) for command in commands)  # pyright: ignore
+        self.links["coordinator->verifier"].queue.extend(command.window for command in commands)  # pyright: ignore
+
+    def _obey(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case CloseDrafter() if self.coordinator.finish_reason is None:
+                    self.drafter = None
+                    for name in ("drafter->coordinator", "coordinator->drafter"):
+                        self.links[name] = Link()
+                case OpenDrafter(credit):
+                    self._replace_drafter(credit)
+                case EndDrafts():
+                    self._drafts_ended = True
+                    self.links["coordinator->verifier"].queue.append(command)
+                case _:
+                    super()._obey([command])
+
+    def _replace_drafter(self, credit: int) -> None:
+        if self.rng.random() < 0.2:
+            self._obey(self.coordinator.on_no_drafter("there is no other"))
+            return
+        line = list(self.coordinator.line.token_ids)
+        self.drafter = HonestDrafter(replace(self.scenario, prompt=line, max_run_ahead=credit), self.rng)
+        self.num_drafters_replaced += 1
+
+    def _deliver_drafted(self, window: Window) -> None:
+        self._obey(self.coordinator.on_drafted(window))
+
+    def _check_credit(self) -> None:
+        assert self.coordinator.tree.num_live <= RUN_AHEAD_MAX
+        assert self.verifier.tree.num_live <= RUN_AHEAD_MAX
+
+    def _check_drafter(self) -> None:
+        given_up = self.coordinator.drafter in (DrafterState.LOST, DrafterState.MISSED)
+        assert self._drafts_ended == given_up == bool(self.coordinator.drafter_lost_reason)
+
+    def _check_statistics(self) -> None:
+        found = self.coordinator.statistics
+        assert found.num_committed_tokens == len(self.emitted)
+        assert found.num_rollbacks == self._num_rollbacks
+        assert sum(found.accepted_by_round) == found.num_accepted_tokens
+
+
+def test_whoever_is_lost_the_text_is_the_targets_own() -> None:
+    seen: Counter[object] = Counter()
+    for seed in range(NUM_SCHEDULES):
+        world = MovingWorld(seed)
+        try:
+            world.run()
+        except Exception as error:
+            pytest.fail(f"schedule {seed} went wrong, MovingWorld({seed}).run() replays it: {error!r}")
+        seen[world.coordinator.drafter] += 1
+        seen["drafters"] += world.num_drafters_replaced
+        seen["verifiers"] += world.num_verifiers_replaced
+        seen["nodes"] += world.num_nodes_retold
+        seen["accepted"] += world.coordinator.statistics.num_accepted_tokens
+    wanted = (DrafterState.ACTIVE, DrafterState.LOST, DrafterState.MISSED, "drafters", "verifiers", "nodes", "accepted")
+    assert min(seen[each] for each in wanted) >= NUM_SCHEDULES // 50, seen

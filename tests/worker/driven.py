@@ -1,0 +1,208 @@
+"""A verifier and a drafter driven by hand: no network, no thread, the real engine over a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any
+
+from draft_service.drafter import Drafter, Drafting
+from outrider.core.messages import Commitment, DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.sampling import SamplingParams
+from outrider.core.step_curve import StepCurve
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
+from outrider.engine.jobs import Job
+from outrider.worker.outbox import Outbox
+from tests.engine.tiny_models import VOCAB_SIZE, build
+from verify_service.verifier import Verification, Verifier
+
+MAX_CONTEXT = 128
+ONE_SESSION_TOKENS = MAX_CONTEXT + 256
+"""Keys and values of one session at its longest, its tree included."""
+STEPS_MAX = 20_000
+"""By far more than any of these tests needs."""
+
+
+def engine_of(*, max_sessions: int = 4, kv_tokens: int | None = None) -> Engine:
+    return Engine(build("llama", layers=1), max_sessions=max_sessions, max_context=MAX_CONTEXT, kv_tokens=kv_tokens)
+
+
+class FixedCurve(StepCurve):
+    """A step takes as long as it is told to, whatever is observed."""
+
+    def __init__(self, fixed: float, per_token: float) -> None:
+        super().__init__()
+        for num_tokens in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):
+            super().observe(num_tokens, fixed + per_token * num_tokens)
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Learns nothing."""
+
+
+class Record(Outbox[Any]):
+    """An outbox that keeps what went through it."""
+
+    def __init__(self, log: list[tuple[str, Any]] | None = None, name: str = "") -> None:
+        super().__init__()
+        self.events: list[Any] = []
+        self.error: Exception | None = None
+        self.has_ended = False
+        self._log, self._name = log, name
+
+    def put(self, event: Any, started_ns: int, ended_ns: int) -> None:
+        self.events.append(event)
+        if self._log is not None:
+            self._log.append((self._name, event))
+
+    def fail(self, error: Exception) -> None:
+        self.error = error
+
+    def end(self) -> None:
+        self.has_ended = True
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+class Session:
+    """One session at the verifier, and what it was told."""
+
+    def __init__(self, log: list[tuple[str, Any]], name: str, opening: VerifyOpen) -> None:
+        self.name = name
+        self.record = Record(log, name)
+        self.verification = Verification(opening, self.record)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """What was committed."""
+        return [token_id for verdict in self.verdicts for token_id in verdict.token_ids]
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        return self.record.of(Verdict)
+
+    @property
+    def is_admitted(self) -> bool:
+        return bool(self.record.of(Opened))
+
+    @property
+    def is_finished(self) -> bool:
+        return bool(self.record.of(VerifyFinished))
+
+
+class Bench:
+    """A verifier by hand."""
+
+    def __init__(self, engine: Engine, *, max_queue: int = 100) -> None:
+        self.engine = engine
+        self.verifier = Verifier(engine, (), max_queue=max_queue)
+        self.log: list[tuple[str, Any]] = []
+        """Every event of every session, in order."""
+        self.passes: list[list[int]] = []
+        """For each forward pass how many line tokens it fed for each of its jobs."""
+        self.jobs: list[list[Job]] = []
+        engine.step = self._noting_step  # type: ignore[method-assign]
+
+    def open(
+        self,
+        name: str,
+        prompt: Sequence[int],
+        num_tokens: int,
+        *,
+        sampling: SamplingParams | None = None,
+        time_left_ms: int | None = None,
+        expect_drafts: bool = False,
+    ) -> Session:
+        opening = VerifyOpen(
+            session_id=name,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            sampling=sampling or SamplingParams(),
+            max_length=len(prompt) + num_tokens,
+            ignore_eos=True,
+            max_draft_tokens=8,
+            expect_drafts=expect_drafts,
+            time_left_ms=time_left_ms,
+        )
+        session = Session(self.log, name, opening)
+        self.verifier.open(session.verification)
+        return session
+
+    def close(self, session: Session) -> None:
+        self.verifier.close(session.verification)
+
+    def graft(self, session: Session, window: Window) -> None:
+        self.verifier.graft(session.verification, window, 0.0)
+
+    def run(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Steps until there is nothing to do, or `until` says so."""
+        for _ in range(STEPS_MAX):
+            if until() or self.verifier.step() is None:
+                return
+        raise AssertionError("no end in sight")
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether every slot and every block is available again."""
+        blocks = self.engine.blocks
+        return self.engine.num_free_slots == self.engine.max_sessions and blocks.num_available == blocks.num_blocks
+
+    def _noting_step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
+        before = [len(job.slot.trunk) for job in jobs]
+        output = Engine.step(self.engine, jobs, max_line_tokens)
+        self.passes.append([len(job.slot.trunk) - held for job, held in zip(jobs, before, strict=True)])
+        self.jobs.append(list(jobs))
+        return output
+
+
+_engine_for_one = cache(partial(engine_of, max_sessions=1))
+
+
+def alone(prompt: Sequence[int], num_tokens: int, sampling: SamplingParams | None = None) -> list[int]:
+    """What the target makes of a prompt with nobody beside it."""
+    bench = Bench(_engine_for_one())
+    session = bench.open("alone", prompt, num_tokens, sampling=sampling)
+    bench.run()
+    assert session.is_finished
+    return session.token_ids
+
+
+class Drafts:
+    """A drafter by hand."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.drafter = Drafter(engine)
+
+    def open(self, prompt: Sequence[int], *, max_run_ahead: int = 12, num_tokens: int = 60) -> Drafting:
+        opening = DraftOpen(
+            session_id="",
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            sampling=SamplingParams(),
+            max_run_ahead=max_run_ahead,
+            tree_width=1,
+            max_length=len(prompt) + num_tokens,
+            vocab_size=VOCAB_SIZE,
+        )
+        session = Drafting(opening, Record())
+        self.drafter.open(session)
+        return session
+
+    def run(self) -> None:
+        """Steps until there is nothing to draft."""
+        for _ in range(STEPS_MAX):
+            if self.drafter.step() is None:
+                return
+        raise AssertionError("no end in sight")
+
+    def commit(self, session: Drafting, token_ids: Sequence[int]) -> None:
+        commitment = Commitment(len(session.token_ids), token_ids, rollback=False)
+        self.drafter.commit(session, commitment)
+
+
+def drafted(session: Drafting) -> list[int]:
+    """The token ids that a session has sent, in order."""
+    record = session.outbox
+    assert isinstance(record, Record)
+    return [token_id for window in record.of(Window) for token_id in window.token_ids]

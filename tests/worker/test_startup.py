@@ -1,0 +1,41 @@
+"""What a worker does with a model that cannot be compiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from outrider.core.errors import UnsupportedModelError
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import Job
+from outrider.worker.startup import warm_up
+from tests.engine.tiny_models import build
+
+
+@pytest.fixture
+def stubborn() -> Engine:
+    """An engine whose model breaks the compiler's graph, so that no step of a compiled size runs."""
+    model = build("llama", layers=1)
+    engine = Engine(model, max_sessions=1, max_context=32)
+    engine._model._graph = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    model.get_submodule("model.layers.0").register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
+    return engine
+
+
+def test_where_compiling_is_wanted_it_is_refused_in_words(stubborn: Engine) -> None:
+    with pytest.raises(UnsupportedModelError, match=r"cannot be compiled \(Unsupported: .*\); use --compile off"):
+        warm_up(stubborn, "on")
+    assert stubborn.num_free_slots == 1
+
+
+def test_where_the_worker_chooses_it_runs_eagerly_and_says_so(stubborn: Engine) -> None:
+    with capture_logs() as logs:
+        warm_up(stubborn, "auto")
+    assert [(log["log_level"], log["event"]) for log in logs] == [("warning", "not compiled")]
+    assert "cannot be compiled" in logs[0]["reason"]
+    line = [3, 1, 4]
+    logits = stubborn.step([Job(stubborn.acquire(), line)]).logits
+    with torch.inference_mode():
+        expected = build("llama", layers=1)(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
+    torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
