@@ -8,6 +8,10 @@ from functools import partial
 
 import structlog
 
+from outrider.rpc.experiments import GRPC_EXPERIMENTS
+
+os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+
 from coordinator.config import CoordinatorConfig
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from outrider.rpc.experiments import GRPC_EXPERIMENTS
+
+os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+
 from draft_service.config import DraftConfig
 from outrider.core.ngram import NGRAM_MODEL
 from outrider.telemetry.logging import set_up_logging

@@ -39,6 +39,7 @@ class Drafting:
         self.turn: Turn
         self.slot: Slot | None = None
         self.is_reading = True
+        self.has_ended = False
         self.chosen: list[Node] = []
         """The nodes that the present step expands."""
         self.last_step = 0

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
+from outrider.rpc.experiments import GRPC_EXPERIMENTS
+
+os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server

@@ -124,7 +124,6 @@ class Verifier:
         try:
             session.num_stale_nodes += session.state.graft(window, arrived).num_stale
         except ProtocolViolationError as violation:
-            session.has_ended = True
             self.roster.fail(session, violation)
             return
         session.stirred = True
@@ -136,7 +135,6 @@ class Verifier:
 
     def close(self, session: Verification) -> None:
         """Ends the session, whether it has a slot or waits for one."""
-        session.has_ended = True
         self.roster.dismiss(session)
 
     def step(self) -> float | None:
@@ -214,11 +212,16 @@ class Verifier:
         roster = self.roster
         deciding, reading = roster.apart(sessions)
         is_awaited = any(not session.is_reading for session in roster.sessions)
-        dealt = roster.deal(reading, read_budget(curve, len(deciding) or int(is_awaited), STEP_TOKENS_MAX))
+        num_rows = len(deciding) or int(is_awaited)
+        if deciding and reading:
+            usual = most_probable([session.state.candidates for session in deciding], curve)
+            num_rows += sum(map(len, usual.nodes))
+        dealt = roster.deal(reading, read_budget(curve, num_rows, STEP_TOKENS_MAX))
         scoring = [*deciding, *(session for session, _, to_end in dealt if to_end)]
         num_beside = sum(num_tokens for _, num_tokens, _ in dealt) + len(deciding) - len(scoring)
         selection = most_probable([session.state.candidates for session in scoring], curve, Beside(num_beside))
-        self.knowledge.chance_min = selection.chance_min
+        if scoring:
+            self.knowledge.chance_min = selection.chance_min
         nodes_of = dict(zip(scoring, selection.nodes, strict=True))
         shares = [(session, 1) for session in deciding] + [(session, num_tokens) for session, num_tokens, _ in dealt]
 

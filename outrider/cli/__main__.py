@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import os
 import sys
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from outrider.rpc.experiments import GRPC_EXPERIMENTS
+
+os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
 
 from outrider.cli import bench, flags
 from outrider.cli.answer import json_object

@@ -196,9 +196,9 @@ def soak(
 ) -> None:
     """Send short requests without end through too little room, and see whether memory stays flat.
 
-    The exit status is 1 if a service's resident memory is known to have grown by more than 2 % over the soak (the low end
-    of the 95 % interval of the line through its samples), if a worker still holds keys and values at the end, or if an
-    answer failed otherwise than by a refusal.
+    The exit status is 1 if a service's resident memory is known to have grown by more than 2 % over the soak (the low
+    end of the 95 % interval of the line through its samples), if a worker still holds keys and values at the end, or if
+    an answer failed otherwise than by a refusal.
     """
     target, draft = _pair(target, draft)
     module = _part("load.soak")

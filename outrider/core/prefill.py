@@ -14,16 +14,16 @@ READ_TOKENS_MIN = 4
 """Fewest tokens of prompts that a step reads, however dear they are: a prompt of 4096 is read within 1024 steps."""
 
 
-def read_budget(curve: StepCurve, num_decoding: int, most: int) -> int:
-    """How many tokens of prompts fit into a step beside the last tokens of `num_decoding` sessions; at most `most`.
+def read_budget(curve: StepCurve, num_rows: int, most: int) -> int:
+    """How many tokens of prompts fit into a step beside `num_rows`, the last tokens of sessions that decode and the
+    guesses that a step without prompts would score; at most `most`.
 
-    Guesses are left out of account on both sides: they make the step longer with a chunk as without one. Where sessions
-    decode that are not in this step, they wait for its end: pass 1 then.
+    Where sessions decode that are not in this step, they wait for its end: pass 1 then.
     """
-    if not num_decoding:
+    if not num_rows:
         return most
-    fits = curve.largest(STEP_STRETCH_MAX * curve.seconds(num_decoding))
-    return most if fits is None else min(max(fits - num_decoding, READ_TOKENS_MIN), most)
+    fits = curve.largest(STEP_STRETCH_MAX * curve.seconds(num_rows))
+    return most if fits is None else min(max(fits - num_rows, READ_TOKENS_MIN), most)
 
 
 def grants(num_unread: Sequence[int], budget: int) -> list[int]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
 
-
 _GAIN_MIN = 0.02
 """Share by which guesses must promise to raise the rate, or none is scored. A promise of less is mostly chance: among
 many estimates the highest are too high. On the virtual clock, 64 sessions whose device is saturated lost 1 to 3 % by

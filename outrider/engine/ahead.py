@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
 from outrider.engine import native
-from outrider.engine.batch import PackedBatch
+from outrider.engine.batch import PackedBatch, rounded
 
 TOKENS_MAX = 1 << 17
 """Largest batch that a package accepts, in tokens: more than the line tokens of one step and the trees of as many
@@ -37,8 +37,8 @@ class AheadForward:
     def __call__(self, batch: PackedBatch, num_tokens: int) -> Tensor:
         """Logits of the batch's wanted rows, [R, V], with the batch padded to at least `num_tokens` tokens."""
         num_rows = len(batch.rows)
-        batch.pad(max(num_tokens, len(batch.token_ids), _TOKENS_MIN), self._scratch_cell)
-        rows = batch.rows + [0] * (_TOKENS_MIN - num_rows)
+        batch.pad(rounded(max(num_tokens, len(batch.token_ids), _TOKENS_MIN)), self._scratch_cell)
+        rows = batch.rows + [0] * (rounded(max(num_rows, _TOKENS_MIN)) - num_rows)
         (logits,) = self._run(
             [
                 torch.tensor([batch.token_ids]),

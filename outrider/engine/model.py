@@ -19,7 +19,7 @@ from outrider.core.errors import UnsupportedModelError
 from outrider.engine import native
 from outrider.engine.ahead import AheadForward
 from outrider.engine.attention import ATTENTION, Attending, RaggedBatch, stepping
-from outrider.engine.batch import PackedBatch
+from outrider.engine.batch import PackedBatch, rounded
 from outrider.engine.bounded_attention import BOUNDED_ATTENTION
 from outrider.engine.compiling import COMPILED_TOKENS_MAX, bucket, compile_forward
 from outrider.engine.graphs import CudaRecorder, StepGraphs
@@ -165,12 +165,12 @@ class RaggedModel:
         if self._captured is not None and (logits := self._captured(batch, num_tokens)) is not None:
             return logits
         num_rows = len(batch.rows)
-        size = max(num_tokens, len(batch.token_ids))
+        size = rounded(max(num_tokens, len(batch.token_ids)))
         graph = self._graph if size <= COMPILED_TOKENS_MAX else None
-        rows = batch.rows
+        rows = batch.rows + [0] * (rounded(num_rows) - num_rows)
         if graph is not None:
             size = bucket(size)
-            rows = rows + [0] * (size - num_rows)  # logits for every token: then the size alone tells the shape
+            rows += [0] * (size - len(rows))  # logits for every token: then the size alone tells the shape
         batch.pad(size, self._scratch_cell)
         token_ids, positions, rows, write_cells, blocks = send(
             (batch.token_ids, batch.positions, rows, batch.write_cells, batch.blocks), self.device

@@ -75,6 +75,10 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = device
         self._params: dict[int, SamplingParams] = {}
+        self._shifting: set[int] = set()
+        """Slots whose processed logits differ from the raw ones."""
+        self._for_native: set[int] = set()
+        """Slots for which the native operators may choose."""
         self._biases: dict[int, tuple[Tensor, Tensor]] = {}
         self._seeds = torch.zeros(max_sessions, dtype=torch.int64, device=device)
         # Rows: temperature, top_k, top_p, log(min_p), scale of the noise.
@@ -89,10 +93,14 @@ class Sampler:
         self, slot: int, params: SamplingParams, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
     ) -> None:
         """Gives `slot` to a session whose committed line is the prompt and the output so far."""
+        self.close(slot)
         self._params[slot] = params
+        if params.logit_bias or params.penalized:
+            self._shifting.add(slot)
+        if params.greedy or params.temperature >= NATIVE_TEMPERATURE_MIN:
+            self._for_native.add(slot)
         self._seeds[slot] = as_int64(params.seed)
         self._shaping[:, slot] = self._tensor(_shaping_of(params, self._vocab_size), torch.float64)
-        self._biases.pop(slot, None)
         if params.logit_bias:
             token_ids, biases = zip(*params.logit_bias, strict=True)
             self._biases[slot] = self._tensor(token_ids, torch.int64), self._tensor(biases, torch.float32)
@@ -116,15 +124,18 @@ class Sampler:
     def close(self, slot: int) -> None:
         """Forgets the session in `slot`; closing an empty slot changes nothing."""
         self._params.pop(slot, None)
+        self._shifting.discard(slot)
+        self._for_native.discard(slot)
         self._biases.pop(slot, None)
         self._token_counts.pop(slot, None)
 
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each."""
-        if self._native(rows):
-            best, _ = self._best_of(logits, rows, 1, with_log_probs=False)
+        slots = [row.slot for row in rows]
+        if self._native(slots):
+            best, _ = self._best_of(logits, rows, slots, 1, with_log_probs=False)
             return [tokens[0] if tokens else 0 for tokens in best]
-        if all(self._params[row.slot].greedy and not self._shifts_logits(row.slot) for row in rows):
+        if self._shifting.isdisjoint(slots) and all(self._params[slot].greedy for slot in slots):
             return logits.argmax(-1).tolist()
         candidates = self._candidates(logits, rows, num_greedy=1)
         return candidates.tokens_at(candidates.perturbed.argmax(-1, keepdim=True)).squeeze(-1).tolist()
@@ -137,10 +148,11 @@ class Sampler:
         """
         if not rows:
             return [], []
-        if self._native(rows):
-            return self._best_of(logits, rows, width, with_log_probs=True)
+        slots = [row.slot for row in rows]
+        if self._native(slots):
+            return self._best_of(logits, rows, slots, width, with_log_probs=True)
         candidates = self._candidates(logits, rows, num_greedy=width)
-        temperatures = self._shaping[0, self._tensor([row.slot for row in rows], torch.int64), None]  # [R, 1]
+        temperatures = self._shaping[0, self._tensor(slots, torch.int64), None]  # [R, 1]
         log_norms = (candidates.processed / temperatures).logsumexp(-1, keepdim=True)
         remaining = candidates.perturbed.clone()
         picks: list[Tensor] = []
@@ -205,18 +217,15 @@ class Sampler:
         noise = gumbel(self._seeds[slots], positions, vocab_size, token_ids)
         return _Candidates(processed, token_ids, scores, noise.mul_(noise_scale).add_(scores))
 
-    def _native(self, rows: Sequence[Row]) -> bool:
-        """Whether the native operator can choose for these rows."""
-        return native.available(self._device) and all(
-            self._params[row.slot].greedy or self._params[row.slot].temperature >= NATIVE_TEMPERATURE_MIN
-            for row in rows
-        )
+    def _native(self, slots: Sequence[int]) -> bool:
+        """Whether the native operator can choose for rows of these slots."""
+        return native.available(self._device) and self._for_native.issuperset(slots)
 
     def _best_of(
-        self, logits: Tensor, rows: Sequence[Row], width: int, *, with_log_probs: bool
+        self, logits: Tensor, rows: Sequence[Row], slots: Sequence[int], width: int, *, with_log_probs: bool
     ) -> tuple[list[list[int]], list[list[float]]]:
-        slots, positions = [row.slot for row in rows], [row.position for row in rows]
-        if any(self._shifts_logits(slot) for slot in slots):
+        positions = [row.position for row in rows]
+        if not self._shifting.isdisjoint(slots):
             logits = self._processed(logits, rows, self._tensor(slots, torch.int64))
         return native.best_of(
             logits, self._shaping, self._seeds, slots, positions, width, with_log_probs=with_log_probs
@@ -224,7 +233,7 @@ class Sampler:
 
     def _processed(self, logits: Tensor, rows: Sequence[Row], slots: Tensor) -> Tensor:
         """Logits [R, V] in float32 after bias and penalties; the logits themselves stay as they are."""
-        shifted = [index for index, row in enumerate(rows) if self._shifts_logits(row.slot)]
+        shifted = [index for index, row in enumerate(rows) if row.slot in self._shifting]
         processed = logits.to(torch.float32, copy=bool(shifted))
         for index in shifted:
             if rows[index].slot in self._biases:
@@ -248,10 +257,6 @@ class Sampler:
         repeated = torch.where(logits < 0, logits * repetition, logits / repetition)
         logits = torch.where(in_prompt | in_output, repeated, logits)
         return logits - frequency * counts - presence * in_output
-
-    def _shifts_logits(self, slot: int) -> bool:
-        """Whether a session's processed logits differ from the raw ones."""
-        return slot in self._biases or self._params[slot].penalized
 
     def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
         """`values` on the device, queued behind what the device is doing instead of waiting for it."""

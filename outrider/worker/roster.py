@@ -44,6 +44,8 @@ class Seated(Protocol):
     """Given by the roster when the session comes."""
     is_reading: bool
     """Whether its line is still to be fed before anything is decided or drafted. Kept by the roster."""
+    has_ended: bool
+    """Whether the roster has dismissed it."""
 
     @property
     def opening(self) -> DraftOpen | VerifyOpen: ...
@@ -108,11 +110,12 @@ class Roster(Generic[SessionT]):
 
     def dismiss(self, session: SessionT) -> None:
         """Ends the session's stay, whether it is seated or waits; does nothing if it has ended."""
+        if session.has_ended:
+            return
+        session.has_ended = True
         if session in self._waiting:
             self._waiting.leave(session)
-        elif session.slot is None:
-            return
-        else:
+        elif session in self.sessions:
             self.sessions.remove(session)
         if session.slot is not None:
             self.sampler.close(session.slot.index)

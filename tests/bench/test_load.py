@@ -145,10 +145,10 @@ def test_a_soak_tells_of_memory_refusals_and_what_is_left(folders: Folders) -> N
         compile="off",
         minutes=0.05,
         num_clients=24,
-        kv_memory="74kB",
+        kv_memory="91kB",
         max_queue=1,
         prompt_lengths=(4, 20),
-        output_lengths=(4, 8),
+        output_lengths=(64,),
     )
     result = json.loads(json.dumps(soak(options, Console(quiet=True))))
     assert result["num_answers"] > 0

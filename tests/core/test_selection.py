@@ -68,6 +68,11 @@ def check_subtree(tree: SpeculationTree, chosen: list[Node]) -> None:
         placed.append(node)
 
 
+def check_best(rates: list[float], num_chosen: int) -> None:
+    """Of the rates that 0, 1, 2, ... nodes promise the best is taken, or that of none where the best is hardly more."""
+    assert rates[num_chosen] == pytest.approx(max(rates)) or (num_chosen == 0 and max(rates) <= 1.02 * rates[0] * 1.001)
+
+
 @given(trees(), st.integers(0, 10), st.integers(3, 10))
 def test_the_most_probable_nodes_come_with_their_parents(tree: SpeculationTree, limit: int, max_position: int) -> None:
     chosen = most_probable([Candidates(tree, limit, max_position)], FREE).nodes[0]
@@ -95,7 +100,7 @@ def test_no_other_number_of_nodes_promises_more_tokens_per_second(
     )
     rates = [(len(forest) + sum(chances[:num])) / curve.seconds(len(forest) + num) for num in range(len(chances) + 1)]
     num_chosen = sum(len(chosen) for chosen in selection.nodes)
-    assert rates[num_chosen] == pytest.approx(max(rates))
+    check_best(rates, num_chosen)
     assert selection.seconds == curve.seconds(len(forest) + num_chosen)
 
 
@@ -107,7 +112,7 @@ def test_what_is_beside_counts(tree: SpeculationTree, curve: StepCurve, num_toke
         (1 + num_expected + sum(chances[:num])) / curve.seconds(1 + num_tokens + num) for num in range(len(chances) + 1)
     ]
     [chosen] = selection.nodes
-    assert rates[len(chosen)] == pytest.approx(max(rates))
+    check_best(rates, len(chosen))
     assert selection.seconds == curve.seconds(1 + num_tokens + len(chosen))
 
 
@@ -118,6 +123,15 @@ def test_beside_a_chunk_of_a_prompt_guesses_are_cheaper() -> None:
     alone = most_probable(candidates, linear(0.3)).nodes[0]
     beside = most_probable(candidates, linear(0.3), Beside(20)).nodes[0]
     assert len(alone) < len(beside)
+
+
+def test_a_promise_of_next_to_nothing_is_not_believed() -> None:
+    curve = StepCurve()
+    for num_tokens in range(1, 65):
+        curve.observe(num_tokens, float(1 + num_tokens))
+    forest = [Candidates(chain(0.99), 8, 100), *[Candidates(chain(), 8, 100) for _ in range(31)]]
+    assert not any(most_probable(forest, curve).nodes)
+    assert any(most_probable(forest[:2], curve).nodes)
 
 
 def test_a_saturated_device_scores_roots_alone() -> None:

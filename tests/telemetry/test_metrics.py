@@ -6,6 +6,7 @@ from typing import Any
 
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
+from outrider.core.messages import WorkerLoad
 from outrider.core.statistics import SpeculationStatistics
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
@@ -81,3 +82,27 @@ def test_failed_requests_are_told_apart() -> None:
         None: 0.5,
         "SlotsExhaustedError": 0.1,
     }
+
+
+def test_a_workers_load_is_read_when_metrics_are_collected() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("verify", environ={}, metric_reader=reader).instruments
+    loads = iter(range(100))
+
+    def read() -> WorkerLoad:
+        return WorkerLoad("me", next(loads), 2, 300, 4096, 1024, 5.0, 700, 60)
+
+    instruments.observe_load(read, model="target")
+    found = points(reader)
+    assert {name: point.value for name, [point] in found.items() if name != names.METRIC_WORKER_SESSIONS} == {
+        names.METRIC_WORKER_QUEUED: 2,
+        names.METRIC_WORKER_UNREAD_TOKENS: 300,
+        names.METRIC_WORKER_KV_TOKENS: 4096,
+        names.METRIC_WORKER_FREE_KV_TOKENS: 1024,
+        names.METRIC_WORKER_PROMPT_TOKENS: 700,
+        names.METRIC_WORKER_CACHED_TOKENS: 60,
+    }
+    [first] = found[names.METRIC_WORKER_SESSIONS]
+    [second] = points(reader)[names.METRIC_WORKER_SESSIONS]
+    assert second.value > first.value
+    assert first.attributes == {names.GEN_AI_REQUEST_MODEL: "target"}

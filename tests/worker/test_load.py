@@ -114,8 +114,8 @@ async def test_a_verifier_tells_its_load_over_the_wire(tmp_path: Path) -> None:
             pass
         assert busy.num_prompt_tokens == idle.num_prompt_tokens + 3
         call.cancel()
-        while (await anext(loads)).num_sessions:
-            pass
+        while busy.num_sessions:
+            busy = await anext(loads)
 
 
 async def test_a_drafter_without_a_model_has_sessions_and_no_memory() -> None:
