@@ -101,8 +101,8 @@ class Roster(Generic[SessionT]):
                 break
             admitted.append(self._waiting.serve_next())
             self._seat(session)
-        newcomers = [session for session in self._waiting if session.slot is None]
-        if len(newcomers) > self._max_queue:
+        if len(self._waiting) > self._max_queue:
+            newcomers = [session for session in self._waiting if session.slot is None]
             newcomers.sort(key=lambda session: session.turn.arrival)
             for session in newcomers[self._max_queue :]:
                 self.fail(session, self._refusal())

@@ -149,5 +149,6 @@ def test_beside_a_compiled_pass_the_missing_attention_is_done_and_leaves_no_trac
     before = [cache.clone() for cache in model._caches]
     padding._attend(missing_attention(batch, model._scratch_cell))
     for cache, copy in zip(model._caches, before, strict=True):
-        assert torch.equal(cache, copy)
+        held = slice(model._scratch_cell)
+        assert torch.equal(cache[:, held], copy[:, held])
     native.forget_caches(model._number)

@@ -93,9 +93,11 @@ class Session:
 class Bench:
     """A verifier by hand."""
 
-    def __init__(self, engine: Engine, *, max_queue: int = 100) -> None:
+    def __init__(self, engine: Engine, *, max_queue: int = 100, curve: StepCurve | None = None) -> None:
+        """On a device that takes so long for a step; if that is not said, more tokens cost it hardly more."""
         self.engine = engine
         self.verifier = Verifier(engine, (), max_queue=max_queue)
+        self.verifier.knowledge.curve = curve or FixedCurve(1.0, 0.001)
         self.log: list[tuple[str, Any]] = []
         """Every event of every session, in order."""
         self.passes: list[list[int]] = []
