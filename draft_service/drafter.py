@@ -21,7 +21,7 @@ from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
-from outrider.worker.roster import Roster
+from outrider.worker.roster import Roster, num_held_tokens
 
 DraftEvent = Opened | Window
 
@@ -141,7 +141,9 @@ class Drafter:
         for session, session.chosen in zip(expanding, chosen, strict=True):
             if session.chosen:
                 session.last_step = self._num_steps
-                parts[session] = len(session.token_ids) - _num_held(session)  # or less: what was drafted may be held
+                parts[session] = len(session.token_ids) - num_held_tokens(
+                    session
+                )  # or less: what was drafted may be held
         for session, num_tokens, to_end in dealt:
             session.chosen = [session.state.take()] if to_end else []
             parts[session] = num_tokens
@@ -158,9 +160,7 @@ class Drafter:
         if not jobs:
             return
         started, started_ns = time.monotonic(), time.time_ns()
-        reading = [session for session in jobs if session.is_reading]
-        num_held = [_num_held(session) for session in reading]
-        output = self.roster.engine.step(list(jobs.values()), sum(parts[session] for session in jobs))
+        output, num_beside = self.roster.feed(jobs, sum(parts[session] for session in jobs))
         rows: list[Row] = []
         complete: list[tuple[Drafting, list[Node], int]] = []
         for session, num_rows in zip(jobs, output.num_rows, strict=True):
@@ -175,7 +175,6 @@ class Drafter:
             token_ids, log_probs = self.roster.sampler.propose(output.logits, rows, width)
         else:
             token_ids, log_probs = [], []
-            output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
         duration = time.monotonic() - started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
@@ -183,10 +182,7 @@ class Drafter:
             session.draft_seconds += duration
             for row, node in enumerate(nodes, first_row):
                 session.state.expand(node, token_ids[row], log_probs[row])
-        num_read = [_num_held(session) - before for session, before in zip(reading, num_held, strict=True)]
-        has_read = [session for session, _, _ in complete if session.is_reading]
-        self.knowledge.curve.observe(len(rows) + sum(num_read) - len(has_read), time.monotonic() - started)
-        self.roster.note_read([session for session, num in zip(reading, num_read, strict=True) if num], has_read)
+        self.knowledge.curve.observe(len(rows) + num_beside, time.monotonic() - started)
 
     def _limit_vocabulary(self, logits: Tensor, complete: Sequence[tuple[Drafting, list[Node], int]]) -> None:
         """Keeps proposals within the target's vocabulary, which may be padded less than the draft's."""
@@ -203,11 +199,6 @@ class Drafter:
             return
         session.outbox.put(window, session.drafting_since_ns, time.time_ns())
         session.draft_seconds = 0.0
-
-
-def _num_held(session: Drafting) -> int:
-    assert session.slot is not None
-    return len(session.slot.trunk)
 
 
 def _job(session: Drafting, nodes: Sequence[Node]) -> Job:

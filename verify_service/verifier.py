@@ -185,25 +185,18 @@ class Verifier:
         started, started_ns = time.monotonic(), time.time_ns()
         for session, _, nodes, _ in parts:
             session.state.begin(nodes, started)
-        reading = [session for session, _, _, _ in parts if session.is_reading]
-        num_held = [_num_held(session) for session in reading]
-        output = self.roster.engine.step([part.job for part in parts], sum(part.num_line_tokens for part in parts))
+        output, num_beside = self.roster.feed(
+            {part.session: part.job for part in parts}, sum(part.num_line_tokens for part in parts)
+        )
         rows: list[Row] = []
         complete: list[tuple[Verification, list[Node], int]] = []
         for (session, _, nodes, _), num_rows in zip(parts, output.num_rows, strict=True):
             if num_rows is not None:
                 complete.append((session, nodes, len(rows)))
                 rows.extend(_rows(session, nodes))
-        if rows:
-            choices = self.roster.sampler.choose(output.logits, rows)
-        else:
-            choices = []
-            output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
+        choices = self.roster.sampler.choose(output.logits, rows) if rows else []
         step = _Step(output.logits, started, started_ns, time.monotonic() - started, chance_min)
-        num_read = [_num_held(session) - before for session, before in zip(reading, num_held, strict=True)]
-        has_read = [session for session, _, _ in complete if session.is_reading]
-        curve.observe(len(rows) + sum(num_read) - len(has_read), step.seconds)
-        self.roster.note_read([session for session, num in zip(reading, num_read, strict=True) if num], has_read)
+        curve.observe(len(rows) + num_beside, step.seconds)
         for session, nodes, first_row in complete:
             self._decide(session, nodes, choices[first_row : first_row + 1 + len(nodes)], first_row, step)
 
@@ -279,11 +272,6 @@ class Verifier:
             return
         session.ready_at = session.go_at = math.inf
         session.stirred = True
-
-
-def _num_held(session: Verification) -> int:
-    assert session.slot is not None
-    return len(session.slot.trunk)
 
 
 def _job(session: Verification, nodes: Sequence[Node]) -> Job:

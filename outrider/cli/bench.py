@@ -100,10 +100,7 @@ def bench(
     )
     result = asyncio.run(_part("run").run(options, Console(stderr=True)))
     _part("tables").show(result)
-    if as_json is not None:
-        _write(as_json, result)
-    if plots is not None:
-        _part("plots").plot(result, plots)
+    _keep(result, as_json, plots, "plots")
 
 
 @app.command()
@@ -174,10 +171,7 @@ def load(
     )
     result = _part("load.run").run(options, Console(stderr=True))
     _part("load.tables").show(result)
-    if as_json is not None:
-        _write(as_json, result)
-    if plots is not None:
-        _part("load.plots").plot(result, plots)
+    _keep(result, as_json, plots, "load.plots")
 
 
 @app.command()
@@ -216,8 +210,7 @@ def soak(
     )
     result = module.soak(options, Console(stderr=True))
     module.show(result)
-    if as_json is not None:
-        _write(as_json, result)
+    _keep(result, as_json)
     if not result["passed"]:
         raise typer.Exit(1)
 
@@ -243,10 +236,7 @@ def synthetic(
         models = _part("stack").Models(target=target, draft=draft or "", dtype="float32", compile="off")
         result["confirmed"] = asyncio.run(_part("confirm").confirm(models, Observer()))
     _part("tables").show_plane(result)
-    if as_json is not None:
-        _write(as_json, result)
-    if plots is not None:
-        _part("plots").plot(result, plots)
+    _keep(result, as_json, plots, "plots")
 
 
 @app.command()
@@ -285,6 +275,10 @@ def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> tuple[Numbe
     return numbers
 
 
-def _write(path: Path, result: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def _keep(result: dict[str, object], as_json: Path | None, plots: Path | None = None, plotting: str = "plots") -> None:
+    """Writes the result, and the plots that the module `plotting` makes of it, where the flags say."""
+    if as_json is not None:
+        as_json.parent.mkdir(parents=True, exist_ok=True)
+        as_json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    if plots is not None:
+        _part(plotting).plot(result, plots)

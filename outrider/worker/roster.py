@@ -21,7 +21,7 @@ from outrider.core.errors import OutriderError, SlotsExhaustedError, StepFailedE
 from outrider.core.messages import DraftOpen, Opened, VerifyOpen, WorkerLoad
 from outrider.core.prefill import grants
 from outrider.core.turns import Turn, TurnQueue, overtake
-from outrider.engine.engine import Engine
+from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.sampling import Sampler
 from outrider.engine.slots import Slot
@@ -153,7 +153,7 @@ class Roster(Generic[SessionT]):
             assert session.slot is not None
             # What others have read of the same beginning is taken over here. A slot that reads has no tree to move.
             session.slot.align(session.token_ids)
-            num_unread.append(max(len(session.token_ids) - len(session.slot.trunk), 1))
+            num_unread.append(max(_num_unread(session), 1))
         granted = grants(num_unread, budget)
         return [
             (session, grant, grant == unread)
@@ -161,13 +161,26 @@ class Roster(Generic[SessionT]):
             if grant
         ]
 
-    def note_read(self, served: Sequence[SessionT], complete: Sequence[SessionT]) -> None:
-        """A step has read on the lines of `served`, those of `complete` to their end."""
-        for session in complete:
-            session.is_reading = False
-            self._has_changed = True  # what it has read may be shared from now on
+    def feed(self, jobs: Mapping[SessionT, Job], max_line_tokens: int) -> tuple[StepOutput, int]:
+        """One forward pass for `jobs`; see `Engine.step`. Notes who has read on, and whose line is read to its end.
+
+        Returns what comes out, and how many tokens of lines were fed besides those whose logits come out.
+        """
+        num_held = {session: num_held_tokens(session) for session in jobs if session.is_reading}
+        output = self.engine.step(list(jobs.values()), max_line_tokens)
+        if not len(output.logits):
+            output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
+        num_read = {session: num_held_tokens(session) - before for session, before in num_held.items()}
+        served = [session for session, num_tokens in num_read.items() if num_tokens]
+        num_complete = 0
+        for session, num_rows in zip(jobs, output.num_rows, strict=True):
+            if session.is_reading and num_rows is not None:
+                session.is_reading = False
+                self._has_changed = True  # what it has read may be shared from now on
+                num_complete += 1
         waiting = (session.turn for session in self.sessions if session.is_reading and session not in served)
         overtake([session.turn for session in served], waiting)
+        return output, sum(num_read.values()) - num_complete
 
     def has_room(self, jobs: Iterable[Job]) -> bool:
         """Whether one step can run all of `jobs`."""
@@ -272,6 +285,10 @@ def _num_blocks(num_tokens: int, engine: Engine) -> int:
     return -(-num_tokens // engine.blocks.block_cells)
 
 
+def num_held_tokens(session: Seated) -> int:
+    """How many tokens of the session's line have keys and values at present."""
+    return len(session.slot.trunk) if session.slot is not None else 0
+
+
 def _num_unread(session: Seated) -> int:
-    slot = session.slot
-    return len(session.token_ids) - (len(slot.trunk) if slot is not None else 0)
+    return len(session.token_ids) - num_held_tokens(session)
