@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from outrider.core.errors import UnsupportedModelError
 from outrider.engine import native
 from outrider.engine.batch import PackedBatch, rounded
+from outrider.engine.linear import pack
 
 TOKENS_MAX = 1 << 17
 """Largest batch that a package accepts, in tokens: more than the line tokens of one step and the trees of as many
@@ -69,6 +70,7 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     The native operator must be loaded. Raises UnsupportedModelError if the model cannot be compiled.
     """
     model.set_attn_implementation(native.NATIVE_ATTENTION)
+    pack(model)
     num_tokens = torch.export.Dim("num_tokens", min=_TOKENS_MIN, max=TOKENS_MAX)
     num_rows = torch.export.Dim("num_rows", min=_TOKENS_MIN, max=TOKENS_MAX)
     num_numbers = torch.export.Dim("num_numbers", min=_NUMBERS_MIN)

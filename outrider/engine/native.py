@@ -32,9 +32,6 @@ NATIVE_ATTENTION = "outrider-native"
 SOURCES = sorted((Path(__file__).parent / "native").iterdir())
 """The operators' sources."""
 
-ATTENTION_SOURCE = Path(__file__).parent / "native" / "ragged_attention.cpp"
-"""The one that compiled graphs call."""
-
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared"]
 _loaded = False
 
@@ -53,7 +50,8 @@ def load(cache: Path) -> None:
     if not library.exists():
         _build(library)
     torch.ops.load_library(library)
-    torch.library.register_fake("outrider_native::ragged_attention", _fake)
+    torch.library.register_fake("outrider_native::ragged_attention", _fake_attention)
+    torch.library.register_fake("outrider_native::linear", _fake_linear)
     _loaded = True
 
 
@@ -78,6 +76,11 @@ def package_runner(package: Path) -> Callable[[list[Tensor]], list[Tensor]]:
     runner = partial(torch.ops.outrider_native.run_package.default, number)
     weakref.finalize(runner, torch.ops.outrider_native.unload_package, number)
     return runner
+
+
+def has_linear(dtype: torch.dtype) -> bool:
+    """Whether this processor has products of few rows of such numbers."""
+    return bool(torch.ops.outrider_native.has_linear(dtype))
 
 
 def available(device: torch.device) -> bool:
@@ -141,7 +144,11 @@ def _build(library: Path) -> None:
     Path(unfinished).replace(library)
 
 
-def _fake(
+def _fake_linear(x: Tensor, panels: Tensor, bias: Tensor | None, num_outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], num_outputs)
+
+
+def _fake_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,

@@ -21,7 +21,7 @@ import torch
 import transformers
 
 from outrider.core.errors import UnsupportedModelError
-from outrider.engine import ahead, native, self_check
+from outrider.engine import ahead, linear, native, self_check
 from outrider.engine.engine import Engine
 from outrider.engine.loading import load_model
 
@@ -39,7 +39,7 @@ def package_path(cache: Path, folder: Path, dtype: str, num_threads: int) -> Pat
     digest = hashlib.sha256()
     for part in (torch.__version__, transformers.__version__, dtype, str(num_threads), _processor()):
         digest.update(part.encode() + b"\0")
-    for source in (native.ATTENTION_SOURCE, Path(ahead.__file__), folder / "config.json"):
+    for source in (*native.SOURCES, Path(ahead.__file__), Path(linear.__file__), folder / "config.json"):
         digest.update(source.read_bytes())
     for weights in sorted(folder.glob("*.safetensors")):
         facts = weights.stat()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from outrider.core.errors import UnsupportedModelError
 from outrider.engine import native, self_check
@@ -165,37 +167,48 @@ def test_where_the_blocks_are_changes_no_bit(window: int | None) -> None:
     assert torch.equal(*found)
 
 
-@pytest.fixture(scope="module")
-def package(native_operators: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+class Package(NamedTuple):
     """A Llama of one layer, compiled ahead of time."""
-    path = tmp_path_factory.mktemp("package") / "llama.pt2"
-    compile_ahead(build("llama", layers=1), path)
-    return path
+
+    dtype: torch.dtype
+    path: Path
+
+    def model(self) -> PreTrainedModel:
+        return build("llama", layers=1).to(self.dtype)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_package_computes_the_model_for_every_size(package: Path) -> None:
-    model = build("llama", layers=1)
-    engine = Engine(build("llama", layers=1), max_sessions=2, max_context=64)
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=str)
+def package(
+    request: pytest.FixtureRequest, native_operators: None, tmp_path_factory: pytest.TempPathFactory
+) -> Package:
+    if not native.has_linear(request.param):
+        pytest.skip(f"this processor has no products of few rows of {request.param}")
+    made = Package(request.param, tmp_path_factory.mktemp("package") / "llama.pt2")
+    compile_ahead(made.model(), made.path)
+    return made
+
+
+def test_a_package_computes_the_model_for_every_size(package: Package) -> None:
+    model = package.model()
+    engine = Engine(package.model(), max_sessions=2, max_context=64)
     slot, line = engine.acquire(), random_line(30, seed=3)
     engine.step([Job(slot, line)])
-    engine.adopt(package)  # keys and values stay
+    engine.adopt(package.path)  # keys and values stay
+    tolerance = 2e-4 if package.dtype is torch.float32 else 0.1  # bfloat16 has 8 bits
     for num_more in (0, 1, 2, 9, 1):
         line.extend(random_line(num_more, seed=num_more))
         logits = engine.step([Job(slot, line)]).logits
         with torch.inference_mode():
             expected = model(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
-        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(logits, expected, atol=tolerance, rtol=tolerance)
     engine.release(slot)
     self_check.check(engine, self_check.reference_logits(model))
-    padded = Engine(build("llama", layers=1), max_sessions=1, max_context=64, pad_tokens=40)
-    padded.adopt(package)
-    assert not self_check.depends_on_batch(padded)
+    assert not self_check.depends_on_batch(engine)
 
 
-def test_what_is_shared_scattered_or_computed_again_changes_no_bit(package: Path) -> None:
-    """With steps of one size throughout, so that matrix products round alike."""
-    engine = Engine(build("llama", layers=1), max_sessions=4, max_context=96, pad_tokens=40)
-    engine.adopt(package)
+def test_company_sharing_and_computing_again_change_no_bit(package: Package) -> None:
+    engine = Engine(package.model(), max_sessions=4, max_context=96)
+    engine.adopt(package.path)
 
     def rounds(slots: list[Slot], line: list[int], *, forget_at: int | None = None) -> Tensor:
         """The logits of one session over ten steps. The others differ from it after the first block."""

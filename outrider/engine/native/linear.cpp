@@ -1,0 +1,294 @@
+// Products of a few rows with a matrix of weights: what decoding is made of, and what libraries for large matrices are
+// slow at. The weights are streamed once, whatever the number of rows, from the order in which the kernels read them.
+//
+// A weight [N, K] is cut into panels of sixteen outputs. A panel is a list of lines of 64 bytes, and a line has a word of
+// four bytes for each output: one float32 of the next k, or two bfloat16 of the next two. Each output sums over k in that
+// order and in float32, in a lane of its own, whoever is computed beside it: so a row's results do not depend on how many
+// rows there are, or on the number of threads.
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/cpu/Utils.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "lanes.h"
+
+namespace {
+
+using namespace outrider;
+
+constexpr int64_t kWordBytes = 4;
+constexpr int64_t kLineBytes = kLanes * kWordBytes;
+constexpr int64_t kPanelsAtOnce = 2;   // two loads of weights for each row's word
+constexpr int64_t kRowStepsAtOnce = 2;  // that find a panel in the cache; more scatter what is written over more pages
+constexpr int64_t kBytesPerTask = 1 << 17;  // of weights: four microseconds of reading, far above what a task costs
+
+inline void narrowed(Floats sums, float* numbers) { store(sums, numbers); }
+
+#ifdef __AVX512BF16__
+inline void narrowed(Floats sums, c10::BFloat16* numbers) {
+  const auto nearest = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sums));
+  std::memcpy(numbers, &nearest, sizeof(nearest));
+}
+#endif
+
+// y[row][output] = bias[output] + sum over k of x[row][k] weight[output][k].
+template <typename T>
+struct Product {
+  const T* x;
+  int64_t num_rows, num_words, stride;  // words of a row; from one row to the next in numbers
+  const uint8_t* panels;                // [num_panels, num_words, 64]
+  int64_t num_outputs;
+  const T* bias;  // or null
+  T* y;           // [num_rows, num_outputs]
+
+  const uint8_t* panel(int64_t number) const { return panels + number * num_words * kLineBytes; }
+
+  void put(int64_t row, int64_t panel, Floats sums) const {
+    const int64_t first = panel * kLanes, num = std::min(kLanes, num_outputs - first);
+    if (bias != nullptr) {
+      alignas(kLineBytes) float padded[kLanes];
+      widen(bias + first, padded, num, kLanes);
+      sums += loaded(padded);
+    }
+    alignas(kLineBytes) T narrow[kLanes];
+    narrowed(sums, narrow);
+    if (num == kLanes)
+      std::memcpy(y + row * num_outputs + first, narrow, sizeof(narrow));
+    else
+      std::memcpy(y + row * num_outputs + first, narrow, num * sizeof(T));
+  }
+};
+
+inline Floats added(Floats sum, float word, const uint8_t* line) {
+  return sum + word * loaded(reinterpret_cast<const float*>(line));
+}
+
+#ifdef __AVX512BF16__
+struct Pair {
+  c10::BFloat16 numbers[2];
+};
+
+inline Floats added(Floats sum, Pair word, const uint8_t* line) {
+  int32_t bits;
+  std::memcpy(&bits, &word, sizeof(bits));
+  return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                   reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
+                                                   reinterpret_cast<__m512bh>(_mm512_loadu_si512(line))));
+}
+#endif
+
+// `kRows` rows with the panels from `first` to `last`, of which there are kPanelsAtOnce at most.
+template <int64_t kRows, typename Word, typename T>
+void multiply(const Product<T>& product, int64_t first_row, int64_t first, int64_t last) {
+  Floats sums[kRows][kPanelsAtOnce] = {};
+  const uint8_t* left = product.panel(first);
+  const uint8_t* right = product.panel(last - 1);  // the left one again where there is no other
+  const T* x = product.x + first_row * product.stride;
+  for (int64_t k = 0; k < product.num_words; ++k)
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < kRows; ++row) {
+      Word word;
+      std::memcpy(&word, reinterpret_cast<const uint8_t*>(x + row * product.stride) + k * kWordBytes, kWordBytes);
+      sums[row][0] = added(sums[row][0], word, left + k * kLineBytes);
+      sums[row][1] = added(sums[row][1], word, right + k * kLineBytes);
+    }
+  for (int64_t row = 0; row < kRows; ++row)
+    for (int64_t panel = first; panel < last; ++panel) product.put(first_row + row, panel, sums[row][panel - first]);
+}
+
+template <typename Word>
+struct OnLanes {
+  static constexpr int64_t kRowsAtOnce = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
+
+  template <typename T>
+  void operator()(const Product<T>& product, int64_t row, int64_t num_rows, int64_t first, int64_t last) const {
+    dispatch(product, row, num_rows, first, last, std::make_integer_sequence<int64_t, kRowsAtOnce>());
+  }
+
+ private:
+  template <typename T, int64_t... kRows>
+  static void dispatch(const Product<T>& product, int64_t row, int64_t num_rows, int64_t first, int64_t last,
+                       std::integer_sequence<int64_t, kRows...>) {
+    using Kernel = void (*)(const Product<T>&, int64_t, int64_t, int64_t);
+    static constexpr std::array<Kernel, kRowsAtOnce> kernels{&multiply<kRows + 1, Word, T>...};
+    kernels[num_rows - 1](product, row, first, last);
+  }
+};
+
+#ifdef __AMX_BF16__
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileBytes = kTileRows * kLineBytes;  // sixteen lines: 32 of k
+
+// Shapes of the eight tiles: 0 to 3 are sums [rows, outputs], 4 and 5 rows of x, 6 and 7 sixteen lines of a panel.
+struct alignas(64) Tiles {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t num_rows[16] = {};
+
+  Tiles(int64_t rows_above, int64_t rows_below) {
+    for (int tile = 0; tile < 8; ++tile) {
+      bytes_per_row[tile] = kLineBytes;
+      num_rows[tile] = kTileRows;
+    }
+    num_rows[0] = num_rows[1] = num_rows[4] = static_cast<uint8_t>(rows_above);
+    num_rows[2] = num_rows[3] = num_rows[5] = static_cast<uint8_t>(rows_below);
+  }
+};
+
+// Up to two tiles of rows with up to two panels. Sums of tiles add up k as the lanes do: two products after another.
+template <bool kBelow>
+void multiply_tiles(const Product<c10::BFloat16>& product, int64_t first_row, int64_t num_rows, int64_t first,
+                    int64_t last) {
+  const uint8_t* left = product.panel(first);
+  const uint8_t* right = product.panel(last - 1);
+  const c10::BFloat16* above = product.x + first_row * product.stride;
+  const c10::BFloat16* below = above + kTileRows * product.stride;
+  const int64_t stride_bytes = product.stride * static_cast<int64_t>(sizeof(c10::BFloat16));
+  const int64_t num_tiles = product.num_words / kTileRows;
+  constexpr int64_t kNumbers = kLineBytes / sizeof(c10::BFloat16);
+  _tile_zero(0);
+  _tile_zero(1);
+  if (kBelow) {
+    _tile_zero(2);
+    _tile_zero(3);
+  }
+  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+    _tile_loadd(4, above + tile * kNumbers, stride_bytes);
+    _tile_loadd(6, left + tile * kTileBytes, kLineBytes);
+    _tile_loadd(7, right + tile * kTileBytes, kLineBytes);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    if (kBelow) {
+      _tile_loadd(5, below + tile * kNumbers, stride_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  alignas(kLineBytes) float sums[4][kTileRows][kLanes];
+  _tile_stored(0, sums[0], kLineBytes);
+  _tile_stored(1, sums[1], kLineBytes);
+  if (kBelow) {
+    _tile_stored(2, sums[2], kLineBytes);
+    _tile_stored(3, sums[3], kLineBytes);
+  }
+  for (int64_t row = 0; row < num_rows; ++row)
+    for (int64_t panel = first; panel < last; ++panel)
+      product.put(first_row + row, panel, loaded(sums[row / kTileRows * 2 + panel - first][row % kTileRows]));
+}
+
+class OnTiles {
+ public:
+  static constexpr int64_t kRowsAtOnce = 2 * kTileRows;
+
+  OnTiles() = default;
+  OnTiles(const OnTiles&) = delete;
+  ~OnTiles() { _tile_release(); }
+
+  void operator()(const Product<c10::BFloat16>& product, int64_t row, int64_t num_rows, int64_t first, int64_t last) {
+    const bool below = num_rows > kTileRows;
+    if (num_rows != shaped_for_) {
+      const Tiles tiles(std::min(num_rows, kTileRows), below ? num_rows - kTileRows : kTileRows);
+      _tile_loadconfig(&tiles);
+      shaped_for_ = num_rows;
+    }
+    (below ? multiply_tiles<true> : multiply_tiles<false>)(product, row, num_rows, first, last);
+  }
+
+ private:
+  int64_t shaped_for_ = 0;  // by nobody: the thread's tiles may have any shape
+};
+
+const bool has_tiles = at::cpu::init_amx();
+#endif
+
+// All rows with all panels, on all threads.
+template <typename On, typename T>
+void multiply_all(const Product<T>& product) {
+  const int64_t num_panels = (product.num_outputs + kLanes - 1) / kLanes;
+  const int64_t num_steps = (num_panels + kPanelsAtOnce - 1) / kPanelsAtOnce;
+  const int64_t step_bytes = kPanelsAtOnce * product.num_words * kLineBytes;
+  at::parallel_for(0, num_steps, std::max<int64_t>(1, kBytesPerTask / step_bytes), [&](int64_t begin, int64_t end) {
+    On multiply;
+    for (int64_t block = 0; block < product.num_rows; block += kRowStepsAtOnce * On::kRowsAtOnce) {
+      const int64_t block_end = std::min(block + kRowStepsAtOnce * On::kRowsAtOnce, product.num_rows);
+      for (int64_t step = begin; step < end; ++step)
+        for (int64_t row = block; row < block_end; row += On::kRowsAtOnce)
+          multiply(product, row, std::min(On::kRowsAtOnce, block_end - row), step * kPanelsAtOnce,
+                   std::min((step + 1) * kPanelsAtOnce, num_panels));
+    }
+  });
+}
+
+template <typename T>
+Product<T> product_of(const at::Tensor& x, const at::Tensor& panels, const at::Tensor& bias, at::Tensor& y) {
+  return {x.const_data_ptr<T>(),
+          x.numel() / x.size(-1),
+          panels.size(1),
+          x.size(-1),
+          static_cast<const uint8_t*>(panels.const_data_ptr()),
+          y.size(-1),
+          bias.defined() ? bias.const_data_ptr<T>() : nullptr,
+          y.mutable_data_ptr<T>()};
+}
+
+// x [..., K], panels [num_panels, num_words, 64 bytes], bias [num_outputs]; all of one type. Returns [..., num_outputs].
+at::Tensor linear(const at::Tensor& input, const at::Tensor& panels, const std::optional<at::Tensor>& optional_bias,
+                  int64_t num_outputs) {
+  const at::Tensor x = input.contiguous();
+  const at::Tensor bias = optional_bias.has_value() ? optional_bias->contiguous() : at::Tensor();
+  TORCH_CHECK(x.scalar_type() == panels.scalar_type() && panels.is_contiguous() &&
+                  x.size(-1) * x.element_size() == panels.size(1) * kWordBytes,
+              "panels of another matrix");
+  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  shape.back() = num_outputs;
+  at::Tensor y = at::empty(shape, x.options());
+  switch (x.scalar_type()) {
+    case at::kFloat:
+      multiply_all<OnLanes<float>>(product_of<float>(x, panels, bias, y));
+      break;
+#ifdef __AVX512BF16__
+    case at::kBFloat16: {
+      const auto product = product_of<c10::BFloat16>(x, panels, bias, y);
+#ifdef __AMX_BF16__
+      if (has_tiles && product.num_words % kTileRows == 0) {
+        multiply_all<OnTiles>(product);
+        break;
+      }
+#endif
+      multiply_all<OnLanes<Pair>>(product);
+      break;
+    }
+#endif
+    default:
+      TORCH_CHECK(false, "this processor has no products of few rows of ", x.scalar_type());
+  }
+  return y;
+}
+
+// Whether `linear` knows numbers of this type on this processor.
+bool has_linear(at::ScalarType type) {
+#ifdef __AVX512BF16__
+  if (type == at::kBFloat16) return true;
+#endif
+  return type == at::kFloat;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
+  library.def("linear(Tensor x, Tensor panels, Tensor? bias, int num_outputs) -> Tensor");
+  library.def("has_linear(ScalarType type) -> bool", &has_linear);
+}
+
+TORCH_LIBRARY_IMPL(outrider_native, CPU, library) { library.impl("linear", &linear); }

@@ -1,0 +1,138 @@
+"""Linear layers on the native operator: the same products, and the same bits in whatever company."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from outrider.engine import native
+from outrider.engine.linear import PackedLinear, pack, panels
+
+pytestmark = pytest.mark.usefixtures("native_operators")
+
+NUMS_ROWS = (1, 2, 7, 12, 13, 16, 17, 31, 33, 64, 65, 100)
+"""Around every number of rows that a kernel takes at once."""
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    if not native.has_linear(request.param):
+        pytest.skip(f"this processor has no products of few rows of {request.param}")
+    return request.param
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def noise(*shape: int, dtype: torch.dtype, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def layer(num_inputs: int, num_outputs: int, dtype: torch.dtype, *, bias: bool = False) -> nn.Linear:
+    made = nn.Linear(num_inputs, num_outputs, bias=bias, dtype=dtype)
+    with torch.no_grad():
+        made.weight.copy_(noise(num_outputs, num_inputs, dtype=dtype, seed=1))
+        if bias:
+            made.bias.copy_(noise(num_outputs, dtype=dtype, seed=2))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("num_inputs", "num_outputs"),
+    [(64, 48), (384, 1000), (32, 1), (34, 17), (1024, 16), (98, 70)],
+    ids=lambda size: str(size),
+)
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_it_is_the_product(num_inputs: int, num_outputs: int, bias: bool, dtype: torch.dtype) -> None:
+    plain = layer(num_inputs, num_outputs, dtype, bias=bias)
+    packed = PackedLinear(plain)
+    for num_rows in NUMS_ROWS:
+        x = noise(num_rows, num_inputs, dtype=dtype, seed=num_rows)
+        exact = nn.functional.linear(
+            x.double(), plain.weight.double(), plain.bias.double() if plain.bias is not None else None
+        )
+        torch.testing.assert_close(packed(x).double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_inputs", [384, 34])
+def test_a_row_has_the_same_bits_in_whatever_company(num_inputs: int, dtype: torch.dtype) -> None:
+    packed = PackedLinear(layer(num_inputs, 200, dtype))
+    x = noise(100, num_inputs, dtype=dtype)
+    alone = torch.cat([packed(row[None]) for row in x])
+    for num_rows in NUMS_ROWS:
+        assert torch.equal(packed(x[:num_rows]), alone[:num_rows])
+        assert torch.equal(packed(x[-num_rows:]), alone[-num_rows:])
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_change_no_bit(dtype: torch.dtype) -> None:
+    packed = PackedLinear(layer(1024, 1000, dtype))
+    x = noise(40, 1024, dtype=dtype)
+    shared = packed(x)
+    torch.set_num_threads(1)
+    assert torch.equal(packed(x), shared)
+
+
+def test_leading_dimensions_and_strides_are_the_callers_affair(dtype: torch.dtype) -> None:
+    packed = PackedLinear(layer(64, 40, dtype))
+    x = noise(64, 3, 5, dtype=dtype).movedim(0, -1)
+    assert packed(x).shape == (3, 5, 40)
+    assert torch.equal(packed(x)[1, 2], packed(x[1, 2].clone()[None])[0])
+
+
+def test_others_may_use_the_tiles_in_between(dtype: torch.dtype) -> None:
+    plain = layer(384, 128, dtype)
+    packed = PackedLinear(plain)
+    x = noise(40, 384, dtype=dtype)
+    before = packed(x)
+    plain(x)
+    assert torch.equal(packed(x), before)
+
+
+def test_infinities_and_nans_stay_in_their_row(dtype: torch.dtype) -> None:
+    packed = PackedLinear(layer(64, 40, dtype))
+    x = noise(20, 64, dtype=dtype)
+    clean = packed(x)
+    x[3, 5], x[4, 6] = float("nan"), float("inf")
+    dirty = packed(x)
+    assert dirty[3].isnan().all()
+    assert not dirty[4].isfinite().any()
+    assert torch.equal(torch.cat([dirty[:3], dirty[5:]]), torch.cat([clean[:3], clean[5:]]))
+
+
+def test_panels_hold_sixteen_outputs_side_by_side() -> None:
+    weight = torch.arange(18 * 4).view(18, 4).to(torch.float32)
+    assert panels(weight).shape == (2, 4, 16)
+    assert torch.equal(panels(weight)[0, 3], weight[:16, 3])
+    assert panels(weight)[1, 0].tolist() == [64.0, 68.0] + [0.0] * 14
+    halves = panels(weight.to(torch.bfloat16))
+    assert halves.shape == (2, 2, 32)
+    assert halves[0, 1].view(16, 2).tolist() == weight[:16, 2:].tolist()
+
+
+def test_what_the_operator_cannot_compute_stays_as_it_is() -> None:
+    model = nn.Sequential(
+        layer(64, 32, torch.float32), nn.Sequential(layer(64, 32, torch.float16)), layer(33, 8, torch.bfloat16)
+    )
+    pack(model)
+    assert [type(module) for module in model.modules()] == [
+        nn.Sequential,
+        PackedLinear,
+        nn.Sequential,
+        nn.Linear,
+        nn.Linear,
+    ]
+
+
+def test_panels_of_another_matrix_are_refused(dtype: torch.dtype) -> None:
+    packed = PackedLinear(layer(64, 40, dtype))
+    with pytest.raises(RuntimeError, match="panels of another matrix"):
+        packed(noise(2, 32, dtype=dtype))
