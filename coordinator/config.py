@@ -25,7 +25,10 @@ class CoordinatorConfig(Settings):
         0, ge=0, le=TREE_WIDTH_MAX, description="children per drafted node; 1 drafts a chain, 0 as many as are worth it"
     )
     max_run_ahead: int = Field(
-        128, ge=AUTOMATIC_WIDTH_MAX, le=RUN_AHEAD_MAX, description="most draft nodes beyond the last committed token"
+        RUN_AHEAD_MAX,
+        ge=AUTOMATIC_WIDTH_MAX,
+        le=RUN_AHEAD_MAX,
+        description="most draft nodes beyond the last committed token",
     )
     max_draft_tokens: int = Field(
         15, ge=0, le=DRAFT_TOKENS_MAX, description="most draft tokens that one round verifies; fewer where that pays"

@@ -47,9 +47,9 @@ class Drafting:
         self.finishing = False
         """Whether no more commits will come: the session ends when there is nothing left to draft."""
         self.draft_seconds = 0.0
-        """Time in forward passes since the last window."""
+        """Time in steps that drafted, since the last window."""
         self.drafting_since_ns = 0
-        """Wall-clock start of the first of those passes."""
+        """Wall-clock start of the first of them."""
 
 
 class Drafter:
@@ -65,6 +65,8 @@ class Drafter:
         self.knowledge = DraftKnowledge()
         """What was learned about the device and the guesses."""
         self._num_steps = 0
+        self._step_started, self._step_started_ns = 0.0, 0
+        """On the monotonic clock, and on the wall's."""
         self.relearn()
 
     def relearn(self) -> None:
@@ -108,6 +110,7 @@ class Drafter:
 
         See `Worker.step`.
         """
+        self._step_started, self._step_started_ns = time.monotonic(), time.time_ns()
         self.roster.admit()
         expanding, reading = self.roster.apart(self.roster.sessions)
         dealt = self._deal(reading, expanding)
@@ -159,7 +162,7 @@ class Drafter:
             jobs = {session: jobs[session] for session in staying}
         if not jobs:
             return
-        started, started_ns = time.monotonic(), time.time_ns()
+        started = time.monotonic()
         output, num_beside = self.roster.feed(jobs, sum(parts[session] for session in jobs))
         rows: list[Row] = []
         complete: list[tuple[Drafting, list[Node], int]] = []
@@ -175,10 +178,10 @@ class Drafter:
             token_ids, log_probs = self.roster.sampler.propose(output.logits, rows, width)
         else:
             token_ids, log_probs = [], []
-        duration = time.monotonic() - started
+        duration = time.monotonic() - self._step_started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
-                session.drafting_since_ns = started_ns
+                session.drafting_since_ns = self._step_started_ns
             session.draft_seconds += duration
             for row, node in enumerate(nodes, first_row):
                 session.state.expand(node, token_ids[row], log_probs[row])
