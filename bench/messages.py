@@ -25,14 +25,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from outrider.rpc.experiments import GRPC_EXPERIMENTS
+from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 SETTINGS = {
-    "gRPC as it comes": {GRPC_EXPERIMENTS[0]: ""},
-    "gRPC as it comes, uvloop": {GRPC_EXPERIMENTS[0]: "", "LOOP": "uvloop"},
-    "without event engine": dict([GRPC_EXPERIMENTS]),
-    "without event engine, uvloop": dict([GRPC_EXPERIMENTS], LOOP="uvloop"),
-    "the same, Unix socket": dict([GRPC_EXPERIMENTS], LOOP="uvloop", SOCKET="unix"),
+    "gRPC as it comes": {"GRPC_EXPERIMENTS": ""},
+    "gRPC as it comes, uvloop": {"GRPC_EXPERIMENTS": "", "LOOP": "uvloop"},
+    "without event engine": GRPC_ENVIRONMENT,
+    "without event engine, uvloop": GRPC_ENVIRONMENT | {"LOOP": "uvloop"},
+    "the same, Unix socket": GRPC_ENVIRONMENT | {"LOOP": "uvloop", "SOCKET": "unix"},
 }
 """Environments of both processes. The last but one is what the services use."""
 

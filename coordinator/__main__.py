@@ -8,9 +8,9 @@ from functools import partial
 
 import structlog
 
-from outrider.rpc.experiments import GRPC_EXPERIMENTS
+from outrider.rpc.environment import GRPC_ENVIRONMENT
 
-os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from coordinator.config import CoordinatorConfig
 from coordinator.servicer import GenerationServicer

@@ -44,7 +44,10 @@ async def run_together(generations: Sequence[Generation]) -> AsyncGenerator[tupl
         while num_running:
             number, emitted = await rounds.get()
             if isinstance(emitted, BaseException):
-                raise emitted
+                try:
+                    raise emitted
+                finally:
+                    del emitted  # or the error would hold this frame and the frame the error
             if emitted is None:
                 num_running -= 1
             yield number, emitted

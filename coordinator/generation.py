@@ -159,9 +159,13 @@ class Generation:
             self.total_ms = self._elapsed_ms()
             if self._drafter is not None:
                 self._drafter.close(failed=False)
-            if self._relay is not None:
-                self._relay.cancel()
-                await asyncio.gather(self._relay, return_exceptions=True)
+            # An error keeps its frames, which keep this object, and a cancelled task keeps its error: if it kept them,
+            # prompt and tree would stay until the interpreter looks for such rings.
+            self._refusal = None
+            relay, self._relay = self._relay, None
+            if relay is not None:
+                relay.cancel()
+                await asyncio.gather(relay, return_exceptions=True)
 
     async def _open(self) -> None:
         """Opens the session at the verifier, at the end of the line, with everything that has been drafted."""
@@ -207,7 +211,10 @@ class Generation:
                 raise WorkerUnavailableError(f"{VERIFIERS_LOST_MAX + 1} verifiers were lost, the last by: {error}")
             seat = self._route.verifier(len(line), self._avoided_verifiers)
         except WorkerUnavailableError as none_left:
-            raise self._refusal or error from none_left
+            try:
+                raise self._refusal or error from none_left
+            finally:
+                del error
         _log.warning(
             "verifier replaced",
             session=self._session_id,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from outrider.rpc.experiments import GRPC_EXPERIMENTS
+from outrider.rpc.environment import GRPC_ENVIRONMENT
 
-os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from draft_service.config import DraftConfig
 from outrider.core.ngram import NGRAM_MODEL

@@ -1,9 +1,11 @@
-"""What holds for all tests: services that run in this process use gRPC as those with one of their own do."""
+"""What holds for all tests: services that run in this process use gRPC as those with one of their own do, and torch
+computes on one thread, since threads only wait for one another on tensors as small as these."""
 
 from __future__ import annotations
 
 import os
 
-from outrider.rpc.experiments import GRPC_EXPERIMENTS
+from outrider.rpc.environment import GRPC_ENVIRONMENT
 
-os.environ.setdefault(*GRPC_EXPERIMENTS)  # before a test module imports grpc
+os.environ |= GRPC_ENVIRONMENT | os.environ  # before a test module imports grpc
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before one imports torch

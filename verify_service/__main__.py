@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import sys
 
-from outrider.rpc.experiments import GRPC_EXPERIMENTS
+from outrider.rpc.environment import GRPC_ENVIRONMENT
 
-os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
 from bench.load.client import Recording
 from bench.load.workload import ClosedWork, OpenWork, Request
@@ -76,6 +77,24 @@ async def lasting_loop(
     async with asyncio.TaskGroup() as group:
         for _ in range(num_clients):
             group.create_task(client())
+
+
+@contextlib.asynccontextmanager
+async def beside(ask: Ask, requests: Iterable[Request]) -> AsyncIterator[list[Recording]]:
+    """One more client meanwhile, which asks one request after another. Yields what has come of them, as it comes; what
+    is under way in the end is cancelled."""
+    recordings: list[Recording] = []
+
+    async def client() -> None:
+        for request in requests:
+            recordings.append(await _ask(ask, request))
+
+    asking = asyncio.create_task(client())
+    try:
+        yield recordings
+    finally:
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
 
 
 async def _ask(ask: Ask, request: Request) -> Recording:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 from bench.load.answer import Answer, read
-from bench.load.client import LoadClient
+from bench.load.client import LoadClient, Recording
 from bench.load.loads import LoadLog, LoadSpan, until_idle
-from bench.load.loops import closed_loop, open_loop
+from bench.load.loops import beside, closed_loop, open_loop
 from bench.load.options import LoadOptions
-from bench.load.workload import Shape, closed_work, open_work
+from bench.load.workload import ROUNDS_BESIDE_LONG, Shape, closed_work, open_work, requests
 from bench.measuring import order
 from bench.modes import Mode
 from bench.stack import Pair
 from bench.step_log import StepSize
+from outrider.core.errors import SlotsExhaustedError
 from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE
 
 PASSES_MIN = 3
 """Fewest passes: their differences tell how far figures can be trusted."""
+
+LONG_ANSWER_TOKENS = 1
+"""Tokens of an answer to a long prompt: how reading it disturbs others is what is asked, not one more that decodes."""
 
 SERVICES = {"verify": VERIFY_SERVICE, "draft": DRAFT_SERVICE}
 """Full names of the workers' services, by kind."""
@@ -33,9 +39,12 @@ class Point(NamedTuple):
     load: float
     """How many clients, or how many requests per second."""
     temperature: float
+    long_prompt: int = 0
+    """Tokens of the prompts of one more client; 0: there is none."""
 
     def __str__(self) -> str:
-        return f"{self.load:g} clients" if self.loop == "closed" else f"{self.load:g} requests/s"
+        load = f"{self.load:g} clients" if self.loop == "closed" else f"{self.load:g} requests/s"
+        return f"{load} + long prompts" if self.long_prompt else load
 
 
 class Step(NamedTuple):
@@ -57,6 +66,8 @@ class Pass(NamedTuple):
     """The verifier's, between the first request and the last answer."""
     loads: Sequence[LoadSpan]
     """The verifier's, in that time."""
+    long_answers: Sequence[Answer] = ()
+    """Those to long prompts, which are not among `answers`."""
 
     @property
     def seconds(self) -> float:
@@ -83,12 +94,22 @@ class LoadedMode:
             output_lengths=options.output_lengths,
             temperature=point.temperature,
         )
-        if point.loop == "closed":
-            recordings = await closed_loop(self._client.ask, closed_work(corpus, shape, round(point.load), number))
-        else:
-            work = open_work(corpus, shape, point.load, options.rate_seconds, number)
-            recordings = await open_loop(self._client.ask, work)
+        async with contextlib.AsyncExitStack() as leaving:
+            long: Sequence[Recording] = ()
+            if point.long_prompt:
+                long_shape = replace(shape, prompt_lengths=(point.long_prompt,), output_lengths=(LONG_ANSWER_TOKENS,))
+                long = await leaving.enter_async_context(beside(self._client.ask, requests(corpus, long_shape, number)))
+            if point.loop == "closed":
+                num_rounds = ROUNDS_BESIDE_LONG if options.long_prompt else 1
+                work = closed_work(corpus, shape, round(point.load), number, num_rounds)
+                recordings = await closed_loop(self._client.ask, work)
+            else:
+                work = open_work(corpus, shape, point.load, options.rate_seconds, number)
+                recordings = await open_loop(self._client.ask, work)
         await self._rest()
+        for each in long:
+            if each.error is not None and not isinstance(each.error, SlotsExhaustedError):
+                raise each.error
         answers = list(map(read, recordings))
         start, end = min(answer.sent for answer in answers), max(answer.ended for answer in answers)
         log = (await self._pair.take_log())["verify"]
@@ -97,7 +118,8 @@ class LoadedMode:
             for (first, last), size in zip(log["passes"], log["sizes"], strict=True)
             if start <= first / 1e9 and last / 1e9 <= end
         ]
-        return Pass(point, self._mode.name, number, answers, steps, self._loads.between(start, end))
+        loads = self._loads.between(start, end)
+        return Pass(point, self._mode.name, number, answers, steps, loads, list(map(read, long)))
 
     async def _rest(self) -> None:
         """Returns when no session is left at the workers."""
@@ -106,12 +128,13 @@ class LoadedMode:
 
 
 def points(options: LoadOptions) -> list[Point]:
-    """Every load that is measured."""
+    """Every load that is measured; with long prompts right after the same without."""
     found: list[Point] = []
     for temperature in options.temperatures:
         found += [Point("closed", num_clients, temperature) for num_clients in options.concurrency]
         found += [Point("open", rate, temperature) for rate in options.rates]
-    return found
+    long_prompts = (0, options.long_prompt) if options.long_prompt else (0,)
+    return [point._replace(long_prompt=long_prompt) for point in found for long_prompt in long_prompts]
 
 
 async def measure(
@@ -126,7 +149,7 @@ async def measure(
     drifts does so for all. Policies learn from the heaviest load first, which is not counted. Raises OutriderError.
     """
     every_point = points(options)
-    heaviest = max(every_point, key=lambda point: (point.loop == "closed", point.load))
+    heaviest = max(every_point, key=lambda point: (point.loop == "closed", point.load, point.long_prompt))
     for name, mode in modes.items():
         on_progress(f"warming up: {heaviest}, {name}")
         await mode.run(heaviest, corpus, options, -1)

@@ -33,6 +33,8 @@ class LoadOptions:
     prompt_lengths: tuple[int, ...] = (32, 64, 128)
     output_lengths: tuple[int, ...] = (32, 64)
     temperatures: tuple[float, ...] = (0.0,)
+    long_prompt: int = 0
+    """Tokens of the prompts of one more client, beside which each load is measured too; 0: there is none."""
     objective: Objective = DEFAULT_OBJECTIVE
     kv_memory: str | None = None
     """Both workers' `--kv-memory`; None: their default."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.load.answer import Objective
 from bench.load.measuring import Pass, Point
-from bench.load.summary import answers_as_json, compare, identity, summarize
+from bench.load.summary import answers_as_json, compare, identity, stall, summarize
 from bench.modes import Mode
 from bench.report import OURS, REFERENCE, rounded
 
@@ -32,26 +32,27 @@ def report(
         "machine": dict(machine),
         "settings": {**settings, "num_passes": 1 + max(each.number for each in passes)},
         "modes": {mode.name: {"about": mode.about} for mode in modes},
-        "results": [
-            rounded(_at(point, [each for each in passes if each.point == point], modes, objective))
-            for point in every_point
-        ],
+        "results": [rounded(_at(point, passes, modes, objective)) for point in every_point],
         "answers": rounded(answers_as_json(passes)),
     }
 
 
 def _at(point: Point, passes: Sequence[Pass], modes: Sequence[Mode], objective: Objective) -> dict[str, Any]:
-    of = {mode.name: sorted(_of(mode, passes), key=lambda each: each.number) for mode in modes}
+    of = {mode.name: _of(mode, point, passes) for mode in modes}
     summaries: dict[str, dict[str, Any]] = {}
-    for name, own in of.items():
+    for mode in modes:
+        name, own = mode.name, of[mode.name]
         summaries[name] = summarize(own, objective) | {
             "num_identical": identity(own, of[REFERENCE]),
             "speed_up": compare(of[REFERENCE], own),
         }
         if OURS in of and name != OURS:
             summaries[name]["advantage_of_ours"] = compare(own, of[OURS])
+        if point.long_prompt:
+            summaries[name]["stall"] = stall(_of(mode, point._replace(long_prompt=0), passes), own)
     return {**point._asdict(), "modes": summaries}
 
 
-def _of(mode: Mode, passes: Sequence[Pass]) -> list[Pass]:
-    return [each for each in passes if each.mode == mode.name]
+def _of(mode: Mode, point: Point, passes: Sequence[Pass]) -> list[Pass]:
+    found = [each for each in passes if (each.mode, each.point) == (mode.name, point)]
+    return sorted(found, key=lambda each: each.number)

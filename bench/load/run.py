@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import uvloop
@@ -24,6 +25,7 @@ from bench.modes import UnknownModeError, choose_modes
 from bench.prompts import fingerprint, load_prompts
 from bench.run import compilation, tokenizer, widened
 from bench.stack import Models, running, split_cores
+from bench.stretch import stretch
 from outrider.cli.board import Board
 from outrider.cli.child import ServiceDiedError
 from outrider.core.errors import OutriderError
@@ -45,6 +47,8 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
     target = str(widened(Path(options.target), console)) if options.wide else options.target
     corpus = load_prompts(options.prompts, None, tokenizer(Path(target)))
     num_sessions: int = max([*options.concurrency, *([OPEN_SESSIONS] if options.rates else [])])
+    num_sessions += bool(options.long_prompt)
+    max_context = max(*options.prompt_lengths, options.long_prompt) + max(options.output_lengths)
     models = Models(
         target=target,
         draft=options.draft,
@@ -54,7 +58,7 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
         compile=compilation(options.compile, options.target_device, options.draft_device),
         worker_flags=(
             f"--max-sessions={num_sessions}",
-            f"--max-context={max(options.prompt_lengths) + max(options.output_lengths)}",
+            f"--max-context={max_context}",
             *([f"--kv-memory={options.kv_memory}"] if options.kv_memory is not None else []),
         ),
         verify_flags=(f"--max-queue={options.max_queue}",) if options.max_queue is not None else (),
@@ -64,6 +68,13 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
     board.begin()
     try:
         async with contextlib.AsyncExitStack() as leaving:
+            if options.long_prompt:
+                folder = Path(leaving.enter_context(TemporaryDirectory(prefix="outrider-bench-")))
+                target, draft = (
+                    str(stretch(model, folder / kind, max_context))
+                    for kind, model in {"target": models.target, "draft": models.draft}.items()
+                )
+                models = replace(models, target=target, draft=draft)
             stack = await leaving.enter_async_context(running(modes, models, board))
             logs: dict[str, LoadLog] = {}
             for name, pair in stack.pairs.items():

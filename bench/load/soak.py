@@ -20,12 +20,12 @@ from bench.load.client import LoadClient, Recording
 from bench.load.loads import until_idle
 from bench.load.loops import lasting_loop
 from bench.load.measuring import SERVICES
-from bench.load.memory import GROWTH_MAX, Sample, growth, resident_bytes
+from bench.load.memory import GROWTH_MAX, GROWTH_SECONDS, WARM_UP_SHARE, Sample, growth, resident_bytes
 from bench.load.options import SoakOptions
 from bench.load.workload import Shape, requests
 from bench.modes import MODES
 from bench.prompts import load_prompts
-from bench.report import OURS, rounded
+from bench.report import OURS
 from bench.run import compilation, tokenizer
 from bench.stack import Models, Stack, running
 from bench.tables import default_console, new_table
@@ -35,7 +35,7 @@ from outrider.core.errors import OutriderError, SlotsExhaustedError
 from outrider.core.messages import WorkerLoad
 
 BENCHMARK = "outrider bench soak"
-FORMAT = 1
+FORMAT = 2
 
 SAMPLES = 600
 """Samples of each process's memory over a soak: one a second over ten minutes."""
@@ -46,8 +46,7 @@ KEPT_EVERY = 10
 TEMPERATURE = 0.8
 """Of all requests. Sampled rounds run every line that greedy ones do."""
 
-
-_MOMENTS = ("first_bytes", "middle_bytes", "last_bytes", "max_bytes")
+_MOMENTS = ("first_bytes", "warm_bytes", "last_bytes", "max_bytes")
 
 
 class _Tally:
@@ -174,14 +173,15 @@ def _report(
         "memory": {
             name: {
                 **{moment: getattr(each, moment) for moment in _MOMENTS},
-                "bytes_per_second": rounded(list(each.bytes_per_second)),
-                "shares": rounded(list(each.shares)),
+                "growth_bytes": round(each.growth_bytes),
                 "flat": each.flat,
                 "megabytes": [round(sample.num_bytes / 1e6, 1) for sample in samples[name][::KEPT_EVERY]],
             }
             for name, each in memory.items()
         },
-        "growth_max": GROWTH_MAX,
+        "warm_up_share": WARM_UP_SHARE,
+        "growth_max_bytes": GROWTH_MAX,
+        "found_bytes_per_answer": _found_bytes(tally.num_answers, options.minutes * 60.0),
         "left": {each.worker: {**each.load._asdict(), "leaks": each.leaks} for each in left},
         "passed": (
             tally.num_answers > 0
@@ -192,20 +192,24 @@ def _report(
     }
 
 
+def _found_bytes(num_answers: int, seconds: float) -> float | None:
+    """The least leak with every answer that fails such a soak; None if there was no answer."""
+    return round(GROWTH_MAX * seconds / GROWTH_SECONDS / num_answers, 1) if num_answers else None
+
+
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
     """The result as a table, and its verdict in words."""
     console = console or default_console()
+    minutes = result["settings"]["minutes"]
     table = new_table(
-        f"{result['num_answers']} answers, {result['num_refused']} refused, {result['settings']['minutes']:g} minutes",
-        *("start", "middle", "end", "most", "a minute", "over the soak", ""),
+        f"{result['num_answers']} answers, {result['num_refused']} refused, {minutes:g} minutes",
+        *("start", "warm", "end", "most", "in 10 minutes", ""),
     )
     for name, each in result["memory"].items():
-        share, low, high = each["shares"]
         table.add_row(
             name,
             *(f"{each[moment] / 1e6:.1f} MB" for moment in _MOMENTS),
-            f"{each['bytes_per_second'][0] * 60.0 / 1e6:+.3f} MB",
-            f"{share:+.1%} ({low:+.1%} to {high:+.1%})",
+            f"{each['growth_bytes'] / 1e6:+.2f} MB",
             "flat" if each["flat"] else "GROWS",
         )
     console.print(table)
@@ -215,5 +219,8 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
         console.print(f"{room}{': LEAKS' if each['leaks'] else ''}")
     for name, count in result["failures"].items():
         console.print(f"{count} answers FAILED: {name}")
-    bound = f"memory grows if the low end of that interval is above {result['growth_max']:.0%}"
-    console.print(f"{'passed' if result['passed'] else 'FAILED'} ({bound})")
+    console.print(
+        f"{'passed' if result['passed'] else 'FAILED'} (warm from minute {result['warm_up_share'] * minutes:.3g} on; "
+        f"memory grows if from there to the end it does by more than {result['growth_max_bytes'] / 1e6:g} MB in 10 "
+        f"minutes, here {result['found_bytes_per_answer'] or 0:,.0f} bytes with every answer)"
+    )

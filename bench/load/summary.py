@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.load.answer import Answer, Objective
 from bench.load.measuring import Pass
-from bench.load.percentiles import percentiles
+from bench.load.percentiles import percentile, percentiles
 from bench.resampling import compare_passes
 
 
@@ -34,6 +34,7 @@ def summarize(passes: Sequence[Pass], objective: Objective) -> dict[str, Any]:
         "num_cached_prompt_tokens": sum(answer.num_cached_prompt_tokens for answer in complete),
         **_steps(passes),
         **_loads(passes),
+        **_long(passes),
     }
 
 
@@ -72,6 +73,32 @@ def _loads(passes: Sequence[Pass]) -> dict[str, Any]:
         "kv_use_max": max(span.kv_use for span in spans),
         "num_queued_max": max(span.load.num_queued for span in spans),
     }
+
+
+def _long(passes: Sequence[Pass]) -> dict[str, Any]:
+    if not passes[0].point.long_prompt:
+        return {}
+    answers = [answer for each in passes for answer in each.long_answers if answer.complete]
+    return {
+        "num_long_answers": len(answers),
+        "long_first_token_ms": percentiles([(answer.first_token_ms, 1) for answer in answers]),
+    }
+
+
+def stall(quiet: Sequence[Pass], beside_long: Sequence[Pass]) -> dict[str, Any] | None:
+    """The 99th percentile of times between tokens beside long prompts, as a multiple of that without: over all passes,
+    and the least and the largest of a single pass. None if a pass has no such times."""
+    each = [(_inter_token_p99([a]), _inter_token_p99([b])) for a, b in zip(quiet, beside_long, strict=True)]
+    ratios = [b / a for a, b in each if a and b]
+    all_quiet, all_beside = _inter_token_p99(quiet), _inter_token_p99(beside_long)
+    if not all_quiet or not all_beside or len(ratios) < len(each):
+        return None
+    return {"ratio": all_beside / all_quiet, "ratio_range": [min(ratios), max(ratios)]}
+
+
+def _inter_token_p99(passes: Sequence[Pass]) -> float | None:
+    times = [time for each in passes for answer in each.answers if answer.complete for time in answer.inter_token_ms()]
+    return percentile(times, 0.99) if times else None
 
 
 def compare(slow: Sequence[Pass], fast: Sequence[Pass]) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from bench.tables import default_console, new_table, number, share
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:
-    """For each temperature and kind of load three tables: speed, when tokens came, and what the verifier did."""
+    """For each temperature and kind of load three tables: speed, when tokens came, and what the verifier did; and a
+    fourth of what long prompts did to others, if there were any."""
     console = console or default_console()
     settings = result["settings"]
     for temperature in dict.fromkeys(at["temperature"] for at in result["results"]):
@@ -23,6 +24,8 @@ def show(result: Mapping[str, Any], console: Console | None = None) -> None:
                 console.print(_speed(heading(settings, shown[0]), shown))
                 console.print(_times(shown))
                 console.print(_steps(shown))
+                if any(at.get("long_prompt") for at in shown):
+                    console.print(_stalls(shown))
     console.print(_legend(result), style="dim")
 
 
@@ -100,6 +103,32 @@ def _steps(results: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def _stalls(results: Sequence[Mapping[str, Any]]) -> Table:
+    lengths = {at["long_prompt"] for at in results if at.get("long_prompt")}
+    table = new_table(
+        f"What prompts of {max(lengths)} tokens, one after another, did to the others: times between tokens in ms",
+        *("p50", "p99", "p99 without", "x without", "long ones read", "their first token p50"),
+    )
+    quiet = {at["load"]: at["modes"] for at in results if not at.get("long_prompt")}
+    for at, name, each in _rows(table, [at for at in results if at.get("long_prompt")]):
+        before, now = quiet[at["load"]][name]["inter_token_ms"] or {}, each["inter_token_ms"] or {}
+        table.add_row(
+            _label(at, name),
+            *(number(value, 1) for value in (now.get("p50"), now.get("p99"), before.get("p99"))),
+            _stall(each["stall"]),
+            str(each["num_long_answers"]),
+            number((each["long_first_token_ms"] or {}).get("p50"), 0),
+        )
+    return table
+
+
+def _stall(found: Mapping[str, Any] | None) -> str:
+    if not found:
+        return ""
+    low, high = found["ratio_range"]
+    return f"{found['ratio']:.2f} ({low:.2f}-{high:.2f})"
+
+
 def _rows(
     table: Table, results: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[Mapping[str, Any], str, Mapping[str, Any]]]:
@@ -111,7 +140,8 @@ def _rows(
 
 
 def _label(at: Mapping[str, Any], name: str) -> str:
-    return f"{at['load']:g} {'clients' if at['loop'] == 'closed' else 'requests/s'} {name}"
+    long = " + long" if at.get("long_prompt") else ""
+    return f"{at['load']:g} {'clients' if at['loop'] == 'closed' else 'requests/s'}{long} {name}"
 
 
 def _percentiles(found: Mapping[str, float] | None, digits: int) -> list[str]:
@@ -119,7 +149,8 @@ def _percentiles(found: Mapping[str, float] | None, digits: int) -> list[str]:
 
 
 def _legend(result: Mapping[str, Any]) -> str:
-    machine, objective = result["machine"], result["settings"]["objective"]
+    machine, settings = result["machine"], result["settings"]
+    objective = settings["objective"]
     return (
         f"{machine['cores']} cores of {machine['processor']}; a message to a worker and back: "
         f"{machine['round_trip_ms']:.2f} ms.\n"
@@ -131,4 +162,5 @@ def _legend(result: Mapping[str, Any]) -> str:
         "time since the round before. a round: tokens that it brings. sessions, tokens, padding: in a step that gave "
         "verdicts. busy: share of time in such steps. room: share of the room for keys and values that sessions hold. "
         "cached: tokens of prompts that had been read for others."
+        + (" x without: over all passes, and the least and largest of one." if settings.get("long_prompt") else "")
     )

@@ -56,6 +56,10 @@ MEASURED_MIN = 4
 """Fewest requests of a closed loop's pass that count: a single client asks one after another, and makes its time
 with them."""
 
+ROUNDS_BESIDE_LONG = 6
+"""How often each client of a closed loop asks where passes with and without a long prompt are compared: they should
+last as long as a few such prompts."""
+
 
 def requests(corpus: Sequence[Sequence[int]], shape: Shape, seed: int) -> Iterator[Request]:
     """Requests without end. Prompts are beginnings of texts of `corpus`, and none is repeated before all were asked;
@@ -79,8 +83,10 @@ def _prompt(corpus: Sequence[Sequence[int]], first: int, length: int) -> list[in
     return token_ids[:length]
 
 
-def closed_work(corpus: Sequence[Sequence[int]], shape: Shape, num_clients: int, seed: int) -> ClosedWork:
-    """One pass of `num_clients` clients."""
+def closed_work(
+    corpus: Sequence[Sequence[int]], shape: Shape, num_clients: int, seed: int, num_rounds: int = 1
+) -> ClosedWork:
+    """One pass of `num_clients` clients, with `num_rounds` requests that count for each."""
     drawn = requests(corpus, shape, seed)
     lead_in: list[Request | None] = []
     for client in range(num_clients):
@@ -89,7 +95,7 @@ def closed_work(corpus: Sequence[Sequence[int]], shape: Shape, num_clients: int,
         lead_in.append(request._replace(max_tokens=num_tokens) if num_tokens else None)
     return ClosedWork(
         lead_in=lead_in,
-        measured=[next(drawn) for _ in range(max(num_clients, MEASURED_MIN))],
+        measured=[next(drawn) for _ in range(max(num_clients * num_rounds, MEASURED_MIN))],
         fillers=[next(drawn) for _ in range(num_clients)],
     )
 

@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from outrider.rpc.experiments import GRPC_EXPERIMENTS
+from outrider.rpc.environment import GRPC_ENVIRONMENT
 
-os.environ.setdefault(*GRPC_EXPERIMENTS)  # before what follows imports grpc
+os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from outrider.cli import bench, flags
 from outrider.cli.answer import json_object

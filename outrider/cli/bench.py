@@ -131,6 +131,14 @@ def load(
     temperature: Annotated[
         list[float] | None, typer.Option(help="May be repeated; default: 0 (greedy).", min=0.0)
     ] = None,
+    long_prompt: Annotated[
+        int,
+        typer.Option(
+            help="Put each load on the modes once more, beside a client that asks one prompt of so many tokens after "
+            "another, and compare times between tokens; 0: do not. Models are given positions enough.",
+            min=0,
+        ),
+    ] = 0,
     slo_first_token_ms: Annotated[
         float, typer.Option(help="Longest time to the first token of an answer that is soon enough.", min=0)
     ] = 2000.0,
@@ -165,6 +173,7 @@ def load(
         prompt_lengths=_numbers(prompt_lengths, int, "--prompt-lengths"),
         output_lengths=_numbers(output_lengths, int, "--output-lengths"),
         temperatures=tuple(temperature or (0.0,)),
+        long_prompt=long_prompt,
         objective=_part("load.answer").Objective(slo_first_token_ms, slo_inter_token_ms),
         kv_memory=kv_memory,
         max_queue=max_queue,
@@ -190,9 +199,9 @@ def soak(
 ) -> None:
     """Send short requests without end through too little room, and see whether memory stays flat.
 
-    The exit status is 1 if a service's resident memory is known to have grown by more than 2 % over the soak (the low
-    end of the 95 % interval of the line through its samples), if a worker still holds keys and values at the end, or if
-    an answer failed otherwise than by a refusal.
+    The first half warms up: it is told, not judged. The exit status is 1 if a service's resident memory grew in the
+    second half at more than 4 MB in ten minutes (by the median of slopes), if a worker still holds keys and
+    values at the end, or if an answer failed otherwise than by a refusal.
     """
     target, draft = _pair(target, draft)
     module = _part("load.soak")

@@ -115,6 +115,10 @@ async def abort(context: ServicerContext, error: BaseException) -> NoReturn:
     refused = isinstance(error, grpc.aio.InternalError)
     if type(error) not in _TABLE and not refused:
         _log.error("unexpected error in an RPC handler", exc_info=error)
+    if not refused:
+        # gRPC's record of the RPC keeps the abort and what led to it, with all that its frames hold; and they hold the
+        # record, so that it would all stay until the interpreter looks for such rings.
+        error.__traceback__ = error.__cause__ = error.__context__ = None
     status = _status(error)
     try:
         await context.abort(_CODES[status.code], status.message, ((_DETAILS_KEY, status.SerializeToString()),))

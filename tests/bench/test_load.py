@@ -16,6 +16,7 @@ from bench.load.run import run
 from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
+from bench.load.workload import ROUNDS_BESIDE_LONG
 from bench.modes import UnknownModeError
 from bench.quote import misquoted, quote
 from tests.e2e.stack import save_tiny
@@ -131,6 +132,53 @@ def test_a_quotation_is_checked_against_its_file(result: dict[str, Any], tmp_pat
     assert misquoted(page.replace(ratio, "9.99"), tmp_path) == ["bench/results/load.json"]
 
 
+LONG = 300
+"""More than the tiny models' 256 positions."""
+
+
+@pytest.fixture(scope="module")
+def long_result(folders: Folders) -> dict[str, Any]:
+    options = LoadOptions(
+        target=folders.target,
+        draft=folders.draft,
+        dtype="float32",
+        compile="off",
+        modes=("target", "outrider"),
+        concurrency=(2,),
+        minutes=0.0,
+        prompts=None,
+        prompt_lengths=(4, 20),
+        output_lengths=(24,),
+        long_prompt=LONG,
+    )
+    return json.loads(json.dumps(run(options, Console(quiet=True))))
+
+
+def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[str, Any]) -> None:
+    quiet, beside_long = long_result["results"]
+    assert [at["long_prompt"] for at in (quiet, beside_long)] == [0, LONG]
+    for name in ("target", "outrider"):
+        before, now = quiet["modes"][name], beside_long["modes"][name]
+        assert "stall" not in before
+        assert before["num_answers"] == now["num_answers"] == NUM_PASSES * 2 * ROUNDS_BESIDE_LONG
+        assert now["num_identical"] == now["num_answers"], "the others' answers stay what they are"
+        assert now["num_long_answers"] > 0
+        assert now["long_first_token_ms"]["p50"] > 0.0
+        found = now["stall"]
+        assert found["ratio"] == pytest.approx(now["inter_token_ms"]["p99"] / before["inter_token_ms"]["p99"], rel=0.01)
+        assert 0.0 < found["ratio_range"][0] <= found["ratio_range"][1]
+
+
+def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_path: Path) -> None:
+    console = Console(record=True, width=118, file=io.StringIO())
+    show(long_result, console)
+    shown = console.export_text()
+    assert f"prompts of {LONG} tokens" in shown
+    assert "2 clients + long outrider" in shown
+    assert f"{long_result['results'][1]['modes']['outrider']['stall']['ratio']:.2f} (" in shown
+    assert plot(long_result, tmp_path)
+
+
 def test_modes_of_others_cannot_be_put_under_load(folders: Folders) -> None:
     options = LoadOptions(target=folders.target, draft=folders.draft, modes=("transformers",))
     with pytest.raises(UnknownModeError, match="transformers"):
@@ -161,4 +209,5 @@ def test_a_soak_tells_of_memory_refusals_and_what_is_left(folders: Folders) -> N
     show_soak(result, console)
     shown = console.export_text()
     assert f"{result['num_refused']} refused" in shown
+    assert f"{result['found_bytes_per_answer']:,.0f} bytes with every answer" in " ".join(shown.split())
     assert ("passed" in shown) == result["passed"]

@@ -6,15 +6,15 @@ import asyncio
 import itertools
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from statistics import fmean
 
 import pytest
 
 from bench.load.answer import Answer, Objective, read
 from bench.load.client import Recording
-from bench.load.loops import closed_loop, lasting_loop, open_loop
-from bench.load.memory import GROWTH_MAX, Sample, growth, resident_bytes
+from bench.load.loops import beside, closed_loop, lasting_loop, open_loop
+from bench.load.memory import GROWTH_MAX, SAMPLES_MIN, Sample, growth, resident_bytes
 from bench.load.percentiles import percentile, percentiles
 from bench.load.workload import MEASURED_MIN, ClosedWork, OpenWork, Request, Shape, closed_work, open_work, requests
 from bench.resampling import compare_passes
@@ -142,6 +142,7 @@ def test_clients_begin_one_after_another() -> None:
     assert lengths[0] <= max(SHAPE.output_lengths) / 8
     assert lengths[-1] >= min(SHAPE.output_lengths) * 7 // 8
     assert len(closed_work(CORPUS, SHAPE, 1, seed=0).measured) == MEASURED_MIN
+    assert len(closed_work(CORPUS, SHAPE, 8, seed=0, num_rounds=3).measured) == 24
 
 
 def test_arrivals_are_those_of_a_poisson_process() -> None:
@@ -240,6 +241,17 @@ async def test_a_lasting_loop_lets_its_last_answers_come() -> None:
     assert sorted(answers) == [1.0, 2.0, 3.0]
 
 
+async def test_one_more_client_asks_one_after_another_until_the_others_are_done() -> None:
+    server = Server()
+    async with beside(server.ask, named([1, 2, 3])) as recordings:
+        await server.until_running(1)
+        server.answer(1)
+        await server.until_running(2)
+    assert [each.sent for each in recordings] == [1.0]
+    assert server.running == {}, "what is under way is cancelled"
+    assert server.asked == [1, 2]
+
+
 # Ratios over passes
 
 
@@ -264,30 +276,62 @@ def test_a_disturbance_of_a_whole_pass_widens_the_interval() -> None:
 
 # Memory
 
+SOAK_SECONDS = 600
+ANSWERS_PER_SECOND = 20.0
 
-def test_memory_that_fills_up_and_stays_is_flat() -> None:
+
+def soaked(held: Callable[[float], float], *, noise: float = 2e5) -> list[Sample]:
+    """A sample a second of a service of 100 MB that holds `held(seconds)` bytes more, with an allocator's unrest."""
     rng = random.Random(6)
-    samples = [
-        Sample(float(second), int(1e8 + 2e7 * min(second / 60, 1.0) + rng.uniform(0, 1e5))) for second in range(600)
+    return [
+        Sample(float(second), int(1e8 + held(second) + rng.uniform(-noise, noise))) for second in range(SOAK_SECONDS)
     ]
-    found = growth(samples)
+
+
+def filling(second: float) -> float:
+    """Caches: most of 130 MB in the first two minutes, the last of it in the fifth."""
+    return 1.1e8 * min(second / 120, 1.0) + 2e7 * min(second / 290, 1.0)
+
+
+def test_memory_that_stays_is_flat() -> None:
+    found = growth(soaked(lambda _: 0.0))
     assert found.flat
-    assert found.first_bytes < 1.01e8 < 1.19e8 < found.middle_bytes
-    low, high = found.bytes_per_second.low, found.bytes_per_second.high
-    assert low <= found.bytes_per_second.value <= high
+    assert abs(found.growth_bytes) < GROWTH_MAX / 4
 
 
-def test_memory_that_grows_is_not() -> None:
-    rate = 2.0 * GROWTH_MAX * 1e8 / 600.0
-    found = growth([Sample(float(second), int(1e8 + rate * second)) for second in range(600)])
+def test_memory_that_fills_up_and_stays_is_flat_and_all_of_it_is_told() -> None:
+    found = growth(soaked(filling))
+    assert found.flat
+    assert found.first_bytes < 1.02e8 < 2.28e8 < found.warm_bytes
+    assert found.last_bytes <= found.max_bytes
+    late = growth(soaked(lambda second: filling(second - SOAK_SECONDS / 2)))
+    assert not late.flat, "what still fills up is not known to stop"
+
+
+@pytest.mark.parametrize("held", [lambda _: 0.0, filling], ids=["level", "filling"])
+def test_memory_that_leaks_is_not_flat(held: Callable[[float], float]) -> None:
+    bytes_per_answer = 1.25 * GROWTH_MAX / SOAK_SECONDS / ANSWERS_PER_SECOND
+    found = growth(soaked(lambda second: held(second) + bytes_per_answer * ANSWERS_PER_SECOND * second))
     assert not found.flat
-    assert found.bytes_per_second.value == pytest.approx(rate, rel=0.01)
-    assert found.shares.value == pytest.approx(2.0 * GROWTH_MAX, rel=0.05)
+    assert found.growth_bytes == pytest.approx(1.25 * GROWTH_MAX, rel=0.05)
+
+
+def test_memory_that_grows_by_steps_is_not_flat() -> None:
+    step_seconds = 45
+    found = growth(soaked(lambda second: second // step_seconds * 1.5 * GROWTH_MAX * step_seconds / SOAK_SECONDS))
+    assert not found.flat
+    assert found.growth_bytes == pytest.approx(1.5 * GROWTH_MAX, rel=0.2)
+
+
+def test_a_lump_is_taken_once_and_a_saw_gives_back_what_it_takes() -> None:
+    assert growth(soaked(lambda second: 1e7 * (second > 540))).flat
+    assert growth(soaked(lambda second: 1e7 * (second % 40) / 40)).flat
+    assert growth(soaked(lambda _: 0.0, noise=2e6)).flat
 
 
 def test_too_few_samples_are_refused() -> None:
     with pytest.raises(ValueError, match="soak longer"):
-        growth([Sample(0.0, 1)] * 3)
+        growth(soaked(lambda _: 0.0)[: 2 * SAMPLES_MIN - 2])
 
 
 def test_a_process_tells_its_memory() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.confirm import confirm
+from bench import confirm
 from bench.plots import plot
 from bench.stack import Models
 from bench.synthetic import SCHEMES, map_plane
@@ -34,11 +34,12 @@ def test_a_small_map(tmp_path: Path) -> None:
     assert all(file.stat().st_size > 1000 for file in files)
 
 
-async def test_forced_guesses_come_true_on_real_services(tmp_path: Path) -> None:
+async def test_forced_guesses_come_true_on_real_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Schedules are a matter for benchmarks. Here: everything runs, and speculation with these odds pays at all."""
     target, draft = (save_tiny(build("llama"), tmp_path / name) for name in ("target", "draft"))
     models = Models(target=str(target), draft=str(draft), dtype="float32", compile="off")
-    [point] = await confirm(models, Observer(), [Point(alpha=1.0, draft_step=0.25, delay=0.1)])
+    monkeypatch.setattr(confirm, "NUM_TOKENS", 40)
+    [point] = await confirm.confirm(models, Observer(), [Point(alpha=1.0, draft_step=0.25, delay=0.1)])
     assert point["on_services"].keys() == point["on_virtual_clock"].keys() == SCHEMES.keys()
     assert all(speed_up > 0.0 for speed_up in point["on_services"].values())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,15 +23,6 @@ CPU = torch.device("cpu")
 GATED_FAMILIES = ("llama", "qwen3", "mistral", "gemma3", "gemma2", "biased llama")
 TEXT_LENGTHS = (1, 5, 40)
 """One token and several take different kernels; 40 tokens are more than a tiny model's window."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another on tensors as small as these."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 def tiny(family: str) -> PreTrainedModel:

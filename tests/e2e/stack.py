@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -84,7 +85,7 @@ class Stack:
 def bundled(name: str, dtype: str = "float32") -> LoadedModel:
     """One of the bundled models, loaded once per process; a worker that begins with it takes it over while it runs."""
     config = VerifyConfig if name == "target" else DraftConfig
-    return load(config(model=str(MODELS / name), dtype=dtype, max_context=1024, compile="off"))
+    return load(config(model=str(MODELS / name), dtype=dtype, max_context=1024, num_threads=1, compile="off"))
 
 
 def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
@@ -100,7 +101,15 @@ def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
 
 def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
     """Loads a folder of `save_tiny` as a worker would."""
-    return load(WorkerConfig(**{"model": str(folder), "listen": "127.0.0.1:0", "compile": "off", **settings}))
+    always = {"model": str(folder), "listen": "127.0.0.1:0", "num_threads": 1, "compile": "off"}
+    return load(WorkerConfig(**{**always, **settings}))
+
+
+def free_address() -> str:
+    """Where nobody listens at present."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
 
 
 @asynccontextmanager

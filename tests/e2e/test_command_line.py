@@ -14,6 +14,8 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from outrider.cli.up import UpOptions, choose_models, services
 from outrider.rpc.channels import open_channel
+from outrider.v1 import common_pb2, draft_pb2_grpc
+from tests.e2e.stack import free_address
 
 PROMPT = "import os\n\n\ndef walk("
 
@@ -93,10 +95,13 @@ async def test_run_starts_generates_compares_and_stops() -> None:
     assert "rollbacks" in output + errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-async def test_up_drains_and_exits_with_zero(number: signal.Signals) -> None:
+@pytest.mark.parametrize(("number", "draft"), [(signal.SIGINT, "draft"), (signal.SIGTERM, "ngram")])
+async def test_up_starts_what_it_is_told_drains_and_exits_with_zero(number: signal.Signals, draft: str) -> None:
+    """The bundled draft model, or the drafter without a model."""
+    address = free_address()
+    flags = ["--port=0", f"--draft-port={address.rpartition(':')[2]}", "--verify-port=0", "--compile=off"]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "outrider.cli", "up", "--port=0", "--draft-port=0", "--verify-port=0", "--compile=off"),
+        *(sys.executable, "-m", "outrider.cli", "up", *flags, *(["--draft=ngram"] if draft == "ngram" else [])),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
@@ -106,6 +111,9 @@ async def test_up_drains_and_exits_with_zero(number: signal.Signals) -> None:
         line = (await process.stdout.readline()).decode()
         assert line, printed
         printed += line
+    async with open_channel(address) as channel:
+        info = await draft_pb2_grpc.DraftServiceStub(channel).GetModelInfo(common_pb2.GetModelInfoRequest())
+    assert info.model.name == draft
     process.send_signal(number)
     output, _ = await process.communicate()
     assert process.returncode == 0, printed + output.decode()

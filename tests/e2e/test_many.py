@@ -76,7 +76,7 @@ def mixed_requests() -> Iterator[tuple[list[int], dict[str, Any]]]:
         {"sampling": SamplingParams(temperature=0.9), "num_logprobs": 3},
         {"sampling": SamplingParams(temperature=0.9), "speculate": False},
         {"sampling": SamplingParams(temperature=0.9), "tree_width": 1, "max_draft_tokens": 3},
-        {"num_logprobs": 0, "stop_token_ids": [5, 6], "num_completions": 2},
+        {"num_logprobs": 0, "stop_token_ids": [*range(5, 15)], "num_completions": 2},
     ]
     for number in range(NUM_REQUESTS):
         arguments = {**ways[number % len(ways)], "max_tokens": chance.randrange(8, 48)}

@@ -19,7 +19,6 @@ from draft_service.ngram_drafter import NgramDrafting
 from draft_service.ngram_file import NgramFile, load_ngrams
 from draft_service.ngram_servicer import NgramServicer
 from draft_service.servicer import DraftServicer
-from outrider.cli.up import UpOptions, choose_models, services
 from outrider.client import GenerationMode
 from outrider.core.drafting import DraftKnowledge
 from outrider.core.errors import (
@@ -45,7 +44,7 @@ from tests.engine.tiny_models import build
 TOKENIZER = MODELS / "target" / "tokenizer.json"
 TEXT = "".join(f"def area_{name}(self):\n    return self.width * self.height\n\n\n" for name in "abcdefgh")
 PROMPTS = (TEXT, "import os\n\n\ndef walk(path):\n", "class Node:\n    def __init__(self, left, right):\n")
-NUM_TOKENS = 96
+NUM_TOKENS = 64
 
 
 @asynccontextmanager
@@ -307,13 +306,3 @@ async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, An
             assert answer.finished.speculation.num_drafted_nodes > 0
             answer = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling)
             assert answer.token_ids == sampled.token_ids
-
-
-async def test_outrider_up_starts_it() -> None:
-    target, draft = choose_models(None, "ngram", no_draft=False)
-    options = UpOptions(target=target, draft=draft, port=0, draft_port=0, verify_port=0, compiled="off")
-    async with services(options) as running, open_channel(running.coordinator):
-        assert running.draft is not None
-        async with open_channel(running.draft) as channel:
-            info = await draft_pb2_grpc.DraftServiceStub(channel).GetModelInfo(common_pb2.GetModelInfoRequest())
-        assert info.model.name == "ngram"

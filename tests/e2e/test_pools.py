@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -21,13 +20,25 @@ from outrider.rpc.channels import open_channel
 from outrider.v1 import generation_pb2, generation_pb2_grpc
 from outrider.worker.startup import LoadedModel
 from tests.e2e.answers import Answer, ask, ask_all
-from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, worker, worker_process
+from tests.e2e.stack import (
+    RunningWorker,
+    Stack,
+    coordinator,
+    free_address,
+    load_tiny,
+    save_tiny,
+    worker,
+    worker_process,
+)
 from tests.engine.tiny_models import build
 
 PROMPT = [1, 2, 3]
 NUM_TOKENS = 240
 SAMPLED = SamplingParams(temperature=0.9, seed=4)
 LONG: dict[str, Any] = {"max_tokens": NUM_TOKENS, "ignore_eos": True, "sampling": SAMPLED, "num_logprobs": 2}
+
+SHORT = LONG | {"max_tokens": 60}
+"""Where several sessions need only be there at the same time."""
 
 STEP_SECONDS = 0.02
 """Of a verifier that shall still be at work when something else has happened."""
@@ -65,13 +76,6 @@ async def workers(folder: Path, count: int, *, draft: bool = False) -> AsyncIter
         yield [await running.enter_async_context(worker(load_tiny(folder), draft=draft)) for _ in range(count)]
 
 
-def free_address() -> str:
-    """Where nobody listens at present."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
-
-
 def listed(*running: RunningWorker) -> str:
     return ",".join(each.address for each in running)
 
@@ -88,10 +92,10 @@ async def test_two_coordinators_share_two_verifiers_and_two_drafters(
         addresses = {each.address for each in (*verifiers, *drafters)}
         for running in (first, second):
             await running.until_serving(*addresses)
-        alone = await ask(first.client, PROMPT, **LONG, speculate=False)
+        alone = await ask(first.client, PROMPT, **SHORT, speculate=False)
         seats.clear()
         answers = await asyncio.gather(
-            *(ask(running.client, PROMPT, **LONG) for _ in range(4) for running in (first, second))
+            *(ask(running.client, PROMPT, **SHORT) for _ in range(4) for running in (first, second))
         )
         assert set(seats) == addresses
         for each in (*verifiers, *drafters):
@@ -132,7 +136,7 @@ async def test_workers_that_appear_are_used(folders: tuple[Path, Path], seats: C
         await running.enter_async_context(worker(load_tiny(folders[0]), listen=addresses[0]))
         await running.enter_async_context(worker(load_tiny(folders[1]), draft=True, listen=addresses[1]))
         await coordinate.until_serving(verify.address, draft.address, *addresses)
-        await asyncio.gather(*(ask(coordinate.client, PROMPT, **LONG) for _ in range(4)))
+        await asyncio.gather(*(ask(coordinate.client, PROMPT, **SHORT) for _ in range(4)))
         assert seats[addresses[0]]
         assert seats[addresses[1]]
 
@@ -220,13 +224,14 @@ async def test_a_verifier_killed_midway_costs_no_token(folders: tuple[Path, Path
 
 async def test_a_drafter_killed_midway_is_replaced(folders: tuple[Path, Path], seats: Counter[str]) -> None:
     async with (
-        worker(slowed(load_tiny(folders[0]))) as verify,
+        worker(load_tiny(folders[0])) as verify,
         worker_process("draft_service", folders[1]) as (process, address),
         worker(load_tiny(folders[1]), draft=True) as other,
         coordinator(verify.address, f"{address},{other.address}") as running,
     ):
         await running.until_serving(verify.address, address, other.address)
         expected = await ask(running.client, PROMPT, **LONG, speculate=False)
+        slowed(verify.loaded)
         answer = await until_killed(running, process)
         assert_same(answer, expected)
         assert answer.finished.mode is GenerationMode.SPECULATIVE
@@ -275,7 +280,7 @@ async def test_a_drafter_that_does_not_fit_is_refused_for_itself_only(
     ):
         good = [each.address for each in (*verifiers, draft)]
         await running.until_serving(*good)
-        answers = await asyncio.gather(*(ask(running.client, PROMPT, **LONG) for _ in range(4)))
+        answers = await asyncio.gather(*(ask(running.client, PROMPT, **SHORT) for _ in range(4)))
         assert {answer.finished.mode for answer in answers} == {GenerationMode.SPECULATIVE}
         assert misfit.address not in seats
         rows = {row.address: row for row in (await server_info(running)).replicas}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -9,6 +11,9 @@ from outrider.engine import native
 from outrider.engine.compiling import compiler_problem
 
 CPU_PROBLEM = compiler_problem(torch.device("cpu"))
+
+NUM_NATIVE_THREADS = 2
+"""Enough for the native operators to divide their work wrongly, if they did."""
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +24,20 @@ def native_operators(tmp_path_factory: pytest.TempPathFactory) -> None:
     native.load(tmp_path_factory.mktemp("native"))
 
 
+@pytest.fixture(autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Several for the native operators, one for everything else."""
+    if "native_operators" in request.fixturenames:
+        torch.set_num_threads(NUM_NATIVE_THREADS)
+    yield
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=["torch", "native"])
 def each_chooser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the sampler's own tensors choose, once the native operator."""
     if request.param == "native":
         request.getfixturevalue("native_operators")
+        torch.set_num_threads(NUM_NATIVE_THREADS)
     else:
         monkeypatch.setattr(native, "available", lambda device: False)

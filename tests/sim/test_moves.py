@@ -19,7 +19,7 @@ from .scenario import Conduct
 from .toys import EOS_TOKEN_ID
 from .world import Link, World
 
-NUM_SCHEDULES = 3000
+NUM_SCHEDULES = 1200
 
 ACCIDENT_RATE = 0.02
 """How likely an event is an accident: a few in each line."""

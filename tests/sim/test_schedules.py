@@ -16,7 +16,7 @@ from .drafters import HonestDrafter
 from .scenario import Conduct, Scenario, draw_scenario
 from .world import World, paths
 
-NUM_SCHEDULES = 10_000
+NUM_SCHEDULES = 4000
 
 
 def run_schedule(seed: int, scenario: Scenario | None = None) -> World:
@@ -29,7 +29,7 @@ def run_schedule(seed: int, scenario: Scenario | None = None) -> World:
     return world
 
 
-def test_ten_thousand_schedules_give_the_targets_own_text() -> None:
+def test_every_schedule_gives_the_targets_own_text() -> None:
     seen: Counter[object] = Counter()
     for seed in range(NUM_SCHEDULES):
         world = run_schedule(seed)
@@ -45,7 +45,7 @@ def test_short_memories_cost_hardly_a_draft_and_never_a_token(monkeypatch: pytes
     """The same with bounds so small that forgetting, which a real line needs a thousand tokens for, never stops."""
 
     def num_accepted_tokens() -> int:
-        return sum(run_schedule(seed).coordinator.statistics.num_accepted_tokens for seed in range(1000))
+        return sum(run_schedule(seed).coordinator.statistics.num_accepted_tokens for seed in range(500))
 
     num_with_long_memories = num_accepted_tokens()
     monkeypatch.setattr(tree, "RECENT_COMMITS_MAX", 2)
@@ -89,7 +89,7 @@ def test_a_perfect_drafter_is_always_right() -> None:
 
 def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
     num_compared = 0
-    for seed in range(1000):
+    for seed in range(500):
         world = World(seed, replace(draw_scenario(Random(seed)), conduct=Conduct.FAITHFUL, stop_string_at=None))
         for _ in range(seed % 97):
             if world.coordinator.finish_reason is None:
@@ -103,4 +103,4 @@ def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
         drafter_paths, coordinator_paths, verifier_paths = (paths(mirror.tree) for mirror in mirrors)
         assert drafter_paths == coordinator_paths == verifier_paths, f"schedule {seed}"
         num_compared += bool(drafter_paths)
-    assert num_compared > 300
+    assert num_compared > 150

@@ -31,6 +31,7 @@ constexpr int64_t kWordBytes = 4;
 constexpr int64_t kLineBytes = kLanes * kWordBytes;
 constexpr int64_t kPanelsAtOnce = 2;   // two loads of weights for each row's word
 constexpr int64_t kRowStepsAtOnce = 2;  // that find a panel in the cache; more scatter what is written over more pages
+constexpr int64_t kWordsAtOnce = 2048;  // of rows and panels: together they stay in a second-level cache
 constexpr int64_t kBytesPerTask = 1 << 17;  // of weights: four microseconds of reading, far above what a task costs
 
 inline void narrowed(Floats sums, float* numbers) { store(sums, numbers); }
@@ -88,14 +89,22 @@ inline Floats added(Floats sum, Pair word, const uint8_t* line) {
 }
 #endif
 
-// `kRows` rows with the panels from `first` to `last`, of which there are kPanelsAtOnce at most.
+// A part of a product: the panels from `first` to `last`, of which there are kPanelsAtOnce at most, and the words from
+// `begin` to `end`. Between two parts of the same rows and panels their sums are kept in `sums`.
+struct Part {
+  int64_t first, last, begin, end;
+  float* sums;
+};
+
 template <int64_t kRows, typename Word, typename T>
-void multiply(const Product<T>& product, int64_t first_row, int64_t first, int64_t last) {
+void multiply(const Product<T>& product, int64_t first_row, const Part& part) {
+  const auto [first, last, begin, end, kept] = part;
   Floats sums[kRows][kPanelsAtOnce] = {};
+  if (begin > 0) std::memcpy(sums, kept, sizeof(sums));
   const uint8_t* left = product.panel(first);
   const uint8_t* right = product.panel(last - 1);  // the left one again where there is no other
   const T* x = product.x + first_row * product.stride;
-  for (int64_t k = 0; k < product.num_words; ++k)
+  for (int64_t k = begin; k < end; ++k)
 #pragma GCC unroll 12
     for (int64_t row = 0; row < kRows; ++row) {
       Word word;
@@ -103,6 +112,10 @@ void multiply(const Product<T>& product, int64_t first_row, int64_t first, int64
       sums[row][0] = added(sums[row][0], word, left + k * kLineBytes);
       sums[row][1] = added(sums[row][1], word, right + k * kLineBytes);
     }
+  if (end < product.num_words) {
+    std::memcpy(kept, sums, sizeof(sums));
+    return;
+  }
   for (int64_t row = 0; row < kRows; ++row)
     for (int64_t panel = first; panel < last; ++panel) product.put(first_row + row, panel, sums[row][panel - first]);
 }
@@ -112,23 +125,24 @@ struct OnLanes {
   static constexpr int64_t kRowsAtOnce = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
 
   template <typename T>
-  void operator()(const Product<T>& product, int64_t row, int64_t num_rows, int64_t first, int64_t last) const {
-    dispatch(product, row, num_rows, first, last, std::make_integer_sequence<int64_t, kRowsAtOnce>());
+  void operator()(const Product<T>& product, int64_t row, int64_t num_rows, const Part& part) const {
+    dispatch(product, row, num_rows, part, std::make_integer_sequence<int64_t, kRowsAtOnce>());
   }
 
  private:
   template <typename T, int64_t... kRows>
-  static void dispatch(const Product<T>& product, int64_t row, int64_t num_rows, int64_t first, int64_t last,
+  static void dispatch(const Product<T>& product, int64_t row, int64_t num_rows, const Part& part,
                        std::integer_sequence<int64_t, kRows...>) {
-    using Kernel = void (*)(const Product<T>&, int64_t, int64_t, int64_t);
+    using Kernel = void (*)(const Product<T>&, int64_t, const Part&);
     static constexpr std::array<Kernel, kRowsAtOnce> kernels{&multiply<kRows + 1, Word, T>...};
-    kernels[num_rows - 1](product, row, first, last);
+    kernels[num_rows - 1](product, row, part);
   }
 };
 
 #ifdef __AMX_BF16__
 constexpr int64_t kTileRows = 16;
 constexpr int64_t kTileBytes = kTileRows * kLineBytes;  // sixteen lines: 32 of k
+constexpr int64_t kTileNumbers = kTileRows * kLanes;    // float32
 
 // Shapes of the eight tiles: 0 to 3 are sums [rows, outputs], 4 and 5 rows of x, 6 and 7 sixteen lines of a panel.
 struct alignas(64) Tiles {
@@ -146,24 +160,31 @@ struct alignas(64) Tiles {
   }
 };
 
-// Up to two tiles of rows with up to two panels. Sums of tiles add up k as the lanes do: two products after another.
+// Up to two tiles of rows. Sums of tiles add up k as the lanes do: two products after another.
 template <bool kBelow>
-void multiply_tiles(const Product<c10::BFloat16>& product, int64_t first_row, int64_t num_rows, int64_t first,
-                    int64_t last) {
-  const uint8_t* left = product.panel(first);
-  const uint8_t* right = product.panel(last - 1);
+void multiply_tiles(const Product<c10::BFloat16>& product, int64_t first_row, int64_t num_rows, const Part& part) {
+  const uint8_t* left = product.panel(part.first);
+  const uint8_t* right = product.panel(part.last - 1);
   const c10::BFloat16* above = product.x + first_row * product.stride;
   const c10::BFloat16* below = above + kTileRows * product.stride;
   const int64_t stride_bytes = product.stride * static_cast<int64_t>(sizeof(c10::BFloat16));
-  const int64_t num_tiles = product.num_words / kTileRows;
   constexpr int64_t kNumbers = kLineBytes / sizeof(c10::BFloat16);
-  _tile_zero(0);
-  _tile_zero(1);
-  if (kBelow) {
-    _tile_zero(2);
-    _tile_zero(3);
+  if (part.begin == 0) {
+    _tile_zero(0);
+    _tile_zero(1);
+    if (kBelow) {
+      _tile_zero(2);
+      _tile_zero(3);
+    }
+  } else {
+    _tile_loadd(0, part.sums, kLineBytes);
+    _tile_loadd(1, part.sums + kTileNumbers, kLineBytes);
+    if (kBelow) {
+      _tile_loadd(2, part.sums + 2 * kTileNumbers, kLineBytes);
+      _tile_loadd(3, part.sums + 3 * kTileNumbers, kLineBytes);
+    }
   }
-  for (int64_t tile = 0; tile < num_tiles; ++tile) {
+  for (int64_t tile = part.begin / kTileRows; tile < part.end / kTileRows; ++tile) {
     _tile_loadd(4, above + tile * kNumbers, stride_bytes);
     _tile_loadd(6, left + tile * kTileBytes, kLineBytes);
     _tile_loadd(7, right + tile * kTileBytes, kLineBytes);
@@ -175,16 +196,20 @@ void multiply_tiles(const Product<c10::BFloat16>& product, int64_t first_row, in
       _tile_dpbf16ps(3, 5, 7);
     }
   }
-  alignas(kLineBytes) float sums[4][kTileRows][kLanes];
-  _tile_stored(0, sums[0], kLineBytes);
-  _tile_stored(1, sums[1], kLineBytes);
+  alignas(kLineBytes) float last_sums[4 * kTileNumbers];
+  float* sums = part.end < product.num_words ? part.sums : last_sums;
+  _tile_stored(0, sums, kLineBytes);
+  _tile_stored(1, sums + kTileNumbers, kLineBytes);
   if (kBelow) {
-    _tile_stored(2, sums[2], kLineBytes);
-    _tile_stored(3, sums[3], kLineBytes);
+    _tile_stored(2, sums + 2 * kTileNumbers, kLineBytes);
+    _tile_stored(3, sums + 3 * kTileNumbers, kLineBytes);
   }
+  if (part.end < product.num_words) return;
   for (int64_t row = 0; row < num_rows; ++row)
-    for (int64_t panel = first; panel < last; ++panel)
-      product.put(first_row + row, panel, loaded(sums[row / kTileRows * 2 + panel - first][row % kTileRows]));
+    for (int64_t panel = part.first; panel < part.last; ++panel) {
+      const int64_t tile = row / kTileRows * kPanelsAtOnce + panel - part.first;
+      product.put(first_row + row, panel, loaded(sums + tile * kTileNumbers + row % kTileRows * kLanes));
+    }
 }
 
 class OnTiles {
@@ -195,14 +220,14 @@ class OnTiles {
   OnTiles(const OnTiles&) = delete;
   ~OnTiles() { _tile_release(); }
 
-  void operator()(const Product<c10::BFloat16>& product, int64_t row, int64_t num_rows, int64_t first, int64_t last) {
+  void operator()(const Product<c10::BFloat16>& product, int64_t row, int64_t num_rows, const Part& part) {
     const bool below = num_rows > kTileRows;
     if (num_rows != shaped_for_) {
       const Tiles tiles(std::min(num_rows, kTileRows), below ? num_rows - kTileRows : kTileRows);
       _tile_loadconfig(&tiles);
       shaped_for_ = num_rows;
     }
-    (below ? multiply_tiles<true> : multiply_tiles<false>)(product, row, num_rows, first, last);
+    (below ? multiply_tiles<true> : multiply_tiles<false>)(product, row, num_rows, part);
   }
 
  private:
@@ -218,15 +243,22 @@ void multiply_all(const Product<T>& product) {
   const int64_t num_panels = (product.num_outputs + kLanes - 1) / kLanes;
   const int64_t num_steps = (num_panels + kPanelsAtOnce - 1) / kPanelsAtOnce;
   const int64_t step_bytes = kPanelsAtOnce * product.num_words * kLineBytes;
-  at::parallel_for(0, num_steps, std::max<int64_t>(1, kBytesPerTask / step_bytes), [&](int64_t begin, int64_t end) {
+  constexpr int64_t kSums = On::kRowsAtOnce * kPanelsAtOnce * kLanes;
+  at::parallel_for(0, num_steps, std::max<int64_t>(1, kBytesPerTask / step_bytes), [&](int64_t first, int64_t last) {
     On multiply;
-    for (int64_t block = 0; block < product.num_rows; block += kRowStepsAtOnce * On::kRowsAtOnce) {
-      const int64_t block_end = std::min(block + kRowStepsAtOnce * On::kRowsAtOnce, product.num_rows);
-      for (int64_t step = begin; step < end; ++step)
-        for (int64_t row = block; row < block_end; row += On::kRowsAtOnce)
-          multiply(product, row, std::min(On::kRowsAtOnce, block_end - row), step * kPanelsAtOnce,
-                   std::min((step + 1) * kPanelsAtOnce, num_panels));
-    }
+    const bool in_parts = product.num_words > kWordsAtOnce;
+    std::vector<float> sums(in_parts ? (last - first) * kRowStepsAtOnce * kSums : 0);
+    for (int64_t block = 0; block < product.num_rows; block += kRowStepsAtOnce * On::kRowsAtOnce)
+      for (int64_t begin = 0; begin < product.num_words; begin += kWordsAtOnce)
+        for (int64_t step = first; step < last; ++step)
+          for (int64_t row_step = 0; row_step < kRowStepsAtOnce; ++row_step) {
+            const int64_t row = block + row_step * On::kRowsAtOnce;
+            if (row >= product.num_rows) break;
+            const Part part{step * kPanelsAtOnce, std::min((step + 1) * kPanelsAtOnce, num_panels), begin,
+                            std::min(begin + kWordsAtOnce, product.num_words),
+                            in_parts ? &sums[((step - first) * kRowStepsAtOnce + row_step) * kSums] : nullptr};
+            multiply(product, row, std::min(On::kRowsAtOnce, product.num_rows - row), part);
+          }
   });
 }
 
