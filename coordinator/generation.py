@@ -50,6 +50,9 @@ better off without."""
 VERIFIERS_LOST_MAX = 3
 """How many verifiers a completion may lose and go on: a line that kills its verifier must not go through a pool."""
 
+RELAY_END_SECONDS = 1.0
+"""Longest that the relay is given to see that its streams are over: it takes a round of the event loop or two."""
+
 _REFUSALS = (SlotsExhaustedError, QueueFullError)
 """What a verifier says that has no room."""
 
@@ -137,6 +140,8 @@ class Generation:
         self._avoided_drafters: set[Replica] = set()
         """Those that the session has had."""
         self._relay: asyncio.Task[None] | None = None
+        self._is_over = False
+        """Whether the streams have been closed from here."""
 
     async def run(self) -> AsyncGenerator[EmittedTokens]:
         """Yields the tokens of each round. Raises OutriderError if no verifier takes the session, or none is left."""
@@ -164,8 +169,17 @@ class Generation:
             self._refusal = None
             relay, self._relay = self._relay, None
             if relay is not None:
-                relay.cancel()
-                await asyncio.gather(relay, return_exceptions=True)
+                await self._end(relay)
+
+    async def _end(self, relay: asyncio.Task[None]) -> None:
+        """Both streams are closed, so the relay comes to its end. It is not cancelled while it can: grpcio never frees
+        the operation of a read or write whose await was cancelled."""
+        self._is_over = True
+        self._verifier_is_open.set()
+        _, unfinished = await asyncio.wait({relay}, timeout=RELAY_END_SECONDS)
+        if unfinished:
+            relay.cancel()
+        await asyncio.gather(relay, return_exceptions=True)
 
     async def _open(self) -> None:
         """Opens the session at the verifier, at the end of the line, with everything that has been drafted."""
@@ -287,6 +301,8 @@ class Generation:
                         if self._drafter is not drafter:
                             break
             except OutriderError as error:
+                if self._is_over:
+                    return
                 if self.session.finish_reason is None:
                     _log.warning(
                         "drafter lost", session=self._session_id, address=drafter.replica.address, reason=str(error)

@@ -52,6 +52,10 @@ struct Product {
   int64_t num_outputs;
   const T* bias;  // or null
   T* y;           // [num_rows, num_outputs]
+  const T* tail = nullptr;  // the last rows of x again, if they do not fill a tile, and zeros up to a full one
+
+  // Sixteen rows from `row` on, where these fill a tile.
+  const T* tile(int64_t row) const { return tail != nullptr && row + kLanes > num_rows ? tail : x + row * stride; }
 
   const uint8_t* panel(int64_t number) const { return panels + number * num_words * kLineBytes; }
 
@@ -165,8 +169,8 @@ template <bool kBelow>
 void multiply_tiles(const Product<c10::BFloat16>& product, int64_t first_row, int64_t num_rows, const Part& part) {
   const uint8_t* left = product.panel(part.first);
   const uint8_t* right = product.panel(part.last - 1);
-  const c10::BFloat16* above = product.x + first_row * product.stride;
-  const c10::BFloat16* below = above + kTileRows * product.stride;
+  const c10::BFloat16* above = product.tile(first_row);
+  const c10::BFloat16* below = product.tile(first_row + kTileRows);
   const int64_t stride_bytes = product.stride * static_cast<int64_t>(sizeof(c10::BFloat16));
   constexpr int64_t kNumbers = kLineBytes / sizeof(c10::BFloat16);
   if (part.begin == 0) {
@@ -222,16 +226,18 @@ class OnTiles {
 
   void operator()(const Product<c10::BFloat16>& product, int64_t row, int64_t num_rows, const Part& part) {
     const bool below = num_rows > kTileRows;
-    if (num_rows != shaped_for_) {
-      const Tiles tiles(std::min(num_rows, kTileRows), below ? num_rows - kTileRows : kTileRows);
+    if (!is_shaped_) {  // which takes long: where steps differ in rows, all take full tiles
+      const bool full = product.num_rows > kRowsAtOnce;
+      const Tiles tiles(full ? kTileRows : std::min(num_rows, kTileRows),
+                        full || !below ? kTileRows : num_rows - kTileRows);
       _tile_loadconfig(&tiles);
-      shaped_for_ = num_rows;
+      is_shaped_ = true;
     }
     (below ? multiply_tiles<true> : multiply_tiles<false>)(product, row, num_rows, part);
   }
 
  private:
-  int64_t shaped_for_ = 0;  // by nobody: the thread's tiles may have any shape
+  bool is_shaped_ = false;  // by nobody yet: the thread's tiles may have any shape
 };
 
 const bool has_tiles = at::cpu::init_amx();
@@ -291,9 +297,16 @@ at::Tensor linear(const at::Tensor& input, const at::Tensor& panels, const std::
       break;
 #ifdef __AVX512BF16__
     case at::kBFloat16: {
-      const auto product = product_of<c10::BFloat16>(x, panels, bias, y);
+      auto product = product_of<c10::BFloat16>(x, panels, bias, y);
 #ifdef __AMX_BF16__
       if (has_tiles && product.num_words % kTileRows == 0) {
+        const int64_t num_rest = product.num_rows % kTileRows, num_others = product.num_rows - num_rest;
+        std::vector<c10::BFloat16> tail;
+        if (num_rest > 0 && product.num_rows > OnTiles::kRowsAtOnce) {
+          tail.resize(kTileRows * product.stride);
+          std::copy_n(product.x + num_others * product.stride, num_rest * product.stride, tail.begin());
+          product.tail = tail.data();
+        }
         multiply_all<OnTiles>(product);
         break;
       }
