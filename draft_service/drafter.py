@@ -21,7 +21,7 @@ from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sampling import Row
 from outrider.engine.slots import Slot
 from outrider.worker.outbox import Outbox
-from outrider.worker.roster import Roster, num_held_tokens
+from outrider.worker.roster import Roster, num_unread_tokens
 
 DraftEvent = Opened | Window
 
@@ -65,8 +65,6 @@ class Drafter:
         self.knowledge = DraftKnowledge()
         """What was learned about the device and the guesses."""
         self._num_steps = 0
-        self._step_started, self._step_started_ns = 0.0, 0
-        """On the monotonic clock, and on the wall's."""
         self.relearn()
 
     def relearn(self) -> None:
@@ -110,7 +108,7 @@ class Drafter:
 
         See `Worker.step`.
         """
-        self._step_started, self._step_started_ns = time.monotonic(), time.time_ns()
+        started, started_ns = time.monotonic(), time.time_ns()
         self.roster.admit()
         expanding, reading = self.roster.apart(self.roster.sessions)
         dealt = self._deal(reading, expanding)
@@ -118,7 +116,10 @@ class Drafter:
         for session in self.roster.sessions:
             self._send_if_due(session)
         if parts:
-            self.roster.run(list(parts), lambda sessions: self._expand({each: parts[each] for each in sessions}))
+            self.roster.run(
+                list(parts),
+                lambda sessions: self._expand({each: parts[each] for each in sessions}, started, started_ns),
+            )
             for session in parts:
                 self._send_if_due(session)
         for session in [*expanding, *reading]:
@@ -144,15 +145,14 @@ class Drafter:
         for session, session.chosen in zip(expanding, chosen, strict=True):
             if session.chosen:
                 session.last_step = self._num_steps
-                parts[session] = len(session.token_ids) - num_held_tokens(
-                    session
-                )  # or less: what was drafted may be held
+                parts[session] = num_unread_tokens(session)  # or less: what was drafted may be held
         for session, num_tokens, to_end in dealt:
             session.chosen = [session.state.take()] if to_end else []
             parts[session] = num_tokens
         return parts
 
-    def _expand(self, parts: Mapping[Drafting, int]) -> None:
+    def _expand(self, parts: Mapping[Drafting, int], step_started: float, step_started_ns: int) -> None:
+        """One forward pass of a step that began then, on the monotonic clock and on the wall's."""
         jobs = {session: _job(session, session.chosen) for session in parts}
         if not self.roster.has_room(jobs.values()):
             staying = self.roster.make_room(jobs)
@@ -178,10 +178,10 @@ class Drafter:
             token_ids, log_probs = self.roster.sampler.propose(output.logits, rows, width)
         else:
             token_ids, log_probs = [], []
-        duration = time.monotonic() - self._step_started
+        duration = time.monotonic() - step_started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
-                session.drafting_since_ns = self._step_started_ns
+                session.drafting_since_ns = step_started_ns
             session.draft_seconds += duration
             for row, node in enumerate(nodes, first_row):
                 session.state.expand(node, token_ids[row], log_probs[row])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import platform
 import subprocess
 import tempfile
 import weakref
@@ -44,7 +45,7 @@ def load(cache: Path) -> None:
     global _loaded
     if _loaded:
         return
-    recipe = f"{_FLAGS} {torch.__version__} {torch.backends.cpu.get_cpu_capability()}"
+    recipe = f"{_FLAGS} {torch.__version__} {processor()}"
     fingerprint = hashlib.sha256(b"".join(source.read_bytes() for source in SOURCES) + recipe.encode()).hexdigest()[:16]
     library = cache / f"native-{fingerprint}.so"
     if not library.exists():
@@ -53,6 +54,13 @@ def load(cache: Path) -> None:
     torch.library.register_fake("outrider_native::ragged_attention", _fake_attention)
     torch.library.register_fake("outrider_native::linear", _fake_linear)
     _loaded = True
+
+
+def processor() -> str:
+    """What machine code may be used: two processors with the same answer run each other's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags[:1]}"
 
 
 def set_caches(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -37,7 +36,7 @@ def package_path(cache: Path, folder: Path, dtype: str, num_threads: int) -> Pat
     Weights count by name, size and time of change: who loads a package checks it against the model.
     """
     digest = hashlib.sha256()
-    for part in (torch.__version__, transformers.__version__, dtype, str(num_threads), _processor()):
+    for part in (torch.__version__, transformers.__version__, dtype, str(num_threads), native.processor()):
         digest.update(part.encode() + b"\0")
     for source in (*native.SOURCES, Path(ahead.__file__), Path(linear.__file__), folder / "config.json"):
         digest.update(source.read_bytes())
@@ -71,13 +70,6 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
 def _started(command: list[str]) -> subprocess.Popen[str]:
     """Not by the event loop: uvloop forks, and a fork runs gRPC's handlers, which may crash the child."""
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace")
-
-
-def _processor() -> str:
-    """What machine code may be used: two processors with the same answer run each other's."""
-    cpuinfo = Path("/proc/cpuinfo")
-    flags = [line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")] if cpuinfo.exists() else []
-    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {flags[:1]}"
 
 
 def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:

@@ -153,7 +153,7 @@ class Roster(Generic[SessionT]):
             assert session.slot is not None
             # What others have read of the same beginning is taken over here. A slot that reads has no tree to move.
             session.slot.align(session.token_ids)
-            num_unread.append(max(_num_unread(session), 1))
+            num_unread.append(max(num_unread_tokens(session), 1))
         granted = grants(num_unread, budget)
         return [
             (session, grant, grant == unread)
@@ -166,11 +166,11 @@ class Roster(Generic[SessionT]):
 
         Returns what comes out, and how many tokens of lines were fed besides those whose logits come out.
         """
-        num_held = {session: num_held_tokens(session) for session in jobs if session.is_reading}
+        num_held = {session: _num_held(session) for session in jobs if session.is_reading}
         output = self.engine.step(list(jobs.values()), max_line_tokens)
         if not len(output.logits):
             output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
-        num_read = {session: num_held_tokens(session) - before for session, before in num_held.items()}
+        num_read = {session: _num_held(session) - before for session, before in num_held.items()}
         served = [session for session, num_tokens in num_read.items() if num_tokens]
         num_complete = 0
         for session, num_rows in zip(jobs, output.num_rows, strict=True):
@@ -228,7 +228,7 @@ class Roster(Generic[SessionT]):
             instance_id=instance_id,
             num_sessions=len(sessions),
             num_queued=len(waiting),
-            num_queued_tokens=sum(map(_num_unread, (*(each for each in sessions if each.is_reading), *waiting))),
+            num_queued_tokens=sum(map(num_unread_tokens, (*(each for each in sessions if each.is_reading), *waiting))),
             num_kv_tokens=blocks.num_blocks * blocks.block_cells,
             num_free_kv_tokens=blocks.num_available * blocks.block_cells,
             step_ms=self._step_seconds * 1000.0,
@@ -285,10 +285,10 @@ def _num_blocks(num_tokens: int, engine: Engine) -> int:
     return -(-num_tokens // engine.blocks.block_cells)
 
 
-def num_held_tokens(session: Seated) -> int:
-    """How many tokens of the session's line have keys and values at present."""
+def num_unread_tokens(session: Seated) -> int:
+    """How many tokens of the session's line have no keys and values at present."""
+    return len(session.token_ids) - _num_held(session)
+
+
+def _num_held(session: Seated) -> int:
     return len(session.slot.trunk) if session.slot is not None else 0
-
-
-def _num_unread(session: Seated) -> int:
-    return len(session.token_ids) - num_held_tokens(session)

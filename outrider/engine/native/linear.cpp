@@ -29,7 +29,7 @@ using namespace outrider;
 
 constexpr int64_t kWordBytes = 4;
 constexpr int64_t kLineBytes = kLanes * kWordBytes;
-constexpr int64_t kPanelsAtOnce = 2;   // two loads of weights for each row's word
+constexpr int64_t kPanelsAtOnce = 2;  // two loads of weights for each row's word
 constexpr int64_t kRowStepsAtOnce = 2;  // that find a panel in the cache; more scatter what is written over more pages
 constexpr int64_t kWordsAtOnce = 2048;  // of rows and panels: together they stay in a second-level cache
 constexpr int64_t kBytesPerTask = 1 << 17;  // of weights: four microseconds of reading, far above what a task costs
@@ -100,6 +100,7 @@ struct Part {
   float* sums;
 };
 
+// `kRows` rows, a vector for each sum.
 template <int64_t kRows, typename Word, typename T>
 void multiply(const Product<T>& product, int64_t first_row, const Part& part) {
   const auto [first, last, begin, end, kept] = part;
