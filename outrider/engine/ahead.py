@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from outrider.core.errors import UnsupportedModelError
 from outrider.engine import native
 from outrider.engine.batch import PackedBatch, rounded
-from outrider.engine.linear import pack
+from outrider.engine.linear import fuse_gates, pack
 
 TOKENS_MAX = 1 << 17
 """Largest batch that a package accepts, in tokens: more than the line tokens of one step and the trees of as many
@@ -83,6 +83,7 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
                 example,
                 dynamic_shapes=({1: num_tokens}, {1: num_tokens}, {0: num_rows}, {0: num_numbers}),
             )
+            fuse_gates(program.graph)
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(package), inductor_configs={"freezing": True}
             )

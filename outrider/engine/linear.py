@@ -1,9 +1,11 @@
-"""Matrix products of few rows on a CPU: a model's linear layers on the native operator, with weights in its order."""
+"""Matrix products of few rows on a CPU: a model's linear layers on the native operators, weights in their order."""
 
 from __future__ import annotations
 
+import itertools
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from outrider.engine import native
@@ -50,6 +52,42 @@ def pack(model: nn.Module) -> None:
         for name, layer in module.named_children():
             if type(layer) is nn.Linear and _can_pack(layer.weight):
                 setattr(module, name, PackedLinear(layer))
+
+
+def fuse_gates(graph: fx.Graph) -> None:
+    """Makes one operator of each down(silu(gate(x)) * up(x)) of packed layers in an exported `graph`.
+
+    What lies between the products is then never written to memory, nor rounded to the model's numbers.
+    """
+    for down in [node for node in graph.nodes if node.target == torch.ops.outrider_native.linear.default]:
+        inner, down_panels, down_bias, num_outputs = down.args
+        for gate, up in _gates(inner):
+            x, gate_panels, gate_bias, _ = gate.args
+            _, up_panels, up_bias, num_inner = up.args
+            with graph.inserting_before(down):
+                fused = graph.call_function(
+                    torch.ops.outrider_native.gated_linear.default,
+                    (x, gate_panels, gate_bias, up_panels, up_bias, num_inner, down_panels, down_bias, num_outputs),
+                )
+            fused.meta = down.meta
+            down.replace_all_uses_with(fused)
+            graph.erase_node(down)
+    graph.eliminate_dead_code()
+
+
+def _gates(inner: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+    """The linear layers of silu(gate(x)) * up(x), if `inner` is that and nobody else wants a part of it."""
+    if inner.target != torch.ops.aten.mul.Tensor or len(inner.all_input_nodes) != 2:
+        return []
+    for silu, up in itertools.permutations(inner.all_input_nodes):
+        if silu.target != torch.ops.aten.silu.default:
+            continue
+        (gate,) = silu.all_input_nodes
+        are_linear = all(layer.target == torch.ops.outrider_native.linear.default for layer in (gate, up))
+        are_private = all(len(node.users) == 1 for node in (inner, silu, gate, up))
+        if are_linear and are_private and gate.args[0] is up.args[0]:
+            return [(gate, up)]
+    return []
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -53,6 +53,7 @@ def load(cache: Path) -> None:
     torch.ops.load_library(library)
     torch.library.register_fake("outrider_native::ragged_attention", _fake_attention)
     torch.library.register_fake("outrider_native::linear", _fake_linear)
+    torch.library.register_fake("outrider_native::gated_linear", _fake_gated_linear)
     _loaded = True
 
 
@@ -67,7 +68,7 @@ def set_caches(
     engine: int, keys: Sequence[Tensor], values: Sequence[Tensor], windows: Sequence[int | None], block_cells: int
 ) -> None:
     """Tells the operator the caches of each layer of the engine with number `engine`. Shapes as in `RaggedBatch`;
-    `block_cells` is a power of two, 8 at least."""
+    `block_cells` is a power of two, 16 at least."""
     torch.ops.outrider_native.set_caches(
         engine, list(keys), list(values), [window or 0 for window in windows], block_cells
     )
@@ -153,6 +154,20 @@ def _build(library: Path) -> None:
 
 
 def _fake_linear(x: Tensor, panels: Tensor, bias: Tensor | None, num_outputs: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], num_outputs)
+
+
+def _fake_gated_linear(
+    x: Tensor,
+    gate: Tensor,
+    gate_bias: Tensor | None,
+    up: Tensor,
+    up_bias: Tensor | None,
+    num_inner: int,
+    down: Tensor,
+    down_bias: Tensor | None,
+    num_outputs: int,
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], num_outputs)
 
 

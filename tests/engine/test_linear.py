@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 
 from outrider.engine import native
-from outrider.engine.linear import PackedLinear, pack, panels
+from outrider.engine.linear import PackedLinear, fuse_gates, pack, panels
 
 pytestmark = pytest.mark.usefixtures("native_operators")
 
@@ -56,7 +58,7 @@ def test_it_is_the_product(num_inputs: int, num_outputs: int, bias: bool, dtype:
     packed = PackedLinear(plain)
     for num_rows in NUMS_ROWS:
         x = noise(num_rows, num_inputs, dtype=dtype, seed=num_rows)
-        exact = nn.functional.linear(
+        exact = functional.linear(
             x.double(), plain.weight.double(), plain.bias.double() if plain.bias is not None else None
         )
         torch.testing.assert_close(
@@ -118,6 +120,72 @@ def test_panels_hold_sixteen_outputs_side_by_side() -> None:
     halves = panels(weight.to(torch.bfloat16))
     assert halves.shape == (2, 2, 32)
     assert halves[0, 1].view(16, 2).tolist() == weight[:16, 2:].tolist()
+
+
+class Perceptron(nn.Module):
+    def __init__(self, size: int, num_inner: int, dtype: torch.dtype, *, bias: bool = False) -> None:
+        super().__init__()
+        self.gate = layer(size, num_inner, dtype, bias=bias)
+        self.up = layer(size, num_inner, dtype, bias=bias)
+        self.down = layer(num_inner, size, dtype, bias=bias)
+        with torch.no_grad():
+            self.up.weight.neg_()
+            for each in (self.gate, self.up, self.down):
+                each.weight.mul_(each.in_features**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(functional.silu(self.gate(x)) * self.up(x))
+
+
+def fused(perceptron: nn.Module, size: int) -> nn.Module:
+    """The perceptron as it is compiled: packed, exported and with its gates fused."""
+    pack(perceptron)
+    example = torch.zeros(3, size, dtype=next(perceptron.buffers()).dtype)
+    program = torch.export.export(perceptron, (example,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
+    fuse_gates(program.graph)
+    program.graph_module.recompile()
+    return program.module(check_guards=False)
+
+
+@pytest.mark.parametrize(("size", "num_inner"), [(64, 96), (384, 1000), (34, 70), (32, 8224)], ids=str)
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_a_gated_perceptron_becomes_one_operator(size: int, num_inner: int, bias: bool, dtype: torch.dtype) -> None:
+    perceptron = Perceptron(size, num_inner, dtype, bias=bias)
+    exact = Perceptron(size, num_inner, dtype, bias=bias).double()
+    one = fused(perceptron, size)
+    assert called(one) == ["gated_linear"]
+    x = noise(300, size, dtype=dtype)
+    wanted = exact(x.double())
+    whole = one(x)
+    atol = max(1e-5, 2 * torch.finfo(dtype).eps) * wanted.abs().max().item()
+    torch.testing.assert_close(whole.double(), wanted, rtol=0.0, atol=atol)
+    for num_rows in NUMS_ROWS:
+        assert torch.equal(one(x[:num_rows]), whole[:num_rows])
+        assert torch.equal(one(x[-num_rows:]), whole[-num_rows:])
+
+
+def test_what_only_looks_like_a_gate_stays_as_it_is(dtype: torch.dtype) -> None:
+    class OtherInput(Perceptron):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(functional.silu(self.gate(x)) * self.up(x + 1))
+
+    class UsedTwice(Perceptron):
+        def forward(self, x: Tensor) -> Tensor:
+            inner = functional.silu(self.gate(x)) * self.up(x)
+            return self.down(inner) + inner[..., :64]
+
+    class OtherActivation(Perceptron):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.down(functional.gelu(self.gate(x)) * self.up(x))
+
+    for kind in (OtherInput, UsedTwice, OtherActivation):
+        assert called(fused(kind(64, 96, dtype), 64)) == ["linear"] * 3
+
+
+def called(module: nn.Module) -> list[str]:
+    """The native operators in a graph, in their order."""
+    nodes = cast("fx.GraphModule", module).graph.nodes
+    return [str(node.target).split(".")[1] for node in nodes if str(node.target).startswith("outrider_native")]
 
 
 def test_what_the_operator_cannot_compute_stays_as_it_is() -> None:

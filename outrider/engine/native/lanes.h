@@ -40,6 +40,27 @@ inline Floats loaded(const float* numbers) {
   return result;
 }
 
+inline Floats loaded(const c10::BFloat16* numbers) {
+  uint16_t __attribute__((vector_size(kLanes * sizeof(uint16_t)))) narrow;
+  std::memcpy(&narrow, numbers, sizeof(narrow));
+  return reinterpret_cast<Floats>(__builtin_convertvector(narrow, Ints) << 16);
+}
+
+inline Floats loaded(const c10::Half* numbers) {
+  Floats result;
+  for (int64_t lane = 0; lane < kLanes; ++lane) result[lane] = widened(numbers[lane]);
+  return result;
+}
+
+// The first `num` of sixteen numbers, and zeros; all of them if `num` is larger.
+template <typename T>
+inline Floats loaded(const T* numbers, int64_t num) {
+  if (num >= kLanes) return loaded(numbers);
+  Floats result = {};
+  for (int64_t lane = 0; lane < num; ++lane) result[lane] = widened(numbers[lane]);
+  return result;
+}
+
 inline void store(Floats lanes, float* numbers) { std::memcpy(numbers, &lanes, sizeof(lanes)); }
 
 inline Floats chosen(Ints condition, Floats yes, Floats no) {

@@ -2,10 +2,12 @@
 //
 // A token of a session sees the first `limit` cells of its slot, which hold the line, and then the cells of its path.
 // Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No
-// mask is built, so nothing grows with the context but that list and the arithmetic itself. Sixteen (token, head) pairs
-// that share a key head are one group, and each has a lane of a vector. What a lane computes, and in which order, depends
-// on its own line and path alone, never on who shares its group, and a token that has moved from the tree into the line
-// is met in the same order as before: logits do not depend on the batch as far as attention is concerned.
+// mask is built, so nothing grows with the context but that list and the arithmetic itself. Up to sixteen (token, head)
+// pairs that share a key head are one group, which reads the line's keys and values once. Scores are computed for sixteen
+// positions at a time, one in each lane, from keys turned so that a vector holds one number of sixteen keys. What is
+// computed of a pair, and in which order, depends on its own line and path alone, never on who shares its group; and a
+// token that has moved from the tree into the line is met at the same position, in the same lane: logits do not depend on
+// the batch as far as attention is concerned.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -20,15 +22,15 @@
 #include <unordered_map>
 #include <vector>
 
-#include "lanes.h"
+#include "scores.h"
 
 namespace {
 
 using namespace outrider;
 
-constexpr int64_t kCellsAtOnce = 8;   // independent sums, so that additions need not wait for one another; in one block
-constexpr int64_t kLanesAtOnce = 4;   // lanes whose outputs stay in registers while values stream by
-constexpr float kNothing = -std::numeric_limits<float>::infinity();
+constexpr int64_t kPairsPerGroup = 16;   // that share one reading of keys and values
+constexpr int64_t kVectorsAtOnce = 4;    // of an output that stay in registers while values stream by
+constexpr int64_t kValuesAtOnce = 32;    // cells whose values, made float32, stay in a first-level cache
 
 // One engine's caches, [num_cells, num_kv_heads, size] for each layer, the layers' sliding windows (0: none), and the
 // base-2 logarithm of the number of cells of a block.
@@ -74,8 +76,8 @@ struct Places {
 
 // What the groups of one thread work in; grown as needed and kept.
 struct Workspace {
-  std::vector<Floats> queries, scores;
-  std::vector<float> keys, values, outputs;
+  std::vector<Floats> keys, scores, values, outputs;
+  std::vector<float> queries;
 };
 
 template <typename T>
@@ -92,130 +94,131 @@ struct Layer {
   const float* sinks;  // [H], or null
 };
 
-// One group: up to 16 (token, head) pairs of one session and one key head.
+// One (token, head) pair, and where it looks: at the positions from `start` to `limit` of the line, and from there to
+// `end`, which are those of its path; of them only what is at `window_start` or after it.
+struct Pair {
+  int64_t token, head, start, limit, end, window_start;
+  const int64_t* path;
+};
+
+// Adds the weighted values of the cells from `from` to `to` to `kNum` vectors of an output.
+template <int64_t kNum>
+void add(const Floats* values, int64_t num_vectors, int64_t from, int64_t to, const float* weights, Floats* outputs) {
+  Floats sums[kNum];
+  std::memcpy(sums, outputs, sizeof(sums));
+  for (int64_t cell = from; cell < to; ++cell)
+    for (int64_t v = 0; v < kNum; ++v) sums[v] += values[cell * num_vectors + v] * weights[cell];
+  std::memcpy(outputs, sums, sizeof(sums));
+}
+
+// One group: up to kPairsPerGroup pairs of one session and one key head.
 template <typename T>
 void attend_group(const Layer<T>& layer, const Batch& batch, const Places& places, int64_t key_head,
                   int64_t first_token, int64_t first_pair, int64_t num_pairs, Workspace& space) {
-  const int64_t padded_value_size = (layer.value_size + kLanes - 1) / kLanes * kLanes;
+  const int64_t key_width = padded(layer.key_size), num_vectors = padded(layer.value_size) / kLanes;
   const T* keys = layer.keys + key_head * layer.key_head_stride;
   const T* values = layer.values + key_head * layer.value_head_stride;
 
-  int64_t token_of[kLanes], head_of[kLanes], num_path[kLanes];
-  Ints starts = {}, limits = {};
-  int64_t begin = std::numeric_limits<int64_t>::max(), end = 0, end_common = begin, begin_common = 0, longest_path = 0;
-  space.queries.assign(layer.key_size, Floats{});
-  for (int64_t lane = 0; lane < num_pairs; ++lane) {
-    const int64_t token = first_token + (first_pair + lane) / layer.heads_per_key;
-    const int64_t head = key_head * layer.heads_per_key + (first_pair + lane) % layer.heads_per_key;
-    token_of[lane] = token;
-    head_of[lane] = head;
-    num_path[lane] = batch.path_offsets[token + 1] - batch.path_offsets[token];
+  Pair pairs[kPairsPerGroup];
+  int64_t begin = std::numeric_limits<int64_t>::max(), line_end = 0, end = 0;
+  space.queries.resize(kPairsPerGroup * key_width);
+  for (int64_t index = 0; index < num_pairs; ++index) {
+    const int64_t token = first_token + (first_pair + index) / layer.heads_per_key;
+    const int64_t head = key_head * layer.heads_per_key + (first_pair + index) % layer.heads_per_key;
     const int64_t limit = batch.limits[token];
-    const int64_t num_seen = limit + num_path[lane];
-    const int64_t start = layer.window > 0 ? std::clamp<int64_t>(num_seen - layer.window, 0, limit) : 0;
-    starts[lane] = static_cast<int32_t>(start);
-    limits[lane] = static_cast<int32_t>(limit);
-    begin = std::min(begin, start);
-    begin_common = std::max(begin_common, start);
-    end = std::max(end, limit);
-    end_common = std::min(end_common, limit);
-    longest_path = std::max(longest_path, num_path[lane]);
+    const int64_t seen = limit + batch.path_offsets[token + 1] - batch.path_offsets[token];
+    const int64_t window_start = layer.window > 0 ? std::max<int64_t>(seen - layer.window, 0) : 0;
+    pairs[index] = {token,        head, std::min(window_start, limit), limit, seen,
+                    window_start, batch.path_cells + batch.path_offsets[token]};
+    begin = std::min(begin, pairs[index].start);
+    line_end = std::max(line_end, limit);
+    end = std::max(end, seen);
     const T* query = layer.query + head * layer.query_head_stride + token * layer.query_token_stride;
-    for (int64_t i = 0; i < layer.key_size; ++i) space.queries[i][lane] = widened(query[i]) * layer.scale;
+    float* numbers = &space.queries[index * key_width];
+    widen(query, numbers, layer.key_size, key_width);
+    for (int64_t i = 0; i < layer.key_size; ++i) numbers[i] *= layer.scale;
+  }
+  begin -= begin % kLanes;
+  const int64_t num_tiles = padded(end - begin) / kLanes;
+  const auto scores_of = [&](int64_t index) { return &space.scores[index * num_tiles]; };
+  const auto score_at = [&](int64_t index, int64_t position) {
+    return reinterpret_cast<float*>(scores_of(index)) + position - begin;
+  };
+
+  // Scores of the line's positions, then of the paths', and nothing for what is not seen.
+  space.keys.resize(kTilesAtOnce * key_width);
+  space.scores.resize(kPairsPerGroup * num_tiles);
+  const int64_t num_line_tiles = padded(std::max<int64_t>(line_end - begin, 0)) / kLanes;
+  for (int64_t tile = 0; tile < num_line_tiles;) {
+    const int64_t num = num_line_tiles - tile < kTilesAtOnce ? 1 : kTilesAtOnce;
+    for (int64_t t = 0; t < num; ++t) {
+      const int64_t position = begin + (tile + t) * kLanes;
+      const T* some = keys + places[position] * layer.key_cell_stride;
+      turn_keys(std::min(kLanes, line_end - position), layer.key_size,
+                [&](int64_t cell) { return some + cell * layer.key_cell_stride; }, &space.keys[t * key_width]);
+    }
+    (num == 1 ? score_all<1> : score_all<kTilesAtOnce>)(space.keys.data(), space.queries.data(), num_pairs, key_width,
+                                                       &space.scores[tile], num_tiles);
+    tile += num;
+  }
+  for (int64_t index = 0; index < num_pairs; ++index) {
+    const Pair& pair = pairs[index];
+    for (int64_t position = pair.limit; position < pair.end; position += kLanes) {
+      const int64_t num = std::min(kLanes, pair.end - position);
+      if (index == 0 || pair.token != pairs[index - 1].token || pair.end - pair.limit > kLanes)
+        turn_keys(num, layer.key_size,
+                  [&](int64_t cell) {
+                    return keys + places[pair.path[position - pair.limit + cell]] * layer.key_cell_stride;
+                  },
+                  space.keys.data());
+      Floats sums;
+      score<1, 1>(space.keys.data(), &space.queries[index * key_width], key_width, &sums, 1);
+      std::memcpy(score_at(index, position), &sums, num * sizeof(float));
+    }
+    std::fill(score_at(index, begin), score_at(index, std::max(begin, pair.window_start)), kNothing);
+    std::fill(score_at(index, pair.end), score_at(index, begin + num_tiles * kLanes), kNothing);
+    if (layer.softcap > 0.0f)
+      for (float* at = score_at(index, pair.window_start); at < score_at(index, pair.end); ++at)
+        *at = std::tanh(*at / layer.softcap) * layer.softcap;
   }
 
-  begin -= begin % kCellsAtOnce;
+  float totals[kPairsPerGroup];
+  for (int64_t index = 0; index < num_pairs; ++index)
+    totals[index] = weigh(scores_of(index), num_tiles, layer.sinks ? layer.sinks[pairs[index].head] : kNothing);
 
-  // Scores: first of the line's cells, then of the paths'.
-  const int64_t num_line = std::max<int64_t>(end - begin, 0);
-  space.scores.assign(num_line + longest_path, all(kNothing));
-  space.keys.resize(kCellsAtOnce * layer.key_size);
-  for (int64_t cell = begin; cell < end; cell += kCellsAtOnce) {
-    const int64_t num_cells = std::min(kCellsAtOnce, end - cell);
-    const T* some = keys + places[cell] * layer.key_cell_stride;
-    for (int64_t c = 0; c < kCellsAtOnce; ++c)
-      widen(some + std::min(c, num_cells - 1) * layer.key_cell_stride, &space.keys[c * layer.key_size], layer.key_size,
-            layer.key_size);
-    Floats sums[kCellsAtOnce] = {};
-    const float* key = space.keys.data();
-    for (int64_t i = 0; i < layer.key_size; ++i) {
-      const Floats query = space.queries[i];
-      for (int64_t c = 0; c < kCellsAtOnce; ++c) sums[c] += query * key[c * layer.key_size + i];
+  // Values, in the order of the positions.
+  space.values.resize(kValuesAtOnce * num_vectors);
+  space.outputs.assign(num_pairs * num_vectors, Floats{});
+  for (int64_t first = begin; first < line_end; first += kValuesAtOnce) {
+    const int64_t last = std::min(first + kValuesAtOnce, line_end);
+    for (int64_t position = first; position < last; ++position) {
+      const T* value = values + places[position] * layer.value_cell_stride;
+      for (int64_t v = 0; v < num_vectors; ++v)
+        space.values[(position - first) * num_vectors + v] = loaded(value + v * kLanes, layer.value_size - v * kLanes);
     }
-    for (int64_t c = 0; c < num_cells; ++c) {
-      const int64_t at = cell + c;
-      const bool common = at >= begin_common && at < end_common;
-      const Ints place = Ints{} + static_cast<int32_t>(at);
-      space.scores[at - begin] = common ? sums[c] : chosen((place >= starts) & (place < limits), sums[c], all(kNothing));
+    for (int64_t index = 0; index < num_pairs; ++index) {
+      const int64_t from = std::max(first, pairs[index].start), to = std::min(last, pairs[index].limit);
+      const float* weights = score_at(index, 0);
+      Floats* outputs = &space.outputs[index * num_vectors];
+      int64_t vector = 0;
+      for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
+        add<kVectorsAtOnce>(&space.values[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
+      for (; vector < num_vectors; ++vector)
+        add<1>(&space.values[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
     }
   }
-  for (int64_t lane = 0; lane < num_pairs; ++lane) {
-    const int64_t* path = batch.path_cells + batch.path_offsets[token_of[lane]];
-    const int64_t first = layer.window > 0 ? std::max<int64_t>(num_path[lane] - layer.window, 0) : 0;
-    for (int64_t place = first; place < num_path[lane]; ++place) {
-      const T* key = keys + places[path[place]] * layer.key_cell_stride;
-      float sum = 0.0f;
-      for (int64_t i = 0; i < layer.key_size; ++i) sum += space.queries[i][lane] * widened(key[i]);
-      space.scores[num_line + place][lane] = sum;
+  for (int64_t index = 0; index < num_pairs; ++index) {
+    const Pair& pair = pairs[index];
+    Floats* outputs = &space.outputs[index * num_vectors];
+    for (int64_t position = std::max(pair.limit, pair.window_start); position < pair.end; ++position) {
+      const T* value = values + places[pair.path[position - pair.limit]] * layer.value_cell_stride;
+      const float weight = *score_at(index, position);
+      for (int64_t v = 0; v < num_vectors; ++v)
+        outputs[v] += loaded(value + v * kLanes, layer.value_size - v * kLanes) * weight;
     }
-  }
-  if (layer.softcap > 0.0f)
-    for (Floats& score : space.scores)
-      for (int64_t lane = 0; lane < num_pairs; ++lane)
-        if (score[lane] != kNothing) score[lane] = std::tanh(score[lane] / layer.softcap) * layer.softcap;
-
-  // Softmax.
-  Floats largest = all(std::numeric_limits<float>::lowest()), total = {};
-  Floats sinks = all(kNothing);
-  if (layer.sinks != nullptr)
-    for (int64_t lane = 0; lane < num_pairs; ++lane) sinks[lane] = layer.sinks[head_of[lane]];
-  largest = chosen(sinks > largest, sinks, largest);
-  for (const Floats& score : space.scores) largest = chosen(score > largest, score, largest);
-  total = exponential(sinks - largest);
-  for (Floats& score : space.scores) {
-    score = exponential(score - largest);
-    total += score;
-  }
-
-  // Values, four lanes at a time.
-  space.values.resize(padded_value_size);
-  space.outputs.assign(kLanes * padded_value_size, 0.0f);
-  const int64_t num_vectors = padded_value_size / kLanes;
-  constexpr int64_t kTile = 32;
-  space.values.resize(kTile * padded_value_size);
-  for (int64_t tile = 0; tile < num_line; tile += kTile) {
-    const int64_t num_cells = std::min(kTile, num_line - tile);
-    for (int64_t first = 0; first < num_cells; first += kCellsAtOnce) {
-      const T* some = values + places[begin + tile + first] * layer.value_cell_stride;
-      for (int64_t c = first; c < std::min(first + kCellsAtOnce, num_cells); ++c)
-        widen(some + (c - first) * layer.value_cell_stride, &space.values[c * padded_value_size], layer.value_size,
-              padded_value_size);
-    }
-    for (int64_t lane = 0; lane < num_pairs; lane += kLanesAtOnce)
-      for (int64_t v = 0; v < num_vectors; ++v) {
-        Floats sums[kLanesAtOnce];
-        for (int64_t l = 0; l < kLanesAtOnce; ++l)
-          std::memcpy(&sums[l], &space.outputs[(lane + l) * padded_value_size + v * kLanes], sizeof(Floats));
-        for (int64_t c = 0; c < num_cells; ++c) {
-          Floats value;
-          std::memcpy(&value, &space.values[c * padded_value_size + v * kLanes], sizeof(Floats));
-          const float* weights = reinterpret_cast<const float*>(&space.scores[tile + c]) + lane;
-          for (int64_t l = 0; l < kLanesAtOnce; ++l) sums[l] += value * weights[l];
-        }
-        for (int64_t l = 0; l < kLanesAtOnce; ++l)
-          std::memcpy(&space.outputs[(lane + l) * padded_value_size + v * kLanes], &sums[l], sizeof(Floats));
-      }
-  }
-  for (int64_t lane = 0; lane < num_pairs; ++lane) {
-    const int64_t* path = batch.path_cells + batch.path_offsets[token_of[lane]];
-    float* sums = &space.outputs[lane * padded_value_size];
-    for (int64_t place = 0; place < num_path[lane]; ++place) {
-      const T* value = values + places[path[place]] * layer.value_cell_stride;
-      const float weight = space.scores[num_line + place][lane];
-      for (int64_t i = 0; i < layer.value_size; ++i) sums[i] += widened(value[i]) * weight;
-    }
-    T* output = layer.output + token_of[lane] * layer.output_token_stride + head_of[lane] * layer.output_head_stride;
-    const float share = 1.0f / total[lane];
+    const float* sums = reinterpret_cast<const float*>(outputs);
+    T* output = layer.output + pair.token * layer.output_token_stride + pair.head * layer.output_head_stride;
+    const float share = 1.0f / totals[index];
     for (int64_t i = 0; i < layer.value_size; ++i) output[i] = static_cast<T>(sums[i] * share);
   }
 }
@@ -252,8 +255,8 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
     const Places places{batch.blocks + row[2], caches.block_shift};
     const int64_t num_pairs = (row[1] - row[0]) * layer.heads_per_key;
     for (int64_t head = 0; head < num_kv_heads; ++head)
-      for (int64_t pair = 0; pair < num_pairs; pair += kLanes)
-        groups.push_back({places, head, row[0], pair, std::min(kLanes, num_pairs - pair)});
+      for (int64_t pair = 0; pair < num_pairs; pair += kPairsPerGroup)
+        groups.push_back({places, head, row[0], pair, std::min(kPairsPerGroup, num_pairs - pair)});
   }
   at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     thread_local Workspace space;
@@ -298,8 +301,8 @@ at::Tensor ragged_attention(const at::Tensor& query,  // [H, N, key_size]
 
 void set_caches(int64_t engine, at::TensorList keys, at::TensorList values, at::IntArrayRef windows,
                 int64_t block_cells) {
-  TORCH_CHECK(block_cells >= kCellsAtOnce && std::has_single_bit(static_cast<uint64_t>(block_cells)),
-              "the cells of a block are a power of two, and ", kCellsAtOnce, " at least");
+  TORCH_CHECK(block_cells >= kLanes && std::has_single_bit(static_cast<uint64_t>(block_cells)),
+              "the cells of a block are a power of two, and ", kLanes, " at least");
   const int64_t block_shift = std::countr_zero(static_cast<uint64_t>(block_cells));
   const std::lock_guard<std::mutex> lock(engines_mutex);
   engines[engine] = Caches{keys.vec(), values.vec(), windows.vec(), block_shift};

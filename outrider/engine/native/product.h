@@ -1,0 +1,325 @@
+// Products of a few rows with matrices of weights: what decoding is made of, and what libraries for large matrices are
+// slow at. Weights are streamed once for up to kRowsAtOnce rows, from the order in which the kernels read them.
+//
+// A weight [N, K] is cut into panels of sixteen outputs. A panel is a list of lines of 64 bytes, and a line has a word of
+// four bytes for each output: one float32 of the next k, or two bfloat16 of the next two. Each output sums over k in that
+// order and in float32, in a lane of its own, whoever is computed beside it: so a row's results do not depend on how many
+// rows there are, or on the number of threads.
+
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/cpu/Utils.h>
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+#include "lanes.h"
+
+namespace outrider {
+
+constexpr int64_t kWordBytes = 4;
+constexpr int64_t kLineBytes = kLanes * kWordBytes;
+constexpr int64_t kRowsAtOnce = 256;          // that share one reading of the weights and one copy for the kernels
+constexpr int64_t kRowBytesAtOnce = 1 << 19;  // of those rows: beside two panels they stay in a second-level cache
+constexpr int64_t kPairsAtOnce = 64;          // of panels, whose sums are kept from one part of K to the next
+constexpr int64_t kBytesPerTask = 1 << 17;    // of weights: four microseconds of reading, far above what a task costs
+
+struct alignas(kLineBytes) Line {
+  uint8_t bytes[kLineBytes];
+};
+
+// Rows of K numbers, in the order in which the kernels want them: see their `place`.
+struct Rows {
+  uint8_t* data;
+  int64_t num_rows, num_words;
+};
+
+// One matrix of weights, [num_panels, num_words, 64 bytes].
+template <typename T>
+struct Weight {
+  const uint8_t* panels;
+  int64_t num_words, num_outputs;
+  const T* bias;  // or null
+
+  int64_t num_panels() const { return (num_outputs + kLanes - 1) / kLanes; }
+  int64_t size_of(int64_t panel) const { return std::min(kLanes, num_outputs - panel * kLanes); }
+  const uint8_t* panel(int64_t number) const { return panels + number * num_words * kLineBytes; }
+
+  Floats biased(Floats sums, int64_t panel) const {
+    if (bias == nullptr) return sums;
+    alignas(kLineBytes) float padded[kLanes];
+    widen(bias + panel * kLanes, padded, size_of(panel), kLanes);
+    return sums + loaded(padded);
+  }
+};
+
+// Two panels that are read side by side: two loads of weights for each row's word.
+struct Panels {
+  const uint8_t* left;
+  const uint8_t* right;
+};
+
+// The words from `begin` to `end` of a sum over K. Between two parts of the same rows and panels, sums are in `sums`.
+struct Part {
+  int64_t begin, end;
+  bool is_last;
+  float* sums;
+};
+
+inline void narrowed(Floats sums, float* numbers) { store(sums, numbers); }
+
+inline Floats added(Floats sum, float word, const uint8_t* line) {
+  return sum + word * loaded(reinterpret_cast<const float*>(line));
+}
+
+#ifdef __AVX512BF16__
+inline void narrowed(Floats sums, c10::BFloat16* numbers) {
+  const auto nearest = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sums));
+  std::memcpy(numbers, &nearest, sizeof(nearest));
+}
+
+struct Pair {
+  c10::BFloat16 numbers[2];
+};
+
+inline Floats added(Floats sum, Pair word, const uint8_t* line) {
+  int32_t bits;
+  std::memcpy(&bits, &word, sizeof(bits));
+  return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                   reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
+                                                   reinterpret_cast<__m512bh>(_mm512_loadu_si512(line))));
+}
+#endif
+
+// Writes sixteen sums, or the first `num` of them.
+template <typename T>
+void put(Floats sums, T* numbers, int64_t num) {
+  alignas(kLineBytes) T narrow[kLanes];
+  narrowed(sums, narrow);
+  if (num == kLanes)
+    std::memcpy(numbers, narrow, sizeof(narrow));
+  else
+    std::memcpy(numbers, narrow, num * sizeof(T));
+}
+
+// A vector for each sum; rows lie one after another.
+template <typename Word>
+class OnLanes {
+ public:
+  static constexpr bool kWantsTiles = false;
+  static constexpr int64_t kRowsPerStep = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
+
+  static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
+    return rows.data + (row * rows.num_words + word) * kWordBytes;
+  }
+
+  explicit OnLanes(int64_t) {}
+
+  template <typename Put>
+  void operator()(const Rows& rows, int64_t row, int64_t num_rows, const Panels& panels, const Part& part,
+                  const Put& put) const {
+    dispatch(rows, row, num_rows, panels, part, put, std::make_integer_sequence<int64_t, kRowsPerStep>());
+  }
+
+ private:
+  template <typename Put, int64_t... kRows>
+  static void dispatch(const Rows& rows, int64_t row, int64_t num_rows, const Panels& panels, const Part& part,
+                       const Put& put, std::integer_sequence<int64_t, kRows...>) {
+    using Kernel = void (*)(const Rows&, int64_t, const Panels&, const Part&, const Put&);
+    static constexpr std::array<Kernel, kRowsPerStep> kernels{&multiply<kRows + 1, Put>...};
+    kernels[num_rows - 1](rows, row, panels, part, put);
+  }
+
+  template <int64_t kRows, typename Put>
+  static void multiply(const Rows& rows, int64_t first_row, const Panels& panels, const Part& part, const Put& put) {
+    Floats sums[kRows][2] = {};
+    if (part.begin > 0) std::memcpy(sums, part.sums, sizeof(sums));
+    const uint8_t* x = place(rows, first_row, 0);
+    for (int64_t k = part.begin; k < part.end; ++k)
+#pragma GCC unroll 12
+      for (int64_t row = 0; row < kRows; ++row) {
+        Word word;
+        std::memcpy(&word, x + (row * rows.num_words + k) * kWordBytes, kWordBytes);
+        sums[row][0] = added(sums[row][0], word, panels.left + k * kLineBytes);
+        sums[row][1] = added(sums[row][1], word, panels.right + k * kLineBytes);
+      }
+    if (!part.is_last)
+      std::memcpy(part.sums, sums, sizeof(sums));
+    else
+      for (int64_t row = 0; row < kRows; ++row) put(first_row + row, sums[row][0], sums[row][1]);
+  }
+};
+
+#ifdef __AMX_BF16__
+// Shapes of the eight tiles: 0 to 3 are sums [rows, outputs], 4 and 5 rows of x, 6 and 7 sixteen lines of a panel.
+struct alignas(64) TileShapes {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_per_row[16] = {};
+  uint8_t num_rows[16] = {};
+
+  explicit TileShapes(int64_t rows) {
+    for (int tile = 0; tile < 8; ++tile) {
+      bytes_per_row[tile] = kLineBytes;
+      num_rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : kLanes);
+    }
+  }
+};
+
+// Up to two tiles of sixteen rows by two of outputs. Rows lie in such tiles too, line by line, so that a tile is 1024
+// bytes on end; those that fill the last one up hold anything and end nowhere. A tile adds up k as the lanes do: two
+// products after another.
+class OnTiles {
+ public:
+  static constexpr bool kWantsTiles = true;
+  static constexpr int64_t kRowsPerStep = 2 * kLanes;
+
+  static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
+    return rows.data + tile_bytes(rows) * (row / kLanes) + word / kLanes * kTileBytes + row % kLanes * kLineBytes +
+           word % kLanes * kWordBytes;
+  }
+
+  explicit OnTiles(int64_t num_rows) {
+    const TileShapes shapes(std::min(num_rows, kLanes));
+    _tile_loadconfig(&shapes);
+  }
+  OnTiles(const OnTiles&) = delete;
+  ~OnTiles() { _tile_release(); }
+
+  template <typename Put>
+  void operator()(const Rows& rows, int64_t row, int64_t num_rows, const Panels& panels, const Part& part,
+                  const Put& put) const {
+    if (num_rows > kLanes)
+      multiply<true>(rows, row, num_rows, panels, part, put);
+    else
+      multiply<false>(rows, row, num_rows, panels, part, put);
+  }
+
+ private:
+  static constexpr int64_t kTileBytes = kLanes * kLineBytes;
+  static constexpr int64_t kTileSums = kLanes * kLanes;
+  static constexpr int64_t kBytesAhead = 4 * kTileBytes;  // that are fetched before they are wanted
+
+  static int64_t tile_bytes(const Rows& rows) { return rows.num_words / kLanes * kTileBytes; }
+
+  template <bool kBelow, typename Put>
+  static void multiply(const Rows& rows, int64_t first_row, int64_t num_rows, const Panels& panels, const Part& part,
+                       const Put& put) {
+    if (part.begin == 0) {
+      _tile_zero(0);
+      _tile_zero(1);
+      if (kBelow) {
+        _tile_zero(2);
+        _tile_zero(3);
+      }
+    } else {
+      _tile_loadd(0, part.sums, kLineBytes);
+      _tile_loadd(1, part.sums + kTileSums, kLineBytes);
+      if (kBelow) {
+        _tile_loadd(2, part.sums + 2 * kTileSums, kLineBytes);
+        _tile_loadd(3, part.sums + 3 * kTileSums, kLineBytes);
+      }
+    }
+    const uint8_t* above = place(rows, first_row, 0);
+    const uint8_t* below = above + tile_bytes(rows);
+    for (int64_t at = part.begin * kLineBytes; at < part.end * kLineBytes; at += kTileBytes) {
+      if (kBelow)  // else products take less time than reading, and to fetch costs more than it brings
+        for (int64_t line = 0; line < kTileBytes; line += kLineBytes) {
+          _mm_prefetch(panels.left + at + kBytesAhead + line, _MM_HINT_T0);
+          _mm_prefetch(panels.right + at + kBytesAhead + line, _MM_HINT_T0);
+        }
+      _tile_loadd(4, above + at, kLineBytes);
+      _tile_loadd(6, panels.left + at, kLineBytes);
+      _tile_loadd(7, panels.right + at, kLineBytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (kBelow) {
+        _tile_loadd(5, below + at, kLineBytes);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
+    }
+    alignas(kLineBytes) float last_sums[4 * kTileSums];
+    float* sums = part.is_last ? last_sums : part.sums;
+    _tile_stored(0, sums, kLineBytes);
+    _tile_stored(1, sums + kTileSums, kLineBytes);
+    if (kBelow) {
+      _tile_stored(2, sums + 2 * kTileSums, kLineBytes);
+      _tile_stored(3, sums + 3 * kTileSums, kLineBytes);
+    }
+    if (!part.is_last) return;
+    for (int64_t row = 0; row < num_rows; ++row) {
+      const float* left = sums + row / kLanes * 2 * kTileSums + row % kLanes * kLanes;
+      put(first_row + row, loaded(left), loaded(left + kTileSums));
+    }
+  }
+};
+
+inline const bool has_tiles = at::cpu::init_amx();
+#endif
+
+// All rows, kRowsAtOnce of them at most, with all of `num_pairs` pairs of panels, on all threads. `panels(pair)` says
+// where they are, and `put(pair, row, left, right)` takes the sums.
+template <typename On, typename PanelsOf, typename Put>
+void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, const Put& put) {
+  const int64_t num_words = rows.num_words;
+  const int64_t words_at_once = std::max(kLanes, kRowBytesAtOnce / (rows.num_rows * kWordBytes) / kLanes * kLanes);
+  const bool in_parts = words_at_once < num_words;
+  constexpr int64_t kSums = On::kRowsPerStep * 2 * kLanes;
+  const int64_t num_steps = (rows.num_rows + On::kRowsPerStep - 1) / On::kRowsPerStep;
+  const int64_t pairs_per_task = std::max<int64_t>(1, kBytesPerTask / (2 * num_words * kLineBytes));
+  at::parallel_for(0, num_pairs, pairs_per_task, [&](int64_t first_pair, int64_t last_pair) {
+    const On multiply(rows.num_rows);
+    const int64_t num_kept = std::min(kPairsAtOnce, last_pair - first_pair);
+    std::vector<float> sums(in_parts ? num_kept * num_steps * kSums : 0);
+    for (int64_t first = first_pair; first < last_pair; first += num_kept)
+      for (int64_t begin = 0; begin < num_words; begin += words_at_once) {
+        const int64_t end = std::min(begin + words_at_once, num_words);
+        float* kept = sums.data();
+        for (int64_t pair = first; pair < std::min(first + num_kept, last_pair); ++pair)
+          for (int64_t row = 0; row < rows.num_rows; row += On::kRowsPerStep) {
+            multiply(rows, row, std::min(On::kRowsPerStep, rows.num_rows - row), panels(pair),
+                     {begin, end, end == num_words, kept},
+                     [&](int64_t at, Floats left, Floats right) { put(pair, at, left, right); });
+            if (in_parts) kept += kSums;
+          }
+      }
+  });
+}
+
+// Room for `num_rows` rows of `row_bytes` each, in `space`, which grows for them.
+inline Rows made_rows(int64_t num_rows, int64_t row_bytes, std::vector<Line>& space) {
+  const int64_t padded_rows = (num_rows + kLanes - 1) / kLanes * kLanes;
+  const size_t num_lines = static_cast<size_t>((padded_rows * row_bytes + kLineBytes - 1) / kLineBytes);
+  if (space.size() < num_lines) space.resize(num_lines);
+  return {space.data()->bytes, num_rows, row_bytes / kWordBytes};
+}
+
+// Calls `work(rows, first)` with the rows of x [..., K], contiguous, from `first` on: kRowsAtOnce at a time, as `On`
+// reads them, in x itself or copied to `space`.
+template <typename On, typename Work>
+void for_rows(const at::Tensor& x, std::vector<Line>& space, const Work& work) {
+  const int64_t row_bytes = x.size(-1) * static_cast<int64_t>(x.element_size()), num_rows = x.numel() / x.size(-1);
+  uint8_t* numbers = static_cast<uint8_t*>(const_cast<void*>(x.const_data_ptr()));
+  for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
+    const int64_t num = std::min(kRowsAtOnce, num_rows - first);
+    Rows rows{numbers + first * row_bytes, num, row_bytes / kWordBytes};
+    if constexpr (On::kWantsTiles) {
+      const uint8_t* source = rows.data;
+      rows = made_rows(num, row_bytes, space);
+      for (int64_t row = 0; row < num; ++row)
+        for (int64_t word = 0; word < rows.num_words; word += kLanes, source += kLineBytes)
+          std::memcpy(On::place(rows, row, word), source, kLineBytes);
+    }
+    work(rows, first);
+  }
+}
+
+}  // namespace outrider
