@@ -6,6 +6,7 @@ folders, next to a README with what they reach on files that neither has seen. A
 last checkpoint when it is started again.
 
     python -m recipes.demo_pair build/demo_pair
-    python -m recipes.demo_pair build/draft --target models/target    # only a draft, for that target
-    python -m recipes.demo_pair.evaluation --draft build/draft/draft  # what it guesses
+    python -m recipes.demo_pair build/draft --target models/target                        # only a draft for that target
+    python -m recipes.demo_pair build/draft --target models/target --draft models/draft   # that goes on from that draft
+    python -m recipes.demo_pair.evaluation --draft build/draft/draft                      # what it guesses
 """

@@ -40,6 +40,10 @@ def run(
         Path | None,
         typer.Option(help="Folder of a target that this recipe made: train only a draft, for that target."),
     ] = None,
+    draft: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a draft that this recipe made: go on from it, for the same target."),
+    ] = None,
     target_tokens: Annotated[int, typer.Option(min=1, help="Tokens on which the target is trained.")] = (
         DEFAULTS.target_tokens
     ),
@@ -65,7 +69,7 @@ def run(
     recipe = Recipe(target_tokens=target_tokens, draft_tokens=draft_tokens, precision=precision, seed=seed)
     try:
         place = usable_device(device)
-        pair = PairRun(out, recipe, place, given_target=target, compiled=compiled)
+        pair = PairRun(out, recipe, place, given_target=target, given_draft=draft, compiled=compiled)
         with console.status("Reading the standard library and training the tokenizer"):
             pair.prepare_text(Path(sysconfig.get_path("stdlib")))
         with progress_bars(console) as bars:

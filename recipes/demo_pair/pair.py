@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -22,8 +23,18 @@ from outrider.engine.compiling import compiler_problem
 from recipes.demo_pair.evaluation import Figures, evaluate
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
 from recipes.demo_pair.text import END_OF_TEXT, Text, Turns, Windows, cut, encode, read_documents, train_tokenizer
-from recipes.demo_pair.training import Report, adopt_embedding, distillation_loss, next_token_loss, train
-from recipes.demo_pair.writing import TEMPERATURES, write
+from recipes.demo_pair.training import (
+    LossFunction,
+    Optimizers,
+    Report,
+    adamw,
+    adopt_embedding,
+    distillation_loss,
+    muon,
+    next_token_loss,
+    train,
+)
+from recipes.demo_pair.writing import SOURCE_LESSONS, lesson, write
 
 MAX_CONTEXT = 2048
 """Positions that the saved models accept."""
@@ -42,16 +53,19 @@ class PairRun:
         device: torch.device,
         *,
         given_target: Path | None = None,
+        given_draft: Path | None = None,
         compiled: bool = False,
     ) -> None:
         """Claims the folder `out`, or takes up the run that was stopped there.
 
-        With the folder of a finished target of the recipe's kind, `given_target`, only a draft is made, for that one.
-        `compiled` trains faster where there is a compiler. Raises RecipeError if `out` holds anything else, or a run
-        with other settings, or if no draft can be made for the given target, or if nothing can be compiled here.
+        With the folder of a finished target of the recipe's kind, `given_target`, only a draft is made, for that one;
+        it begins as the draft of the folder `given_draft`, if there is one. `compiled` trains faster where there is a
+        compiler. Raises RecipeError if `out` holds anything else, or a run with other settings, or if no draft can be
+        made for the given target or of the given draft, or if nothing can be compiled here.
         """
         self._out = out
         self._given_target = given_target
+        self._given_draft = given_draft
         self._target = given_target or out / "target"
         self._work = out / "work"
         self._recipe = recipe
@@ -59,6 +73,10 @@ class PairRun:
         self._compiled = compiled
         if given_target:
             _check_target(given_target, recipe.vocab_size)
+        if given_draft:
+            if not given_target:
+                raise RecipeError("A draft goes on learning from the target it was made for: name that with --target.")
+            _check_draft(given_draft, llama_config(recipe.draft, recipe.vocab_size))
         if compiled and (problem := compiler_problem(device)):
             raise RecipeError(f"Nothing can be compiled here: {problem}. Or train without --compile.")
         self._claim()
@@ -93,9 +111,14 @@ class PairRun:
 
     def train_target(self, report: Report) -> None:
         """Trains the target by next-token loss, unless it was given."""
-        if not self._given_target:
-            recipe = self._recipe
-            self._train("target", recipe.target, recipe.target_tokens, self._source(), report)
+        recipe = self._recipe
+        if self._given_target or (self._out / "target").exists():
+            return
+        model = self._new(recipe.target)
+        if self._compiled:
+            model.model.compile(dynamic=False)
+        source = self._source((1.0,))
+        self._train("target", model, next_token_loss, adamw(model), source, recipe.target_tokens, report)
 
     def write_text(self, report: Report) -> None:
         """Has the target write what its draft learns from besides the source; a step is one batch."""
@@ -111,21 +134,32 @@ class PairRun:
             report(index + 1, recipe.written_batches, None)
 
     def train_draft(self, report: Report) -> None:
-        """Distils the draft from the target as it was saved, by turns on the source and on what the target wrote."""
+        """Distils the draft from the target as it was saved: one step on source, two on what the target wrote."""
         recipe = self._recipe
-        written = torch.cat([load_file(file)["windows"] for file in sorted(self._written.glob("*.safetensors"))])
-        texts = Turns(
-            [self._source(), Windows(written, recipe.batch_tokens // recipe.written_window_tokens, recipe.seed)]
-        )
+        if (self._out / "draft").exists():
+            return
         target = self._load(self._target, DTYPES[recipe.precision])
-        self._train("draft", recipe.draft, recipe.draft_tokens, texts, report, teacher=target)
+        if self._given_draft:
+            model = self._load(self._given_draft, torch.float32)
+        else:
+            model = self._new(recipe.draft)
+            adopt_embedding(model, target)
+        if self._compiled:
+            for each in (model, target):
+                each.model.compile(dynamic=False)
+        batches = [load_file(file)["windows"] for file in sorted(self._written.glob("*.safetensors"))]
+        temperatures = [lesson(index) for index, batch in enumerate(batches) for _ in batch]
+        batch_windows = recipe.batch_tokens // recipe.written_window_tokens
+        written = Windows(torch.cat(batches), temperatures, batch_windows, recipe.seed)
+        text = Turns([self._source(SOURCE_LESSONS), written, written])
+        self._train("draft", model, distillation_loss(target), muon(model), text, recipe.draft_tokens, report)
 
     def finish(self) -> Figures:
         """Measures the pair on the held-out files, writes the README and removes what was only needed on the way."""
         target, draft = self._load(self._target, torch.float32), self._load(self._out / "draft", torch.float32)
         figures = evaluate(target, draft, load_file(self._corpus_file)["held_out"], self._recipe.window_tokens)
         num_parameters = target.num_parameters(), draft.num_parameters()
-        text = _readme(self._recipe, figures, *num_parameters, self._given_target)
+        text = _readme(self._recipe, figures, *num_parameters, self._given_target, self._given_draft)
         (self._out / "README.md").write_text(text, encoding="utf-8")
         shutil.rmtree(self._work)
         return figures
@@ -147,7 +181,8 @@ class PairRun:
         return self._work / "written"
 
     def _claim(self) -> None:
-        settings = asdict(self._recipe) | {"given_target": self._given_target and str(self._given_target)}
+        given = {"given_target": self._given_target, "given_draft": self._given_draft}
+        settings = asdict(self._recipe) | {name: folder and str(folder) for name, folder in given.items()}
         if self._settings_file.exists():
             if json.loads(self._settings_file.read_text(encoding="utf-8")) != settings:
                 raise RecipeError(
@@ -163,43 +198,40 @@ class PairRun:
         """The batch of that index: [B, T + 1] int32 token ids."""
         recipe = self._recipe
         source: Tensor = load_file(self._corpus_file)["training"]
-        temperature = TEMPERATURES[index % len(TEMPERATURES)]
         num_windows, num_tokens = recipe.written_batch_windows, recipe.written_window_tokens + 1
-        return write(target, source, temperature, num_windows, num_tokens, recipe.seed + index).token_ids
+        return write(target, source, lesson(index), num_windows, num_tokens, recipe.seed + index).token_ids
 
-    def _source(self) -> Windows:
+    def _source(self, temperatures: Sequence[float]) -> Windows:
         recipe = self._recipe
         windows = cut(load_file(self._corpus_file)["training"], recipe.window_tokens)
-        return Windows(windows, recipe.batch_tokens // recipe.window_tokens, recipe.seed)
+        return Windows(windows, temperatures, recipe.batch_tokens // recipe.window_tokens, recipe.seed)
+
+    def _new(self, shape: Shape) -> LlamaForCausalLM:
+        torch.manual_seed(self._recipe.seed)
+        model = LlamaForCausalLM(llama_config(shape, self._recipe.vocab_size))
+        model.to(self._device)  # pyright: ignore[reportArgumentType]
+        return model
 
     def _train(
         self,
         name: str,
-        shape: Shape,
-        num_tokens: int,
+        model: LlamaForCausalLM,
+        loss_of: LossFunction,
+        optimizers: Optimizers,
         text: Text,
+        num_tokens: int,
         report: Report,
-        teacher: LlamaForCausalLM | None = None,
     ) -> None:
-        if (self._out / name).exists():
-            return
-        torch.manual_seed(self._recipe.seed)
-        model = LlamaForCausalLM(llama_config(shape, self._recipe.vocab_size))
-        model.to(self._device)  # pyright: ignore[reportArgumentType]
-        if teacher:
-            adopt_embedding(model, teacher)
-        if self._compiled:
-            for each in filter(None, (model, teacher)):
-                each.model.compile(dynamic=False)
-        checkpoint = self._work / f"{name}.safetensors"
+        shape: Shape = getattr(self._recipe, name)
         train(
             model,
-            distillation_loss(teacher) if teacher else next_token_loss,
+            loss_of,
+            optimizers,
             text,
             self._recipe,
             num_tokens=num_tokens,
             learning_rate=shape.learning_rate,
-            checkpoint=checkpoint,
+            checkpoint=self._work / f"{name}.safetensors",
             report=report,
         )
         self._save(name, model)
@@ -253,13 +285,31 @@ def _check_target(folder: Path, vocab_size: int) -> None:
         )
 
 
+def _check_draft(folder: Path, wanted: LlamaConfig) -> None:
+    """Raises RecipeError unless the folder holds a draft of the `wanted` shape."""
+    try:
+        config = LlamaConfig.from_pretrained(folder)
+    except Exception as error:
+        raise RecipeError(f"{folder} holds no draft: name a folder with a model of this recipe.") from error
+    names = "vocab_size", "num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"
+    differing = [name for name in names if getattr(config, name) != getattr(wanted, name)]
+    if differing:
+        shape = ", ".join(f"{name} {getattr(config, name)} instead of {getattr(wanted, name)}" for name in differing)
+        raise RecipeError(
+            f"{folder} holds no draft of the recipe's shape: {shape}. `python -m bench.widen` adds layers and neurons "
+            "without changing what a model computes."
+        )
+
+
 def _readme(
     recipe: Recipe,
     figures: Figures,
     num_target_parameters: int,
     num_draft_parameters: int,
     given_target: Path | None,
+    given_draft: Path | None,
 ) -> str:
+    begun = f"began as `{given_draft}`; " if given_draft else ""
     known = " The draft has not seen them; a given target may have." if given_target else ""
     target_training = f"given: `{given_target}`" if given_target else f"next token, {recipe.target_tokens:,} tokens"
     return f"""# A demonstration pair
@@ -271,7 +321,7 @@ The models write text that looks like Python and know nothing.
 | | target | draft |
 |---|---|---|
 | parameters | {num_target_parameters:,} | {num_draft_parameters:,} |
-| trained | {target_training} | distilled from the target, {recipe.draft_tokens:,} tokens |
+| trained | {target_training} | {begun}distilled from the target, {recipe.draft_tokens:,} tokens |
 | loss on held-out files, nats per token | {figures.target_loss:.3f} | {figures.draft_loss:.3f} |
 
 Over the {figures.num_tokens:,} tokens of {recipe.num_held_out_files} held-out files, the target's most likely \

@@ -33,13 +33,13 @@ class Recipe:
     """The defaults make the bundled pair's shapes from about as much text as it has seen."""
 
     target: Shape = Shape(num_layers=6, width=384, num_heads=6, mlp_width=1024, learning_rate=1e-3)
-    draft: Shape = Shape(num_layers=2, width=256, num_heads=4, mlp_width=768, learning_rate=2e-3)
+    draft: Shape = Shape(num_layers=3, width=256, num_heads=4, mlp_width=768, learning_rate=1.2e-3)
     target_tokens: int = 12_000_000
-    draft_tokens: int = 12_000_000
+    draft_tokens: int = 17_000_000
     vocab_size: int = 4096
     window_tokens: int = 512
     batch_tokens: int = 4096
-    written_batches: int = 96
+    written_batches: int = 160
     """Batches that the target writes for its draft, of `written_batch_windows` windows each."""
     written_batch_windows: int = 64
     written_window_tokens: int = 256

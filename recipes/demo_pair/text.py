@@ -6,7 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -81,44 +81,60 @@ def cut(token_ids: Tensor, num_tokens: int) -> Tensor:
     return token_ids.unfold(0, num_tokens + 1, num_tokens)
 
 
+class Batch(NamedTuple):
+    """What a model is trained on in one step."""
+
+    windows: Tensor
+    """[B, T + 1] int64."""
+    temperatures: Tensor
+    """At which a draft learns each window, [B] float32."""
+
+
 class Text(Protocol):
     """What a model is trained on, step by step."""
 
-    def batch(self, step: int) -> Tensor:
-        """The windows of one step, [B, T + 1] int64."""
+    def batch(self, step: int) -> Batch:
+        """The windows of one step."""
         ...
 
 
 class Windows:
     """Batches of windows, shuffled anew for each pass by (seed, pass) alone: there is no state to save."""
 
-    def __init__(self, windows: Tensor, batch_windows: int, seed: int) -> None:
-        """Batches of `batch_windows` of the `windows`, [M, T + 1] token ids of any integer type."""
+    def __init__(self, windows: Tensor, temperatures: Sequence[float], batch_windows: int, seed: int) -> None:
+        """Batches of `batch_windows` of the `windows`, [M, T + 1] token ids of any integer type.
+
+        The windows take the `temperatures` by turns.
+        """
         self._windows = windows
+        self._temperatures = temperatures
         self._batch_windows = batch_windows
         self._seed = seed
         self._order = (-1, torch.empty(0, dtype=torch.int64))
 
-    def batch(self, step: int) -> Tensor:
-        """The windows of one step, [B, T + 1] int64."""
+    def batch(self, step: int) -> Batch:
+        """The windows of one step."""
         first = step * self._batch_windows
-        return torch.stack([self._window(index) for index in range(first, first + self._batch_windows)]).long()
+        places = [self._place(index) for index in range(first, first + self._batch_windows)]
+        temperatures = [self._temperatures[place % len(self._temperatures)] for place in places]
+        return Batch(self._windows[places].long(), torch.tensor(temperatures))
 
-    def _window(self, index: int) -> Tensor:
+    def _place(self, index: int) -> int:
         turn, place = divmod(index, len(self._windows))
         if self._order[0] != turn:
             generator = torch.Generator().manual_seed(self._seed + turn)
             self._order = (turn, torch.randperm(len(self._windows), generator=generator))
-        return self._windows[self._order[1][place]]
+        return int(self._order[1][place])
 
 
 class Turns:
-    """Steps take turns among several texts, whose windows may differ in length."""
+    """Steps take turns among several texts, whose windows may differ in length. One may stand there more than once."""
 
     def __init__(self, texts: Sequence[Text]) -> None:
         self._texts = texts
 
-    def batch(self, step: int) -> Tensor:
-        """The windows of one step, [B, T + 1] int64."""
+    def batch(self, step: int) -> Batch:
+        """The windows of one step."""
         turn, place = divmod(step, len(self._texts))
-        return self._texts[place].batch(turn)
+        text = self._texts[place]
+        return text.batch(turn * self._texts.count(text) + self._texts[:place].count(text))

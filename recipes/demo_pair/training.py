@@ -1,9 +1,9 @@
-"""One training loop for both models, its two losses, and its checkpoints."""
+"""One training loop for both models, its two losses and optimizers, and its checkpoints."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -14,51 +14,74 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 
 from recipes.demo_pair.recipe import Precision, Recipe
-from recipes.demo_pair.text import Text
+from recipes.demo_pair.text import Batch, Text
 
 WARMUP_FRACTION = 0.03
 """Part of the steps in which the learning rate rises to its peak."""
 
-FINAL_RATE_FRACTION = 0.1
+FINAL_RATE_FRACTION = 0.03
 """Part of the peak learning rate that is left at the last step."""
 
 WEIGHT_DECAY = 0.1
-"""Decay of the matrices; gains do not decay."""
+"""Decay of the matrices; gains do not decay, nor does an embedding beside matrices that Muon trains."""
+
+BETAS = (0.9, 0.95)
+"""How slowly AdamW forgets gradients and their squares."""
 
 MAX_GRADIENT_NORM = 1.0
 """Longer gradients are shortened to this length."""
+
+MISS_WEIGHT = 3.0
+"""Nats of divergence that a missed guess weighs. The divergence alone takes care of the whole vocabulary, which a small
+model pays for with its first guess; misses alone say nothing about the second and third."""
+
+SHARPEST = 0.4
+"""Lowest temperature at which a draft learns. At 0 a distribution is one token and there is no slope to follow; at this
+one the greedy choice already has most of it."""
 
 PIECE_TOKENS = 512
 """Tokens whose distributions are compared at once: tensors of 8 MiB with 4096 tokens in the vocabulary, which the
 allocator keeps from step to step. A step of the draft takes a fifth less time than with those of a whole batch, which
 it returns each time."""
 
-LossFunction = Callable[[LlamaForCausalLM, Tensor], Tensor]
-"""The loss, in nats per token, of a model on a batch of windows, [B, T + 1] token ids."""
+LossFunction = Callable[[LlamaForCausalLM, Batch], Tensor]
+"""The loss, in nats per token, of a model on a batch."""
+
+Optimizers = Sequence[torch.optim.Optimizer]
+"""Between them they have all of a model's parameters, each once. Whoever steps them sets their learning rates."""
 
 Report = Callable[[int, int, float | None], None]
 """Called after each step with the steps done, the steps in all, and the step's loss, if it trained anything."""
 
 
-def next_token_loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
-    """Mean cross-entropy of the true next tokens."""
-    return functional.cross_entropy(_logits(model, batch), batch[:, 1:].flatten())
+def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the true next tokens, at temperature 1 always."""
+    return functional.cross_entropy(_logits(model, batch.windows), batch.windows[:, 1:].flatten())
 
 
 def distillation_loss(teacher: LlamaForCausalLM) -> LossFunction:
-    """Mean Kullback-Leibler divergence of the model's full next-token distribution from the teacher's."""
+    """What guessing with the model costs where the teacher chooses, in the mean over tokens, each at its temperature.
 
-    def divergence(model: LlamaForCausalLM, given: Tensor, wanted: Tensor) -> Tensor:
-        with torch.no_grad():
-            aim = teacher.lm_head(wanted).float().log_softmax(-1)
-        return functional.kl_div(model.lm_head(given).float().log_softmax(-1), aim, reduction="sum", log_target=True)
+    That is the Kullback-Leibler divergence of the model's full next-token distribution from the teacher's, and
+    MISS_WEIGHT times their total variation: the part of single guesses that misses under the best of couplings
+    (Leviathan et al., arXiv 2211.17192; distilled directly by Zhou et al., arXiv 2310.08461).
+    """
 
-    def loss(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+    def cost(model: LlamaForCausalLM, given: Tensor, wanted: Tensor, temperatures: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = _states(teacher, batch)
-        given = _states(model, batch)
-        pieces = zip(given.split(PIECE_TOKENS), wanted.split(PIECE_TOKENS), strict=True)
-        return torch.stack([divergence(model, *piece) for piece in pieces]).sum() / len(given)
+            aim = (teacher.lm_head(wanted).float() / temperatures).log_softmax(-1)  # [P, V]
+        guess = (model.lm_head(given).float() / temperatures).log_softmax(-1)  # [P, V]
+        divergence = functional.kl_div(guess, aim, reduction="sum", log_target=True)
+        return divergence + MISS_WEIGHT * (len(aim) - torch.minimum(guess, aim).exp().sum())
+
+    def loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
+        with torch.no_grad():
+            wanted = _states(teacher, batch.windows)
+        given = _states(model, batch.windows)
+        num_tokens = batch.windows.shape[1] - 1
+        temperatures = batch.temperatures.clamp(min=SHARPEST).repeat_interleave(num_tokens)[:, None]  # [B * T, 1]
+        pieces = zip(*(each.split(PIECE_TOKENS) for each in (given, wanted, temperatures)), strict=True)
+        return torch.stack([cost(model, *piece) for piece in pieces]).sum() / len(given)
 
     return loss
 
@@ -76,6 +99,25 @@ def adopt_embedding(model: LlamaForCausalLM, teacher: LlamaForCausalLM) -> None:
     own[:, : components.shape[1]] = components * own.std() / components.std()
 
 
+def adamw(model: LlamaForCausalLM) -> Optimizers:
+    """AdamW for all of it."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}]
+    return [torch.optim.AdamW(groups, betas=BETAS)]
+
+
+def muon(model: LlamaForCausalLM) -> Optimizers:
+    """Muon for the layers' matrices, with steps as long as AdamW's at the same rate, and AdamW for the rest."""
+    embedding = model.model.embed_tokens.weight
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter is not embedding]
+    gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    return [
+        torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW([embedding, *gains], weight_decay=0.0, betas=BETAS),
+    ]
+
+
 def rate_factor(step: int, num_steps: int) -> float:
     """Part of the peak learning rate at `step`: a linear rise, then half a cosine wave down."""
     num_warmup_steps = max(1, round(num_steps * WARMUP_FRACTION))
@@ -88,6 +130,7 @@ def rate_factor(step: int, num_steps: int) -> float:
 def train(
     model: LlamaForCausalLM,
     loss_of: LossFunction,
+    optimizers: Optimizers,
     text: Text,
     recipe: Recipe,
     *,
@@ -97,43 +140,47 @@ def train(
     report: Report,
 ) -> None:
     """Trains `model` in place on `num_tokens` tokens, or on what is left of them if `checkpoint` exists."""
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": gains, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     num_steps = max(1, num_tokens // recipe.batch_tokens)
-    step = load_checkpoint(checkpoint, model, optimizer) if checkpoint.exists() else 0
+    step = load_checkpoint(checkpoint, model, optimizers) if checkpoint.exists() else 0
     model.train()
     while step < num_steps:
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate * rate_factor(step, num_steps)
-        batch = text.batch(step).to(model.device)
+        batch = Batch(*(tensor.to(model.device) for tensor in text.batch(step)))
         with torch.autocast(model.device.type, torch.bfloat16, enabled=recipe.precision is Precision.BFLOAT16):
             loss = loss_of(model, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         step += 1
         if step % recipe.checkpoint_steps == 0:
-            save_checkpoint(checkpoint, model, optimizer, step)
+            save_checkpoint(checkpoint, model, optimizers, step)
         report(step, num_steps, loss.item())
 
 
-def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers, step: int) -> None:
     """Writes weights, optimizer state and step into one safetensors file, which takes the place of `path` at once."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         tensors[f"weight/{name}"] = parameter.detach()
-        tensors.update({f"{key}/{name}": value for key, value in optimizer.state[parameter].items()})
+        for state in (optimizer.state[parameter] for optimizer in optimizers if parameter in optimizer.state):
+            tensors.update({f"{key}/{name}": value for key, value in state.items()})
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished, metadata={"step": str(step)})
     unfinished.replace(path)
 
 
-def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
+def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers) -> int:
     """Restores what `save_checkpoint` wrote and returns the number of steps done."""
     parameters = dict(model.named_parameters())
+    states = {
+        parameter: optimizer.state[parameter]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
     with safe_open(path, "pt") as file, torch.no_grad():
         for entry in file.keys():  # noqa: SIM118 (not a mapping)
             key, name = entry.split("/")
@@ -142,15 +189,15 @@ def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizer: torch.optim.
                 parameters[name].copy_(value)
             else:
                 # AdamW keeps its count of steps, the one value without a shape, on the CPU.
-                optimizer.state[parameters[name]][key] = value.to(model.device) if value.ndim else value
+                states[parameters[name]][key] = value.to(model.device) if value.ndim else value
         return int(file.metadata()["step"])
 
 
-def _logits(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+def _logits(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
     """Logits for all but the last token of each window, [B * T, V] float32."""
-    return model(input_ids=batch[:, :-1], use_cache=False).logits.flatten(0, 1).float()
+    return model(input_ids=windows[:, :-1], use_cache=False).logits.flatten(0, 1).float()
 
 
-def _states(model: LlamaForCausalLM, batch: Tensor) -> Tensor:
+def _states(model: LlamaForCausalLM, windows: Tensor) -> Tensor:
     """What the head makes logits of, for all but the last token of each window, [B * T, width]."""
-    return model.model(input_ids=batch[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)
+    return model.model(input_ids=windows[:, :-1], use_cache=False).last_hidden_state.flatten(0, 1)

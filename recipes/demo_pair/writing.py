@@ -13,7 +13,14 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 TEMPERATURES = (0.0, 0.8, 1.0)
-"""What requests ask for: greedy, a common default, the model's own distribution. Batches take turns."""
+"""What requests ask for: greedy, a common default, the model's own distribution."""
+
+LESSONS = (0.0, 0.8, 1.0, 0.8, 1.0)
+"""Temperatures at which a draft's batches are written and learned, by turns: fewest greedily, as such text repeats
+itself."""
+
+SOURCE_LESSONS = (0.8, 1.0)
+"""Temperatures at which a draft learns windows of source, by turns."""
 
 MIN_PROMPT_TOKENS = 64
 MAX_PROMPT_TOKENS = 128
@@ -28,6 +35,11 @@ class Written(NamedTuple):
     """[M, T] int32."""
     num_given: int
     """Tokens of each beginning, the end-of-text token in front included."""
+
+
+def lesson(index: int) -> float:
+    """The temperature of the batch of that index."""
+    return LESSONS[index % len(LESSONS)]
 
 
 @torch.inference_mode()

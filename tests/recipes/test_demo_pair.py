@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +19,8 @@ from recipes.demo_pair.__main__ import app
 from recipes.demo_pair.evaluation import Figures, evaluate
 from recipes.demo_pair.pair import PairRun, llama_config
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
-from recipes.demo_pair.text import Windows, cut, read_documents, train_tokenizer
-from recipes.demo_pair.training import FINAL_RATE_FRACTION, next_token_loss, rate_factor, train
+from recipes.demo_pair.text import Batch, Windows, cut, read_documents, train_tokenizer
+from recipes.demo_pair.training import FINAL_RATE_FRACTION, Optimizers, adamw, muon, next_token_loss, rate_factor, train
 
 SOURCE = Path(sysconfig.get_path("stdlib")) / "json"
 BUNDLED = Path(__file__).parents[2] / "models"
@@ -156,25 +156,28 @@ def test_interrupted_run_makes_the_same_pair(
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
-def test_resumed_training_is_bitwise_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizers_of", [adamw, muon])
+def test_resumed_training_is_bitwise_the_uninterrupted_one(
+    tmp_path: Path, optimizers_of: Callable[[LlamaForCausalLM], Optimizers]
+) -> None:
     text = torch.randint(TINY.vocab_size, (2000,), dtype=torch.int32, generator=torch.Generator().manual_seed(1))
     seen: list[torch.Tensor] = []
 
-    def loss_of(model: LlamaForCausalLM, batch: torch.Tensor) -> torch.Tensor:
-        seen.append(batch)
+    def loss_of(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
+        seen.append(batch.windows)
         return next_token_loss(model, batch)
 
     def trained(checkpoint: Path, log: Log) -> LlamaForCausalLM:
         torch.manual_seed(7)
         model = LlamaForCausalLM(llama_config(TINY.draft, TINY.vocab_size))
-        windows = Windows(cut(text, TINY.window_tokens), 4, TINY.seed)
+        windows = Windows(cut(text, TINY.window_tokens), (1.0,), 4, TINY.seed)
         options = {"num_tokens": TINY.draft_tokens, "learning_rate": 1e-2, "checkpoint": checkpoint}
-        train(model, loss_of, windows, TINY, **options, report=log)
+        train(model, loss_of, optimizers_of(model), windows, TINY, **options, report=log)
         return model
 
     uninterrupted = trained(tmp_path / "whole.safetensors", Log())
-    windows = Windows(cut(text, TINY.window_tokens), 4, TINY.seed)
-    assert torch.equal(torch.stack(seen), torch.stack([windows.batch(step) for step in range(NUM_STEPS)]))
+    windows = Windows(cut(text, TINY.window_tokens), (1.0,), 4, TINY.seed)
+    assert torch.equal(torch.stack(seen), torch.stack([windows.batch(step).windows for step in range(NUM_STEPS)]))
     for stop in (6, 10):
         with pytest.raises(InterruptionError):
             trained(tmp_path / "parts.safetensors", Log(stop_after=stop))
@@ -236,13 +239,16 @@ def test_documents_are_code_once_each_in_an_order_of_their_own(tmp_path: Path) -
 
 
 def test_each_pass_shows_every_window_once_in_a_new_order() -> None:
-    windows = Windows(cut(torch.arange(10 * 4 + 3, dtype=torch.int32), 4), 2, seed=3)
-    passes = [[windows.batch(step) for step in range(first, first + 5)] for first in (0, 5)]
+    windows = Windows(cut(torch.arange(10 * 4 + 3, dtype=torch.int32), 4), (0.0, 0.5, 1.0), 2, seed=3)
+    batches = [[windows.batch(step) for step in range(first, first + 5)] for first in (0, 5)]
+    passes = [[batch.windows for batch in each] for each in batches]
     orders = [torch.cat(batches) for batches in passes]
     for order in orders:
         assert torch.equal(order.sort(dim=0).values, torch.arange(10)[:, None] * 4 + torch.arange(5))
     assert not torch.equal(*orders)
-    assert torch.equal(windows.batch(3), passes[0][3])
+    assert torch.equal(windows.batch(3).windows, passes[0][3])
+    for batch in batches[0] + batches[1]:
+        assert torch.equal(batch.temperatures, batch.windows[:, 0] // 4 % 3 / 2)
 
 
 def test_evaluation_agrees_with_the_loss_and_with_itself() -> None:
@@ -253,7 +259,7 @@ def test_evaluation_agrees_with_the_loss_and_with_itself() -> None:
     windows = torch.stack([token_ids[:21], token_ids[20:]]).long()
     assert figures.num_tokens == 40
     assert figures.target_loss == figures.draft_loss
-    assert figures.target_loss == pytest.approx(next_token_loss(model, windows).item(), rel=1e-5)
+    assert figures.target_loss == pytest.approx(next_token_loss(model, Batch(windows, torch.ones(2))).item(), rel=1e-5)
     assert figures.greedy_agreement == figures.top3_agreement == 1.0
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
+from bench.widen import widen
 from outrider.core.sampling import SamplingParams
 from outrider.engine.compiling import compiler_problem
 from outrider.engine.sampling import Row, Sampler
@@ -22,7 +23,7 @@ from recipes.demo_pair.__main__ import app
 from recipes.demo_pair.evaluation import agreements, judged_texts
 from recipes.demo_pair.pair import PairRun, llama_config
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
-from recipes.demo_pair.text import Turns, Windows
+from recipes.demo_pair.text import Batch, Turns, Windows
 from recipes.demo_pair.training import adopt_embedding, distillation_loss
 from recipes.demo_pair.writing import MAX_PROMPT_TOKENS, MIN_PROMPT_TOKENS, Written, write
 
@@ -110,21 +111,36 @@ def test_text_is_a_function_of_its_seed(
 
 def test_turns_go_round_and_each_text_keeps_its_own_length() -> None:
     long, short = torch.arange(40).view(4, 10), torch.arange(40, 70).view(6, 5)
-    turns = Turns([Windows(long, 1, seed=0), Windows(short, 2, seed=1)])
-    shapes = [tuple(turns.batch(step).shape) for step in range(4)]
-    assert shapes == [(1, 10), (2, 5)] * 2
-    seen = torch.cat([turns.batch(step) for step in (1, 3, 5)])
+    turns = Turns([Windows(long, (1.0,), 1, seed=0), Windows(short, (0.5,), 2, seed=1)])
+    batches = [turns.batch(step) for step in range(6)]
+    assert [tuple(batch.windows.shape) for batch in batches] == [(1, 10), (2, 5)] * 3
+    assert [batch.temperatures.tolist() for batch in batches] == [[1.0], [0.5, 0.5]] * 3
+    seen = torch.cat([batch.windows for batch in batches[1::2]])
     assert torch.equal(seen.sort(dim=0).values, short)
 
 
-def test_distillation_loss_is_the_divergence_however_it_is_pieced(
+def test_a_text_that_stands_twice_has_two_turns() -> None:
+    once, twice = (Windows(torch.arange(12).view(6, 2) + first, (1.0,), 1, seed=0) for first in (0, 12))
+    turns = Turns([twice, once, twice])
+    seen = [turns.batch(step).windows for step in range(9)]
+    assert torch.equal(torch.cat(seen[1::3]), torch.cat([once.batch(step).windows for step in range(3)]))
+    del seen[1::3]
+    assert torch.equal(torch.cat(seen), torch.cat([twice.batch(step).windows for step in range(6)]))
+
+
+def test_distillation_loss_is_divergence_and_misses_however_it_is_pieced(
     models: tuple[LlamaForCausalLM, LlamaForCausalLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target, draft = models
-    batch = torch.randint(320, (3, 12), generator=torch.Generator().manual_seed(1))
-    wanted = target(input_ids=batch[:, :-1]).logits.double().log_softmax(-1)
-    given = draft(input_ids=batch[:, :-1]).logits.double().log_softmax(-1)
-    expected = (wanted.exp() * (wanted - given)).sum(-1).mean().item()
+    windows = torch.randint(320, (3, 12), generator=torch.Generator().manual_seed(1))
+    batch = Batch(windows, torch.tensor([0.0, 0.8, 1.0]))
+    sharpness = 1 / torch.tensor([training.SHARPEST, 0.8, 1.0]).double()[:, None, None]
+    wanted, given = (
+        (model(input_ids=windows[:, :-1]).logits.double() * sharpness).softmax(-1) for model in (target, draft)
+    )
+    divergence = (wanted * (wanted / given).log()).sum(-1).mean().item()
+    misses = (wanted - given).abs().sum(-1).mean().item() / 2
+    expected = divergence + training.MISS_WEIGHT * misses
     for piece_tokens in (5, 11, 512):
         monkeypatch.setattr(training, "PIECE_TOKENS", piece_tokens)
         assert distillation_loss(target)(draft, batch).item() == pytest.approx(expected, rel=1e-4)
@@ -201,8 +217,8 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_draft(out: Path, target: Path, *, compiled: bool) -> list[float]:
-    """Makes a draft for `target` in `out` and returns its losses."""
+def make_draft(out: Path, target: Path, *, draft: Path | None = None, compiled: bool = False) -> list[float]:
+    """Makes a draft for `target` in `out`, out of `draft` if it is named, and returns its losses."""
     losses: list[float] = []
 
     def hear(step: int, num_steps: int, loss: float | None) -> None:
@@ -210,7 +226,7 @@ def make_draft(out: Path, target: Path, *, compiled: bool) -> list[float]:
         losses.append(loss)
         assert (step, num_steps) == (len(losses), NUM_STEPS)
 
-    run = PairRun(out, RECIPE, CPU, given_target=target, compiled=compiled)
+    run = PairRun(out, RECIPE, CPU, given_target=target, given_draft=draft, compiled=compiled)
     run.prepare_text(SOURCE)
     run.train_target(lambda *_: pytest.fail("the target was given"))
     written: list[tuple[int, int, float | None]] = []
@@ -225,7 +241,7 @@ def make_draft(out: Path, target: Path, *, compiled: bool) -> list[float]:
 def made(target: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
     """A draft made for the target, and its losses."""
     out = tmp_path_factory.mktemp("draft")
-    return out, make_draft(out, target, compiled=False)
+    return out, make_draft(out, target)
 
 
 def test_draft_for_a_given_target_shares_its_tokenizer(made: tuple[Path, list[float]], target: Path) -> None:
@@ -236,6 +252,29 @@ def test_draft_for_a_given_target_shares_its_tokenizer(made: tuple[Path, list[fl
     assert draft.config.hidden_size == SMALL.width
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (out / "draft" / name).read_bytes() == (target / name).read_bytes()
+
+
+def test_a_given_draft_goes_on(made: tuple[Path, list[float]], target: Path, tmp_path: Path) -> None:
+    out, losses = made
+    again = make_draft(tmp_path / "out", target, draft=out / "draft")
+    # The text begins anew, so the first batch is the one that the draft learned first.
+    assert again[0] < losses[0]
+    assert again[-1] < losses[-1]
+    assert str(out / "draft") in (tmp_path / "out/README.md").read_text(encoding="utf-8")
+
+
+def test_draft_that_does_not_fit_is_refused(made: tuple[Path, list[float]], target: Path, tmp_path: Path) -> None:
+    draft = made[0] / "draft"
+    deeper = replace(RECIPE, draft=replace(SMALL, num_layers=2))
+    with pytest.raises(RecipeError, match="num_hidden_layers 1 instead of 2"):
+        PairRun(tmp_path / "out", deeper, CPU, given_target=target, given_draft=draft)
+    with pytest.raises(RecipeError, match="no draft"):
+        PairRun(tmp_path / "out", RECIPE, CPU, given_target=target, given_draft=tmp_path / "nowhere")
+    with pytest.raises(RecipeError, match="--target"):
+        PairRun(tmp_path / "out", RECIPE, CPU, given_draft=draft)
+    assert not (tmp_path / "out").exists()
+    widen(draft, tmp_path / "deeper", num_layers=2)
+    PairRun(tmp_path / "out", deeper, CPU, given_target=target, given_draft=tmp_path / "deeper")
 
 
 @pytest.mark.skipif(bool(compiler_problem(CPU)), reason="nothing can be compiled here")
