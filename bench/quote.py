@@ -103,13 +103,18 @@ def _load_table(load: str, results: Sequence[Mapping[str, Any]]) -> str:
     for at in results:
         each = at["modes"]
         cells = [
-            f"{at['load']:g}",
+            _load(at),
             *(f"{each[name]['tokens_per_second']:.0f}" for name in modes),
             *(ratio(each[name]["advantage_of_ours"]) for name in others),
             *(_percentiles(each[name]["inter_token_ms"]) for name in modes),
         ]
         text += f"| {' | '.join(cells)} |\n"
     return text
+
+
+def _load(at: Mapping[str, Any]) -> str:
+    beside = f" beside prompts of {at['long_prompt']}" if at.get("long_prompt") else ""
+    return f"{at['load']:g}{beside}"
 
 
 def _percentiles(found: Mapping[str, float] | None) -> str:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from outrider.worker.startup import load
 CONTEXT_TOKENS = 128
 """Length of the line below which the steps are measured."""
 NUM_ROUNDS = 40
-"""Measured steps of each kind; the engines take turns, so that a drifting machine drifts for both."""
+"""Measured steps of each kind."""
 NUM_TOKENS = (1, 2, 4, 8, 16)
 
 
@@ -38,14 +39,7 @@ def main(
 ) -> None:
     """Measures eager and compiled steps of one model on one thread."""
     engines = {name: _engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
-    medians: dict[str, dict[int, float]] = {name: {} for name in engines}
-    for num_tokens in NUM_TOKENS:
-        taken: dict[str, list[float]] = {name: [] for name in engines}
-        for _ in range(NUM_ROUNDS):
-            for name, (engine, slot, line) in engines.items():
-                taken[name].append(_step_ms(engine, slot, line, num_tokens))
-        for name in engines:
-            medians[name][num_tokens] = round(statistics.median(taken[name]), 3)
+    medians = median_step_ms(engines, NUM_TOKENS)
     if as_json:
         print(json.dumps({"model": model.name, "dtype": dtype, "median_step_ms": medians, "machine": machine.facts()}))
         return
@@ -58,19 +52,40 @@ def main(
     Console().print(table)
 
 
-def _engine(folder: Path, dtype: str, *, compiled: bool) -> tuple[Engine, Slot, list[int]]:
-    """An engine as a worker loads it, with a line of CONTEXT_TOKENS read."""
+def median_step_ms(engines: Mapping[str, Engine], nums_tokens: Sequence[int]) -> dict[str, dict[int, float]]:
+    """For each engine and number of tokens the median of NUM_ROUNDS steps, below a line of CONTEXT_TOKENS and more.
+
+    The engines take turns, so that a drifting machine drifts for all.
+    """
+    begun = {name: _begun(engine) for name, engine in engines.items()}
+    medians: dict[str, dict[int, float]] = {name: {} for name in engines}
+    for num_tokens in nums_tokens:
+        taken: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(NUM_ROUNDS):
+            for name, engine in engines.items():
+                taken[name].append(_step_ms(engine, *begun[name], num_tokens))
+        for name in engines:
+            medians[name][num_tokens] = round(statistics.median(taken[name]), 3)
+    return medians
+
+
+def _engine(folder: Path, dtype: str, *, compiled: bool) -> Engine:
+    """An engine as a worker loads it."""
     settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": 1}
     config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
     loaded = load(config)
     if loaded.package is not None:
         asyncio.run(compile_package(loaded.package, loaded.folder, loaded.info.dtype, 1, background=False))
         loaded = load(config)
-    engine = loaded.engine
+    return loaded.engine
+
+
+def _begun(engine: Engine) -> tuple[Slot, list[int]]:
+    """A slot and the line that it has read."""
     slot = engine.acquire()
     line = [(13 * index) % engine.vocab_size for index in range(CONTEXT_TOKENS)]
     engine.step([Job(slot, line)])
-    return engine, slot, line
+    return slot, line
 
 
 def _step_ms(engine: Engine, slot: Slot, line: list[int], num_tokens: int) -> float:

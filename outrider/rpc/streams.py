@@ -2,16 +2,18 @@
 
 What grpcio 1.85 does, found by experiment and pinned by `tests/rpc/test_streams.py`:
 
-*Server.* A handler may return, and so end the RPC with OK, while another task still awaits `context.read()`, provided
-that this task is cancelled first. Cancelling a read does not cancel the RPC there. But the read stays armed in gRPC's
-core, where it swallows the next message, and every later `read()` returns EOF although the stream goes on: a cancelled
-read is the last one. A reader left pending raises UsageError once the handler has returned. When the client cancels or
-vanishes, or sends a message that is too large, a pending `read()` returns EOF as it does for a half-close, and only
-then the handler's task is cancelled: what follows EOF must do no harm. A `write()` that waits for flow control raises
-InternalError in that case. A handler's own `write()` must not be cancelled: if the first one is, gRPC no longer knows
-that the initial metadata are on their way, sends them again with the status, fails, and the client waits for ever.
+*Server.* A handler may return, and so end the RPC, while another task still awaits `context.read()`: that read ends
+with EOF or a UsageError, whether or not the client has half-closed, and is freed. No other read may follow, because
+newer versions of grpcio free the call once its handler is done. When the client cancels or vanishes, or sends a message
+that is too large, a pending `read()` returns EOF as it does for a half-close, and only then the handler's task is
+cancelled: what follows EOF must do no harm. A `write()` that waits for flow control raises InternalError in that case.
+Cancelling a read does not cancel the RPC. But the read stays armed in gRPC's core, where it swallows the next message,
+and every later `read()` returns EOF although the stream goes on: a cancelled read is the last one. A handler's own
+`write()` must not be cancelled: if the first one is, gRPC no longer knows that the initial metadata are on their way,
+sends them again with the status, fails, and the client waits for ever.
 
-*Both.* A `read()` or `write()` whose await is cancelled is never freed by gRPC: 96 bytes, for a write up to 400.
+*Both.* A `read()` or `write()` is never freed by gRPC if its await is cancelled or it fails: 96 bytes, for a write up
+to 400. So nothing helps a write that the end of its RPC overtakes.
 
 *Client.* Cancelling an awaited `read()` or `write()` cancels the RPC. A `write()` that crosses the end of the stream
 fails and spoils it: `read()` no longer hands out the messages that had arrived, though iterating the call does, and the
@@ -41,6 +43,9 @@ EOF: Final[object] = grpc.aio.EOF  # pyright: ignore
 _SPOILED_DETAILS: Final = "Internal error from Core"
 """Status details that grpcio writes over the server's when a write fails."""
 
+_readers: Final[set[asyncio.Task[None]]] = set()
+"""Kept here until they have ended, because the event loop does not keep its tasks."""
+
 
 @contextlib.asynccontextmanager
 async def reading(
@@ -53,22 +58,30 @@ async def reading(
 
     `on_request` takes each request as it arrives; `on_end` is called when no more will come. What one of them raises,
     or reading itself, goes to `on_failure`, once, and reading ends: the body has to hear of it where it waits, and to
-    raise it. Once the body is left, nothing can be read any more.
+    raise it. Once the body is left, nothing can be read any more, and the handler has to come to its end.
     """
+    is_left = False
 
     async def read() -> None:
         try:
-            while (request := await context.read()) is not EOF:
+            while not is_left and (request := await context.read()) is not EOF:
                 on_request(request)
             on_end()
         except Exception as failure:
             on_failure(failure)
 
     reader = asyncio.create_task(read())
+    _readers.add(reader)
+    reader.add_done_callback(_readers.discard)
     try:
         yield
     finally:
-        reader.cancel()
+        is_left = True
+        on_request = on_end = on_failure = _ignore
+
+
+def _ignore(*_: object) -> None:
+    """Takes what nobody waits for any more."""
 
 
 class OutgoingStream(Generic[Q, R]):

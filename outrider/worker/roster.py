@@ -19,7 +19,7 @@ import torch
 
 from outrider.core.errors import OutriderError, SlotsExhaustedError, StepFailedError
 from outrider.core.messages import DraftOpen, Opened, VerifyOpen, WorkerLoad
-from outrider.core.prefill import grants
+from outrider.core.prefill import Readers
 from outrider.core.turns import Turn, TurnQueue, overtake
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
@@ -77,6 +77,7 @@ class Roster(Generic[SessionT]):
         self.on_change: Callable[[], None] = lambda: None
         """Called when `load` may have changed."""
         self._waiting: TurnQueue[SessionT] = TurnQueue()
+        self._readers = Readers()
         self._max_queue = max_queue
         self._arrivals = itertools.count(1)
         self._growth_blocks = _num_blocks(GROWTH_TOKENS, engine)
@@ -144,22 +145,16 @@ class Roster(Generic[SessionT]):
     def deal(self, reading: Sequence[SessionT], budget: int) -> list[tuple[SessionT, int, bool]]:
         """Who of `reading`, which stand in turn, reads how many tokens in the next step, and whether to the line's end.
 
-        At most `budget` tokens altogether. Those who get none are left out.
+        At most `budget` tokens altogether, those who read to the end first. Those who get none are left out.
         """
         num_unread: list[int] = []
         for session in reading:
-            if sum(num_unread) >= budget:
-                break
             assert session.slot is not None
             # What others have read of the same beginning is taken over here. A slot that reads has no tree to move.
             session.slot.align(session.token_ids)
             num_unread.append(max(num_unread_tokens(session), 1))
-        granted = grants(num_unread, budget)
-        return [
-            (session, grant, grant == unread)
-            for session, unread, grant in zip(reading, num_unread, granted, strict=False)
-            if grant
-        ]
+        dealt = self._readers.deal([session.turn for session in reading], num_unread, budget)
+        return [(reading[index], num_tokens, num_tokens == num_unread[index]) for index, num_tokens in dealt]
 
     def feed(self, jobs: Mapping[SessionT, Job], max_line_tokens: int) -> tuple[StepOutput, int]:
         """One forward pass for `jobs`; see `Engine.step`. Notes who has read on, and whose line is read to its end.

@@ -179,6 +179,13 @@ def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_pa
     assert plot(long_result, tmp_path)
 
 
+def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps(long_result))
+    rows = [line.split(" | ")[0] for line in quote(file, tmp_path).splitlines() if line.startswith("| 2")]
+    assert rows == ["| 2", f"| 2 beside prompts of {LONG}"]
+
+
 def test_modes_of_others_cannot_be_put_under_load(folders: Folders) -> None:
     options = LoadOptions(target=folders.target, draft=folders.draft, modes=("transformers",))
     with pytest.raises(UnknownModeError, match="transformers"):

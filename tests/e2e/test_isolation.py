@@ -15,6 +15,7 @@ from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.startup import LoadedModel
 from tests.e2e.answers import ask
+from tests.e2e.holding import HeldEngine, Watched
 from tests.e2e.stack import coordinator, load_tiny, save_tiny, stack, worker
 from tests.engine.tiny_models import build
 
@@ -47,11 +48,21 @@ async def test_a_poisoned_request_harms_no_neighbour_at_the_verifier(tmp_path: P
         await verify.all_slots_free()
 
 
-async def test_a_poisoned_request_at_the_drafter_goes_on_by_the_target_alone(tmp_path: Path) -> None:
+async def test_a_poisoned_request_at_the_drafter_goes_on_by_the_target_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = save_tiny(build("llama"), tmp_path / "model")
-    async with stack(load_tiny(folder), fragile(folder)) as running:
+    engine = HeldEngine(build("llama"), max_sessions=4, max_context=200)
+    async with stack(replace(load_tiny(folder), engine=engine), fragile(folder)) as running:
         alone = await ask(running.client, [POISON, 2], max_tokens=40, ignore_eos=True, speculate=False)
-        answer = await ask(running.client, [POISON, 2], max_tokens=40, ignore_eos=True)
+        watched = Watched(monkeypatch)
+        engine.go_on.clear()
+        asking = asyncio.create_task(ask(running.client, [POISON, 2], max_tokens=40, ignore_eos=True))
+        try:
+            await watched.lost.wait()
+        finally:
+            engine.go_on.set()
+        answer = await asking
         assert answer.token_ids == alone.token_ids
         assert answer.finished.mode is GenerationMode.DEGRADED
         healthy = await ask(running.client, [1, 2], max_tokens=40, ignore_eos=True)

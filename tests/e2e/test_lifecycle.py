@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -19,6 +20,7 @@ from outrider.core.messages import FinishReason
 from outrider.core.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from tests.e2e.answers import ask
+from tests.e2e.holding import HeldEngine, Watched
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, stack, worker, worker_process
 from tests.engine.tiny_models import build
 
@@ -84,31 +86,36 @@ async def test_without_a_drafter_the_target_runs_alone_and_says_so(folders: tupl
         assert "draft service" in (await running.client.server_info()).target_only_reason
 
 
-async def test_a_drafter_killed_midway_costs_only_speed_until_it_comes_back(folders: tuple[Path, Path]) -> None:
+async def test_a_drafter_killed_midway_costs_only_speed_until_it_comes_back(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     arguments = {"max_tokens": 250, "ignore_eos": True, "sampling": SAMPLED}
+    engine = HeldEngine(build("llama", layers=2), max_sessions=4, max_context=300)
     async with (
-        worker(load_tiny(folders[0])) as verify,
+        worker(replace(load_tiny(folders[0]), engine=engine)) as verify,
         draft_process(folders[1]) as (process, address),
         coordinator(verify.address, address) as running,
     ):
         expected = (await ask(running.client, PROMPT, **arguments, speculate=False)).token_ids
         answer = await ask(running.client, PROMPT, max_tokens=8)
         assert answer.finished.mode is GenerationMode.SPECULATIVE
-        token_ids: list[int] = []
-        async with aclosing(running.client.generate(PROMPT, **arguments)) as events:
-            async for event in events:
-                if isinstance(event, Tokens):
-                    token_ids.extend(token.token_id for token in event.tokens)
-                    if len(token_ids) > 20 and process.returncode is None:
-                        process.kill()
-                        await process.wait()
-        assert token_ids == expected
-        assert event.mode is GenerationMode.DEGRADED
-        assert event.mode_reason
+        watched = Watched(monkeypatch)
+        engine.go_on.clear()
+        asking = asyncio.create_task(ask(running.client, PROMPT, **arguments))
+        try:
+            await watched.guessed.wait()
+            process.kill()
+            await watched.lost.wait()
+        finally:
+            engine.go_on.set()
+        answer = await asking
+        assert answer.token_ids == expected
+        assert answer.finished.mode is GenerationMode.DEGRADED
+        assert answer.finished.mode_reason
+        await running.until(lambda workers: workers.draft is None)
         later = await ask(running.client, PROMPT, **arguments)
         assert later.token_ids == expected
         assert later.finished.mode is GenerationMode.TARGET_ONLY
-        await running.until(lambda workers: workers.draft is None)
         async with worker(load_tiny(folders[1]), draft=True, listen=address):
             await running.until(lambda workers: workers.draft is not None)
             answer = await ask(running.client, PROMPT, max_tokens=8)

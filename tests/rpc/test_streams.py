@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -17,6 +20,28 @@ from outrider.v1.draft_pb2 import Commit, DraftCommand, DraftEvent, DraftOpened
 
 NUM_RACES = 300
 """Streams whose end crosses the client's writes; without care two in three of them would end in a false INTERNAL."""
+
+NUM_SESSIONS = 1000
+LEFT_BYTES_MAX = 40
+"""What a session may leave behind on average. One read that gRPC never frees is 96 bytes."""
+
+LIBC = ctypes.CDLL(None)
+
+
+class Mallinfo(ctypes.Structure):
+    """What `mallinfo2` returns."""
+
+    _fields_ = [(f"before_{number}", ctypes.c_size_t) for number in range(7)] + [
+        ("uordblks", ctypes.c_size_t),
+        ("fordblks", ctypes.c_size_t),
+        ("keepcost", ctypes.c_size_t),
+    ]
+
+
+def allocated_bytes() -> int:
+    """What this process holds of the C library's memory."""
+    LIBC.mallinfo2.restype = Mallinfo
+    return LIBC.mallinfo2().uordblks
 
 
 def command(position: int) -> DraftCommand:
@@ -79,6 +104,52 @@ async def test_the_handler_may_return_while_a_read_is_pending(serve: Serve) -> N
     served = await serve(Drafter(handle))
     with OutgoingStream(served.stub.Draft()) as stream:
         assert await received(stream) == [1]
+
+
+@pytest.mark.parametrize("refusal", [None, SlotsExhaustedError("all 4 slots are taken")])
+async def test_reading_ends_by_itself_with_the_rpc(serve: Serve, refusal: SlotsExhaustedError | None) -> None:
+    """Though the client has neither half-closed nor left. A read that is cancelled would never be freed."""
+    readers: set[asyncio.Task[Any]] = set()
+    heard: list[object] = []
+
+    async def handle(context: Any) -> None:
+        others = asyncio.all_tasks()
+        async with reading(context, heard.append, lambda: heard.append(EOF), heard.append):
+            readers.update(asyncio.all_tasks() - others)
+            await context.write(event(1))
+        if refusal is not None:
+            raise refusal
+
+    served = await serve(Drafter(handle))
+    with OutgoingStream(served.stub.Draft()) as stream:
+        with pytest.raises(SlotsExhaustedError) if refusal is not None else nullcontext():
+            await received(stream)
+        (reader,) = readers
+        await reader
+    assert heard == []
+
+
+@pytest.mark.skipif(not hasattr(LIBC, "mallinfo2"), reason="only the C library of GNU, from 2.33 on, counts its memory")
+async def test_sessions_leave_no_memory_behind(serve: Serve) -> None:
+    """Not even memory that the interpreter knows nothing of."""
+
+    async def handle(context: Any) -> None:
+        await context.read()
+        async with reading(context, ignore, ignore, ignore):
+            await context.write(event(1))
+
+    served = await serve(Drafter(handle))
+
+    async def run(num_sessions: int) -> int:
+        for _ in range(num_sessions):
+            with OutgoingStream(served.stub.Draft()) as stream:
+                assert await stream.send(command(1))
+                assert await received(stream) == [1]
+        gc.collect()
+        return allocated_bytes()
+
+    before = await run(NUM_RACES)
+    assert await run(NUM_SESSIONS) - before < NUM_SESSIONS * LEFT_BYTES_MAX
 
 
 async def test_what_a_callback_raises_reaches_the_client_through_the_body(serve: Serve) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from outrider.core.messages import Window
-from outrider.core.prefill import read_budget
+from outrider.core.prefill import PASSED_MAX, read_budget
 from outrider.engine.engine import STEP_TOKENS_MAX
 from tests.engine.histories import random_line
 from tests.worker.driven import Bench, Drafts, FixedCurve, Session, alone, drafted, engine_of
@@ -46,9 +46,48 @@ async def test_with_nobody_decoding_prompts_are_read_at_once_and_together() -> N
     prompts = [LONG, random_line(100, seed=4), random_line(90, seed=5)]
     sessions = [bench.open(str(number), prompt, 2) for number, prompt in enumerate(prompts)]
     bench.run(until=lambda: bool(bench.passes))
-    assert bench.passes == [[120, 100, 90]]
+    assert bench.passes == [[90, 100, 120]]
     bench.run()
     assert [session.token_ids for session in sessions] == [alone(prompt, 2) for prompt in prompts]
+
+
+async def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    curve = FixedCurve(1.0, 0.125)
+    bench = Bench(engine_of(), curve=curve)
+    decoding(bench, 2, 100)
+    long = bench.open("long", LONG, 4)
+    bench.run(until=lambda: len(bench.passes) == 2)
+    short_prompt = random_line(12, seed=4)
+    short = bench.open("short", short_prompt, 4)
+    bench.run(until=lambda: bool(short.verdicts))
+    assert len(bench.passes) == 2 + -(-len(short_prompt) // read_budget(curve, 2, STEP_TOKENS_MAX))
+    assert not long.verdicts
+    bench.run()
+    assert [long.token_ids, short.token_ids] == [alone(LONG, 4), alone(short_prompt, 4)]
+
+
+async def test_a_long_prompt_is_read_although_short_ones_keep_coming() -> None:
+    curve = FixedCurve(0.0, 1.0)
+    bench = Bench(engine_of(), curve=curve)
+    decoding(bench, 1, 120)
+    prompt = random_line(60, seed=5)
+    long = bench.open("long", prompt, 2)
+    num_short = 0
+
+    def is_read() -> bool:
+        nonlocal num_short
+        if len(bench.verifier.roster.sessions) < 4:
+            num_short += 1
+            bench.open(f"short {num_short}", random_line(8, seed=100 + num_short), 1)
+        return bool(long.verdicts)
+
+    bench.run(until=is_read)
+    budget = read_budget(curve, 1, STEP_TOKENS_MAX)
+    # Others have read in all steps but those, so far as they could.
+    assert len(prompt) // budget < len(bench.passes) <= (PASSED_MAX + 1) * -(-len(prompt) // budget)
+    assert num_short > PASSED_MAX
+    bench.run()
+    assert long.token_ids == alone(prompt, 2)
 
 
 async def test_prompts_are_read_by_deadline_and_then_by_arrival() -> None:
