@@ -61,24 +61,25 @@ def fuse_gates(graph: fx.Graph) -> None:
     """
     for down in [node for node in graph.nodes if node.target == torch.ops.outrider_native.linear.default]:
         inner, down_panels, down_bias, num_outputs = down.args
-        for gate, up in _gates(inner):
-            x, gate_panels, gate_bias, _ = gate.args
-            _, up_panels, up_bias, num_inner = up.args
-            with graph.inserting_before(down):
-                fused = graph.call_function(
-                    torch.ops.outrider_native.gated_linear.default,
-                    (x, gate_panels, gate_bias, up_panels, up_bias, num_inner, down_panels, down_bias, num_outputs),
-                )
-            fused.meta = down.meta
-            down.replace_all_uses_with(fused)
-            graph.erase_node(down)
+        if (found := _gate_and_up(inner)) is None:
+            continue
+        gate, up = found
+        x, gate_panels, gate_bias, _ = gate.args
+        _, up_panels, up_bias, num_inner = up.args
+        with graph.inserting_before(down):
+            fused = graph.call_function(
+                torch.ops.outrider_native.gated_linear.default,
+                (x, gate_panels, gate_bias, up_panels, up_bias, num_inner, down_panels, down_bias, num_outputs),
+            )
+        fused.meta = down.meta
+        down.replace_all_uses_with(fused)
     graph.eliminate_dead_code()
 
 
-def _gates(inner: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
+def _gate_and_up(inner: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     """The linear layers of silu(gate(x)) * up(x), if `inner` is that and nobody else wants a part of it."""
     if inner.target != torch.ops.aten.mul.Tensor or len(inner.all_input_nodes) != 2:
-        return []
+        return None
     for silu, up in itertools.permutations(inner.all_input_nodes):
         if silu.target != torch.ops.aten.silu.default:
             continue
@@ -86,8 +87,8 @@ def _gates(inner: fx.Node) -> list[tuple[fx.Node, fx.Node]]:
         are_linear = all(layer.target == torch.ops.outrider_native.linear.default for layer in (gate, up))
         are_private = all(len(node.users) == 1 for node in (inner, silu, gate, up))
         if are_linear and are_private and gate.args[0] is up.args[0]:
-            return [(gate, up)]
-    return []
+            return gate, up
+    return None
 
 
 def _can_pack(weight: Tensor) -> bool:

@@ -54,10 +54,7 @@ struct Weight {
   const uint8_t* panel(int64_t number) const { return panels + number * num_words * kLineBytes; }
 
   Floats biased(Floats sums, int64_t panel) const {
-    if (bias == nullptr) return sums;
-    alignas(kLineBytes) float padded[kLanes];
-    widen(bias + panel * kLanes, padded, size_of(panel), kLanes);
-    return sums + loaded(padded);
+    return bias == nullptr ? sums : sums + loaded(bias + panel * kLanes, size_of(panel));
   }
 };
 

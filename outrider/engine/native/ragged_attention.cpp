@@ -202,7 +202,8 @@ void attend_group(const Layer<T>& layer, const Batch& batch, const Places& place
       Floats* outputs = &space.outputs[index * num_vectors];
       int64_t vector = 0;
       for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
-        add<kVectorsAtOnce>(&space.values[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
+        add<kVectorsAtOnce>(&space.values[vector], num_vectors, from - first, to - first, weights + first,
+                            outputs + vector);
       for (; vector < num_vectors; ++vector)
         add<1>(&space.values[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
     }

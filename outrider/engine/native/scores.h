@@ -19,9 +19,9 @@ inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLan
 // Exchanges blocks of `kSize` by `kSize` numbers across the diagonal of blocks twice as large.
 template <int32_t kSize>
 inline void exchange(Floats (&rows)[kLanes]) {
-  constexpr auto place = [](int32_t lane, bool lower) {
+  constexpr auto place = [](int32_t lane, bool lower) -> int32_t {
     const bool is_right = lane & kSize;
-    return lower == is_right ? lane + (lower ? 16 : 0) : lower ? lane + kSize : lane + 16 - kSize;
+    return lower == is_right ? lane + (lower ? kLanes : 0) : lower ? lane + kSize : lane + kLanes - kSize;
   };
   constexpr auto order = [place](bool lower) {
     return Ints{place(0, lower),  place(1, lower),  place(2, lower),  place(3, lower),
