@@ -34,6 +34,9 @@ class Oracle:
         self._ranks = [_rank(rng.random(), chances) for _ in range(num_positions + 1)]
         self.log_probs = [math.log(max(chance, 1e-9)) for chance in chances]
         """Of the guesses, first to last: the draft knows how often each is right."""
+        first, *others = self.log_probs
+        self.margins = [first - max(others, default=-math.inf), *(first - log_prob for log_prob in others)]
+        """The same as a sampler tells it; see `Sampler.propose`."""
 
     def token(self, position: int) -> int:
         """The target's choice."""

@@ -140,7 +140,7 @@ class VirtualPair:
             self._draft_knowledge.curve.observe(len(nodes), step)
             self._unsent_step += step
             for node in nodes:
-                self._drafter.expand(node, self._oracle.guesses(node.position + 1), self._oracle.log_probs)
+                self._drafter.expand(node, self._oracle.guesses(node.position + 1), self._oracle.margins)
             self._send(idle=False)
             self._draft()
 

@@ -175,16 +175,16 @@ class Drafter:
         if rows:
             self._limit_vocabulary(output.logits, complete)
             width = max(session.state.width for session, _, _ in complete)
-            token_ids, log_probs = self.roster.sampler.propose(output.logits, rows, width)
+            token_ids, margins = self.roster.sampler.propose(output.logits, rows, width)
         else:
-            token_ids, log_probs = [], []
+            token_ids, margins = [], []
         duration = time.monotonic() - step_started
         for session, nodes, first_row in complete:
             if session.draft_seconds == 0.0:
                 session.drafting_since_ns = step_started_ns
             session.draft_seconds += duration
             for row, node in enumerate(nodes, first_row):
-                session.state.expand(node, token_ids[row], log_probs[row])
+                session.state.expand(node, token_ids[row], margins[row])
         self.knowledge.curve.observe(len(rows) + num_beside, time.monotonic() - started)
 
     def _limit_vocabulary(self, logits: Tensor, complete: Sequence[tuple[Drafting, list[Node], int]]) -> None:

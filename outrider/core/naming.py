@@ -64,7 +64,7 @@ class Grafted(NamedTuple):
     num_stale: int
     """Nodes whose place has been decided otherwise."""
     late: list[tuple[int, float, bool]]
-    """Guesses for a place that had been decided already: rank among those, log-probability, and whether it is right."""
+    """Guesses for a place that had been decided already: rank among those, what was claimed, whether it is right."""
 
     @property
     def num_news(self) -> int:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from outrider.core.evidence import claim_cell
+
 RECENT_COMMITS_MAX = 1024
 """How many committed nodes a tree remembers, so that guesses still in flight find their place. A guess whose parent is
 older counts as stale, which is harmless."""
@@ -34,6 +36,7 @@ class Node:
     __slots__ = (
         "children",
         "expanded",
+        "guesses",
         "log_prob",
         "node_id",
         "parent",
@@ -50,11 +53,14 @@ class Node:
         self.position = position
         self.token_id = token_id
         self.log_prob = log_prob
-        """Natural logarithm of the token's probability under the draft, given the parent's path."""
+        """Natural logarithm of the chance that the target chooses the token after the parent's path, as its drafter
+        claims."""
         self.path_log_prob: float = log_chance if parent is None else parent.path_log_prob + log_chance
         """Logarithm of the chance that the target chooses all of the path, from the first root on: compare it only
         within one tree, subtract the present root's for the chance itself."""
         self.children: dict[int, Node] = {}
+        self.guesses: list[tuple[int, int]] = []
+        """Token ids that were guessed below it, nodes or not, with the cell of what spoke for each (`evidence.py`)."""
         self.state = LIVE
         self.node_id = 0
         """Id under which the owner of this mirror sent the node on; 0 while it has not."""
@@ -76,11 +82,11 @@ class SpeculationTree:
 
     __slots__ = ("_log_chance", "_recent", "num_live", "root")
 
-    def __init__(self, position: int, token_id: int, log_chance: Callable[[int, float], float] | None = None) -> None:
+    def __init__(self, position: int, token_id: int, log_chance: Callable[[int], float] | None = None) -> None:
         """Roots the tree at the token committed last: `token_id` at absolute `position`.
 
-        `log_chance` tells from a guess's rank among its siblings, in the order they came, and its log-probability
-        how likely it is right, given that its parent is; without it the log-probability is taken at its word.
+        `log_chance` tells how likely a guess is right, given that its parent is, from the cell of what its drafter
+        claims; without it the claim is taken at its word.
         """
         self._log_chance = log_chance
         self.root = Node(None, position, token_id, 0.0)
@@ -94,13 +100,11 @@ class SpeculationTree:
         index = position - self._recent[0].position
         return self._recent[index] if 0 <= index < len(self._recent) else None
 
-    def attach(self, parent: Node, token_id: int, log_prob: float, log_chance: float | None = None) -> Node | None:
+    def attach(self, parent: Node, token_id: int, log_prob: float) -> Node | None:
         """Adds a child to `parent`, or finds the one that has the token already.
 
         Below a node that was committed before the root only the committed token exists: that guess is *absorbed* by the
         committed node. Any other, and any below a dropped node, is stale: None.
-
-        `log_chance` is what the tree would ask for, if the caller knows it.
         """
         siblings = parent.children
         child = siblings.get(token_id)
@@ -108,9 +112,13 @@ class SpeculationTree:
             return child if child.state is not DROPPED else None
         if parent.state is not LIVE and parent is not self.root:
             return None
-        if log_chance is None:
-            log_chance = log_prob if self._log_chance is None else self._log_chance(len(siblings), log_prob)
-        child = siblings[token_id] = Node(parent, parent.position + 1, token_id, log_prob, log_chance)
+        if self._log_chance is None:
+            child = Node(parent, parent.position + 1, token_id, log_prob, log_prob)
+        else:
+            cell = claim_cell(log_prob)
+            child = Node(parent, parent.position + 1, token_id, log_prob, self._log_chance(cell))
+            parent.guesses.append((token_id, cell))
+        siblings[token_id] = child
         self.num_live += 1
         return child
 

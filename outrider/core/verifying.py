@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from outrider.core.calibration import Calibration, decided
 from outrider.core.ending import Ending
+from outrider.core.evidence import CLAIM_CHANCES, claim_cell
 from outrider.core.line import Line
 from outrider.core.messages import FinishReason, VerifyOpen, Window
 from outrider.core.naming import Grafted, Inbound
@@ -47,11 +48,11 @@ class VerifyKnowledge:
         self._alone: StepCurve | None = None
         self.chance_min = 0.0
         """Of the latest step; see `Selection`."""
-        self._greedy = Calibration(), Patience()
-        self._sampled = Calibration(), Patience()
+        self._greedy = Calibration(CLAIM_CHANCES), Patience()
+        self._sampled = Calibration(CLAIM_CHANCES), Patience()
 
     def of(self, *, greedy: bool) -> tuple[Calibration, Patience]:
-        """What holds for greedy sessions, or for the others: with shared noise a draft's ranks say more."""
+        """What holds for greedy sessions, or for the others."""
         return self._greedy if greedy else self._sampled
 
     def steps(self, *, drafting: bool) -> StepCurve:
@@ -88,7 +89,7 @@ class VerifySession:
         self._knowledge = knowledge
         self._curve = knowledge.curve
         shared_calibration, self._shared_patience = knowledge.of(greedy=opening.sampling.greedy)
-        calibration = Calibration(shared_calibration)
+        calibration = shared_calibration.for_session()
         self._calibrations = calibration, shared_calibration
         self._patience = Patience(self._shared_patience)
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_chance)
@@ -111,9 +112,9 @@ class VerifySession:
     def graft(self, window: Window, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
         grafted = self._inbound.graft(self.tree, window)
-        for rank, log_prob, right in grafted.late:
+        for _, log_prob, right in grafted.late:
             for calibration in self._calibrations:
-                calibration.observe(rank, log_prob, right)
+                calibration.observe(claim_cell(log_prob), right)
         if grafted.late:
             self._observe_places(self._worths_of_late(grafted.late))
         self._observe_arrival(window, grafted, now)
@@ -240,7 +241,7 @@ class VerifySession:
         for rank, log_prob, right in guesses:
             if rank == 0:
                 worths.append(0.0)
-            if log_chance(rank, log_prob) >= self._log_chance_min:
+            if log_chance(claim_cell(log_prob)) >= self._log_chance_min:
                 worths[-1] += right - self._price
         return worths
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import operator
+from collections import defaultdict
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,6 +76,38 @@ def fuse_gates(graph: fx.Graph) -> None:
         fused.meta = down.meta
         down.replace_all_uses_with(fused)
     graph.eliminate_dead_code()
+
+
+def fuse_siblings(graph: fx.Graph) -> None:
+    """Makes one product of the packed layers in an exported `graph` that read the same: query, key and value, mostly.
+
+    Their panels stand one after another then, so the input is made ready for the kernels once. No bit changes.
+    """
+    siblings: defaultdict[tuple[fx.Node, bool], list[fx.Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.target == torch.ops.outrider_native.linear.default:
+            x, _, bias, num_outputs = node.args
+            if num_outputs % _LANES == 0:
+                siblings[x, bias is not None].append(node)
+    for layers in siblings.values():
+        if len(layers) > 1:
+            _fuse(graph, layers)
+    graph.eliminate_dead_code()
+
+
+def _fuse(graph: fx.Graph, layers: list[fx.Node]) -> None:
+    """One product in the place of packed `layers` with the same input, each with a bias or none, and parts of it."""
+    x, panels_, bias, sizes = zip(*(layer.args for layer in layers), strict=True)
+    cat, linear = torch.ops.aten.cat.default, torch.ops.outrider_native.linear.default
+    with graph.inserting_before(layers[0]):
+        all_panels = graph.call_function(cat, (panels_,))
+        all_bias = None if bias[0] is None else graph.call_function(cat, (bias,))
+        product = graph.call_function(linear, (x[0], all_panels, all_bias, sum(sizes)))
+        parts = graph.call_function(torch.ops.aten.split_with_sizes.default, (product, sizes, -1))
+        for index, layer in enumerate(layers):
+            part = graph.call_function(operator.getitem, (parts, index))
+            part.meta = layer.meta
+            layer.replace_all_uses_with(part)
 
 
 def _gate_and_up(inner: fx.Node) -> tuple[fx.Node, fx.Node] | None:

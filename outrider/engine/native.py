@@ -6,6 +6,7 @@ without Python; it plugs into transformers' `AttentionInterface` under the name 
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import math
 import os
@@ -50,7 +51,7 @@ def load(cache: Path) -> None:
     library = cache / f"native-{fingerprint}.so"
     if not library.exists():
         _build(library)
-    torch.ops.load_library(library)
+    ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)  # packages look for the C functions among what is global
     torch.library.register_fake("outrider_native::ragged_attention", _fake_attention)
     torch.library.register_fake("outrider_native::linear", _fake_linear)
     torch.library.register_fake("outrider_native::gated_linear", _fake_gated_linear)
@@ -104,22 +105,18 @@ def best_of(
     slots: Sequence[int],
     positions: Sequence[int],
     width: int,
-    *,
-    with_log_probs: bool,
 ) -> tuple[list[list[int]], list[list[float]]]:
-    """The `width` best tokens of each row of `logits` [R, V] by perturbed score, and their log-probabilities.
+    """The `width` best tokens of each row of `logits` [R, V] by perturbed score, and those scores.
 
     Fewer where the filters leave fewer. `slots` and `positions` are those of the rows; for each slot there is a column
     of `shaping` [5, num_slots]: temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds`
-    [num_slots]. Log-probabilities are those before the filters; without `with_log_probs` they mean nothing.
+    [num_slots].
     """
-    token_ids, log_probs = torch.ops.outrider_native.best_of(
-        logits, shaping, seeds, slots, positions, width, with_log_probs
-    )
-    probs: list[list[float]] = log_probs.tolist()
-    nums = [width - row.count(-math.inf) for row in probs]
+    token_ids, scores = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
+    rows: list[list[float]] = scores.tolist()
+    nums = [width - row.count(-math.inf) for row in rows]
     return [row[:num] for row, num in zip(token_ids.tolist(), nums, strict=True)], [
-        row[:num] for row, num in zip(probs, nums, strict=True)
+        row[:num] for row, num in zip(rows, nums, strict=True)
     ]
 
 

@@ -50,8 +50,6 @@ class Row(NamedTuple):
 class _Candidates(NamedTuple):
     """What may be chosen in each row, and what speaks for it."""
 
-    processed: Tensor
-    """[R, V] float32: logits after bias and penalties."""
     token_ids: Tensor | None
     """[R, K]: the token of each candidate, the most likely first; None if candidate v is token v."""
     scores: Tensor
@@ -62,6 +60,24 @@ class _Candidates(NamedTuple):
     def tokens_at(self, indices: Tensor) -> Tensor:
         """The token ids of the candidates at `indices` [R, n]."""
         return indices if self.token_ids is None else self.token_ids.gather(-1, indices)
+
+    def best(self, width: int) -> tuple[list[list[int]], list[list[float]]]:
+        """The token ids and perturbed scores of the `width` best of each row, in order; fewer where fewer are left."""
+        remaining = self.perturbed.clone()
+        picks: list[Tensor] = []
+        scores: list[Tensor] = []
+        for _ in range(min(width, remaining.shape[-1])):
+            # Not torch.topk, whose order among equals is undefined.
+            score, index = remaining.max(-1, keepdim=True)
+            picks.append(self.tokens_at(index))
+            scores.append(score)
+            remaining.scatter_(-1, index, -math.inf)
+        table = torch.stack((torch.cat(picks, -1).double(), torch.cat(scores, -1))).tolist()
+        found = [
+            [(int(token_id), score) for token_id, score in zip(*row, strict=True) if score > -math.inf]
+            for row in zip(*table, strict=True)
+        ]
+        return [[token_id for token_id, _ in row] for row in found], [[score for _, score in row] for row in found]
 
 
 class Sampler:
@@ -133,7 +149,7 @@ class Sampler:
         """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each."""
         slots = [row.slot for row in rows]
         if self._native(slots):
-            best, _ = self._best_of(logits, rows, slots, 1, with_log_probs=False)
+            best, _ = self._best_of(logits, rows, slots, 1)
             return [tokens[0] if tokens else 0 for tokens in best]
         if self._shifting.isdisjoint(slots) and all(self._params[slot].greedy for slot in slots):
             return logits.argmax(-1).tolist()
@@ -143,36 +159,20 @@ class Sampler:
     def propose(self, logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
         """The `width` tokens of each row that the choice prefers, best first: the first is what `choose` takes.
 
-        With them their log-probabilities at the row's temperature (1 in greedy rows), before top-k, top-p and min-p,
-        rounded to float32, finite and at most 0. A row whose filters leave fewer than `width` tokens proposes those.
+        With them their *margins*, in units of processed logit / T: by how much the perturbed score of each is below the
+        first one's, and for the first by how much it is above the second one's, infinite if there is none. Another
+        model chooses alike, with the same noise, unless its scores differ by more than that. A row whose filters leave
+        fewer than `width` tokens proposes those.
         """
         if not rows:
             return [], []
         slots = [row.slot for row in rows]
+        num_best = max(width, 2)
         if self._native(slots):
-            return self._best_of(logits, rows, slots, width, with_log_probs=True)
-        candidates = self._candidates(logits, rows, num_greedy=width)
-        temperatures = self._shaping[0, self._tensor(slots, torch.int64), None]  # [R, 1]
-        log_norms = (candidates.processed / temperatures).logsumexp(-1, keepdim=True)
-        remaining = candidates.perturbed.clone()
-        picks: list[Tensor] = []
-        log_probs: list[Tensor] = []
-        for _ in range(min(width, remaining.shape[-1])):
-            # Not torch.topk, whose order among equals is undefined.
-            best, index = remaining.max(-1, keepdim=True)
-            log_prob = (candidates.scores.gather(-1, index) - log_norms).float().clamp(max=0.0)
-            picks.append(candidates.tokens_at(index))
-            log_probs.append(log_prob.where(best > -math.inf, -math.inf))
-            remaining.scatter_(-1, index, -math.inf)
-        table = torch.stack((torch.cat(picks, -1), torch.cat(log_probs, -1).double())).tolist()
-        proposals = [
-            [(int(token_id), log_prob) for token_id, log_prob in zip(*row, strict=True) if log_prob > -math.inf]
-            for row in zip(*table, strict=True)
-        ]
-        return (
-            [[token_id for token_id, _ in proposal] for proposal in proposals],
-            [[log_prob for _, log_prob in proposal] for proposal in proposals],
-        )
+            token_ids, scores = self._best_of(logits, rows, slots, num_best)
+        else:
+            token_ids, scores = self._candidates(logits, rows, num_greedy=num_best).best(num_best)
+        return [row[:width] for row in token_ids], [_margins(row)[:width] for row in scores]
 
     def logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
         """Log-probabilities of `token_ids`, one for each row of the unprocessed `logits` [R, V], and of the `num_top`
@@ -213,23 +213,21 @@ class Sampler:
         if any(each.min_p > 0.0 for each in sampled):
             scores.masked_fill_(scores < scores.amax(-1, keepdim=True) + log_min_p, -math.inf)
         if not sampled:
-            return _Candidates(processed, token_ids, scores, scores)
+            return _Candidates(token_ids, scores, scores)
         noise = gumbel(self._seeds[slots], positions, vocab_size, token_ids)
-        return _Candidates(processed, token_ids, scores, noise.mul_(noise_scale).add_(scores))
+        return _Candidates(token_ids, scores, noise.mul_(noise_scale).add_(scores))
 
     def _native(self, slots: Sequence[int]) -> bool:
         """Whether the native operator can choose for rows of these slots."""
         return native.available(self._device) and self._for_native.issuperset(slots)
 
     def _best_of(
-        self, logits: Tensor, rows: Sequence[Row], slots: Sequence[int], width: int, *, with_log_probs: bool
+        self, logits: Tensor, rows: Sequence[Row], slots: Sequence[int], width: int
     ) -> tuple[list[list[int]], list[list[float]]]:
         positions = [row.position for row in rows]
         if not self._shifting.isdisjoint(slots):
             logits = self._processed(logits, rows, self._tensor(slots, torch.int64))
-        return native.best_of(
-            logits, self._shaping, self._seeds, slots, positions, width, with_log_probs=with_log_probs
-        )
+        return native.best_of(logits, self._shaping, self._seeds, slots, positions, width)
 
     def _processed(self, logits: Tensor, rows: Sequence[Row], slots: Tensor) -> Tensor:
         """Logits [R, V] in float32 after bias and penalties; the logits themselves stay as they are."""
@@ -261,6 +259,14 @@ class Sampler:
     def _tensor(self, values: Sequence[object], dtype: torch.dtype) -> Tensor:
         """`values` on the device, queued behind what the device is doing instead of waiting for it."""
         return torch.tensor(values, dtype=dtype).to(self._device, non_blocking=True)
+
+
+def _margins(scores: list[float]) -> list[float]:
+    """Of perturbed scores in order; see `Sampler.propose`."""
+    if not scores:
+        return []
+    first = scores[0]
+    return [first - scores[1] if len(scores) > 1 else math.inf, *(first - score for score in scores[1:])]
 
 
 def _shaping_of(params: SamplingParams, vocab_size: int) -> list[float]:

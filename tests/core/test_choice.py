@@ -8,6 +8,7 @@ import random
 import pytest
 
 from outrider.core.drafting import EXPANSIONS_MAX, DraftKnowledge, DraftSession, choose_expansions
+from outrider.core.evidence import Ngram, margin_cell, ngram_cell
 from outrider.core.messages import Commitment, DraftOpen
 from outrider.core.ngram import NgramTable
 from outrider.core.sampling import SamplingParams
@@ -44,7 +45,8 @@ def random_curve(rng: random.Random) -> StepCurve:
 
 def proposals(rng: random.Random, width: int) -> tuple[list[int], list[float]]:
     token_ids = rng.sample(range(VOCAB_SIZE), width)
-    return token_ids, sorted((math.log(rng.random()) for _ in token_ids), reverse=True)
+    behind = sorted(-math.log(rng.random()) for _ in token_ids[1:])
+    return token_ids, [behind[0] if behind else math.inf, *behind]
 
 
 def commit_something(rng: random.Random, session: DraftSession) -> None:
@@ -121,24 +123,32 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: b
                 table.commit(session.line.token_ids[num_before:])
             continue
         node = session.take()
-        token_ids, log_probs = proposals(rng, session.width)
-        log_probs[-1] = -math.inf if rng.random() < 0.2 else log_probs[-1]
-        ranked = [pair for pair in zip(token_ids, log_probs, strict=True)]
-        if table is not None and (guesses := table.guesses(context_of(session, node), session.width)):
-            mixed = {guess.token_id: math.log(guess.probability) for guess in guesses}
-            for rank, (token_id, log_prob) in enumerate(ranked):
-                if log_prob > -math.inf:
-                    mixed[token_id] = max(mixed.get(token_id, -math.inf), log_chance(rank, log_prob))
-            ranked = sorted(mixed.items(), key=lambda pair: -pair[1])[: session.width]
+        token_ids, margins = proposals(rng, session.width)
+        found = {
+            token_id: log_chance(margin_cell(rank, margin))
+            for rank, (token_id, margin) in enumerate(zip(token_ids, margins, strict=True))
+        }
+        if table is not None:
+            for guess in table.guesses(context_of(session, node), VOCAB_SIZE):
+                if guess.token_id == token_ids[0]:
+                    said = Ngram.CONFIRMED
+                else:
+                    said = Ngram.NAMED if guess.token_id in token_ids else Ngram.CONTRADICTED
+                its_chance = log_chance(ngram_cell(said, guess.probability))
+                found[guess.token_id] = max(found.get(guess.token_id, its_chance), its_chance)
         expected = {child.token_id: child.path_log_prob for child in node.children.values()}
         floor = session._log_floor + session.tree.root.path_log_prob - node.path_log_prob
-        for rank, (token_id, log_prob) in enumerate(ranked):
-            worth = log_prob > -math.inf and log_chance(rank, log_prob) >= floor
-            if worth and token_id not in expected and len(expected) < session.width:
-                expected[token_id] = node.path_log_prob + log_chance(len(expected), log_prob)
-        num_added += len(expected)
-        session.expand(node, token_ids, log_probs)
-        assert {child.token_id: child.path_log_prob for child in node.children.values()} == expected
+        others = [each for each in found.items() if each[1] >= floor and each[0] not in expected]
+        num_free = session.width - len(expected)
+        best_chances = sorted((each for _, each in others), reverse=True)[:num_free]
+        session.expand(node, token_ids, margins)
+        children = {child.token_id: child.path_log_prob for child in node.children.values()}
+        assert expected.items() <= children.items()
+        added = {token_id: path for token_id, path in children.items() if token_id not in expected}
+        # Which of equals comes is not defined.
+        assert added == {token_id: node.path_log_prob + found[token_id] for token_id in added}
+        assert sorted((found[token_id] for token_id in added), reverse=True) == best_chances
+        num_added += len(children)
         assert session.tree.num_live == len(list(session.tree.live_nodes()))
     assert num_added > 20
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from outrider.core.calibration import Calibration
-from outrider.core.drafting import DraftSession, choose_expansions
+from outrider.core.drafting import DraftKnowledge, DraftSession, choose_expansions
+from outrider.core.evidence import DRAFT_CHANCES, Ngram, margin_cell, ngram_cell
 from outrider.core.messages import Commitment, DraftOpen, Window
 from outrider.core.naming import Inbound
 from outrider.core.ngram import NgramTable
@@ -23,7 +23,12 @@ VOCAB_SIZE = 100
 def draft_session(
     line: list[int] = LOOP, *, max_run_ahead: int = 16, tree_width: int = 2, max_length: int = 1000
 ) -> DraftSession:
-    opening = DraftOpen(
+    given = opening(line, max_run_ahead=max_run_ahead, tree_width=tree_width, max_length=max_length)
+    return DraftSession(given, ngrams=NgramTable(line))
+
+
+def opening(line: list[int], *, max_run_ahead: int = 16, tree_width: int = 2, max_length: int = 1000) -> DraftOpen:
+    return DraftOpen(
         session_id="s",
         token_ids=line,
         num_prompt_tokens=len(line),
@@ -33,7 +38,6 @@ def draft_session(
         max_length=max_length,
         vocab_size=VOCAB_SIZE,
     )
-    return DraftSession(opening, ngrams=NgramTable(line))
 
 
 def steep_curve() -> StepCurve:
@@ -73,7 +77,7 @@ def test_one_step_of_the_draft_model_confirms_a_whole_chain() -> None:
     session = draft_session(tree_width=1)
     (nodes,) = choose_expansions([session], flat_curve())
     for node in nodes:
-        session.expand(node, [LOOP[(node.position + 1) % 5]], [-0.1])
+        session.expand(node, [LOOP[(node.position + 1) % 5]], [2.0])
     assert chain_below(session.tree.root)[: len(nodes)] == LOOP[: len(nodes)]
     assert all(node.expanded for node in nodes)
 
@@ -89,7 +93,7 @@ def test_what_was_foreseen_stays_and_the_models_proposals_stand_beside_it() -> N
     root = session.take()
     assert list(root.children) == [1]
     foreseen = root.children[1]
-    session.expand(root, [9, 8], [-0.5, -2.0])
+    session.expand(root, [9, 8], [1.5, 1.5])
     assert list(root.children) == [1, 9]
     assert root.children[1] is foreseen
     window = session.take_window(0.0)
@@ -100,7 +104,7 @@ def test_what_was_foreseen_stays_and_the_models_proposals_stand_beside_it() -> N
 def test_a_proposal_that_was_foreseen_is_sent_once() -> None:
     session = draft_session()
     root = session.take()
-    session.expand(root, [1, 9], [-0.1, -2.0])
+    session.expand(root, [1, 9], [1.9, 1.9])
     window = session.take_window(0.0)
     assert window is not None
     assert list(window.token_ids) == [1, 9]
@@ -116,19 +120,112 @@ def test_guesses_in_doubt_are_mixed_with_the_models_by_chance() -> None:
     guesses = {guess.token_id: guess.probability for guess in NgramTable(line).guesses(NgramTable(line).context, 4)}
     assert set(guesses) == {1, 2}
     assert max(guesses.values()) < 0.5
-    calibration = Calibration()
-    first, second = (math.exp(calibration.log_chance(rank, log_prob)) for rank, log_prob in ((0, -0.7), (1, -1.0)))
-    session.expand(root, [50, 2], [-0.7, -1.0])
-    chances = guesses | {50: first, 2: max(guesses[2], second)}
-    assert list(root.children) == sorted(chances, key=lambda token_id: -chances[token_id])
+    session.expand(root, [50, 2], [0.3, 0.3])
+    cells = {
+        50: margin_cell(0, 0.3),
+        1: ngram_cell(Ngram.CONTRADICTED, guesses[1]),
+        2: max(margin_cell(1, 0.3), ngram_cell(Ngram.NAMED, guesses[2]), key=DRAFT_CHANCES.__getitem__),
+    }
+    assert list(root.children) == sorted(cells, key=lambda token_id: -DRAFT_CHANCES[cells[token_id]])
     for token_id, child in root.children.items():
-        assert child.log_prob == pytest.approx(math.log(chances[token_id]))
+        assert child.log_prob == math.log(DRAFT_CHANCES[cells[token_id]])
+
+
+class Promising(NgramTable):
+    """Promises of the token after any context what it is told."""
+
+    def __init__(self, line: list[int], promises: dict[int, float]) -> None:
+        super().__init__(line)
+        self._promises = promises
+
+    def chances(self, context: int) -> dict[int, float]:
+        return dict(self._promises)
+
+
+def promised(promises: dict[int, float], *, knowledge: DraftKnowledge | None = None) -> DraftSession:
+    return DraftSession(opening([1, 2, 3], tree_width=4), knowledge, Promising([1, 2, 3], promises))
+
+
+def test_a_guess_that_the_model_contradicts_comes_after_the_models_first_whatever_it_promises() -> None:
+    session = promised({7: 0.6})
+    root = session.take()
+    assert not root.children
+    session.expand(root, [50, 51], [0.05, 0.05])
+    assert next(iter(root.children)) == 50
+    assert root.children[7].log_prob == math.log(DRAFT_CHANCES[ngram_cell(Ngram.CONTRADICTED, 0.6)]) < math.log(0.1)
+
+
+def test_a_guess_that_the_model_confirms_is_worth_more_than_either_says_alone() -> None:
+    session = promised({50: 0.6})
+    root = session.take()
+    assert not root.children
+    session.expand(root, [50, 51], [0.3, 0.3])
+    chance = root.children[50].log_prob
+    alone = math.log(DRAFT_CHANCES[margin_cell(0, 0.3)]), math.log(DRAFT_CHANCES[ngram_cell(Ngram.FORESEEN, 0.6)])
+    assert chance > max(*alone, math.log(0.6))
+    assert list(root.children) == [50, 51]
+
+
+def test_a_guess_that_the_model_names_too_is_believed_as_the_surer_one_is() -> None:
+    session = promised({51: 0.6, 52: 0.01})
+    root = session.take()
+    session.expand(root, [50, 51, 52], [0.05, 0.05, 4.0])
+    assert root.children[51].log_prob == math.log(DRAFT_CHANCES[margin_cell(1, 0.05)])
+    assert root.children[52].log_prob == math.log(DRAFT_CHANCES[ngram_cell(Ngram.NAMED, 0.01)])
+
+
+def test_what_is_learned_decides_what_is_foreseen() -> None:
+    knowledge = DraftKnowledge()
+    cell = ngram_cell(Ngram.FORESEEN, 0.75)
+    assert list(promised({7: 0.75}, knowledge=knowledge).take().children) == [7]
+    for _ in range(20):
+        knowledge.calibration(greedy=True).observe(cell, False)
+    assert not promised({7: 0.75}, knowledge=knowledge).take().children
+    assert list(promised({7: 0.99}, knowledge=knowledge).take().children) == [7]
+
+
+def test_without_a_draft_model_the_ngrams_are_believed_as_far_as_they_alone_go() -> None:
+    session = promised({7: 0.4, 8: 0.3})
+    root = session.take()
+    session.expand(root, (), ())
+    for token_id, promise in ((7, 0.4), (8, 0.3)):
+        assert root.children[token_id].log_prob == math.log(DRAFT_CHANCES[ngram_cell(Ngram.FORESEEN, promise)])
 
 
 def test_without_a_guess_the_models_proposals_are_what_they_were() -> None:
     session = draft_session([1, 2, 3])
-    session.expand(session.take(), [9, 8], [-0.5, -2.0])
-    assert [(child.token_id, child.log_prob) for child in session.tree.root.children.values()] == [(9, -0.5), (8, -2.0)]
+    session.expand(session.take(), [9, 8], [1.5, 1.5])
+    assert [(child.token_id, child.log_prob) for child in session.tree.root.children.values()] == [
+        (9, math.log(DRAFT_CHANCES[margin_cell(0, 1.5)])),
+        (8, math.log(DRAFT_CHANCES[margin_cell(1, 1.5)])),
+    ]
+
+
+def test_what_is_not_foreseen_any_more_is_still_learned_about() -> None:
+    knowledge = DraftKnowledge()
+    cell = ngram_cell(Ngram.FORESEEN, 0.75)
+    for _ in range(20):
+        knowledge.calibration(greedy=True).observe(cell, False)
+    for _ in range(60):
+        session = promised({7: 0.75}, knowledge=knowledge)
+        root = session.take()
+        session.expand(root, [50], [2.0])
+        session.commit(Commitment(3, [7], True))
+    assert list(promised({7: 0.75}, knowledge=knowledge).take().children) == [7]
+
+
+def test_a_guess_not_worth_drafting_is_still_learned_about() -> None:
+    knowledge = DraftKnowledge()
+    shared, cell = knowledge.calibration(greedy=True), margin_cell(3, 4.0)
+    for _ in range(500):
+        shared.observe(cell, False)
+    chance = shared.log_chance(cell)
+    session = DraftSession(opening([1, 2, 3], tree_width=0), knowledge)
+    root = session.take()
+    session.expand(root, [50, 51, 52, 53], [0.5, 0.5, 0.9, 4.0])
+    assert 53 not in root.children
+    session.commit(Commitment(3, [53], True))
+    assert shared.log_chance(cell) > chance
 
 
 def test_what_is_committed_is_remembered() -> None:
@@ -184,7 +281,7 @@ def test_credit_width_and_names_hold_whatever_is_foreseen(seed: int) -> None:
                 session.postpone([node])
                 continue
             token_ids = rng.sample(range(4), min(width, 4))
-            session.expand(node, token_ids, sorted((-rng.random() * 3 for _ in token_ids), reverse=True))
+            session.expand(node, token_ids, sorted(rng.random() * 3 for _ in token_ids))
         assert session.tree.num_live <= max_run_ahead
         assert all(len(node.children) <= width for node in session.tree.live_nodes())
         send()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from outrider.core.errors import ProtocolViolationError
+from outrider.core.evidence import claim_cell
 from outrider.core.messages import FinishReason, VerifyOpen, Window
 from outrider.core.patience import AT_ONCE
 from outrider.core.sampling import SamplingParams
@@ -42,10 +43,10 @@ def verify_session(
     )
 
 
-def chain_window(*token_ids: int, first_id: int = 1, base: int = 2) -> Window:
-    """A chain below the committed token at `base`."""
+def chain_window(*token_ids: int, first_id: int = 1, base: int = 2, log_prob: float = -0.1) -> Window:
+    """A chain below the committed token at `base`, each of whose tokens is claimed to be right with that chance."""
     parent_ids = [0, *range(first_id, first_id + len(token_ids) - 1)]
-    return Window(base, first_id, parent_ids, token_ids, [-0.1] * len(token_ids))
+    return Window(base, first_id, parent_ids, token_ids, [log_prob] * len(token_ids))
 
 
 def choose(session: VerifySession) -> list[Node]:
@@ -207,7 +208,7 @@ def test_the_first_round_waits_for_nothing() -> None:
 def test_it_waits_for_quick_drafts_and_goes_when_they_have_come() -> None:
     session = slow_verifier(coverage=0.6, first_draft=0.1)
     assert 0.1 < session.wait(10.0).longest < 0.3
-    session.graft(chain_window(2, 3, 4, 5, 6, base=3), now=10.1)
+    session.graft(chain_window(2, 3, 4, 5, 6, base=3, log_prob=-0.3), now=10.1)
     assert session.wait(10.1) == AT_ONCE
 
 
@@ -231,17 +232,17 @@ def test_guesses_teach_what_guesses_are_worth_even_if_they_come_too_late() -> No
     knowledge = VerifyKnowledge()
     session = verify_session(knowledge=knowledge)
     calibration, _ = knowledge.of(greedy=True)
-    before = calibration.log_chance(0, -0.1)
+    before = calibration.log_chance(claim_cell(-0.1))
     session.decide([], [1])
     session.graft(chain_window(1))
-    assert calibration.log_chance(0, -0.1) > before
+    assert calibration.log_chance(claim_cell(-0.1)) > before
 
 
 def test_scored_guesses_teach_the_session_and_all_that_follow() -> None:
     knowledge = VerifyKnowledge()
     session = verify_session(knowledge=knowledge)
-    before = knowledge.of(greedy=True)[0].log_chance(0, -0.1)
+    before = knowledge.of(greedy=True)[0].log_chance(claim_cell(-0.1))
     session.graft(chain_window(1))
     session.decide(choose(session), [5, 6])
-    assert knowledge.of(greedy=True)[0].log_chance(0, -0.1) < before
-    assert knowledge.of(greedy=False)[0].log_chance(0, -0.1) == before
+    assert knowledge.of(greedy=True)[0].log_chance(claim_cell(-0.1)) < before
+    assert knowledge.of(greedy=False)[0].log_chance(claim_cell(-0.1)) == before

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from outrider.core.sampling import SamplingParams
+from outrider.engine.noise import as_int64, gumbel
 from outrider.engine.sampling import Row, Sampler
 
 VOCAB_SIZE = 503
@@ -55,9 +57,20 @@ def random_logits(num_rows: int, seed: int = 0) -> torch.Tensor:
 
 
 def processed_log_probs(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> torch.Tensor:
-    """The distribution [R, V] that each row samples: everything that survives is proposed."""
-    log_probs = torch.full(logits.shape, -math.inf)
-    for row, (token_ids, its_log_probs) in enumerate(zip(*sampler.propose(logits, rows, logits.shape[1]), strict=True)):
+    """The distribution [R, V] that each row samples: everything that survives is proposed.
+
+    By how much a proposal is behind tells its score up to a constant of the row, once the noise is taken out.
+    """
+    scores = torch.full(logits.shape, -math.inf, dtype=torch.float64)
+    for index, (token_ids, margins) in enumerate(zip(*sampler.propose(logits, rows, logits.shape[1]), strict=True)):
         assert len(set(token_ids)) == len(token_ids)
-        log_probs[row, token_ids] = torch.tensor(its_log_probs)
-    return log_probs.log_softmax(-1)
+        scores[index, token_ids] = -torch.tensor([0.0, *margins[1:]], dtype=torch.float64)
+    return (scores - noise_of(sampler, rows)).log_softmax(-1).float()
+
+
+def noise_of(sampler: Sampler, rows: Sequence[Row]) -> torch.Tensor:
+    """What chance adds to the score of each token [R, V], in float64: nothing in greedy rows."""
+    params = [sampler._params[row.slot] for row in rows]
+    seeds, positions = torch.tensor([as_int64(each.seed) for each in params]), torch.tensor([r.position for r in rows])
+    sampled = torch.tensor([[not each.greedy] for each in params])
+    return gumbel(seeds, positions, VOCAB_SIZE) * sampled

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import cast
 
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from outrider.engine import native
-from outrider.engine.linear import PackedLinear, fuse_gates, pack, panels
+from outrider.engine.linear import PackedLinear, fuse_gates, fuse_siblings, pack, panels
 
 pytestmark = pytest.mark.usefixtures("native_operators")
 
@@ -137,12 +137,12 @@ class Perceptron(nn.Module):
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
-def fused(perceptron: nn.Module, size: int) -> nn.Module:
-    """The perceptron as it is compiled: packed, exported and with its gates fused."""
-    pack(perceptron)
-    example = torch.zeros(3, size, dtype=next(perceptron.buffers()).dtype)
-    program = torch.export.export(perceptron, (example,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
-    fuse_gates(program.graph)
+def fused(module: nn.Module, size: int, fuse: Callable[[fx.Graph], None] = fuse_gates) -> nn.Module:
+    """The module as it is compiled: packed, exported and with its products fused."""
+    pack(module)
+    example = torch.zeros(3, size, dtype=next(module.buffers()).dtype)
+    program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
+    fuse(program.graph)
     program.graph_module.recompile()
     return program.module(check_guards=False)
 
@@ -180,6 +180,46 @@ def test_what_only_looks_like_a_gate_stays_as_it_is(dtype: torch.dtype) -> None:
 
     for kind in (OtherInput, UsedTwice, OtherActivation):
         assert called(fused(kind(64, 96, dtype), 64)) == ["linear"] * 3
+
+
+class Projections(nn.Module):
+    """Layers of one input, of which the numbers of outputs are given."""
+
+    def __init__(self, size: int, nums_outputs: list[int], dtype: torch.dtype, *, biases: list[bool]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            layer(size, num, dtype, bias=bias) for num, bias in zip(nums_outputs, biases, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [each(x) for each in self.layers]
+
+
+@pytest.mark.parametrize("size", [64, 384, 34, 8224])
+@pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
+def test_layers_of_one_input_become_one_product_of_the_same_bits(size: int, bias: bool, dtype: torch.dtype) -> None:
+    projections = Projections(size, [48, 16, 32, 16], dtype, biases=[bias] * 4)
+    one = fused(projections, size, fuse_siblings)
+    assert called(one) == ["linear"]
+    x = noise(100, size, dtype=dtype)
+    for num_rows in NUMS_ROWS:
+        for part, alone in zip(one(x[-num_rows:]), projections(x[-num_rows:]), strict=True):
+            assert torch.equal(part, alone)
+
+
+def test_layers_that_do_not_fit_together_stay_apart(dtype: torch.dtype) -> None:
+    """Panels end with a layer, a bias is everybody's or nobody's, and inputs that look alike may differ."""
+
+    class OtherInput(Projections):
+        def forward(self, x: Tensor) -> list[Tensor]:
+            return [self.layers[0](x), self.layers[1](x + 1)]
+
+    for apart in (
+        Projections(64, [48, 17], dtype, biases=[False, False]),
+        Projections(64, [48, 32], dtype, biases=[False, True]),
+        OtherInput(64, [48, 32], dtype, biases=[False, False]),
+    ):
+        assert called(fused(apart, 64, fuse_siblings)) == ["linear"] * 2
 
 
 def called(module: nn.Module) -> list[str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -237,6 +239,23 @@ def test_company_sharing_and_computing_again_change_no_bit(package: Package) -> 
     assert torch.equal(rounds(beside, line, forget_at=6), alone)
     assert beside[0].num_cached_tokens == 32
     assert beside[0].blocks != sorted(beside[0].blocks)
+
+
+def test_a_package_calls_the_operators_directly(package: Package) -> None:
+    with zipfile.ZipFile(package.path) as files:
+        (wrapper,) = (files.read(name).decode() for name in files.namelist() if name.endswith("wrapper.cpp"))
+    calls = re.findall(r"(aoti_torch_cpu_\w+|call_function)\((?!Aten)", wrapper)
+    layer = ["linear", "ragged_attention", "linear", "gated_linear"]  # the first product is query, key and value
+    assert calls == [f"aoti_torch_cpu_{name}" for name in (*layer, "linear")]
+
+
+def test_what_an_operator_throws_reaches_who_runs_the_package(package: Package) -> None:
+    run = native.package_runner(package.path)
+    unknown = PackedBatch()
+    unknown.pad(2, scratch_cell=0)
+    two = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="no caches of an engine"):
+        run([two, two, two, native.described(1 << 40, unknown)])
 
 
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:

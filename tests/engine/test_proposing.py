@@ -1,4 +1,4 @@
-"""What a draft proposes beside the choice, and the log-probabilities that are reported."""
+"""What a draft proposes beside the choice and by which margins, and the log-probabilities that are reported."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from outrider.core.sampling import SamplingParams
 from outrider.engine.sampling import Row
-from tests.engine.samplers import ALL_KINDS, EVERYTHING, GREEDY, VOCAB_SIZE, WARM, opened, random_logits
+from tests.engine.samplers import ALL_KINDS, EVERYTHING, GREEDY, VOCAB_SIZE, WARM, noise_of, opened, random_logits
 
 pytestmark = pytest.mark.usefixtures("each_chooser")
 
@@ -40,14 +40,57 @@ def test_a_row_proposes_no_more_than_survives():
     logits = random_logits(5)
     logits[4] = -math.inf
     logits[4, 6] = 0.0
-    proposals, log_probs = sampler.propose(logits, [Row(slot, 10) for slot in range(5)], 8)
+    proposals, margins = sampler.propose(logits, [Row(slot, 10) for slot in range(5)], 8)
     assert [len(proposal) for proposal in proposals] == [1, 3, 8, 8, 1]
+    assert [len(row) for row in margins] == [1, 3, 8, 8, 1]
     assert proposals[4] == [6]
-    assert log_probs[4] == [0.0]
-    expected = logits[:2].log_softmax(-1)
-    for row in range(2):
-        assert log_probs[row] == pytest.approx(expected[row, proposals[row]].tolist(), abs=1e-5)
-    assert all(-math.inf < log_prob <= 0.0 for row in log_probs for log_prob in row)
+    assert all(0.0 <= margin < math.inf for row in margins if len(row) > 1 for margin in row)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_margins_are_the_distances_of_perturbed_scores(dtype):
+    kinds = [GREEDY, WARM, SamplingParams(temperature=2.5, seed=8), SamplingParams(temperature=0.6, top_k=20, seed=9)]
+    sampler = opened(*kinds)
+    rows = [Row(slot, position) for position in range(12) for slot in range(len(kinds))]
+    logits = random_logits(len(rows)).to(dtype)
+    temperatures = torch.tensor([[kinds[row.slot].temperature or 1.0] for row in rows], dtype=torch.float64)
+    scores = logits.double() / temperatures
+    for index, row in enumerate(rows):
+        if kinds[row.slot].top_k:
+            kept = logits[index].sort(stable=True, descending=True).indices[: kinds[row.slot].top_k]
+            scores[index] = torch.full_like(scores[index], -math.inf).index_copy_(0, kept, scores[index, kept])
+    best = (scores + noise_of(sampler, rows)).topk(6)
+    proposals, margins = sampler.propose(logits, rows, 6)
+    for index, (proposal, row_margins) in enumerate(zip(proposals, margins, strict=True)):
+        if rows[index].slot != 0 or dtype is torch.float32:  # of equal scores topk may take any first
+            assert proposal == best.indices[index].tolist()
+        behind = (best.values[index, 0] - best.values[index]).tolist()
+        assert row_margins == pytest.approx([behind[1], *behind[1:]], abs=1e-9)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_the_first_margin_is_that_over_the_second_however_many_are_proposed(width):
+    sampler = opened(*ALL_KINDS)
+    rows = [Row(slot, 20 + slot) for slot in range(len(ALL_KINDS))]
+    logits = random_logits(len(rows))
+    proposals, margins = sampler.propose(logits, rows, width)
+    wider_proposals, wider_margins = sampler.propose(logits, rows, 8)
+    assert proposals == [proposal[:width] for proposal in wider_proposals]
+    assert margins == [row[:width] for row in wider_margins]
+    assert all(row[0] == row[1] for row in wider_margins if len(row) > 1)
+
+
+@pytest.mark.parametrize("width", [1, 8])
+def test_nothing_comes_near_a_lone_survivor(width):
+    logits = random_logits(4)
+    logits[2:] = -math.inf
+    logits[2:, 6] = 0.0
+    sampler = opened(
+        SamplingParams(temperature=1.0, top_k=1), SamplingParams(temperature=1.0, top_p=1e-6), GREEDY, WARM
+    )
+    proposals, margins = sampler.propose(logits, [Row(slot, 10) for slot in range(4)], width)
+    assert [len(proposal) for proposal in proposals] == [1, 1, 1, 1]
+    assert margins == [[math.inf]] * 4
 
 
 def test_no_rows():

@@ -116,13 +116,13 @@ def test_two_close_distributions_agree_as_often_as_the_coupling_promises(tempera
 
 def assert_equal_one_by_one(sampler: Sampler, logits: torch.Tensor, rows: list[Row]) -> None:
     choices = sampler.choose(logits, rows)
-    proposals, log_probs = sampler.propose(logits, rows, 4)
+    proposals, margins = sampler.propose(logits, rows, 4)
     for index, row in enumerate(rows):
         alone = logits[index : index + 1]
         assert sampler.choose(alone, [row]) == [choices[index]]
-        token_ids, its_log_probs = sampler.propose(alone, [row], 4)
+        token_ids, its_margins = sampler.propose(alone, [row], 4)
         assert token_ids == [proposals[index]]
-        assert its_log_probs[0] == pytest.approx(log_probs[index], abs=1e-5)
+        assert its_margins[0] == pytest.approx(margins[index], abs=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -145,8 +145,8 @@ def test_extreme_temperatures(shape):
     logits = random_logits(20)
     coldest = SamplingParams(temperature=torch.finfo(torch.float32).smallest_normal * 2.0**-23, **shape)
     assert opened(coldest).choose(logits, rows) == logits.argmax(-1).tolist()
-    _, log_probs = opened(coldest).propose(logits, rows, 3)
-    assert all(-math.inf < log_prob <= 0.0 for row in log_probs for log_prob in row)
+    _, margins = opened(coldest).propose(logits, rows, 3)
+    assert all(margin >= 0.0 for row in margins for margin in row)
     assert len(set(opened(SamplingParams(temperature=100.0, **shape)).choose(logits, rows))) > 15
 
 
@@ -160,12 +160,13 @@ def test_a_row_of_nan_harms_no_other():
             logits_broken = logits.clone()
             logits_broken[broken, 5] = value
             choices = sampler.choose(logits_broken, rows)
-            proposals, log_probs = sampler.propose(logits_broken, rows, 2)
+            proposals, margins = sampler.propose(logits_broken, rows, 2)
             assert 0 <= choices[broken] < VOCAB_SIZE
-            assert all(-math.inf < log_prob <= 0.0 for log_prob in log_probs[broken])
+            assert all(0 <= token_id < VOCAB_SIZE for token_id in proposals[broken])
             for index in set(range(len(rows))) - {broken}:
                 assert choices[index] == whole_choices[index]
                 assert proposals[index] == whole_proposals[0][index]
+                assert margins[index] == pytest.approx(whole_proposals[1][index], abs=1e-9)
 
 
 @pytest.mark.gpu

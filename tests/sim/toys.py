@@ -65,7 +65,7 @@ class ToyDraft(NamedTuple):
     accuracy: float
 
     def propose(self, place: Place) -> tuple[list[int], list[float]]:
-        """Token ids, all different, and their falling log-probabilities."""
+        """Token ids, all different, and their margins, which say nothing of which one is right."""
         target_token_id = self.target.next_token(place)
         chance = _mix(~self.target.seed & _MASK, place)
         num_others = self.target.vocab_size - 1
@@ -74,21 +74,21 @@ class ToyDraft(NamedTuple):
         ]
         if (chance >> 16) % 1024 < 1024 * self.accuracy:
             token_ids[(chance >> 32) % self.width] = target_token_id
-        first = -((chance >> 40) % 16) / 16
-        return token_ids, [first - 0.5 * rank for rank in range(self.width)]
+        first = (chance >> 40) % 16 / 16
+        return token_ids, [first, *(first + 0.5 * rank for rank in range(self.width - 1))]
 
 
 class TieredDraft(NamedTuple):
     """Proposes as many tokens as `coverage` has entries: the target's own is among the first k with `coverage[k - 1]`.
 
-    The log-probabilities say how often each rank is right.
+    The margins are those of scores that say how often each rank is right.
     """
 
     target: ToyTarget
     coverage: tuple[float, ...]
 
     def propose(self, place: Place) -> tuple[list[int], list[float]]:
-        """Token ids, all different, and their log-probabilities."""
+        """Token ids, all different, and their margins."""
         target_token_id = self.target.next_token(place)
         chance = _mix(~self.target.seed & _MASK, place)
         num_others = self.target.vocab_size - 1
@@ -100,8 +100,9 @@ class TieredDraft(NamedTuple):
         rank = next((rank for rank, covered in enumerate(self.coverage) if luck < covered), None)
         if rank is not None:
             token_ids[rank] = target_token_id
-        shares = [after - before for before, after in pairwise((0.0, *self.coverage))]
-        return token_ids, [math.log(max(share, 1e-6)) for share in shares]
+        shares = [max(after - before, 1e-6) for before, after in pairwise((0.0, *self.coverage))]
+        margins = [math.log(shares[0] / share) for share in shares[1:]]
+        return token_ids, [min(margins, default=math.inf), *margins]
 
 
 def _mix(seed: int, place: Place) -> int:

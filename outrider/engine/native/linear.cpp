@@ -1,10 +1,11 @@
 // Products of few rows with a matrix, and the gated perceptron that most language models are made of: three of them.
 
-#include <ATen/ops/empty.h>
+#include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
 #include <optional>
 
+#include "direct.h"
 #include "product.h"
 
 namespace {
@@ -86,9 +87,9 @@ void check(const at::Tensor& x, const at::Tensor& panels) {
 }
 
 at::Tensor made(const at::Tensor& x, int64_t num_outputs) {
-  std::vector<int64_t> shape(x.sizes().begin(), x.sizes().end());
+  at::DimVector shape(x.sizes());
   shape.back() = num_outputs;
-  return at::empty(shape, x.options());
+  return at::detail::empty_cpu(shape, x.scalar_type());
 }
 
 // x [..., K], panels [num_panels, num_words, 64 bytes], bias [num_outputs]; all of one type. Returns [..., num_outputs].
@@ -132,6 +133,20 @@ bool has_linear(at::ScalarType type) {
 }
 
 }  // namespace
+
+extern "C" AOTITorchError aoti_torch_cpu_linear(AtenTensorHandle x, AtenTensorHandle panels,
+                                                const AtenTensorHandle* bias, int64_t num_outputs,
+                                                AtenTensorHandle* y) {
+  return call(linear, y, x, panels, bias, num_outputs);
+}
+
+extern "C" AOTITorchError aoti_torch_cpu_gated_linear(AtenTensorHandle x, AtenTensorHandle gate,
+                                                      const AtenTensorHandle* gate_bias, AtenTensorHandle up,
+                                                      const AtenTensorHandle* up_bias, int64_t num_inner,
+                                                      AtenTensorHandle down, const AtenTensorHandle* down_bias,
+                                                      int64_t num_outputs, AtenTensorHandle* y) {
+  return call(gated_linear, y, x, gate, gate_bias, up, up_bias, num_inner, down, down_bias, num_outputs);
+}
 
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def("linear(Tensor x, Tensor panels, Tensor? bias, int num_outputs) -> Tensor");

@@ -9,9 +9,9 @@
 // token that has moved from the tree into the line is met at the same position, in the same lane: logits do not depend on
 // the batch as far as attention is concerned.
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -22,6 +22,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "direct.h"
 #include "scores.h"
 
 namespace {
@@ -251,6 +252,8 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
     int64_t key_head, first_token, first_pair, num_pairs;
   };
   std::vector<Group> groups;
+  const int64_t num_attending = batch.num_sessions == 0 ? 0 : batch.sessions[3 * batch.num_sessions - 2];
+  std::fill(layer.output + num_attending * output.stride(0), layer.output + output.numel(), T{});  // padding
   for (int64_t session = 0; session < batch.num_sessions; ++session) {
     const int64_t* row = batch.sessions + 3 * session;
     const Places places{batch.blocks + row[2], caches.block_shift};
@@ -279,9 +282,11 @@ at::Tensor ragged_attention(const at::Tensor& query,  // [H, N, key_size]
   Caches* caches;
   {
     const std::lock_guard<std::mutex> lock(engines_mutex);
-    caches = &engines.at(batch.engine);
+    const auto found = engines.find(batch.engine);
+    TORCH_CHECK(found != engines.end(), "no caches of an engine ", batch.engine);
+    caches = &found->second;
   }
-  at::Tensor output = at::zeros({query.size(1), query.size(0), value.size(2)}, query.options());
+  at::Tensor output = at::detail::empty_cpu({query.size(1), query.size(0), value.size(2)}, query.scalar_type());
   const at::Tensor sink_scores = sinks.has_value() ? sinks->to(at::kFloat).contiguous() : at::Tensor();
   const float* sink_data = sinks.has_value() ? sink_scores.const_data_ptr<float>() : nullptr;
   switch (query.scalar_type()) {
@@ -315,6 +320,13 @@ void forget_caches(int64_t engine) {
 }
 
 }  // namespace
+
+extern "C" AOTITorchError aoti_torch_cpu_ragged_attention(AtenTensorHandle query, AtenTensorHandle key,
+                                                          AtenTensorHandle value, AtenTensorHandle description,
+                                                          int64_t layer, double scale, double softcap,
+                                                          const AtenTensorHandle* sinks, AtenTensorHandle* output) {
+  return call(ragged_attention, output, query, key, value, description, layer, scale, softcap, sinks);
+}
 
 TORCH_LIBRARY(outrider_native, library) {
   library.def(

@@ -124,9 +124,6 @@ class Row {
     return other == token || logits_[other] < logits_[token] || (logits_[other] == logits_[token] && other > token);
   }
 
-  // log of the sum of exp(score) over the row, as if nothing were filtered.
-  double log_norm() { return std::log(mass()) + largest_ / shape_.temperature; }
-
  private:
   // How many tokens rank before one with this logit and id, and the sum of exp(score - largest score) over them.
   std::pair<int64_t, double> before(float logit, int64_t token) const {
@@ -253,10 +250,15 @@ class Perturbed {
   std::vector<float> scores_, largest_;
 };
 
-// The row's best tokens in order; fewer than `width` if the filters leave fewer.
-std::vector<int64_t> best_tokens(Row& row, const float* logits, Perturbed& perturbed, int64_t size, const Shape& shape,
-                                 uint64_t stream, int64_t width) {
-  std::vector<int64_t> found;
+struct Choice {
+  int64_t token;
+  double score;
+};
+
+// The row's best tokens in order, with their perturbed scores; fewer than `width` if the filters leave fewer.
+std::vector<Choice> best_tokens(Row& row, const float* logits, Perturbed& perturbed, int64_t size, const Shape& shape,
+                                uint64_t stream, int64_t width) {
+  std::vector<Choice> found;
   const auto exact = [&](int64_t token) {
     const double score = logits[token] / shape.temperature;
     return shape.noise_scale > 0.0 ? score + exact_noise(stream, token) * shape.noise_scale : score;
@@ -265,21 +267,17 @@ std::vector<int64_t> best_tokens(Row& row, const float* logits, Perturbed& pertu
     const float largest = perturbed.largest();
     if (!(largest > kNothing)) break;
     const float close = largest - 2.0f * (kRounding + kRelativeRounding * std::abs(largest));
-    int64_t best = -1;
-    double best_score = 0.0;
+    Choice best{-1, 0.0};
     perturbed.each_from(std::max(close, std::numeric_limits<float>::lowest()), [&](int64_t token) {
       const double score = exact(token);
-      if (best < 0 || score > best_score) {
-        best = token;
-        best_score = score;
-      }
+      if (best.token < 0 || score > best.score) best = {token, score};
     });
-    if (best < 0) break;
-    if (row.keeps(best)) {
+    if (best.token < 0) break;
+    if (row.keeps(best.token)) {
       found.push_back(best);
-      perturbed.drop(best);
+      perturbed.drop(best.token);
     } else {
-      perturbed.drop_all(size, [&](int64_t token) { return row.is_from(best, token); });
+      perturbed.drop_all(size, [&](int64_t token) { return row.is_from(best.token, token); });
     }
   }
   return found;
@@ -287,8 +285,7 @@ std::vector<int64_t> best_tokens(Row& row, const float* logits, Perturbed& pertu
 
 template <typename T>
 void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tensor& seeds, at::IntArrayRef slots,
-            at::IntArrayRef positions, int64_t width, bool with_log_probs, at::Tensor& token_ids,
-            at::Tensor& log_probs) {
+            at::IntArrayRef positions, int64_t width, at::Tensor& token_ids, at::Tensor& best_scores) {
   const int64_t num_slots = seeds.size(0);
   const int64_t num_rows = logits.size(0), size = logits.size(1), padded_size = (size + kLanes - 1) / kLanes * kLanes;
   const double* shapes = shaping.const_data_ptr<double>();
@@ -311,14 +308,13 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
       }
       perturbed.find_largest();
       Row row(scores.data(), size, padded_size, shape);
-      const std::vector<int64_t> best = best_tokens(row, scores.data(), perturbed, size, shape, stream, width);
+      const std::vector<Choice> best = best_tokens(row, scores.data(), perturbed, size, shape, stream, width);
       int64_t* ids = token_ids.mutable_data_ptr<int64_t>() + r * width;
-      float* probs = log_probs.mutable_data_ptr<float>() + r * width;
-      const double log_norm = with_log_probs && !best.empty() ? row.log_norm() : 0.0;
+      double* values = best_scores.mutable_data_ptr<double>() + r * width;
       for (int64_t i = 0; i < width; ++i) {
         const bool there = i < static_cast<int64_t>(best.size());
-        ids[i] = there ? best[i] : 0;
-        probs[i] = there ? std::min(0.0f, static_cast<float>(scores[best[i]] / shape.temperature - log_norm)) : kNothing;
+        ids[i] = there ? best[i].token : 0;
+        values[i] = there ? best[i].score : kNothing;
       }
     }
   });
@@ -329,34 +325,33 @@ std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,   // [R, V]
                                            const at::Tensor& seeds,    // [num_slots] int64
                                            at::IntArrayRef slots,      // [R]
                                            at::IntArrayRef positions,  // [R]
-                                           int64_t width, bool with_log_probs) {
+                                           int64_t width) {
   TORCH_CHECK(logits.stride(1) == 1 && shaping.is_contiguous() && seeds.is_contiguous(), "rows must be contiguous");
   TORCH_CHECK(static_cast<int64_t>(slots.size()) == logits.size(0) && positions.size() == slots.size(),
               "each row needs a slot and a position");
   at::Tensor token_ids = at::empty({logits.size(0), width}, seeds.options());
-  at::Tensor log_probs = at::empty({logits.size(0), width}, seeds.options().dtype(at::kFloat));
+  at::Tensor best_scores = at::empty({logits.size(0), width}, seeds.options().dtype(at::kDouble));
   switch (logits.scalar_type()) {
     case at::kFloat:
-      sample<float>(logits, shaping, seeds, slots, positions, width, with_log_probs, token_ids, log_probs);
+      sample<float>(logits, shaping, seeds, slots, positions, width, token_ids, best_scores);
       break;
     case at::kBFloat16:
-      sample<c10::BFloat16>(logits, shaping, seeds, slots, positions, width, with_log_probs, token_ids, log_probs);
+      sample<c10::BFloat16>(logits, shaping, seeds, slots, positions, width, token_ids, best_scores);
       break;
     case at::kHalf:
-      sample<c10::Half>(logits, shaping, seeds, slots, positions, width, with_log_probs, token_ids, log_probs);
+      sample<c10::Half>(logits, shaping, seeds, slots, positions, width, token_ids, best_scores);
       break;
     default:
       TORCH_CHECK(false, "sampling knows float32, bfloat16 and float16, not ", logits.scalar_type());
   }
-  return {token_ids, log_probs};
+  return {token_ids, best_scores};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def(
-      "best_of(Tensor logits, Tensor shaping, Tensor seeds, int[] slots, int[] positions, int width, "
-      "bool with_log_probs) "
+      "best_of(Tensor logits, Tensor shaping, Tensor seeds, int[] slots, int[] positions, int width) "
       "-> (Tensor, Tensor)");
 }
 
