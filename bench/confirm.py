@@ -10,12 +10,12 @@ from typing import Any
 from bench.asking import CoordinatorSource
 from bench.delay import DelayLine
 from bench.modes import Mode
+from bench.oracle import PROMPT
 from bench.report import rounded
-from bench.ruled import make_policy, production
 from bench.stack import HOST, Models, Pair, running
-from bench.synthetic import SCHEMES, best_window, speculation_of
+from bench.synthetic import SCHEMES, Point, best_window, speculation_of
 from bench.theory import best_in_turn
-from bench.virtual import Point, Speculation, VirtualPair
+from bench.virtual import Speculation
 from outrider.cli.child import Child, Observer
 from outrider.client import GREEDY, GenerationClient
 from outrider.core.drafting import AUTOMATIC_WIDTH_MAX
@@ -25,7 +25,6 @@ VERIFY_STEP_MS = 40.0
 and a draft step of a tenth of it still dwarfs the bundled draft's own pass."""
 
 NUM_TOKENS = 160
-PROMPT = (3, 1, 4)
 
 POINTS = (
     Point(alpha=0.8, draft_step=0.35),
@@ -107,5 +106,4 @@ async def _ask(point: Point, scheme: _Scheme, pair: Pair, client: GenerationClie
 
 
 def _virtual(point: Point, scheme: _Scheme) -> float:
-    policy = make_policy(*scheme.mode.policy) if scheme.mode.policy else production()
-    return 1.0 / VirtualPair(point, scheme.speculation, policy, num_tokens=NUM_TOKENS).run().time_per_token
+    return 1.0 / point.run(scheme.speculation, scheme.mode.policy, num_tokens=NUM_TOKENS).time_per_token

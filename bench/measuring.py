@@ -89,19 +89,20 @@ async def measure(
     """
     for index in range(num_warm_ups):
         for name in order(list(sources), index):
-            await sources[name].ask(prompts[index % len(prompts)], _sampling(temperatures[0], index), max_tokens)
+            await sources[name].ask(prompts[index % len(prompts)], sampling_of(temperatures[0], index), max_tokens)
             on_progress(None)
     measured: list[Measured] = []
     for index, prompt in enumerate(prompts):
         for temperature in temperatures:
             for name in order(list(sources), index):
-                sample = await sources[name].ask(prompt, _sampling(temperature, index), max_tokens)
+                sample = await sources[name].ask(prompt, sampling_of(temperature, index), max_tokens)
                 measured.append(Measured(name, temperature, index, sample))
                 on_progress(measured[-1])
     return measured
 
 
-def _sampling(temperature: float, index: int) -> SamplingParams:
+def sampling_of(temperature: float, index: int) -> SamplingParams:
+    """How the answer to the prompt with that index is drawn."""
     return SamplingParams(temperature=temperature, seed=index)
 
 

@@ -10,6 +10,12 @@ import math
 import random
 from collections.abc import Sequence
 
+from outrider.core.drafting import DraftSession
+from outrider.core.sampling import SamplingParams
+from outrider.core.tree import Node
+
+PROMPT = (3, 1, 4)
+
 VOCAB_SIZE = 48
 """Tokens that are told apart: more than guesses for a place, fewer than any model has."""
 
@@ -49,6 +55,24 @@ class Oracle:
         if rank is not None:
             guesses[rank] = true
         return guesses
+
+
+class OracleText:
+    """A text after PROMPT, as a `VirtualPair` wants it."""
+
+    prompt = PROMPT
+    vocab_size = VOCAB_SIZE
+    sampling = SamplingParams()
+
+    def __init__(self, alpha: float, num_tokens: int, *, width: int, seed: int = 0) -> None:
+        """An answer of `num_tokens`; the rest as for `Oracle`."""
+        self.length = len(PROMPT) + num_tokens
+        self._oracle = Oracle(alpha, self.length, width=width, seed=seed)
+        self.token = self._oracle.token
+
+    def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
+        """See `Text.propose`."""
+        return [(self._oracle.guesses(node.position + 1), self._oracle.margins) for node in nodes]
 
 
 def _rank(draw: float, chances: Sequence[float]) -> int | None:

@@ -38,7 +38,7 @@ def main(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measures eager and compiled steps of one model on one thread."""
-    engines = {name: _engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
+    engines = {name: load_engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
     medians = median_step_ms(engines, NUM_TOKENS)
     if as_json:
         print(json.dumps({"model": model.name, "dtype": dtype, "median_step_ms": medians, "machine": machine.facts()}))
@@ -69,8 +69,8 @@ def median_step_ms(engines: Mapping[str, Engine], nums_tokens: Sequence[int]) ->
     return medians
 
 
-def _engine(folder: Path, dtype: str, *, compiled: bool) -> Engine:
-    """An engine as a worker loads it."""
+def load_engine(folder: Path, dtype: str, *, compiled: bool) -> Engine:
+    """An engine for one session as a worker loads it, on one thread; compiled now if that was never done."""
     settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": 1}
     config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
     loaded = load(config)

@@ -6,14 +6,17 @@ import itertools
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from bench import theory
 from bench.modes import AMUSD_DRAFTS, PolicyName
+from bench.oracle import OracleText
 from bench.report import FORMAT, rounded
 from bench.ruled import make_policy, production
 from bench.rules import FREE_CREDIT
-from bench.virtual import Outcome, Point, Speculation, VirtualPair
+from bench.virtual import Outcome, Speculation, Times, VirtualPair
+from outrider.core.validation import AUTOMATIC_WIDTH_MAX
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 DRAFT_STEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
@@ -38,6 +41,29 @@ SCHEMES: Mapping[str, str] = {
     AMUSD: "AMUSD's rule",
     PEARL: "PEARL's rule, with the window that theory finds best",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """A place on the plane, all times in verify steps."""
+
+    alpha: float
+    draft_step: float
+    delay: float = 0.0
+    """One way, between drafter and verifier."""
+    verify_slope: float = 0.0
+    """What each further token adds to a verify step."""
+
+    def run(self, speculation: Speculation, policy: PolicyName | None, *, num_tokens: int, seed: int = 0) -> Outcome:
+        """One answer of so many tokens on the virtual clock, by production's policy if none is named."""
+        width = speculation.tree_width or AUTOMATIC_WIDTH_MAX
+        times = Times(
+            draft=lambda num_nodes: self.draft_step,
+            verify=lambda num_nodes: 1.0 + self.verify_slope * num_nodes,
+            delay=self.delay,
+        )
+        text = OracleText(self.alpha, num_tokens, width=width, seed=seed)
+        return VirtualPair(text, times, speculation, make_policy(*policy) if policy else production()).run()
 
 
 def map_plane(
@@ -115,10 +141,5 @@ def speculation_of(scheme: str, lookahead: int, window: int) -> tuple[PolicyName
 def _run(scheme: str, point: Point, lookahead: int, window: int, num_tokens: int) -> Outcome:
     """The mean over seeds. Every scheme meets the same guesses."""
     name, speculation = speculation_of(scheme, lookahead, window)
-    outcomes = [
-        VirtualPair(
-            point, speculation, make_policy(*name) if name else production(), num_tokens=num_tokens, seed=seed
-        ).run()
-        for seed in SEEDS
-    ]
+    outcomes = [point.run(speculation, name, num_tokens=num_tokens, seed=seed) for seed in SEEDS]
     return Outcome(*(sum(column) / len(outcomes) for column in zip(*outcomes, strict=True)))

@@ -7,37 +7,62 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
-from bench.oracle import VOCAB_SIZE, Oracle
 from bench.ruled import Policy
 from coordinator.config import CoordinatorConfig
-from outrider.core.drafting import AUTOMATIC_WIDTH_MAX, choose_expansions
+from outrider.core.drafting import DraftSession, choose_expansions
 from outrider.core.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.ngram import NgramTable
 from outrider.core.sampling import SamplingParams
 from outrider.core.selection import most_probable
 from outrider.core.session import SendToDrafter, SendToVerifier, Session
+from outrider.core.tree import Node
 
-PROMPT = (3, 1, 4)
+
+class Text(Protocol):
+    """What the target writes after a prompt, and what a draft guesses of it."""
+
+    @property
+    def prompt(self) -> Sequence[int]: ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def sampling(self) -> SamplingParams: ...
+
+    def token(self, position: int) -> int:
+        """The target's choice; beyond the end anything."""
+        ...
+
+    def propose(self, session: DraftSession, nodes: Sequence[Node]) -> Sequence[tuple[Sequence[int], Sequence[float]]]:
+        """The draft's guesses below each of `nodes`, with margins, as `DraftSession.expand` takes them."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """A place on the plane, all times in verify steps."""
+class Times:
+    """How long things take, in any unit."""
 
-    alpha: float
-    draft_step: float
+    draft: Callable[[int], float]
+    """A draft step that expands so many nodes."""
+    verify: Callable[[int], float]
+    """A verify step that scores so many guesses beside the last token."""
     delay: float = 0.0
     """One way, between drafter and verifier."""
-    verify_slope: float = 0.0
-    """What each further token adds to a verify step."""
-
-    def verify_step(self, num_nodes: int) -> float:
-        """A step that scores so many drafts beside the last token."""
-        return 1.0 + self.verify_slope * num_nodes
+    pause: float = 0.0
+    """What a drafter does between two steps."""
+    rest: float = 0.0
+    """What a verifier does between a verdict and the next step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +78,7 @@ class Outcome(NamedTuple):
     """What a run came to."""
 
     time_per_token: float
-    """In verify steps: below 1 is faster than the target alone."""
+    """In the unit of the times."""
     overlap: float
     """Share of the time in which both devices worked."""
     acceptance_length: float
@@ -61,43 +86,44 @@ class Outcome(NamedTuple):
 
 
 class VirtualPair:
-    """One session. Time is in verify steps and starts when the prompt has been read."""
+    """One session. Time starts when the prompt has been read."""
 
     def __init__(
         self,
-        point: Point,
+        text: Text,
+        times: Times,
         speculation: Speculation,
         policy: Policy,
         *,
-        num_tokens: int,
-        seed: int = 0,
+        ngrams: NgramTable | None = None,
     ) -> None:
-        self._point = point
-        self._speculation = speculation
-        self._num_tokens = num_tokens
-        self._end = len(PROMPT) + num_tokens
-        self._oracle = Oracle(point.alpha, self._end, width=speculation.tree_width or AUTOMATIC_WIDTH_MAX, seed=seed)
+        self._text, self._times = text, times
         opening = {
             "session_id": "",
-            "token_ids": PROMPT,
-            "num_prompt_tokens": len(PROMPT),
-            "sampling": SamplingParams(),
+            "token_ids": text.prompt,
+            "num_prompt_tokens": len(text.prompt),
+            "sampling": text.sampling,
         }
-        self._session = Session(PROMPT, vocab_size=VOCAB_SIZE, max_run_ahead=speculation.run_ahead, drafting=True)
+        self._session = Session(
+            text.prompt, vocab_size=text.vocab_size, max_run_ahead=speculation.run_ahead, drafting=True
+        )
         self._draft_knowledge, self._verify_knowledge = policy.draft_knowledge, policy.verify_knowledge
         self._drafter = policy.draft_session(
             DraftOpen(
                 **opening,
                 max_run_ahead=speculation.run_ahead,
                 tree_width=speculation.tree_width,
-                max_length=self._end,
-                vocab_size=VOCAB_SIZE,
+                max_length=text.length,
+                vocab_size=text.vocab_size,
             ),
             self._draft_knowledge,
+            ngrams,
         )
         self._verifier = policy.verify_session(
-            VerifyOpen(**opening, max_length=self._end, ignore_eos=True, max_draft_tokens=speculation.max_draft_tokens),
-            vocab_size=VOCAB_SIZE,
+            VerifyOpen(
+                **opening, max_length=text.length, ignore_eos=True, max_draft_tokens=speculation.max_draft_tokens
+            ),
+            vocab_size=text.vocab_size,
             eos_token_ids=(),
             max_live_nodes=speculation.run_ahead,
             knowledge=self._verify_knowledge,
@@ -115,10 +141,11 @@ class VirtualPair:
         """Runs to the end of the line."""
         self._draft()
         self._consider()
-        while len(self._verifier.line) < self._end:
+        while len(self._verifier.line) < self._text.length:
             self._now, _, happen = heapq.heappop(self._events)
             happen()
-        return Outcome(self._now / self._num_tokens, self._both / self._now, self._num_tokens / self._num_rounds)
+        num_tokens = self._text.length - len(self._text.prompt)
+        return Outcome(self._now / num_tokens, self._both / self._now, num_tokens / self._num_rounds)
 
     def _after(self, seconds: float, happen: Callable[[], None]) -> None:
         heapq.heappush(self._events, (self._now + seconds, next(self._order), happen))
@@ -130,18 +157,22 @@ class VirtualPair:
         self._send(idle=not nodes)
         if not nodes:
             return
-        step = self._point.draft_step
+        step = self._times.draft(len(nodes))
+        proposals = self._text.propose(self._drafter, nodes)
         self._is_drafting = True
         self._drafting_until = self._now + step
         self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
 
         def expanded() -> None:
-            self._is_drafting = False
             self._draft_knowledge.curve.observe(len(nodes), step)
             self._unsent_step += step
-            for node in nodes:
-                self._drafter.expand(node, self._oracle.guesses(node.position + 1), self._oracle.margins)
+            for node, (token_ids, margins) in zip(nodes, proposals, strict=True):
+                self._drafter.expand(node, token_ids, margins)
             self._send(idle=False)
+            self._after(self._times.pause, draft_on)
+
+        def draft_on() -> None:
+            self._is_drafting = False
             self._draft()
 
         self._after(step, expanded)
@@ -155,7 +186,7 @@ class VirtualPair:
             return
         for command in self._session.on_drafted(window):
             assert isinstance(command, SendToVerifier)
-            self._after(self._point.delay, partial(self._graft, command.window))
+            self._after(self._times.delay, partial(self._graft, command.window))
 
     def _graft(self, window: Window) -> None:
         if self._verifier.graft(window, self._now).added:
@@ -163,7 +194,7 @@ class VirtualPair:
 
     def _consider(self) -> None:
         """As the verifier does after a round and when drafts arrive: go, or wait and then go."""
-        if self._is_verifying or len(self._verifier.line) >= self._end:
+        if self._is_verifying or len(self._verifier.line) >= self._text.length:
             return
         asked = self._asked = object()
 
@@ -183,13 +214,12 @@ class VirtualPair:
         selection = most_probable([self._verifier.candidates], self._verify_knowledge.curve)
         [nodes] = selection.nodes
         self._verifier.begin(nodes, self._now)
-        step = self._point.verify_step(len(nodes))
+        step = self._times.verify(len(nodes))
         self._verifying_until = self._now + step
         self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
 
         def decided() -> None:
-            self._is_verifying = False
-            choices = [self._oracle.token(node.position + 1) for node in (self._verifier.tree.root, *nodes)]
+            choices = [self._text.token(node.position + 1) for node in (self._verifier.tree.root, *nodes)]
             decision = self._verifier.decide(nodes, choices, self._now)
             self._verify_knowledge.curve.observe(1 + len(nodes), step)
             self._num_rounds += 1
@@ -204,7 +234,11 @@ class VirtualPair:
             )
             for command in self._session.on_verdict(verdict):
                 if isinstance(command, SendToDrafter):
-                    self._after(self._point.delay, partial(self._commit, command.commitment))
+                    self._after(self._times.delay, partial(self._commit, command.commitment))
+            self._after(self._times.rest, consider)
+
+        def consider() -> None:
+            self._is_verifying = False
             self._consider()
 
         self._after(step, decided)

@@ -24,6 +24,11 @@ _LEVELS_MAX = 16
 _ROUNDS_MAX = 4
 """Rounds after the next one that are followed one by one; from then on a geometric sum is close enough."""
 
+_GAIN_MIN = 0.05
+"""Share of a step by which a wait must promise to shorten the run, or the round goes at once. A promise of less is
+mostly chance: of many estimates the best is too good. With the bundled draft and text (`python -m bench.replay`) waits
+that promised less than this gained nothing."""
+
 _OVERDUE = 1.5
 """A draft that takes this many times its expected time is not waited for any longer: the estimate has proved wrong."""
 
@@ -124,7 +129,7 @@ class Patience:
                 break
             run_time = self._run_time(outlook, step, wait, num_levels, until_next)
             best_time = min(best_time, run_time)
-        if best_time == going or until_next == 0.0:
+        if going - best_time < _GAIN_MIN * step or until_next == 0.0:
             return AT_ONCE
         return Wait(until_next, _OVERDUE * until_next, going - best_time)
 

@@ -12,9 +12,8 @@ from rich.console import Console
 from bench import confirm
 from bench.plots import plot
 from bench.stack import Models
-from bench.synthetic import SCHEMES, map_plane
+from bench.synthetic import SCHEMES, Point, map_plane
 from bench.tables import show_plane
-from bench.virtual import Point
 from outrider.cli.child import Observer
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from bench import theory
-from bench.ruled import ABLATIONS, make_policy, production
+from bench.modes import PolicyName
+from bench.ruled import ABLATIONS
 from bench.rules import FREE_CREDIT, Amusd, InTurn, Pearl
-from bench.synthetic import SCHEMES, at_point, speculation_of
-from bench.virtual import Outcome, Point, Speculation, VirtualPair
+from bench.synthetic import SCHEMES, Point, at_point, speculation_of
+from bench.virtual import Outcome, Speculation
 from outrider.core.line import Line
 from outrider.core.tree import SpeculationTree
 
@@ -44,7 +45,7 @@ def num_scored(drafts: list[object] | None) -> int | None:
 
 
 def run(policy_name: tuple[str, int], point: Point, speculation: Speculation) -> Outcome:
-    return VirtualPair(point, speculation, make_policy(*policy_name), num_tokens=NUM_TOKENS).run()
+    return point.run(speculation, PolicyName(*policy_name), num_tokens=NUM_TOKENS)
 
 
 @pytest.mark.parametrize("lookahead", [1, 2, 4, 7])
@@ -124,8 +125,7 @@ def test_pearl_takes_about_what_its_formula_says(alpha: float, draft_step: float
 def test_a_useless_draft_never_makes_ours_much_slower(scheme: str) -> None:
     """The off switch. Rivals have none: they pay."""
     policy, speculation = speculation_of(scheme, 4, 4)
-    made = make_policy(*policy) if policy else production()
-    outcome = VirtualPair(Point(alpha=0.0, draft_step=0.3), speculation, made, num_tokens=600).run()
+    outcome = Point(alpha=0.0, draft_step=0.3).run(speculation, policy, num_tokens=600)
     if policy is None:
         assert outcome.time_per_token < 1.0 / 0.97
     else:
@@ -143,7 +143,7 @@ def test_an_ablation_still_speculates(name: str) -> None:
 def test_no_wait_never_waits() -> None:
     """A verifier that never waits is always at work, one that may wait is not."""
     speculation, point = Speculation(tree_width=1), Point(alpha=0.9, draft_step=0.05)
-    hasty = VirtualPair(point, speculation, make_policy("no_wait", 0), num_tokens=NUM_TOKENS).run()
+    hasty = point.run(speculation, PolicyName("no_wait"), num_tokens=NUM_TOKENS)
     assert hasty.time_per_token * hasty.acceptance_length == pytest.approx(1.0, rel=1e-6)
 
 
