@@ -97,9 +97,14 @@ def test_going_at_once_is_not_lost_when_drafts_keep_coming_meanwhile() -> None:
 
 
 def test_the_surer_the_path_at_hand_the_more_another_level_is_worth() -> None:
-    patience = observed(coverage=0.8, first_draft=0.1, level=0.1)
+    patience = observed(coverage=0.8, first_draft=0.1, level=0.05)
     assert patience.wait(at_hand(0.9), 8, 0.0).longest > 0.0
     assert patience.wait(at_hand(0.1), 8, 0.0) == AT_ONCE
+
+
+def test_a_wait_that_promises_little_is_left() -> None:
+    """Without a bound the level of 0.1 would be waited for: it is worth 0.11 of a step."""
+    assert observed(coverage=0.8, first_draft=0.1, level=0.1).wait(at_hand(0.9), 8, 0.0) == AT_ONCE
 
 
 def test_a_full_step_waits_for_nothing() -> None:
