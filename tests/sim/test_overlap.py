@@ -106,9 +106,9 @@ def test_where_the_draft_is_quick_waiting_beats_never_waiting(
     waiting = run(hop=hop, **given)
     monkeypatch.setattr("outrider.core.verifying.VerifySession.wait", lambda self, now: AT_ONCE)
     never = run(hop=hop, **given)
-    assert waiting.wait > 0.0 or hop > 0.0
     assert waiting.seconds_per_token < 1.02 * never.seconds_per_token
     if draft_step < 0.1:
+        assert waiting.wait > 0.0
         assert waiting.seconds_per_token < 0.95 * never.seconds_per_token
 
 
