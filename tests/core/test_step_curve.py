@@ -129,6 +129,14 @@ def test_a_spoilt_estimate_that_nobody_tries_again_comes_down() -> None:
     curve = learned({1: 0.010})
     curve.observe(8, 0.100)
     assert curve.seconds(8) == 0.100
-    for _ in range(2000):
+    for _ in range(600):
         curve.observe(1, 0.010)
     assert curve.seconds(8) < 0.012
+
+
+def test_a_hiccup_at_a_size_that_is_new_spoils_no_larger_one() -> None:
+    curve = learned({4: 0.010, 8: 0.011, 16: 0.012})
+    curve.observe(6, 0.100)
+    assert curve.seconds(6) == curve.seconds(8)
+    assert curve.seconds(8) == pytest.approx(0.011, rel=0.01)
+    assert curve.seconds(16) == pytest.approx(0.012, rel=0.01)
