@@ -129,7 +129,7 @@ class Patience:
                 break
             run_time = self._run_time(outlook, step, wait, num_levels, until_next)
             best_time = min(best_time, run_time)
-        if going - best_time < _GAIN_MIN * step or until_next == 0.0:
+        if going - best_time <= _GAIN_MIN * step or until_next == 0.0:
             return AT_ONCE
         return Wait(until_next, _OVERDUE * until_next, going - best_time)
 
