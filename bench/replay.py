@@ -22,19 +22,19 @@ from tokenizers import Tokenizer
 from bench.measuring import sampling_of
 from bench.modes import PADDED, RIVALS, Mode, choose_modes
 from bench.prompts import load_prompts
-from bench.ruled import Policy, make_policy, production
+from bench.ruled import policy_of
 from bench.rules import FREE_CREDIT
 from bench.steps import load_engine
 from bench.tables import new_table
 from bench.virtual import Outcome, Speculation, Times, VirtualPair
+from draft_service.drafter import expansion_job, expansion_row
 from outrider.core.drafting import DraftSession
 from outrider.core.errors import OutriderError
 from outrider.core.ngram import NgramTable
 from outrider.core.sampling import SamplingParams
-from outrider.core.selection import paths_to
 from outrider.core.tree import Node
 from outrider.engine.engine import Engine, StepOutput
-from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.jobs import Job
 from outrider.engine.loading import tokenizer_file
 from outrider.engine.sampling import Row, Sampler
 
@@ -66,18 +66,9 @@ class Replay:
 
     def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
         """See `Text.propose`."""
-        root = session.tree.root
-        path_nodes = paths_to(nodes, root)
-        index_of = {id(root): LINE_END} | {id(node): index for index, node in enumerate(path_nodes)}
-        job = Job(
-            self._slot,
-            session.line.token_ids,
-            [index_of[id(node.parent)] for node in path_nodes],
-            [node.token_id for node in path_nodes],
-            [index_of[id(node)] for node in nodes],
-        )
-        rows = [Row(self._slot.index, node.position + 1) for node in nodes]
-        proposals = self._sampler.propose(_run(self._draft, job).logits, rows, session.width)
+        output = complete(self._draft, expansion_job(self._slot, session, nodes))
+        rows = [expansion_row(self._slot, session, node) for node in nodes]
+        proposals = self._sampler.propose(output.logits, rows, session.width)
         return list(zip(*proposals, strict=True))
 
     def close(self) -> None:
@@ -125,7 +116,7 @@ def main(
         drafter = load_engine(draft, dtype, compiled=True)
         outcomes = {mode.name: replay(mode, drafter, prompts, answers, temperature, times) for mode in chosen}
     title = f"{num_prompts - NUM_LEARNING} answers at temperature {temperature:g}, on the virtual clock"
-    table = new_table(title, "", "ms/token", "x target", "a round", "overlap")
+    table = new_table(title, "ms/token", "x target", "a round", "overlap")
     for name, outcome in outcomes.items():
         table.add_row(
             name,
@@ -145,7 +136,7 @@ def write(target: Engine, prompts: Sequence[Sequence[int]], temperature: float, 
         slot, line = target.acquire(), list(prompt)
         sampler.open(slot.index, sampling_of(temperature, index), prompt, [])
         for _ in range(max_tokens):
-            line += sampler.choose(_run(target, Job(slot, line)).logits, [Row(slot.index, len(line))])
+            line += sampler.choose(complete(target, Job(slot, line)).logits, [Row(slot.index, len(line))])
         target.release(slot)
         answers.append(line[len(prompt) :])
     return answers
@@ -160,7 +151,7 @@ def replay(
     times: Times,
 ) -> Outcome:
     """What `mode` comes to over all answers but the first NUM_LEARNING, which it learns from."""
-    policy: Policy = make_policy(*mode.policy) if mode.policy else production()
+    policy = policy_of(mode.policy)
     outcomes: list[Outcome] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         text = Replay(draft, prompt, answer, sampling_of(temperature, index))
@@ -184,7 +175,7 @@ def _speculation(mode: Mode) -> Speculation:
     return Speculation(tree_width=1) if mode.in_chain else Speculation()
 
 
-def _run(engine: Engine, job: Job) -> StepOutput:
+def complete(engine: Engine, job: Job) -> StepOutput:
     """The job to its end, whose line may be longer than one step reads."""
     while True:
         output = engine.step([job])

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from bench.modes import PADDED
+from bench.modes import PADDED, PolicyName
 from bench.rules import RULES
 from outrider.core.drafting import DraftKnowledge, DraftSession
 from outrider.core.messages import DraftOpen, VerifyOpen
@@ -49,15 +49,19 @@ def production() -> Policy:
     return Policy(VerifySession, DraftSession, VerifyKnowledge(), DraftKnowledge())
 
 
-def make_policy(name: str, parameter: int) -> Policy:
-    """A rule of `rules.py` with its parameter, or an ablation, or padding (with a parameter, of drafting in turn). What
-    it learns is its own.
+def policy_of(name: PolicyName | None) -> Policy:
+    """The policy of that name, production's where there is none. What it learns is its own.
 
-    Raises KeyError for a name that is none of these.
+    A name is a rule of `rules.py` with its parameter, or an ablation, or padding (with a parameter, of drafting in
+    turn); the list that JSON makes of it will do. Raises KeyError for a name that is none of these.
     """
+    return _named(*name) if name else production()
+
+
+def _named(name: str, parameter: int) -> Policy:
     policy = production()
     if name == PADDED:
-        return (make_policy("in_turn", parameter) if parameter else policy)._replace(pads=True)
+        return (_named("in_turn", parameter) if parameter else policy)._replace(pads=True)
     if name in RULES:
         policy.verify_knowledge.curve = FlatCurve()
         return policy._replace(

@@ -13,7 +13,7 @@ from bench import theory
 from bench.modes import AMUSD_DRAFTS, PolicyName
 from bench.oracle import OracleText
 from bench.report import FORMAT, rounded
-from bench.ruled import make_policy, production
+from bench.ruled import policy_of
 from bench.rules import FREE_CREDIT
 from bench.virtual import Outcome, Speculation, Times, VirtualPair
 from outrider.core.validation import AUTOMATIC_WIDTH_MAX
@@ -63,7 +63,7 @@ class Point:
             delay=self.delay,
         )
         text = OracleText(self.alpha, num_tokens, width=width, seed=seed)
-        return VirtualPair(text, times, speculation, make_policy(*policy) if policy else production()).run()
+        return VirtualPair(text, times, speculation, policy_of(policy)).run()
 
 
 def map_plane(

@@ -14,7 +14,7 @@ from typing import Any
 from bench.control import add_control
 from bench.forced import Forcing
 from bench.padding import Padding
-from bench.ruled import Policy, make_policy, production
+from bench.ruled import Policy, policy_of
 from bench.step_log import StepLog
 from draft_service.config import DraftConfig
 from draft_service.servicer import DraftServicer
@@ -62,7 +62,7 @@ class Measured:
         """The policy of a mode: always the same one for its name, so that it keeps what it has learned."""
         name = mode["mode"]
         if name not in self._policies:
-            policy = make_policy(*mode["policy"]) if mode["policy"] else production()
+            policy = policy_of(mode["policy"])
             for knowledge in (policy.verify_knowledge, policy.draft_knowledge):
                 knowledge.curve.restart(self._step_times)
             self._policies[name] = policy

@@ -153,7 +153,10 @@ class Drafter:
 
     def _expand(self, parts: Mapping[Drafting, int], step_started: float, step_started_ns: int) -> None:
         """One forward pass of a step that began then, on the monotonic clock and on the wall's."""
-        jobs = {session: _job(session, session.chosen) for session in parts}
+        jobs: dict[Drafting, Job] = {}
+        for session in parts:
+            assert session.slot is not None
+            jobs[session] = expansion_job(session.slot, session.state, session.chosen)
         if not self.roster.has_room(jobs.values()):
             staying = self.roster.make_room(jobs)
             for session in jobs.keys() - staying:
@@ -170,8 +173,9 @@ class Drafter:
             if num_rows is None:
                 session.state.postpone(session.chosen)
             else:
+                assert session.slot is not None
                 complete.append((session, session.chosen, len(rows)))
-                rows.extend(_row(session, node) for node in session.chosen)
+                rows.extend(expansion_row(session.slot, session.state, node) for node in session.chosen)
         if rows:
             self._limit_vocabulary(output.logits, complete)
             width = max(session.state.width for session, _, _ in complete)
@@ -204,26 +208,29 @@ class Drafter:
         session.draft_seconds = 0.0
 
 
-def _job(session: Drafting, nodes: Sequence[Node]) -> Job:
-    assert session.slot is not None
-    root = session.state.tree.root
+def expansion_job(slot: Slot, state: DraftSession, nodes: Sequence[Node]) -> Job:
+    """The job whose logits say what comes below each of `nodes`, one row each in their order.
+
+    The nodes stand in the tree of `state`, the root among them or not; `slot` is the session's own.
+    """
+    root = state.tree.root
     path_nodes = paths_to(nodes, root)
     index_of = {id(root): LINE_END} | {id(node): index for index, node in enumerate(path_nodes)}
     return Job(
-        slot=session.slot,
-        line=session.state.line.token_ids,
+        slot=slot,
+        line=state.line.token_ids,
         parents=[index_of[id(node.parent)] for node in path_nodes],
         token_ids=[node.token_id for node in path_nodes],
         wanted=[index_of[id(node)] for node in nodes],
     )
 
 
-def _row(session: Drafting, node: Node) -> Row:
-    assert session.slot is not None
+def expansion_row(slot: Slot, state: DraftSession, node: Node) -> Row:
+    """The place of a token below `node`, with the path there from the end of the line of `state`."""
     path: list[int] = []
-    ancestor, root = node, session.state.tree.root
+    ancestor, root = node, state.tree.root
     while ancestor is not root:
         path.append(ancestor.token_id)
         assert ancestor.parent is not None
         ancestor = ancestor.parent
-    return Row(session.slot.index, node.position + 1, tuple(reversed(path)))
+    return Row(slot.index, node.position + 1, tuple(reversed(path)))
