@@ -3,35 +3,27 @@
 // A token of a session sees the first `limit` cells of its slot, which hold the line, and then the cells of its path.
 // Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No
 // mask is built, so nothing grows with the context but that list and the arithmetic itself. Up to sixteen (token, head)
-// pairs that share a key head are one group, which reads the line's keys and values once. Scores are computed for sixteen
-// positions at a time, one in each lane, from keys turned so that a vector holds one number of sixteen keys. What is
-// computed of a pair, and in which order, depends on its own line and path alone, never on who shares its group; and a
-// token that has moved from the tree into the line is met at the same position, in the same lane: logits do not depend on
-// the batch as far as attention is concerned.
+// pairs that share a key head are one group, which reads the line's keys and values once; the groups are computed in
+// tiles (tile_attention.h) or in vectors (lane_attention.h). What is computed of a pair, and in which order, depends on
+// its own line and path alone, never on who shares its group; and a token that has moved from the tree into the line is
+// met at the same position: logits do not depend on the batch as far as attention is concerned.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <bit>
-#include <cmath>
 #include <mutex>
 #include <optional>
 #include <unordered_map>
-#include <vector>
 
 #include "direct.h"
-#include "scores.h"
+#include "lane_attention.h"
+#include "tile_attention.h"
 
 namespace {
 
 using namespace outrider;
-
-constexpr int64_t kPairsPerGroup = 16;   // that share one reading of keys and values
-constexpr int64_t kVectorsAtOnce = 4;    // of an output that stay in registers while values stream by
-constexpr int64_t kValuesAtOnce = 32;    // cells whose values, made float32, stay in a first-level cache
 
 // One engine's caches, [num_cells, num_kv_heads, size] for each layer, the layers' sliding windows (0: none), and the
 // base-2 logarithm of the number of cells of a block.
@@ -44,185 +36,14 @@ struct Caches {
 std::mutex engines_mutex;
 std::unordered_map<int64_t, Caches> engines;
 
-// A view of the flat list of integers that describes one batch; NativeBatch in native.py writes it.
-struct Batch {
-  int64_t engine, num_sessions;
-  const int64_t* write_cells;   // [N] into the caches
-  const int64_t* limits;        // [N]
-  const int64_t* path_offsets;  // [N + 1] into path_cells
-  const int64_t* sessions;      // [num_sessions, 3]: first token, one past the last, index of the first block
-  const int64_t* path_cells;    // within the slot, from the one below the line to the token's own
-  const int64_t* blocks;        // of all sessions
-
-  Batch(const at::Tensor& description, int64_t num_tokens) {
-    const int64_t* numbers = description.const_data_ptr<int64_t>();
-    engine = numbers[0];
-    num_sessions = numbers[1];
-    write_cells = numbers + 2;
-    limits = write_cells + num_tokens;
-    path_offsets = limits + num_tokens;
-    sessions = path_offsets + num_tokens + 1;
-    path_cells = sessions + 3 * num_sessions;
-    blocks = path_cells + path_offsets[num_tokens];
-  }
-};
-
-// Where a slot's cells lie in the caches.
-struct Places {
-  const int64_t* blocks;
-  int64_t shift;
-
-  int64_t operator[](int64_t cell) const { return (blocks[cell >> shift] << shift) + (cell & ((1 << shift) - 1)); }
-};
-
-// What the groups of one thread work in; grown as needed and kept.
-struct Workspace {
-  std::vector<Floats> keys, scores, values, outputs;
-  std::vector<float> queries;
-};
-
-template <typename T>
-struct Layer {
-  const T* query;
-  int64_t query_head_stride, query_token_stride;
-  T* output;
-  int64_t output_token_stride, output_head_stride;
-  const T* keys;
-  const T* values;
-  int64_t key_cell_stride, key_head_stride, value_cell_stride, value_head_stride;
-  int64_t key_size, value_size, heads_per_key, window;
-  float scale, softcap;
-  const float* sinks;  // [H], or null
-};
-
-// One (token, head) pair, and where it looks: at the positions from `start` to `limit` of the line, and from there to
-// `end`, which are those of its path; of them only what is at `window_start` or after it.
-struct Pair {
-  int64_t token, head, start, limit, end, window_start;
-  const int64_t* path;
-};
-
-// Adds the weighted values of the cells from `from` to `to` to `kNum` vectors of an output.
-template <int64_t kNum>
-void add(const Floats* values, int64_t num_vectors, int64_t from, int64_t to, const float* weights, Floats* outputs) {
-  Floats sums[kNum];
-  std::memcpy(sums, outputs, sizeof(sums));
-  for (int64_t cell = from; cell < to; ++cell)
-    for (int64_t v = 0; v < kNum; ++v) sums[v] += values[cell * num_vectors + v] * weights[cell];
-  std::memcpy(outputs, sums, sizeof(sums));
-}
-
-// One group: up to kPairsPerGroup pairs of one session and one key head.
-template <typename T>
-void attend_group(const Layer<T>& layer, const Batch& batch, const Places& places, int64_t key_head,
-                  int64_t first_token, int64_t first_pair, int64_t num_pairs, Workspace& space) {
-  const int64_t key_width = padded(layer.key_size), num_vectors = padded(layer.value_size) / kLanes;
-  const T* keys = layer.keys + key_head * layer.key_head_stride;
-  const T* values = layer.values + key_head * layer.value_head_stride;
-
-  Pair pairs[kPairsPerGroup];
-  int64_t begin = std::numeric_limits<int64_t>::max(), line_end = 0, end = 0;
-  space.queries.resize(kPairsPerGroup * key_width);
-  for (int64_t index = 0; index < num_pairs; ++index) {
-    const int64_t token = first_token + (first_pair + index) / layer.heads_per_key;
-    const int64_t head = key_head * layer.heads_per_key + (first_pair + index) % layer.heads_per_key;
-    const int64_t limit = batch.limits[token];
-    const int64_t seen = limit + batch.path_offsets[token + 1] - batch.path_offsets[token];
-    const int64_t window_start = layer.window > 0 ? std::max<int64_t>(seen - layer.window, 0) : 0;
-    pairs[index] = {token,        head, std::min(window_start, limit), limit, seen,
-                    window_start, batch.path_cells + batch.path_offsets[token]};
-    begin = std::min(begin, pairs[index].start);
-    line_end = std::max(line_end, limit);
-    end = std::max(end, seen);
-    const T* query = layer.query + head * layer.query_head_stride + token * layer.query_token_stride;
-    float* numbers = &space.queries[index * key_width];
-    widen(query, numbers, layer.key_size, key_width);
-    for (int64_t i = 0; i < layer.key_size; ++i) numbers[i] *= layer.scale;
-  }
-  begin -= begin % kLanes;
-  const int64_t num_tiles = padded(end - begin) / kLanes;
-  const auto scores_of = [&](int64_t index) { return &space.scores[index * num_tiles]; };
-  const auto score_at = [&](int64_t index, int64_t position) {
-    return reinterpret_cast<float*>(scores_of(index)) + position - begin;
-  };
-
-  // Scores of the line's positions, then of the paths', and nothing for what is not seen.
-  space.keys.resize(kTilesAtOnce * key_width);
-  space.scores.resize(kPairsPerGroup * num_tiles);
-  const int64_t num_line_tiles = padded(std::max<int64_t>(line_end - begin, 0)) / kLanes;
-  for (int64_t tile = 0; tile < num_line_tiles;) {
-    const int64_t num = num_line_tiles - tile < kTilesAtOnce ? 1 : kTilesAtOnce;
-    for (int64_t t = 0; t < num; ++t) {
-      const int64_t position = begin + (tile + t) * kLanes;
-      const T* some = keys + places[position] * layer.key_cell_stride;
-      turn_keys(std::min(kLanes, line_end - position), layer.key_size,
-                [&](int64_t cell) { return some + cell * layer.key_cell_stride; }, &space.keys[t * key_width]);
-    }
-    (num == 1 ? score_all<1> : score_all<kTilesAtOnce>)(space.keys.data(), space.queries.data(), num_pairs, key_width,
-                                                       &space.scores[tile], num_tiles);
-    tile += num;
-  }
-  for (int64_t index = 0; index < num_pairs; ++index) {
-    const Pair& pair = pairs[index];
-    for (int64_t position = pair.limit; position < pair.end; position += kLanes) {
-      const int64_t num = std::min(kLanes, pair.end - position);
-      if (index == 0 || pair.token != pairs[index - 1].token || pair.end - pair.limit > kLanes)
-        turn_keys(num, layer.key_size,
-                  [&](int64_t cell) {
-                    return keys + places[pair.path[position - pair.limit + cell]] * layer.key_cell_stride;
-                  },
-                  space.keys.data());
-      Floats sums;
-      score<1, 1>(space.keys.data(), &space.queries[index * key_width], key_width, &sums, 1);
-      std::memcpy(score_at(index, position), &sums, num * sizeof(float));
-    }
-    std::fill(score_at(index, begin), score_at(index, std::max(begin, pair.window_start)), kNothing);
-    std::fill(score_at(index, pair.end), score_at(index, begin + num_tiles * kLanes), kNothing);
-    if (layer.softcap > 0.0f)
-      for (float* at = score_at(index, pair.window_start); at < score_at(index, pair.end); ++at)
-        *at = std::tanh(*at / layer.softcap) * layer.softcap;
-  }
-
-  float totals[kPairsPerGroup];
-  for (int64_t index = 0; index < num_pairs; ++index)
-    totals[index] = weigh(scores_of(index), num_tiles, layer.sinks ? layer.sinks[pairs[index].head] : kNothing);
-
-  // Values, in the order of the positions.
-  space.values.resize(kValuesAtOnce * num_vectors);
-  space.outputs.assign(num_pairs * num_vectors, Floats{});
-  for (int64_t first = begin; first < line_end; first += kValuesAtOnce) {
-    const int64_t last = std::min(first + kValuesAtOnce, line_end);
-    for (int64_t position = first; position < last; ++position) {
-      const T* value = values + places[position] * layer.value_cell_stride;
-      for (int64_t v = 0; v < num_vectors; ++v)
-        space.values[(position - first) * num_vectors + v] = loaded(value + v * kLanes, layer.value_size - v * kLanes);
-    }
-    for (int64_t index = 0; index < num_pairs; ++index) {
-      const int64_t from = std::max(first, pairs[index].start), to = std::min(last, pairs[index].limit);
-      const float* weights = score_at(index, 0);
-      Floats* outputs = &space.outputs[index * num_vectors];
-      int64_t vector = 0;
-      for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
-        add<kVectorsAtOnce>(&space.values[vector], num_vectors, from - first, to - first, weights + first,
-                            outputs + vector);
-      for (; vector < num_vectors; ++vector)
-        add<1>(&space.values[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
-    }
-  }
-  for (int64_t index = 0; index < num_pairs; ++index) {
-    const Pair& pair = pairs[index];
-    Floats* outputs = &space.outputs[index * num_vectors];
-    for (int64_t position = std::max(pair.limit, pair.window_start); position < pair.end; ++position) {
-      const T* value = values + places[pair.path[position - pair.limit]] * layer.value_cell_stride;
-      const float weight = *score_at(index, position);
-      for (int64_t v = 0; v < num_vectors; ++v)
-        outputs[v] += loaded(value + v * kLanes, layer.value_size - v * kLanes) * weight;
-    }
-    const float* sums = reinterpret_cast<const float*>(outputs);
-    T* output = layer.output + pair.token * layer.output_token_stride + pair.head * layer.output_head_stride;
-    const float share = 1.0f / totals[index];
-    for (int64_t i = 0; i < layer.value_size; ++i) output[i] = static_cast<T>(sums[i] * share);
-  }
+// All groups, on all threads: `On` computes them.
+template <typename On, typename T>
+void attend_all(const Layer<T>& layer, const Batch& batch, const std::vector<Group>& groups) {
+  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+    thread_local On attend;
+    for (int64_t index = begin; index < end; ++index) attend(layer, batch, groups[index]);
+    if constexpr (requires { attend.release(); }) attend.release();
+  });
 }
 
 template <typename T>
@@ -247,10 +68,6 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
                        key_cache.stride(0), key_cache.stride(1), value_cache.stride(0), value_cache.stride(1),
                        key.size(2), value.size(2), query.size(0) / num_kv_heads, caches.windows[layer_index],
                        static_cast<float>(scale), static_cast<float>(softcap), sinks};
-  struct Group {
-    Places places;
-    int64_t key_head, first_token, first_pair, num_pairs;
-  };
   std::vector<Group> groups;
   const int64_t num_attending = batch.num_sessions == 0 ? 0 : batch.sessions[3 * batch.num_sessions - 2];
   std::fill(layer.output + num_attending * output.stride(0), layer.output + output.numel(), T{});  // padding
@@ -262,14 +79,11 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
       for (int64_t pair = 0; pair < num_pairs; pair += kPairsPerGroup)
         groups.push_back({places, head, row[0], pair, std::min(kPairsPerGroup, num_pairs - pair)});
   }
-  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
-    thread_local Workspace space;
-    for (int64_t index = begin; index < end; ++index) {
-      const Group& group = groups[index];
-      attend_group(layer, batch, group.places, group.key_head, group.first_token, group.first_pair, group.num_pairs,
-                   space);
-    }
-  });
+#ifdef __AMX_BF16__
+  if constexpr (std::is_same_v<T, c10::BFloat16>)
+    if (TileAttention::fits(layer)) return attend_all<TileAttention>(layer, batch, groups);
+#endif
+  attend_all<LaneAttention<T>>(layer, batch, groups);
 }
 
 at::Tensor ragged_attention(const at::Tensor& query,  // [H, N, key_size]

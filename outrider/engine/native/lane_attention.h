@@ -1,0 +1,132 @@
+// Attention in float32 vectors, for numbers of any type.
+//
+// Scores are computed for sixteen positions at a time, one in each lane, from keys turned so that a vector holds one
+// number of sixteen keys; values are added up position by position.
+
+#pragma once
+
+#include <cmath>
+#include <vector>
+
+#include "attending.h"
+
+namespace outrider {
+
+constexpr int64_t kVectorsAtOnce = 4;  // of an output that stay in registers while values stream by
+constexpr int64_t kValuesAtOnce = 32;  // cells whose values, made float32, stay in a first-level cache
+
+// Adds the weighted values of the cells from `from` to `to` to `kNum` vectors of an output.
+template <int64_t kNum>
+void add(const Floats* values, int64_t num_vectors, int64_t from, int64_t to, const float* weights, Floats* outputs) {
+  Floats sums[kNum];
+  std::memcpy(sums, outputs, sizeof(sums));
+  for (int64_t cell = from; cell < to; ++cell)
+    for (int64_t v = 0; v < kNum; ++v) sums[v] += values[cell * num_vectors + v] * weights[cell];
+  std::memcpy(outputs, sums, sizeof(sums));
+}
+
+// The groups of one thread, one after another; what it works in grows as needed and is kept.
+template <typename T>
+class LaneAttention {
+ public:
+  void operator()(const Layer<T>& layer, const Batch& batch, const Group& group) {
+    const Pairs<kLanes> pairs(layer, batch, group);
+    const Places& places = group.places;
+    const int64_t key_width = padded(layer.key_size), num_vectors = padded(layer.value_size) / kLanes;
+    const int64_t begin = pairs.begin, num_tiles = pairs.width() / kLanes;
+    const T* keys = layer.keys + group.key_head * layer.key_head_stride;
+    const T* values = layer.values + group.key_head * layer.value_head_stride;
+    queries_.resize(kPairsPerGroup * key_width);
+    for (int64_t index = 0; index < pairs.num; ++index) {
+      const Pair& pair = pairs[index];
+      float* numbers = &queries_[index * key_width];
+      widen(layer.query + pair.head * layer.query_head_stride + pair.token * layer.query_token_stride, numbers,
+            layer.key_size, key_width);
+      for (int64_t i = 0; i < layer.key_size; ++i) numbers[i] *= layer.scale;
+    }
+    const auto scores_of = [&](int64_t index) { return &scores_[index * num_tiles]; };
+    const auto score_at = [&](int64_t index, int64_t position) {
+      return reinterpret_cast<float*>(scores_of(index)) + position - begin;
+    };
+
+    // Scores of the line's positions, then of the paths', and nothing for what is not seen.
+    keys_.resize(kTilesAtOnce * key_width);
+    scores_.resize(kPairsPerGroup * num_tiles);
+    const int64_t num_line_tiles = padded(std::max<int64_t>(pairs.line_end - begin, 0)) / kLanes;
+    for (int64_t tile = 0; tile < num_line_tiles;) {
+      const int64_t num = num_line_tiles - tile < kTilesAtOnce ? 1 : kTilesAtOnce;
+      for (int64_t t = 0; t < num; ++t) {
+        const int64_t position = begin + (tile + t) * kLanes;
+        const T* some = keys + places[position] * layer.key_cell_stride;
+        turn_keys(std::min(kLanes, pairs.line_end - position), layer.key_size,
+                  [&](int64_t cell) { return some + cell * layer.key_cell_stride; }, &keys_[t * key_width]);
+      }
+      (num == 1 ? score_all<1> : score_all<kTilesAtOnce>)(keys_.data(), queries_.data(), pairs.num, key_width,
+                                                         &scores_[tile], num_tiles);
+      tile += num;
+    }
+    for (int64_t index = 0; index < pairs.num; ++index) {
+      const Pair& pair = pairs[index];
+      for (int64_t position = pair.limit; position < pair.end; position += kLanes) {
+        const int64_t num = std::min(kLanes, pair.end - position);
+        if (pairs.is_first_of_token(index) || pair.end - pair.limit > kLanes)
+          turn_keys(num, layer.key_size,
+                    [&](int64_t cell) {
+                      return keys + places[pair.path[position - pair.limit + cell]] * layer.key_cell_stride;
+                    },
+                    keys_.data());
+        Floats sums;
+        score<1, 1>(keys_.data(), &queries_[index * key_width], key_width, &sums, 1);
+        std::memcpy(score_at(index, position), &sums, num * sizeof(float));
+      }
+      mask(score_at(index, begin), begin, num_tiles * kLanes, pair, layer.softcap);
+    }
+
+    float totals[kPairsPerGroup];
+    for (int64_t index = 0; index < pairs.num; ++index)
+      totals[index] = weigh(scores_of(index), num_tiles, layer.sinks ? layer.sinks[pairs[index].head] : kNothing);
+
+    // Values, in the order of the positions.
+    values_.resize(kValuesAtOnce * num_vectors);
+    outputs_.assign(pairs.num * num_vectors, Floats{});
+    for (int64_t first = begin; first < pairs.line_end; first += kValuesAtOnce) {
+      const int64_t last = std::min(first + kValuesAtOnce, pairs.line_end);
+      for (int64_t position = first; position < last; ++position) {
+        const T* value = values + places[position] * layer.value_cell_stride;
+        for (int64_t v = 0; v < num_vectors; ++v)
+          values_[(position - first) * num_vectors + v] = loaded(value + v * kLanes, layer.value_size - v * kLanes);
+      }
+      for (int64_t index = 0; index < pairs.num; ++index) {
+        const int64_t from = std::max(first, pairs[index].start), to = std::min(last, pairs[index].limit);
+        const float* weights = score_at(index, 0);
+        Floats* outputs = &outputs_[index * num_vectors];
+        int64_t vector = 0;
+        for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
+          add<kVectorsAtOnce>(&values_[vector], num_vectors, from - first, to - first, weights + first,
+                              outputs + vector);
+        for (; vector < num_vectors; ++vector)
+          add<1>(&values_[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
+      }
+    }
+    for (int64_t index = 0; index < pairs.num; ++index) {
+      const Pair& pair = pairs[index];
+      Floats* outputs = &outputs_[index * num_vectors];
+      for (int64_t position = std::max(pair.limit, pair.window_start); position < pair.end; ++position) {
+        const T* value = values + places[pair.path[position - pair.limit]] * layer.value_cell_stride;
+        const float weight = *score_at(index, position);
+        for (int64_t v = 0; v < num_vectors; ++v)
+          outputs[v] += loaded(value + v * kLanes, layer.value_size - v * kLanes) * weight;
+      }
+      const float* sums = reinterpret_cast<const float*>(outputs);
+      T* output = layer.output + pair.token * layer.output_token_stride + pair.head * layer.output_head_stride;
+      const float share = 1.0f / totals[index];
+      for (int64_t i = 0; i < layer.value_size; ++i) output[i] = static_cast<T>(sums[i] * share);
+    }
+  }
+
+ private:
+  std::vector<Floats> keys_, scores_, values_, outputs_;
+  std::vector<float> queries_;
+};
+
+}  // namespace outrider
