@@ -164,6 +164,17 @@ def test_a_gated_perceptron_becomes_one_operator(size: int, num_inner: int, bias
         assert torch.equal(one(x[-num_rows:]), whole[-num_rows:])
 
 
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize(("size", "num_inner"), [(384, 4000), (32, 8224)], ids=str)
+def test_threads_change_no_bit_of_a_gated_perceptron(size: int, num_inner: int, dtype: torch.dtype) -> None:
+    one = fused(Perceptron(size, num_inner, dtype), size)
+    xs = [noise(num_rows, size, dtype=dtype) for num_rows in (1, 16, 40)]
+    shared = [one(x) for x in xs]
+    torch.set_num_threads(1)
+    for x, of_two in zip(xs, shared, strict=True):
+        assert torch.equal(one(x), of_two)
+
+
 def test_what_only_looks_like_a_gate_stays_as_it_is(dtype: torch.dtype) -> None:
     class OtherInput(Perceptron):
         def forward(self, x: Tensor) -> Tensor:

@@ -10,31 +10,21 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
-#include <ATen/cpu/Utils.h>
 
 #include <algorithm>
 #include <array>
 #include <utility>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
-#include "lanes.h"
+#include "tiles.h"
 
 namespace outrider {
 
 constexpr int64_t kWordBytes = 4;
-constexpr int64_t kLineBytes = kLanes * kWordBytes;
 constexpr int64_t kRowsAtOnce = 256;          // that share one reading of the weights and one copy for the kernels
 constexpr int64_t kRowBytesAtOnce = 1 << 19;  // of those rows: beside two panels they stay in a second-level cache
 constexpr int64_t kPairsAtOnce = 64;          // of panels, whose sums are kept from one part of K to the next
 constexpr int64_t kBytesPerTask = 1 << 17;    // of weights: four microseconds of reading, far above what a task costs
-
-struct alignas(kLineBytes) Line {
-  uint8_t bytes[kLineBytes];
-};
 
 // Rows of K numbers, in the order in which the kernels want them: see their `place`.
 struct Rows {
@@ -71,6 +61,11 @@ struct Part {
   float* sums;
 };
 
+// Some rows with a pair of panels.
+struct Step {
+  int64_t pair, row, num_rows;
+};
+
 inline void narrowed(Floats sums, float* numbers) { store(sums, numbers); }
 
 inline Floats added(Floats sum, float word, const uint8_t* line) {
@@ -78,11 +73,6 @@ inline Floats added(Floats sum, float word, const uint8_t* line) {
 }
 
 #ifdef __AVX512BF16__
-inline void narrowed(Floats sums, c10::BFloat16* numbers) {
-  const auto nearest = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sums));
-  std::memcpy(numbers, &nearest, sizeof(nearest));
-}
-
 struct Pair {
   c10::BFloat16 numbers[2];
 };
@@ -121,25 +111,27 @@ class OnLanes {
   explicit OnLanes(int64_t) {}
 
   template <typename Put>
-  void operator()(const Rows& rows, int64_t row, int64_t num_rows, const Panels& panels, const Part& part,
-                  const Put& put) const {
-    dispatch(rows, row, num_rows, panels, part, put, std::make_integer_sequence<int64_t, kRowsPerStep>());
+  void operator()(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) const {
+    dispatch(rows, step, panels, part, put, std::make_integer_sequence<int64_t, kRowsPerStep>());
   }
+
+  template <typename Put>
+  void finish(const Put&) const {}
 
  private:
   template <typename Put, int64_t... kRows>
-  static void dispatch(const Rows& rows, int64_t row, int64_t num_rows, const Panels& panels, const Part& part,
-                       const Put& put, std::integer_sequence<int64_t, kRows...>) {
-    using Kernel = void (*)(const Rows&, int64_t, const Panels&, const Part&, const Put&);
+  static void dispatch(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put,
+                       std::integer_sequence<int64_t, kRows...>) {
+    using Kernel = void (*)(const Rows&, const Step&, const Panels&, const Part&, const Put&);
     static constexpr std::array<Kernel, kRowsPerStep> kernels{&multiply<kRows + 1, Put>...};
-    kernels[num_rows - 1](rows, row, panels, part, put);
+    kernels[step.num_rows - 1](rows, step, panels, part, put);
   }
 
   template <int64_t kRows, typename Put>
-  static void multiply(const Rows& rows, int64_t first_row, const Panels& panels, const Part& part, const Put& put) {
+  static void multiply(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) {
     Floats sums[kRows][2] = {};
     if (part.begin > 0) std::memcpy(sums, part.sums, sizeof(sums));
-    const uint8_t* x = place(rows, first_row, 0);
+    const uint8_t* x = place(rows, step.row, 0);
     for (int64_t k = part.begin; k < part.end; ++k)
 #pragma GCC unroll 12
       for (int64_t row = 0; row < kRows; ++row) {
@@ -151,36 +143,26 @@ class OnLanes {
     if (!part.is_last)
       std::memcpy(part.sums, sums, sizeof(sums));
     else
-      for (int64_t row = 0; row < kRows; ++row) put(first_row + row, sums[row][0], sums[row][1]);
+      for (int64_t row = 0; row < kRows; ++row) put(step.pair, step.row + row, sums[row][0], sums[row][1]);
   }
 };
 
 #ifdef __AMX_BF16__
-// Shapes of the eight tiles: 0 to 3 are sums [rows, outputs], 4 and 5 rows of x, 6 and 7 sixteen lines of a panel.
-struct alignas(64) TileShapes {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t num_rows[16] = {};
-
-  explicit TileShapes(int64_t rows) {
-    for (int tile = 0; tile < 8; ++tile) {
-      bytes_per_row[tile] = kLineBytes;
-      num_rows[tile] = static_cast<uint8_t>(tile < 6 ? rows : kLanes);
-    }
-  }
-};
-
 // Up to two tiles of sixteen rows by two of outputs. Rows lie in such tiles too, line by line, so that a tile is 1024
-// bytes on end; those that fill the last one up hold anything and end nowhere. A tile adds up k as the lanes do: two
-// products after another.
+// bytes on end; those that fill the last one up hold anything and end nowhere. Of thirty-two k a tile adds up the even and
+// the odd ones, and then both.
+//
+// What is made of the sums takes long enough for memory to stand idle: no processor looks so far ahead that it reaches
+// the next weights meanwhile. So a step leaves its sums behind, and the next one puts them, a few rows after each tile.
 class OnTiles {
  public:
   static constexpr bool kWantsTiles = true;
   static constexpr int64_t kRowsPerStep = 2 * kLanes;
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
-    return rows.data + tile_bytes(rows) * (row / kLanes) + word / kLanes * kTileBytes + row % kLanes * kLineBytes +
-           word % kLanes * kWordBytes;
+    const int64_t first_row = row & kTileMask, first_word = word & kTileMask;
+    return rows.data + first_row * rows.num_words * kWordBytes + first_word * kLineBytes +
+           (row - first_row) * kLineBytes + (word - first_word) * kWordBytes;
   }
 
   explicit OnTiles(int64_t num_rows) {
@@ -191,24 +173,27 @@ class OnTiles {
   ~OnTiles() { _tile_release(); }
 
   template <typename Put>
-  void operator()(const Rows& rows, int64_t row, int64_t num_rows, const Panels& panels, const Part& part,
-                  const Put& put) const {
-    if (num_rows > kLanes)
-      multiply<true>(rows, row, num_rows, panels, part, put);
+  void operator()(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) {
+    if (step.num_rows > kLanes)
+      multiply<true>(rows, step, panels, part, put);
     else
-      multiply<false>(rows, row, num_rows, panels, part, put);
+      multiply<false>(rows, step, panels, part, put);
+  }
+
+  // Puts what the last step has summed up.
+  template <typename Put>
+  void finish(const Put& put) {
+    put_waiting(kRowsPerStep, put);
   }
 
  private:
   static constexpr int64_t kTileBytes = kLanes * kLineBytes;
+  static constexpr int64_t kTileMask = -kLanes;  // leaves the first row or word of a tile, without a slow division
   static constexpr int64_t kTileSums = kLanes * kLanes;
-  static constexpr int64_t kBytesAhead = 4 * kTileBytes;  // that are fetched before they are wanted
-
-  static int64_t tile_bytes(const Rows& rows) { return rows.num_words / kLanes * kTileBytes; }
+  static constexpr int64_t kBytesAhead = 2 * kTileBytes;  // that are fetched before they are wanted
 
   template <bool kBelow, typename Put>
-  static void multiply(const Rows& rows, int64_t first_row, int64_t num_rows, const Panels& panels, const Part& part,
-                       const Put& put) {
+  void multiply(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) {
     if (part.begin == 0) {
       _tile_zero(0);
       _tile_zero(1);
@@ -218,16 +203,20 @@ class OnTiles {
       }
     } else {
       _tile_loadd(0, part.sums, kLineBytes);
-      _tile_loadd(1, part.sums + kTileSums, kLineBytes);
+      _tile_loadd(1, part.sums + 2 * kTileSums, kLineBytes);
       if (kBelow) {
-        _tile_loadd(2, part.sums + 2 * kTileSums, kLineBytes);
+        _tile_loadd(2, part.sums + kTileSums, kLineBytes);
         _tile_loadd(3, part.sums + 3 * kTileSums, kLineBytes);
       }
     }
-    const uint8_t* above = place(rows, first_row, 0);
-    const uint8_t* below = above + tile_bytes(rows);
+    const uint8_t* above = place(rows, step.row, 0);
+    const uint8_t* below = above + kLanes * rows.num_words * kWordBytes;
+    // Of more rows all steps but the first find the weights in a cache, and one row is read as fast as memory goes.
+    const bool is_fetching = rows.num_rows > 1 && rows.num_rows <= kRowsPerStep;
+    const int64_t num_tiles = (part.end - part.begin) / kLanes;
+    const int64_t puts_per_tile = (waiting_.num_rows - num_put_ + num_tiles - 1) / num_tiles;
     for (int64_t at = part.begin * kLineBytes; at < part.end * kLineBytes; at += kTileBytes) {
-      if (kBelow)  // else products take less time than reading, and to fetch costs more than it brings
+      if (is_fetching)
         for (int64_t line = 0; line < kTileBytes; line += kLineBytes) {
           _mm_prefetch(panels.left + at + kBytesAhead + line, _MM_HINT_T0);
           _mm_prefetch(panels.right + at + kBytesAhead + line, _MM_HINT_T0);
@@ -242,28 +231,39 @@ class OnTiles {
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
+      put_waiting(puts_per_tile, put);
     }
-    alignas(kLineBytes) float last_sums[4 * kTileSums];
-    float* sums = part.is_last ? last_sums : part.sums;
+    float* sums = part.is_last ? sums_ : part.sums;
     _tile_stored(0, sums, kLineBytes);
-    _tile_stored(1, sums + kTileSums, kLineBytes);
+    _tile_stored(1, sums + 2 * kTileSums, kLineBytes);
     if (kBelow) {
-      _tile_stored(2, sums + 2 * kTileSums, kLineBytes);
+      _tile_stored(2, sums + kTileSums, kLineBytes);
       _tile_stored(3, sums + 3 * kTileSums, kLineBytes);
     }
     if (!part.is_last) return;
-    for (int64_t row = 0; row < num_rows; ++row) {
-      const float* left = sums + row / kLanes * 2 * kTileSums + row % kLanes * kLanes;
-      put(first_row + row, loaded(left), loaded(left + kTileSums));
+    waiting_ = step;
+    num_put_ = 0;
+    if (step.num_rows == 1) finish(put);  // of one row so little is made that to wait costs more than it brings
+  }
+
+  // Puts up to `num` of the rows that wait.
+  template <typename Put>
+  void put_waiting(int64_t num, const Put& put) {
+    for (const int64_t end = std::min(num_put_ + num, waiting_.num_rows); num_put_ < end; ++num_put_) {
+      const float* left = sums_ + num_put_ * kLanes;
+      put(waiting_.pair, waiting_.row + num_put_, loaded(left), loaded(left + 2 * kTileSums));
     }
   }
+
+  alignas(kLineBytes) float sums_[4 * kTileSums];  // of up to 32 rows on the left, then on the right
+  Step waiting_{};                                 // whose sums they are
+  int64_t num_put_ = 0;                            // of its rows
 };
 
-inline const bool has_tiles = at::cpu::init_amx();
 #endif
 
 // All rows, kRowsAtOnce of them at most, with all of `num_pairs` pairs of panels, on all threads. `panels(pair)` says
-// where they are, and `put(pair, row, left, right)` takes the sums.
+// where they are, and `put(pair, row, left, right)` takes the sums of a row, some time before this returns.
 template <typename On, typename PanelsOf, typename Put>
 void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, const Put& put) {
   const int64_t num_words = rows.num_words;
@@ -273,7 +273,7 @@ void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, c
   const int64_t num_steps = (rows.num_rows + On::kRowsPerStep - 1) / On::kRowsPerStep;
   const int64_t pairs_per_task = std::max<int64_t>(1, kBytesPerTask / (2 * num_words * kLineBytes));
   at::parallel_for(0, num_pairs, pairs_per_task, [&](int64_t first_pair, int64_t last_pair) {
-    const On multiply(rows.num_rows);
+    On multiply(rows.num_rows);
     const int64_t num_kept = std::min(kPairsAtOnce, last_pair - first_pair);
     std::vector<float> sums(in_parts ? num_kept * num_steps * kSums : 0);
     for (int64_t first = first_pair; first < last_pair; first += num_kept)
@@ -282,12 +282,12 @@ void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, c
         float* kept = sums.data();
         for (int64_t pair = first; pair < std::min(first + num_kept, last_pair); ++pair)
           for (int64_t row = 0; row < rows.num_rows; row += On::kRowsPerStep) {
-            multiply(rows, row, std::min(On::kRowsPerStep, rows.num_rows - row), panels(pair),
-                     {begin, end, end == num_words, kept},
-                     [&](int64_t at, Floats left, Floats right) { put(pair, at, left, right); });
+            multiply(rows, {pair, row, std::min(On::kRowsPerStep, rows.num_rows - row)}, panels(pair),
+                     {begin, end, end == num_words, kept}, put);
             if (in_parts) kept += kSums;
           }
       }
+    multiply.finish(put);
   });
 }
 
