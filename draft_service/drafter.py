@@ -13,7 +13,6 @@ from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
 from outrider.core.ngram import NgramTable
 from outrider.core.prefill import read_budget
-from outrider.core.selection import paths_to
 from outrider.core.tree import Node
 from outrider.core.turns import Turn
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
@@ -131,6 +130,8 @@ class Drafter:
     def _deal(self, reading: Sequence[Drafting], expanding: Sequence[Drafting]) -> list[tuple[Drafting, int, bool]]:
         """How much of which lines the next step reads. See `Roster.deal`."""
         reading = [session for session in reading if session.state.best() is not None]
+        if not reading:
+            return self.roster.deal((), 0)
         num_expanding = sum(session.state.best() is not None for session in expanding) or int(bool(expanding))
         return self.roster.deal(reading, read_budget(self.knowledge.curve, num_expanding, STEP_TOKENS_MAX))
 
@@ -175,7 +176,7 @@ class Drafter:
             else:
                 assert session.slot is not None
                 complete.append((session, session.chosen, len(rows)))
-                rows.extend(expansion_row(session.slot, session.state, node) for node in session.chosen)
+                rows += [expansion_row(session.slot, session.state, node) for node in session.chosen]
         if rows:
             self._limit_vocabulary(output.logits, complete)
             width = max(session.state.width for session, _, _ in complete)
@@ -213,24 +214,32 @@ def expansion_job(slot: Slot, state: DraftSession, nodes: Sequence[Node]) -> Job
 
     The nodes stand in the tree of `state`, the root among them or not; `slot` is the session's own.
     """
-    root = state.tree.root
-    path_nodes = paths_to(nodes, root)
-    index_of = {id(root): LINE_END} | {id(node): index for index, node in enumerate(path_nodes)}
-    return Job(
-        slot=slot,
-        line=state.line.token_ids,
-        parents=[index_of[id(node.parent)] for node in path_nodes],
-        token_ids=[node.token_id for node in path_nodes],
-        wanted=[index_of[id(node)] for node in nodes],
-    )
+    index_of = {state.tree.root: LINE_END}
+    parents: list[int] = []
+    token_ids: list[int] = []
+    for node in nodes:
+        path: list[Node] = []
+        while node not in index_of:
+            path.append(node)
+            assert node.parent is not None
+            node = node.parent
+        index = index_of[node]
+        for node in reversed(path):
+            parents.append(index)
+            token_ids.append(node.token_id)
+            index = index_of[node] = len(parents) - 1
+    return Job(slot, state.line.token_ids, parents, token_ids, wanted=[index_of[node] for node in nodes])
 
 
 def expansion_row(slot: Slot, state: DraftSession, node: Node) -> Row:
-    """The place of a token below `node`, with the path there from the end of the line of `state`."""
-    path: list[int] = []
-    ancestor, root = node, state.tree.root
-    while ancestor is not root:
-        path.append(ancestor.token_id)
-        assert ancestor.parent is not None
-        ancestor = ancestor.parent
-    return Row(slot.index, node.position + 1, tuple(reversed(path)))
+    """The place of a token below `node`, with the path there from the end of the line of `state` if that matters."""
+    return Row(slot.index, node.position + 1, _path(node, state.tree.root) if state.penalized else ())
+
+
+def _path(node: Node, root: Node) -> Sequence[int]:
+    token_ids: list[int] = []
+    while node is not root:
+        token_ids.append(node.token_id)
+        assert node.parent is not None
+        node = node.parent
+    return token_ids[::-1]

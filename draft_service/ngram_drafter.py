@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from outrider.core.drafting import DraftKnowledge, DraftSession
@@ -19,7 +20,8 @@ class NgramDrafting:
     """One session. A guess takes microseconds, so sessions need neither a device nor each other's steps."""
 
     def __init__(self, opening: DraftOpen, knowledge: DraftKnowledge, static: StaticNgrams | None) -> None:
-        self._session = DraftSession(opening, knowledge, NgramTable(opening.token_ids, static))
+        ngrams = NgramTable(opening.token_ids, static)
+        self._session = DraftSession(opening, knowledge, ngrams, ngram_log_chance_min=-math.inf)
         self._vocab_size = opening.vocab_size
 
     def commit(self, commitment: Commitment) -> None:

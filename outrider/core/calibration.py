@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from outrider.core.tree import Node
 
@@ -26,13 +26,15 @@ class Calibration:
     Keep one of these per worker and kind of sampling, and one per session made from it.
     """
 
-    __slots__ = ("_chances", "_log_chances", "_weights")
+    __slots__ = ("_chances", "_log_chances", "_weights", "log_chance")
 
     def __init__(self, chances: Sequence[float]) -> None:
         """Starts from `chances`, one for each cell."""
         self._chances = list(chances)
         self._log_chances = [math.log(chance) for chance in self._chances]
         self._weights = [_PRIOR_WEIGHT] * len(self._chances)
+        self.log_chance: Callable[[int], float] = self._log_chances.__getitem__
+        """Natural logarithm of the chance of a guess of this cell; always below 0."""
 
     def for_session(self) -> Calibration:
         """One that starts from what this one has learned, and departs from it by its own observations."""
@@ -40,15 +42,15 @@ class Calibration:
         session._weights = [min(weight, _SESSION_PRIOR_WEIGHT) for weight in self._weights]
         return session
 
-    def log_chance(self, cell: int) -> float:
-        """Natural logarithm of the chance of a guess of this cell; always below 0."""
-        return self._log_chances[cell]
-
     def observe(self, cell: int, right: bool) -> None:
         """The place of such a guess was decided: the guess was right or wrong."""
-        weight = self._weights[cell] = min(self._weights[cell] + 1.0, _MEMORY)
-        chance = self._chances[cell]
-        chance = self._chances[cell] = min(max(chance + (right - chance) / weight, _CHANCE_MIN), _CHANCE_MAX)
+        weights, chances = self._weights, self._chances
+        if weights[cell] < _MEMORY:
+            weights[cell] += 1.0
+        chance = chances[cell] + (right - chances[cell]) / weights[cell]
+        if not _CHANCE_MIN <= chance <= _CHANCE_MAX:
+            chance = min(max(chance, _CHANCE_MIN), _CHANCE_MAX)
+        chances[cell] = chance
         self._log_chances[cell] = math.log(chance)
 
 

@@ -75,7 +75,7 @@ CLAIM_CHANCES = _CHANCE_MIDDLES
 
 def margin_cell(rank: int, margin: float) -> int:
     """A drafter's cell of the draft model's guess of that rank, 0 the first; see `Sampler.propose` for the margin."""
-    return min(rank, _NUM_RANKS - 1) * _NUM_BUCKETS + bisect_left(_MARGIN_EDGES, margin)
+    return (rank if rank < _NUM_RANKS else _NUM_RANKS - 1) * _NUM_BUCKETS + bisect_left(_MARGIN_EDGES, margin)
 
 
 def ngram_cell(said: Ngram, probability: float) -> int:

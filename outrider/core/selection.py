@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from outrider.core.step_curve import StepCurve
@@ -129,16 +129,3 @@ def _chance_min(curve: StepCurve, num_tokens: int, expected: float) -> float:
     if seconds <= 0.0:
         return 0.0
     return min(expected * (curve.seconds(2 * num_tokens) / seconds - 1.0) / num_tokens, 1.0)
-
-
-def paths_to(nodes: Iterable[Node], root: Node) -> list[Node]:
-    """The union of the paths from below `root` to each of `nodes`, parents before children."""
-    path_nodes: dict[int, Node] = {}
-    for node in nodes:
-        path: list[Node] = []
-        while node is not root and id(node) not in path_nodes:
-            path.append(node)
-            assert node.parent is not None
-            node = node.parent
-        path_nodes.update((id(ancestor), ancestor) for ancestor in reversed(path))
-    return list(path_nodes.values())

@@ -77,10 +77,10 @@ class StepCurve:
             if values[smaller] > newest:
                 values[smaller] = newest
         for larger in range(index + 1, len(values)):
-            excess = max(values[larger] - newest, 0.0)
-            if self._num_steps - self._last_steps[larger] > _UNTRIED_STEPS:
-                excess *= 1.0 - _RELAXATION
-            values[larger] = newest + excess
+            if values[larger] < newest:
+                values[larger] = newest
+            elif self._num_steps - self._last_steps[larger] > _UNTRIED_STEPS:
+                values[larger] -= _RELAXATION * (values[larger] - newest)
 
     def seconds(self, num_tokens: int) -> float:
         """The expected duration of a step over `num_tokens`; 0 if no step was ever observed."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +52,13 @@ class AheadForward:
         rows = batch.rows + [0] * (rounded(max(num_rows, _TOKENS_MIN)) - num_rows)
         (logits,) = self._run(
             [
-                _integers(batch.token_ids),
-                _integers(batch.positions),
-                _integers(rows),
+                native.integers(batch.token_ids),
+                native.integers(batch.positions),
+                native.integers(rows),
                 native.described(self._engine, batch),
             ]
         )
-        return logits[:num_rows]
+        return logits if len(rows) == num_rows else logits[:num_rows]
 
 
 class _Logits(nn.Module):
@@ -110,11 +109,6 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
             f"this model cannot be compiled ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); "
             "use --compile off"
         ) from error
-
-
-def _integers(numbers: list[int]) -> Tensor:
-    """[N], int64, in a quarter of the time that `torch.tensor` takes."""
-    return torch.frombuffer(array("q", numbers), dtype=torch.int64)
 
 
 def _direct_calls() -> dict[Any, list[str]]:

@@ -48,26 +48,26 @@ class PackedBatch:
     grows with the context is the list of the slots' blocks.
     """
 
-    token_ids: list[int] = field(default_factory=list[int])
+    token_ids: list[int] = field(default_factory=list)
     """[N]"""
-    positions: list[int] = field(default_factory=list[int])
+    positions: list[int] = field(default_factory=list)
     """[N]"""
-    write_cells: list[int] = field(default_factory=list[int])
+    write_cells: list[int] = field(default_factory=list)
     """[N], in the caches: where each token's key and value go."""
-    limits: list[int] = field(default_factory=list[int])
+    limits: list[int] = field(default_factory=list)
     """[N]"""
     path_offsets: list[int] = field(default_factory=lambda: [0])
     """[N + 1] into `path_cells`"""
-    path_cells: list[int] = field(default_factory=list[int])
+    path_cells: list[int] = field(default_factory=list)
     """Within the slot."""
-    sessions: list[SessionSpan] = field(default_factory=list[SessionSpan])
+    sessions: list[SessionSpan] = field(default_factory=list)
     """[S]"""
-    blocks: list[int] = field(default_factory=list[int])
+    blocks: list[int] = field(default_factory=list)
     """The blocks of all sessions, one session's after the other's: its slot's cell c lies in the caches at
     `blocks[first_block + c // block_cells] * block_cells + c % block_cells`."""
     block_cells: int = 1
     """Cells of one block."""
-    rows: list[int] = field(default_factory=list[int])
+    rows: list[int] = field(default_factory=list)
     """[R], the tokens whose logits are wanted."""
 
     def pad(self, num_tokens: int, scratch_cell: int) -> None:
@@ -98,20 +98,8 @@ def pack(feeds: Sequence[Feed]) -> PackedBatch:
         batch.block_cells = slot.block_cells
         batch.limits += [cell + 1 for cell in feed.cells[: feed.num_trunk]]
         batch.path_offsets += [len(batch.path_cells)] * feed.num_trunk
-        if feed.nodes:
-            _add_paths(batch, feed)
+        batch.limits += [len(feed.job.line)] * len(feed.paths)
+        for path in feed.paths:
+            batch.path_cells += path
+            batch.path_offsets.append(len(batch.path_cells))
     return batch
-
-
-def _add_paths(batch: PackedBatch, feed: Feed) -> None:
-    line_end = len(feed.job.line)
-    held, fed = feed.job.slot.cells, dict(feed.nodes)
-    for cell, _ in feed.nodes:
-        path: list[int] = []
-        while cell >= line_end:
-            path.append(cell)
-            cell = (fed.get(cell) or held[cell]).parent_cell
-        path.reverse()
-        batch.limits.append(line_end)
-        batch.path_cells += path
-        batch.path_offsets.append(len(batch.path_cells))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from outrider.engine.blocks import BlockKey
 from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, TreeCell
@@ -12,8 +13,7 @@ LINE_END = -1
 """Index that stands for the line's last token where node indices are expected."""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """Logits wanted by one session: after a path and after the nodes of a tree below it.
 
     Prefill, decoding, verifying, drafting, rollback and resuming are all this, with different lengths.
@@ -46,6 +46,8 @@ class Feed:
     """How many of those the slot did not hold."""
     nodes: list[tuple[int, TreeCell]] = field(default_factory=list)
     """Cells and contents of the fed tree nodes, in the order of their tokens."""
+    paths: list[list[int]] = field(default_factory=list)
+    """For each of them the cells of its path, from below the line to its own."""
     rows: list[int] = field(default_factory=list)
     """For each wanted token its index among the fed ones; empty while the line is not yet fed to its end."""
     complete: bool = True
@@ -99,25 +101,25 @@ def _plan_nodes(feed: Feed) -> None:
     job, slot = feed.job, feed.job.slot
     tip = len(job.line) - 1
     wanted = set(job.wanted)
-    free = iter(slot.free_cells(len(job.token_ids), len(job.line)))
-    node_cells: list[int] = []
-    positions: list[int] = []
+    free = slot.free_cells(len(job.line))
+    # By node; one place more, where LINE_END finds the line's last token.
+    node_cells = [tip] * (len(job.token_ids) + 1)
+    paths: list[list[int]] = [[]] * len(node_cells)
     row_of: dict[int, int] = {LINE_END: feed.num_trunk - 1}
     for node, (parent, token_id) in enumerate(zip(job.parents, job.token_ids, strict=True)):
-        parent_cell = tip if parent == LINE_END else node_cells[parent]
-        position = (tip if parent == LINE_END else positions[parent]) + 1
-        cell = slot.find(parent_cell, token_id)
-        held = cell is not None
-        cell = cell if cell is not None else next(free)
-        node_cells.append(cell)
-        positions.append(position)
-        if held and node not in wanted:
+        parent_cell = node_cells[parent]
+        held_cell = slot.find(parent_cell, token_id)
+        cell = node_cells[node] = held_cell if held_cell is not None else next(free)
+        path = paths[node] = [*paths[parent], cell]
+        if held_cell is not None and node not in wanted:
             continue
+        position = tip + len(path)
         row_of[node] = len(feed.token_ids)
         feed.token_ids.append(token_id)
         feed.positions.append(position)
         feed.cells.append(cell)
         feed.nodes.append((cell, TreeCell(parent_cell, token_id, position)))
+        feed.paths.append(path)
     feed.rows = [row_of[node] for node in job.wanted]
 
 

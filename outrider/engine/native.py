@@ -112,24 +112,28 @@ def best_of(
     of `shaping` [5, num_slots]: temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds`
     [num_slots].
     """
-    token_ids, scores = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
-    rows: list[list[float]] = scores.tolist()
-    nums = [width - row.count(-math.inf) for row in rows]
-    return [row[:num] for row, num in zip(token_ids.tolist(), nums, strict=True)], [
-        row[:num] for row, num in zip(rows, nums, strict=True)
-    ]
+    found = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
+    token_ids, scores = (table.tolist() for table in found)
+    for row_token_ids, row in zip(token_ids, scores, strict=True):
+        if row[-1] == -math.inf:
+            num = row.index(-math.inf)
+            del row_token_ids[num:], row[num:]
+    return token_ids, scores
+
+
+def integers(numbers: list[int]) -> Tensor:
+    """[N], int64, in a quarter of the time that `torch.tensor` takes."""
+    return torch.frombuffer(array("q", numbers), dtype=torch.int64)
 
 
 def described(engine: int, batch: PackedBatch) -> Tensor:
     """The batch as the operator reads it: one list of integers, int64. Its reader is `Batch` in the source."""
-    numbers = array("q", (engine, len(batch.sessions)))
-    for part in (batch.write_cells, batch.limits, batch.path_offsets):
-        numbers.extend(part)
+    numbers = [engine, len(batch.sessions), *batch.write_cells, *batch.limits, *batch.path_offsets]
     for session in batch.sessions:
-        numbers.extend(session[:3])
-    numbers.extend(batch.path_cells)
-    numbers.extend(batch.blocks)
-    return torch.frombuffer(numbers, dtype=torch.int64)
+        numbers += session[:3]
+    numbers += batch.path_cells
+    numbers += batch.blocks
+    return integers(numbers)
 
 
 def _build(library: Path) -> None:

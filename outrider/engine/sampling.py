@@ -44,7 +44,8 @@ class Row(NamedTuple):
     position: int
     """Absolute position of the token to choose."""
     path: Sequence[int] = ()
-    """Token ids between the committed line and this token; penalties count them as output."""
+    """Token ids between the committed line and this token. Penalties count them as output; without any they may be left
+    out."""
 
 
 class _Candidates(NamedTuple):
@@ -263,10 +264,10 @@ class Sampler:
 
 def _margins(scores: list[float]) -> list[float]:
     """Of perturbed scores in order; see `Sampler.propose`."""
-    if not scores:
-        return []
-    first = scores[0]
-    return [first - scores[1] if len(scores) > 1 else math.inf, *(first - score for score in scores[1:])]
+    margins = [scores[0] - score for score in scores]
+    if margins:
+        margins[0] = margins[1] if len(margins) > 1 else math.inf
+    return margins
 
 
 def _shaping_of(params: SamplingParams, vocab_size: int) -> list[float]:

@@ -11,7 +11,7 @@ caches. The blocks that the trunk has filled and gone beyond are published, and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import takewhile
+from itertools import count, filterfalse, takewhile
 from typing import NamedTuple
 
 from outrider.core.errors import SlotsExhaustedError
@@ -46,6 +46,7 @@ class Slot:
         "_line",
         "_num_agreed",
         "_pool",
+        "_tree_end",
         "blocks",
         "cells",
         "index",
@@ -70,6 +71,8 @@ class Slot:
         self.cells: dict[int, TreeCell] = {}
         """The fed tree nodes by their cells, all at len(trunk) or above, parents fed before children."""
         self._children: dict[tuple[int, int], int] = {}
+        self._tree_end = 0
+        """One past the highest of those cells, 0 if there are none."""
         self._line: Sequence[int] | None = None
         self._num_agreed = 0
         self._pool = pool
@@ -84,7 +87,7 @@ class Slot:
     @property
     def end_cell(self) -> int:
         """One past the highest cell in use."""
-        return max(self.cells, default=len(self.trunk) - 1) + 1
+        return max(self._tree_end, len(self.trunk))
 
     def align(self, line: Sequence[int]) -> list[Move]:
         """Makes what is held agree with `line`: drops what contradicts it, turns tree nodes that lie on it into trunk,
@@ -114,20 +117,16 @@ class Slot:
         """The cell of the tree node with `token_id` below `parent_cell`, if it has been fed."""
         return self._children.get((parent_cell, token_id))
 
-    def free_cells(self, count: int, first: int) -> list[int]:
-        """`count` unused cells for tree nodes, the lowest from `first` on. They stay unused until `hold` names them."""
-        found: list[int] = []
-        cell = first
-        while len(found) < count:
-            if cell not in self.cells:
-                found.append(cell)
-            cell += 1
-        return found
+    def free_cells(self, first: int) -> Iterator[int]:
+        """The unused cells for tree nodes, rising from `first` on. They stay unused until `hold` names them."""
+        return filterfalse(self.cells.__contains__, count(first))
 
     def hold(self, cell: int, content: TreeCell) -> None:
         """Notes that `cell` holds the fed tree node `content`."""
         self.cells[cell] = content
         self._children[content.parent_cell, content.token_id] = cell
+        if cell >= self._tree_end:
+            self._tree_end = cell + 1
 
     def places(self, cells: Iterable[int]) -> list[int]:
         """Where in the caches `cells` lie."""
@@ -261,6 +260,7 @@ class Slot:
     def _forget_tree(self) -> None:
         self.cells.clear()
         self._children.clear()
+        self._tree_end = 0
 
 
 class SlotPool:

@@ -163,8 +163,10 @@ class Roster(Generic[SessionT]):
         """
         num_held = {session: _num_held(session) for session in jobs if session.is_reading}
         output = self.engine.step(list(jobs.values()), max_line_tokens)
-        if not len(output.logits):
+        if not any(output.num_rows):
             output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
+        if not num_held:
+            return output, 0
         num_read = {session: _num_held(session) - before for session, before in num_held.items()}
         served = [session for session, num_tokens in num_read.items() if num_tokens]
         num_complete = 0

@@ -228,6 +228,20 @@ def test_a_guess_not_worth_drafting_is_still_learned_about() -> None:
     assert shared.log_chance(cell) > chance
 
 
+@pytest.mark.parametrize(("ngram_log_chance_min", "is_asked"), [(math.log(0.1), False), (-math.inf, True)])
+def test_below_unlikely_nodes_the_ngrams_are_not_asked(ngram_log_chance_min: float, is_asked: bool) -> None:
+    table = Promising([1, 2, 3], {7: 0.4})
+    session = DraftSession(opening([1, 2, 3]), ngrams=table, ngram_log_chance_min=ngram_log_chance_min)
+    session.expand(session.take(), [50], [2.0])
+    likely, unlikely = session.take(), session.take()
+    assert (likely.token_id, unlikely.token_id) == (50, 7)
+    assert unlikely.path_log_prob < math.log(0.1) < likely.path_log_prob
+    for node in (likely, unlikely):
+        session.expand(node, [60], [0.1])
+    assert list(likely.children) == [60, 7]
+    assert (7 in unlikely.children) == is_asked
+
+
 def test_what_is_committed_is_remembered() -> None:
     session = draft_session([1, 2, 3, 4])
     session.commit(Commitment(4, [1, 2, 3], True))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.selection import Beside, Candidates, most_probable, paths_to
+from outrider.core.selection import Beside, Candidates, most_probable
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
 
@@ -49,16 +48,6 @@ def chain(*chances: float) -> SpeculationTree:
         assert node is not None
         node = tree.attach(node, token_id, math.log(chance))
     return tree
-
-
-def path(node: Node, root: Node) -> list[Node]:
-    """The nodes from below `root` to `node`."""
-    found: list[Node] = []
-    while node is not root:
-        found.append(node)
-        assert node.parent is not None
-        node = node.parent
-    return found[::-1]
 
 
 def check_subtree(tree: SpeculationTree, chosen: list[Node]) -> None:
@@ -216,13 +205,3 @@ def test_chances_count_from_the_present_root() -> None:
     tree.commit([1])
     [nodes] = most_probable([Candidates(tree, 8, 100)], linear(0.5)).nodes
     assert [node.token_id for node in nodes] == [2]
-
-
-@given(trees(), st.data())
-def test_paths_hold_each_ancestor_once_and_before_its_children(tree: SpeculationTree, data: st.DataObject) -> None:
-    live = list(tree.live_nodes())
-    wanted = [node for node in live if data.draw(st.booleans())]
-    found = paths_to(wanted, tree.root)
-    assert {id(node) for node in found} == {id(step) for node in wanted for step in path(node, tree.root)}
-    check_subtree(tree, found)
-    assert all(earlier is not later for earlier, later in pairwise(found))
