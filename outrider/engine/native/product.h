@@ -190,6 +190,7 @@ class OnTiles {
   static constexpr int64_t kTileBytes = kLanes * kLineBytes;
   static constexpr int64_t kTileMask = -kLanes;  // leaves the first row or word of a tile, without a slow division
   static constexpr int64_t kTileSums = kLanes * kLanes;
+  static constexpr int64_t kFewRows = 2;  // so little is made of their sums that to wait costs more than it brings
   static constexpr int64_t kBytesAhead = 2 * kTileBytes;  // that are fetched before they are wanted
 
   template <bool kBelow, typename Put>
@@ -211,8 +212,8 @@ class OnTiles {
     }
     const uint8_t* above = place(rows, step.row, 0);
     const uint8_t* below = above + kLanes * rows.num_words * kWordBytes;
-    // Of more rows all steps but the first find the weights in a cache, and one row is read as fast as memory goes.
-    const bool is_fetching = rows.num_rows > 1 && rows.num_rows <= kRowsPerStep;
+    // Of more rows all steps but the first find the weights in a cache, and few are read as fast as memory goes.
+    const bool is_fetching = rows.num_rows > kFewRows && rows.num_rows <= kRowsPerStep;
     const int64_t num_tiles = (part.end - part.begin) / kLanes;
     const int64_t puts_per_tile = (waiting_.num_rows - num_put_ + num_tiles - 1) / num_tiles;
     for (int64_t at = part.begin * kLineBytes; at < part.end * kLineBytes; at += kTileBytes) {
@@ -243,7 +244,7 @@ class OnTiles {
     if (!part.is_last) return;
     waiting_ = step;
     num_put_ = 0;
-    if (step.num_rows == 1) finish(put);  // of one row so little is made that to wait costs more than it brings
+    if (step.num_rows <= kFewRows) finish(put);
   }
 
   // Puts up to `num` of the rows that wait.
