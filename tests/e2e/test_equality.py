@@ -91,7 +91,7 @@ async def test_sampled_equals_target_only_with_the_same_seed(pair: Stack) -> Non
 @pytest.mark.asyncio(loop_scope="module")
 async def test_many_prompts_at_once_equal_each_alone(pair: Stack) -> None:
     """Three completions of each, by drafter and target, against one after the other by the target."""
-    arguments = {"sampling": SAMPLED, "max_tokens": 16}
+    arguments = {"sampling": SAMPLED, "max_tokens": 32}
     together = await asyncio.gather(
         *(ask_all(pair.client, prompt, num_completions=3, **arguments) for prompt in prompts())
     )
