@@ -64,7 +64,7 @@ void with_kernels(at::ScalarType type, std::initializer_list<int64_t> sizes, con
     if (has_tiles && std::ranges::all_of(sizes, [](int64_t size) { return size % kLineBytes == 0; }))
       return work.template operator()<OnTiles, c10::BFloat16>();
 #endif
-    return work.template operator()<OnLanes<Pair>, c10::BFloat16>();
+    return work.template operator()<OnLanes<PairOfNumbers>, c10::BFloat16>();
   }
 #endif
   TORCH_CHECK(false, "this processor has no products of few rows of ", type);

@@ -73,11 +73,11 @@ inline Floats added(Floats sum, float word, const uint8_t* line) {
 }
 
 #ifdef __AVX512BF16__
-struct Pair {
+struct PairOfNumbers {
   c10::BFloat16 numbers[2];
 };
 
-inline Floats added(Floats sum, Pair word, const uint8_t* line) {
+inline Floats added(Floats sum, PairOfNumbers word, const uint8_t* line) {
   int32_t bits;
   std::memcpy(&bits, &word, sizeof(bits));
   return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
