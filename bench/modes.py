@@ -60,6 +60,8 @@ ABLATIONS: Mapping[str, str] = {
     "no_wait": "that never waits for drafts",
     "no_choice": "that scores all there is, up to the most that a round may",
     "no_ngram": "without n-gram guesses under the draft model",
+    "no_lookup": "whose verifier looks nothing up",
+    "no_staged": "whose drafter has no n-grams",
     "no_outcomes": "that drafts on below the likeliest guesses alone",
 }
 """Ours with one policy off; see `ruled.py`."""

@@ -30,7 +30,6 @@ from bench.virtual import Outcome, Speculation, Times, VirtualPair
 from draft_service.drafter import expansion_job, expansion_row
 from outrider.core.drafting import DraftSession
 from outrider.core.errors import OutriderError
-from outrider.core.ngram import NgramTable
 from outrider.core.sampling import SamplingParams
 from outrider.core.tree import Node
 from outrider.engine.engine import Engine, StepOutput
@@ -155,7 +154,7 @@ def replay(
     outcomes: list[Outcome] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         text = Replay(draft, prompt, answer, sampling_of(temperature, index))
-        outcomes.append(VirtualPair(text, times, _speculation(mode), policy, ngrams=NgramTable(prompt)).run())
+        outcomes.append(VirtualPair(text, times, _speculation(mode), policy, ngrams=True).run())
         text.close()
     counted = outcomes[NUM_LEARNING:]
     time = math.fsum(outcome.time_per_token for outcome in counted)

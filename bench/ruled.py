@@ -75,7 +75,7 @@ def _ruled(name: str, parameter: int) -> type[VerifySession]:
         """Goes when the rule says so, with what the rule names."""
 
         def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-            super().__init__(opening, **kwargs)
+            super().__init__(opening, **(kwargs | {"ngrams": None}))
             self._rule = RULES[name].make(parameter, opening.max_length)
             self._drafts: list[Node] = []
 
@@ -115,6 +115,13 @@ def _drafting_a_chain(credit: int) -> type[DraftSession]:
     return ChainSession
 
 
+class UntaughtSession(VerifySession):
+    """Looks nothing up."""
+
+    def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
+        super().__init__(opening, **(kwargs | {"ngrams": None}))
+
+
 class HastySession(VerifySession):
     """Never waits for drafts."""
 
@@ -139,7 +146,9 @@ def _choosing_all(policy: Policy) -> Policy:
 ABLATIONS: dict[str, Callable[[Policy], Policy]] = {
     "no_wait": lambda policy: policy._replace(verify_session=HastySession),
     "no_choice": _choosing_all,
-    "no_ngram": lambda policy: policy._replace(draft_session=ModelAloneSession),
+    "no_ngram": lambda policy: policy._replace(verify_session=UntaughtSession, draft_session=ModelAloneSession),
+    "no_lookup": lambda policy: policy._replace(verify_session=UntaughtSession),
+    "no_staged": lambda policy: policy._replace(draft_session=ModelAloneSession),
     "no_outcomes": lambda policy: policy._replace(draft_session=TrunkSession),
 }
 """Production with one feature off."""

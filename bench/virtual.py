@@ -95,8 +95,9 @@ class VirtualPair:
         speculation: Speculation,
         policy: Policy,
         *,
-        ngrams: NgramTable | None = None,
+        ngrams: bool = False,
     ) -> None:
+        """With `ngrams` both sides have a table of the line, where the policy does not do without."""
         self._text, self._times = text, times
         opening = {
             "session_id": "",
@@ -117,7 +118,7 @@ class VirtualPair:
                 vocab_size=text.vocab_size,
             ),
             self._draft_knowledge,
-            ngrams,
+            NgramTable(text.prompt) if ngrams else None,
         )
         self._verifier = policy.verify_session(
             VerifyOpen(
@@ -127,12 +128,15 @@ class VirtualPair:
             eos_token_ids=(),
             max_live_nodes=speculation.run_ahead,
             knowledge=self._verify_knowledge,
+            ngrams=NgramTable(text.prompt) if ngrams else None,
         )
         self._now = 0.0
         self._drafting_until = self._verifying_until = 0.0
         self._both = self._unsent_step = 0.0
         self._num_rounds = 0
-        self._is_drafting = self._is_verifying = False
+        self._is_drafting = self._is_verifying = self._is_stepping = False
+        self._arrived: list[tuple[Window, float]] = []
+        """Windows that came while a step of the verifier ran, and when."""
         self._asked: object = None
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -189,7 +193,9 @@ class VirtualPair:
             self._after(self._times.delay, partial(self._graft, command.window))
 
     def _graft(self, window: Window) -> None:
-        if self._verifier.graft(window, self._now).added:
+        if self._is_stepping:
+            self._arrived.append((window, self._now))
+        elif self._verifier.graft(window, self._now).added:
             self._consider()
 
     def _consider(self) -> None:
@@ -210,7 +216,7 @@ class VirtualPair:
 
     def _verify(self) -> None:
         self._asked = None
-        self._is_verifying = True
+        self._is_verifying = self._is_stepping = True
         selection = most_probable([self._verifier.candidates], self._verify_knowledge.curve)
         [nodes] = selection.nodes
         self._verifier.begin(nodes, self._now)
@@ -221,6 +227,10 @@ class VirtualPair:
         def decided() -> None:
             choices = [self._text.token(node.position + 1) for node in (self._verifier.tree.root, *nodes)]
             decision = self._verifier.decide(nodes, choices, self._now)
+            self._is_stepping = False
+            for window, arrived in self._arrived:
+                self._verifier.graft(window, arrived)
+            self._arrived.clear()
             self._verify_knowledge.curve.observe(1 + len(nodes), step)
             self._num_rounds += 1
             verdict = Verdict(

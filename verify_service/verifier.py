@@ -13,6 +13,7 @@ from outrider.core import gathering
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.gathering import Prospect
 from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.ngram import NgramTable
 from outrider.core.patience import AT_ONCE
 from outrider.core.prefill import read_budget
 from outrider.core.selection import Beside, most_probable
@@ -90,8 +91,10 @@ class _Step(NamedTuple):
 class Verifier:
     """Steps all sessions whose next round is due in one forward pass."""
 
-    def __init__(self, engine: Engine, eos_token_ids: Sequence[int], *, max_queue: int = 0) -> None:
-        """At most `max_queue` sessions wait for room."""
+    def __init__(self, engine: Engine, eos_token_ids: Sequence[int], *, max_queue: int = 0, ngrams: bool = True) -> None:
+        """At most `max_queue` sessions wait for room. With `ngrams` it guesses from what the text repeats, below what
+        its drafters have sent."""
+        self._ngrams = ngrams
         self._eos_token_ids = eos_token_ids
         self.roster: Roster[Verification] = Roster(engine, max_queue=max_queue)
         self.session_type = VerifySession
@@ -112,6 +115,7 @@ class Verifier:
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
             knowledge=self.knowledge,
+            ngrams=NgramTable(session.opening.token_ids) if self._ngrams and session.opening.expect_drafts else None,
         )
         session.token_ids = session.state.line.token_ids
         self.roster.enter(session)

@@ -11,8 +11,7 @@ from outrider.core.evidence import DRAFT_CHANCES, Ngram, margin_cell, ngram_cell
 from outrider.core.line import Line
 from outrider.core.messages import Commitment, DraftOpen, Window
 from outrider.core.naming import Outbound
-from outrider.core.ngram import ORDERS, NgramTable
-from outrider.core.ngram_static import TOKEN_BITS
+from outrider.core.ngram import NgramTable, path_context
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import LIVE, Growth, Node, SpeculationTree
 from outrider.core.validation import AUTOMATIC_WIDTH_MAX
@@ -41,9 +40,6 @@ NGRAM_LOG_CHANCE_MIN = math.log(0.1)
 """Chance from which a node is worth asking the n-grams what comes below it, beside a draft model that is asked anyway.
 Replays of the bundled and the wide pair at temperatures 0 and 0.8 (`python -m bench.replay --num-prompts 96`) then ask
 1.6 to 14 times less often, and take between 2 % less and 0.3 % more time per token; from 0.2 on up to 1.6 % more."""
-
-_CONTEXT_BITS = TOKEN_BITS * ORDERS[0]
-"""Length of the longest context that the n-grams look at."""
 
 _SCORING_CHANCE_PRIOR = 0.05
 """Chance that makes scoring a guess worth its time, until the first commit tells: t(8) / t(1) is 1.2 for the
@@ -206,7 +202,7 @@ class DraftSession:
             return
         if node in self._foreseen or node.position + 1 >= self._max_length:
             return
-        chances = ngrams.chances(self._context(node, ngrams.context))
+        chances = ngrams.chances(path_context(node, self.tree.root, ngrams.context))
         if chances and max(chances) >= self._vocab_size:
             chances = {token_id: chance for token_id, chance in chances.items() if token_id < self._vocab_size}
         self._foreseen[node] = chances
@@ -217,17 +213,6 @@ class DraftSession:
         log_chance = self._calibrations[0].log_chance(ngram_cell(Ngram.FORESEEN, chances[token_id]))
         if log_chance >= _FORESIGHT_LOG_CHANCE_MIN:
             self._attach(node, token_id, log_chance)
-
-    def _context(self, node: Node, context: int) -> int:
-        """The last tokens of the path to `node`, packed; `context` holds those of the line."""
-        root = self.tree.root
-        packed = num_bits = 0
-        while node is not root and num_bits < _CONTEXT_BITS:
-            packed |= node.token_id << num_bits
-            num_bits += TOKEN_BITS
-            assert node.parent is not None
-            node = node.parent
-        return context << num_bits | packed
 
     def _add_ngrams(
         self, parent: Node, foreseen: dict[int, float], found: dict[int, float], first_token_id: int | None

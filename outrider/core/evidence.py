@@ -72,6 +72,9 @@ DRAFT_CHANCES = (
 CLAIM_CHANCES = _CHANCE_MIDDLES
 """How often guesses are right by what their drafter claims: as often as it says, until that proves wrong."""
 
+VERIFY_CHANCES = (*CLAIM_CHANCES, *_NGRAM_CHANCES[Ngram.FORESEEN])
+"""How often guesses are right by a verifier's cells: those of what is claimed, then those of what it looks up itself."""
+
 
 def margin_cell(rank: int, margin: float) -> int:
     """A drafter's cell of the draft model's guess of that rank, 0 the first; see `Sampler.propose` for the margin."""
@@ -86,3 +89,8 @@ def ngram_cell(said: Ngram, probability: float) -> int:
 def claim_cell(log_chance: float) -> int:
     """A verifier's cell of a guess whose drafter claims that chance, given as its natural logarithm."""
     return bisect_left(_CHANCE_EDGES, log_chance)
+
+
+def lookup_cell(probability: float) -> int:
+    """A verifier's cell of a token that its own n-grams guess with a probability above 0."""
+    return _NUM_BUCKETS + bisect_left(_CHANCE_EDGES, math.log(probability))

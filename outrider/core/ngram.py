@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from outrider.core.ngram_static import TOKEN_BITS, StaticNgrams
+from outrider.core.tree import Node
 
 NGRAM_MODEL = "ngram"
 """What stands for the name of a draft model where there is none: guesses from what the text repeats alone."""
@@ -48,7 +49,10 @@ repeats itself guesses become worth nothing."""
 _TRUST_MIN = 1e-3
 """Trust stays above it, so that every guess has a logarithm."""
 
-_CONTEXT_MASK = (1 << (TOKEN_BITS * ORDERS[0])) - 1
+_CONTEXT_BITS = TOKEN_BITS * ORDERS[0]
+"""Length of the longest context."""
+
+_CONTEXT_MASK = (1 << _CONTEXT_BITS) - 1
 
 
 class Guess(NamedTuple):
@@ -85,6 +89,17 @@ class _Order:
 def extend(context: int, token_id: int) -> int:
     """The packed context after one more token: the newest in the lowest bits. A context starts as 0."""
     return (context << TOKEN_BITS | token_id) & _CONTEXT_MASK
+
+
+def path_context(node: Node, root: Node, context: int) -> int:
+    """The last tokens of the path to `node`, packed; `context` holds those of the line that ends at `root`."""
+    packed = num_bits = 0
+    while node is not root and num_bits < _CONTEXT_BITS:
+        packed |= node.token_id << num_bits
+        num_bits += TOKEN_BITS
+        assert node.parent is not None
+        node = node.parent
+    return context << num_bits | packed
 
 
 class NgramTable:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
+from outrider.core.lookup import Lookup
 from outrider.core.step_curve import StepCurve
 from outrider.core.tree import Node, SpeculationTree
 
@@ -24,6 +25,16 @@ class Candidates(NamedTuple):
     """Most nodes of it in one step."""
     max_position: int
     """Nodes beyond this position are left out."""
+    lookup: Lookup | None = None
+    """Guesses below nodes that have no children."""
+
+    def below(self, node: Node) -> Collection[Node]:
+        """The children of `node` that may ask for a place."""
+        if node.position >= self.max_position:
+            return ()
+        if node.children or self.lookup is None:
+            return node.children.values()
+        return self.lookup.below(node)
 
 
 class Beside(NamedTuple):
@@ -62,8 +73,8 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
     room = [each.limit for each in trees]
     num_pushed = 0
     for index, each in enumerate(trees):
-        if each.limit > 0 and each.tree.root.position < each.max_position:
-            for child in each.tree.root.children.values():
+        if each.limit > 0:
+            for child in each.below(each.tree.root):
                 num_pushed += 1
                 heap.append((each.tree.root.path_log_prob - child.path_log_prob, num_pushed, index, child))
     heapq.heapify(heap)
@@ -94,11 +105,10 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
             ):
                 break
         each = trees[index]
-        if node.position < each.max_position and node.children:
-            root_log_prob = each.tree.root.path_log_prob
-            for child in node.children.values():
-                num_pushed += 1
-                heapq.heappush(heap, (root_log_prob - child.path_log_prob, num_pushed, index, child))
+        root_log_prob = each.tree.root.path_log_prob
+        for child in each.below(node):
+            num_pushed += 1
+            heapq.heappush(heap, (root_log_prob - child.path_log_prob, num_pushed, index, child))
     if best_expected * bare_seconds < (1.0 + _GAIN_MIN) * bare_expected * best_seconds:
         best_num, best_expected, best_seconds = 0, bare_expected, bare_seconds
     chosen: list[list[Node]] = [[] for _ in trees]

@@ -100,11 +100,12 @@ class SpeculationTree:
         index = position - self._recent[0].position
         return self._recent[index] if 0 <= index < len(self._recent) else None
 
-    def attach(self, parent: Node, token_id: int, log_prob: float) -> Node | None:
+    def attach(self, parent: Node, token_id: int, log_prob: float, cell: int | None = None) -> Node | None:
         """Adds a child to `parent`, or finds the one that has the token already.
 
         Below a node that was committed before the root only the committed token exists: that guess is *absorbed* by the
-        committed node. Any other, and any below a dropped node, is stale: None.
+        committed node. Any other, and any below a dropped node, is stale: None. `cell` says what speaks for the guess if
+        that is not its drafter's claim.
         """
         siblings = parent.children
         child = siblings.get(token_id)
@@ -115,7 +116,8 @@ class SpeculationTree:
         if self._log_chance is None:
             child = Node(parent, parent.position + 1, token_id, log_prob, log_prob)
         else:
-            cell = claim_cell(log_prob)
+            if cell is None:
+                cell = claim_cell(log_prob)
             child = Node(parent, parent.position + 1, token_id, log_prob, self._log_chance(cell))
             parent.guesses.append((token_id, cell))
         siblings[token_id] = child

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 from outrider.core.calibration import Calibration, decided
 from outrider.core.ending import Ending
-from outrider.core.evidence import CLAIM_CHANCES, claim_cell
+from outrider.core.evidence import VERIFY_CHANCES, claim_cell
 from outrider.core.line import Line
+from outrider.core.lookup import Lookup
 from outrider.core.messages import FinishReason, VerifyOpen, Window
 from outrider.core.naming import Grafted, Inbound
+from outrider.core.ngram import NgramTable
 from outrider.core.patience import AT_ONCE, Outlook, Patience, Wait
 from outrider.core.selection import Beside, Candidates, most_probable
 from outrider.core.step_curve import StepCurve
@@ -48,8 +50,8 @@ class VerifyKnowledge:
         self._alone: StepCurve | None = None
         self.chance_min = 0.0
         """Of the latest step; see `Selection`."""
-        self._greedy = Calibration(CLAIM_CHANCES), Patience()
-        self._sampled = Calibration(CLAIM_CHANCES), Patience()
+        self._greedy = Calibration(VERIFY_CHANCES), Patience()
+        self._sampled = Calibration(VERIFY_CHANCES), Patience()
 
     def of(self, *, greedy: bool) -> tuple[Calibration, Patience]:
         """What holds for greedy sessions, or for the others."""
@@ -83,7 +85,9 @@ class VerifySession:
         eos_token_ids: Sequence[int],
         max_live_nodes: int,
         knowledge: VerifyKnowledge | None = None,
+        ngrams: NgramTable | None = None,
     ) -> None:
+        """Guesses by itself from `ngrams`, a table of the opening's line, below what its drafter has sent."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         knowledge = knowledge or VerifyKnowledge()
         self._knowledge = knowledge
@@ -93,6 +97,7 @@ class VerifySession:
         self._calibrations = calibration, shared_calibration
         self._patience = Patience(self._shared_patience)
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_chance)
+        self._lookup = None if ngrams is None else Lookup(ngrams, self.tree, calibration)
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
@@ -111,6 +116,7 @@ class VerifySession:
 
     def graft(self, window: Window, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
+        self._withdraw()
         grafted = self._inbound.graft(self.tree, window)
         for _, log_prob, right in grafted.late:
             for calibration in self._calibrations:
@@ -124,7 +130,21 @@ class VerifySession:
     def candidates(self) -> Candidates:
         """What the next round may score. A node at the line's last position is not: the token there comes with its
         parent's row."""
+        self._withdraw()
+        return self._drafted._replace(lookup=self._lookup)
+
+    @property
+    def _drafted(self) -> Candidates:
+        """Those of them that the drafter sent."""
         return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2)
+
+    def _is_looked_up(self, node: Node) -> bool:
+        """Whether what stands below `node` is not the drafter's."""
+        return self._lookup is not None and self._lookup.has_guessed(node)
+
+    def _withdraw(self) -> None:
+        if self._lookup is not None:
+            self._lookup.withdraw()
 
     @property
     def num_ready_levels(self) -> int:
@@ -153,7 +173,7 @@ class VerifySession:
         if wait.longest > 0.0 and not bare:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
-            nodes = most_probable([self.candidates], self._curve, beside).nodes[0]
+            nodes = most_probable([self._drafted], self._curve, beside).nodes[0]
             outlook = self._outlook(num_beside, len(nodes), self._leaf_chance(nodes), bare=not nodes)
             wait = self._patience.wait(outlook, room - len(nodes), elapsed)
         self._waits = wait.longest > 0.0
@@ -176,7 +196,7 @@ class VerifySession:
     def begin(self, nodes: Sequence[Node], now: float) -> None:
         """A round over `nodes` starts. If it follows a wait that nothing came of, that is learned."""
         if self._waits and self._last_verdict is not None:
-            bare = not nodes
+            bare = not nodes or self._is_looked_up(self.tree.root)
             since = self._last_verdict if bare else max(self._last_verdict, self._deepest[1])
             for patience in (self._patience, self._shared_patience):
                 patience.observe_no_draft(now - since, at_hand=not bare)
@@ -206,6 +226,8 @@ class VerifySession:
         decided(self.tree.root, token_ids, self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
+        if self._lookup is not None:
+            self._lookup.commit(token_ids)
         if nodes:
             self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
         self._last_verdict = now
@@ -221,7 +243,7 @@ class VerifySession:
         worths: list[float] = []
         node: Node | None = self.tree.root
         for token_id in token_ids:
-            if node is None or not node.children:
+            if node is None or not node.children or self._is_looked_up(node):
                 break
             floor = node.path_log_prob + self._log_chance_min
             worths.append(
