@@ -20,11 +20,11 @@ from transformers import PreTrainedModel
 
 from bench import machine
 from bench.prompts import load_prompts
-from draft_service.ngram_file import load_ngrams
 from outrider.core.ngram import ORDERS, GuessTree, NgramTable
 from outrider.core.ngram_static import StaticNgrams
 from outrider.engine.loading import load_model
 from outrider.engine.noise import gumbel
+from outrider.worker.ngram_file import load_ngrams
 
 TEMPERATURES = (0.0, 0.8)
 NUM_GUESSES = 3

@@ -30,12 +30,15 @@ from bench.virtual import Outcome, Speculation, Times, VirtualPair
 from draft_service.drafter import expansion_job, expansion_row
 from outrider.core.drafting import DraftSession
 from outrider.core.errors import OutriderError
+from outrider.core.ngram import NgramTable
+from outrider.core.ngram_static import StaticNgrams
 from outrider.core.sampling import SamplingParams
 from outrider.core.tree import Node
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.loading import tokenizer_file
 from outrider.engine.sampling import Row, Sampler
+from outrider.worker.ngram_file import load_ngrams
 
 NUM_LEARNING = 2
 """Answers from which a mode learns what steps take and guesses are worth; they do not count."""
@@ -92,6 +95,7 @@ def main(
     draft_node_ms: Annotated[float, typer.Option(help="What each node adds to it.")] = 0.03,
     pause_ms: Annotated[float, typer.Option(help="Between two draft steps.")] = 0.2,
     delay_ms: Annotated[float, typer.Option(help="A message between drafter and verifier.")] = 1.0,
+    ngram_table: Annotated[Path | None, typer.Option(help="The verifier's --ngram-table.")] = None,
 ) -> None:
     """Replays modes over the target's own answers on a virtual clock. The default times are those of the wide pair."""
     console = Console()
@@ -106,6 +110,7 @@ def main(
         chosen = [mode for mode in choose_modes(modes.split(",")) if mode.speculate]
         for mode in chosen:
             _speculation(mode)
+        static = load_ngrams(ngram_table).table if ngram_table is not None else None
         prompts = load_prompts(None, num_prompts, Tokenizer.from_file(str(tokenizer_file(target))))
     except OutriderError as error:
         console.print(str(error), style="red")
@@ -113,7 +118,7 @@ def main(
     with torch.inference_mode():
         answers = write(load_engine(target, dtype, compiled=True), prompts, temperature, max_tokens)
         drafter = load_engine(draft, dtype, compiled=True)
-        outcomes = {mode.name: replay(mode, drafter, prompts, answers, temperature, times) for mode in chosen}
+        outcomes = {mode.name: replay(mode, drafter, prompts, answers, temperature, times, static) for mode in chosen}
     title = f"{num_prompts - NUM_LEARNING} answers at temperature {temperature:g}, on the virtual clock"
     table = new_table(title, "ms/token", "x target", "a round", "overlap")
     for name, outcome in outcomes.items():
@@ -148,13 +153,25 @@ def replay(
     answers: Sequence[Sequence[int]],
     temperature: float,
     times: Times,
+    static: StaticNgrams | None = None,
 ) -> Outcome:
-    """What `mode` comes to over all answers but the first NUM_LEARNING, which it learns from."""
+    """What `mode` comes to over all answers but the first NUM_LEARNING, which it learns from.
+
+    The verifier's n-gram tables stand above `static`.
+    """
     policy = policy_of(mode.policy)
     outcomes: list[Outcome] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         text = Replay(draft, prompt, answer, sampling_of(temperature, index))
-        outcomes.append(VirtualPair(text, times, _speculation(mode), policy, ngrams=True).run())
+        pair = VirtualPair(
+            text,
+            times,
+            _speculation(mode),
+            policy,
+            verify_ngrams=NgramTable(static=static),
+            draft_ngrams=NgramTable(prompt),
+        )
+        outcomes.append(pair.run())
         text.close()
     counted = outcomes[NUM_LEARNING:]
     time = math.fsum(outcome.time_per_token for outcome in counted)

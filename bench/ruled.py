@@ -75,7 +75,8 @@ def _ruled(name: str, parameter: int) -> type[VerifySession]:
         """Goes when the rule says so, with what the rule names."""
 
         def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-            super().__init__(opening, **(kwargs | {"ngrams": None}))
+            kwargs["ngrams"] = None
+            super().__init__(opening, **kwargs)
             self._rule = RULES[name].make(parameter, opening.max_length)
             self._drafts: list[Node] = []
 
@@ -119,7 +120,8 @@ class UntaughtSession(VerifySession):
     """Looks nothing up."""
 
     def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-        super().__init__(opening, **(kwargs | {"ngrams": None}))
+        kwargs["ngrams"] = None
+        super().__init__(opening, **kwargs)
 
 
 class HastySession(VerifySession):

@@ -49,6 +49,7 @@ async def run(options: BenchOptions, console: Console) -> dict[str, Any]:
     models = Models(
         target=target,
         draft=options.draft,
+        ngram_table=options.ngram_table,
         target_device=options.target_device,
         draft_device=options.draft_device,
         dtype=options.dtype,
@@ -80,6 +81,7 @@ async def run(options: BenchOptions, console: Console) -> dict[str, Any]:
         "num_prompt_tokens": [len(prompt) for prompt in prompts],
         "target": Path(target).name,
         "draft": Path(options.draft).name,
+        "ngram_table": Path(options.ngram_table).name,
     }
     settings["compile"] = models.compile
     found = {

@@ -30,6 +30,8 @@ class Models:
 
     target: str
     draft: str
+    ngram_table: str = ""
+    """Of the verifiers, and of drafters without a model; empty: none."""
     target_device: str = "cpu"
     draft_device: str = "cpu"
     dtype: str = "bfloat16"
@@ -166,12 +168,13 @@ def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Chil
         verify_cores = sorted({*verify_cores, *draft_cores})
     flags = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", *models.worker_flags]
     modules = _MODULES if models.as_in_production else _MEASURED_MODULES
-    verify_flags = [*flags, *models.verify_flags]
+    ngram_flag = f"--ngram-table={models.ngram_table}"
+    verify_flags = [*flags, ngram_flag, *models.verify_flags]
     verify = _worker(modules, "verify", name, models.target, models.target_device, verify_cores, verify_flags, observer)
     if alone:
         return verify, None
     if name == NGRAM:
-        return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram"], observer)
+        return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram", ngram_flag], observer)
     return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
 
 

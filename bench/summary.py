@@ -44,7 +44,9 @@ def _speculation(samples: Sequence[Sample]) -> dict[str, Any]:
     tested = [each for each in rounds if each.num_draft_tokens]
     return {
         **counts,
-        "num_wasted_nodes": counts["num_drafted_nodes"] - counts["num_accepted_tokens"],
+        "num_wasted_nodes": counts["num_drafted_nodes"]
+        - counts["num_accepted_tokens"]
+        + counts["num_accepted_looked_up_tokens"],
         "acceptance": counts["num_accepted_tokens"] / num_tests if num_tests else None,
         "accepted_at_depth": [
             sum(each.num_accepted >= depth for each in tested) / len(tested)
@@ -64,6 +66,8 @@ _COUNTS = (
     "num_outcome_hits",
     "num_bonuses",
     "num_bonus_hits",
+    "num_looked_up_tokens",
+    "num_accepted_looked_up_tokens",
 )
 
 

@@ -95,9 +95,11 @@ class VirtualPair:
         speculation: Speculation,
         policy: Policy,
         *,
-        ngrams: bool = False,
+        verify_ngrams: NgramTable | None = None,
+        draft_ngrams: NgramTable | None = None,
     ) -> None:
-        """With `ngrams` both sides have a table of the line, where the policy does not do without."""
+        """With n-gram tables for the sides that shall have one, where the policy does not do without: empty for the
+        verifier, and of the text's prompt for the drafter."""
         self._text, self._times = text, times
         opening = {
             "session_id": "",
@@ -118,7 +120,7 @@ class VirtualPair:
                 vocab_size=text.vocab_size,
             ),
             self._draft_knowledge,
-            NgramTable(text.prompt) if ngrams else None,
+            draft_ngrams,
         )
         self._verifier = policy.verify_session(
             VerifyOpen(
@@ -128,7 +130,7 @@ class VirtualPair:
             eos_token_ids=(),
             max_live_nodes=speculation.run_ahead,
             knowledge=self._verify_knowledge,
-            ngrams=NgramTable(text.prompt) if ngrams else None,
+            ngrams=verify_ngrams,
         )
         self._now = 0.0
         self._drafting_until = self._verifying_until = 0.0

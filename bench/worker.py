@@ -78,8 +78,8 @@ class Measured:
 class MeasuredDraftServicer(DraftServicer):
     """The draft service with a log and a choice of policies."""
 
-    def __init__(self, telemetry: Telemetry, *, ngrams: bool = True, ngram_table: str = "") -> None:
-        super().__init__(telemetry, ngrams=ngrams, ngram_table=ngram_table)
+    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
+        super().__init__(config, telemetry)
         self.measured = Measured()
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -99,8 +99,8 @@ class MeasuredDraftServicer(DraftServicer):
 class MeasuredVerifyServicer(VerifyServicer):
     """The verify service with the same."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
-        super().__init__(telemetry)
+    def __init__(self, config: VerifyConfig, telemetry: Telemetry) -> None:
+        super().__init__(config, telemetry)
         self.measured = Measured()
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -124,12 +124,13 @@ def main() -> None:
     telemetry = set_up(f"outrider-{kind}", environ=os.environ)
     if kind == "draft":
         config = DraftConfig.from_command_line("bench.worker draft")
-        servicer = MeasuredDraftServicer(telemetry, ngrams=config.ngram == "on", ngram_table=config.ngram_table)
+        servicer = MeasuredDraftServicer(config, telemetry)
         serve = partial(run, config, "outrider.v1.DraftService")
         add_service = add_DraftServiceServicer_to_server
     else:
-        servicer = MeasuredVerifyServicer(telemetry)
-        serve = partial(run, VerifyConfig.from_command_line("bench.worker verify"), "outrider.v1.VerifyService")
+        config = VerifyConfig.from_command_line("bench.worker verify")
+        servicer = MeasuredVerifyServicer(config, telemetry)
+        serve = partial(run, config, "outrider.v1.VerifyService")
         add_service = add_VerifyServiceServicer_to_server
     methods = {
         "Choose": servicer.choose,

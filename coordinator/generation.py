@@ -186,11 +186,10 @@ class Generation:
         session = self.session
         if self._drafter is None and session.drafter is DrafterState.ACTIVE:
             self._open_drafter(self._draft_open.max_run_ahead, "")
-        was_drafted = session.drafter in (DrafterState.ACTIVE, DrafterState.LOST)
         opening = replace(
             self._verify_open,
             token_ids=tuple(session.line.token_ids),
-            max_draft_tokens=self.request.max_draft_tokens if was_drafted else 0,
+            max_draft_tokens=self.request.max_draft_tokens if self.request.speculate else 0,
             expect_drafts=session.drafter is DrafterState.ACTIVE,
             time_left_ms=self._time_left_ms(),
         )

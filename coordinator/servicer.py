@@ -193,6 +193,8 @@ def _finished(completion: int, generation: Generation, mode: pb.GenerationMode, 
                 num_outcome_hits=statistics.num_outcome_hits,
                 num_bonuses=statistics.num_bonuses,
                 num_bonus_hits=statistics.num_bonus_hits,
+                num_looked_up_tokens=statistics.num_looked_up_tokens,
+                num_accepted_looked_up_tokens=statistics.num_accepted_looked_up_tokens,
             ),
             timings=pb.Timings(
                 first_token_ms=generation.first_token_ms,

@@ -31,7 +31,7 @@ def main() -> None:
             from draft_service.servicer import DraftServicer
             from outrider.worker.serving import run
 
-            servicer = DraftServicer(telemetry, ngrams=config.ngram == "on", ngram_table=config.ngram_table)
+            servicer = DraftServicer(config, telemetry)
             run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
     finally:
         telemetry.shut_down()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from outrider.core.ngram import NGRAM_MODEL
@@ -18,9 +16,3 @@ class DraftConfig(WorkerConfig):
         "text repeats"
     )
     listen: str = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
-    ngram: Literal["on", "off"] = Field(
-        "on", description="n-gram guesses, from what the text repeats, beside the draft model's"
-    )
-    ngram_table: str = Field(
-        "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"
-    )

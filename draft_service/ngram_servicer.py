@@ -12,7 +12,6 @@ import structlog
 
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
-from draft_service.ngram_file import NgramFile, load_ngrams
 from outrider import PROTOCOL_VERSION
 from outrider.core.drafting import DraftKnowledge
 from outrider.core.errors import ProtocolViolationError, SlotsExhaustedError
@@ -29,6 +28,7 @@ from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2, draft_pb2_grpc
 from outrider.worker.load import LoadBoard
+from outrider.worker.ngram_file import NgramFile, load_ngrams
 from outrider.worker.trace import SessionTrace
 
 _log = structlog.get_logger()

@@ -6,11 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter, DraftEvent, Drafting
-from draft_service.ngram_file import load_ngrams
-from outrider.core.errors import ProtocolViolationError, UnsupportedModelError
+from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import DraftOpen, Window
-from outrider.core.ngram import NgramTable
 from outrider.core.validation import check_draft_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
@@ -19,6 +18,7 @@ from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
+from outrider.worker.ngram_file import ngram_tables
 from outrider.worker.outbox import Outbox
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel
@@ -30,23 +30,14 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
 
     NAME = "draft"
 
-    def __init__(self, telemetry: Telemetry, *, ngrams: bool = True, ngram_table: str = "") -> None:
-        """Whether guesses from n-grams stand beside the model's, and the file of a table counted beforehand, if any."""
+    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
         super().__init__(telemetry)
-        self._ngrams = ngrams
-        self._ngram_table = ngram_table
+        self._config = config
         self._drafter: Drafter
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
-        file = load_ngrams(self._ngram_table) if self._ngram_table else None
-        if file is not None and file.tokenizer_sha256 != loaded.info.tokenizer_sha256:
-            raise UnsupportedModelError(
-                f"{self._ngram_table} was counted with another vocabulary than that of {loaded.info.name!r}; count it "
-                "with python -m recipes.ngram_table --tokenizer and the model's tokenizer.json"
-            )
-        table = partial(NgramTable, static=file.table if file is not None else None)
-        self._drafter = Drafter(loaded.engine, table if self._ngrams else None)
+        self._drafter = Drafter(loaded.engine, ngram_tables(self._config, loaded.info))
         return self._take_over(loaded, self._drafter, on_death)
 
     @rpc_errors

@@ -20,9 +20,9 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from draft_service.ngram_file import FORMAT, load_ngrams
 from outrider.core.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
 from outrider.engine.loading import vocabulary_sha256
+from outrider.worker.ngram_file import FORMAT, load_ngrams
 from recipes.demo_pair.recipe import Recipe
 from recipes.demo_pair.text import encode, read_documents
 

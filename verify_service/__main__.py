@@ -23,7 +23,7 @@ def main() -> None:
     set_up_logging("verify", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-verify", environ=os.environ)
     try:
-        servicer = VerifyServicer(telemetry, max_queue=config.max_queue)
+        servicer = VerifyServicer(config, telemetry)
         run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer)
     finally:
         telemetry.shut_down()

@@ -20,10 +20,12 @@ from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import verify_pb2, verify_pb2_grpc
+from outrider.worker.ngram_file import ngram_tables
 from outrider.worker.outbox import Outbox
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel
 from outrider.worker.trace import SessionTrace
+from verify_service.config import VerifyConfig
 from verify_service.verifier import Verification, Verifier, VerifyEvent
 
 TOKENIZER_CHUNK_BYTES = 1024 * 1024
@@ -35,15 +37,19 @@ class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     NAME = "verify"
 
-    def __init__(self, telemetry: Telemetry, *, max_queue: int = 0) -> None:
-        """At most `max_queue` sessions wait for room."""
+    def __init__(self, config: VerifyConfig, telemetry: Telemetry) -> None:
         super().__init__(telemetry)
-        self._max_queue = max_queue
+        self._config = config
         self._verifier: Verifier
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`."""
-        self._verifier = Verifier(loaded.engine, loaded.info.eos_token_ids, max_queue=self._max_queue)
+        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
+        self._verifier = Verifier(
+            loaded.engine,
+            loaded.info.eos_token_ids,
+            max_queue=self._config.max_queue,
+            ngram_table=ngram_tables(self._config, loaded.info),
+        )
         return self._take_over(loaded, self._verifier, on_death)
 
     @rpc_errors

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -91,10 +91,17 @@ class _Step(NamedTuple):
 class Verifier:
     """Steps all sessions whose next round is due in one forward pass."""
 
-    def __init__(self, engine: Engine, eos_token_ids: Sequence[int], *, max_queue: int = 0, ngrams: bool = True) -> None:
-        """At most `max_queue` sessions wait for room. With `ngrams` it guesses from what the text repeats, below what
-        its drafters have sent."""
-        self._ngrams = ngrams
+    def __init__(
+        self,
+        engine: Engine,
+        eos_token_ids: Sequence[int],
+        *,
+        max_queue: int = 0,
+        ngram_table: Callable[[], NgramTable] | None = None,
+    ) -> None:
+        """At most `max_queue` sessions wait for room. `ngram_table` makes a session's n-gram table, empty;
+        without it the drafters guess alone."""
+        self._ngram_table = ngram_table
         self._eos_token_ids = eos_token_ids
         self.roster: Roster[Verification] = Roster(engine, max_queue=max_queue)
         self.session_type = VerifySession
@@ -109,13 +116,14 @@ class Verifier:
 
     def open(self, session: Verification) -> None:
         """Takes the session in: it begins with the next step, waits for room, or is refused then."""
+        opening = session.opening
         session.state = self.session_type(
-            session.opening,
+            opening,
             vocab_size=self.roster.engine.vocab_size,
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
             knowledge=self.knowledge,
-            ngrams=NgramTable(session.opening.token_ids) if self._ngrams and session.opening.expect_drafts else None,
+            ngrams=self._ngram_table() if self._ngram_table is not None and opening.max_draft_tokens else None,
         )
         session.token_ids = session.state.line.token_ids
         self.roster.enter(session)
@@ -264,6 +272,8 @@ class Verifier:
             chance_min=step.chance_min,
             logprobs=logprobs,
             num_cached_tokens=0 if session.num_rounds else session.slot.num_cached_tokens,
+            num_looked_up=decision.num_looked_up,
+            num_looked_up_accepted=decision.num_looked_up_accepted,
         )
         session.num_rounds += 1
         session.num_stale_nodes = 0

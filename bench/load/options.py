@@ -14,6 +14,8 @@ class LoadOptions:
 
     target: str
     draft: str
+    ngram_table: str = ""
+    """The verifier's `--ngram-table`; empty: none."""
     target_device: str = "cpu"
     draft_device: str = "cpu"
     dtype: str = "bfloat16"

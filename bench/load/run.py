@@ -52,6 +52,7 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
     models = Models(
         target=target,
         draft=options.draft,
+        ngram_table=options.ngram_table,
         target_device=options.target_device,
         draft_device=options.draft_device,
         dtype=options.dtype,
@@ -107,6 +108,7 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
         "prompts_sha256": fingerprint(corpus),
         "target": Path(target).name,
         "draft": Path(options.draft).name,
+        "ngram_table": Path(options.ngram_table).name,
         "compile": models.compile,
     }
     facts = {**machine.facts(), "round_trip_ms": round(round_trip_ms, 3)}

@@ -47,6 +47,7 @@ app.add_typer(bench.app, name="bench")
 def up(
     target: flags.Target = None,
     draft: flags.Drafts = None,
+    ngram_table: flags.NgramTable = None,
     no_draft: flags.NoDraft = False,
     verifiers: flags.Verifiers = 1,
     drafters: flags.Drafters = 1,
@@ -65,10 +66,9 @@ def up(
     them at once. Everything else that a service can be told is an OUTRIDER_* variable; see `python -m coordinator
     --help`, `python -m draft_service --help` and `python -m verify_service --help`.
     """
-    target, draft = choose_models(target, draft, no_draft=no_draft)
+    models = choose_models(target, draft, ngram_table, no_draft=no_draft)
     options = UpOptions(
-        target=target,
-        draft=draft,
+        **models._asdict(),
         num_verifiers=verifiers,
         num_drafters=drafters,
         num_coordinators=coordinators,
@@ -162,6 +162,7 @@ def run(
     completions: flags.Completions = None,
     target: flags.Target = None,
     draft: flags.Draft = None,
+    ngram_table: flags.NgramTable = None,
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
     dtype: flags.Dtype = None,
@@ -189,10 +190,9 @@ def run(
         tree_width=tree_width,
         completions=completions,
     )
-    target, draft = choose_models(target, draft, no_draft=False)
+    models = choose_models(target, draft, ngram_table, no_draft=False)
     options = UpOptions(
-        target=target,
-        draft=draft,
+        **models._asdict(),
         target_device=target_device,
         draft_device=draft_device,
         dtype=dtype,

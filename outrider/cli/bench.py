@@ -46,6 +46,7 @@ def bench(
     context: typer.Context,
     target: flags.Target = None,
     draft: flags.Draft = None,
+    ngram_table: flags.NgramTable = None,
     wide: Wide = False,
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
@@ -79,10 +80,11 @@ def bench(
         return
     if external_openai is not None and external_model is None:
         raise typer.BadParameter("say what the server calls its model with --external-model NAME")
-    target, draft = _pair(target, draft)
+    target, draft, ngram_table = _models(target, draft, ngram_table)
     options = _part("options").BenchOptions(
         target=target,
         draft=draft,
+        ngram_table=ngram_table,
         target_device=target_device,
         draft_device=draft_device,
         dtype=dtype,
@@ -107,6 +109,7 @@ def bench(
 def load(
     target: flags.Target = None,
     draft: flags.Draft = None,
+    ngram_table: flags.NgramTable = None,
     wide: Wide = False,
     target_device: flags.TargetDevice = "cpu",
     draft_device: flags.DraftDevice = "cpu",
@@ -155,10 +158,11 @@ def load(
     """
     if not concurrency and not rates:
         raise typer.BadParameter("say how much load there is with --concurrency or --rates")
-    target, draft = _pair(target, draft)
+    target, draft, ngram_table = _models(target, draft, ngram_table)
     options = _part("load.options").LoadOptions(
         target=target,
         draft=draft,
+        ngram_table=ngram_table,
         target_device=target_device,
         draft_device=draft_device,
         dtype=dtype,
@@ -203,7 +207,7 @@ def soak(
     second half at more than 4 MB in ten minutes (by the median of slopes), if a worker still holds keys and
     values at the end, or if an answer failed otherwise than by a refusal.
     """
-    target, draft = _pair(target, draft)
+    target, draft, _ = _models(target, draft, "")
     module = _part("load.soak")
     options = _part("load.options").SoakOptions(
         target=target,
@@ -241,8 +245,8 @@ def synthetic(
     result = module.map_plane(verify_slope=verify_slope, num_tokens=num_tokens)
     result["machine"] = _part("machine").facts()
     if confirm:
-        target, draft = choose_models(None, None, no_draft=False)
-        models = _part("stack").Models(target=target, draft=draft or "", dtype="float32", compile="off")
+        target, draft, _ = _models(None, None, "")
+        models = _part("stack").Models(target=target, draft=draft, dtype="float32", compile="off")
         result["confirmed"] = asyncio.run(_part("confirm").confirm(models, Observer()))
     _part("tables").show_plane(result)
     _keep(result, as_json, plots, "plots")
@@ -266,11 +270,11 @@ def _part(name: str) -> ModuleType:
         ) from error
 
 
-def _pair(target: str | None, draft: str | None) -> tuple[str, str]:
-    target, draft = choose_models(target, draft, no_draft=False)
-    if draft is None:
+def _models(target: str | None, draft: str | None, ngram_table: str | None) -> tuple[str, str, str]:
+    models = choose_models(target, draft, ngram_table, no_draft=False)
+    if models.draft is None:
         raise typer.BadParameter("name the draft model of this target with --draft MODEL")
-    return target, draft
+    return models.target, models.draft, models.ngram_table
 
 
 def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> tuple[Number, ...]:

@@ -58,6 +58,15 @@ Drafts = Annotated[
         metavar="MODEL",
     ),
 ]
+NgramTable = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OUTRIDER_NGRAM_TABLE",
+        help="File of python -m recipes.ngram_table, for the verifier and for drafters without a model. Default: the "
+        "bundled one, or none if --target is given.",
+        metavar="FILE",
+    ),
+]
 Verifiers = Annotated[int, typer.Option(help="How many verify services to start.", min=1)]
 Drafters = Annotated[int, typer.Option(help="How many draft services to start of each draft model.", min=1)]
 Coordinators = Annotated[int, typer.Option(help="How many coordinators to start; they share the others.", min=1)]

@@ -77,6 +77,10 @@ def _rows(answer: Answer) -> list[_Row]:
         _Row("acceptance length", f"{speculation.acceptance_length:.2f} tokens per round"),
         _Row("acceptance rate", _acceptance_rate(speculation)),
         _Row(
+            "looked up",
+            f"{speculation.num_accepted_looked_up_tokens} of {speculation.num_looked_up_tokens} accepted",
+        ),
+        _Row(
             "accepted by depth", " ".join(f"{share:.0%}" for share in speculation.acceptance_by_depth[:_DEPTHS_SHOWN])
         ),
         _Row("outcome hits", f"{speculation.num_outcome_hits} of {speculation.num_rejections} rejections"),

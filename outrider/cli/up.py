@@ -9,7 +9,7 @@ import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import outrider
 from outrider.cli.child import Child, Observer
@@ -49,6 +49,8 @@ class UpOptions:
     """Folder or hub name of the target model."""
     draft: str | None
     """The same of the draft model, or `ngram` for none, or several with commas; None runs the target alone."""
+    ngram_table: str = ""
+    """File of n-grams for the verifiers, and for drafters without a model; empty: none."""
     num_verifiers: int = 1
     num_drafters: int = 1
     """Of each draft model."""
@@ -80,17 +82,25 @@ class UpOptions:
         ]
 
 
-def choose_models(target: str | None, draft: str | None, *, no_draft: bool) -> tuple[str, str | None]:
-    """The pair to serve: the bundled one unless `target` names another, which then brings its own draft or none.
+class Models(NamedTuple):
+    """What to serve."""
 
-    Raises NoModelError if the bundled pair is wanted and not there.
+    target: str
+    draft: str | None
+    ngram_table: str
+    """See `UpOptions`."""
+
+
+def choose_models(target: str | None, draft: str | None, ngram_table: str | None, *, no_draft: bool) -> Models:
+    """The bundled pair and n-gram table, unless `target` names another, which then brings its own draft or none.
+
+    Raises NoModelError if the bundled ones are wanted and not there.
     """
-    bundled = target is None
     if target is None:
+        draft = str(_bundled("draft")) if draft is None and not no_draft else draft
+        ngram_table = str(_bundled("ngrams.safetensors")) if ngram_table is None else ngram_table
         target = str(_bundled("target"))
-    if no_draft:
-        return target, None
-    return target, draft if draft is not None or not bundled else str(_bundled("draft"))
+    return Models(target, None if no_draft else draft, ngram_table or "")
 
 
 class Running:
@@ -189,6 +199,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             name,
             [
                 *_worker_command("verify_service", options.target, address, options.target_device, options),
+                f"--ngram-table={options.ngram_table}",
                 *_core_flags(next(verifier_shares, ""), divided=options.num_verifiers > 1),
             ],
             address=address,
@@ -202,6 +213,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             name,
             [
                 *_worker_command("draft_service", draft, address, options.draft_device, options),
+                f"--ngram-table={options.ngram_table if draft == NGRAM_MODEL else ''}",
                 *(
                     _core_flags(next(drafter_shares, ""), divided=len(computing) > 1)
                     if draft in computing
@@ -282,7 +294,7 @@ def _addresses(wanted: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:
 
 
 def _bundled(name: str) -> Path:
-    folder = _BUNDLED_MODELS / name
-    if not folder.is_dir():
-        raise NoModelError(f"there is no bundled model in {folder}; name your own with --target FOLDER --draft FOLDER")
-    return folder
+    path = _BUNDLED_MODELS / name
+    if not path.exists():
+        raise NoModelError(f"there is no bundled model in {path}; name your own with --target FOLDER --draft FOLDER")
+    return path

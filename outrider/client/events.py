@@ -19,9 +19,9 @@ class GenerationMode(Enum):
     SPECULATIVE = 1
     """With a drafter from beginning to end."""
     TARGET_ONLY = 2
-    """By the target alone."""
+    """Without a drafter; unless speculation was turned off, the verifier guesses what the text repeats."""
     DEGRADED = 3
-    """With a drafter that was lost on the way; by the target alone from there on."""
+    """With a drafter that was lost on the way, and without one from there on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +99,10 @@ class Speculation:
     num_bonuses: int
     num_bonus_hits: int
     """Bonus tokens that had been drafted already."""
+    num_looked_up_tokens: int
+    """Of the scored draft tokens those that the verifier looked up itself."""
+    num_accepted_looked_up_tokens: int
+    """Of the accepted ones."""
 
     @property
     def outcome_hit_rate(self) -> float:
@@ -268,6 +272,8 @@ def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
             num_outcome_hits=speculation.num_outcome_hits,
             num_bonuses=speculation.num_bonuses,
             num_bonus_hits=speculation.num_bonus_hits,
+            num_looked_up_tokens=speculation.num_looked_up_tokens,
+            num_accepted_looked_up_tokens=speculation.num_accepted_looked_up_tokens,
         ),
         timings=Timings(
             first_token_ms=timings.first_token_ms,

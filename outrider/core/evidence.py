@@ -73,7 +73,7 @@ CLAIM_CHANCES = _CHANCE_MIDDLES
 """How often guesses are right by what their drafter claims: as often as it says, until that proves wrong."""
 
 VERIFY_CHANCES = (*CLAIM_CHANCES, *_NGRAM_CHANCES[Ngram.FORESEEN])
-"""How often guesses are right by a verifier's cells: those of what is claimed, then those of what it looks up itself."""
+"""How often guesses are right by a verifier's cells: those of what is claimed, then those of what it looks up."""
 
 
 def margin_cell(rank: int, margin: float) -> int:

@@ -166,6 +166,10 @@ class Verdict:
     logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached_tokens: int = 0
     """In the first verdict: how many tokens of the line were found already read, for another session."""
+    num_looked_up: int = 0
+    """Of the scored draft tokens those that the verifier looked up itself."""
+    num_looked_up_accepted: int = 0
+    """Of the accepted ones."""
 
 
 @dataclass(frozen=True, slots=True)

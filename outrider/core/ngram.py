@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from outrider.core.ngram_static import TOKEN_BITS, StaticNgrams
+from outrider.core.ngram_static import NEGLIGIBLE, TOKEN_BITS, StaticNgrams
 from outrider.core.tree import Node
 
 NGRAM_MODEL = "ngram"
@@ -34,9 +34,6 @@ HISTORY_TOKENS_MAX = 16_384
 
 PROBABILITY_MAX = 0.995
 """No guess is surer: of the surest tenth on greedy text 0.996 were right."""
-
-_NEGLIGIBLE = 0.02
-"""Shorter orders are not asked for less than this share of the probability."""
 
 _TRUST_MEMORY = 1 - 1 / 64
 """Weight of the past in the running hit rate, per committed token. Memories of 32, 64 and 128 differ by 0.002 nats per
@@ -82,8 +79,8 @@ class _Order:
         self.mask = (1 << (TOKEN_BITS * num_tokens)) - 1
         self.followers: dict[int, int] = {}
         """For each context the position of the token that followed it last."""
-        self.previous = array("q", [-1]) * HISTORY_TOKENS_MAX
-        """For each position, modulo the array's size, the position of the token that followed its context before."""
+        self.previous = array("q")
+        """For each position, modulo HISTORY_TOKENS_MAX, the position of the token that followed its context before."""
 
 
 def extend(context: int, token_id: int) -> int:
@@ -99,7 +96,7 @@ def path_context(node: Node, root: Node, context: int) -> int:
         num_bits += TOKEN_BITS
         assert node.parent is not None
         node = node.parent
-    return context << num_bits | packed
+    return (context << num_bits | packed) & _CONTEXT_MASK
 
 
 class NgramTable:
@@ -107,6 +104,7 @@ class NgramTable:
 
     __slots__ = (
         "_contexts",
+        "_looked_up",
         "_num_promised",
         "_num_right",
         "_num_tokens",
@@ -117,23 +115,31 @@ class NgramTable:
         "trust",
     )
 
-    def __init__(self, token_ids: Iterable[int], static: StaticNgrams | None = None) -> None:
+    def __init__(self, token_ids: Iterable[int] = (), static: StaticNgrams | None = None) -> None:
         """Begins with a line. Below what it tells itself stands the `static` table, if there is one."""
         self.context = 0
         """The line's last tokens, packed."""
         self._static = static
         self._orders = [_Order(num_tokens) for num_tokens in ORDERS]
         self._num_tokens = 0
-        self._token_ids = array("I", [0]) * HISTORY_TOKENS_MAX
-        self._contexts = [0] * HISTORY_TOKENS_MAX
+        self._token_ids = array("I")
+        self._contexts: list[int] = []
+        """For each position, modulo HISTORY_TOKENS_MAX, its token and what stood before it."""
+        self._looked_up: dict[int, dict[int, float]] = {}
+        """What was found for contexts since the last commit: who asks what follows a guess may soon commit it."""
         self._num_right = self._num_promised = _TRUST_PRIOR
         self.trust = 1.0
         """How often first guesses were right of late, relative to what the counts promised. Multiplies every estimate.
 
         Sampled text follows its own past less than greedy text does, which the counts alone find out too slowly.
         """
+        self.read(token_ids)
+
+    def read(self, token_ids: Iterable[int]) -> None:
+        """Appends tokens that nobody had to guess."""
         for token_id in token_ids:
             self._append(token_id)
+        self._looked_up.clear()
 
     def commit(self, token_ids: Iterable[int]) -> None:
         """Appends tokens that were decided, and learns from each how far guesses can be trusted."""
@@ -145,6 +151,7 @@ class NgramTable:
                 self._num_promised = self._num_promised * _TRUST_MEMORY + shares[best]
                 self.trust = max(self._num_right / self._num_promised, _TRUST_MIN)
             self._append(token_id)
+        self._looked_up.clear()
 
     def guesses(self, context: int, limit: int) -> list[Guess]:
         """At most `limit` tokens that followed `context` before, most probable first; none if nothing is known.
@@ -158,12 +165,11 @@ class NgramTable:
 
     def chances(self, context: int) -> dict[int, float]:
         """The same for all tokens that followed `context` before, not yet ranked."""
-        chances = self._shares(context)
-        if chances:
-            scale = min(self.trust, PROBABILITY_MAX / sum(chances.values()))
-            for token_id in chances:
-                chances[token_id] *= scale
-        return chances
+        shares = self._shares(context)
+        if not shares:
+            return shares
+        scale = min(self.trust, PROBABILITY_MAX / sum(shares.values()))
+        return {token_id: share * scale for token_id, share in shares.items()}
 
     def tree(self, context: int, *, limit: int, width: int, min_probability: float = 0.0) -> GuessTree:
         """The at most `limit` guesses below `context` with the most probable paths, at most `width` below each node.
@@ -192,7 +198,11 @@ class NgramTable:
 
     def _shares(self, context: int) -> dict[int, float]:
         """What the counts say of each token that followed `context`, in the order of `guesses` among equals."""
+        found = self._looked_up.get(context)
+        if found is not None:
+            return found
         shares: dict[int, float] = {}
+        self._looked_up[context] = shares
         rest = 1.0
         oldest = max(self._num_tokens - HISTORY_TOKENS_MAX, 0)
         token_ids = self._token_ids
@@ -220,7 +230,7 @@ class NgramTable:
                 for token_id, count in counts.items():
                     shares[token_id] = shares.get(token_id, 0.0) + share * count
                 rest = share * len(counts)
-            if rest < _NEGLIGIBLE:
+            if rest < NEGLIGIBLE:
                 return shares
         if self._static is not None:
             self._static.add_shares(context, rest, shares)
@@ -228,16 +238,29 @@ class NgramTable:
 
     def _append(self, token_id: int) -> None:
         context, position = self.context, self._num_tokens
-        index = position % HISTORY_TOKENS_MAX
+        if position < HISTORY_TOKENS_MAX:
+            for order in self._orders:
+                key = context & order.mask
+                order.previous.append(order.followers.get(key, -1))
+                order.followers[key] = position
+            self._token_ids.append(token_id)
+            self._contexts.append(context)
+        else:
+            self._replace(position % HISTORY_TOKENS_MAX, token_id)
+        self.context = extend(context, token_id)
+        self._num_tokens = position + 1
+
+    def _replace(self, index: int, token_id: int) -> None:
+        """Puts the newest token in the place of the oldest."""
+        context, position = self.context, self._num_tokens
         forgotten = position - HISTORY_TOKENS_MAX
         for order in self._orders:
             followers = order.followers
-            if forgotten >= 0 and followers.get(stale := self._contexts[index] & order.mask) == forgotten:
+            stale = self._contexts[index] & order.mask
+            if followers[stale] == forgotten:
                 del followers[stale]
             key = context & order.mask
             order.previous[index] = followers.get(key, -1)
             followers[key] = position
         self._token_ids[index] = token_id
         self._contexts[index] = context
-        self.context = extend(context, token_id)
-        self._num_tokens = position + 1

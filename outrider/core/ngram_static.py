@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,6 +22,14 @@ SHARE_UNIT = 255
 """Stored probabilities are bytes: multiples of 1 / SHARE_UNIT. Finer ones would decide no rank worth deciding."""
 
 
+NEGLIGIBLE = 0.02
+"""Shorter orders are not asked for less than this share of the probability."""
+
+_ROWS_KEPT_MAX = 4096
+"""Contexts of one order that are remembered, those asked for last: texts have favourites, and finding one in the table
+takes ten times as long. They take about a megabyte."""
+
+
 class StaticOrder(NamedTuple):
     """The contexts of one length, as plain sequences of unsigned integers."""
 
@@ -36,7 +45,7 @@ class StaticOrder(NamedTuple):
 class StaticNgrams:
     """Continuations by context, of several orders. Immutable: all sessions share one."""
 
-    __slots__ = ("_orders", "_width")
+    __slots__ = ("_orders",)
 
     def __init__(self, orders: Mapping[int, StaticOrder], *, width: int, vocab_size: int) -> None:
         """Takes the orders into use as they are, `width` continuations for each context.
@@ -49,28 +58,34 @@ class StaticNgrams:
             if num_tokens not in STATIC_ORDERS:
                 raise ValueError(f"it has contexts of {num_tokens} tokens; possible are {sorted(STATIC_ORDERS)}")
             _check(order, num_tokens, width, vocab_size)
-        self._width = width
         self._orders = [
-            ((1 << (TOKEN_BITS * num_tokens)) - 1, orders[num_tokens])
+            ((1 << (TOKEN_BITS * num_tokens)) - 1, lru_cache(_ROWS_KEPT_MAX)(partial(_row, orders[num_tokens], width)))
             for num_tokens in STATIC_ORDERS
             if num_tokens in orders
         ]
 
     def add_shares(self, context: int, rest: float, shares: dict[int, float]) -> None:
         """Distributes the probability `rest` over the continuations of `context`, longest order first."""
-        width = self._width
-        for mask, order in self._orders:
-            key = context & mask
-            index = bisect_left(order.contexts, key)
-            if index == len(order.contexts) or order.contexts[index] != key:
-                continue
-            unit = rest / SHARE_UNIT
-            for place in range(index * width, (index + 1) * width):
-                if not (share := order.shares[place]):
-                    break
-                token_id = order.token_ids[place]
-                shares[token_id] = shares.get(token_id, 0.0) + unit * share
-                rest -= unit * share
+        for mask, row in self._orders:
+            continuations, rest_share = row(context & mask)
+            for token_id, share in continuations:
+                shares[token_id] = shares.get(token_id, 0.0) + rest * share
+            rest *= rest_share
+            if rest < NEGLIGIBLE:
+                return
+
+
+def _row(order: StaticOrder, width: int, context: int) -> tuple[Sequence[tuple[int, float]], float]:
+    """The continuations of a context with their probabilities, and what these lack to 1."""
+    index = bisect_left(order.contexts, context)
+    if index == len(order.contexts) or order.contexts[index] != context:
+        return (), 1.0
+    places = slice(index * width, (index + 1) * width)
+    shares = order.shares[places]
+    continuations = [
+        (token_id, share / SHARE_UNIT) for token_id, share in zip(order.token_ids[places], shares, strict=True) if share
+    ]
+    return continuations, 1.0 - sum(shares) / SHARE_UNIT
 
 
 def _check(order: StaticOrder, num_tokens: int, width: int, vocab_size: int) -> None:

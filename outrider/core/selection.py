@@ -104,6 +104,8 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
                 curve, num_tokens + len(order), num_left, expected, chance, best_expected / best_seconds
             ):
                 break
+        if not room[index]:
+            continue
         each = trees[index]
         root_log_prob = each.tree.root.path_log_prob
         for child in each.below(node):

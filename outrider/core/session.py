@@ -181,6 +181,11 @@ class Session:
             raise ProtocolViolationError(
                 "a verdict commits accepted draft tokens and at most one more, together not none"
             )
+        if not (
+            verdict.num_looked_up <= verdict.num_draft_tokens
+            and verdict.num_looked_up_accepted <= min(verdict.num_looked_up, verdict.num_accepted)
+        ):
+            raise ProtocolViolationError("a verdict's looked-up tokens are among its draft tokens")
         new = self.line.commit(verdict.position, verdict.token_ids)
         if not new:
             return []
@@ -241,6 +246,8 @@ class Session:
         statistics.num_rounds += 1
         statistics.num_draft_tokens += verdict.num_draft_tokens
         statistics.num_accepted_tokens += emit.num_accepted
+        statistics.num_looked_up_tokens += verdict.num_looked_up
+        statistics.num_accepted_looked_up_tokens += min(verdict.num_looked_up_accepted, emit.num_accepted)
         statistics.num_committed_tokens += len(emit.token_ids)
         statistics.num_rollbacks += emit.rolled_back
         statistics.num_stale_nodes += verdict.num_stale_nodes

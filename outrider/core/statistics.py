@@ -27,6 +27,10 @@ class SpeculationStatistics:
     """Verdicts whose next token was a bonus after a path that was accepted to its end."""
     num_bonus_hits: int = 0
     """Those whose bonus token had been drafted when the verdict arrived."""
+    num_looked_up_tokens: int = 0
+    """Of the scored draft tokens those that the verifier looked up itself."""
+    num_accepted_looked_up_tokens: int = 0
+    """Of the accepted ones."""
     num_drafted_nodes: int = 0
     """Nodes that the drafter sent."""
     num_stale_nodes: int = 0

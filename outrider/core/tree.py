@@ -100,12 +100,11 @@ class SpeculationTree:
         index = position - self._recent[0].position
         return self._recent[index] if 0 <= index < len(self._recent) else None
 
-    def attach(self, parent: Node, token_id: int, log_prob: float, cell: int | None = None) -> Node | None:
+    def attach(self, parent: Node, token_id: int, log_prob: float) -> Node | None:
         """Adds a child to `parent`, or finds the one that has the token already.
 
         Below a node that was committed before the root only the committed token exists: that guess is *absorbed* by the
-        committed node. Any other, and any below a dropped node, is stale: None. `cell` says what speaks for the guess if
-        that is not its drafter's claim.
+        committed node. Any other, and any below a dropped node, is stale: None.
         """
         siblings = parent.children
         child = siblings.get(token_id)
@@ -116,13 +115,18 @@ class SpeculationTree:
         if self._log_chance is None:
             child = Node(parent, parent.position + 1, token_id, log_prob, log_prob)
         else:
-            if cell is None:
-                cell = claim_cell(log_prob)
+            cell = claim_cell(log_prob)
             child = Node(parent, parent.position + 1, token_id, log_prob, self._log_chance(cell))
             parent.guesses.append((token_id, cell))
         siblings[token_id] = child
         self.num_live += 1
         return child
+
+    def add(self, parent: Node, token_id: int, log_chance: float) -> None:
+        """Adds a child with that token, which no child has yet, to the root or a live node: a guess that is the owner's
+        own, and right with that chance."""
+        parent.children[token_id] = Node(parent, parent.position + 1, token_id, log_chance, log_chance)
+        self.num_live += 1
 
     def commit(self, token_ids: Sequence[int]) -> Growth:
         """Moves the root along newly committed `token_ids`, which follow the present root directly.
@@ -154,6 +158,11 @@ class SpeculationTree:
         assert node.parent is not None
         del node.parent.children[node.token_id]
         self.num_live -= _drop([node])
+
+    def drop_below(self, node: Node) -> None:
+        """Takes all below the root or a live node out of the tree."""
+        self.num_live -= _drop(list(node.children.values()))
+        node.children.clear()
 
     def live_nodes(self) -> Iterator[Node]:
         """All live nodes, parents before children."""

@@ -39,6 +39,10 @@ class Decision(NamedTuple):
     bonus: bool
     """Whether the next token follows a path that was accepted to its end, rather than a rejection."""
     finish_reason: FinishReason | None
+    num_looked_up: int
+    """How many of the scored nodes the session looked up itself."""
+    num_looked_up_accepted: int
+    """How many of the accepted ones."""
 
 
 class VerifyKnowledge:
@@ -87,7 +91,7 @@ class VerifySession:
         knowledge: VerifyKnowledge | None = None,
         ngrams: NgramTable | None = None,
     ) -> None:
-        """Guesses by itself from `ngrams`, a table of the opening's line, below what its drafter has sent."""
+        """Guesses by itself from `ngrams`, an empty table, which reads the line, below what its drafter has sent."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         knowledge = knowledge or VerifyKnowledge()
         self._knowledge = knowledge
@@ -97,7 +101,7 @@ class VerifySession:
         self._calibrations = calibration, shared_calibration
         self._patience = Patience(self._shared_patience)
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_chance)
-        self._lookup = None if ngrams is None else Lookup(ngrams, self.tree, calibration)
+        self._lookup = None if ngrams is None else Lookup(ngrams, self.line, self.tree, calibration)
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
@@ -131,7 +135,8 @@ class VerifySession:
         """What the next round may score. A node at the line's last position is not: the token there comes with its
         parent's row."""
         self._withdraw()
-        return self._drafted._replace(lookup=self._lookup)
+        ready = self._lookup is not None and self._lookup.is_ready()
+        return self._drafted._replace(lookup=self._lookup) if ready else self._drafted
 
     @property
     def _drafted(self) -> Candidates:
@@ -141,6 +146,9 @@ class VerifySession:
     def _is_looked_up(self, node: Node) -> bool:
         """Whether what stands below `node` is not the drafter's."""
         return self._lookup is not None and self._lookup.has_guessed(node)
+
+    def _num_looked_up(self, nodes: Sequence[Node]) -> int:
+        return 0 if self._lookup is None else self._lookup.num_among(nodes)
 
     def _withdraw(self) -> None:
         if self._lookup is not None:
@@ -163,6 +171,7 @@ class VerifySession:
         """
         if self._last_verdict is None or not self._max_draft_tokens:
             return AT_ONCE
+        self._withdraw()
         chance_min = self._knowledge.chance_min
         self._log_chance_min = math.log(chance_min) if chance_min > 0.0 else -math.inf
         self._price = chance_min * num_beside / (num_beside + 1)
@@ -211,6 +220,7 @@ class VerifySession:
         position = len(self.line)
         token_ids: list[int] = []
         rows: list[int] = []
+        accepted: list[Node] = []
         reason: FinishReason | None = None
         node: Node | None = self.tree.root
         bonus = False
@@ -221,7 +231,9 @@ class VerifySession:
             reason = self._ending.reason(token_id, position + len(token_ids))
             bonus = bool(nodes) and not any(id(child) in row_of for child in node.children.values())
             node = node.children.get(token_id)
-        num_accepted = len(token_ids) - (node is None or id(node) not in row_of)
+            if node is not None and id(node) in row_of:
+                accepted.append(node)
+        num_looked_up, num_looked_up_accepted = self._num_looked_up(nodes), self._num_looked_up(accepted)
         self._observe_places(self._worths(token_ids))
         decided(self.tree.root, token_ids, self._calibrations)
         self.line.commit(position, token_ids)
@@ -236,7 +248,7 @@ class VerifySession:
             if len(self._bare_since) > _BARE_ROOTS_MAX:
                 self._bare_since.pop(next(iter(self._bare_since)))
             self._deepest = self.tree.root.position, now
-        return Decision(position, token_ids, num_accepted, rows, bonus, reason)
+        return Decision(position, token_ids, len(accepted), rows, bonus, reason, num_looked_up, num_looked_up_accepted)
 
     def _worths(self, token_ids: Sequence[int]) -> list[float]:
         """What the guesses for each place that `token_ids` decide were worth; see `Patience.observe_places`."""

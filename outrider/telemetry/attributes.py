@@ -52,6 +52,8 @@ def speculation_attributes(statistics: SpeculationStatistics) -> dict[str, Attri
         names.NUM_BONUSES: statistics.num_bonuses,
         names.NUM_BONUS_HITS: statistics.num_bonus_hits,
         names.NUM_STALE_NODES: statistics.num_stale_nodes,
+        names.NUM_LOOKED_UP_TOKENS: statistics.num_looked_up_tokens,
+        names.NUM_ACCEPTED_LOOKED_UP_TOKENS: statistics.num_accepted_looked_up_tokens,
         names.ROUNDS_NUM_DRAFT_TOKENS: tuple(statistics.drafted_by_round),
         names.ROUNDS_NUM_ACCEPTED: tuple(statistics.accepted_by_round),
     }

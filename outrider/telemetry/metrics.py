@@ -48,6 +48,12 @@ class Instruments:
         self._accepted_tokens = meter.create_counter(
             names.METRIC_ACCEPTED_TOKENS, "{token}", "Draft tokens that the target accepted"
         )
+        self._looked_up_tokens = meter.create_counter(
+            names.METRIC_LOOKED_UP_TOKENS, "{token}", "Draft tokens among those scored that the verifier had looked up"
+        )
+        self._accepted_looked_up_tokens = meter.create_counter(
+            names.METRIC_ACCEPTED_LOOKED_UP_TOKENS, "{token}", "Those of them that the target accepted"
+        )
         self._rollbacks = meter.create_counter(
             names.METRIC_ROLLBACKS, "{rollback}", "Verdicts that voided the drafter's guesses"
         )
@@ -92,6 +98,8 @@ class Instruments:
         """Adds what speculation did in one request, once, when the request has ended."""
         self._draft_tokens.add(statistics.num_draft_tokens)
         self._accepted_tokens.add(statistics.num_accepted_tokens)
+        self._looked_up_tokens.add(statistics.num_looked_up_tokens)
+        self._accepted_looked_up_tokens.add(statistics.num_accepted_looked_up_tokens)
         self._rollbacks.add(statistics.num_rollbacks)
         self._rejections.add(statistics.num_rejections)
         self._outcome_hits.add(statistics.num_outcome_hits)

@@ -9,12 +9,13 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from outrider.cli.child import Child, Observer, Phase, ServiceDiedError
-from outrider.cli.up import HOST, PortTakenError, Running, UpOptions, _children, services
+from outrider.cli.up import HOST, PortTakenError, Running, UpOptions, _children, choose_models, services
 from tests.cli.stub_service import NAME
 
 
@@ -144,6 +145,21 @@ def test_one_service_of_each_kind_is_started_by_default() -> None:
     assert set(commands_of(draft=None)) == {"coordinator", "verify"}
     assert "--draft=" in commands_of(draft=None)["coordinator"]
     assert not any("num-threads" in flag for command in commands_of().values() for flag in command)
+
+
+def test_counted_ngrams_are_for_verifiers_and_for_drafters_without_a_model() -> None:
+    commands = commands_of(ngram_table="counted", draft="draft,ngram")
+    assert "--ngram-table=counted" in commands["verify"]
+    assert "--ngram-table=" in commands["draft-1"]
+    assert "--ngram-table=counted" in commands["draft-2"]
+
+
+def test_the_bundled_ngrams_belong_to_the_bundled_target() -> None:
+    target, draft, table = choose_models(None, None, None, no_draft=False)
+    assert [Path(each or "").name for each in (target, draft, table)] == ["target", "draft", "ngrams.safetensors"]
+    assert choose_models(None, "mine", "", no_draft=False)[1:] == ("mine", "")
+    assert choose_models("mine", None, None, no_draft=False) == ("mine", None, "")
+    assert choose_models("mine", "draft", "counted", no_draft=True) == ("mine", None, "counted")
 
 
 def test_a_pool_has_an_address_for_each_and_every_coordinator_knows_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,6 +66,8 @@ async def test_json_is_one_object_with_everything() -> None:
             "num_outcome_hits": 1,
             "num_bonuses": 1,
             "num_bonus_hits": 0,
+            "num_looked_up_tokens": 5,
+            "num_accepted_looked_up_tokens": 1,
         },
         "timings": {
             "first_token_ms": 40.0,

@@ -68,7 +68,7 @@ async def test_the_events_are_plain_values_in_order() -> None:
         mode_reason="the drafter left",
         text="!",
         usage=Usage(2, 6, 1),
-        speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2), 2, 1, 1, 0),
+        speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2), 2, 1, 1, 0, 5, 1),
         timings=Timings(40.0, 500.0, 300.0, 20.0, 100.0),
     )
     assert isinstance(events[-1], Finished)
@@ -151,7 +151,7 @@ async def test_an_answer_is_gathered_by_completion() -> None:
     assert (first.text, first.token_ids, first.seed) == ("first ends", (20, 21), 2**64 - 1)
     assert (second.text, second.token_ids, second.seed) == ("second ends early!", (30, 31, 32), 0)
     assert (first.finished.completion, second.finished.completion) == (0, 1)
-    assert answer.speculation == Speculation(6, 16, 4, 2, 18, 8, 2.0, (2, 4), 4, 2, 2, 0)
+    assert answer.speculation == Speculation(6, 16, 4, 2, 18, 8, 2.0, (2, 4), 4, 2, 2, 0, 10, 2)
 
 
 async def test_one_gathered_answer_has_its_log_probabilities() -> None:

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from outrider.core.evidence import (
     CLAIM_CHANCES,
     DRAFT_CHANCES,
+    VERIFY_CHANCES,
     Ngram,
     claim_cell,
+    lookup_cell,
     margin_cell,
     ngram_cell,
 )
@@ -33,7 +35,10 @@ def test_each_kind_of_guess_has_a_cell_of_its_own() -> None:
     cells = [margin_cell(rank, margin) for rank in range(TREE_WIDTH_MAX) for margin in MARGINS]
     cells += [ngram_cell(said, chance) for said in Ngram for chance in CHANCES]
     assert cells == list(range(len(DRAFT_CHANCES)))
-    assert [claim_cell(math.log(chance)) for chance in CHANCES] == list(range(len(CLAIM_CHANCES)))
+    cells = [claim_cell(math.log(chance)) for chance in CHANCES]
+    assert cells == list(range(len(CLAIM_CHANCES)))
+    cells += [lookup_cell(chance) for chance in CHANCES]
+    assert cells == list(range(len(VERIFY_CHANCES)))
 
 
 @given(st.integers(0, 50), st.floats(min_value=0.0) | st.just(math.nan))
@@ -45,6 +50,11 @@ def test_whatever_a_sampler_says_has_a_cell(rank: int, margin: float) -> None:
 @given(st.floats(max_value=0.0, allow_infinity=False))
 def test_whatever_is_claimed_has_a_cell(log_chance: float) -> None:
     assert 0 <= claim_cell(log_chance) < len(CLAIM_CHANCES)
+
+
+@given(st.floats(min_value=0.0, max_value=1.0, exclude_min=True))
+def test_whatever_is_looked_up_has_a_cell(probability: float) -> None:
+    assert len(CLAIM_CHANCES) <= lookup_cell(probability) < len(VERIFY_CHANCES)
 
 
 def test_the_first_guess_is_worth_more_the_further_it_is_ahead() -> None:
@@ -84,3 +94,9 @@ def test_an_ngram_is_worth_most_where_the_draft_model_says_the_same() -> None:
 def test_a_claim_is_taken_at_its_word_at_first() -> None:
     for chance in CHANCES:
         assert CLAIM_CHANCES[claim_cell(math.log(chance))] == pytest.approx(chance, abs=0.06)
+
+
+def test_a_verifier_takes_claims_as_they_are_and_ngrams_as_a_drafter_does_before_its_model_has_spoken() -> None:
+    for chance in CHANCES:
+        assert VERIFY_CHANCES[claim_cell(math.log(chance))] == CLAIM_CHANCES[claim_cell(math.log(chance))]
+        assert VERIFY_CHANCES[lookup_cell(chance)] == draft_chance(ngram_cell(Ngram.FORESEEN, chance))

@@ -1,7 +1,12 @@
-"""What is derived from the raw counts."""
+"""What is counted, and what is derived from it."""
 
 from __future__ import annotations
 
+import pytest
+
+from outrider.core.errors import ProtocolViolationError
+from outrider.core.messages import Verdict
+from outrider.core.session import Session
 from outrider.core.statistics import SpeculationStatistics
 
 
@@ -35,3 +40,38 @@ def test_sessions_together_are_their_sum() -> None:
     )
     assert together.acceptance_length == 2.0
     assert first.accepted_by_round == [3, 0]
+
+
+def test_what_the_verifier_looked_up_is_counted_apart() -> None:
+    session = Session([7, 8, 9], vocab_size=10, max_run_ahead=8, drafting=True)
+    session.on_verdict(
+        Verdict(
+            position=3,
+            token_ids=[1, 2, 3],
+            num_accepted=2,
+            num_draft_tokens=5,
+            num_looked_up=4,
+            num_looked_up_accepted=1,
+        )
+    )
+    found = session.statistics
+    assert (found.num_draft_tokens, found.num_accepted_tokens) == (5, 2)
+    assert (found.num_looked_up_tokens, found.num_accepted_looked_up_tokens) == (4, 1)
+
+
+@pytest.mark.parametrize(("num_looked_up", "num_accepted"), [(3, 0), (1, 2), (2, 2)])
+def test_a_verifier_cannot_have_looked_up_more_than_was_scored_or_accepted(
+    num_looked_up: int, num_accepted: int
+) -> None:
+    session = Session([7, 8, 9], vocab_size=10, max_run_ahead=8, drafting=True)
+    with pytest.raises(ProtocolViolationError, match="looked-up"):
+        session.on_verdict(
+            Verdict(
+                position=3,
+                token_ids=[1, 2],
+                num_accepted=1,
+                num_draft_tokens=2,
+                num_looked_up=num_looked_up,
+                num_looked_up_accepted=num_accepted,
+            )
+        )

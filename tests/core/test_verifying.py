@@ -6,66 +6,17 @@ import pytest
 
 from outrider.core.errors import ProtocolViolationError
 from outrider.core.evidence import claim_cell
-from outrider.core.messages import FinishReason, VerifyOpen, Window
+from outrider.core.messages import FinishReason, Window
 from outrider.core.patience import AT_ONCE
-from outrider.core.sampling import SamplingParams
-from outrider.core.selection import most_probable
-from outrider.core.step_curve import StepCurve
-from outrider.core.tree import Node
-from outrider.core.verifying import VerifyKnowledge, VerifySession
+from outrider.core.verifying import VerifyKnowledge
 
-EOS, STOP = 90, 91
-
-
-def verify_session(
-    *,
-    max_draft_tokens: int = 8,
-    max_length: int = 100,
-    ignore_eos: bool = False,
-    knowledge: VerifyKnowledge | None = None,
-) -> VerifySession:
-    """A session at the end of the line [7, 8, 9]."""
-    return VerifySession(
-        VerifyOpen(
-            session_id="s",
-            token_ids=[7, 8, 9],
-            num_prompt_tokens=3,
-            sampling=SamplingParams(),
-            max_length=max_length,
-            stop_token_ids=frozenset({STOP}),
-            ignore_eos=ignore_eos,
-            max_draft_tokens=max_draft_tokens,
-        ),
-        vocab_size=100,
-        eos_token_ids=[EOS],
-        max_live_nodes=20,
-        knowledge=knowledge,
-    )
-
-
-def chain_window(*token_ids: int, first_id: int = 1, base: int = 2, log_prob: float = -0.1) -> Window:
-    """A chain below the committed token at `base`, each of whose tokens is claimed to be right with that chance."""
-    parent_ids = [0, *range(first_id, first_id + len(token_ids) - 1)]
-    return Window(base, first_id, parent_ids, token_ids, [log_prob] * len(token_ids))
-
-
-def choose(session: VerifySession) -> list[Node]:
-    """All that a round may score: with no step observed, time does not count."""
-    return most_probable([session.candidates], StepCurve()).nodes[0]
-
-
-def choices(session: VerifySession, nodes: list[Node], target: dict[tuple[int, ...], int]) -> list[int]:
-    """What the target chooses after the root and after each node; `target` maps paths to its tokens, default 0."""
-    paths: dict[int, tuple[int, ...]] = {id(session.tree.root): ()}
-    for node in nodes:
-        paths[id(node)] = (*paths[id(node.parent)], node.token_id)
-    return [target.get(path, 0) for path in paths.values()]
+from .rounds import EOS, STOP, chain_window, choices, choose, slow_verifier, verify_session
 
 
 def test_with_no_drafts_a_round_is_plain_decoding() -> None:
     session = verify_session()
     assert choose(session) == []
-    assert session.decide([], [5]) == (3, [5], 0, [0], False, None)
+    assert session.decide([], [5]) == (3, [5], 0, [0], False, None, 0, 0)
     assert session.line.token_ids == [7, 8, 9, 5]
     assert session.tree.root.token_id == 5
 
@@ -74,7 +25,7 @@ def test_a_chain_accepted_to_its_end_earns_a_bonus() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
     nodes = choose(session)
-    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None)
+    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None, 0, 0)
     assert session.tree.num_live == 0
 
 
@@ -82,14 +33,14 @@ def test_a_rejection_is_followed_by_the_recovered_token() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2, 3))
     nodes = choose(session)
-    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None)
+    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None, 0, 0)
     assert session.line.token_ids == [7, 8, 9, 1, 5]
 
 
 def test_a_rejection_at_once_accepts_nothing() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
-    assert session.decide(choose(session), [5, 2, 3]) == (3, [5], 0, [0], False, None)
+    assert session.decide(choose(session), [5, 2, 3]) == (3, [5], 0, [0], False, None, 0, 0)
 
 
 def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
@@ -107,7 +58,7 @@ def test_a_next_token_that_was_drafted_but_not_scored_keeps_its_subtree() -> Non
     session.graft(chain_window(1, 2, 3))
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None, 0, 0)
     assert [node.token_id for node in choose(session)] == [3]
 
 
@@ -130,7 +81,7 @@ def test_late_drafts_are_absorbed() -> None:
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)])
 def test_an_ending_token_ends_the_session_as_a_next_token(token_id: int, reason: FinishReason | None) -> None:
-    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason)
+    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason, 0, 0)
 
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN)])
@@ -138,7 +89,7 @@ def test_nothing_follows_an_accepted_token_that_ends_the_session(token_id: int, 
     session = verify_session()
     session.graft(chain_window(1, token_id, 3))
     decision = session.decide(choose(session), [1, token_id, 3, 4])
-    assert decision == (3, [1, token_id], 2, [0, 1], False, reason)
+    assert decision == (3, [1, token_id], 2, [0, 1], False, reason, 0, 0)
     assert session.line.token_ids == [7, 8, 9, 1, token_id]
 
 
@@ -162,7 +113,7 @@ def test_the_last_place_is_not_scored_and_comes_as_a_next_token() -> None:
     session.graft(chain_window(1, 2, 3))
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH, 0, 0)
 
 
 def test_drafts_beyond_the_rounds_bound_wait() -> None:
@@ -185,20 +136,6 @@ def test_the_levels_at_hand_are_those_of_the_most_probable_path_that_fit_a_round
     assert session.num_ready_levels == 1
     session.graft(Window(2, 4, [2, 4, 5], [4, 5, 6], [-0.1, -0.1, -0.1]))
     assert session.num_ready_levels == 3
-
-
-def slow_verifier(*, coverage: float, first_draft: float) -> VerifySession:
-    """After some experience: a step takes a second, drafts come `first_draft` later or keep coming, level by level."""
-    knowledge = VerifyKnowledge()
-    knowledge.curve.observe(1, 1.0)
-    _, patience = knowledge.of(greedy=True)
-    for _ in range(20):
-        patience.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
-        patience.observe_first_draft(first_draft)
-        patience.observe_levels(1, first_draft)
-    session = verify_session(knowledge=knowledge)
-    session.decide([], [1], now=10.0)
-    return session
 
 
 def test_the_first_round_waits_for_nothing() -> None:

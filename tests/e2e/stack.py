@@ -122,7 +122,11 @@ async def worker(
     max_queue: int = 0,
 ) -> AsyncIterator[RunningWorker]:
     """Serves a loaded model as a verify worker, or as a draft worker. `max_queue` is the verifier's."""
-    servicer: WorkerServicer = DraftServicer(telemetry) if draft else VerifyServicer(telemetry, max_queue=max_queue)
+    servicer: WorkerServicer = (
+        DraftServicer(DraftConfig(model="draft"), telemetry)
+        if draft
+        else VerifyServicer(VerifyConfig(model="target", max_queue=max_queue), telemetry)
+    )
     name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
     add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server
     server = Server(Service(name, add, servicer))

@@ -32,10 +32,8 @@ async def outrider(*arguments: str) -> tuple[int, str, str]:
 
 
 def options(**changes: Any) -> UpOptions:
-    target, draft = choose_models(None, None, no_draft=False)
-    return UpOptions(
-        **{"target": target, "draft": draft, "port": 0, "draft_port": 0, "verify_port": 0, "compiled": "off", **changes}
-    )
+    models = choose_models(None, None, None, no_draft=False)
+    return UpOptions(**{**models._asdict(), "port": 0, "draft_port": 0, "verify_port": 0, "compiled": "off", **changes})
 
 
 async def listed(address: str, version: str) -> set[str]:

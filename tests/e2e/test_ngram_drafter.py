@@ -16,7 +16,6 @@ import pytest_asyncio
 from coordinator.fitting import check_pair
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
-from draft_service.ngram_file import NgramFile, load_ngrams
 from draft_service.ngram_servicer import NgramServicer
 from draft_service.servicer import DraftServicer
 from outrider.client import GenerationMode
@@ -36,6 +35,7 @@ from outrider.rpc.channels import open_channel
 from outrider.rpc.server import Server, Service
 from outrider.rpc.status import error_from
 from outrider.v1 import common_pb2, draft_pb2_grpc
+from outrider.worker.ngram_file import NgramFile, load_ngrams
 from recipes.ngram_table import write
 from tests.e2e.answers import ask
 from tests.e2e.stack import MODELS, SILENT, Stack, bundled, coordinator, load_tiny, save_tiny, worker
@@ -65,7 +65,7 @@ async def ngram_worker(file: NgramFile | None = None, **settings: Any) -> AsyncI
 @asynccontextmanager
 async def model_worker(**settings: Any) -> AsyncIterator[str]:
     """Serves the bundled draft model with these settings of its n-grams. Yields the address."""
-    servicer = DraftServicer(SILENT, **settings)
+    servicer = DraftServicer(DraftConfig(model="draft", **settings), SILENT)
     server = Server(
         Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
     )
@@ -281,15 +281,17 @@ def test_the_service_without_a_model_loads_no_torch() -> None:
 async def test_beside_a_model_a_table_of_another_vocabulary_is_refused_in_words(tmp_path: Path) -> None:
     table(tmp_path)
     path = str(tmp_path / "ngrams.safetensors")
-    DraftServicer(SILENT, ngram_table=path).begin(bundled("draft"), raise_it)
+    DraftServicer(DraftConfig(model="draft", ngram_table=path), SILENT).begin(bundled("draft"), raise_it)
     stranger = load_tiny(save_tiny(build("llama", layers=1), tmp_path / "draft"))
     with pytest.raises(UnsupportedModelError, match="another vocabulary"):
-        DraftServicer(SILENT, ngram_table=path).begin(stranger, raise_it)
+        DraftServicer(DraftConfig(model="draft", ngram_table=path), SILENT).begin(stranger, raise_it)
     with pytest.raises(UnsupportedModelError, match="no usable n-gram table"):
-        DraftServicer(SILENT, ngram_table=str(tmp_path / "missing")).begin(stranger, raise_it)
+        DraftServicer(DraftConfig(model="draft", ngram_table=str(tmp_path / "missing")), SILENT).begin(
+            stranger, raise_it
+        )
 
 
-@pytest.mark.parametrize("settings", [{}, {"ngrams": False}, {"ngram_table": "counted"}])
+@pytest.mark.parametrize("settings", [{}, {"ngram": "off"}, {"ngram_table": "counted"}])
 async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, Any], tmp_path: Path) -> None:
     if settings.get("ngram_table"):
         table(tmp_path)
@@ -297,8 +299,8 @@ async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, An
     prompt, sampling = PROMPTS[0], SamplingParams(temperature=0.8, seed=4)
     async with worker(bundled("target")) as verify:
         async with coordinator(verify.address, "") as stack:
-            greedy = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True)
-            sampled = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling)
+            greedy = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True, speculate=False)
+            sampled = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling, speculate=False)
         async with model_worker(**settings) as draft, coordinator(verify.address, draft) as stack:
             answer = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True)
             assert answer.token_ids == greedy.token_ids

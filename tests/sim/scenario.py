@@ -53,6 +53,8 @@ class Scenario:
     """How often a delivery is followed by a repetition of an earlier one on the same stream."""
     automatic_width: bool
     """Whether the drafter is left to decide how many of its guesses are worth it."""
+    ngrams: bool
+    """Whether the verifier looks up what the line's past says."""
     speeds: dict[str, int]
     """How fast each actor is, against the others."""
 
@@ -63,7 +65,7 @@ class Scenario:
 
 def draw_scenario(rng: Random) -> Scenario:
     """Draws everything that may vary."""
-    target = ToyTarget(rng.getrandbits(64), rng.randint(6, 60))
+    target = ToyTarget(rng.getrandbits(64), rng.randint(6, 60), rng.choice((0, 0, 1, 3)))
     width = rng.randint(1, 4)
     prompt = [rng.randrange(target.vocab_size) for _ in range(rng.randint(1, 8))]
     num_stops = rng.choice((0, 0, 0, 1, 2))
@@ -82,6 +84,7 @@ def draw_scenario(rng: Random) -> Scenario:
         stop_string_at=rng.randint(1, 16) if rng.random() < 0.1 else None,
         repeat_rate=rng.choice((0.0, 0.1, 0.4)),
         automatic_width=max_run_ahead >= AUTOMATIC_WIDTH_MAX and rng.random() < 0.3,
+        ngrams=rng.random() < 0.5,
         speeds=_draw_speeds(rng),
     )
 

@@ -8,11 +8,9 @@ from dataclasses import replace
 import pytest
 
 from outrider.core.ending import Ending
-from outrider.core.messages import VerifyOpen, Window
-from outrider.core.sampling import SamplingParams
+from outrider.core.messages import Window
 from outrider.core.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
 from outrider.core.validation import RUN_AHEAD_MAX
-from outrider.core.verifying import VerifySession
 
 from .drafters import HonestDrafter
 from .scenario import Conduct
@@ -31,6 +29,7 @@ class MovingWorld(World):
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
         self.scenario = replace(self.scenario, conduct=Conduct.FAITHFUL, accident_at=-1)
+        self.verify_open = replace(self.verify_open, expect_drafts=True)
         self.coordinator = Session(
             self.scenario.prompt,
             vocab_size=self.scenario.target.vocab_size,
@@ -39,7 +38,7 @@ class MovingWorld(World):
             num_spare_drafters=3,
         )
         self.drafter = HonestDrafter(self.scenario, self.rng)
-        self.verifier = self._new_verifier()
+        self._open_verifier()
         self.num_drafters_replaced = 0
         self.num_verifiers_replaced = 0
         self.num_nodes_retold = 0
@@ -50,27 +49,10 @@ class MovingWorld(World):
         else:
             super().step()
 
-    def _new_verifier(self) -> VerifySession:
-        return VerifySession(
-            self._verify_open(),
-            vocab_size=self.scenario.target.vocab_size,
-            eos_token_ids=[EOS_TOKEN_ID],
-            max_live_nodes=RUN_AHEAD_MAX,
-        )
-
-    def _verify_open(self) -> VerifyOpen:
-        scenario = self.scenario
-        return VerifyOpen(
-            session_id="",
-            token_ids=tuple(self.coordinator.line.token_ids),
-            num_prompt_tokens=len(scenario.prompt),
-            sampling=SamplingParams(),
-            max_length=scenario.max_length,
-            stop_token_ids=scenario.stop_token_ids,
-            ignore_eos=scenario.ignore_eos,
-            max_draft_tokens=scenario.max_draft_tokens,
-            expect_drafts=True,
-        )
+    def _open_verifier(self) -> None:
+        """At the end of the line as the coordinator has it."""
+        self.verify_open = replace(self.verify_open, token_ids=tuple(self.coordinator.line.token_ids))
+        self.open_verifier(RUN_AHEAD_MAX)
 
     def _lose_drafter(self) -> None:
         event = self.rng.choice((self.coordinator.on_drafter_lost, self.coordinator.on_drafter_refused))
@@ -91,15 +73,13 @@ class MovingWorld(World):
             return
         for name in ("verifier->coordinator", "coordinator->verifier"):
             self.links[name] = Link()
-        self._in_pass = None
-        self._num_stale_nodes = 0
         line = self.coordinator.line
-        ending = Ending.of(self._verify_open(), [EOS_TOKEN_ID])
+        ending = Ending.of(self.verify_open, [EOS_TOKEN_ID])
         reason = ending.reason(line.token_ids[-1], len(line)) if line.num_generated_tokens else None
         if reason is not None:
             self._obey(self.coordinator.on_stopped(reason))
             return
-        self.verifier = self._new_verifier()
+        self._open_verifier()
         self.num_verifiers_replaced += 1
         commands = self.coordinator.on_verifier_changed()
         self.num_nodes_retold += sum(len(command.window) for command in commands)  # pyright: ignore
@@ -133,7 +113,7 @@ class MovingWorld(World):
 
     def _check_credit(self) -> None:
         assert self.coordinator.tree.num_live <= RUN_AHEAD_MAX
-        assert self.verifier.tree.num_live <= RUN_AHEAD_MAX
+        assert self._sent.num_live <= RUN_AHEAD_MAX
 
     def _check_drafter(self) -> None:
         given_up = self.coordinator.drafter in (DrafterState.LOST, DrafterState.MISSED)
@@ -159,5 +139,7 @@ def test_whoever_is_lost_the_text_is_the_targets_own() -> None:
         seen["verifiers"] += world.num_verifiers_replaced
         seen["nodes"] += world.num_nodes_retold
         seen["accepted"] += world.coordinator.statistics.num_accepted_tokens
-    wanted = (DrafterState.ACTIVE, DrafterState.LOST, DrafterState.MISSED, "drafters", "verifiers", "nodes", "accepted")
+        seen["looked up"] += world.num_verifiers_replaced > 0 < world.coordinator.statistics.num_looked_up_tokens
+    whats = ("drafters", "verifiers", "nodes", "accepted", "looked up")
+    wanted = (DrafterState.ACTIVE, DrafterState.LOST, DrafterState.MISSED, *whats)
     assert min(seen[each] for each in wanted) >= NUM_SCHEDULES // 50, seen

@@ -36,8 +36,11 @@ def test_every_schedule_gives_the_targets_own_text() -> None:
         seen.update((world.scenario.conduct, world.coordinator.drafter, *world.finish_reasons, *set(world.origins)))
         seen["rollback"] += world.coordinator.statistics.num_rollbacks > 0
         seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
+        seen["looked up"] += world.coordinator.statistics.num_looked_up_tokens > 0
+        seen["accepted looked up"] += world.coordinator.statistics.num_accepted_looked_up_tokens > 0
     states = set(DrafterState) - {DrafterState.MISSED}  # for want of a pool; see test_moves.py
-    rare = {what: seen[what] for what in (*Conduct, *FinishReason, *TokenOrigin, *states, "rollback", "stale")}
+    wanted = (*Conduct, *FinishReason, *TokenOrigin, *states)
+    rare = {what: seen[what] for what in (*wanted, "rollback", "stale", "looked up", "accepted looked up")}
     assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"
 
 
@@ -79,6 +82,7 @@ def test_a_perfect_drafter_is_always_right() -> None:
             max_run_ahead=16,
             max_draft_tokens=16,
             stop_string_at=None,
+            ngrams=False,
         )
         statistics = run_schedule(seed, scenario).coordinator.statistics
         # The last round may end before its drafts do.
@@ -87,9 +91,36 @@ def test_a_perfect_drafter_is_always_right() -> None:
     assert num_accepted > 500
 
 
+@pytest.mark.parametrize("conduct", [Conduct.ABSENT, Conduct.FAITHFUL])
+def test_where_text_repeats_itself_what_is_looked_up_saves_rounds(conduct: Conduct) -> None:
+    """With a drafter that is right half of the time, and with none at all."""
+
+    def num_rounds(ngrams: bool) -> int:
+        total = 0
+        for seed in range(100):
+            drawn = draw_scenario(Random(seed))
+            target = drawn.target._replace(period=3)
+            scenario = replace(
+                drawn,
+                target=target,
+                draft=drawn.draft._replace(target=target, width=1, accuracy=0.5),
+                max_length=len(drawn.prompt) + 48,
+                max_draft_tokens=8,
+                ignore_eos=True,
+                stop_token_ids=frozenset(),
+                conduct=conduct,
+                stop_string_at=None,
+                ngrams=ngrams,
+            )
+            total += run_schedule(seed, scenario).coordinator.statistics.num_rounds
+        return total
+
+    assert num_rounds(ngrams=True) < 0.8 * num_rounds(ngrams=False)
+
+
 def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
     num_compared = 0
-    for seed in range(500):
+    for seed in range(700):
         world = World(seed, replace(draw_scenario(Random(seed)), conduct=Conduct.FAITHFUL, stop_string_at=None))
         for _ in range(seed % 97):
             if world.coordinator.finish_reason is None:

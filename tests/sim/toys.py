@@ -36,9 +36,13 @@ class ToyTarget(NamedTuple):
 
     seed: int
     vocab_size: int
+    period: int = 0
+    """If not 0, it looks at the last token alone and its position modulo this, so that its text soon repeats itself."""
 
     def next_token(self, place: Place) -> int:
         """The one right token at `place`."""
+        if self.period:
+            place = Place(place.position % self.period, (0, place.tail[1]))
         return _mix(self.seed, place) % self.vocab_size
 
     def decode_alone(

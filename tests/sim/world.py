@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from random import Random
 
 from outrider.core.messages import Commitment, FinishReason, TokenOrigin, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.naming import Inbound
+from outrider.core.ngram import NgramTable
 from outrider.core.sampling import SamplingParams
 from outrider.core.selection import most_probable
 from outrider.core.session import (
@@ -25,7 +27,7 @@ from outrider.core.session import (
     Session,
 )
 from outrider.core.step_curve import StepCurve
-from outrider.core.tree import Node, SpeculationTree
+from outrider.core.tree import Node, NodeState, SpeculationTree
 from outrider.core.verifying import VerifySession
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
@@ -37,6 +39,9 @@ EVENTS_PER_TOKEN_MAX = 400
 
 VERIFY_MS = 1.0
 """What every verdict says that it took."""
+
+CALL_OFF_RATE = 0.1
+"""How often a round is composed and then does not take place, for want of room."""
 
 Message = Window | Commitment | Verdict | VerifyFinished | EndDrafts | CloseDrafter
 
@@ -72,22 +77,18 @@ class World:
             max_run_ahead=scenario.max_run_ahead,
             drafting=drafting,
         )
-        self.verifier = VerifySession(
-            VerifyOpen(
-                session_id="",
-                token_ids=scenario.prompt,
-                num_prompt_tokens=len(scenario.prompt),
-                sampling=SamplingParams(),
-                max_length=scenario.max_length,
-                stop_token_ids=scenario.stop_token_ids,
-                ignore_eos=scenario.ignore_eos,
-                max_draft_tokens=scenario.max_draft_tokens,
-                expect_drafts=drafting,
-            ),
-            vocab_size=scenario.target.vocab_size,
-            eos_token_ids=[EOS_TOKEN_ID],
-            max_live_nodes=scenario.max_run_ahead,
+        self.verify_open = VerifyOpen(
+            session_id="",
+            token_ids=scenario.prompt,
+            num_prompt_tokens=len(scenario.prompt),
+            sampling=SamplingParams(),
+            max_length=scenario.max_length,
+            stop_token_ids=scenario.stop_token_ids,
+            ignore_eos=scenario.ignore_eos,
+            max_draft_tokens=scenario.max_draft_tokens,
+            expect_drafts=drafting,
         )
+        self.open_verifier(scenario.max_run_ahead)
         self.drafter: HonestDrafter | Babbler | None = None
         if drafting:
             self.drafter = (Babbler if scenario.conduct is Conduct.BABBLING else HonestDrafter)(scenario, self.rng)
@@ -98,16 +99,33 @@ class World:
         self.num_events = 0
         self._slip_due = False
         self._broken: Window | None = None
-        self._in_pass: list[Node] | None = None
         self._curve = StepCurve()
         self._verifying = True
-        self._num_stale_nodes = 0
         self._num_rollbacks = 0
         self._drafts_ended = False
         self._drafter_closed = False
         self._num_drafted_nodes = 0
         self._num_windows = 0
         self._last_window_id = 0
+
+    def open_verifier(self, max_live_nodes: int) -> None:
+        """A verifier at the end of the line of `verify_open`, and beside it the tree of what it is sent alone."""
+        scenario, line = self.scenario, self.verify_open.token_ids
+        self.verifier = VerifySession(
+            self.verify_open,
+            vocab_size=scenario.target.vocab_size,
+            eos_token_ids=[EOS_TOKEN_ID],
+            max_live_nodes=max_live_nodes,
+            ngrams=NgramTable() if scenario.ngrams else None,
+        )
+        self._sent = SpeculationTree(len(line) - 1, line[-1])
+        self._sent_names = Inbound(vocab_size=scenario.target.vocab_size, max_live_nodes=max_live_nodes)
+        self._in_pass: list[Node] | None = None
+        self._drafted: set[Node] = set()
+        """What of the pass may have been sent; the rest was looked up."""
+        self._arrived: list[Window] = []
+        """Windows that came while the pass ran: they wait for its end, as one thread does both."""
+        self._num_stale_nodes = 0
 
     def run(self) -> None:
         """Runs to the end, delivers what is still under way, and checks everything."""
@@ -138,10 +156,13 @@ class World:
         self._check_credit()
 
     def settle(self) -> None:
-        """Delivers everything that has been drafted or decided, with no further step of either worker."""
+        """Ends the verifier's pass and delivers everything that has been drafted or decided."""
+        if self._in_pass is not None and self._verifying:
+            self._verify()
         self._send_drafted(self.drafter.flush() if self.drafter else None)
         while names := [name for name, link in self.links.items() if link.queue]:
             self._deliver(self.rng.choice(names))
+        _ = self.verifier.candidates  # takes back what a round that was called off has looked up
 
     def _ready(self) -> list[str]:
         ready = [name for name, link in self.links.items() if link.queue]
@@ -172,8 +193,12 @@ class World:
     def _verify(self) -> None:
         session = self.verifier
         if self._in_pass is None:
-            self._in_pass = most_probable([session.candidates], self._curve).nodes[0]
-            assert len(self._in_pass) <= self.scenario.max_draft_tokens
+            candidates = session.candidates
+            self._drafted = set(session.tree.live_nodes())
+            nodes = most_probable([candidates], self._curve).nodes[0]
+            assert len(nodes) <= self.scenario.max_draft_tokens
+            if self.rng.random() >= CALL_OFF_RATE:
+                self._in_pass = nodes
             return
         nodes, self._in_pass = self._in_pass, None
         next_token = self.scenario.target.next_token
@@ -187,6 +212,10 @@ class World:
         )
         decided = tuple(decision.token_ids)
         assert decision.num_accepted == sum(decided[:depth] in scored for depth in range(1, len(decided) + 1))
+        looked_up = [node for node in nodes if node not in self._drafted]
+        assert self.scenario.ngrams or not looked_up
+        assert decision.num_looked_up == len(looked_up)
+        assert decision.num_looked_up_accepted == sum(node.state is NodeState.COMMITTED for node in looked_up)
         to_coordinator = self.links["verifier->coordinator"].queue
         to_coordinator.append(
             Verdict(
@@ -197,9 +226,16 @@ class World:
                 bonus=decision.bonus,
                 num_stale_nodes=self._num_stale_nodes,
                 verify_ms=VERIFY_MS,
+                num_looked_up=decision.num_looked_up,
+                num_looked_up_accepted=decision.num_looked_up_accepted,
             )
         )
         self._num_stale_nodes = 0
+        self._sent.commit(decision.token_ids)
+        self._check_nothing_is_left()
+        for window in self._arrived:
+            self._graft(window)
+        self._arrived.clear()
         if decision.finish_reason is not None:
             self._verifying = False
             to_coordinator.append(VerifyFinished(decision.finish_reason))
@@ -210,7 +246,10 @@ class World:
             case Window() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
             case Window():
-                self._num_stale_nodes += self.verifier.graft(message).num_stale
+                if self._in_pass is None:
+                    self._graft(message)
+                else:
+                    self._arrived.append(message)
             case Commitment():
                 if self.drafter is not None:
                     self.drafter.on_commitment(message)
@@ -223,6 +262,18 @@ class World:
                 assert self.coordinator.on_drafter_lost("its stream was closed") == []
             case EndDrafts():
                 pass
+
+    def _graft(self, window: Window) -> None:
+        """Between two passes: the window must find what a verifier without a table would have."""
+        found, expected = self.verifier.graft(window), self._sent_names.graft(self._sent, window)
+        assert len(found.added) == len(expected.added)
+        assert found[1:] == expected[1:]
+        self._num_stale_nodes += found.num_stale
+        self._check_nothing_is_left()
+
+    def _check_nothing_is_left(self) -> None:
+        assert self.verifier.tree.num_live == self._sent.num_live
+        assert paths(self.verifier.tree) == paths(self._sent), "looked-up guesses outlived their round"
 
     def _deliver_drafted(self, window: Window) -> None:
         heard = self._drafter_heard()
@@ -276,7 +327,7 @@ class World:
 
     def _check_credit(self) -> None:
         credit = self.scenario.max_run_ahead
-        assert self.verifier.tree.num_live <= credit
+        assert self._sent.num_live <= credit
         if self.coordinator.drafter is DrafterState.ACTIVE:
             assert self.coordinator.tree.num_live <= credit
         if isinstance(self.drafter, HonestDrafter):
@@ -314,6 +365,8 @@ class World:
         found = self.coordinator.statistics
         num_next = len(self.origins) - self.origins.count(TokenOrigin.ACCEPTED)
         assert found.num_committed_tokens == len(self.emitted)
+        assert found.num_accepted_looked_up_tokens <= found.num_looked_up_tokens <= found.num_draft_tokens
+        assert found.num_accepted_looked_up_tokens <= found.num_accepted_tokens
         assert found.num_accepted_tokens == self.origins.count(TokenOrigin.ACCEPTED) <= found.num_draft_tokens
         assert found.num_rounds - 1 <= num_next <= found.num_rounds
         assert found.num_rollbacks == self._num_rollbacks

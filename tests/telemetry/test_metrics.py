@@ -33,6 +33,8 @@ def test_counts_add_up_over_requests() -> None:
         num_outcome_hits=3,
         num_bonuses=6,
         num_bonus_hits=1,
+        num_looked_up_tokens=9,
+        num_accepted_looked_up_tokens=8,
     )
     instruments.count(statistics)
     instruments.count(statistics)
@@ -46,6 +48,8 @@ def test_counts_add_up_over_requests() -> None:
         names.METRIC_OUTCOME_HITS: [6],
         names.METRIC_BONUSES: [12],
         names.METRIC_BONUS_HITS: [2],
+        names.METRIC_LOOKED_UP_TOKENS: [18],
+        names.METRIC_ACCEPTED_LOOKED_UP_TOKENS: [16],
     }
 
 

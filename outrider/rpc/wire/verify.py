@@ -111,6 +111,8 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         chance_min=verdict.chance_min,
         logprobs=[encode_token_logprobs(logprobs) for logprobs in verdict.logprobs],
         num_cached_tokens=verdict.num_cached_tokens,
+        num_looked_up=verdict.num_looked_up,
+        num_looked_up_accepted=verdict.num_looked_up_accepted,
     )
 
 
@@ -127,4 +129,6 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         chance_min=message.chance_min,
         logprobs=tuple([decode_token_logprobs(logprobs) for logprobs in message.logprobs]),
         num_cached_tokens=message.num_cached_tokens,
+        num_looked_up=message.num_looked_up,
+        num_looked_up_accepted=message.num_looked_up_accepted,
     )

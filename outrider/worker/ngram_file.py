@@ -7,14 +7,18 @@ laid out as `StaticOrder` says; the metadata name the format, the width and the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
 from outrider.core.errors import UnsupportedModelError
+from outrider.core.messages import ModelInfo
+from outrider.core.ngram import NgramTable
 from outrider.core.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
+from outrider.worker.config import WorkerConfig
 
 FORMAT = "outrider-ngrams-1"
 """Names this layout; another one gets another number."""
@@ -56,6 +60,28 @@ def load_ngrams(path: str | Path) -> NgramFile:
             f"{path} is no usable n-gram table: {error}; write one with python -m recipes.ngram_table"
         ) from error
     return NgramFile(table, vocab_size, metadata.get("tokenizer_sha256", ""))
+
+
+def ngram_tables(config: WorkerConfig, info: ModelInfo) -> Callable[..., NgramTable] | None:
+    """What makes a session's n-gram table, of its line if that is given, as a worker of that model was told; None:
+    nothing shall.
+
+    Raises UnsupportedModelError if the file that was named cannot be used with the model.
+    """
+    file = load_ngrams(config.ngram_table) if config.ngram_table else None
+    if file is not None and file.tokenizer_sha256 != info.tokenizer_sha256:
+        raise UnsupportedModelError(
+            f"{config.ngram_table} was counted with another vocabulary than that of {info.name!r}; count it "
+            "with python -m recipes.ngram_table --tokenizer and the model's tokenizer.json"
+        )
+    if file is not None and file.vocab_size > info.vocab_size:
+        raise UnsupportedModelError(
+            f"{config.ngram_table} was counted with {file.vocab_size} token ids, of which {info.name!r} knows "
+            f"{info.vocab_size}; leave --ngram-table out"
+        )
+    if config.ngram == "off":
+        return None
+    return partial(NgramTable, static=file.table if file is not None else None)
 
 
 def _values(tensor: Any, dtype: str) -> Sequence[int]:

@@ -1,0 +1,84 @@
+"""Verify sessions, and what it takes to play rounds with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outrider.core.messages import VerifyOpen, Window
+from outrider.core.ngram import NgramTable
+from outrider.core.sampling import SamplingParams
+from outrider.core.selection import most_probable
+from outrider.core.step_curve import StepCurve
+from outrider.core.tree import Node
+from outrider.core.verifying import VerifyKnowledge, VerifySession
+
+EOS, STOP = 90, 91
+
+
+def verify_session(
+    *,
+    max_draft_tokens: int = 8,
+    max_length: int = 100,
+    ignore_eos: bool = False,
+    knowledge: VerifyKnowledge | None = None,
+    line: Sequence[int] = (7, 8, 9),
+    ngrams: bool = False,
+) -> VerifySession:
+    """A session at the end of `line`; with `ngrams` it has a table of it."""
+    return VerifySession(
+        VerifyOpen(
+            session_id="s",
+            token_ids=line,
+            num_prompt_tokens=len(line),
+            sampling=SamplingParams(),
+            max_length=max_length,
+            stop_token_ids=frozenset({STOP}),
+            ignore_eos=ignore_eos,
+            max_draft_tokens=max_draft_tokens,
+        ),
+        vocab_size=100,
+        eos_token_ids=[EOS],
+        max_live_nodes=20,
+        knowledge=knowledge,
+        ngrams=NgramTable() if ngrams else None,
+    )
+
+
+def chain_window(*token_ids: int, first_id: int = 1, base: int = 2, log_prob: float = -0.1) -> Window:
+    """A chain below the committed token at `base`, each of whose tokens is claimed to be right with that chance."""
+    parent_ids = [0, *range(first_id, first_id + len(token_ids) - 1)][: len(token_ids)]
+    return Window(base, first_id, parent_ids, token_ids, [log_prob] * len(token_ids))
+
+
+def choose(session: VerifySession) -> list[Node]:
+    """All that a round may score: with no step observed, time does not count."""
+    return most_probable([session.candidates], StepCurve()).nodes[0]
+
+
+def choices(session: VerifySession, nodes: list[Node], target: dict[tuple[int, ...], int]) -> list[int]:
+    """What the target chooses after the root and after each node; `target` maps paths to its tokens, default 0."""
+    paths: dict[int, tuple[int, ...]] = {id(session.tree.root): ()}
+    for node in nodes:
+        paths[id(node)] = (*paths[id(node.parent)], node.token_id)
+    return [target.get(path, 0) for path in paths.values()]
+
+
+def slow_verifier(
+    *,
+    coverage: float,
+    first_draft: float,
+    knowledge: VerifyKnowledge | None = None,
+    line: Sequence[int] = (7, 8, 9),
+    ngrams: bool = False,
+) -> VerifySession:
+    """After some experience: a step takes a second, drafts come `first_draft` later or keep coming, level by level."""
+    knowledge = knowledge or VerifyKnowledge()
+    knowledge.curve.observe(1, 1.0)
+    _, patience = knowledge.of(greedy=True)
+    for _ in range(20):
+        patience.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
+        patience.observe_first_draft(first_draft)
+        patience.observe_levels(1, first_draft)
+    session = verify_session(knowledge=knowledge, line=line, ngrams=ngrams)
+    session.decide([], [1], now=10.0)
+    return session
