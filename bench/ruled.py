@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from bench.modes import PADDED, PolicyName
 from bench.rules import RULES
 from outrider.core.drafting import DraftKnowledge, DraftSession
-from outrider.core.messages import DraftOpen, VerifyOpen
+from outrider.core.messages import DraftOpen, VerifyOpen, Window
+from outrider.core.naming import Grafted
 from outrider.core.ngram import NgramTable
 from outrider.core.patience import AT_ONCE, Wait
 from outrider.core.selection import Candidates
@@ -79,6 +80,14 @@ def _ruled(name: str, parameter: int) -> type[VerifySession]:
             super().__init__(opening, **kwargs)
             self._rule = RULES[name].make(parameter, opening.max_length)
             self._drafts: list[Node] = []
+            self.guessed_length = 0
+            """See `Mirror`."""
+
+        def graft(self, window: Window, now: float = 0.0) -> Grafted:
+            grafted = super().graft(window, now)
+            if grafted.num_known:
+                self.guessed_length = len(self.line)
+            return grafted
 
         def wait(self, now: float, num_beside: int = 0) -> Wait:
             drafts = self._rule.next_round(self)

@@ -21,6 +21,11 @@ class Mirror(Protocol):
     @property
     def tree(self) -> SpeculationTree: ...
 
+    @property
+    def guessed_length(self) -> int:
+        """Length of the line when a guess of its last token came late, but was right."""
+        ...
+
 
 class Rule(Protocol):
     """One session's rule."""
@@ -87,7 +92,7 @@ class Pearl:
     def next_round(self, session: Mirror) -> list[Node] | None:
         if len(session.line) != self._num_line_tokens:
             self._num_line_tokens = len(session.line)
-            self._num_drafts = self._window - 1 if _was_guessed(session.tree) else 0
+            self._num_drafts = self._window - 1 if _was_guessed(session) else 0
         drafts = _chain(session.tree, self._num_drafts, self._max_length)
         return drafts if len(drafts) >= min(self._num_drafts, _room(session, self._max_length)) else None
 
@@ -125,11 +130,16 @@ def _chain(tree: SpeculationTree, limit: int, max_length: int) -> list[Node]:
     return drafts
 
 
-def _was_guessed(tree: SpeculationTree) -> bool:
-    """Whether the last token was among the guesses: a guess has a chance below 1, a token that was none has no chance
-    of its own."""
+def _was_guessed(session: Mirror) -> bool:
+    """Whether the last token was among the guesses.
+
+    If it was when it was decided, it has a chance below 1; a token that was none has no chance of its own. A guess that
+    came while the step ran finds its place decided.
+    """
+    tree = session.tree
     before = tree.committed(tree.root.position - 1)
-    return before is not None and tree.root.path_log_prob < before.path_log_prob
+    was_node = before is not None and tree.root.path_log_prob < before.path_log_prob
+    return was_node or session.guessed_length == len(session.line)
 
 
 def _room(session: Mirror, max_length: int) -> int:

@@ -24,6 +24,7 @@ class Mirror:
     def __init__(self, num_drafts: int) -> None:
         self.line = Line([1, 2, 3, 4], num_prompt_tokens=3)
         self.tree = SpeculationTree(3, 4)
+        self.guessed_length = 0
         self.extend(num_drafts)
 
     def extend(self, num_drafts: int) -> None:
@@ -99,6 +100,17 @@ def test_pearl_scores_nothing_after_a_rejection_and_the_rest_of_a_window_that_st
     assert num_scored(rule.next_round(session)) == 3, "post-verify"
     session.commit([9])  # a rejection
     assert num_scored(rule.next_round(session)) == 0
+
+
+def test_pearl_believes_a_guess_that_came_while_its_place_was_decided() -> None:
+    session = Mirror(0)
+    rule = Pearl(3, MAX_LENGTH)
+    assert num_scored(rule.next_round(session)) == 0
+    session.commit([9])
+    session.guessed_length = len(session.line)
+    assert num_scored(rule.next_round(session)) is None
+    session.extend(2)
+    assert num_scored(rule.next_round(session)) == 2
 
 
 def test_pearl_waits_for_the_end_of_a_window() -> None:
