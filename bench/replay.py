@@ -20,7 +20,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from bench.measuring import sampling_of
-from bench.modes import PADDED, RIVALS, Mode, choose_modes
+from bench.modes import COMPILED, PADDED, RIVALS, STAGED, Mode, choose_modes
 from bench.prompts import load_prompts
 from bench.ruled import policy_of
 from bench.rules import FREE_CREDIT
@@ -169,7 +169,7 @@ def replay(
             _speculation(mode),
             policy,
             verify_ngrams=NgramTable(static=static),
-            draft_ngrams=NgramTable(prompt),
+            draft_ngrams=NgramTable(prompt) if mode.pair == STAGED else None,
         )
         outcomes.append(pair.run())
         text.close()
@@ -184,7 +184,7 @@ def replay(
 
 def _speculation(mode: Mode) -> Speculation:
     """The settings of the mode's coordinator. Raises UnreplayableModeError."""
-    if mode.external or mode.pair or (mode.policy is not None and mode.policy.name == PADDED):
+    if mode.external or mode.pair not in (COMPILED, STAGED) or (mode.policy is not None and mode.policy.name == PADDED):
         raise UnreplayableModeError(f"mode {mode.name!r} is a matter of engines: measure it with `outrider bench`")
     if mode.coordinator == RIVALS:
         return Speculation(tree_width=1, run_ahead=FREE_CREDIT, max_draft_tokens=FREE_CREDIT)

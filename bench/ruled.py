@@ -101,18 +101,9 @@ def _ruled(name: str, parameter: int) -> type[VerifySession]:
     return RuledSession
 
 
-class ModelAloneSession(DraftSession):
-    """Takes no guesses from an n-gram table."""
-
-    def __init__(
-        self, opening: DraftOpen, knowledge: DraftKnowledge | None = None, ngrams: NgramTable | None = None
-    ) -> None:
-        super().__init__(opening, knowledge)
-
-
 def _drafting_a_chain(credit: int) -> type[DraftSession]:
-    class ChainSession(ModelAloneSession):
-        """Drafts a chain, up to the credit that the rule gives, and sends each draft at once."""
+    class ChainSession(DraftSession):
+        """Drafts a chain by the model alone, up to the credit that the rule gives, and sends each draft at once."""
 
         def __init__(
             self, opening: DraftOpen, knowledge: DraftKnowledge | None = None, ngrams: NgramTable | None = None
@@ -157,9 +148,7 @@ def _choosing_all(policy: Policy) -> Policy:
 ABLATIONS: dict[str, Callable[[Policy], Policy]] = {
     "no_wait": lambda policy: policy._replace(verify_session=HastySession),
     "no_choice": _choosing_all,
-    "no_ngram": lambda policy: policy._replace(verify_session=UntaughtSession, draft_session=ModelAloneSession),
-    "no_lookup": lambda policy: policy._replace(verify_session=UntaughtSession),
-    "no_staged": lambda policy: policy._replace(draft_session=ModelAloneSession),
+    "no_ngram": lambda policy: policy._replace(verify_session=UntaughtSession),
     "no_outcomes": lambda policy: policy._replace(draft_session=TrunkSession),
 }
 """Production with one feature off."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.control import tell
-from bench.modes import ALL_CORES, EAGER, NGRAM, Mode
+from bench.modes import ALL_CORES, EAGER, NGRAM, STAGED, Mode
 from outrider.cli.child import Child, Observer
 from outrider.client import GenerationClient
 from outrider.rpc.channels import open_channel
@@ -175,7 +175,10 @@ def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Chil
         return verify, None
     if name == NGRAM:
         return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram", ngram_flag], observer)
-    return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
+    draft_flags = [*flags, f"--ngram={'on' if name == STAGED else 'off'}"]
+    return verify, _worker(
+        modules, "draft", name, models.draft, models.draft_device, draft_cores, draft_flags, observer
+    )
 
 
 _MODULES = {"verify": ("verify_service",), "draft": ("draft_service",)}

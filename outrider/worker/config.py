@@ -66,8 +66,7 @@ class WorkerConfig(Settings):
     )
     ngram: Literal["on", "off"] = Field(
         "on",
-        description="n-gram guesses, from what the text repeats: the drafter's beside those of its model, the "
-        "verifier's below all that has arrived",
+        description="n-gram guesses, from what the text repeats, below all that has arrived",
     )
     ngram_table: str = Field(
         "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"

@@ -291,11 +291,11 @@ async def test_beside_a_model_a_table_of_another_vocabulary_is_refused_in_words(
         )
 
 
-@pytest.mark.parametrize("settings", [{}, {"ngram": "off"}, {"ngram_table": "counted"}])
+@pytest.mark.parametrize("settings", [{}, {"ngram": "on"}, {"ngram": "on", "ngram_table": "counted"}])
 async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, Any], tmp_path: Path) -> None:
     if settings.get("ngram_table"):
         table(tmp_path)
-        settings = {"ngram_table": str(tmp_path / "ngrams.safetensors")}
+        settings = {**settings, "ngram_table": str(tmp_path / "ngrams.safetensors")}
     prompt, sampling = PROMPTS[0], SamplingParams(temperature=0.8, seed=4)
     async with worker(bundled("target")) as verify:
         async with coordinator(verify.address, "") as stack:
