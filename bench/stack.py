@@ -175,10 +175,8 @@ def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Chil
         return verify, None
     if name == NGRAM:
         return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram", ngram_flag], observer)
-    draft_flags = [*flags, f"--ngram={'on' if name == STAGED else 'off'}"]
-    return verify, _worker(
-        modules, "draft", name, models.draft, models.draft_device, draft_cores, draft_flags, observer
-    )
+    flags += [f"--ngram={'on' if name == STAGED else 'off'}"]
+    return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
 
 
 _MODULES = {"verify": ("verify_service",), "draft": ("draft_service",)}
