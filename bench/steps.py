@@ -69,9 +69,9 @@ def median_step_ms(engines: Mapping[str, Engine], nums_tokens: Sequence[int]) ->
     return medians
 
 
-def load_engine(folder: Path, dtype: str, *, compiled: bool) -> Engine:
-    """An engine for one session as a worker loads it, on one thread; compiled now if that was never done."""
-    settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": 1}
+def load_engine(folder: Path, dtype: str, *, compiled: bool, max_sessions: int = 1) -> Engine:
+    """An engine as a worker loads it, on one thread; compiled now if that was never done."""
+    settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": max_sessions}
     config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
     loaded = load(config)
     if loaded.package is not None:

@@ -46,8 +46,9 @@ class Lookup:
         self._asked: set[Node] = set()
         """Nodes below which there are guesses, nodes or not: none of them had been sent any."""
 
-    def is_ready(self) -> bool:
-        """Whether the table knows the line. Asked once a round: reads on in it if not."""
+    def read_on(self) -> bool:
+        """Reads some of what the table does not know of the line. Returns whether it knows all then; before that there
+        are no guesses."""
         if self._num_read < len(self._line):
             token_ids = self._line.token_ids[self._num_read : self._num_read + READ_TOKENS_MAX]
             self._ngrams.read(token_ids)

@@ -135,7 +135,7 @@ class VerifySession:
         """What the next round may score. A node at the line's last position is not: the token there comes with its
         parent's row."""
         self._withdraw()
-        ready = self._lookup is not None and self._lookup.is_ready()
+        ready = self._lookup is not None and self._lookup.read_on()
         return self._drafted._replace(lookup=self._lookup) if ready else self._drafted
 
     @property

@@ -40,7 +40,7 @@ class Bench:
         self.line = Line(line)
         self.ngrams = NgramTable()
         self.lookup = Lookup(self.ngrams, self.line, self.tree, self.calibration)
-        assert self.lookup.is_ready()
+        assert self.lookup.read_on()
 
     def commit(self, token_ids: Sequence[int]) -> Growth:
         """As a round does."""
@@ -184,7 +184,7 @@ def test_a_node_that_is_hardly_reached_is_not_even_asked_about() -> None:
     bench = Bench(LOOP * 4)
     bench.ngrams = CountingTable()
     bench.lookup = Lookup(bench.ngrams, bench.line, bench.tree, bench.calibration)
-    assert bench.lookup.is_ready()
+    assert bench.lookup.read_on()
     likely = bench.draft(bench.tree.root, 3, 0.35)
     hopeless = bench.draft(likely, 4, 0.45)
     assert bench.chance(likely) > ASKING_CHANCE_MIN > bench.chance(hopeless) > CHANCE_MIN
@@ -252,11 +252,11 @@ def test_a_long_line_is_read_over_several_rounds_and_what_was_decided_meanwhile_
     lookup = Lookup(NgramTable(), whole, tree, Calibration(VERIFY_CHANCES))
     next_ids = LOOP * 2
     for token_id in next_ids[:2]:
-        assert not lookup.is_ready()
+        assert not lookup.read_on()
         whole.commit(len(whole), [token_id])
         tree.commit([token_id])
         lookup.commit([token_id])
-    assert lookup.is_ready()
+    assert lookup.read_on()
     assert followed(lookup, tree.root, 4) == next_ids[2:6]
 
 
@@ -266,7 +266,7 @@ def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
     tree = SpeculationTree(len(line) - 1, line.token_ids[-1])
     table = NgramTable()
     lookup = Lookup(table, line, tree, Calibration(VERIFY_CHANCES))
-    num_rounds = next(number for number in range(1, 100) if lookup.is_ready())
+    num_rounds = next(number for number in range(1, 100) if lookup.read_on())
     assert num_rounds == -(-HISTORY_TOKENS_MAX // READ_TOKENS_MAX)
     assert table.chances(packed([beginning[0]])) == {}
     assert followed(lookup, tree.root, 2) == LOOP[:2]

@@ -51,7 +51,7 @@ class NosyLookup(Lookup):
 
     def __init__(self, line: Sequence[int], tree: SpeculationTree, calibration: Calibration) -> None:
         super().__init__(NgramTable(), Line(line), tree, calibration)
-        assert self.is_ready()
+        assert self.read_on()
         self.asked: list[Node] = []
 
     def below(self, node: Node) -> Collection[Node]:

@@ -11,6 +11,7 @@ import pytest_asyncio
 from outrider.client import GenerationMode, Speculation
 from outrider.core.errors import UnsupportedModelError
 from outrider.core.sampling import SamplingParams
+from outrider.worker.ngram_file import ngram_tables
 from recipes.ngram_table import write
 from tests.e2e.answers import Answer, ask
 from tests.e2e.stack import MODELS, SILENT, Stack, bundled, coordinator, load_tiny, save_tiny, worker
@@ -83,6 +84,19 @@ async def test_a_table_of_other_token_ids_is_refused_in_words(tmp_path: Path) ->
     stranger = load_tiny(save_tiny(build("llama", layers=1), tmp_path / "target"))
     with pytest.raises(UnsupportedModelError, match="another vocabulary"):
         VerifyServicer(config, SILENT).begin(stranger, raise_it)
+
+
+async def test_a_table_of_more_token_ids_than_the_model_has_is_refused_in_words(tmp_path: Path) -> None:
+    path = tmp_path / "ngrams.safetensors"
+    write(path, ["import os\n" * 50], TOKENIZER, width=2, min_count=2)
+    config = VerifyConfig(model="target", ngram_table=str(path))
+    info = bundled("target").info
+    table = ngram_tables(config, info)
+    assert table is not None
+    assert table().chances(0) == {}
+    with pytest.raises(UnsupportedModelError, match=f"of which '{info.name}' knows 4095"):
+        ngram_tables(config, info._replace(vocab_size=info.vocab_size - 1))
+    assert ngram_tables(VerifyConfig(model="target", ngram="off", ngram_table=str(path)), info) is None
 
 
 def raise_it(error: BaseException) -> None:
