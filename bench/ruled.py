@@ -71,12 +71,19 @@ def _named(name: str, parameter: int) -> Policy:
     return ABLATIONS[name](policy)
 
 
+class UntaughtSession(VerifySession):
+    """Looks nothing up."""
+
+    def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
+        kwargs["ngrams"] = None
+        super().__init__(opening, **kwargs)
+
+
 def _ruled(name: str, parameter: int) -> type[VerifySession]:
-    class RuledSession(VerifySession):
+    class RuledSession(UntaughtSession):
         """Goes when the rule says so, with what the rule names."""
 
         def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-            kwargs["ngrams"] = None
             super().__init__(opening, **kwargs)
             self._rule = RULES[name].make(parameter, opening.max_length)
             self._drafts: list[Node] = []
@@ -114,14 +121,6 @@ def _drafting_a_chain(credit: int) -> type[DraftSession]:
             return bool(self._unsent)
 
     return ChainSession
-
-
-class UntaughtSession(VerifySession):
-    """Looks nothing up."""
-
-    def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-        kwargs["ngrams"] = None
-        super().__init__(opening, **kwargs)
 
 
 class HastySession(VerifySession):

@@ -13,7 +13,7 @@ from outrider.core.errors import ProtocolViolationError
 from outrider.core.messages import Commitment, DraftOpen, Opened, Window
 from outrider.core.ngram import NgramTable
 from outrider.core.prefill import read_budget
-from outrider.core.tree import Node
+from outrider.core.tree import Node, path_tokens
 from outrider.core.turns import Turn
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
@@ -233,13 +233,4 @@ def expansion_job(slot: Slot, state: DraftSession, nodes: Sequence[Node]) -> Job
 
 def expansion_row(slot: Slot, state: DraftSession, node: Node) -> Row:
     """The place of a token below `node`, with the path there from the end of the line of `state` if that matters."""
-    return Row(slot.index, node.position + 1, _path(node, state.tree.root) if state.penalized else ())
-
-
-def _path(node: Node, root: Node) -> Sequence[int]:
-    token_ids: list[int] = []
-    while node is not root:
-        token_ids.append(node.token_id)
-        assert node.parent is not None
-        node = node.parent
-    return token_ids[::-1]
+    return Row(slot.index, node.position + 1, path_tokens(state.tree.root, node) if state.penalized else ())

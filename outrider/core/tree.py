@@ -68,6 +68,16 @@ class Node:
         """Whether the draft model has proposed this node's children. Used by the drafter's mirror alone."""
 
 
+def path_tokens(root: Node, node: Node) -> list[int]:
+    """The tokens of the path from below `root` to `node`."""
+    token_ids: list[int] = []
+    while node is not root:
+        token_ids.append(node.token_id)
+        assert node.parent is not None
+        node = node.parent
+    return token_ids[::-1]
+
+
 class Growth(NamedTuple):
     """What a commit did to the tree."""
 

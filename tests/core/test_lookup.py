@@ -16,7 +16,7 @@ from outrider.core.evidence import VERIFY_CHANCES, lookup_cell
 from outrider.core.line import Line
 from outrider.core.lookup import READ_TOKENS_MAX, Lookup
 from outrider.core.ngram import HISTORY_TOKENS_MAX, ORDERS, NgramTable, extend, path_context
-from outrider.core.tree import LIVE, Growth, Node, SpeculationTree
+from outrider.core.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
 
 LOOP = [1, 2, 3, 4, 5]
 CHANCE_MIN, ASKING_CHANCE_MIN = 0.05, 0.2
@@ -309,7 +309,7 @@ class Withdrawal(RuleBasedStateMachine):
                 return
             node = bare[place % len(bare)]
             self.asked.append(node)
-            expected = self.bench.ngrams.chances(packed([*self.line, *path(node, tree.root)]))
+            expected = self.bench.ngrams.chances(packed([*self.line, *path_tokens(tree.root, node)]))
             below = list(self.bench.lookup.below(node))
             if node.path_log_prob - tree.root.path_log_prob < math.log(ASKING_CHANCE_MIN):
                 expected = {}
@@ -363,16 +363,6 @@ class Withdrawal(RuleBasedStateMachine):
                 expected.path_log_prob - self.plain.root.path_log_prob
             )
             pairs.extend(zip(found.children.values(), expected.children.values(), strict=True))
-
-
-def path(node: Node, root: Node) -> list[int]:
-    """The tokens from below `root` to `node`."""
-    token_ids: list[int] = []
-    while node is not root:
-        token_ids.append(node.token_id)
-        assert node.parent is not None
-        node = node.parent
-    return token_ids[::-1]
 
 
 TestWithdrawal = Withdrawal.TestCase
