@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 
 BUNDLED_PROMPTS = Path(__file__).with_name("prompts.json")
 """Beginnings of source files that the bundled pair was not trained on, about 128 tokens each. Held fixed, so that

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field, field_validator
 
 from coordinator.resolution import parse_endpoints
-from outrider.core.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
+from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 
 

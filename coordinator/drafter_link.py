@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 
 from coordinator.replica import Seat
-from outrider.core.errors import WorkerUnavailableError
-from outrider.core.experience import Trial
-from outrider.core.messages import Commitment, DraftOpen, Opened, Window
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.drafter_bandit import Trial
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import draft_pb2_grpc

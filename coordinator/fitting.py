@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from outrider import PROTOCOL_VERSION
-from outrider.core.errors import ModelMismatchError
-from outrider.core.messages import ModelInfo
+from outrider.core.protocol.errors import ModelMismatchError
+from outrider.core.protocol.messages import ModelInfo
 
 
 def check_version(info: ModelInfo) -> None:

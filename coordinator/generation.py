@@ -16,18 +16,7 @@ from coordinator.request import GenerationRequest
 from coordinator.route import Route
 from coordinator.text import TextDecoder
 from coordinator.verifier_link import VerifierLink
-from outrider.core.ending import Ending
-from outrider.core.errors import OutriderError, QueueFullError, SlotsExhaustedError, WorkerUnavailableError
-from outrider.core.messages import (
-    DraftOpen,
-    FinishReason,
-    ModelInfo,
-    TraceContext,
-    Verdict,
-    VerifyFinished,
-    VerifyOpen,
-)
-from outrider.core.session import (
+from outrider.core.coordinate.session import (
     CloseDrafter,
     Command,
     DrafterState,
@@ -38,6 +27,17 @@ from outrider.core.session import (
     SendToDrafter,
     SendToVerifier,
     Session,
+)
+from outrider.core.protocol.ending import Ending
+from outrider.core.protocol.errors import OutriderError, QueueFullError, SlotsExhaustedError, WorkerUnavailableError
+from outrider.core.protocol.messages import (
+    DraftOpen,
+    FinishReason,
+    ModelInfo,
+    TraceContext,
+    Verdict,
+    VerifyFinished,
+    VerifyOpen,
 )
 
 TIME_LEFT_MS_MAX = 2**32 - 1

@@ -11,9 +11,9 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 
 from coordinator.generation import EmittedTokens, Generation
 from coordinator.request import GenerationRequest
-from outrider.core.errors import OutriderError
-from outrider.core.messages import NOT_TRACED, ModelInfo, TraceContext
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.telemetry import names
 from outrider.telemetry.attributes import request_attributes, speculation_attributes
 from outrider.telemetry.setup import Telemetry

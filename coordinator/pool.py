@@ -10,7 +10,7 @@ import structlog
 
 from coordinator.replica import Replica
 from coordinator.resolution import Endpoint, Resolve
-from outrider.core.messages import ModelInfo
+from outrider.core.protocol.messages import ModelInfo
 
 RESOLVE_SECONDS = 2.0
 """Pause between two questions for a name's addresses. DNS tells nobody of a change, so this is how late a new worker is

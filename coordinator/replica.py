@@ -11,9 +11,9 @@ import grpc
 import structlog
 
 from coordinator.fitting import check_version
-from outrider.core.errors import OutriderError
-from outrider.core.messages import ModelInfo, WorkerLoad
-from outrider.core.placement import Pace, Standing
+from outrider.core.coordinate.placement import Pace, Standing
+from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc.channels import open_channel
 from outrider.rpc.workers import until_reconnected, watch_load, watch_model
 

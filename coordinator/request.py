@@ -10,9 +10,9 @@ from typing import Self
 from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
-from outrider.core.messages import ModelInfo
-from outrider.core.sampling import SamplingParams, completion_seed
-from outrider.core.validation import (
+from outrider.core.protocol.messages import ModelInfo
+from outrider.core.protocol.sampling import SamplingParams, completion_seed
+from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
     DRAFT_TOKENS_MAX,
     PROMPT_CHARACTERS_MAX,

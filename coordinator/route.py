@@ -8,10 +8,10 @@ from coordinator.fitting import check_alike
 from coordinator.replica import Replica, Seat
 from coordinator.request import GenerationRequest
 from coordinator.workers import Workers, misfit, summary
-from outrider.core.errors import ModelMismatchError, WorkerUnavailableError
-from outrider.core.experience import Trial
-from outrider.core.messages import ModelInfo
-from outrider.core.placement import Offer, choose_drafter, choose_verifier, overload
+from outrider.core.coordinate.drafter_bandit import Trial
+from outrider.core.coordinate.placement import Offer, choose_drafter, choose_verifier, overload
+from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
+from outrider.core.protocol.messages import ModelInfo
 
 
 class Route:

@@ -16,9 +16,9 @@ from coordinator.route import Route
 from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
-from outrider.core.errors import ModelMismatchError, QueueFullError
-from outrider.core.messages import TraceContext
-from outrider.core.session import DrafterState
+from outrider.core.coordinate.session import DrafterState
+from outrider.core.protocol.errors import ModelMismatchError, QueueFullError
+from outrider.core.protocol.messages import TraceContext
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.telemetry.setup import Telemetry

@@ -7,9 +7,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from coordinator.replica import Seat
-from outrider.core.errors import WorkerUnavailableError
-from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.session import EndDrafts
+from outrider.core.coordinate.session import EndDrafts
+from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import verify_pb2_grpc

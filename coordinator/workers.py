@@ -11,9 +11,9 @@ from coordinator.fitting import check_alike, check_pair
 from coordinator.pool import Pool
 from coordinator.replica import Replica
 from coordinator.resolution import Resolve, parse_endpoints, resolve
-from outrider.core.errors import ModelMismatchError, WorkerUnavailableError
-from outrider.core.experience import Experience
-from outrider.core.messages import ModelInfo
+from outrider.core.coordinate.drafter_bandit import Experience
+from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
+from outrider.core.protocol.messages import ModelInfo
 from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer
 from outrider.telemetry.metrics import Instruments
 

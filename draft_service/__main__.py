@@ -10,7 +10,7 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from draft_service.config import DraftConfig
-from outrider.core.ngram import NGRAM_MODEL
+from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from outrider.core.ngram import NGRAM_MODEL
+from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.worker.config import WorkerConfig
 
 

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from outrider.core.drafting import DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import Commitment, DraftOpen, Opened, Window
-from outrider.core.ngram import NgramTable
-from outrider.core.prefill import read_budget
-from outrider.core.tree import Node, path_tokens
-from outrider.core.turns import Turn
+from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.tree import Node, path_tokens
+from outrider.core.schedule.prefill import read_budget
+from outrider.core.schedule.queue import Turn
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.sampling import Row
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.slots import Slot
+from outrider.engine.sample.sampler import Row
 from outrider.worker.outbox import Outbox
 from outrider.worker.roster import Roster, num_unread_tokens
 

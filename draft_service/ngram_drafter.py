@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 
-from outrider.core.drafting import DraftKnowledge, DraftSession
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import Commitment, DraftOpen, Window
-from outrider.core.ngram import NgramTable
-from outrider.core.ngram_static import StaticNgrams
+from outrider.core.draft.session import DraftKnowledge, DraftSession
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.ngram_static import StaticNgrams
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import Commitment, DraftOpen, Window
 
 WINDOW_EXPANSIONS_MAX = 8
 """Most nodes expanded for one window: some 0.2 ms of guessing. The verifier may be waiting for the best guesses; those

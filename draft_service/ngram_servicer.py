@@ -13,12 +13,12 @@ import structlog
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
 from outrider import PROTOCOL_VERSION
-from outrider.core.drafting import DraftKnowledge
-from outrider.core.errors import ProtocolViolationError, SlotsExhaustedError
-from outrider.core.messages import DraftOpen, ModelInfo, Opened, WorkerLoad
-from outrider.core.ngram import NGRAM_MODEL
-from outrider.core.ngram_static import VOCAB_SIZE_MAX
-from outrider.core.validation import check_draft_open
+from outrider.core.draft.session import DraftKnowledge
+from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
+from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
+from outrider.core.protocol.messages import DraftOpen, ModelInfo, Opened, WorkerLoad
+from outrider.core.protocol.validation import check_draft_open
 from outrider.rpc import wire
 from outrider.rpc.process import run_process
 from outrider.rpc.server import Server, Service

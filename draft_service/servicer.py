@@ -8,9 +8,9 @@ from typing import Any
 
 from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter, DraftEvent, Drafting
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import DraftOpen, Window
-from outrider.core.validation import check_draft_open
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import DraftOpen, Window
+from outrider.core.protocol.validation import check_draft_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from outrider.core.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
-from outrider.engine.loading import vocabulary_sha256
+from outrider.core.propose.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
+from outrider.engine.load.folder import vocabulary_sha256
 from outrider.worker.ngram_file import FORMAT, load_ngrams
 from recipes.demo_pair.recipe import Recipe
 from recipes.demo_pair.text import encode, read_documents

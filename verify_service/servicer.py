@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import Verdict, VerifyOpen, Window
-from outrider.core.session import EndDrafts
-from outrider.core.validation import check_verify_open
+from outrider.core.coordinate.session import EndDrafts
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import Verdict, VerifyOpen, Window
+from outrider.core.protocol.validation import check_verify_open
 from outrider.engine.device_thread import DeviceThread
-from outrider.engine.loading import chat_template, tokenizer_file
+from outrider.engine.load.folder import chat_template, tokenizer_file
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import reading

@@ -9,23 +9,23 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from outrider.core import gathering
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.gathering import Prospect
-from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.ngram import NgramTable
-from outrider.core.patience import AT_ONCE
-from outrider.core.prefill import read_budget
-from outrider.core.selection import Beside, most_probable
-from outrider.core.step_curve import StepCurve
-from outrider.core.tree import Node
-from outrider.core.turns import Turn
-from outrider.core.validation import RUN_AHEAD_MAX
-from outrider.core.verifying import VerifyKnowledge, VerifySession
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import RUN_AHEAD_MAX
+from outrider.core.schedule import batching_delay
+from outrider.core.schedule.batching_delay import Prospect
+from outrider.core.schedule.prefill import read_budget
+from outrider.core.schedule.queue import Turn
+from outrider.core.verify.draft_wait import AT_ONCE
+from outrider.core.verify.selection import Beside, most_probable
+from outrider.core.verify.session import VerifyKnowledge, VerifySession
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.sampling import Row
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.slots import Slot
+from outrider.engine.sample.sampler import Row
 from outrider.worker.outbox import Outbox
 from outrider.worker.roster import Roster
 
@@ -166,13 +166,13 @@ class Verifier:
                 self._reconsider(session, now, len(deciding) - 1)
         prospects = [session.prospect(now) for session in deciding]
         seconds = self._curve.seconds(len(deciding))
-        start = gathering.start(prospects, now, seconds)
+        start = batching_delay.start(prospects, now, seconds)
         if start > now and not reading:
             return start - now
         going = [
             session
             for session, prospect in zip(deciding, prospects, strict=True)
-            if gathering.goes(prospect, now, seconds)
+            if batching_delay.goes(prospect, now, seconds)
         ]
         roster.run([*going, *reading], self._round)
         return 0.0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.load.client import Recording
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 from outrider.v1 import generation_pb2
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from bench.load.workload import Request
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
 from outrider.rpc.wire import encode_sampling

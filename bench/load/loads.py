@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator
 from typing import NamedTuple
 
-from outrider.core.errors import WorkerUnavailableError
-from outrider.core.messages import WorkerLoad
+from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc.channels import open_channel
 from outrider.rpc.workers import watch_load
 

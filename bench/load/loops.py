@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 
 from bench.load.client import Recording
 from bench.load.workload import ClosedWork, OpenWork, Request
-from outrider.core.errors import SlotsExhaustedError
+from outrider.core.protocol.errors import SlotsExhaustedError
 
 REFUSED_PAUSE_SECONDS = 1.0
 """How long a client rests that was refused: what the services ask for (`RetryInfo`)."""

@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
+from bench.compare.measuring import order
 from bench.load.answer import Answer, read
 from bench.load.client import LoadClient, Recording
 from bench.load.loads import LoadLog, LoadSpan, until_idle
 from bench.load.loops import beside, closed_loop, open_loop
 from bench.load.options import LoadOptions
 from bench.load.workload import ROUNDS_BESIDE_LONG, Shape, closed_work, open_work, requests
-from bench.measuring import order
-from bench.modes import Mode
-from bench.stack import Pair
-from bench.step_log import StepSize
-from outrider.core.errors import SlotsExhaustedError
+from bench.rivals.modes import Mode
+from bench.stack.services import Pair
+from bench.stack.step_log import StepSize
+from outrider.core.protocol.errors import SlotsExhaustedError
 from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE
 
 PASSES_MIN = 3

@@ -10,9 +10,9 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.modes import PADDED
-from bench.plots import DOTS_PER_INCH
-from bench.report import OURS, REFERENCE
+from bench.compare.plots import DOTS_PER_INCH
+from bench.compare.report import OURS, REFERENCE
+from bench.rivals.modes import PADDED
 
 EMS_SD = {
     "ragged": {1: 3.94, 8: 2.17, 16: 1.63, 24: 1.41},

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.compare.report import OURS, REFERENCE, rounded
 from bench.load.answer import Objective
 from bench.load.measuring import Pass, Point
 from bench.load.summary import answers_as_json, compare, identity, stall, summarize
-from bench.modes import Mode
-from bench.report import OURS, REFERENCE, rounded
+from bench.rivals.modes import Mode
 
 BENCHMARK = "outrider bench load"
 FORMAT = 1

@@ -16,19 +16,19 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import machine
+from bench.compare.run import compilation, tokenizer, widened
 from bench.load.client import LoadClient
 from bench.load.loads import LoadLog
 from bench.load.measuring import SERVICES, LoadedMode, measure
 from bench.load.options import LoadOptions
 from bench.load.report import report
-from bench.modes import UnknownModeError, choose_modes
 from bench.prompts import fingerprint, load_prompts
-from bench.run import compilation, tokenizer, widened
-from bench.stack import Models, running, split_cores
-from bench.stretch import stretch
+from bench.rivals.modes import UnknownModeError, choose_modes
+from bench.stack.services import Models, running, split_cores
 from outrider.cli.board import Board
 from outrider.cli.child import ServiceDiedError
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
+from recipes.stretch import stretch
 
 OPEN_SESSIONS = 64
 """Room of the workers where requests come by themselves: more wait, or are refused."""

@@ -16,6 +16,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import machine
+from bench.compare.report import OURS
+from bench.compare.run import compilation, tokenizer
+from bench.compare.tables import default_console, new_table
 from bench.load.client import LoadClient, Recording
 from bench.load.loads import until_idle
 from bench.load.loops import lasting_loop
@@ -23,16 +26,13 @@ from bench.load.measuring import SERVICES
 from bench.load.memory import GROWTH_MAX, GROWTH_SECONDS, WARM_UP_SHARE, Sample, growth, resident_bytes
 from bench.load.options import SoakOptions
 from bench.load.workload import Shape, requests
-from bench.modes import MODES
 from bench.prompts import load_prompts
-from bench.report import OURS
-from bench.run import compilation, tokenizer
-from bench.stack import Models, Stack, running
-from bench.tables import default_console, new_table
+from bench.rivals.modes import MODES
+from bench.stack.services import Models, Stack, running
 from outrider.cli.board import Board
 from outrider.cli.child import Child
-from outrider.core.errors import OutriderError, SlotsExhaustedError
-from outrider.core.messages import WorkerLoad
+from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError
+from outrider.core.protocol.messages import WorkerLoad
 
 BENCHMARK = "outrider bench soak"
 FORMAT = 2

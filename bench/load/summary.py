@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from bench.compare.resampling import compare_passes
 from bench.load.answer import Answer, Objective
 from bench.load.measuring import Pass
 from bench.load.percentiles import percentile, percentiles
-from bench.resampling import compare_passes
 
 
 def summarize(passes: Sequence[Pass], objective: Objective) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.report import OURS, REFERENCE
-from bench.tables import default_console, new_table, number, share
+from bench.compare.report import OURS, REFERENCE
+from bench.compare.tables import default_console, new_table, number, share
 
 
 def show(result: Mapping[str, Any], console: Console | None = None) -> None:

@@ -26,7 +26,7 @@ from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
 from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HOST, VERIFY_PORT, UpOptions, choose_models
 from outrider.client import GREEDY
-from outrider.core.errors import InvalidRequestError, OutriderError
+from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 
 _EXIT_ERROR = 1
 _EXIT_USAGE = 2

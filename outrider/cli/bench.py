@@ -16,7 +16,7 @@ from rich.console import Console
 from outrider.cli import flags
 from outrider.cli.child import Observer
 from outrider.cli.up import choose_models
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 
 app = typer.Typer(help="Measure Outrider against the target alone and against others, side by side.")
 
@@ -81,7 +81,7 @@ def bench(
     if external_openai is not None and external_model is None:
         raise typer.BadParameter("say what the server calls its model with --external-model NAME")
     target, draft, ngram_table = _models(target, draft, ngram_table)
-    options = _part("options").BenchOptions(
+    options = _part("compare.options").BenchOptions(
         target=target,
         draft=draft,
         ngram_table=ngram_table,
@@ -100,9 +100,9 @@ def bench(
         external_model=external_model,
         external_grpc=external_grpc,
     )
-    result = asyncio.run(_part("run").run(options, Console(stderr=True)))
-    _part("tables").show(result)
-    _keep(result, as_json, plots, "plots")
+    result = asyncio.run(_part("compare.run").run(options, Console(stderr=True)))
+    _part("compare.tables").show(result)
+    _keep(result, as_json, plots, "compare.plots")
 
 
 @app.command()
@@ -241,15 +241,15 @@ def synthetic(
     plots: Plots = None,
 ) -> None:
     """Map acceptance, draft step and delay with the real policies on a virtual clock, and compare with theory."""
-    module = _part("synthetic")
+    module = _part("simulate.synthetic")
     result = module.map_plane(verify_slope=verify_slope, num_tokens=num_tokens)
     result["machine"] = _part("machine").facts()
     if confirm:
         target, draft, _ = _models(None, None, "")
-        models = _part("stack").Models(target=target, draft=draft, dtype="float32", compile="off")
-        result["confirmed"] = asyncio.run(_part("confirm").confirm(models, Observer()))
-    _part("tables").show_plane(result)
-    _keep(result, as_json, plots, "plots")
+        models = _part("stack.services").Models(target=target, draft=draft, dtype="float32", compile="off")
+        result["confirmed"] = asyncio.run(_part("simulate.confirm").confirm(models, Observer()))
+    _part("compare.tables").show_plane(result)
+    _keep(result, as_json, plots, "compare.plots")
 
 
 @app.command()
@@ -257,7 +257,7 @@ def quote(
     result: Annotated[Path, typer.Argument(help="A result in the repository, written with --json.", metavar="FILE")],
 ) -> None:
     """Print a result's tables as Markdown, for a page that quotes it."""
-    print(_part("quote").quote(result, Path.cwd()))
+    print(_part("compare.quote").quote(result, Path.cwd()))
 
 
 def _part(name: str) -> ModuleType:
@@ -288,7 +288,9 @@ def _numbers(text: str, kind: Callable[[str], Number], flag: str) -> tuple[Numbe
     return numbers
 
 
-def _keep(result: dict[str, object], as_json: Path | None, plots: Path | None = None, plotting: str = "plots") -> None:
+def _keep(
+    result: dict[str, object], as_json: Path | None, plots: Path | None = None, plotting: str = "compare.plots"
+) -> None:
     """Writes the result, and the plots that the module `plotting` makes of it, where the flags say."""
     if as_json is not None:
         as_json.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from outrider.cli.display import Display, legend
 from outrider.cli.request import Request
 from outrider.cli.table import closing_table, comparison
 from outrider.client import Answer, GenerationClient, gather
-from outrider.core.errors import WorkerUnavailableError
+from outrider.core.protocol.errors import WorkerUnavailableError
 
 
 async def generate(request: Request, address: str, display: Display | None = None) -> Answer:

@@ -17,7 +17,7 @@ from outrider.cli.display import Display
 from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
 from outrider.cli.up import UpOptions, services
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 
 _WARM_UP_TOKENS = 8
 """Tokens of a generation before those that are compared, so that the first of them does not pay for first-time work."""

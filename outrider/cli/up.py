@@ -14,8 +14,8 @@ from typing import NamedTuple, NoReturn
 import outrider
 from outrider.cli.child import Child, Observer
 from outrider.cli.cores import available_cores, num_cores, share_cores
-from outrider.core.errors import OutriderError
-from outrider.core.ngram import NGRAM_MODEL
+from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.core.protocol.errors import OutriderError
 
 HOST = "127.0.0.1"
 """Where everything listens: there is no authentication, so it stays on this machine."""

@@ -15,8 +15,8 @@ from outrider.client.events import (
     Tokens,
     Usage,
 )
-from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
+from outrider.core.protocol.sampling import SamplingParams
 
 __all__ = [
     "GREEDY",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from itertools import zip_longest
 
 from outrider.client.events import Event, Finished, Speculation, Started, Tokens
-from outrider.core.messages import TokenLogprobs
+from outrider.core.protocol.messages import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from typing import Self
 import grpc.aio
 
 from outrider.client.events import Event, Finished, ServerInfo, Started, decode_event, decode_server_info
-from outrider.core.errors import (
+from outrider.core.protocol.errors import (
     FieldViolation,
     InvalidRequestError,
     ProtocolViolationError,
     WorkerUnavailableError,
 )
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
 from outrider.rpc.wire import encode_sampling

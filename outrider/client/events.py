@@ -6,9 +6,9 @@ import itertools
 from dataclasses import dataclass
 from enum import Enum
 
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
-from outrider.core.sampling import completion_seed
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
+from outrider.core.protocol.sampling import completion_seed
 from outrider.rpc import wire
 from outrider.v1 import generation_pb2
 

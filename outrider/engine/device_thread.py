@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from outrider.core.errors import QueueFullError
+from outrider.core.protocol.errors import QueueFullError
 
 INBOX_MAX = 4096
 """Most pieces of work that wait for the device thread. A worker with that much unread work is overloaded."""

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from outrider.core.errors import UnsupportedModelError
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.attention.paged import PAGE_CELLS
 from outrider.engine.batch import pack
-from outrider.engine.blocks import BlockKey, BlockPool
-from outrider.engine.compiling import COMPILED_SIZES
+from outrider.engine.compile.just_in_time import COMPILED_SIZES
 from outrider.engine.jobs import Feed, Job, plan, settle
+from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 from outrider.engine.model import RaggedModel
-from outrider.engine.paged_attention import PAGE_CELLS
-from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
@@ -153,7 +153,7 @@ class Engine:
             self.release(slot)
 
     def adopt(self, package: Path) -> None:
-        """From now on runs a package that `outrider.engine.ahead.compile_ahead` wrote. Keys and values stay."""
+        """From now on runs a package that `outrider.engine.compile.ahead.compile_ahead` wrote. Keys and values stay."""
         self._model.adopt(package)
 
     def measure(self) -> list[tuple[int, float]]:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from outrider.engine.blocks import BlockKey
-from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, TreeCell
+from outrider.engine.kv_cache.blocks import BlockKey
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, TreeCell
 
 LINE_END = -1
 """Index that stands for the line's last token where node indices are expected."""

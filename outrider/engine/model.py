@@ -15,20 +15,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.varlen import varlen_attn
 from transformers import PreTrainedModel
 
-from outrider.core.errors import UnsupportedModelError
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
-from outrider.engine.ahead import AheadForward
-from outrider.engine.attention import ATTENTION, Attending, RaggedBatch, stepping
+from outrider.engine.attention.bounded import BOUNDED_ATTENTION
+from outrider.engine.attention.masks import spans_and_masks
+from outrider.engine.attention.paged import Kernel, PagedStep, can_page, runs_on
+from outrider.engine.attention.paged_batch import load
+from outrider.engine.attention.ragged import ATTENTION, Attending, RaggedBatch, stepping
+from outrider.engine.attention.static import StaticBatch, StaticBuffer, StaticSize, column_sizes
 from outrider.engine.batch import PackedBatch, rounded
-from outrider.engine.bounded_attention import BOUNDED_ATTENTION
-from outrider.engine.compiling import COMPILED_TOKENS_MAX, bucket, compile_forward
-from outrider.engine.graphs import CudaRecorder, StepGraphs
-from outrider.engine.masks import spans_and_masks
-from outrider.engine.paged_attention import Kernel, PagedStep, can_page, runs_on
-from outrider.engine.paged_batch import load
-from outrider.engine.probe import LayerFacts, probe_layers
-from outrider.engine.slots import Move
-from outrider.engine.static_batch import StaticBatch, StaticBuffer, StaticSize, column_sizes
+from outrider.engine.compile.ahead import AheadForward
+from outrider.engine.compile.graphs import CudaRecorder, StepGraphs
+from outrider.engine.compile.just_in_time import COMPILED_TOKENS_MAX, bucket, compile_forward
+from outrider.engine.kv_cache.slots import Move
+from outrider.engine.load.probe import LayerFacts, probe_layers
 from outrider.engine.transfer import queued, send
 
 _CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

@@ -24,8 +24,8 @@ from torch import Tensor
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from outrider.core.errors import UnsupportedModelError
-from outrider.engine.attention import register
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.attention.ragged import register
 from outrider.engine.batch import PackedBatch
 
 NATIVE_ATTENTION = "outrider-native"

@@ -11,7 +11,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 
 
 def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:

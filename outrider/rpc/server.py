@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
 from outrider.rpc.reflection import add_reflection

@@ -15,7 +15,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
-from outrider.core.errors import (
+from outrider.core.protocol.errors import (
     FieldViolation,
     InvalidRequestError,
     ModelMismatchError,

@@ -14,8 +14,8 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import ModelInfo, WorkerLoad
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.status import error_from
 from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc

@@ -7,8 +7,8 @@ from typing import Final
 
 from opentelemetry.util.types import AttributeValue
 
-from outrider.core.sampling import SamplingParams
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.telemetry import names
 
 _INTEGER_MAX: Final = 2**63 - 1

@@ -7,8 +7,8 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from outrider.core.messages import WorkerLoad
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.messages import WorkerLoad
 from outrider.telemetry import names
 
 DURATION_BUCKETS: Final = (

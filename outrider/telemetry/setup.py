@@ -21,7 +21,7 @@ from opentelemetry.sdk.trace.export import (
 from opentelemetry.trace import NoOpTracerProvider, Span, Tracer
 
 from outrider import __version__
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 from outrider.telemetry.metrics import Instruments
 from outrider.telemetry.tracing import TraceDetail
 

@@ -11,7 +11,7 @@ from opentelemetry.trace import Span, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from outrider.core.messages import TraceContext
+from outrider.core.protocol.messages import TraceContext
 
 _PROPAGATOR = TraceContextTextMapPropagator()
 

@@ -19,10 +19,12 @@ import structlog
 import torch
 import transformers
 
-from outrider.core.errors import UnsupportedModelError
-from outrider.engine import ahead, linear, native, self_check
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine import native
+from outrider.engine.compile import ahead, linear
 from outrider.engine.engine import Engine
-from outrider.engine.loading import load_model
+from outrider.engine.load import self_check
+from outrider.engine.load.folder import load_model
 
 _log = structlog.get_logger()
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from outrider.core.validation import SESSIONS_MAX
+from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 
 PAD_TOKENS_MAX = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 
-from outrider.core.messages import WorkerLoad
+from outrider.core.protocol.messages import WorkerLoad
 
 REPORT_SECONDS = 0.1
 """Shortest time between two reports. A step takes milliseconds, and whoever places sessions wants no more than this."""

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from outrider.core.errors import UnsupportedModelError
-from outrider.core.messages import ModelInfo
-from outrider.core.ngram import NgramTable
-from outrider.core.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.messages import ModelInfo
 from outrider.worker.config import WorkerConfig
 
 FORMAT = "outrider-ngrams-1"

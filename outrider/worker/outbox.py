@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Generic, NamedTuple, TypeVar
 
-from outrider.core.errors import QueueFullError
+from outrider.core.protocol.errors import QueueFullError
 
 OUTBOX_MAX = 4096
 """Most events of one session that wait for a slow reader; beyond it the session fails with QueueFullError."""

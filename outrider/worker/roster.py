@@ -17,14 +17,14 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 import torch
 
-from outrider.core.errors import OutriderError, SlotsExhaustedError, StepFailedError
-from outrider.core.messages import DraftOpen, Opened, VerifyOpen, WorkerLoad
-from outrider.core.prefill import Readers
-from outrider.core.turns import Turn, TurnQueue, overtake
+from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError, StepFailedError
+from outrider.core.protocol.messages import DraftOpen, Opened, VerifyOpen, WorkerLoad
+from outrider.core.schedule.prefill import Readers
+from outrider.core.schedule.queue import Turn, TurnQueue, overtake
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
-from outrider.engine.sampling import Sampler
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.slots import Slot
+from outrider.engine.sample.sampler import Sampler
 from outrider.worker.outbox import Outbox
 
 GROWTH_TOKENS = 64

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
-from outrider.core.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import structlog
 
-from outrider.core.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.process import run_process

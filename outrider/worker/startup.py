@@ -13,14 +13,15 @@ import transformers
 from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
-from outrider.core.errors import UnsupportedModelError
-from outrider.core.messages import ModelInfo
-from outrider.engine import native, self_check
-from outrider.engine.compiling import COMPILED_TOKENS_MAX, compiler_problem
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.messages import ModelInfo
+from outrider.engine import native
+from outrider.engine.compile.just_in_time import COMPILED_TOKENS_MAX, compiler_problem
 from outrider.engine.engine import Engine
-from outrider.engine.loading import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
+from outrider.engine.load import self_check
+from outrider.engine.load.folder import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
 from outrider.engine.model import kv_bytes_per_token
-from outrider.engine.slots import TREE_CELLS_MAX
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
 from outrider.worker.memory import kv_bytes

@@ -8,7 +8,7 @@ from typing import Self
 
 from opentelemetry.util.types import AttributeValue
 
-from outrider.core.messages import TraceContext
+from outrider.core.protocol.messages import TraceContext
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.telemetry.tracing import extract, record_span, within

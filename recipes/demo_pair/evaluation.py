@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaForCausalLM
 
-from outrider.core.sampling import SamplingParams
-from outrider.engine.sampling import Row, Sampler
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.sample.sampler import Row, Sampler
 from recipes.demo_pair.recipe import Recipe
 from recipes.demo_pair.text import encode, read_documents
 from recipes.demo_pair.writing import TEMPERATURES, Written, write

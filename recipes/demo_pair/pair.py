@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from outrider.engine.compiling import compiler_problem
+from outrider.engine.compile.just_in_time import compiler_problem
 from recipes.demo_pair.evaluation import Figures, evaluate
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
 from recipes.demo_pair.text import END_OF_TEXT, Text, Turns, Windows, cut, encode, read_documents, train_tokenizer
@@ -296,8 +296,8 @@ def _check_draft(folder: Path, wanted: LlamaConfig) -> None:
     if differing:
         shape = ", ".join(f"{name} {getattr(config, name)} instead of {getattr(wanted, name)}" for name in differing)
         raise RecipeError(
-            f"{folder} holds no draft of the recipe's shape: {shape}. `python -m bench.widen` adds layers and neurons "
-            "without changing what a model computes."
+            f"{folder} holds no draft of the recipe's shape: {shape}. `python -m recipes.widen` adds layers and "
+            "neurons without changing what a model computes."
         )
 
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from bench.modes import MODES, UnknownModeError, choose_modes
-from bench.options import BenchOptions
-from bench.plots import plot
-from bench.quote import NotAResultError, misquoted, quote, quotes
-from bench.run import run
-from bench.tables import show
+from bench.compare.options import BenchOptions
+from bench.compare.plots import plot
+from bench.compare.quote import NotAResultError, misquoted, quote, quotes
+from bench.compare.run import run
+from bench.compare.tables import show
+from bench.rivals.modes import MODES, UnknownModeError, choose_modes
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench.evidence import Evidence, gather, information, show
-from bench.replay import write
-from outrider.core.evidence import CLAIM_CHANCES, Ngram, ngram_cell
+from bench.micro.evidence import Evidence, gather, information, show
+from bench.simulate.replay import write
+from outrider.core.estimate.confidence import CLAIM_CHANCES, Ngram, ngram_cell
 from outrider.engine.engine import Engine
 from tests.engine.tiny_models import VOCAB_SIZE, build
 

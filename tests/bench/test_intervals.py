@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.intervals import clipped, shared, total
-from bench.measuring import devices
+from bench.compare.measuring import devices
+from bench.stack.intervals import clipped, shared, total
 
 SPANS = st.lists(
     st.tuples(st.integers(0, 60), st.integers(0, 60)).map(lambda pair: (min(pair), max(pair))), max_size=12

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from rich.console import Console
 
+from bench.compare.quote import misquoted, quote
 from bench.load.options import LoadOptions, SoakOptions
 from bench.load.plots import plot
 from bench.load.run import run
@@ -17,8 +18,7 @@ from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
 from bench.load.workload import ROUNDS_BESIDE_LONG
-from bench.modes import UnknownModeError
-from bench.quote import misquoted, quote
+from bench.rivals.modes import UnknownModeError
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 

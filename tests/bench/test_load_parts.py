@@ -11,15 +11,15 @@ from statistics import fmean
 
 import pytest
 
+from bench.compare.resampling import compare_passes
 from bench.load.answer import Answer, Objective, read
 from bench.load.client import Recording
 from bench.load.loops import beside, closed_loop, lasting_loop, open_loop
 from bench.load.memory import GROWTH_MAX, SAMPLES_MIN, Sample, growth, resident_bytes
 from bench.load.percentiles import percentile, percentiles
 from bench.load.workload import MEASURED_MIN, ClosedWork, OpenWork, Request, Shape, closed_work, open_work, requests
-from bench.resampling import compare_passes
 from outrider.client import GREEDY
-from outrider.core.errors import SlotsExhaustedError, StepFailedError
+from outrider.core.protocol.errors import SlotsExhaustedError, StepFailedError
 from outrider.v1 import generation_pb2
 
 CORPUS = [[100 * text + place for place in range(20)] for text in range(5)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bench.ngrams import Continuation, _acceptance_length, _committed, _measure
-from outrider.core.ngram import GuessTree
+from bench.micro.ngrams import Continuation, _acceptance_length, _committed, _measure
+from outrider.core.propose.ngram import GuessTree
 
 LOOP = Continuation([1, 2, 3, 4, 5] * 4, [1, 2, 3, 4, 5] * 4)
 

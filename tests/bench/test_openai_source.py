@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bench.openai_source import ExternalServerError, OpenAISource
+from bench.rivals.openai_source import ExternalServerError, OpenAISource
 from outrider.client import SamplingParams
 
 

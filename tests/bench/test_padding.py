@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.padding import Padding, missing_attention, pad_caches, pad_inputs, rounds
-from bench.worker import Measured
+from bench.rivals.padding import Padding, missing_attention, pad_caches, pad_inputs, rounds
+from bench.stack.worker import Measured
 from outrider.engine import native
+from outrider.engine.attention.masks import spans_and_masks
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan
-from outrider.engine.masks import spans_and_masks
 from tests.engine import histories
 from tests.engine.histories import Rig, random_line
 from tests.engine.tiny_models import build

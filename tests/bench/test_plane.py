@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import confirm
-from bench.plots import plot
-from bench.stack import Models
-from bench.synthetic import SCHEMES, Point, map_plane
-from bench.tables import show_plane
+from bench.compare.plots import plot
+from bench.compare.tables import show_plane
+from bench.simulate import confirm
+from bench.simulate.synthetic import SCHEMES, Point, map_plane
+from bench.stack.services import Models
 from outrider.cli.child import Observer
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.modes import MODES
-from bench.replay import UnreplayableModeError, replay, write
-from bench.virtual import Times
+from bench.rivals.modes import MODES
+from bench.simulate.replay import UnreplayableModeError, replay, write
+from bench.simulate.virtual import Times
 from outrider.engine.engine import Engine
 from tests.engine.tiny_models import VOCAB_SIZE, build
 

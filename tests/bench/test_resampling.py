@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.resampling import compare
+from bench.compare.resampling import compare
 
 
 def test_a_constant_ratio_has_no_width_however_prompts_differ() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bench import theory
-from bench.modes import PolicyName
-from bench.ruled import ABLATIONS
-from bench.rules import FREE_CREDIT, Amusd, InTurn, Pearl
-from bench.synthetic import SCHEMES, Point, at_point, speculation_of
-from bench.virtual import Outcome, Speculation
-from outrider.core.line import Line
-from outrider.core.tree import SpeculationTree
+from bench.rivals.modes import PolicyName
+from bench.rivals.ruled import ABLATIONS
+from bench.rivals.rules import FREE_CREDIT, Amusd, InTurn, Pearl
+from bench.simulate import theory
+from bench.simulate.synthetic import SCHEMES, Point, at_point, speculation_of
+from bench.simulate.virtual import Outcome, Speculation
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.tree import SpeculationTree
 
 NUM_TOKENS = 3000
 MAX_LENGTH = 100

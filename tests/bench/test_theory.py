@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench import theory
+from bench.simulate import theory
 
 
 @pytest.mark.parametrize(

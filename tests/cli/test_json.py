@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from outrider.core.errors import FieldViolation, InvalidRequestError, SlotsExhaustedError
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, SlotsExhaustedError
 from outrider.v1 import common_pb2
 from outrider.v1 import generation_pb2 as pb
 from tests.client.scripted import ROUNDS, TEXT, TWO, ScriptedCoordinator, finished, serving, started, tokens

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from outrider.core.messages import ModelInfo, WorkerLoad
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.server import Server, Service
 from outrider.rpc.status import ServicerContext, rpc_errors

@@ -25,7 +25,7 @@ from outrider.client import (
     Usage,
     gather,
 )
-from outrider.core.errors import (
+from outrider.core.protocol.errors import (
     FieldViolation,
     InvalidRequestError,
     ProtocolViolationError,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outrider.core.messages import VerifyOpen, Window
-from outrider.core.ngram import NgramTable
-from outrider.core.sampling import SamplingParams
-from outrider.core.selection import most_probable
-from outrider.core.step_curve import StepCurve
-from outrider.core.tree import Node
-from outrider.core.verifying import VerifyKnowledge, VerifySession
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.messages import VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node
+from outrider.core.verify.selection import most_probable
+from outrider.core.verify.session import VerifyKnowledge, VerifySession
 
 EOS, STOP = 90, 91
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from outrider.core.messages import Window
-from outrider.core.session import Command, Session
+from outrider.core.coordinate.session import Command, Session
+from outrider.core.protocol.messages import Window
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 

@@ -14,13 +14,13 @@ import torch
 from tokenizers import Tokenizer
 
 from draft_service.drafter import Drafter, Drafting
-from outrider.core.messages import DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.sampling import SamplingParams
-from outrider.core.session import CloseDrafter, Command, Emit, Finish, SendToDrafter, SendToVerifier, Session
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.session import CloseDrafter, Command, Emit, Finish, SendToDrafter, SendToVerifier, Session
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.messages import DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
-from outrider.engine.loading import load_model
+from outrider.engine.load.folder import load_model
 from outrider.worker.outbox import Outbox
 from verify_service.verifier import Verification, Verifier
 

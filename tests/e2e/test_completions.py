@@ -15,12 +15,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from coordinator.completions import UNREAD_ROUNDS_MAX, run_together
 from coordinator.generation import Generation
 from outrider.client import FinishReason, GenerationMode, Started, Token, Tokens, gather
-from outrider.core.errors import InvalidRequestError, QueueFullError, StepFailedError
-from outrider.core.messages import VerifyOpen, Window
-from outrider.core.sampling import SamplingParams, completion_seed
-from outrider.core.session import Command, Session
-from outrider.core.tree import Node
-from outrider.core.validation import check_verify_open
+from outrider.core.coordinate.session import Command, Session
+from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, StepFailedError
+from outrider.core.protocol.messages import VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams, completion_seed
+from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import check_verify_open
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.telemetry import names

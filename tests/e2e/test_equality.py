@@ -16,8 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from outrider.client import GenerationMode
-from outrider.core.messages import TokenOrigin
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import TokenOrigin
+from outrider.core.protocol.sampling import SamplingParams
 from tests.e2e.answers import ask, ask_all
 from tests.e2e.stack import MODELS, Stack, bundled, load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from outrider.client import GenerationMode
-from outrider.core.errors import StepFailedError
+from outrider.core.protocol.errors import StepFailedError
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.startup import LoadedModel

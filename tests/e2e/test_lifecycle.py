@@ -15,9 +15,9 @@ import grpc.aio
 import pytest
 
 from outrider.client import GenerationMode, Started, Tokens
-from outrider.core.errors import WorkerUnavailableError
-from outrider.core.messages import FinishReason
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.messages import FinishReason
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from tests.e2e.answers import ask
 from tests.e2e.holding import HeldEngine, Watched

@@ -9,8 +9,8 @@ import pytest
 import pytest_asyncio
 
 from outrider.client import GenerationMode, Speculation
-from outrider.core.errors import UnsupportedModelError
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.worker.ngram_file import ngram_tables
 from recipes.ngram_table import write
 from tests.e2e.answers import Answer, ask

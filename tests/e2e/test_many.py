@@ -17,9 +17,9 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from outrider.client import FinishReason, GenerationClient, GenerationMode, Tokens
-from outrider.core.errors import OutriderError, SlotsExhaustedError
-from outrider.core.messages import WorkerLoad
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError
+from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
 from tests.e2e.answers import Answer, ask, ask_all

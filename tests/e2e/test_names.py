@@ -15,7 +15,7 @@ import coordinator.pool
 from coordinator.config import CoordinatorConfig
 from coordinator.resolution import Endpoint, parse_endpoints, resolve
 from outrider.client import Finished, Started, Tokens
-from outrider.core.errors import WorkerUnavailableError
+from outrider.core.protocol.errors import WorkerUnavailableError
 from tests.e2e.answers import ask
 from tests.e2e.stack import coordinator as coordinator_at
 from tests.e2e.stack import load_tiny, save_tiny, worker

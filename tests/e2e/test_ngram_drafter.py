@@ -19,17 +19,17 @@ from draft_service.ngram_drafter import NgramDrafting
 from draft_service.ngram_servicer import NgramServicer
 from draft_service.servicer import DraftServicer
 from outrider.client import GenerationMode
-from outrider.core.drafting import DraftKnowledge
-from outrider.core.errors import (
+from outrider.core.draft.session import DraftKnowledge
+from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
+from outrider.core.protocol.errors import (
     ModelMismatchError,
     OutriderError,
     ProtocolViolationError,
     SlotsExhaustedError,
     UnsupportedModelError,
 )
-from outrider.core.messages import Commitment, DraftOpen, Opened, Window
-from outrider.core.ngram_static import VOCAB_SIZE_MAX
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.server import Server, Service

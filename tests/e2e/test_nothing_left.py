@@ -14,7 +14,7 @@ import pytest
 
 from coordinator import servicer
 from coordinator.generation import Generation
-from outrider.core.errors import SlotsExhaustedError
+from outrider.core.protocol.errors import SlotsExhaustedError
 from tests.e2e.stack import Stack, load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build
 

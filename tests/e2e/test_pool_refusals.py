@@ -16,9 +16,9 @@ from google.rpc.error_details_pb2 import RetryInfo
 from grpc_status import rpc_status
 
 from outrider.client import GenerationMode
-from outrider.core.errors import SlotsExhaustedError
-from outrider.core.messages import ModelInfo, Opened
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.errors import SlotsExhaustedError
+from outrider.core.protocol.messages import ModelInfo, Opened
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.server import Server, Service

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from outrider.client import Finished, GenerationMode, Started, Tokens
-from outrider.core.errors import WorkerUnavailableError
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.v1 import generation_pb2, generation_pb2_grpc
 from outrider.worker.startup import LoadedModel

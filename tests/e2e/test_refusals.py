@@ -19,7 +19,7 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
 from outrider.client import Started, Tokens
-from outrider.core.errors import (
+from outrider.core.protocol.errors import (
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
@@ -27,8 +27,8 @@ from outrider.core.errors import (
     SlotsExhaustedError,
     UnsupportedModelError,
 )
-from outrider.core.messages import DraftOpen, VerifyFinished, VerifyOpen, Window
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import DraftOpen, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
 from outrider.rpc.streams import OutgoingStream

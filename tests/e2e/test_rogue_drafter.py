@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from outrider.client import GenerationMode
-from outrider.core.messages import ModelInfo, Opened, Window
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import ModelInfo, Opened, Window
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.server import Server, Service
 from outrider.rpc.status import ServicerContext, rpc_errors

@@ -13,8 +13,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from outrider.client import GenerationMode
-from outrider.core.messages import TraceContext
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import TraceContext
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry, set_up

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from outrider.engine.jobs import LINE_END, Feed, settle
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.slots import Slot
 
 Text = tuple[int, ...]
 

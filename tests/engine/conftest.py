@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from outrider.engine import native
-from outrider.engine.compiling import compiler_problem
+from outrider.engine.compile.just_in_time import compiler_problem
 
 CPU_PROBLEM = compiler_problem(torch.device("cpu"))
 
@@ -27,8 +27,7 @@ def native_operators(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     """Several for the native operators, one for everything else."""
-    if "native_operators" in request.fixturenames:
-        torch.set_num_threads(NUM_NATIVE_THREADS)
+    torch.set_num_threads(NUM_NATIVE_THREADS if "native_operators" in request.fixturenames else 1)
     yield
     torch.set_num_threads(1)
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from outrider.core.errors import SlotsExhaustedError
-from outrider.engine import self_check
+from outrider.core.protocol.errors import SlotsExhaustedError
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.slots import Slot
+from outrider.engine.load import self_check
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
 CPU = torch.device("cpu")

@@ -7,15 +7,15 @@ import random
 import torch
 from torch import Tensor
 
-from outrider.engine.attention import RaggedBatch
+from outrider.engine.attention.masks import spans_and_masks
+from outrider.engine.attention.paged import Kernel, PagedStep
+from outrider.engine.attention.paged_batch import load
+from outrider.engine.attention.ragged import RaggedBatch
+from outrider.engine.attention.static import StaticBuffer
 from outrider.engine.batch import PackedBatch
-from outrider.engine.blocks import BlockPool
 from outrider.engine.jobs import LINE_END, Job, plan, settle
-from outrider.engine.masks import spans_and_masks
-from outrider.engine.paged_attention import Kernel, PagedStep
-from outrider.engine.paged_batch import load
-from outrider.engine.slots import Slot, SlotPool
-from outrider.engine.static_batch import StaticBuffer
+from outrider.engine.kv_cache.blocks import BlockPool
+from outrider.engine.kv_cache.slots import Slot, SlotPool
 from tests.engine.histories import random_line
 
 CPU = torch.device("cpu")

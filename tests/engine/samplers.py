@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
-from outrider.core.sampling import SamplingParams
-from outrider.engine.noise import as_int64, gumbel
-from outrider.engine.sampling import Row, Sampler
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.sample.noise import as_int64, gumbel
+from outrider.engine.sample.sampler import Row, Sampler
 
 VOCAB_SIZE = 503
 PROMPT = [1, 2, 3, 3, 500]

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from outrider.engine.bounded_attention import BOUNDED_ATTENTION
-from outrider.engine.compiling import COMPILED_SIZES
+from outrider.engine.attention.bounded import BOUNDED_ATTENTION
+from outrider.engine.attention.static import StaticBuffer
+from outrider.engine.compile.graphs import Pass, StepGraphs
+from outrider.engine.compile.just_in_time import COMPILED_SIZES
 from outrider.engine.engine import Engine
-from outrider.engine.graphs import Pass, StepGraphs
-from outrider.engine.static_batch import StaticBuffer
 
 _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 """Operations for which a host waits for its device. They cannot be captured."""

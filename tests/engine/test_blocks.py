@@ -10,9 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from outrider.engine.blocks import START_CHAIN, BlockKey, BlockPool
 from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
-from outrider.engine.slots import Slot, SlotPool
+from outrider.engine.kv_cache.blocks import START_CHAIN, BlockKey, BlockPool
+from outrider.engine.kv_cache.slots import Slot, SlotPool
 from tests.engine.cells import Cells, path_to, random_tree
 
 CELLS = 4

@@ -13,11 +13,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compiling import COMPILED_SIZES, COMPILED_TOKENS_MAX
-from outrider.engine.engine import Engine
-from outrider.engine.jobs import LINE_END, Job, plan, settle
-from outrider.engine.static_batch import (
+from outrider.engine.attention.static import (
     COLUMNS_MAX,
     PATH_CELLS_PER_TOKEN,
     StaticSize,
@@ -25,6 +21,10 @@ from outrider.engine.static_batch import (
     static_numbers,
     static_size,
 )
+from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.compile.just_in_time import COMPILED_SIZES, COMPILED_TOKENS_MAX
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import LINE_END, Job, plan, settle
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
 from tests.engine.layers import Layer, random_jobs
@@ -137,7 +137,7 @@ def test_large_batches_and_long_contexts_run_as_before(monkeypatch: pytest.Monke
     rig.close(rig.engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])
     assert tape.num_replays == 1
     line.append(6)
-    monkeypatch.setattr("outrider.engine.static_batch.COLUMNS_MAX", 128)
+    monkeypatch.setattr("outrider.engine.attention.static.COLUMNS_MAX", 128)
     logits = rig.engine.step([Job(slot, line), Job(other, other_line)]).logits
     assert tape.num_replays == 1
     rig.close(logits[0], rig.reference(line)[-1])

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from outrider.engine import native
-from outrider.engine.linear import PackedLinear, fuse_gates, fuse_siblings, pack, panels
+from outrider.engine.compile.linear import PackedLinear, fuse_gates, fuse_siblings, pack, panels
 
 pytestmark = pytest.mark.usefixtures("native_operators")
 

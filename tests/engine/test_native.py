@@ -14,16 +14,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from outrider.core.errors import UnsupportedModelError
-from outrider.engine import native, self_check
-from outrider.engine.ahead import compile_ahead
-from outrider.engine.attention import RaggedBatch
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine import native
+from outrider.engine.attention.masks import spans_and_masks
+from outrider.engine.attention.ragged import RaggedBatch
 from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.blocks import BlockPool
+from outrider.engine.compile.ahead import compile_ahead
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan, settle
-from outrider.engine.masks import spans_and_masks
-from outrider.engine.slots import Slot, SlotPool
+from outrider.engine.kv_cache.blocks import BlockPool
+from outrider.engine.kv_cache.slots import Slot, SlotPool
+from outrider.engine.load import self_check
 from tests.engine.histories import random_line
 from tests.engine.tiny_models import build
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
-from outrider.engine.sampling import Row, Sampler
+from outrider.engine.sample.sampler import Row, Sampler
 
 CPU = torch.device("cpu")
 KINDS = [

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from outrider.engine.noise import GUMBEL_MAX, GUMBEL_MIN, as_int64, gumbel, hashed_words
+from outrider.engine.sample.noise import GUMBEL_MAX, GUMBEL_MIN, as_int64, gumbel, hashed_words
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "noise.json").read_text())
 VOCAB_SIZE = 4096

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from outrider.engine.attention.paged import can_page, merged, runs_on
+from outrider.engine.attention.paged_batch import Parts, load, parts_of
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.jobs import LINE_END, Job, plan
-from outrider.engine.paged_attention import can_page, merged, runs_on
-from outrider.engine.paged_batch import Parts, load, parts_of
-from outrider.engine.probe import LayerFacts
+from outrider.engine.load.probe import LayerFacts
 from tests.engine import histories
 from tests.engine.histories import CPU, HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
 from tests.engine.layers import Layer, random_jobs

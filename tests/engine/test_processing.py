@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from outrider.core.sampling import SamplingParams
-from outrider.engine.sampling import Row
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.sample.sampler import Row
 from tests.engine.samplers import (
     ALL_KINDS,
     EVERYTHING,

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from outrider.core.sampling import SamplingParams
-from outrider.engine.sampling import Row
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.sample.sampler import Row
 from tests.engine.samplers import ALL_KINDS, EVERYTHING, GREEDY, VOCAB_SIZE, WARM, noise_of, opened, random_logits
 
 pytestmark = pytest.mark.usefixtures("each_chooser")

@@ -7,8 +7,8 @@ from statistics import NormalDist
 import pytest
 import torch
 
-from outrider.core.sampling import SamplingParams
-from outrider.engine.sampling import Row, Sampler
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.sample.sampler import Row, Sampler
 from tests.engine.samplers import ALL_KINDS, EVERYTHING, OUTPUT, PROMPT, VOCAB_SIZE, WARM, opened, random_logits
 
 pytestmark = pytest.mark.usefixtures("each_chooser")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from outrider.core.errors import UnsupportedModelError
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.batch import PackedBatch
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.model import kv_bytes_per_token
-from outrider.engine.slots import TREE_CELLS_MAX
 from tests.engine import histories
 from tests.engine.histories import Rig, check_fork, forked, random_line
 from tests.engine.tiny_models import FAMILIES, build

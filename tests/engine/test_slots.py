@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from outrider.core.errors import SlotsExhaustedError
-from outrider.engine.blocks import BlockPool
+from outrider.core.protocol.errors import SlotsExhaustedError
 from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
-from outrider.engine.slots import TREE_CELLS_MAX, Move, Slot, SlotPool, TreeCell
+from outrider.engine.kv_cache.blocks import BlockPool
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool, TreeCell
 from tests.engine.cells import Cells, path_to, random_tree
 
 MAX_CONTEXT = 64

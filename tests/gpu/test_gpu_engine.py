@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from outrider.core.errors import UnsupportedModelError
-from outrider.engine import self_check
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.loading import load_model
+from outrider.engine.load import self_check
+from outrider.engine.load.folder import load_model
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line
 from tests.engine.tiny_models import FAMILIES, build

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from outrider.engine.compiling import COMPILED_SIZES, COMPILED_TOKENS_MAX, compiler_problem
+from outrider.engine.compile.graphs import CudaRecorder, Pass
+from outrider.engine.compile.just_in_time import COMPILED_SIZES, COMPILED_TOKENS_MAX, compiler_problem
 from outrider.engine.engine import Engine
-from outrider.engine.graphs import CudaRecorder, Pass
 from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from outrider.engine.attention.paged import CAPABILITY_MIN, PAGE_CELLS, runs_on
 from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compiling import COMPILED_TOKENS_MAX
+from outrider.engine.compile.just_in_time import COMPILED_TOKENS_MAX
 from outrider.engine.jobs import LINE_END, Job, plan
-from outrider.engine.paged_attention import CAPABILITY_MIN, PAGE_CELLS, runs_on
 from tests.engine import histories
 from tests.engine.histories import HALF_TOLERANCES, Rig, random_line
 from tests.engine.layers import Layer, random_jobs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import Engine
 from tests.e2e.pair import SAMPLINGS, Pair, all_at_once, bundled, prompts
 from tests.engine.histories import built

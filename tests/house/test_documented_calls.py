@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
 from coordinator.request import parse
-from outrider.core.messages import Commitment, DraftOpen, ModelInfo, VerifyOpen, Window
-from outrider.core.validation import RUN_AHEAD_MAX, check_draft_open, check_verify_open
-from outrider.core.verifying import VerifySession
+from outrider.core.protocol.messages import Commitment, DraftOpen, ModelInfo, VerifyOpen, Window
+from outrider.core.protocol.validation import RUN_AHEAD_MAX, check_draft_open, check_verify_open
+from outrider.core.verify.session import VerifySession
 from outrider.rpc import wire
 from outrider.v1 import draft_pb2, generation_pb2, verify_pb2
 

@@ -132,7 +132,7 @@ def test_a_breach_is_found(path: str, source: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("outrider/core/a.py", "import math\nfrom outrider.core.tree import Node\nfrom .line import Line"),
+        ("outrider/core/a.py", "import math\nfrom outrider.core.protocol.tree import Node\nfrom .line import Line"),
         ("outrider/engine/a.py", "import torch, threading, time\nfrom outrider.core import tree\ntime.monotonic()"),
         (
             "outrider/rpc/wire/a.py",

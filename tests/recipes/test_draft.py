@@ -14,10 +14,9 @@ from torch.nn import functional
 from transformers import LlamaForCausalLM
 from typer.testing import CliRunner
 
-from bench.widen import widen
-from outrider.core.sampling import SamplingParams
-from outrider.engine.compiling import compiler_problem
-from outrider.engine.sampling import Row, Sampler
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.compile.just_in_time import compiler_problem
+from outrider.engine.sample.sampler import Row, Sampler
 from recipes.demo_pair import pair, training
 from recipes.demo_pair.__main__ import app
 from recipes.demo_pair.evaluation import agreements, judged_texts
@@ -26,6 +25,7 @@ from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
 from recipes.demo_pair.text import Batch, Turns, Windows
 from recipes.demo_pair.training import adopt_embedding, distillation_loss
 from recipes.demo_pair.writing import MAX_PROMPT_TOKENS, MIN_PROMPT_TOKENS, Written, write
+from recipes.widen import widen
 
 SOURCE = Path(sysconfig.get_path("stdlib")) / "json"
 BUNDLED_TARGET = Path(__file__).parents[2] / "models/target"

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from outrider.core.errors import UnsupportedModelError
-from outrider.core.ngram import NgramTable, extend
-from outrider.core.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
-from outrider.engine.loading import vocabulary_sha256
+from outrider.core.propose.ngram import NgramTable, extend
+from outrider.core.propose.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.load.folder import vocabulary_sha256
 from outrider.worker.ngram_file import FORMAT, load_ngrams
 from recipes.ngram_table import count, main, read_texts, write
 

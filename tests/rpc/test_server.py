@@ -19,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, H
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from served import DRAFT_SERVICE, Serve
 
-from outrider.core.errors import SlotsExhaustedError
+from outrider.core.protocol.errors import SlotsExhaustedError
 from outrider.rpc import server as server_module
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
 from outrider.rpc.reflection import V1_SERVICE_NAME, V1ALPHA_SERVICE_NAME

@@ -14,8 +14,8 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from grpc_status import rpc_status
 from served import Serve
 
-from outrider.core import errors
-from outrider.core.errors import (
+from outrider.core.protocol import errors
+from outrider.core.protocol.errors import (
     FieldViolation,
     InvalidRequestError,
     ModelMismatchError,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from served import Serve
 
-from outrider.core.errors import ProtocolViolationError, QueueFullError, SlotsExhaustedError
+from outrider.core.protocol.errors import ProtocolViolationError, QueueFullError, SlotsExhaustedError
 from outrider.rpc.status import rpc_errors
 from outrider.rpc.streams import EOF, OutgoingStream, reading
 from outrider.v1 import draft_pb2_grpc

@@ -11,8 +11,9 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import (
+from outrider.core.coordinate.session import EndDrafts
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import (
     NOT_TRACED,
     Commitment,
     DraftOpen,
@@ -27,8 +28,7 @@ from outrider.core.messages import (
     VerifyOpen,
     Window,
 )
-from outrider.core.sampling import SamplingParams
-from outrider.core.session import EndDrafts
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.v1 import common_pb2, draft_pb2, generation_pb2, verify_pb2
 

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from outrider.core.drafting import DraftSession
-from outrider.core.messages import Commitment, DraftOpen, Window
-from outrider.core.naming import WINDOW_NODES_MAX
-from outrider.core.sampling import SamplingParams
-from outrider.core.tree import Node
+from outrider.core.draft.session import DraftSession
+from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.naming import WINDOW_NODES_MAX
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node
 
 from .scenario import Scenario
 from .toys import place_after

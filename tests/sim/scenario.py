@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from random import Random
 
-from outrider.core.messages import FinishReason
-from outrider.core.validation import AUTOMATIC_WIDTH_MAX
+from outrider.core.protocol.messages import FinishReason
+from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
 
 from .toys import ToyDraft, ToyTarget
 

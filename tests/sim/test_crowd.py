@@ -7,8 +7,8 @@ from functools import cache
 
 import pytest
 
-from outrider.core import gathering
-from outrider.core.gathering import Prospect
+from outrider.core.schedule import batching_delay
+from outrider.core.schedule.batching_delay import Prospect
 
 from .toys import ToyTarget
 from .virtual_crowd import CrowdOutcome, VirtualCrowd
@@ -101,10 +101,10 @@ def test_waiting_for_each_other_beats_going_as_soon_as_the_first_is_ready(
     def goes_if_ready_soon(prospect: Prospect, start: float, step: float) -> bool:
         return prospect.ready_at <= start + step
 
-    monkeypatch.setattr(gathering, "start", start_at_once)
-    monkeypatch.setattr(gathering, "goes", goes_if_ready)
+    monkeypatch.setattr(batching_delay, "start", start_at_once)
+    monkeypatch.setattr(batching_delay, "goes", goes_if_ready)
     apart = run.__wrapped__(num_sessions, GPU)[1]
-    monkeypatch.setattr(gathering, "goes", goes_if_ready_soon)
+    monkeypatch.setattr(batching_delay, "goes", goes_if_ready_soon)
     hasty = run.__wrapped__(num_sessions, GPU)[1]
     assert gathered > 1.3 * apart
     assert gathered > 1.05 * hasty

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.core.ending import Ending
-from outrider.core.messages import Window
-from outrider.core.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
-from outrider.core.validation import RUN_AHEAD_MAX
+from outrider.core.coordinate.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
+from outrider.core.protocol.ending import Ending
+from outrider.core.protocol.messages import Window
+from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
 from .drafters import HonestDrafter
 from .scenario import Conduct

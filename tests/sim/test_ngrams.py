@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.core.drafting import DraftSession
-from outrider.core.messages import DraftOpen
-from outrider.core.ngram import NgramTable
-from outrider.core.sampling import SamplingParams
+from outrider.core.draft.session import DraftSession
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.messages import DraftOpen
+from outrider.core.protocol.sampling import SamplingParams
 
 from .toys import Place, TieredDraft
 from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances, Outcome, VirtualPair, sloped

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.core.messages import FinishReason
-from outrider.core.patience import AT_ONCE
+from outrider.core.protocol.messages import FinishReason
+from outrider.core.verify.draft_wait import AT_ONCE
 
 from .toys import ToyTarget
 from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances, Outcome, VirtualPair, flat, sloped
@@ -104,7 +104,7 @@ def test_where_the_draft_is_quick_waiting_beats_never_waiting(
 ) -> None:
     given = {"draft_step": flat(draft_step), "verify_step": sloped(1.0, 0.017), "coverage": (0.8,), "tree_width": 1}
     waiting = run(hop=hop, **given)
-    monkeypatch.setattr("outrider.core.verifying.VerifySession.wait", lambda self, now: AT_ONCE)
+    monkeypatch.setattr("outrider.core.verify.session.VerifySession.wait", lambda self, now: AT_ONCE)
     never = run(hop=hop, **given)
     assert waiting.seconds_per_token < 1.02 * never.seconds_per_token
     if draft_step < 0.1:

@@ -8,9 +8,9 @@ from random import Random
 
 import pytest
 
-from outrider.core import naming, tree
-from outrider.core.messages import FinishReason, TokenOrigin
-from outrider.core.session import DrafterState
+from outrider.core.coordinate.session import DrafterState
+from outrider.core.protocol import naming, tree
+from outrider.core.protocol.messages import FinishReason, TokenOrigin
 
 from .drafters import HonestDrafter
 from .scenario import Conduct, Scenario, draw_scenario

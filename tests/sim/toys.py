@@ -6,9 +6,9 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
-from outrider.core.line import Line
-from outrider.core.messages import FinishReason
-from outrider.core.tree import Node
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.messages import FinishReason
+from outrider.core.protocol.tree import Node
 
 EOS_TOKEN_ID = 0
 

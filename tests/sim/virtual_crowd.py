@@ -9,16 +9,16 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from outrider.core import gathering
-from outrider.core.drafting import DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.gathering import Prospect
-from outrider.core.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
-from outrider.core.sampling import SamplingParams
-from outrider.core.selection import Selection, most_probable
-from outrider.core.session import SendToDrafter, SendToVerifier, Session
-from outrider.core.tree import Node
-from outrider.core.validation import RUN_AHEAD_MAX
-from outrider.core.verifying import VerifyKnowledge, VerifySession
+from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
+from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
+from outrider.core.protocol.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import RUN_AHEAD_MAX
+from outrider.core.schedule import batching_delay
+from outrider.core.schedule.batching_delay import Prospect
+from outrider.core.verify.selection import Selection, most_probable
+from outrider.core.verify.session import VerifyKnowledge, VerifySession
 
 from .toys import TieredDraft, ToyTarget, place_after
 from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances
@@ -200,7 +200,7 @@ class VirtualCrowd:
             Prospect(member.ready_at if self.now < member.ready_at else member.go_at, member.gain) for member in members
         ]
         step = self._verdicts.curve.seconds(len(members))
-        start = gathering.start(prospects, self.now, step)
+        start = batching_delay.start(prospects, self.now, step)
         if start > self.now:
             alarm = self._alarm = object()
             self._in(start - self.now, lambda: self._wake_verifier() if self._alarm is alarm else None)
@@ -209,7 +209,7 @@ class VirtualCrowd:
         going = [
             member
             for member, prospect in zip(members, prospects, strict=True)
-            if gathering.goes(prospect, self.now, step)
+            if batching_delay.goes(prospect, self.now, step)
         ]
         for member in members:
             member.num_missed = 0 if member in going else member.num_missed + 1

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from outrider.core.drafting import DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
-from outrider.core.sampling import SamplingParams
-from outrider.core.selection import Selection, most_probable
-from outrider.core.session import SendToDrafter, SendToVerifier, Session
-from outrider.core.statistics import SpeculationStatistics
-from outrider.core.tree import Node
-from outrider.core.validation import RUN_AHEAD_MAX
-from outrider.core.verifying import VerifyKnowledge, VerifySession
+from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
+from outrider.core.protocol.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import RUN_AHEAD_MAX
+from outrider.core.verify.selection import Selection, most_probable
+from outrider.core.verify.session import VerifyKnowledge, VerifySession
 
 from .toys import TieredDraft, ToyTarget, place_after
 

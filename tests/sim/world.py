@@ -6,16 +6,10 @@ say something again; between links every order occurs. Workers begin and end the
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from random import Random
 
-from outrider.core.messages import Commitment, FinishReason, TokenOrigin, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.naming import Inbound
-from outrider.core.ngram import NgramTable
-from outrider.core.sampling import SamplingParams
-from outrider.core.selection import most_probable
-from outrider.core.session import (
+from outrider.core.coordinate.session import (
     CloseDrafter,
     Command,
     DrafterState,
@@ -26,11 +20,25 @@ from outrider.core.session import (
     SendToVerifier,
     Session,
 )
-from outrider.core.step_curve import StepCurve
-from outrider.core.tree import Node, NodeState, SpeculationTree
-from outrider.core.verifying import VerifySession
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.messages import (
+    Commitment,
+    FinishReason,
+    TokenOrigin,
+    Verdict,
+    VerifyFinished,
+    VerifyOpen,
+    Window,
+)
+from outrider.core.protocol.naming import Inbound
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node, NodeState, SpeculationTree
+from outrider.core.verify.selection import most_probable
+from outrider.core.verify.session import VerifySession
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
+from .link import Link
 from .scenario import ACTORS, Conduct, Scenario, draw_scenario
 from .toys import EOS_TOKEN_ID, place_after
 
@@ -42,26 +50,6 @@ VERIFY_MS = 1.0
 
 CALL_OFF_RATE = 0.1
 """How often a round is composed and then does not take place, for want of room."""
-
-Message = Window | Commitment | Verdict | VerifyFinished | EndDrafts | CloseDrafter
-
-
-class Link:
-    """One direction of one stream."""
-
-    __slots__ = ("_past", "queue")
-
-    def __init__(self) -> None:
-        self.queue: deque[Message] = deque()
-        self._past: list[Message] = []
-
-    def take(self, rng: Random, repeat_rate: float) -> Message:
-        """The next message; maybe an earlier one stands in line again behind it."""
-        message = self.queue.popleft()
-        self._past.append(message)
-        if rng.random() < repeat_rate:
-            self.queue.appendleft(rng.choice(self._past))
-        return message
 
 
 class World:

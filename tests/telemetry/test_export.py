@@ -10,7 +10,7 @@ import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
 

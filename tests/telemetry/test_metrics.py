@@ -6,8 +6,8 @@ from typing import Any
 
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from outrider.core.messages import WorkerLoad
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.messages import WorkerLoad
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
 

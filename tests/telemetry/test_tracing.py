@@ -7,9 +7,9 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Span
 
-from outrider.core.messages import NOT_TRACED, TraceContext
-from outrider.core.sampling import SamplingParams
-from outrider.core.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.messages import NOT_TRACED, TraceContext
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.telemetry import names
 from outrider.telemetry.attributes import request_attributes, speculation_attributes
 from outrider.telemetry.setup import Telemetry, TelemetrySettingError, set_up

@@ -7,9 +7,9 @@ from functools import cache, partial
 from typing import Any
 
 from draft_service.drafter import Drafter, Drafting
-from outrider.core.messages import Commitment, DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.sampling import SamplingParams
-from outrider.core.step_curve import StepCurve
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.outbox import Outbox

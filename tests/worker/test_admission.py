@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from outrider.core.errors import ProtocolViolationError, SlotsExhaustedError
-from outrider.core.messages import Opened, Window
-from outrider.core.turns import OVERTAKEN_MAX
+from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
+from outrider.core.protocol.messages import Opened, Window
+from outrider.core.schedule.queue import OVERTAKEN_MAX
 from tests.engine.histories import random_line
 from tests.worker.driven import ONE_SESSION_TOKENS, Bench, Drafts, alone, engine_of
 

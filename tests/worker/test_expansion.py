@@ -7,13 +7,13 @@ import random
 import pytest
 
 from draft_service.drafter import expansion_job, expansion_row
-from outrider.core.drafting import DraftSession
-from outrider.core.messages import DraftOpen
-from outrider.core.sampling import SamplingParams
-from outrider.core.tree import Node
-from outrider.engine.blocks import BlockPool
+from outrider.core.draft.session import DraftSession
+from outrider.core.protocol.messages import DraftOpen
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node
 from outrider.engine.jobs import LINE_END, Job
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.blocks import BlockPool
+from outrider.engine.kv_cache.slots import Slot
 
 LINE = [3, 1, 4]
 

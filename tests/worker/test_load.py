@@ -8,8 +8,8 @@ from pathlib import Path
 
 from draft_service.config import DraftConfig
 from draft_service.ngram_servicer import NgramServicer
-from outrider.core.messages import WorkerLoad
-from outrider.core.ngram import NGRAM_MODEL
+from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, watch_load

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from outrider.core.errors import UnsupportedModelError
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.worker import memory
 from outrider.worker.config import KV_MEMORY_PATTERN
 from tests.e2e.stack import load_tiny, save_tiny

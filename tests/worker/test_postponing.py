@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.core.messages import Opened, Window
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.messages import Opened, Window
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import Engine
-from outrider.engine.slots import Slot
+from outrider.engine.kv_cache.slots import Slot
 from tests.engine.histories import random_line
 from tests.worker.driven import MAX_CONTEXT, ONE_SESSION_TOKENS, Bench, Drafts, Session, alone, drafted, engine_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from outrider.core.messages import Window
-from outrider.core.prefill import PASSED_MAX, read_budget
+from outrider.core.protocol.messages import Window
+from outrider.core.schedule.prefill import PASSED_MAX, read_budget
 from outrider.engine.engine import STEP_TOKENS_MAX
 from tests.engine.histories import random_line
 from tests.worker.driven import Bench, Drafts, FixedCurve, Session, alone, drafted, engine_of

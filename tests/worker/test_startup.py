@@ -6,7 +6,7 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
-from outrider.core.errors import UnsupportedModelError
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.worker.startup import warm_up

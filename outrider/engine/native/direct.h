@@ -1,5 +1,5 @@
 // Operators as C functions, which a package that was compiled ahead of time calls without torch's dispatcher: by the
-// name `aoti_torch_cpu_` and the operator's own, and as `_direct_calls` in outrider/engine/ahead.py declares them.
+// name `aoti_torch_cpu_` and the operator's own, and as `_direct_calls` in outrider/engine/compile/ahead.py declares them.
 
 #pragma once
 

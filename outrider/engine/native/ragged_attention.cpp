@@ -1,4 +1,4 @@
-// Ragged tree attention on a CPU: what outrider/engine/attention.py does with masks, done from lists of cells.
+// Ragged tree attention on a CPU: what outrider/engine/attention/ragged.py does with masks, done from lists of cells.
 //
 // A token of a session sees the first `limit` cells of its slot, which hold the line, and then the cells of its path.
 // Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No

@@ -1,4 +1,4 @@
-// Choosing tokens from logits on a CPU: what outrider/engine/sampling.py and noise.py do, in one pass over each row.
+// Choosing tokens from logits on a CPU: what outrider/engine/sample/sampler.py and noise.py do, in one pass over each row.
 //
 // The largest of score + noise is found with float32 arithmetic, sixteen tokens at a time; whatever comes so close to it
 // that rounding might decide is computed again in float64 as noise.py does. The filters are not applied beforehand, which

@@ -2,7 +2,8 @@
 
 `encode_*` takes a value of the core and cannot fail on one that passed validation. `decode_*` takes what a peer sent
 and raises ProtocolViolationError, in words, where a message says nothing (an unset oneof, an unspecified or unknown
-enum value). Bounds are not checked here: `core/validation.py` and `core/naming.py` do that for every entry alike.
+enum value). Bounds are not checked here: `core/protocol/validation.py` and `core/protocol/naming.py` do that
+for every entry alike.
 
 A stream's messages are `encode_draft_command`, `encode_draft_event`, `encode_verify_command`, `encode_verify_event` and
 their counterparts. Windows, verdicts and commitments are lists of numbers from end to end: no object is made per node.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outrider.core.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
 from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_sampling,

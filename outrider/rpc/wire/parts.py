@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from outrider.core.errors import ProtocolViolationError
-from outrider.core.messages import (
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import (
     FinishReason,
     ModelInfo,
     TokenLogprobs,
@@ -14,7 +14,7 @@ from outrider.core.messages import (
     Window,
     WorkerLoad,
 )
-from outrider.core.sampling import SamplingParams
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.v1 import common_pb2, generation_pb2
 
 _OPTIONAL_SAMPLING_FIELDS = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from outrider.core.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
-from outrider.core.session import EndDrafts
+from outrider.core.coordinate.session import EndDrafts
+from outrider.core.protocol.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
 from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_finish_reason,

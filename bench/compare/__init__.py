@@ -1,0 +1,1 @@
+"""One request at a time: modes side by side, prompt by prompt."""

@@ -1,0 +1,118 @@
+"""The measurement: every prompt is asked of every mode before the next prompt, in an order that keeps changing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import NamedTuple
+
+from bench.compare.asking import Source
+from bench.compare.sample import Devices, Sample
+from bench.rivals.modes import Mode
+from bench.stack.intervals import Span, clipped, shared, total
+from bench.stack.services import Pair, Stack
+from outrider.client import SamplingParams
+
+_NS_PER_MS = 1e6
+
+
+class Measured(NamedTuple):
+    """A sample, and what it is a sample of."""
+
+    mode: str
+    temperature: float
+    prompt: int
+    """Index of the prompt; times of two modes are compared at the same one."""
+    sample: Sample
+
+
+class ModeSource:
+    """A mode of our services: its rule is chosen, it is asked, and the workers' log of it is taken."""
+
+    def __init__(self, source: Source, pair: Pair, mode: Mode) -> None:
+        self._source = source
+        self._pair = pair
+        self._mode = mode
+
+    async def ask(self, prompt: Sequence[int], sampling: SamplingParams, max_tokens: int) -> Sample:
+        """See `Source`."""
+        await self._pair.choose(self._mode)
+        await self._pair.take_log()
+        started = time.monotonic_ns()
+        sample = await self._source.ask(prompt, sampling, max_tokens)
+        ended = started + int(sample.total_ms * _NS_PER_MS)
+        return replace(sample, devices=devices(await self._pair.take_log(), started, ended))
+
+
+def devices(log: Mapping[str, Mapping[str, Sequence[Span]]], started: int, ended: int) -> Devices:
+    """What the workers did between two moments, from their logs."""
+    verify, draft = log["verify"], log.get("draft", {"passes": [], "steps": []})
+    verify_passes = clipped(verify["passes"], started, ended)
+    draft_passes = clipped(draft["passes"], started, ended)
+    verify_steps = clipped(verify["steps"], started, ended)
+    verify_steps_ns = total(verify_steps)
+    window_ns = verify_steps[-1][1] - verify_steps[0][0] if verify_steps else 0
+    return Devices(
+        verify_ms=total(verify_passes) / _NS_PER_MS,
+        draft_ms=total(draft_passes) / _NS_PER_MS,
+        both_ms=shared(verify_passes, draft_passes) / _NS_PER_MS,
+        num_verify_steps=len(verify["passes"]),
+        num_draft_steps=len(draft["passes"]),
+        verify_outside_ms=(verify_steps_ns - total(verify_passes)) / _NS_PER_MS,
+        draft_outside_ms=(total(clipped(draft["steps"], started, ended)) - total(draft_passes)) / _NS_PER_MS,
+        verify_idle_ms=(window_ns - verify_steps_ns) / _NS_PER_MS,
+        edges_ms=(ended - started - window_ns) / _NS_PER_MS,
+        verify_step_ms=_median_ms(verify["passes"]),
+        draft_step_ms=_median_ms(draft["passes"]),
+    )
+
+
+def _median_ms(spans: Sequence[Span]) -> float:
+    return median(last - first for first, last in spans) / _NS_PER_MS if spans else 0.0
+
+
+async def measure(
+    sources: Mapping[str, Source],
+    prompts: Sequence[Sequence[int]],
+    temperatures: Sequence[float],
+    *,
+    max_tokens: int,
+    num_warm_ups: int,
+    on_progress: Callable[[Measured | None], None],
+) -> list[Measured]:
+    """Asks everything of everyone. `on_progress` hears of each answer, and None for each that only warms up.
+
+    What is compared stands next to each other in time, and the order changes from prompt to prompt, so that a machine
+    whose speed drifts does so for all. Raises OutriderError.
+    """
+    for index in range(num_warm_ups):
+        for name in order(list(sources), index):
+            await sources[name].ask(prompts[index % len(prompts)], sampling_of(temperatures[0], index), max_tokens)
+            on_progress(None)
+    measured: list[Measured] = []
+    for index, prompt in enumerate(prompts):
+        for temperature in temperatures:
+            for name in order(list(sources), index):
+                sample = await sources[name].ask(prompt, sampling_of(temperature, index), max_tokens)
+                measured.append(Measured(name, temperature, index, sample))
+                on_progress(measured[-1])
+    return measured
+
+
+def sampling_of(temperature: float, index: int) -> SamplingParams:
+    """How the answer to the prompt with that index is drawn."""
+    return SamplingParams(temperature=temperature, seed=index)
+
+
+def order(names: list[str], index: int) -> list[str]:
+    """Rotated by one place each time and turned around every other time, so that neighbours change as well."""
+    turn = index % len(names)
+    rotated = names[turn:] + names[:turn]
+    return rotated[::-1] if index % 2 else rotated
+
+
+def sources_of(stack: Stack, modes: Sequence[Mode], make: Callable[[Mode], Source]) -> dict[str, Source]:
+    """Something to ask for each mode of our services; `make` asks its coordinator."""
+    return {mode.name: ModeSource(make(mode), stack.pair(mode), mode) for mode in modes if not mode.external}

@@ -1,0 +1,135 @@
+"""Matrix products of few rows, our own and those of torch's library: alone and in whole steps, in turn, on one thread.
+
+`python -m bench.micro.products` prints the tables of docs/decisions/0018-few-rows.md; `--json` prints one object with
+machine facts. Each model is compiled twice, which takes minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Final
+from unittest import mock
+
+import torch
+import transformers
+import typer
+from torch import Tensor, nn
+
+from bench import machine
+from bench.compare.tables import default_console, new_table
+from bench.micro.steps import CONTEXT_TOKENS, median_step_ms
+from outrider.engine import native
+from outrider.engine.compile import ahead
+from outrider.engine.compile.linear import PackedLinear
+from outrider.engine.engine import Engine
+from outrider.engine.load.folder import load_model
+from outrider.worker.config import WorkerConfig
+
+NUM_ROUNDS = 40
+"""Measured products of each kind; both kinds take turns."""
+
+NUMS_ROWS = (1, 16, 32, 64, 128, 256)
+NUMS_STEP_TOKENS = (1, 4, 8, 16)
+LAYERS = ("16384x384", "384x16384")
+MODELS = (Path("models/target"), Path("models/draft"))
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+KINDS: Final = ("library", "own")
+
+Medians = dict[str, dict[int, float]]
+"""Milliseconds by kind and number of rows."""
+
+
+def main(
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="Model folder for whole steps; may be repeated. Default: the bundled ones."),
+    ] = None,
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="Outputs x inputs of a product alone; may be repeated. Default: those of the wide target."),
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measures products of few rows on one thread."""
+    torch.set_num_threads(1)
+    transformers.logging.disable_progress_bar()
+    native.load(WorkerConfig.model_validate({"model": "", "listen": ""}).compile_cache)
+    number_type = DTYPES.get(dtype)
+    if number_type is None or not native.has_linear(number_type):
+        raise SystemExit(f"this processor has no products of our own for {dtype}; try another --dtype")
+    products: dict[str, Medians] = {}
+    for each in layer or LAYERS:
+        num_outputs, num_inputs = map(int, each.split("x"))
+        products[each] = median_product_ms(num_outputs, num_inputs, number_type, NUMS_ROWS)
+    steps: dict[str, Medians] = {}
+    for folder in model or MODELS:
+        engines = {kind: _engine(folder, dtype, own=kind == "own") for kind in KINDS}
+        steps[folder.name] = median_step_ms(engines, NUMS_STEP_TOKENS)
+    if as_json:
+        print(json.dumps({"dtype": dtype, "products_ms": products, "steps_ms": steps, "machine": machine.facts()}))
+        return
+    _show(f"Whole steps, {dtype}, {CONTEXT_TOKENS} tokens of context", steps)
+    _show(f"Products alone, {dtype}", products)
+
+
+def median_product_ms(num_outputs: int, num_inputs: int, dtype: torch.dtype, nums_rows: Sequence[int]) -> Medians:
+    """What x [rows, num_inputs] times the weights of a layer takes, again and again, so that they stay in the cache.
+
+    The library's weights are in its own order, as they are in a package: neither kind copies them.
+    """
+    plain = nn.Linear(num_inputs, num_outputs, bias=False, dtype=dtype)
+    reordered = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
+    products: dict[str, Callable[[Tensor], Tensor]] = {
+        "library": lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], ""),
+        "own": PackedLinear(plain),
+    }
+    medians: Medians = {kind: {} for kind in KINDS}
+    with torch.inference_mode():
+        for num_rows in nums_rows:
+            x = torch.randn(num_rows, num_inputs).to(dtype)
+            taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
+            for _ in range(NUM_ROUNDS):
+                for kind in KINDS:
+                    taken[kind].append(_ms(partial(products[kind], x)))
+            for kind in KINDS:
+                medians[kind][num_rows] = round(statistics.median(taken[kind]), 3)
+    return medians
+
+
+def _ms(work: Callable[[], object]) -> float:
+    """What the second of two runs takes: the first one fetches what the other kind has displaced."""
+    work()
+    started = time.perf_counter()
+    work()
+    return (time.perf_counter() - started) * 1000.0
+
+
+def _engine(folder: Path, dtype: str, *, own: bool) -> Engine:
+    """An engine over a forward pass that is compiled here; nothing differs but the products."""
+    model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
+    with tempfile.TemporaryDirectory() as place, nullcontext() if own else mock.patch.object(ahead, "pack"):
+        package = Path(place) / "model.pt2"
+        ahead.compile_ahead(model, package)
+        engine = Engine(model, max_sessions=1, max_context=1024)
+        engine.adopt(package)
+    return engine
+
+
+def _show(title: str, found: dict[str, Medians]) -> None:
+    table = new_table(f"{title}: median ms by number of rows, library / own", *found)
+    for num_rows in next(iter(found.values()))["own"]:
+        cells = [f"{each['library'][num_rows]:.2f} / {each['own'][num_rows]:.2f}" for each in found.values()]
+        table.add_row(str(num_rows), *cells)
+    default_console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,103 @@
+"""What one step of the engine takes, by its number of tokens: eager and compiled, in turn, on one thread.
+
+`python -m bench.micro.steps --model models/target` prints a table; `--json` prints one object with machine facts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bench import machine
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.kv_cache.slots import Slot
+from outrider.worker.compilation import compile_package
+from outrider.worker.config import WorkerConfig
+from outrider.worker.startup import load
+
+CONTEXT_TOKENS = 128
+"""Length of the line below which the steps are measured."""
+NUM_ROUNDS = 40
+"""Measured steps of each kind."""
+NUM_TOKENS = (1, 2, 4, 8, 16)
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Model folder.")] = Path("models/target"),
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "bfloat16",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measures eager and compiled steps of one model on one thread."""
+    engines = {name: load_engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
+    medians = median_step_ms(engines, NUM_TOKENS)
+    if as_json:
+        print(json.dumps({"model": model.name, "dtype": dtype, "median_step_ms": medians, "machine": machine.facts()}))
+        return
+    table = Table(title=f"{model.name}, {dtype}: median ms per step, {CONTEXT_TOKENS} tokens of context")
+    for heading in ("tokens", *engines, "ratio"):
+        table.add_column(heading, justify="right")
+    for num_tokens in NUM_TOKENS:
+        eager, compiled = medians["eager"][num_tokens], medians["compiled"][num_tokens]
+        table.add_row(str(num_tokens), f"{eager:.2f}", f"{compiled:.2f}", f"{eager / compiled:.2f} x")
+    Console().print(table)
+
+
+def median_step_ms(engines: Mapping[str, Engine], nums_tokens: Sequence[int]) -> dict[str, dict[int, float]]:
+    """For each engine and number of tokens the median of NUM_ROUNDS steps, below a line of CONTEXT_TOKENS and more.
+
+    The engines take turns, so that a drifting machine drifts for all.
+    """
+    begun = {name: _begun(engine) for name, engine in engines.items()}
+    medians: dict[str, dict[int, float]] = {name: {} for name in engines}
+    for num_tokens in nums_tokens:
+        taken: dict[str, list[float]] = {name: [] for name in engines}
+        for _ in range(NUM_ROUNDS):
+            for name, engine in engines.items():
+                taken[name].append(_step_ms(engine, *begun[name], num_tokens))
+        for name in engines:
+            medians[name][num_tokens] = round(statistics.median(taken[name]), 3)
+    return medians
+
+
+def load_engine(folder: Path, dtype: str, *, compiled: bool, max_sessions: int = 1) -> Engine:
+    """An engine as a worker loads it, on one thread; compiled now if that was never done."""
+    settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": max_sessions}
+    config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
+    loaded = load(config)
+    if loaded.package is not None:
+        asyncio.run(compile_package(loaded.package, loaded.folder, loaded.info.dtype, 1, background=False))
+        loaded = load(config)
+    return loaded.engine
+
+
+def _begun(engine: Engine) -> tuple[Slot, list[int]]:
+    """A slot and the line that it has read."""
+    slot = engine.acquire()
+    line = [(13 * index) % engine.vocab_size for index in range(CONTEXT_TOKENS)]
+    engine.step([Job(slot, line)])
+    return slot, line
+
+
+def _step_ms(engine: Engine, slot: Slot, line: list[int], num_tokens: int) -> float:
+    """One verify step: the line's newest token and a chain of drafts below it."""
+    line.append(len(line) % engine.vocab_size)
+    num_drafts = num_tokens - 1
+    parents = [LINE_END, *range(num_drafts - 1)][:num_drafts]
+    token_ids = [(len(line) + index) % engine.vocab_size for index in range(num_drafts)]
+    started = time.perf_counter()
+    engine.step([Job(slot, line, parents, token_ids, range(LINE_END, num_drafts))])
+    return (time.perf_counter() - started) * 1000.0
+
+
+if __name__ == "__main__":
+    typer.run(main)

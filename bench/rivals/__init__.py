@@ -1,0 +1,1 @@
+"""What Outrider is compared with: other systems, their rules on our engine, and ablations."""

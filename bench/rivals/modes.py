@@ -1,0 +1,184 @@
+"""What is compared: ours, ours with a feature off, and other systems' rules on the same engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from bench.rivals.rules import FREE_CREDIT
+from outrider.core.protocol.errors import OutriderError
+
+LOOKAHEADS = (1, 2, 3, 4, 6, 8)
+"""Lookaheads of drafting and verifying in turn; the best one counts."""
+
+WINDOWS = (2, 3, 4, 6, 8)
+"""Window lengths of PEARL; its authors take about the ratio of step times, so the best one counts here too."""
+
+AMUSD_DRAFTS = 2
+"""Drafts that AMUSD's verifier waits for, in its authors' code."""
+
+
+PADDED = "padded"
+"""The policy that pads all rounds of a step to the longest, and the mode that does nothing else than production."""
+
+
+class UnknownModeError(OutriderError):
+    """A mode was asked for that does not exist."""
+
+
+class PolicyName(NamedTuple):
+    """A policy of `ruled.py`, as a worker is told of it."""
+
+    name: str
+    parameter: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mode:
+    """One way to produce the target's text."""
+
+    name: str
+    about: str
+    """What it is, in a few words for a table's legend."""
+    family: str = ""
+    """Modes of a family differ in one number, and only the best of them counts; empty: it stands alone."""
+    in_chain: bool = False
+    """Whether it drafts chains, so that its roofline is that of a chain."""
+    pair: str = ""
+    """Which pair of workers it runs on: PAIRS has what sets them apart."""
+    coordinator: tuple[str, ...] = ()
+    """Flags of its coordinator."""
+    policy: PolicyName | None = None
+    """Another system's rule, or ours with a feature off; None: ours."""
+    speculate: bool = True
+    external: bool = False
+    """Whether it is not a mode of our services."""
+
+
+ABLATIONS: Mapping[str, str] = {
+    "no_wait": "that never waits for drafts",
+    "no_choice": "that scores all there is, up to the most that a round may",
+    "no_ngram": "whose verifier guesses nothing by itself",
+    "no_outcomes": "that drafts on below the likeliest guesses alone",
+}
+"""Ours with one policy off; see `ruled.py`."""
+
+COMPILED, EAGER, ALL_CORES, NGRAM, STAGED = "", "eager", "all cores", "ngram", "staged"
+
+PAIRS: Mapping[str, str] = {
+    COMPILED: "as it is",
+    EAGER: "forward passes not compiled",
+    ALL_CORES: "the target alone on every core",
+    NGRAM: "n-grams in the place of a draft model",
+    STAGED: "n-grams under the draft model, too",
+}
+"""The pairs of worker processes. Modes on the same pair share engine, caches and warm-up."""
+
+
+RIVALS = (f"--max-run-ahead={FREE_CREDIT}", f"--max-draft-tokens={FREE_CREDIT}", "--tree-width=1")
+"""Flags of the coordinator for other systems' rules, which bound themselves."""
+
+
+def _all_modes() -> Iterable[Mode]:
+    yield Mode(name="target", about="the target alone, on the same engine and services", speculate=False)
+    yield Mode(
+        name="target_all_cores",
+        about="the target alone, on the cores of both workers",
+        pair=ALL_CORES,
+        speculate=False,
+    )
+    yield Mode(name="outrider", about="everything on")
+    yield Mode(name="no_tree", about="outrider with chains for trees", coordinator=("--tree-width=1",), in_chain=True)
+    for name, about in ABLATIONS.items():
+        yield Mode(name=name, about=f"outrider {about}", policy=PolicyName(name))
+    yield Mode(name="staged", about="outrider with n-grams under the draft model, too", pair=STAGED)
+    yield Mode(name="ngram_alone", about="outrider with n-grams in the place of a draft model", pair=NGRAM)
+    yield Mode(name="no_compile", about="outrider with forward passes not compiled", pair=EAGER)
+    yield Mode(
+        name="target_no_compile",
+        about="the target alone with forward passes not compiled",
+        pair=EAGER,
+        speculate=False,
+    )
+    for lookahead in LOOKAHEADS:
+        yield Mode(
+            name=f"sync_{lookahead}",
+            family="sync",
+            about=f"drafting and verifying in turn, {lookahead} drafts each",
+            coordinator=RIVALS,
+            policy=PolicyName("in_turn", lookahead),
+            in_chain=True,
+        )
+    yield Mode(
+        name="amusd",
+        about=f"AMUSD's rule: a chain without rest, verified when {AMUSD_DRAFTS} drafts wait",
+        coordinator=RIVALS,
+        policy=PolicyName("amusd", AMUSD_DRAFTS),
+        in_chain=True,
+    )
+    for window in WINDOWS:
+        yield Mode(
+            name=f"pearl_{window}",
+            family="pearl",
+            about=f"PEARL's rule with windows of {window}",
+            coordinator=RIVALS,
+            policy=PolicyName("pearl", window),
+            in_chain=True,
+        )
+    yield Mode(
+        name=PADDED,
+        about="outrider with all rounds of a step padded to the longest, inputs and caches",
+        policy=PolicyName(PADDED),
+    )
+    for lookahead in LOOKAHEADS:
+        yield Mode(
+            name=f"padded_sync_{lookahead}",
+            family="padded_sync",
+            about=f"drafting and verifying in turn, {lookahead} drafts each, padded likewise",
+            coordinator=RIVALS,
+            policy=PolicyName(PADDED, lookahead),
+            in_chain=True,
+        )
+    yield Mode(name="transformers", about="transformers' generate, on all cores", external=True)
+    yield Mode(
+        name="transformers_assisted",
+        about="transformers' assisted generation with the same draft, on all cores",
+        external=True,
+    )
+
+
+MODES: Mapping[str, Mode] = {mode.name: mode for mode in _all_modes()}
+
+GROUPS: Mapping[str, Sequence[str]] = {
+    "default": ("target", "outrider", "sync", "amusd", "pearl", "transformers", "transformers_assisted"),
+    "ablations": ("no_tree", *ABLATIONS, "no_compile"),
+    "load": ("target", "outrider", PADDED),
+    "all": tuple(MODES),
+}
+"""Names that stand for several modes; the name of a family stands for all of it."""
+
+
+def choose_modes(names: Sequence[str]) -> list[Mode]:
+    """The modes that `names` stand for, each once; `target` is always among them, as everything is compared with it.
+
+    Raises UnknownModeError.
+    """
+    chosen: dict[str, Mode] = {"target": MODES["target"]}
+    for name in names:
+        for each in _expanded(name):
+            chosen[each] = MODES[each]
+    return list(chosen.values())
+
+
+def _expanded(name: str) -> Iterable[str]:
+    if name in MODES:
+        return (name,)
+    family = [mode.name for mode in MODES.values() if mode.family == name]
+    if family:
+        return family
+    if name in GROUPS:
+        return [each for inner in GROUPS[name] for each in _expanded(inner)]
+    families = dict.fromkeys(mode.family for mode in MODES.values() if mode.family)
+    known = ", ".join([*GROUPS, *families, *MODES])
+    raise UnknownModeError(f"there is no mode {name!r}; there are {known}")

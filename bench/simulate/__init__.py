@@ -1,0 +1,1 @@
+"""Draft and verify on a virtual clock."""

@@ -1,0 +1,83 @@
+"""Guesses that are right as often as they are told to be, each place independent of the others.
+
+The literature's model of speculation: every draft token is the target's with the same chance alpha (Leviathan, Kalman,
+Matias, arXiv 2211.17192, section 3.1).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from outrider.core.draft.session import DraftSession
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import Node
+
+PROMPT = (3, 1, 4)
+
+VOCAB_SIZE = 48
+"""Tokens that are told apart: more than guesses for a place, fewer than any model has."""
+
+SIBLING_SHARE = 0.5
+"""A further sibling is right, where those before it are wrong, with this share of alpha. Then three children hold the
+true token with 0.75 + 0.25 * (1 - 0.625 ** 2) = 0.90 where the first one does with 0.75; for the bundled pair at
+temperature 0.8 bench/results/bundled.json has 0.75 and 0.92."""
+
+
+class Oracle:
+    """The target's token at each position, and where it stands among the draft's guesses."""
+
+    def __init__(self, alpha: float, num_positions: int, *, width: int, seed: int = 0) -> None:
+        """`width` guesses for each place. The same arguments give the same tokens."""
+        rng = random.Random(seed)
+        chances = [alpha]
+        rest = 1.0 - alpha
+        for _ in range(1, width):
+            chances.append(rest * SIBLING_SHARE * alpha)
+            rest *= 1.0 - SIBLING_SHARE * alpha
+        self._tokens = [rng.randrange(VOCAB_SIZE) for _ in range(num_positions + 1)]
+        self._ranks = [_rank(rng.random(), chances) for _ in range(num_positions + 1)]
+        self.log_probs = [math.log(max(chance, 1e-9)) for chance in chances]
+        """Of the guesses, first to last: the draft knows how often each is right."""
+        first, *others = self.log_probs
+        self.margins = [first - max(others, default=-math.inf), *(first - log_prob for log_prob in others)]
+        """The same as a sampler tells it; see `Sampler.propose`."""
+
+    def token(self, position: int) -> int:
+        """The target's choice."""
+        return self._tokens[position]
+
+    def guesses(self, position: int) -> list[int]:
+        """The draft's, likeliest first and all different."""
+        true, rank = self._tokens[position], self._ranks[position]
+        guesses = [(true + 1 + each) % VOCAB_SIZE for each in range(len(self.log_probs))]
+        if rank is not None:
+            guesses[rank] = true
+        return guesses
+
+
+class OracleText:
+    """A text after PROMPT, as a `VirtualPair` wants it."""
+
+    prompt = PROMPT
+    vocab_size = VOCAB_SIZE
+    sampling = SamplingParams()
+
+    def __init__(self, alpha: float, num_tokens: int, *, width: int, seed: int = 0) -> None:
+        """An answer of `num_tokens`; the rest as for `Oracle`."""
+        self.length = len(PROMPT) + num_tokens
+        self._oracle = Oracle(alpha, self.length, width=width, seed=seed)
+        self.token = self._oracle.token
+
+    def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
+        """See `Text.propose`."""
+        return [(self._oracle.guesses(node.position + 1), self._oracle.margins) for node in nodes]
+
+
+def _rank(draw: float, chances: Sequence[float]) -> int | None:
+    for rank, chance in enumerate(chances):
+        draw -= chance
+        if draw < 0.0:
+            return rank
+    return None

@@ -1,0 +1,1 @@
+"""The services that are measured, and their workers' logs of steps."""

@@ -1,0 +1,258 @@
+"""The services that modes run on: pairs of workers, and a coordinator for each set of settings."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import statistics
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, STAGED, Mode
+from bench.stack.control import tell
+from outrider.cli.child import Child, Observer
+from outrider.client import GenerationClient
+from outrider.rpc.channels import open_channel
+
+HOST = "127.0.0.1"
+
+ROUND_TRIPS = 100
+"""Calls behind the median round trip."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Models:
+    """What the workers load, and how."""
+
+    target: str
+    draft: str
+    ngram_table: str = ""
+    """Of the verifiers, and of drafters without a model; empty: none."""
+    target_device: str = "cpu"
+    draft_device: str = "cpu"
+    dtype: str = "bfloat16"
+    compile: str = "auto"
+    worker_flags: tuple[str, ...] = ("--max-sessions=2",)
+    """More flags of both workers."""
+    verify_flags: tuple[str, ...] = ()
+    """More flags of verifiers alone."""
+    coordinator_flags: tuple[str, ...] = ()
+    """The same of all coordinators."""
+    as_in_production: bool = False
+    """Run the workers' own modules rather than `worker.py`: then they keep no log and take no policy."""
+
+
+Through = Callable[[Child], Awaitable[str]]
+"""Makes another address for a draft service."""
+
+
+class Pair:
+    """A pair of running workers; the verifier may be alone."""
+
+    def __init__(self, workers: Mapping[str, Child], measured: Collection[str]) -> None:
+        """`workers` are its workers by kind, `measured` the kinds that can be told things; see `worker.py`."""
+        self.addresses: Mapping[str, str] = {kind: child.address for kind, child in workers.items()}
+        """Of its workers, by kind."""
+        self._channels = {kind: open_channel(self.addresses[kind]) for kind in measured}
+
+    async def choose(self, mode: Mode) -> None:
+        """Has the sessions that open next follow the policy of `mode`, and find no prompt that was read before."""
+        for channel in self._channels.values():
+            await tell(channel, "Choose", {"mode": mode.name, "policy": mode.policy})
+
+    async def force(self, *, verify: Mapping[str, Any], draft: Mapping[str, Any]) -> None:
+        """Has both engines do as told; see `Forcing.force`."""
+        await tell(self._channels["verify"], "Force", verify)
+        await tell(self._channels["draft"], "Force", draft)
+
+    async def take_log(self) -> dict[str, dict[str, list[Any]]]:
+        """What each worker has logged since the last time: see `StepLog.take`."""
+        return {
+            name: {kind: list(map(tuple, entries)) for kind, entries in log.items()}
+            for name, log in [(name, await tell(channel, "Take")) for name, channel in self._channels.items()]
+        }
+
+    async def round_trip_ms(self) -> float:
+        """Median time of a call to the verifier that does nothing: two messages, and both ends' Python."""
+        times: list[float] = []
+        for _ in range(ROUND_TRIPS):
+            started = time.perf_counter()
+            await tell(self._channels["verify"], "Take")
+            times.append((time.perf_counter() - started) * 1000.0)
+        return statistics.median(times)
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        for channel in self._channels.values():
+            await channel.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Everything that is up."""
+
+    pairs: Mapping[str, Pair]
+    coordinators: Mapping[tuple[str, tuple[str, ...]], Child]
+    clients: Mapping[tuple[str, tuple[str, ...]], GenerationClient]
+    services: Sequence[Child]
+    """Every process."""
+
+    def pair(self, mode: Mode) -> Pair:
+        """The workers of `mode`."""
+        return self.pairs[mode.pair]
+
+    def address(self, mode: Mode) -> str:
+        """The address of the coordinator of `mode`."""
+        return self.coordinators[mode.pair, mode.coordinator].address
+
+    def client(self, mode: Mode) -> GenerationClient:
+        """A client of the coordinator of `mode`."""
+        return self.clients[mode.pair, mode.coordinator]
+
+
+@contextlib.asynccontextmanager
+async def running(
+    modes: Sequence[Mode], models: Models, observer: Observer, *, through: Through | None = None
+) -> AsyncIterator[Stack]:
+    """Starts what `modes` need, yields when all of it is ready, and stops it.
+
+    A pair of workers that is not asked rests: it costs memory and no time. With `through` coordinators reach the
+    drafters at the addresses that it gives. Raises ServiceDiedError.
+    """
+    ours = [mode for mode in modes if not mode.external]
+    pairs: dict[str, tuple[Child, Child | None]] = {}
+    coordinators: dict[tuple[str, tuple[str, ...]], Child] = {}
+    async with contextlib.AsyncExitStack() as leaving:
+        for name in dict.fromkeys(mode.pair for mode in ours):
+            pairs[name] = _workers(name, models, observer)
+        workers = [child for pair in pairs.values() for child in pair if child is not None]
+        leaving.push_async_callback(_stop, workers)
+        for child in workers:
+            await child.start()
+            await child.ready()  # one after another: a compilation takes all cores, and finds what others compiled
+        cores = split_cores(models)[1]  # with the drafter, as `outrider up` has it
+        drafts = {name: await _draft_address(draft, through) for name, (_, draft) in pairs.items()}
+        for key in dict.fromkeys((mode.pair, mode.coordinator) for mode in ours):
+            name, verify = f"coordinator {len(coordinators) + 1}", pairs[key[0]][0]
+            flags = [*models.coordinator_flags, *key[1]]
+            coordinators[key] = _coordinator(name, verify.address, drafts[key[0]], cores, flags, observer)
+        leaving.push_async_callback(_stop, list(coordinators.values()))
+        for child in coordinators.values():
+            await child.start()
+        await asyncio.gather(*(child.ready() for child in coordinators.values()))
+        running_pairs = {name: _pair(name, models, *pair) for name, pair in pairs.items()}
+        for pair in running_pairs.values():
+            leaving.push_async_callback(pair.close)
+        clients = {
+            key: await leaving.enter_async_context(GenerationClient(child.address))
+            for key, child in coordinators.items()
+        }
+        yield Stack(running_pairs, coordinators, clients, [*workers, *coordinators.values()])
+
+
+async def _stop(children: Sequence[Child]) -> None:
+    try:
+        await asyncio.gather(*(child.stop() for child in children))
+    finally:
+        await asyncio.gather(*(child.kill() for child in children))
+
+
+def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Child | None]:
+    verify_cores, draft_cores = split_cores(models)
+    alone = name == ALL_CORES
+    if alone:
+        verify_cores = sorted({*verify_cores, *draft_cores})
+    flags = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", *models.worker_flags]
+    modules = _MODULES if models.as_in_production else _MEASURED_MODULES
+    ngram_flag = f"--ngram-table={models.ngram_table}"
+    verify_flags = [*flags, ngram_flag, *models.verify_flags]
+    verify = _worker(modules, "verify", name, models.target, models.target_device, verify_cores, verify_flags, observer)
+    if alone:
+        return verify, None
+    if name == NGRAM:
+        return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram", ngram_flag], observer)
+    flags += [f"--ngram={'on' if name == STAGED else 'off'}"]
+    return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
+
+
+_MODULES = {"verify": ("verify_service",), "draft": ("draft_service",)}
+"""What runs a worker: a module, and arguments before its flags."""
+
+_MEASURED_MODULES = {kind: ("bench.stack.worker", kind) for kind in _MODULES}
+
+
+def _worker(
+    modules: Mapping[str, Sequence[str]],
+    kind: str,
+    pair: str,
+    model: str,
+    device: str,
+    cores: Sequence[int],
+    flags: Sequence[str],
+    observer: Observer,
+) -> Child:
+    flags = [f"--model={model}", f"--device={device}", *flags]
+    if cores and device == "cpu":
+        flags += [f"--cores={','.join(map(str, cores))}", f"--num-threads={len(cores)}"]
+    return _child(modules[kind], kind, pair, flags, observer)
+
+
+def _child(module: Sequence[str], kind: str, pair: str, flags: Sequence[str], observer: Observer) -> Child:
+    address = f"{HOST}:{_free_port()}"
+    command = [*module, f"--listen={address}", *flags]
+    service = "outrider.v1.VerifyService" if kind == "verify" else "outrider.v1.DraftService"
+    return Child(f"{kind} {pair}".strip(), command, address=address, health_service=service, observer=observer)
+
+
+def _pair(name: str, models: Models, verify: Child, draft: Child | None) -> Pair:
+    workers = {"verify": verify} if draft is None else {"verify": verify, "draft": draft}
+    measured = [] if models.as_in_production else [kind for kind in workers if kind == "verify" or name != NGRAM]
+    return Pair(workers, measured)
+
+
+def _coordinator(
+    name: str, verify: str, draft: str, cores: Sequence[int], flags: Sequence[str], observer: Observer
+) -> Child:
+    address = f"{HOST}:{_free_port()}"
+    cores_flag = ",".join(map(str, cores))
+    return Child(
+        name,
+        [
+            "coordinator",
+            f"--listen={address}",
+            f"--verify={verify}",
+            f"--draft={draft}",
+            f"--cores={cores_flag}",
+            *flags,
+        ],
+        address=address,
+        health_service="outrider.v1.GenerationService",
+        observer=observer,
+    )
+
+
+async def _draft_address(draft: Child | None, through: Through | None) -> str:
+    if draft is None:
+        return ""
+    return draft.address if through is None else await through(draft)
+
+
+def split_cores(models: Models) -> tuple[list[int], list[int]]:
+    """Half of this process's cores for each worker that computes on the CPU, as `outrider up` does; else none."""
+    if not hasattr(os, "sched_getaffinity"):
+        return [], []
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    if half == 0 or models.target_device != "cpu" or models.draft_device != "cpu":
+        return [], []
+    return cores[:half], cores[half:]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return probe.getsockname()[1]

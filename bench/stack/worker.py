@@ -1,0 +1,153 @@
+"""A worker as production runs it, with a log of its steps and with policies of the benchmark's choice.
+
+`python -m bench.stack.worker draft ...` and `python -m bench.stack.worker verify ...` take the flags of the services
+themselves.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from bench.rivals.padding import Padding
+from bench.rivals.ruled import Policy, policy_of
+from bench.stack.control import add_control
+from bench.stack.forced import Forcing
+from bench.stack.step_log import StepLog
+from draft_service.config import DraftConfig
+from draft_service.servicer import DraftServicer
+from outrider.engine.device_thread import DeviceThread, Worker
+from outrider.engine.engine import Engine
+from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.setup import Telemetry, set_up
+from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
+from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
+from outrider.worker.serving import run
+from outrider.worker.startup import LoadedModel
+from verify_service.config import VerifyConfig
+from verify_service.servicer import VerifyServicer
+
+
+class Measured:
+    """What the benchmark's workers have in common: a log, and a policy for each mode that was asked for."""
+
+    def __init__(self) -> None:
+        self.log = StepLog()
+        self._engine: Engine
+        self._forcing: Forcing
+        self._padding: Padding
+        self._measured: list[tuple[int, float]] = []
+        self._step_times: list[tuple[int, float]] = []
+        """What a policy knows of the engine's steps when it begins: numbers of tokens and seconds."""
+        self._policies: dict[str, Policy] = {}
+
+    def watch(self, engine: Engine, worker: Worker, *, is_target: bool) -> None:
+        """Takes control of an engine, before its device thread starts."""
+        self._engine = engine
+        self._measured = self._step_times = engine.measure()
+        self._forcing = Forcing(engine, is_target=is_target)
+        self._padding = padding = Padding(engine)
+        self.log.watch(engine, worker, lambda: padding.num_tokens)
+
+    def begin(self, *, pads: bool) -> None:
+        """On the device thread, while no session is there: the next mode begins, and finds nothing of what others have
+        read."""
+        self._padding.enabled = pads
+        blocks = self._engine.blocks
+        blocks.release([blocks.take() for _ in range(blocks.num_available)])
+
+    def policy(self, mode: dict[str, Any]) -> Policy:
+        """The policy of a mode: always the same one for its name, so that it keeps what it has learned."""
+        name = mode["mode"]
+        if name not in self._policies:
+            policy = policy_of(mode["policy"])
+            for knowledge in (policy.verify_knowledge, policy.draft_knowledge):
+                knowledge.curve.restart(self._step_times)
+            self._policies[name] = policy
+        return self._policies[name]
+
+    def force(self, settings: dict[str, Any] | None) -> None:
+        """See `Forcing.force`. What was learned before is forgotten."""
+        self._forcing.force(settings)
+        self._step_times = [(1, settings["step_ms"] / 1000.0)] if settings is not None else self._measured
+        self._policies.clear()
+
+
+class MeasuredDraftServicer(DraftServicer):
+    """The draft service with a log and a choice of policies."""
+
+    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
+        super().__init__(config, telemetry)
+        self.measured = Measured()
+
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """See `WorkerServicer.begin`."""
+        device = super().begin(loaded, on_death)
+        self.measured.watch(loaded.engine, self._drafter, is_target=False)
+        return device
+
+    def choose(self, mode: dict[str, Any]) -> None:
+        """Sessions that open next are of this mode."""
+        policy = self.measured.policy(mode)
+        self._drafter.session_type = policy.draft_session
+        self._drafter.knowledge = policy.draft_knowledge
+        self._device.submit(partial(self.measured.begin, pads=False))
+
+
+class MeasuredVerifyServicer(VerifyServicer):
+    """The verify service with the same."""
+
+    def __init__(self, config: VerifyConfig, telemetry: Telemetry) -> None:
+        super().__init__(config, telemetry)
+        self.measured = Measured()
+
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """See `WorkerServicer.begin`."""
+        device = super().begin(loaded, on_death)
+        self.measured.watch(loaded.engine, self._verifier, is_target=True)
+        return device
+
+    def choose(self, mode: dict[str, Any]) -> None:
+        """Sessions that open next are of this mode."""
+        policy = self.measured.policy(mode)
+        self._verifier.session_type = policy.verify_session
+        self._verifier.knowledge = policy.verify_knowledge
+        self._device.submit(partial(self.measured.begin, pads=policy.pads))
+
+
+def main() -> None:
+    """Serves until SIGTERM."""
+    kind = sys.argv.pop(1)
+    set_up_logging(kind, json=not sys.stderr.isatty())
+    telemetry = set_up(f"outrider-{kind}", environ=os.environ)
+    if kind == "draft":
+        config = DraftConfig.from_command_line("bench.stack.worker draft")
+        servicer = MeasuredDraftServicer(config, telemetry)
+        serve = partial(run, config, "outrider.v1.DraftService")
+        add_service = add_DraftServiceServicer_to_server
+    else:
+        config = VerifyConfig.from_command_line("bench.stack.worker verify")
+        servicer = MeasuredVerifyServicer(config, telemetry)
+        serve = partial(run, config, "outrider.v1.VerifyService")
+        add_service = add_VerifyServiceServicer_to_server
+    methods = {
+        "Choose": servicer.choose,
+        "Force": servicer.measured.force,
+        "Take": lambda _: servicer.measured.log.take(),
+    }
+
+    def add(servicer: Any, server: Any) -> None:
+        add_service(servicer, server)
+        add_control(server, methods)
+
+    try:
+        serve(add, servicer)
+    finally:
+        telemetry.shut_down()
+
+
+if __name__ == "__main__":
+    main()

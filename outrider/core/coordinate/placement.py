@@ -1,0 +1,179 @@
+"""Where a session is placed: at the verifier that will be done with it first, with the drafter worth most to it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from outrider.core.draft.session import EXPANSIONS_MAX
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.protocol.messages import WorkerLoad
+
+READ_TOKENS_PER_STEP = 64
+"""So many line tokens are taken to be read in the time of one step of decoding: fewer on a processor, more on a GPU. It
+only weighs waiting prompts against running sessions when verifiers are compared."""
+
+STEP_MS_UNKNOWN = 1.0
+"""Duration of a step where no verifier has reported one: any value compares verifiers by their sessions alone."""
+
+LEVELS_PER_STEP_MIN = 0.5
+"""Levels of the tree that a drafter must make during one verify step to be shared. With fewer than one its guesses
+mostly come too late; half of it leaves room for what the prediction is wrong by."""
+
+
+GROWTH_TOKENS = 64
+"""Room that is kept for the growth of each session, as workers do when they admit another one."""
+
+REPORTS_MIN = 10
+"""Reports with sessions before a drafter may be found too slow: the first steps of a process are slow for reasons of
+their own. A worker sends at most ten a second."""
+
+
+class Pace:
+    """A worker's time per step as a function of how many sessions it has, learned from its reports."""
+
+    __slots__ = ("_curve", "_most", "num_reports")
+
+    def __init__(self) -> None:
+        self.num_reports = 0
+        """Reports that told something."""
+        self._curve = StepCurve()
+        self._most = 0
+
+    def observe(self, load: WorkerLoad) -> None:
+        """Takes a report into account. One without sessions tells nothing: its steps were those of other times."""
+        if load.num_sessions > 0 and 0.0 < load.step_ms < math.inf:
+            self.num_reports += 1
+            self._curve.observe(load.num_sessions, load.step_ms / 1000.0)
+            self._most = max(self._most, load.num_sessions)
+
+    def step_ms(self, num_sessions: int) -> float:
+        """The expected duration of a step with `num_sessions` (at least 1); 0 while nothing is known.
+
+        Beyond what was observed it grows in proportion: the worst case, so that sessions rather spread than pile up.
+        """
+        if self._most == 0:
+            return 0.0
+        known = min(num_sessions, self._most)
+        return self._curve.seconds(known) * 1000.0 * num_sessions / known
+
+
+class Standing(NamedTuple):
+    """How a worker stands: its last report, and what the one who asks did since, which no report can know yet."""
+
+    pace: Pace
+    load: WorkerLoad | None
+    """None while it has reported nothing: then only the asker's own sessions are known."""
+    max_sessions: int
+    num_unreported: int = 0
+    """The asker's sessions there that the report does not count."""
+    num_unreported_tokens: int = 0
+    """Their line tokens."""
+    num_left: int = 0
+    """Sessions that the report counts and that have ended."""
+
+    @property
+    def num_sessions(self) -> int:
+        """Sessions there, those that wait included."""
+        reported = self.load.num_sessions + self.load.num_queued if self.load is not None else 0
+        return max(reported - self.num_left, 0) + self.num_unreported
+
+    @property
+    def step_ms(self) -> float:
+        """The expected duration of a step with one session more; 0 while unknown."""
+        return self.pace.step_ms(self.num_sessions + 1)
+
+    def lack(self, num_tokens: int) -> str:
+        """Why a session with a line of `num_tokens` would have to wait there, in words; empty if it would not."""
+        if self.num_sessions >= self.max_sessions:
+            return f"all of its {self.max_sessions} slots are taken"
+        load = self.load
+        # A worker that keeps no keys and values reports room for none.
+        if load is not None and load.num_kv_tokens > 0:
+            # Whoever is reported to wait may do so for a moment only; his tokens count in any case.
+            num_due = load.num_queued_tokens + self.num_unreported_tokens + GROWTH_TOKENS * (self.num_sessions + 1)
+            if load.num_free_kv_tokens - num_due < num_tokens:
+                return f"it has no room for the keys and values of {num_tokens} tokens"
+        return ""
+
+
+class Offer(NamedTuple):
+    """A drafter that may be chosen."""
+
+    standing: Standing
+    worth: float
+    """Tokens per round that sessions with its model may hope for; see `Experience.worth`."""
+    num_failures: int = 0
+    """Streams that it broke in a row."""
+
+
+def expected_ms(standing: Standing, step_ms: float, num_tokens: int, num_rounds: int) -> float:
+    """Time until a session with a line of `num_tokens` has had `num_rounds` at a verifier whose steps take `step_ms`.
+
+    Whoever waits for room waits until so many sessions have ended, and those there end one after another.
+    """
+    load = standing.load
+    num_unread = num_tokens + standing.num_unreported_tokens + (load.num_queued_tokens if load is not None else 0)
+    num_waits = 0.0
+    if standing.lack(num_tokens):
+        num_ahead = load.num_queued if load is not None else 0
+        num_waits = (num_ahead + 1) / max(standing.num_sessions - num_ahead, 1)
+    return step_ms * (num_unread / READ_TOKENS_PER_STEP + num_rounds * (1.0 + num_waits))
+
+
+def choose_verifier(standings: Sequence[Standing], num_tokens: int, num_rounds: int) -> int:
+    """Index of the verifier that is expected to be done first with a session; among equals the one with the fewest
+    sessions, then the first one.
+
+    One whose speed is unknown counts as no slower than the others, so it is tried. `standings` must not be empty.
+    """
+    known = [standing.pace.step_ms(1) for standing in standings if standing.step_ms > 0.0]
+    prior = min(known, default=STEP_MS_UNKNOWN)
+
+    def cost(index: int) -> tuple[float, int, int]:
+        standing = standings[index]
+        step_ms = standing.step_ms or prior * (standing.num_sessions + 1)
+        return expected_ms(standing, step_ms, num_tokens, num_rounds), standing.num_sessions, index
+
+    return min(range(len(standings)), key=cost)
+
+
+def level_ms(standing: Standing) -> float:
+    """Time in which a drafter with one session more makes one level of each session's tree; 0 while unknown."""
+    return standing.step_ms * max(1.0, (standing.num_sessions + 1) / EXPANSIONS_MAX)
+
+
+def overload(standing: Standing, num_tokens: int, verify_step_ms: float) -> str:
+    """Why a drafter should not take a session with a line of `num_tokens`, in words; empty if it should.
+
+    A session runs by the target alone rather than wait for a drafter, or for drafts that come too late. A drafter that
+    nobody uses is never too slow: what its guesses are worth is for the verifier to decide.
+    """
+    lack = standing.lack(num_tokens)
+    if lack or not standing.num_sessions or standing.pace.num_reports < REPORTS_MIN:
+        return lack
+    level = level_ms(standing)
+    if 0.0 < verify_step_ms < LEVELS_PER_STEP_MIN * level:
+        return (
+            f"with {standing.num_sessions} sessions it takes {level:.1f} ms for a level of drafts, and the target "
+            f"{verify_step_ms:.1f} ms for a step"
+        )
+    return ""
+
+
+def choose_drafter(offers: Sequence[Offer], verify_step_ms: float) -> int:
+    """Index of the drafter that is worth most to a session: tokens per verify step, bounded by what its model's guesses
+    have been worth and by how many levels it makes meanwhile (a chain commits no more tokens than it has levels).
+
+    Among equals the one that failed least, then the one with the fewest sessions, then the first one. `offers` must not
+    be empty and should hold none that is overloaded.
+    """
+
+    def cost(index: int) -> tuple[float, int, int, int]:
+        offer = offers[index]
+        level = level_ms(offer.standing)
+        num_levels = verify_step_ms / level if level > 0.0 and verify_step_ms > 0.0 else math.inf
+        return -min(offer.worth, num_levels), offer.num_failures, offer.standing.num_sessions, index
+
+    return min(range(len(offers)), key=cost)

@@ -1,0 +1,270 @@
+"""The coordinator's session: the canonical line, and what each event means for it. Events in, commands out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.messages import (
+    Commitment,
+    FinishReason,
+    TokenLogprobs,
+    TokenOrigin,
+    Verdict,
+    VerifyFinished,
+    Window,
+)
+from outrider.core.protocol.naming import Inbound, Outbound
+from outrider.core.protocol.tree import NodeState, SpeculationTree
+from outrider.core.protocol.validation import RUN_AHEAD_MAX, TREE_WIDTH_MAX
+
+
+@dataclass(frozen=True, slots=True)
+class SendToDrafter:
+    """Tell the drafter what was committed."""
+
+    commitment: Commitment
+
+
+@dataclass(frozen=True, slots=True)
+class SendToVerifier:
+    """Relay draft nodes to the verifier."""
+
+    window: Window
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrafts:
+    """Tell the verifier that no drafts will come."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseDrafter:
+    """End the draft stream."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenDrafter:
+    """Open another drafter at the end of the line; if there is none, `on_no_drafter` follows."""
+
+    credit: int
+    """Its `max_run_ahead`."""
+    reason: str
+    """Why the last one is gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Committed tokens for the user."""
+
+    position: int
+    token_ids: Sequence[int]
+    origins: Sequence[TokenOrigin]
+    rolled_back: bool
+    num_draft_tokens: int
+    num_accepted: int
+    logprobs: Sequence[TokenLogprobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The generation ended."""
+
+    reason: FinishReason
+
+
+Command = SendToDrafter | SendToVerifier | EndDrafts | CloseDrafter | OpenDrafter | Emit | Finish
+
+
+class DrafterState(Enum):
+    """Whether a drafter feeds the session."""
+
+    NONE = 0
+    """None was wanted."""
+    ACTIVE = 1
+    LOST = 2
+    """One did, and none does any more."""
+    MISSED = 3
+    """None ever did: there was none, or none took the session."""
+
+
+class Session:
+    """One request's life. Every method takes one event and returns the commands that follow from it.
+
+    The drafter is untrusted: what it sends cannot change the line, and when it breaks the protocol it is lost, nothing
+    else. The verifier is trusted with the tokens, not with the order: a verdict that leaves a gap or contradicts the
+    line raises ProtocolViolationError.
+    """
+
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        *,
+        vocab_size: int,
+        max_run_ahead: int,
+        drafting: bool,
+        num_spare_drafters: int = 0,
+    ) -> None:
+        """Starts at the end of the prompt. `drafting` says whether a drafter is being opened.
+
+        A drafter that is lost is replaced `num_spare_drafters` times.
+        """
+        self.line = Line(prompt_token_ids)
+        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
+        self.statistics = SpeculationStatistics()
+        self.drafter = DrafterState.ACTIVE if drafting else DrafterState.NONE
+        self.drafter_lost_reason = ""
+        self.finish_reason: FinishReason | None = None
+        self._vocab_size = vocab_size
+        self._max_run_ahead = max_run_ahead
+        self._num_spare_drafters = num_spare_drafters
+        self._had_drafter = False
+        self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_run_ahead)
+        self._outbound = Outbound()
+
+    def on_drafted(self, window: Window) -> list[Command]:
+        """Draft nodes arrived: those that are news are relayed."""
+        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
+            return []
+        try:
+            grafted = self._inbound.graft(self.tree, window)
+        except ProtocolViolationError as violation:
+            return self.on_drafter_lost(f"the drafter broke the protocol: {violation}")
+        if grafted.num_news:
+            self.statistics.num_drafted_nodes += grafted.num_news
+            self.statistics.num_stale_nodes += grafted.num_stale
+            self.statistics.draft_ms += window.draft_ms
+        relayed = self._outbound.window(self.tree, grafted.added, window.draft_ms)
+        return [SendToVerifier(relayed)] if relayed is not None else []
+
+    def on_drafter_lost(self, reason: str) -> list[Command]:
+        """The drafter is gone, or has to go: another one is opened, or the verifier continues alone.
+
+        After the end it is merely closed.
+        """
+        self._had_drafter = True
+        return self._replace_drafter(reason)
+
+    def on_drafter_refused(self, reason: str) -> list[Command]:
+        """The drafter did not take the session: as if it were lost, but it never fed it."""
+        return self._replace_drafter(reason)
+
+    def on_no_drafter(self, reason: str) -> list[Command]:
+        """There is no drafter, or no other one, to be opened: the verifier continues alone."""
+        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
+            return []
+        self.drafter = DrafterState.LOST if self._had_drafter else DrafterState.MISSED
+        self.drafter_lost_reason = reason
+        return [EndDrafts()]
+
+    def on_verifier_changed(self) -> list[Command]:
+        """Another verifier was opened at the end of the line. It is told all nodes that are live, as news."""
+        self._outbound = Outbound()
+        # In the order in which they were named first: it says how the drafter ranks siblings.
+        nodes = sorted(self.tree.live_nodes(), key=lambda node: node.node_id)
+        window = self._outbound.window(self.tree, nodes)
+        return [SendToVerifier(window)] if window is not None else []
+
+    def on_verdict(self, verdict: Verdict) -> list[Command]:
+        """A round was decided: commit it, tell the drafter, emit the tokens. A verdict seen before changes nothing.
+
+        Raises ProtocolViolationError for a gap, a contradiction, or a count that cannot be.
+        """
+        if self.finish_reason is not None:
+            return []
+        num_next = len(verdict.token_ids) - verdict.num_accepted
+        if not verdict.token_ids or num_next not in (0, 1) or not 0 <= verdict.num_accepted <= verdict.num_draft_tokens:
+            raise ProtocolViolationError(
+                "a verdict commits accepted draft tokens and at most one more, together not none"
+            )
+        if not (
+            verdict.num_looked_up <= verdict.num_draft_tokens
+            and verdict.num_looked_up_accepted <= min(verdict.num_looked_up, verdict.num_accepted)
+        ):
+            raise ProtocolViolationError("a verdict's looked-up tokens are among its draft tokens")
+        new = self.line.commit(verdict.position, verdict.token_ids)
+        if not new:
+            return []
+        growth = self.tree.commit(new)
+        rolled_back = not growth.followed and self.drafter is DrafterState.ACTIVE
+        num_known = len(verdict.token_ids) - len(new)
+        origins = _origins(verdict)[num_known:]
+        emit = Emit(
+            position=verdict.position + num_known,
+            token_ids=new,
+            origins=origins,
+            rolled_back=rolled_back,
+            num_draft_tokens=verdict.num_draft_tokens,
+            num_accepted=origins.count(TokenOrigin.ACCEPTED),
+            logprobs=verdict.logprobs[num_known:],
+        )
+        self._count(verdict, emit, growth.followed)
+        if self.drafter is not DrafterState.ACTIVE:
+            return [emit]
+        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms, verdict.chance_min)
+        return [SendToDrafter(commitment), emit]
+
+    def on_verify_finished(self, finished: VerifyFinished) -> list[Command]:
+        """The verifier ended the session by its own rules."""
+        return self.on_stopped(finished.reason)
+
+    def on_stopped(self, reason: FinishReason) -> list[Command]:
+        """The session is over, by the verifier's rules or because the text met a stop string."""
+        if self.finish_reason is not None:
+            return []
+        self.finish_reason = reason
+        close: list[Command] = [CloseDrafter()] if self.drafter is DrafterState.ACTIVE else []
+        return [*close, Finish(reason)]
+
+    def _replace_drafter(self, reason: str) -> list[Command]:
+        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
+            return []
+        # What a broken window left behind was never sent on, so nobody else knows it.
+        for node in [node for node in self.tree.live_nodes() if node.node_id == 0]:
+            if node.state is NodeState.LIVE:
+                self.tree.drop(node)
+        # The next drafter is not told of the nodes that are live, and the verifier bears no more than RUN_AHEAD_MAX.
+        credit = min(self._max_run_ahead, RUN_AHEAD_MAX - self.tree.num_live)
+        if self._num_spare_drafters == 0 or credit < min(self._max_run_ahead, TREE_WIDTH_MAX):
+            return [*self.on_no_drafter(reason), CloseDrafter()]
+        self._num_spare_drafters -= 1
+        self._inbound = Inbound(vocab_size=self._vocab_size, max_live_nodes=self.tree.num_live + credit)
+        return [CloseDrafter(), OpenDrafter(credit, reason)]
+
+    def _count(self, verdict: Verdict, emit: Emit, followed: bool) -> None:
+        statistics = self.statistics
+        if emit.origins[-1] is TokenOrigin.RECOVERED:
+            statistics.num_rejections += 1
+            statistics.num_outcome_hits += followed
+        elif emit.origins[-1] is TokenOrigin.BONUS:
+            statistics.num_bonuses += 1
+            statistics.num_bonus_hits += followed
+        statistics.num_rounds += 1
+        statistics.num_draft_tokens += verdict.num_draft_tokens
+        statistics.num_accepted_tokens += emit.num_accepted
+        statistics.num_looked_up_tokens += verdict.num_looked_up
+        statistics.num_accepted_looked_up_tokens += min(verdict.num_looked_up_accepted, emit.num_accepted)
+        statistics.num_committed_tokens += len(emit.token_ids)
+        statistics.num_rollbacks += emit.rolled_back
+        statistics.num_stale_nodes += verdict.num_stale_nodes
+        statistics.verify_ms += verdict.verify_ms
+        statistics.verify_wait_ms += verdict.wait_ms
+        statistics.drafted_by_round.append(verdict.num_draft_tokens)
+        statistics.accepted_by_round.append(emit.num_accepted)
+
+
+def _origins(verdict: Verdict) -> list[TokenOrigin]:
+    origins = [TokenOrigin.ACCEPTED] * verdict.num_accepted
+    if len(verdict.token_ids) > verdict.num_accepted:
+        origins.append(_next_token_origin(verdict))
+    return origins
+
+
+def _next_token_origin(verdict: Verdict) -> TokenOrigin:
+    if verdict.num_draft_tokens == 0:
+        return TokenOrigin.TARGET
+    return TokenOrigin.BONUS if verdict.bonus else TokenOrigin.RECOVERED

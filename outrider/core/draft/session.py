@@ -1,0 +1,288 @@
+"""Draft sessions: where the drafter should look next, over all of them, and what each has to tell."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterable, Sequence
+
+from outrider.core.estimate.calibration import Calibration, decided
+from outrider.core.estimate.confidence import DRAFT_CHANCES, Ngram, margin_cell, ngram_cell
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.ngram import NgramTable, path_context
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.naming import Outbound
+from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree
+from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
+
+EXPANSIONS_MAX = 16
+"""Most nodes expanded in one step, over all sessions, or one for each where those are more: the largest batch that runs
+compiled. Up to it the step-time curve decides."""
+
+WINDOW_GAIN_MIN = 0.1
+"""Expected tokens for which a window is sent at once: a message costs the three processes about 0.3 ms together, a
+token of a small target about 3 ms."""
+
+COALESCE_SHARE = 0.25
+"""Nodes of less gain are gathered for this share of a verify step before they are sent: a quarter costs a node little
+freshness and saves most messages."""
+
+NODE_SECONDS = 12e-6
+"""What a published node costs: drafter, coordinator and verifier each add it to a mirror, name it, sort it and drop it.
+Between 8 and 14 microseconds over all three in runs of the sessions without forward passes."""
+
+_FORESIGHT_LOG_CHANCE_MIN = math.log(0.5)
+"""Chance from which an n-gram's guess becomes a node before the draft model has spoken: it is then likelier than all
+else together. In a simulation of the wide pair 0.35 and 0.7 were as good or worse by 1 to 6 % of the time per token."""
+
+NGRAM_LOG_CHANCE_MIN = math.log(0.1)
+"""Chance from which a node is worth asking the n-grams what comes below it, beside a draft model that is asked anyway.
+Replays of the bundled and the wide pair at temperatures 0 and 0.8 (`python -m bench.simulate.replay --num-prompts 96`)
+then ask 1.6 to 14 times less often, and take between 2 % less and 0.3 % more time per token; from 0.2 on up to 1.6 %
+more."""
+
+_SCORING_CHANCE_PRIOR = 0.05
+"""Chance that makes scoring a guess worth its time, until the first commit tells: t(8) / t(1) is 1.2 for the
+demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
+
+
+class DraftKnowledge:
+    """What one drafter has learned about its device and its guesses: the prior of each session."""
+
+    def __init__(self) -> None:
+        self.curve = StepCurve()
+        self._greedy, self._sampled = Calibration(DRAFT_CHANCES), Calibration(DRAFT_CHANCES)
+
+    def calibration(self, *, greedy: bool) -> Calibration:
+        """What guesses are worth in greedy sessions, or in the others."""
+        return self._greedy if greedy else self._sampled
+
+
+class DraftSession:
+    """One session's line and tree as the drafter sees them. All times are in seconds, by any clock that only rises."""
+
+    def __init__(
+        self,
+        opening: DraftOpen,
+        knowledge: DraftKnowledge | None = None,
+        ngrams: NgramTable | None = None,
+        ngram_log_chance_min: float = NGRAM_LOG_CHANCE_MIN,
+    ) -> None:
+        """Guesses from `ngrams`, a table of the opening's line, stand beside the draft model's proposals, below nodes
+        whose chance of being reached has at least the logarithm `ngram_log_chance_min`."""
+        self.line = Line(opening.token_ids, opening.num_prompt_tokens)
+        shared = (knowledge or DraftKnowledge()).calibration(greedy=opening.sampling.greedy)
+        self._calibrations = shared.for_session(), shared
+        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
+        self.width = opening.tree_width or AUTOMATIC_WIDTH_MAX
+        """Most children of a node."""
+        self.penalized = opening.sampling.penalized
+        """Whether what follows a node depends on which tokens its path holds, wherever they stand."""
+        self._automatic = opening.tree_width == 0
+        self._max_run_ahead = opening.max_run_ahead
+        self._max_length = opening.max_length
+        self._vocab_size = opening.vocab_size
+        self._ngrams = ngrams
+        self._ngram_log_chance_min = ngram_log_chance_min
+        self._foreseen: dict[Node, dict[int, float]] = {}
+        """What the n-grams say below the nodes that were taken since the last commit, if they were asked."""
+        self._outbound = Outbound()
+        self._frontier: list[tuple[float, int, Node]] = []
+        self._num_pushed = 0
+        self._num_reserved = 0
+        self._unsent: list[Node] = []
+        self._last_sent = 0.0
+        self._verify_seconds = 0.0
+        self._log_floor = _log_floor(_SCORING_CHANCE_PRIOR, 0.0) if self._automatic else -math.inf
+
+    def commit(self, commitment: Commitment) -> Growth:
+        """Moves the line and the tree along. Applying it twice changes nothing.
+
+        Raises ProtocolViolationError for a gap or a contradiction.
+        """
+        new = self.line.commit(commitment.position, commitment.token_ids)
+        decided(self.tree.root, new, self._calibrations)
+        growth = self.tree.commit(new)
+        if self._ngrams is not None:
+            self._ngrams.commit(new)
+            self._foreseen.clear()
+        self._unsent = [node for node in self._unsent if node.state is LIVE]
+        self._verify_seconds = commitment.verify_ms / 1000.0
+        if self._automatic and commitment.chance_min > 0.0:
+            self._log_floor = _log_floor(commitment.chance_min, self._verify_seconds)
+        return growth
+
+    @property
+    def num_sent_live(self) -> int:
+        """How many nodes that were sent are still undecided."""
+        return self.tree.num_live - sum(node.state is LIVE for node in self._unsent)
+
+    def best(self) -> float | None:
+        """Logarithm of the chance that the most promising node to expand is reached; None if there is none to expand.
+
+        None when the credit is used up, the line's end is reached, or nothing is left that is worth it: a node must be
+        worth scoring in the round after the next one, if that starts from an outcome just worth scoring. So its chance
+        is at least the square of the smallest one worth scoring, which commits carry.
+        """
+        if self.tree.num_live + self._num_reserved + self.width > self._max_run_ahead:
+            return None
+        root, frontier = self.tree.root, self._frontier
+        if not root.expanded and not self._num_reserved:
+            return 0.0 if root.position + 1 < self._max_length else None
+        while frontier:
+            node = frontier[0][2]
+            if node.state is LIVE and not node.expanded:
+                log_chance = node.path_log_prob - root.path_log_prob
+                return log_chance if log_chance >= self._log_floor else None
+            heapq.heappop(frontier)
+        return None
+
+    def take(self) -> Node:
+        """The node that `best` spoke of. It must be given to `expand` or `postpone`."""
+        root = self.tree.root
+        node = root if not root.expanded and not self._num_reserved else heapq.heappop(self._frontier)[2]
+        self._num_reserved += self.width
+        if self._ngrams is not None:
+            self._foresee(node, self._ngrams)
+        return node
+
+    def postpone(self, nodes: Iterable[Node]) -> None:
+        """Gives nodes that were taken but not expanded back to the frontier."""
+        for node in nodes:
+            self._num_reserved -= self.width
+            if node is not self.tree.root:
+                self._push(node)
+
+    def expand(self, parent: Node, token_ids: Sequence[int], margins: Sequence[float]) -> None:
+        """Adds the draft model's proposals below `parent`, which was taken, best first, and what the n-grams say there.
+
+        `margins` are those of `Sampler.propose`, one for each. Proposals not worth drafting are left out when the width
+        is automatic.
+        """
+        width, children = self.width, parent.children
+        self._num_reserved -= width
+        parent.expanded = True
+        log_chance, guesses = self._calibrations[0].log_chance, parent.guesses
+        found: dict[int, float] = {}
+        for rank, token_id in enumerate(token_ids[:width]):
+            cell = margin_cell(rank, margins[rank])
+            guesses.append((token_id, cell))
+            found[token_id] = log_chance(cell)
+        if foreseen := self._foreseen.pop(parent, None):
+            self._add_ngrams(parent, foreseen, found, token_ids[0] if token_ids else None)
+        floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
+        for token_id in sorted(found, key=found.__getitem__, reverse=True):
+            if found[token_id] < floor or len(children) == width:
+                break
+            if token_id not in children:  # the n-grams may have foreseen it
+                self._attach(parent, token_id, found[token_id])
+
+    def is_window_due(self, now: float, idle: bool) -> bool:
+        """Whether what has not been sent should be sent now; `idle` says that no step of this session follows."""
+        if not self._unsent:
+            return False
+        if idle or now - self._last_sent >= COALESCE_SHARE * self._verify_seconds:
+            return True
+        root_log_prob, gain = self.tree.root.path_log_prob, 0.0
+        for node in self._unsent:
+            gain += math.exp(node.path_log_prob - root_log_prob)
+            if gain >= WINDOW_GAIN_MIN:
+                return True
+        return False
+
+    def take_window(self, draft_ms: float, now: float = 0.0) -> Window | None:
+        """What has not been sent yet, or None."""
+        unsent, self._unsent = self._unsent, []
+        self._last_sent = now
+        return self._outbound.window(self.tree, unsent, draft_ms)
+
+    def _foresee(self, node: Node, ngrams: NgramTable) -> None:
+        """Looks up what the n-grams say below `node`, and makes a node of it at once if there is hardly any doubt."""
+        if node.path_log_prob - self.tree.root.path_log_prob < self._ngram_log_chance_min:
+            return
+        if node in self._foreseen or node.position + 1 >= self._max_length:
+            return
+        chances = ngrams.chances(path_context(node, self.tree.root, ngrams.context))
+        if chances and max(chances) >= self._vocab_size:
+            chances = {token_id: chance for token_id, chance in chances.items() if token_id < self._vocab_size}
+        self._foreseen[node] = chances
+        if not chances or node.guesses:
+            return
+        node.guesses += [(token_id, ngram_cell(Ngram.FORESEEN, chance)) for token_id, chance in chances.items()]
+        token_id = max(chances, key=chances.__getitem__)
+        log_chance = self._calibrations[0].log_chance(ngram_cell(Ngram.FORESEEN, chances[token_id]))
+        if log_chance >= _FORESIGHT_LOG_CHANCE_MIN:
+            self._attach(node, token_id, log_chance)
+
+    def _add_ngrams(
+        self, parent: Node, foreseen: dict[int, float], found: dict[int, float], first_token_id: int | None
+    ) -> None:
+        """Adds to the draft model's guesses in `found` those of the n-grams; of a token in both the surer counts.
+
+        What an n-gram promises is worth much where the draft model says the same, and next to nothing where it says
+        something else: it has read the same text. Without a draft model there is no first guess to compare with.
+        """
+        log_chance = self._calibrations[0].log_chance
+        for token_id, chance in foreseen.items():
+            if first_token_id is None:
+                cell = ngram_cell(Ngram.FORESEEN, chance)
+            else:
+                named = Ngram.NAMED if token_id in found else Ngram.CONTRADICTED
+                cell = ngram_cell(Ngram.CONFIRMED if token_id == first_token_id else named, chance)
+                parent.guesses.append((token_id, cell))
+            found[token_id] = max(found.get(token_id, -math.inf), log_chance(cell))
+
+    def _attach(self, parent: Node, token_id: int, log_chance: float) -> None:
+        child = self.tree.attach(parent, token_id, log_chance)
+        if child is not None:
+            self._unsent.append(child)
+            if child.position + 1 < self._max_length:
+                self._push(child)
+
+    def _push(self, node: Node) -> None:
+        self._num_pushed += 1
+        heapq.heappush(self._frontier, (-node.path_log_prob, self._num_pushed, node))
+
+
+def choose_expansions(sessions: Sequence[DraftSession], curve: StepCurve, num_beside: int = 0) -> list[list[Node]]:
+    """The nodes of each session that the next step should expand: those of the highest chance over all sessions.
+
+    Of those the first n, so that the chance of what is expanded per second, (sum p) / t(num_beside + n), is greatest;
+    `num_beside` tokens of prompts are in the step as well. At most EXPANSIONS_MAX, or one for each session. Of equal
+    chances the first session's comes first.
+    """
+    heap = [(-best, index) for index, session in enumerate(sessions) if (best := session.best()) is not None]
+    heapq.heapify(heap)
+    most = max(EXPANSIONS_MAX, len(sessions))
+    taken: list[tuple[int, Node]] = []
+    total = 0.0
+    best_num, best_total, best_seconds = 0, 0.0, 1.0
+    while heap and len(taken) < most:
+        cost, index = heap[0]
+        session = sessions[index]
+        taken.append((index, session.take()))
+        total += math.exp(-cost)
+        seconds = curve.seconds(num_beside + len(taken))
+        if total * best_seconds >= best_total * seconds:
+            best_num, best_total, best_seconds = len(taken), total, seconds
+        best = session.best()
+        if best is None:
+            heapq.heappop(heap)
+        else:
+            heapq.heapreplace(heap, (-best, index))
+    chosen: list[list[Node]] = [[] for _ in sessions]
+    for index, node in taken[:best_num]:
+        chosen[index].append(node)
+    for index, node in taken[best_num:]:
+        sessions[index].postpone([node])
+    return chosen
+
+
+def _log_floor(scoring_chance: float, verify_seconds: float) -> float:
+    """Logarithm of the chance from which a node is drafted; see `DraftSession.best`.
+
+    A node must promise as much of a verify step's time, which one token is worth, as its handling takes, too.
+    """
+    handling = NODE_SECONDS / verify_seconds if verify_seconds > 0.0 else 0.0
+    return math.log(min(max(scoring_chance**2, handling, 1e-6), 1.0))

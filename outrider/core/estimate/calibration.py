@@ -1,0 +1,70 @@
+"""What speaks for guesses is worth what it proves to be worth: how often guesses were right, learned while working."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+
+from outrider.core.protocol.tree import Node
+
+_PRIOR_WEIGHT = 4.0
+"""What is believed before the first observation counts as this many: enough to be sane, gone after a few rounds."""
+
+_SESSION_PRIOR_WEIGHT = 16.0
+"""What a session takes over from all sessions before it counts as at most this many observations of its own."""
+
+_MEMORY = 128.0
+"""Observations of a cell that count; older ones fade, since a text's predictability changes along the way."""
+
+_CHANCE_MIN, _CHANCE_MAX = 1e-4, 0.999
+"""Bounds of every chance, so that neither certainty nor impossibility is ever concluded from finitely many rounds."""
+
+
+class Calibration:
+    """The probability that a guess is the target's choice given that its parent is, by cell; see `evidence.py`.
+
+    Keep one of these per worker and kind of sampling, and one per session made from it.
+    """
+
+    __slots__ = ("_chances", "_log_chances", "_weights", "log_chance")
+
+    def __init__(self, chances: Sequence[float]) -> None:
+        """Starts from `chances`, one for each cell."""
+        self._chances = list(chances)
+        self._log_chances = [math.log(chance) for chance in self._chances]
+        self._weights = [_PRIOR_WEIGHT] * len(self._chances)
+        self.log_chance: Callable[[int], float] = self._log_chances.__getitem__
+        """Natural logarithm of the chance of a guess of this cell; always below 0."""
+
+    def for_session(self) -> Calibration:
+        """One that starts from what this one has learned, and departs from it by its own observations."""
+        session = Calibration(self._chances)
+        session._weights = [min(weight, _SESSION_PRIOR_WEIGHT) for weight in self._weights]
+        return session
+
+    def observe(self, cell: int, right: bool) -> None:
+        """The place of such a guess was decided: the guess was right or wrong."""
+        weights, chances = self._weights, self._chances
+        if weights[cell] < _MEMORY:
+            weights[cell] += 1.0
+        chance = chances[cell] + (right - chances[cell]) / weights[cell]
+        if not _CHANCE_MIN <= chance <= _CHANCE_MAX:
+            chance = min(max(chance, _CHANCE_MIN), _CHANCE_MAX)
+        chances[cell] = chance
+        self._log_chances[cell] = math.log(chance)
+
+
+def decided(root: Node, token_ids: Iterable[int], calibrations: Sequence[Calibration]) -> None:
+    """Tells `calibrations` what a commit of `token_ids` below `root` decides. Call it before the tree is moved.
+
+    The committed token decides all guesses for its place, whether they became nodes and were scored or not: a kind that
+    is not worth drafting today is still learned about.
+    """
+    node: Node | None = root
+    for token_id in token_ids:
+        if node is None:
+            return
+        for guess, cell in node.guesses:
+            for calibration in calibrations:
+                calibration.observe(cell, guess == token_id)
+        node = node.children.get(token_id)

@@ -1,0 +1,1 @@
+"""Proposers without a model: n-gram tables and prompt lookup."""

@@ -1,0 +1,196 @@
+"""The speculation tree: everything not yet decided, rooted at the last committed token.
+
+Drafter, coordinator and verifier each hold a mirror. Mirrors agree by content: a node *is* its path. Ids under which
+nodes cross a stream belong to that stream (`naming.py`), not to the tree.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+from outrider.core.estimate.confidence import claim_cell
+
+RECENT_COMMITS_MAX = 1024
+"""How many committed nodes a tree remembers, so that guesses still in flight find their place. A guess whose parent is
+older counts as stale, which is harmless."""
+
+
+class NodeState(Enum):
+    """Where a node stands."""
+
+    LIVE = 1
+    COMMITTED = 2
+    DROPPED = 3
+
+
+# Looked up once: before Python 3.12 each look at an enum's member is a call, and here it would be several per node.
+LIVE, COMMITTED, DROPPED = NodeState.LIVE, NodeState.COMMITTED, NodeState.DROPPED
+
+
+class Node:
+    """One guessed token after its parent's path."""
+
+    __slots__ = (
+        "children",
+        "expanded",
+        "guesses",
+        "log_prob",
+        "node_id",
+        "parent",
+        "path_log_prob",
+        "position",
+        "state",
+        "token_id",
+    )
+
+    def __init__(
+        self, parent: Node | None, position: int, token_id: int, log_prob: float, log_chance: float = 0.0
+    ) -> None:
+        self.parent = parent
+        self.position = position
+        self.token_id = token_id
+        self.log_prob = log_prob
+        """Natural logarithm of the chance that the target chooses the token after the parent's path, as its drafter
+        claims."""
+        self.path_log_prob: float = log_chance if parent is None else parent.path_log_prob + log_chance
+        """Logarithm of the chance that the target chooses all of the path, from the first root on: compare it only
+        within one tree, subtract the present root's for the chance itself."""
+        self.children: dict[int, Node] = {}
+        self.guesses: list[tuple[int, int]] = []
+        """Token ids that were guessed below it, nodes or not, with the cell of what spoke for each (`evidence.py`)."""
+        self.state = LIVE
+        self.node_id = 0
+        """Id under which the owner of this mirror sent the node on; 0 while it has not."""
+        self.expanded = False
+        """Whether the draft model has proposed this node's children. Used by the drafter's mirror alone."""
+
+
+def path_tokens(root: Node, node: Node) -> list[int]:
+    """The tokens of the path from below `root` to `node`."""
+    token_ids: list[int] = []
+    while node is not root:
+        token_ids.append(node.token_id)
+        assert node.parent is not None
+        node = node.parent
+    return token_ids[::-1]
+
+
+class Growth(NamedTuple):
+    """What a commit did to the tree."""
+
+    followed: bool
+    """Whether the new root was a known node. If not, the commit is a rollback."""
+    num_dropped: int
+    """How many live nodes became void."""
+
+
+class SpeculationTree:
+    """Undecided nodes below `root`, the node of the last committed token."""
+
+    __slots__ = ("_log_chance", "_recent", "num_live", "root")
+
+    def __init__(self, position: int, token_id: int, log_chance: Callable[[int], float] | None = None) -> None:
+        """Roots the tree at the token committed last: `token_id` at absolute `position`.
+
+        `log_chance` tells how likely a guess is right, given that its parent is, from the cell of what its drafter
+        claims; without it the claim is taken at its word.
+        """
+        self._log_chance = log_chance
+        self.root = Node(None, position, token_id, 0.0)
+        self.root.state = COMMITTED
+        self.num_live = 0
+        """Number of live nodes; the root is not one of them."""
+        self._recent: deque[Node] = deque([self.root], maxlen=RECENT_COMMITS_MAX)
+
+    def committed(self, position: int) -> Node | None:
+        """The node committed at `position`, or None if that is too long ago (or not yet)."""
+        index = position - self._recent[0].position
+        return self._recent[index] if 0 <= index < len(self._recent) else None
+
+    def attach(self, parent: Node, token_id: int, log_prob: float) -> Node | None:
+        """Adds a child to `parent`, or finds the one that has the token already.
+
+        Below a node that was committed before the root only the committed token exists: that guess is *absorbed* by the
+        committed node. Any other, and any below a dropped node, is stale: None.
+        """
+        siblings = parent.children
+        child = siblings.get(token_id)
+        if child is not None:
+            return child if child.state is not DROPPED else None
+        if parent.state is not LIVE and parent is not self.root:
+            return None
+        if self._log_chance is None:
+            child = Node(parent, parent.position + 1, token_id, log_prob, log_prob)
+        else:
+            cell = claim_cell(log_prob)
+            child = Node(parent, parent.position + 1, token_id, log_prob, self._log_chance(cell))
+            parent.guesses.append((token_id, cell))
+        siblings[token_id] = child
+        self.num_live += 1
+        return child
+
+    def add(self, parent: Node, token_id: int, log_chance: float) -> None:
+        """Adds a child with that token, which no child has yet, to the root or a live node: a guess that is the owner's
+        own, and right with that chance."""
+        parent.children[token_id] = Node(parent, parent.position + 1, token_id, log_chance, log_chance)
+        self.num_live += 1
+
+    def commit(self, token_ids: Sequence[int]) -> Growth:
+        """Moves the root along newly committed `token_ids`, which follow the present root directly.
+
+        Where a child carries the token, it becomes the root and its subtree survives; where none does, the root is a
+        fresh node and everything else is dropped.
+        """
+        followed = True
+        num_dropped = 0
+        for token_id in token_ids:
+            root = self.root
+            child = root.children.pop(token_id, None)
+            num_dropped += _drop(list(root.children.values()))
+            if child is None:
+                followed = False
+                child = Node(root, root.position + 1, token_id, 0.0)
+            else:
+                self.num_live -= 1
+            child.parent = None
+            child.state = COMMITTED
+            root.children = {token_id: child}
+            self.root = child
+            self._recent.append(child)
+        self.num_live -= num_dropped
+        return Growth(followed, num_dropped)
+
+    def drop(self, node: Node) -> None:
+        """Takes a live node and all below it out of the tree: a guess that should not have been made."""
+        assert node.parent is not None
+        del node.parent.children[node.token_id]
+        self.num_live -= _drop([node])
+
+    def drop_below(self, node: Node) -> None:
+        """Takes all below the root or a live node out of the tree."""
+        self.num_live -= _drop(list(node.children.values()))
+        node.children.clear()
+
+    def live_nodes(self) -> Iterator[Node]:
+        """All live nodes, parents before children."""
+        stack = list(self.root.children.values())
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+
+def _drop(tops: list[Node]) -> int:
+    """Voids the subtrees of `tops`, a list that becomes longer; returns how many nodes there are.
+
+    They lose their children, so that no circle of references keeps them for the garbage collector.
+    """
+    for node in tops:
+        node.state = DROPPED
+        if node.children:
+            tops.extend(node.children.values())
+            node.children.clear()
+    return len(tops)

@@ -1,0 +1,1 @@
+"""The scheduler's rules: queue, admission, chunked prefill and batching delay."""

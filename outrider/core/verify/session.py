@@ -1,0 +1,303 @@
+"""A verify session: which guesses to score next, when, and what the target's choices decide."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from outrider.core.estimate.calibration import Calibration, decided
+from outrider.core.estimate.confidence import VERIFY_CHANCES, claim_cell
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.lookup import Lookup
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.ending import Ending
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.messages import FinishReason, VerifyOpen, Window
+from outrider.core.protocol.naming import Grafted, Inbound
+from outrider.core.protocol.tree import Node, SpeculationTree
+from outrider.core.verify.draft_wait import AT_ONCE, Outlook, Patience, Wait
+from outrider.core.verify.selection import Beside, Candidates, most_probable
+
+_SMOOTHING = 0.2
+"""Weight of the newest round in the running mean of how many nodes a round scores."""
+
+
+_BARE_ROOTS_MAX = 16
+"""Most of them that are remembered: drafts that come more than sixteen rounds late are of no use."""
+
+
+class Decision(NamedTuple):
+    """What one round committed."""
+
+    position: int
+    token_ids: list[int]
+    num_accepted: int
+    rows: list[int]
+    """For each committed token the row of `choices` that chose it."""
+    bonus: bool
+    """Whether the next token follows a path that was accepted to its end, rather than a rejection."""
+    finish_reason: FinishReason | None
+    num_looked_up: int
+    """How many of the scored nodes the session looked up itself."""
+    num_looked_up_accepted: int
+    """How many of the accepted ones."""
+
+
+class VerifyKnowledge:
+    """What one verifier has learned about its device and its drafts: the prior of each session."""
+
+    def __init__(self) -> None:
+        self.curve = StepCurve()
+        """The time of steps while a drafter works beside the target."""
+        self._alone: StepCurve | None = None
+        self.chance_min = 0.0
+        """Of the latest step; see `Selection`."""
+        self._greedy = Calibration(VERIFY_CHANCES), Patience()
+        self._sampled = Calibration(VERIFY_CHANCES), Patience()
+
+    def of(self, *, greedy: bool) -> tuple[Calibration, Patience]:
+        """What holds for greedy sessions, or for the others."""
+        return self._greedy if greedy else self._sampled
+
+    def steps(self, *, drafting: bool) -> StepCurve:
+        """The time of steps while drafts are expected, or while none are.
+
+        A target that runs alone may have the machine to itself: its steps tell nothing of those beside a drafter.
+        """
+        if drafting:
+            return self.curve
+        if self._alone is None:
+            self._alone = copy.deepcopy(self.curve)
+        return self._alone
+
+    def restart(self, observations: Iterable[tuple[int, float]]) -> None:
+        """Forgets the time of steps but for these: numbers of tokens and seconds."""
+        self.curve.restart(observations)
+        self._alone = None
+
+
+class VerifySession:
+    """One session's line and tree as the verifier sees them. All times are in seconds, by any clock that only rises."""
+
+    def __init__(
+        self,
+        opening: VerifyOpen,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        max_live_nodes: int,
+        knowledge: VerifyKnowledge | None = None,
+        ngrams: NgramTable | None = None,
+    ) -> None:
+        """Guesses by itself from `ngrams`, an empty table, which reads the line, below what its drafter has sent."""
+        self.line = Line(opening.token_ids, opening.num_prompt_tokens)
+        knowledge = knowledge or VerifyKnowledge()
+        self._knowledge = knowledge
+        self._curve = knowledge.curve
+        shared_calibration, self._shared_patience = knowledge.of(greedy=opening.sampling.greedy)
+        calibration = shared_calibration.for_session()
+        self._calibrations = calibration, shared_calibration
+        self._patience = Patience(self._shared_patience)
+        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_chance)
+        self._lookup = None if ngrams is None else Lookup(ngrams, self.line, self.tree, calibration)
+        self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
+        self._max_length = opening.max_length
+        self._max_draft_tokens = opening.max_draft_tokens
+        self._ending = Ending.of(opening, eos_token_ids)
+        self._last_verdict: float | None = None
+        self._bare_since: dict[int, float] = {}
+        """Roots that a verdict left with nothing below: position and time, until the first draft below one comes."""
+        self._deepest: tuple[int, float] = (0, 0.0)
+        """Position of the deepest node and when it came."""
+        self._waits = False
+        self._mean_num_nodes = 1.0
+        self._log_chance_min = -math.inf
+        """Logarithm of the chance from which guesses are scored at present, as far as is known."""
+        self._price = 0.0
+        """What it costs other sessions that a guess is scored, in tokens: their part of that chance."""
+
+    def graft(self, window: Window, now: float = 0.0) -> Grafted:
+        """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
+        self._withdraw()
+        grafted = self._inbound.graft(self.tree, window)
+        for _, log_prob, right in grafted.late:
+            for calibration in self._calibrations:
+                calibration.observe(claim_cell(log_prob), right)
+        if grafted.late:
+            self._observe_places(self._worths_of_late(grafted.late))
+        self._observe_arrival(window, grafted, now)
+        return grafted
+
+    @property
+    def candidates(self) -> Candidates:
+        """What the next round may score. A node at the line's last position is not: the token there comes with its
+        parent's row."""
+        self._withdraw()
+        ready = self._lookup is not None and self._lookup.read_on()
+        return self._drafted._replace(lookup=self._lookup) if ready else self._drafted
+
+    @property
+    def _drafted(self) -> Candidates:
+        """Those of them that the drafter sent."""
+        return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2)
+
+    def _is_looked_up(self, node: Node) -> bool:
+        """Whether what stands below `node` is not the drafter's."""
+        return self._lookup is not None and self._lookup.has_guessed(node)
+
+    def _num_looked_up(self, nodes: Sequence[Node]) -> int:
+        return 0 if self._lookup is None else self._lookup.num_among(nodes)
+
+    def _withdraw(self) -> None:
+        if self._lookup is not None:
+            self._lookup.withdraw()
+
+    @property
+    def num_ready_levels(self) -> int:
+        """How deep the most probable path at hand goes, in tokens, up to the most that one round verifies."""
+        depth = 0
+        node = self.tree.root
+        while node.children and depth < self._max_draft_tokens:
+            node = max(node.children.values(), key=lambda child: child.log_prob)
+            depth += 1
+        return depth
+
+    def wait(self, now: float, num_beside: int = 0) -> Wait:
+        """Whether to wait for drafts before the next round, in which `num_beside` other sessions take part.
+
+        Asked again whenever drafts arrive.
+        """
+        if self._last_verdict is None or not self._max_draft_tokens:
+            return AT_ONCE
+        self._withdraw()
+        chance_min = self._knowledge.chance_min
+        self._log_chance_min = math.log(chance_min) if chance_min > 0.0 else -math.inf
+        self._price = chance_min * num_beside / (num_beside + 1)
+        elapsed = now - self._last_verdict
+        room = min(self._max_draft_tokens, self._max_length - 2 - self.tree.root.position)
+        bare = not self.tree.num_live
+        wait = self._patience.wait(self._outlook(num_beside, 0, 1.0, bare=bare), room, elapsed)
+        if wait.longest > 0.0 and not bare:
+            # Worth it if all that is at hand could be taken on. Can it?
+            beside = Beside(num_beside, float(num_beside))
+            nodes = most_probable([self._drafted], self._curve, beside).nodes[0]
+            outlook = self._outlook(num_beside, len(nodes), self._leaf_chance(nodes), bare=not nodes)
+            wait = self._patience.wait(outlook, room - len(nodes), elapsed)
+        self._waits = wait.longest > 0.0
+        return wait
+
+    def _outlook(self, num_beside: int, num_nodes: int, leaf_chance: float, *, bare: bool) -> Outlook:
+        num_roots, num_later = num_beside + 1, max(num_nodes, round(self._mean_num_nodes))
+        step_now, step_later = (self._curve.seconds(num_roots + num) for num in (num_nodes, num_later))
+        return Outlook(bare, leaf_chance, step_now, step_later)
+
+    def _leaf_chance(self, nodes: Sequence[Node]) -> float:
+        """Chance that the target's path runs to one of `nodes` that has no children yet but may get some."""
+        root_log_prob = self.tree.root.path_log_prob
+        return sum(
+            math.exp(node.path_log_prob - root_log_prob)
+            for node in nodes
+            if not node.children and node.position < self._max_length - 2
+        )
+
+    def begin(self, nodes: Sequence[Node], now: float) -> None:
+        """A round over `nodes` starts. If it follows a wait that nothing came of, that is learned."""
+        if self._waits and self._last_verdict is not None:
+            bare = not nodes or self._is_looked_up(self.tree.root)
+            since = self._last_verdict if bare else max(self._last_verdict, self._deepest[1])
+            for patience in (self._patience, self._shared_patience):
+                patience.observe_no_draft(now - since, at_hand=not bare)
+        self._waits = False
+
+    def decide(self, nodes: Sequence[Node], choices: Sequence[int], now: float = 0.0) -> Decision:
+        """Accepts the path of `nodes` that the target chose, adds the next token, and commits both, at `now`.
+
+        `choices[0]` is the target's token after the root, `choices[i + 1]` the one after `nodes[i]`.
+        """
+        row_of = {id(self.tree.root): 0} | {id(node): row for row, node in enumerate(nodes, 1)}
+        position = len(self.line)
+        token_ids: list[int] = []
+        rows: list[int] = []
+        accepted: list[Node] = []
+        reason: FinishReason | None = None
+        node: Node | None = self.tree.root
+        bonus = False
+        while node is not None and reason is None and (row := row_of.get(id(node))) is not None:
+            token_id = choices[row]
+            token_ids.append(token_id)
+            rows.append(row)
+            reason = self._ending.reason(token_id, position + len(token_ids))
+            bonus = bool(nodes) and not any(id(child) in row_of for child in node.children.values())
+            node = node.children.get(token_id)
+            if node is not None and id(node) in row_of:
+                accepted.append(node)
+        num_looked_up, num_looked_up_accepted = self._num_looked_up(nodes), self._num_looked_up(accepted)
+        self._observe_places(self._worths(token_ids))
+        decided(self.tree.root, token_ids, self._calibrations)
+        self.line.commit(position, token_ids)
+        self.tree.commit(token_ids)
+        if self._lookup is not None:
+            self._lookup.commit(token_ids)
+        if nodes:
+            self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
+        self._last_verdict = now
+        if not self.tree.num_live:
+            self._bare_since[self.tree.root.position] = now
+            if len(self._bare_since) > _BARE_ROOTS_MAX:
+                self._bare_since.pop(next(iter(self._bare_since)))
+            self._deepest = self.tree.root.position, now
+        return Decision(position, token_ids, len(accepted), rows, bonus, reason, num_looked_up, num_looked_up_accepted)
+
+    def _worths(self, token_ids: Sequence[int]) -> list[float]:
+        """What the guesses for each place that `token_ids` decide were worth; see `Patience.observe_places`."""
+        worths: list[float] = []
+        node: Node | None = self.tree.root
+        for token_id in token_ids:
+            if node is None or not node.children or self._is_looked_up(node):
+                break
+            floor = node.path_log_prob + self._log_chance_min
+            worths.append(
+                sum(
+                    (child_id == token_id) - self._price
+                    for child_id, child in node.children.items()
+                    if child.path_log_prob >= floor
+                )
+            )
+            node = node.children.get(token_id)
+        return worths
+
+    def _worths_of_late(self, guesses: Iterable[tuple[int, float, bool]]) -> list[float]:
+        """The same for guesses that came after their place was decided."""
+        log_chance = self._calibrations[0].log_chance
+        worths: list[float] = []
+        for rank, log_prob, right in guesses:
+            if rank == 0:
+                worths.append(0.0)
+            if log_chance(claim_cell(log_prob)) >= self._log_chance_min:
+                worths[-1] += right - self._price
+        return worths
+
+    def _observe_places(self, worths: Sequence[float]) -> None:
+        for patience in (self._patience, self._shared_patience):
+            patience.observe_places(worths)
+
+    def _observe_arrival(self, window: Window, grafted: Grafted, now: float) -> None:
+        """Learns how long the first draft after a bare root takes, and each level after it."""
+        if self._bare_since:
+            since_bare = self._bare_since.get(window.base)
+            self._bare_since = {root: since for root, since in self._bare_since.items() if root > window.base}
+            if since_bare is not None:
+                for patience in (self._patience, self._shared_patience):
+                    patience.observe_first_draft(max(now - since_bare, 0.0))
+        if not grafted.added:
+            return
+        self._waits = False
+        position = max(node.position for node in grafted.added)
+        if position > self._deepest[0]:
+            if window.draft_ms > 0.0:
+                num_levels = len({node.position for node in grafted.added})
+                for patience in (self._patience, self._shared_patience):
+                    patience.observe_levels(num_levels, window.draft_ms / 1000.0)
+            self._deepest = position, now

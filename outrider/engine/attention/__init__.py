@@ -1,0 +1,1 @@
+"""Attention backends: ragged tree attention per session, paged, static and native."""

@@ -1,0 +1,94 @@
+"""Small steps as CUDA graphs: every kernel of a forward pass is recorded once and replayed by one call.
+
+Why, and what a step then still costs: docs/decisions/0011-cuda-graphs.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from outrider.engine.attention.static import StaticBatch, StaticBuffer, StaticSize, static_size
+from outrider.engine.batch import PackedBatch
+
+Pass = Callable[[], Tensor]
+"""A forward pass over what lies in the static buffer: the logits of all its rows, [N, V]."""
+
+_NUM_TRIAL_RUNS = 2
+"""Passes before one is captured: compilers compile, libraries choose kernels and take their workspaces at the first;
+the second shows that they are done."""
+
+
+class CudaRecorder:
+    """Captures forward passes of one device as CUDA graphs.
+
+    They share one pool of memory: a pass leaves nothing behind but its logits, and no two run at once, so each may use
+    what the others use. The logits are held, so that no other graph takes their place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def __call__(self, run: Pass) -> Pass:
+        """Captures `run`; what is returned replays it on the stream that is then the current one.
+
+        Trial runs and capture go over one and the same side stream, as torch wants it, so the workspace that cuBLAS
+        keeps for a stream exists before the capture. Other threads may use the device meanwhile: only this thread's
+        calls can spoil the capture.
+
+        Raises RuntimeError if `run` does what cannot be captured, such as waiting for the device.
+        """
+        with torch.cuda.device(self._device):
+            self._stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self._stream):
+                for _ in range(_NUM_TRIAL_RUNS):
+                    run()
+            torch.cuda.current_stream().wait_stream(self._stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                logits = run()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
+
+
+class StepGraphs:
+    """The captured forward passes of one model, one for each static size."""
+
+    def __init__(
+        self,
+        forward: Callable[[StaticBatch], Tensor],
+        buffer: StaticBuffer,
+        record: Callable[[Pass], Pass],
+    ) -> None:
+        """`forward` computes the logits [N, V] of a static batch; `record` turns a pass into one that is replayed."""
+        self._forward = forward
+        self._buffer = buffer
+        self._record = record
+        self._passes: dict[StaticSize, Pass] = {}
+
+    def capture(self, size: StaticSize) -> None:
+        """Records the pass of `size`, from a batch of nothing but padding: it writes to the scratch cell alone."""
+        self._buffer.load(PackedBatch(), size)
+        self._passes[size] = self._record(lambda: self._forward(self._buffer.read(size)))
+
+    def __call__(self, batch: PackedBatch, num_tokens: int) -> Tensor | None:
+        """Logits of the batch's wanted rows, [R, V], with the batch padded to at least `num_tokens` tokens.
+
+        None if the batch fits no captured pass; it is then as it was. Copy, replay and whatever reads the logits are
+        queued on one stream, so none overtakes another, and the host waits for none. The logits are a copy: the next
+        replay overwrites its own.
+        """
+        size = static_size(batch, num_tokens)
+        if size is None or size not in self._passes:
+            return None
+        num_rows = len(batch.rows)
+        self._buffer.load(batch, size)
+        return self._passes[size]()[:num_rows].clone()

@@ -1,0 +1,296 @@
+"""Slots: one session's keys and values each, knowing which token ids they belong to.
+
+A slot's cells 0, 1, 2, ... hold the *trunk*, the part of the line that has been fed; tree nodes that have been fed
+stand in the cells after it. Whoever wants logits says which tokens; what to keep, move, drop and feed follows from
+comparing them with what the slot holds. No count of tokens to trim is ever passed around.
+
+Cells are logical here; a slot takes blocks for them as it grows, and only `Slot.places` knows where a cell lies in the
+caches. The blocks that the trunk has filled and gone beyond are published, and nobody writes to them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import count, filterfalse, takewhile
+from typing import NamedTuple
+
+from outrider.core.protocol.errors import SlotsExhaustedError
+from outrider.engine.kv_cache.blocks import START_CHAIN, BlockKey, BlockPool, Published
+
+TREE_CELLS_MAX = 256
+"""Cells of a slot beyond its longest line: room for the fed nodes of a tree. Equal to the bounds of
+`core/protocol/validation.py` on run-ahead and on draft tokens."""
+
+
+class TreeCell(NamedTuple):
+    """A fed tree node: what its cell holds."""
+
+    parent_cell: int
+    token_id: int
+    position: int
+
+
+class Move(NamedTuple):
+    """One cell's content goes to another cell of the same slot."""
+
+    source: int
+    destination: int
+
+
+class Slot:
+    """What one session's cells hold."""
+
+    __slots__ = (
+        "_chains",
+        "_children",
+        "_line",
+        "_num_agreed",
+        "_pool",
+        "_tree_end",
+        "blocks",
+        "cells",
+        "index",
+        "num_cached_tokens",
+        "num_cells",
+        "shares",
+        "trunk",
+    )
+
+    def __init__(self, index: int, num_cells: int, pool: BlockPool) -> None:
+        self.index = index
+        self.num_cells = num_cells
+        """How many cells the slot may use."""
+        self.blocks: list[int] = []
+        """The blocks that hold its cells, in the order of the cells. The first ones are published."""
+        self.num_cached_tokens = 0
+        """How many tokens of the line were found published since the slot was empty."""
+        self.shares = True
+        """Whether the slot looks for published blocks and publishes its own."""
+        self.trunk: list[int] = []
+        """Token ids of the cells 0 .. len(trunk) - 1, which are their positions too."""
+        self.cells: dict[int, TreeCell] = {}
+        """The fed tree nodes by their cells, all at len(trunk) or above, parents fed before children."""
+        self._children: dict[tuple[int, int], int] = {}
+        self._tree_end = 0
+        """One past the highest of those cells, 0 if there are none."""
+        self._line: Sequence[int] | None = None
+        self._num_agreed = 0
+        self._pool = pool
+        self._chains: list[int] = []
+        """For each of its published blocks the chain."""
+
+    @property
+    def block_cells(self) -> int:
+        """Cells of one block."""
+        return self._pool.block_cells
+
+    @property
+    def end_cell(self) -> int:
+        """One past the highest cell in use."""
+        return max(self._tree_end, len(self.trunk))
+
+    def align(self, line: Sequence[int]) -> list[Move]:
+        """Makes what is held agree with `line`: drops what contradicts it, turns tree nodes that lie on it into trunk,
+        and holds the published blocks that continue it if the slot has nothing but such.
+
+        A line only grows, so the same list object is compared from where it last ended. Returns the moves that keep the
+        trunk contiguous; they happen at once, sources read before destinations are written.
+        """
+        if line is not self._line:
+            if self._line is None and self.shares:
+                self._pool.num_tokens_asked += len(line)
+            self._line = line
+            self._num_agreed = 0
+        num_agreed = self._num_agreed
+        end = min(len(self.trunk), len(line))
+        while num_agreed < end and self.trunk[num_agreed] == line[num_agreed]:
+            num_agreed += 1
+        if num_agreed < len(self.trunk):
+            self._cut(num_agreed, line)
+        moves = self._promote(line) if self.cells and len(self.trunk) < len(line) else []
+        if self.has_only_published:
+            self._attach(line)
+        self._num_agreed = len(self.trunk)
+        return moves
+
+    def find(self, parent_cell: int, token_id: int) -> int | None:
+        """The cell of the tree node with `token_id` below `parent_cell`, if it has been fed."""
+        return self._children.get((parent_cell, token_id))
+
+    def free_cells(self, first: int) -> Iterator[int]:
+        """The unused cells for tree nodes, rising from `first` on. They stay unused until `hold` names them."""
+        return filterfalse(self.cells.__contains__, count(first))
+
+    def hold(self, cell: int, content: TreeCell) -> None:
+        """Notes that `cell` holds the fed tree node `content`."""
+        self.cells[cell] = content
+        self._children[content.parent_cell, content.token_id] = cell
+        if cell >= self._tree_end:
+            self._tree_end = cell + 1
+
+    def places(self, cells: Iterable[int]) -> list[int]:
+        """Where in the caches `cells` lie."""
+        blocks, block_cells = self.blocks, self._pool.block_cells
+        return [blocks[cell // block_cells] * block_cells + cell % block_cells for cell in cells]
+
+    def reserve(self, end_cell: int) -> None:
+        """Takes blocks until there is room for the cells below `end_cell`. Raises RuntimeError if they run out."""
+        while len(self.blocks) * self._pool.block_cells < end_cell:
+            self.blocks.append(self._pool.take())
+
+    def settle(self) -> None:
+        """Publishes the blocks that the trunk has filled, and gives back those behind the last cell in use.
+
+        Everything that the trunk says is held has been computed. A block is published only when the trunk goes beyond
+        it: the trunk's last token may be fed again, and nobody writes to a published block.
+        """
+        while (key := self.next_key(self.trunk)) is not None:
+            place = len(self._chains)
+            self.blocks[place], chain = self._pool.publish(self.blocks[place], key)
+            self._chains.append(chain)
+        self._give_back(-(-self.end_cell // self._pool.block_cells))
+
+    @property
+    def has_only_published(self) -> bool:
+        """Whether the slot holds published blocks and nothing else, so that more of them may follow."""
+        return len(self.blocks) == len(self._chains)
+
+    def next_key(self, line: Sequence[int]) -> BlockKey | None:
+        """The key of the first block of `line` that is not known to be published; None if the line ends in it."""
+        first = len(self._chains) * self._pool.block_cells
+        end = first + self._pool.block_cells
+        if end >= len(line) or not self.shares:
+            return None
+        return self._chains[-1] if self._chains else START_CHAIN, tuple(line[first:end])
+
+    def num_missing_blocks(self, line: Sequence[int], num_nodes: int) -> int:
+        """How many available blocks a job of `line` and `num_nodes` tree nodes takes at most until it is done."""
+        end_cell = max(self.end_cell, len(line) + num_nodes + len(self.cells))
+        num_kept = len(self.blocks)
+        if self._line is not None and line is not self._line:
+            num_kept -= len(self._chains)  # the line may contradict them
+        elif self.has_only_published:
+            num_kept += sum(1 for _ in takewhile(self._pool.is_held, (found.block for found in self._findable(line))))
+        return max(-(-min(end_cell, self.num_cells) // self._pool.block_cells) - num_kept, 0)
+
+    def clear(self) -> None:
+        """Forgets everything held. What is published stays findable."""
+        self.trunk.clear()
+        self._line = None
+        self._num_agreed = 0
+        self.num_cached_tokens = 0
+        self._forget_tree()
+        self._give_back(0)
+
+    def _cut(self, num_agreed: int, line: Sequence[int]) -> None:
+        """Drops the tree, and the trunk from `num_agreed` on; or from further ahead, so that neither what is fed next
+        nor the last token of `line`, which may be fed again, stands in a published block."""
+        block_cells = self._pool.block_cells
+        num_blocks = min(num_agreed, max(len(line) - 1, 0)) // block_cells
+        if num_blocks < len(self._chains):
+            num_agreed = num_blocks * block_cells
+            self._give_back(num_blocks)
+        del self.trunk[num_agreed:]
+        self._forget_tree()
+
+    def _attach(self, line: Sequence[int]) -> None:
+        first = len(self.trunk)
+        for found in self._findable(line):
+            self._pool.hold(found.block)
+            self.blocks.append(found.block)
+            self._chains.append(found.chain)
+        end = len(self.blocks) * self._pool.block_cells
+        self.trunk.extend(line[first:end])
+        self.num_cached_tokens += end - first
+        self._pool.num_tokens_found += end - first
+
+    def _findable(self, line: Sequence[int]) -> Iterator[Published]:
+        """The published blocks that continue the slot's own along `line`, which goes beyond them."""
+        key = self.next_key(line)
+        end = (len(self._chains) + 1) * self._pool.block_cells
+        while key is not None and (found := self._pool.find(key)) is not None:
+            yield found
+            first, end = end, end + self._pool.block_cells
+            key = (found.chain, tuple(line[first:end])) if end < len(line) else None
+
+    def _give_back(self, num_kept: int) -> None:
+        """Gives back all blocks but the first `num_kept`."""
+        if num_kept < len(self.blocks):
+            self._pool.release(self.blocks[num_kept:])
+            del self.blocks[num_kept:], self._chains[num_kept:]
+
+    def _promote(self, line: Sequence[int]) -> list[Move]:
+        tip = len(self.trunk) - 1
+        new_place: dict[int, int] = {}
+        while len(self.trunk) < len(line):
+            cell = self._children.get((tip, line[len(self.trunk)]))
+            if cell is None:
+                break
+            new_place[cell] = len(self.trunk)
+            self.trunk.append(line[len(self.trunk)])
+            tip = cell
+        survivors = self._below(tip) if len(self.trunk) == len(line) else []
+        end_trunk = len(self.trunk)
+        taken = {cell for cell in survivors if cell >= end_trunk}
+        free = end_trunk
+        for cell in survivors:
+            if cell >= end_trunk:
+                new_place[cell] = cell
+                continue
+            while free in taken:
+                free += 1
+            new_place[cell] = free
+            taken.add(free)
+        held = [(new_place[cell], self.cells[cell]) for cell in survivors]
+        self._forget_tree()
+        for cell, content in held:
+            self.hold(cell, content._replace(parent_cell=new_place[content.parent_cell]))
+        return [Move(source, place) for source, place in new_place.items() if source != place]
+
+    def _below(self, top: int) -> list[int]:
+        """Cells of the tree nodes below `top`, parents before children."""
+        reached = {top}
+        found: list[int] = []
+        for cell, content in self.cells.items():
+            if content.parent_cell in reached:
+                reached.add(cell)
+                found.append(cell)
+        return found
+
+    def _forget_tree(self) -> None:
+        self.cells.clear()
+        self._children.clear()
+        self._tree_end = 0
+
+
+class SlotPool:
+    """A fixed number of slots over one pool of blocks."""
+
+    def __init__(self, num_slots: int, max_context: int, blocks: BlockPool) -> None:
+        """Each slot may use cells for `max_context` line tokens and TREE_CELLS_MAX tree nodes."""
+        self.num_slots = num_slots
+        slot_cells = max_context + TREE_CELLS_MAX
+        self._free = [Slot(index, slot_cells, blocks) for index in reversed(range(num_slots))]
+
+    @property
+    def num_free(self) -> int:
+        """How many slots nobody holds."""
+        return len(self._free)
+
+    def acquire(self, *, shares: bool = True) -> Slot:
+        """A slot that holds nothing; without `shares` it stands apart, and computes all that it is asked for.
+
+        Raises SlotsExhaustedError.
+        """
+        if not self._free:
+            raise SlotsExhaustedError(
+                f"all {self.num_slots} slots are taken; try again later or raise --max-sessions of this worker"
+            )
+        slot = self._free.pop()
+        slot.shares = shares
+        return slot
+
+    def release(self, slot: Slot) -> None:
+        """Gives a slot and its blocks back."""
+        slot.clear()
+        self._free.append(slot)

@@ -1,0 +1,1 @@
+"""A model folder to a model that is proved to be computed right."""

@@ -1,0 +1,1 @@
+"""Logits to tokens: logits processing, Gumbel noise and the choice."""

@@ -1,0 +1,369 @@
+"""The verifier's own guesses: what they are, how far they go, and that no trace of them is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
+
+from outrider.core.estimate.calibration import Calibration, decided
+from outrider.core.estimate.confidence import VERIFY_CHANCES, lookup_cell
+from outrider.core.propose import lookup
+from outrider.core.propose.lookup import READ_TOKENS_MAX, Lookup
+from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, ORDERS, NgramTable, extend, path_context
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
+
+LOOP = [1, 2, 3, 4, 5]
+CHANCE_MIN, ASKING_CHANCE_MIN = 0.05, 0.2
+"""What is less likely does not become a node, or is not asked about. Here: what suits models is found elsewhere."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _chance_min() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lookup, "_LOG_CHANCE_MIN", math.log(CHANCE_MIN))
+        patch.setattr(lookup, "_ASKING_LOG_CHANCE_MIN", math.log(ASKING_CHANCE_MIN))
+        yield
+
+
+class Bench:
+    """A line, its table and its tree."""
+
+    def __init__(self, line: Sequence[int]) -> None:
+        self.calibration = Calibration(VERIFY_CHANCES)
+        self.tree = SpeculationTree(len(line) - 1, line[-1], self.calibration.log_chance)
+        self.line = Line(line)
+        self.ngrams = NgramTable()
+        self.lookup = Lookup(self.ngrams, self.line, self.tree, self.calibration)
+        assert self.lookup.read_on()
+
+    def commit(self, token_ids: Sequence[int]) -> Growth:
+        """As a round does."""
+        self.line.commit(len(self.line), token_ids)
+        growth = self.tree.commit(token_ids)
+        self.lookup.commit(token_ids)
+        return growth
+
+    def draft(self, parent: Node, token_id: int, chance: float) -> Node:
+        """A drafter's guess, believed to be that likely or nearly."""
+        node = self.tree.attach(parent, token_id, math.log(chance))
+        assert node is not None
+        return node
+
+    def chance(self, node: Node) -> float:
+        """That the target's path runs to `node`."""
+        return math.exp(node.path_log_prob - self.tree.root.path_log_prob)
+
+
+def packed(token_ids: Sequence[int]) -> int:
+    context = 0
+    for token_id in token_ids:
+        context = extend(context, token_id)
+    return context
+
+
+def followed(guesses: Lookup, node: Node, depth: int) -> list[int]:
+    """The likeliest path below `node`, each node of it asked for what comes next."""
+    token_ids: list[int] = []
+    while len(token_ids) < depth and (below := guesses.below(node)):
+        node = max(below, key=lambda child: child.path_log_prob)
+        token_ids.append(node.token_id)
+    return token_ids
+
+
+def test_below_a_bare_root_stands_what_the_table_says_with_the_chances_of_its_cells() -> None:
+    # After 7 came 1 three times, 2 once and 3 once.
+    bench = Bench([7, 1, 5, 7, 1, 6, 7, 2, 8, 7, 1, 9, 7, 3, 4, 7])
+    root, chances = bench.tree.root, bench.ngrams.chances(bench.ngrams.context)
+    assert set(chances) == {1, 2, 3}
+    below = bench.lookup.below(root)
+    assert {node.token_id: node for node in below} == root.children
+    assert list(root.children) == list(chances)
+    assert root.guesses == [(token_id, lookup_cell(chance)) for token_id, chance in chances.items()]
+    for token_id, chance in chances.items():
+        node = root.children[token_id]
+        assert bench.chance(node) == pytest.approx(VERIFY_CHANCES[lookup_cell(chance)])
+        assert (node.parent, node.position, node.state) == (root, root.position + 1, LIVE)
+    assert bench.tree.num_live == 3
+
+
+def test_a_guess_is_worth_what_guesses_like_it_have_proved_to_be_worth() -> None:
+    bench = Bench(LOOP * 4)
+    [(_, chance)] = bench.ngrams.chances(bench.ngrams.context).items()
+    for index in range(100):
+        bench.calibration.observe(lookup_cell(chance), index % 4 == 0)
+    [node] = bench.lookup.below(bench.tree.root)
+    assert bench.chance(node) == pytest.approx(0.25, abs=0.05)
+
+
+def test_where_nothing_has_been_seen_before_there_is_nothing() -> None:
+    bench = Bench([1, 2, 3])
+    assert not bench.lookup.below(bench.tree.root)
+    assert not bench.lookup.has_guessed(bench.tree.root)
+    assert bench.tree.num_live == 0
+
+
+def test_chains_go_on_below_what_was_looked_up() -> None:
+    bench = Bench(LOOP * 4)
+    assert followed(bench.lookup, bench.tree.root, 7) == [1, 2, 3, 4, 5, 1, 2]
+
+
+def test_what_comes_next_follows_from_the_whole_path_and_the_line_above_it() -> None:
+    # After 2 alone mostly 4, after 1 2 always 3; the line ends with 1.
+    line = [1, 2, 3, 9, 2, 4, 9, 2, 4, 8, 2, 4, 1, 2, 3, 9, 1]
+    bench = Bench(line)
+    assert followed(bench.lookup, bench.tree.root, 2) == [2, 3]
+    # Below a draft that the line has not: what followed its last token, after whatever.
+    drafted = bench.draft(bench.draft(bench.tree.root, 6, 0.9), 2, 0.9)
+    assert followed(bench.lookup, drafted, 1) == [4]
+
+
+@pytest.mark.parametrize("depth", range(ORDERS[0] + 3))
+def test_the_context_of_a_node_is_the_end_of_its_path(depth: int) -> None:
+    line = [11, 12, 13, 14, 15]
+    tree = SpeculationTree(4, 15)
+    # The root has a parent no longer, and others stand beside the path.
+    node = tree.root
+    for token_id in range(21, 21 + depth):
+        tree.attach(node, 99, -1.0)
+        child = tree.attach(node, token_id, -1.0)
+        assert child is not None
+        node = child
+    longest = packed([2**21 - 1] * ORDERS[0])
+    found = path_context(node, tree.root, packed(line))
+    assert found & longest == packed([*line, *range(21, 21 + depth)])
+
+
+def test_guesses_on_an_unlikely_path_are_not_made_but_are_learned_about() -> None:
+    # After 7 came four different tokens.
+    line = [7, 1, 7, 2, 7, 3, 7, 4, 9]
+    bench = Bench(line)
+    drafted = bench.draft(bench.tree.root, 7, 0.25)
+    chances = bench.ngrams.chances(packed([*line, 7]))
+    cells = {token_id: lookup_cell(chance) for token_id, chance in chances.items()}
+    assert bench.chance(drafted) > ASKING_CHANCE_MIN > CHANCE_MIN > bench.chance(drafted) * VERIFY_CHANCES[cells[1]]
+    assert not bench.lookup.below(drafted)
+    assert not drafted.children
+    assert bench.tree.num_live == 1
+    assert drafted.guesses == list(cells.items())
+    assert bench.lookup.has_guessed(drafted)
+
+    before = bench.calibration.log_chance(cells[1])
+    decided(bench.tree.root, [7, 9], [bench.calibration])
+    assert bench.calibration.log_chance(cells[1]) < before
+
+
+def test_siblings_become_nodes_or_not_each_by_its_own_chance() -> None:
+    # After 7 came 1 three times and 2 once.
+    line = [7, 1, 5, 7, 1, 6, 7, 2, 8, 7, 1, 3]
+    bench = Bench(line)
+    drafted = bench.draft(bench.tree.root, 7, 0.25)
+    chances = bench.ngrams.chances(packed([*line, 7]))
+    assert [node.token_id for node in bench.lookup.below(drafted)] == [1]
+    assert [token_id for token_id, _ in drafted.guesses] == list(chances)
+    assert all(bench.chance(node) >= CHANCE_MIN for node in bench.tree.live_nodes())
+    assert bench.chance(drafted) * VERIFY_CHANCES[lookup_cell(chances[2])] < CHANCE_MIN
+
+
+class CountingTable(NgramTable):
+    """Counts how often it is asked."""
+
+    num_asked = 0
+
+    def chances(self, context: int) -> dict[int, float]:
+        self.num_asked += 1
+        return super().chances(context)
+
+
+def test_a_node_that_is_hardly_reached_is_not_even_asked_about() -> None:
+    bench = Bench(LOOP * 4)
+    bench.ngrams = CountingTable()
+    bench.lookup = Lookup(bench.ngrams, bench.line, bench.tree, bench.calibration)
+    assert bench.lookup.read_on()
+    likely = bench.draft(bench.tree.root, 3, 0.35)
+    hopeless = bench.draft(likely, 4, 0.45)
+    assert bench.chance(likely) > ASKING_CHANCE_MIN > bench.chance(hopeless) > CHANCE_MIN
+    assert not bench.lookup.below(hopeless)
+    assert (bench.ngrams.num_asked, hopeless.guesses) == (0, [])
+    assert not bench.lookup.has_guessed(hopeless)
+    likely = bench.draft(bench.tree.root, 4, 0.35)
+    bench.lookup.below(likely)
+    assert bench.ngrams.num_asked == 1
+    assert bench.lookup.has_guessed(likely)
+
+
+def test_how_likely_a_node_is_counts_from_the_present_root() -> None:
+    bench = Bench(LOOP * 4)
+    unlikely = bench.draft(bench.draft(bench.tree.root, 3, 0.15), 4, 0.15)
+    bench.commit([3, 4])
+    assert bench.tree.root is unlikely
+    [node] = bench.lookup.below(unlikely)
+    assert node.token_id == 5
+    assert bench.chance(node) > 0.5
+
+
+def test_it_knows_which_guesses_are_its_own() -> None:
+    bench = Bench(LOOP * 4)
+    root = bench.tree.root
+    drafted = bench.draft(root, 1, 0.9)
+    [found] = bench.lookup.below(drafted)
+    assert [bench.lookup.has_guessed(node) for node in (root, drafted, found)] == [False, True, False]
+    assert bench.lookup.num_among([drafted, found]) == 1
+    assert bench.lookup.num_among([drafted]) == bench.lookup.num_among([]) == 0
+    bench.lookup.withdraw()
+    assert not bench.lookup.has_guessed(drafted)
+
+
+def test_tokens_that_were_decided_are_learned() -> None:
+    bench = Bench([1, 2, 3])
+    assert not bench.lookup.below(bench.tree.root)
+    bench.commit([1, 2])
+    assert followed(bench.lookup, bench.tree.root, 2) == [3, 1]
+
+
+def test_a_table_that_is_often_wrong_is_trusted_less() -> None:
+    bench = Bench(LOOP * 4)
+    line = LOOP * 4
+    [(_, before)] = bench.ngrams.chances(packed(line)).items()
+    for token_id in (9, 3, 9, 5, 9, 2, 9, 4):
+        bench.commit([token_id])
+    assert bench.ngrams.chances(packed(line))[1] < 0.8 * before
+
+
+def test_what_was_looked_up_and_chosen_becomes_the_root_with_nothing_below() -> None:
+    bench = Bench(LOOP * 4)
+    assert followed(bench.lookup, bench.tree.root, 4) == [1, 2, 3, 4]
+    assert bench.commit([1, 2]).followed
+    root = bench.tree.root
+    assert (root.token_id, root.children, root.guesses, bench.tree.num_live) == (2, {}, [], 0)
+    assert not bench.lookup.has_guessed(root)
+    assert followed(bench.lookup, root, 3) == [3, 4, 5]
+
+
+def test_a_long_line_is_read_over_several_rounds_and_what_was_decided_meanwhile_too() -> None:
+    line = LOOP * ((2 * READ_TOKENS_MAX + 100) // len(LOOP))
+    tree = SpeculationTree(len(line) - 1, line[-1])
+    whole = Line(line)
+    lookup = Lookup(NgramTable(), whole, tree, Calibration(VERIFY_CHANCES))
+    next_ids = LOOP * 2
+    for token_id in next_ids[:2]:
+        assert not lookup.read_on()
+        whole.commit(len(whole), [token_id])
+        tree.commit([token_id])
+        lookup.commit([token_id])
+    assert lookup.read_on()
+    assert followed(lookup, tree.root, 4) == next_ids[2:6]
+
+
+def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
+    beginning = list(range(1000, 1000 + READ_TOKENS_MAX))
+    line = Line([*beginning, *LOOP * (HISTORY_TOKENS_MAX // len(LOOP))])
+    tree = SpeculationTree(len(line) - 1, line.token_ids[-1])
+    table = NgramTable()
+    lookup = Lookup(table, line, tree, Calibration(VERIFY_CHANCES))
+    num_rounds = next(number for number in range(1, 100) if lookup.read_on())
+    assert num_rounds == -(-HISTORY_TOKENS_MAX // READ_TOKENS_MAX)
+    assert table.chances(packed([beginning[0]])) == {}
+    assert followed(lookup, tree.root, 2) == LOOP[:2]
+
+
+TOKEN_IDS = st.integers(0, 3)
+
+
+class Withdrawal(RuleBasedStateMachine):
+    """A tree below which things are looked up between what happens to it, beside one that nobody looks at."""
+
+    nodes = Bundle("nodes")
+
+    @initialize(target=nodes, line=st.lists(TOKEN_IDS, min_size=1, max_size=30))
+    def begin(self, line: list[int]) -> tuple[Node, Node]:
+        self.line = line
+        self.bench = Bench(line)
+        self.plain = SpeculationTree(len(line) - 1, line[-1], self.bench.calibration.log_chance)
+        self.asked: list[Node] = []
+        return self.bench.tree.root, self.plain.root
+
+    @rule(target=nodes, pair=nodes, token_id=TOKEN_IDS, tenths=st.integers(1, 10))
+    def draft(self, pair: tuple[Node, Node], token_id: int, tenths: int) -> object:
+        """Drafts come to a tree that holds drafts alone, as in a session."""
+        self.withdraw()
+        found, expected = (
+            tree.attach(node, token_id, math.log(tenths / 10))
+            for tree, node in zip((self.bench.tree, self.plain), pair, strict=True)
+        )
+        assert (found is None) == (expected is None)
+        return multiple() if found is None or expected is None else (found, expected)
+
+    @rule(places=st.lists(st.integers(0, 40), min_size=1, max_size=8))
+    def look_up(self, places: list[int]) -> None:
+        """Below any nodes that have no children, drafted or looked up."""
+        for place in places:
+            tree = self.bench.tree
+            bare = [node for node in (tree.root, *tree.live_nodes()) if not node.children and node not in self.asked]
+            if not bare:
+                return
+            node = bare[place % len(bare)]
+            self.asked.append(node)
+            expected = self.bench.ngrams.chances(packed([*self.line, *path_tokens(tree.root, node)]))
+            below = list(self.bench.lookup.below(node))
+            if node.path_log_prob - tree.root.path_log_prob < math.log(ASKING_CHANCE_MIN):
+                expected = {}
+            assert [token_id for token_id, _ in node.guesses] == list(expected)
+            assert {child.token_id for child in below} <= set(expected)
+            assert all(self.bench.chance(child) >= CHANCE_MIN - 1e-9 for child in below)
+            assert self.bench.lookup.has_guessed(node) == bool(expected)
+
+    @rule()
+    def withdraw(self) -> None:
+        self.bench.lookup.withdraw()
+        self.asked.clear()
+        self.check_same()
+
+    @rule(target=nodes, steps=st.lists(st.integers(0, 9), min_size=1, max_size=4))
+    def commit(self, steps: list[int]) -> tuple[Node, Node]:
+        """Along a path of the tree as long as the lot wants that, and off it."""
+        tree = self.bench.tree
+        node: Node | None = tree.root
+        token_ids: list[int] = []
+        for step in steps:
+            known = list(node.children) if node is not None else []
+            token_ids.append(known[step % len(known)] if known and step > 1 else step % 4)
+            node = node.children.get(token_ids[-1]) if node is not None else None
+        self.bench.commit(token_ids)
+        self.plain.commit(token_ids)
+        self.line = [*self.line, *token_ids]
+        self.asked.clear()
+        self.check_same()
+        return tree.root, self.plain.root
+
+    @invariant()
+    def counted(self) -> None:
+        assert self.bench.tree.num_live == len(list(self.bench.tree.live_nodes()))
+        assert self.bench.ngrams.context == packed(self.line)
+
+    def check_same(self) -> None:
+        """Node by node: below the roots nothing but the drafts."""
+        assert self.bench.tree.num_live == self.plain.num_live
+        pairs = [(self.bench.tree.root, self.plain.root)]
+        for found, expected in pairs:
+            assert (found.position, found.token_id, found.state) == (
+                expected.position,
+                expected.token_id,
+                expected.state,
+            )
+            assert found.guesses == expected.guesses
+            assert list(found.children) == list(expected.children)
+            assert not self.bench.lookup.has_guessed(found)
+            assert found.path_log_prob - self.bench.tree.root.path_log_prob == pytest.approx(
+                expected.path_log_prob - self.plain.root.path_log_prob
+            )
+            pairs.extend(zip(found.children.values(), expected.children.values(), strict=True))
+
+
+TestWithdrawal = Withdrawal.TestCase
+TestWithdrawal.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
