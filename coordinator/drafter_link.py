@@ -9,7 +9,7 @@ from coordinator.replica import Seat
 from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
-from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import draft_pb2_grpc
@@ -66,7 +66,7 @@ class DrafterLink:
                 statistics.num_rounds - self._num_rounds_before,
             )
 
-    async def windows(self) -> AsyncGenerator[Window]:
+    async def windows(self) -> AsyncGenerator[DraftWindow]:
         """Opens the session and yields what the drafter sends.
 
         Raises OutriderError when the drafter refuses, fails, or ends the stream by itself.

@@ -11,7 +11,7 @@ import grpc
 import structlog
 
 from coordinator.fitting import check_version
-from outrider.core.coordinate.placement import Pace, Standing
+from outrider.core.coordinate.placement import ReplicaState, StepTime
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc.channels import open_channel
@@ -75,7 +75,7 @@ class Replica:
         self._admit = admit
         self._on_change = on_change
         self._on_seats = on_seats
-        self._pace = Pace()
+        self._step_time = StepTime()
         self._reported_at = 0.0
         self._seats: set[Seat] = set()
         self._leavings: deque[float] = deque()
@@ -89,12 +89,12 @@ class Replica:
         return len(self._seats)
 
     @property
-    def standing(self) -> Standing:
+    def replica_state(self) -> ReplicaState:
         """How it stands at present. Only while its model is known."""
         assert self.model is not None
         unreported = [seat for seat in self._seats if self.load is None or seat.taken_at > self._known_until]
-        return Standing(
-            self._pace,
+        return ReplicaState(
+            self._step_time,
             self.load,
             self.model.max_sessions,
             num_unreported=len(unreported),
@@ -157,7 +157,7 @@ class Replica:
         self.has_answered = True
         self.problem = ""
         self.num_failures = 0
-        self._pace = Pace()
+        self._step_time = StepTime()
         self._forget_load()
         self._load_watch = asyncio.create_task(self._watch_load())
         self._on_change(self)
@@ -184,7 +184,7 @@ class Replica:
             async for load in watch_load(self.channel, self.service):
                 self.load = load
                 self._reported_at = time.monotonic()
-                self._pace.observe(load)
+                self._step_time.observe(load)
                 while self._leavings and self._leavings[0] <= self._known_until:
                     self._leavings.popleft()
         except OutriderError as error:

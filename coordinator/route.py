@@ -9,7 +9,7 @@ from coordinator.replica import Replica, Seat
 from coordinator.request import GenerationRequest
 from coordinator.workers import Workers, misfit, summary
 from outrider.core.coordinate.drafter_bandit import Trial
-from outrider.core.coordinate.placement import Offer, choose_drafter, choose_verifier, overload
+from outrider.core.coordinate.placement import DrafterCandidate, choose_drafter, choose_verifier, overload
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 
@@ -42,9 +42,9 @@ class Route:
         if not found:
             raise WorkerUnavailableError("no verify service is left that could take the request; try again later")
         # Another completion needs no more room for the prompt: only a full house sends it elsewhere.
-        if self._last not in found or self._last.standing.lack(0):
+        if self._last not in found or self._last.replica_state.lack(0):
             num_rounds = self._request.max_length - num_tokens
-            self._last = found[choose_verifier([each.standing for each in found], num_tokens, num_rounds)]
+            self._last = found[choose_verifier([each.replica_state for each in found], num_tokens, num_rounds)]
         if avoid:
             self._workers.instruments.count_move(service=self._last.service)
         return self._last.take(num_tokens)
@@ -56,16 +56,16 @@ class Route:
         it.
         """
         workers, greedy = self._workers, self._request.sampling.greedy
-        verify_step_ms = verifier.standing.step_ms
+        verify_step_ms = verifier.replica_state.step_ms
         found: list[Replica] = []
-        offers: list[Offer] = []
+        candidates: list[DrafterCandidate] = []
         reasons: list[str] = []
         for replica in workers.usable(workers.drafters):
             if replica in avoid:
                 continue
-            standing = replica.standing
+            replica_state = replica.replica_state
             reason = (
-                overload(standing, num_tokens, verify_step_ms)
+                overload(replica_state, num_tokens, verify_step_ms)
                 if _max_context(replica) >= self._request.max_length
                 else f"its context is {_max_context(replica)} tokens and the request's {self._request.max_length}"
             )
@@ -73,14 +73,14 @@ class Route:
                 reasons.append(f"{replica.address}: {reason}")
             else:
                 found.append(replica)
-                worth = workers.experience.worth(_kind(replica), greedy=greedy)
-                offers.append(Offer(standing, worth, replica.num_failures))
+                worth = workers.drafter_bandit.worth(_kind(replica), greedy=greedy)
+                candidates.append(DrafterCandidate(replica_state, worth, replica.num_failures))
         if not found:
             raise WorkerUnavailableError(self._no_drafter(reasons))
-        chosen = found[choose_drafter(offers, verify_step_ms)]
+        chosen = found[choose_drafter(candidates, verify_step_ms)]
         if avoid:
             workers.instruments.count_move(service=chosen.service)
-        return chosen.take(num_tokens), workers.experience.begin(_kind(chosen), greedy=greedy)
+        return chosen.take(num_tokens), workers.drafter_bandit.begin(_kind(chosen), greedy=greedy)
 
     def _no_drafter(self, reasons: list[str]) -> str:
         if reasons:

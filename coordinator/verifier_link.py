@@ -9,7 +9,7 @@ from typing import Any, Self
 from coordinator.replica import Seat
 from outrider.core.coordinate.session import EndDrafts
 from outrider.core.protocol.errors import WorkerUnavailableError
-from outrider.core.protocol.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import verify_pb2_grpc
@@ -35,7 +35,7 @@ class VerifierLink:
         self._stream.cancel()
         self._seat.leave()
 
-    async def send(self, command: VerifyOpen | Window | EndDrafts) -> None:
+    async def send(self, command: VerifyOpen | DraftWindow | EndDrafts) -> None:
         """Writes a command, waiting for flow control; one task at a time. Of a stream that is over the events tell."""
         await self._stream.send(wire.encode_verify_command(command))
 

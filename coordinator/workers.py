@@ -11,7 +11,7 @@ from coordinator.fitting import check_alike, check_pair
 from coordinator.pool import Pool
 from coordinator.replica import Replica
 from coordinator.resolution import Resolve, parse_endpoints, resolve
-from outrider.core.coordinate.drafter_bandit import Experience
+from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer
@@ -41,7 +41,7 @@ class Workers:
         """
         self.target: ModelInfo | None = None
         """What the pool of verifiers serves: the model of the first that was known, for as long as one has it."""
-        self.experience = Experience()
+        self.drafter_bandit = DrafterBandit()
         self.instruments = instruments
         self._tokenizers: dict[str, Tokenizer] = {}
         """By the vocabulary's hash."""

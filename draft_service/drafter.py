@@ -8,21 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
-from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.core.protocol.tree import Node, path_tokens
-from outrider.core.schedule.prefill import read_budget
-from outrider.core.schedule.queue import Turn
+from outrider.core.schedule.prefill import prefill_budget
+from outrider.core.schedule.queue import Priority
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.sample.sampler import Row
+from outrider.worker.admission import Admission, num_uncomputed_tokens
 from outrider.worker.outbox import Outbox
-from outrider.worker.roster import Roster, num_unread_tokens
 
-DraftEvent = Opened | Window
+DraftEvent = Opened | DraftWindow
 
 
 class Drafting:
@@ -35,9 +35,9 @@ class Drafting:
         self.state: DraftSession
         """From its admission on."""
         self.token_ids: Sequence[int] = opening.token_ids
-        self.turn: Turn
+        self.priority: Priority
         self.slot: Slot | None = None
-        self.is_reading = True
+        self.is_prefilling = True
         self.has_ended = False
         self.chosen: list[Node] = []
         """The nodes that the present step expands."""
@@ -57,26 +57,26 @@ class Drafter:
     def __init__(self, engine: Engine, ngram_table: Callable[[Sequence[int]], NgramTable] | None = None) -> None:
         """`ngram_table` makes a session's n-gram table from its line; without it the model guesses alone."""
         # Nobody waits for a drafter: its coordinator lets the target decode alone rather than be late.
-        self.roster: Roster[Drafting] = Roster(engine, max_queue=0)
+        self.admission: Admission[Drafting] = Admission(engine, max_queue=0)
         self._ngram_table = ngram_table
         self.session_type = DraftSession
         """What sessions that open from now on are; a benchmark may put another policy here."""
-        self.knowledge = DraftKnowledge()
+        self.estimates = DraftEstimates()
         """What was learned about the device and the guesses."""
         self._num_steps = 0
         self.relearn()
 
     def relearn(self) -> None:
         """Measures the time of steps; what was learned of it is void."""
-        self.knowledge.curve.restart(self.roster.engine.measure())
+        self.estimates.curve.restart(self.admission.engine.measure())
 
     def open(self, session: Drafting) -> None:
         """Seats the session, or refuses it."""
-        self.roster.enter(session)
-        self.roster.admit()
+        self.admission.enter(session)
+        self.admission.admit()
         if session.slot is not None:
             ngrams = self._ngram_table(session.opening.token_ids) if self._ngram_table is not None else None
-            session.state = self.session_type(session.opening, self.knowledge, ngrams)
+            session.state = self.session_type(session.opening, self.estimates, ngrams)
             session.token_ids = session.state.line.token_ids
 
     def commit(self, session: Drafting, commitment: Commitment) -> None:
@@ -87,12 +87,12 @@ class Drafter:
         num_before = len(state.line)
         try:
             state.commit(commitment)
-            if any(not 0 <= token_id < self.roster.engine.vocab_size for token_id in commitment.token_ids):
+            if any(not 0 <= token_id < self.admission.engine.vocab_size for token_id in commitment.token_ids):
                 raise ProtocolViolationError("a committed token id is beyond the draft model's vocabulary")
         except ProtocolViolationError as violation:
-            self.roster.fail(session, violation)
+            self.admission.fail(session, violation)
             return
-        self.roster.sampler.commit(session.slot.index, state.line.token_ids[num_before:])
+        self.admission.sampler.commit(session.slot.index, state.line.token_ids[num_before:])
 
     def finish(self, session: Drafting) -> None:
         """No more commits will come: the session drafts on while that is worth it, then ends."""
@@ -100,7 +100,7 @@ class Drafter:
 
     def close(self, session: Drafting) -> None:
         """Frees the session's slot, if it still has one."""
-        self.roster.dismiss(session)
+        self.admission.dismiss(session)
 
     def step(self) -> float | None:
         """Sends what commits have made urgent, then expands the most promising nodes of all sessions.
@@ -108,46 +108,48 @@ class Drafter:
         See `Worker.step`.
         """
         started, started_ns = time.monotonic(), time.time_ns()
-        self.roster.admit()
-        expanding, reading = self.roster.apart(self.roster.sessions)
-        dealt = self._deal(reading, expanding)
-        parts = self._choose(expanding, dealt)
-        for session in self.roster.sessions:
+        self.admission.admit()
+        expanding, prefilling = self.admission.apart(self.admission.sessions)
+        assigned = self._assign(prefilling, expanding)
+        parts = self._choose(expanding, assigned)
+        for session in self.admission.sessions:
             self._send_if_due(session)
         if parts:
-            self.roster.run(
+            self.admission.run(
                 list(parts),
                 lambda sessions: self._expand({each: parts[each] for each in sessions}, started, started_ns),
             )
             for session in parts:
                 self._send_if_due(session)
-        for session in [*expanding, *reading]:
+        for session in [*expanding, *prefilling]:
             if session.finishing and session not in parts:
                 session.outbox.end()
                 self.close(session)
         return 0.0 if parts else None
 
-    def _deal(self, reading: Sequence[Drafting], expanding: Sequence[Drafting]) -> list[tuple[Drafting, int, bool]]:
-        """How much of which lines the next step reads. See `Roster.deal`."""
-        reading = [session for session in reading if session.state.best() is not None]
-        if not reading:
-            return self.roster.deal((), 0)
+    def _assign(
+        self, prefilling: Sequence[Drafting], expanding: Sequence[Drafting]
+    ) -> list[tuple[Drafting, int, bool]]:
+        """How much of which lines the next step reads. See `Admission.assign`."""
+        prefilling = [session for session in prefilling if session.state.best() is not None]
+        if not prefilling:
+            return self.admission.assign((), 0)
         num_expanding = sum(session.state.best() is not None for session in expanding) or int(bool(expanding))
-        return self.roster.deal(reading, read_budget(self.knowledge.curve, num_expanding, STEP_TOKENS_MAX))
+        return self.admission.assign(prefilling, prefill_budget(self.estimates.curve, num_expanding, STEP_TOKENS_MAX))
 
-    def _choose(self, expanding: list[Drafting], dealt: Sequence[tuple[Drafting, int, bool]]) -> dict[Drafting, int]:
+    def _choose(self, expanding: list[Drafting], assigned: Sequence[tuple[Drafting, int, bool]]) -> dict[Drafting, int]:
         """Sets what each session expands. Returns who takes part in the next step, who expands before who reads, and
         how much of its line each may feed."""
         self._num_steps += 1
-        num_beside = sum(num_tokens for _, num_tokens, _ in dealt)
+        num_beside = sum(num_tokens for _, num_tokens, _ in assigned)
         expanding.sort(key=lambda session: session.last_step)
-        chosen = choose_expansions([session.state for session in expanding], self.knowledge.curve, num_beside)
+        chosen = choose_expansions([session.state for session in expanding], self.estimates.curve, num_beside)
         parts: dict[Drafting, int] = {}
         for session, session.chosen in zip(expanding, chosen, strict=True):
             if session.chosen:
                 session.last_step = self._num_steps
-                parts[session] = num_unread_tokens(session)  # or less: what was drafted may be held
-        for session, num_tokens, to_end in dealt:
+                parts[session] = num_uncomputed_tokens(session)  # or less: what was drafted may be held
+        for session, num_tokens, to_end in assigned:
             session.chosen = [session.state.take()] if to_end else []
             parts[session] = num_tokens
         return parts
@@ -158,8 +160,8 @@ class Drafter:
         for session in parts:
             assert session.slot is not None
             jobs[session] = expansion_job(session.slot, session.state, session.chosen)
-        if not self.roster.has_room(jobs.values()):
-            staying = self.roster.make_room(jobs)
+        if not self.admission.has_room(jobs.values()):
+            staying = self.admission.make_room(jobs)
             for session in jobs.keys() - staying:
                 session.state.postpone(session.chosen)
                 session.chosen = []
@@ -167,7 +169,7 @@ class Drafter:
         if not jobs:
             return
         started = time.monotonic()
-        output, num_beside = self.roster.feed(jobs, sum(parts[session] for session in jobs))
+        output, num_beside = self.admission.feed(jobs, sum(parts[session] for session in jobs))
         rows: list[Row] = []
         complete: list[tuple[Drafting, list[Node], int]] = []
         for session, num_rows in zip(jobs, output.num_rows, strict=True):
@@ -180,7 +182,7 @@ class Drafter:
         if rows:
             self._limit_vocabulary(output.logits, complete)
             width = max(session.state.width for session, _, _ in complete)
-            token_ids, margins = self.roster.sampler.propose(output.logits, rows, width)
+            token_ids, margins = self.admission.sampler.propose(output.logits, rows, width)
         else:
             token_ids, margins = [], []
         duration = time.monotonic() - step_started
@@ -190,12 +192,12 @@ class Drafter:
             session.draft_seconds += duration
             for row, node in enumerate(nodes, first_row):
                 session.state.expand(node, token_ids[row], margins[row])
-        self.knowledge.curve.observe(len(rows) + num_beside, time.monotonic() - started)
+        self.estimates.curve.observe(len(rows) + num_beside, time.monotonic() - started)
 
     def _limit_vocabulary(self, logits: Tensor, complete: Sequence[tuple[Drafting, list[Node], int]]) -> None:
         """Keeps proposals within the target's vocabulary, which may be padded less than the draft's."""
         for session, nodes, first_row in complete:
-            if session.opening.vocab_size < self.roster.engine.vocab_size:
+            if session.opening.vocab_size < self.admission.engine.vocab_size:
                 logits[first_row : first_row + len(nodes), session.opening.vocab_size :] = float("-inf")
 
     def _send_if_due(self, session: Drafting) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import time
 
-from outrider.core.draft.session import DraftKnowledge, DraftSession
+from outrider.core.draft.session import DraftEstimates, DraftSession
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 
 WINDOW_EXPANSIONS_MAX = 8
 """Most nodes expanded for one window: some 0.2 ms of guessing. The verifier may be waiting for the best guesses; those
@@ -19,9 +19,9 @@ less likely come after them."""
 class NgramDrafting:
     """One session. A guess takes microseconds, so sessions need neither a device nor each other's steps."""
 
-    def __init__(self, opening: DraftOpen, knowledge: DraftKnowledge, static: StaticNgrams | None) -> None:
+    def __init__(self, opening: DraftOpen, estimates: DraftEstimates, static: StaticNgrams | None) -> None:
         ngrams = NgramTable(opening.token_ids, static)
-        self._session = DraftSession(opening, knowledge, ngrams, ngram_log_chance_min=-math.inf)
+        self._session = DraftSession(opening, estimates, ngrams, ngram_log_acceptance_min=-math.inf)
         self._vocab_size = opening.vocab_size
 
     def commit(self, commitment: Commitment) -> None:
@@ -30,7 +30,7 @@ class NgramDrafting:
             raise ProtocolViolationError("a committed token id is beyond the target's vocabulary")
         self._session.commit(commitment)
 
-    def draft(self) -> Window | None:
+    def draft(self) -> DraftWindow | None:
         """The next best guesses, while there is credit and anything worth guessing; None when there is not."""
         session = self._session
         started = time.monotonic()

@@ -13,7 +13,7 @@ import structlog
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
 from outrider import PROTOCOL_VERSION
-from outrider.core.draft.session import DraftKnowledge
+from outrider.core.draft.session import DraftEstimates
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
@@ -41,7 +41,7 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
         """Backs every session's own table with that of `file`, and then drafts for its vocabulary alone."""
         self._telemetry = telemetry
         self._static = file.table if file is not None else None
-        self._knowledge = DraftKnowledge()
+        self._estimates = DraftEstimates()
         self._num_sessions = 0
         self._board = LoadBoard(self._load)
         self._info = ModelInfo(
@@ -114,7 +114,7 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
 
     async def _draft(self, opening: DraftOpen, context: ServicerContext, trace: SessionTrace) -> None:
         await context.write(wire.encode_draft_event(Opened(len(opening.token_ids))))
-        session = NgramDrafting(opening, self._knowledge, self._static)
+        session = NgramDrafting(opening, self._estimates, self._static)
         while True:
             started_ns = time.time_ns()
             while (window := session.draft()) is not None:

@@ -9,12 +9,12 @@ from typing import Any
 from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter, DraftEvent, Drafting
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import DraftOpen, Window
+from outrider.core.protocol.messages import DraftOpen, DraftWindow
 from outrider.core.protocol.validation import check_draft_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import reading
+from outrider.rpc.streams import prefilling
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
@@ -51,7 +51,7 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
         self._device.submit(partial(self._drafter.open, session))
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
-                async with reading(
+                async with prefilling(
                     context,
                     partial(self._on_command, session),
                     partial(self._device.submit, partial(self._drafter.finish, session)),
@@ -59,7 +59,7 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
                 ):
                     while (stamped := await outbox.take()) is not None:
                         await context.write(wire.encode_draft_event(stamped.event))
-                        if trace.records_steps and isinstance(stamped.event, Window):
+                        if trace.records_steps and isinstance(stamped.event, DraftWindow):
                             attributes = {names.STEP_NUM_NODES: len(stamped.event)}
                             trace.step(names.SPAN_DRAFT_STEP, stamped.started_ns, stamped.ended_ns, attributes)
         finally:

@@ -10,13 +10,13 @@ from typing import Any
 
 from outrider.core.coordinate.session import EndDrafts
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Verdict, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, Verdict, VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.load.folder import chat_template, tokenizer_file
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import reading
+from outrider.rpc.streams import prefilling
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import verify_pb2, verify_pb2_grpc
@@ -63,7 +63,7 @@ class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
         self._device.submit(partial(self._verifier.open, session))
         try:
             with SessionTrace(self._telemetry, names.SPAN_VERIFY_SESSION, opening.session_id, opening.trace) as trace:
-                async with reading(
+                async with prefilling(
                     context,
                     partial(self._on_command, session),
                     partial(self._device.submit, partial(self._verifier.end_drafts, session)),
@@ -94,7 +94,7 @@ class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     def _on_command(self, session: Verification, message: verify_pb2.VerifyCommand) -> None:
         match wire.decode_verify_command(message):
-            case Window() as window:
+            case DraftWindow() as window:
                 self._device.submit(partial(self._verifier.graft, session, window, time.monotonic()))
             case EndDrafts():
                 self._device.submit(partial(self._verifier.end_drafts, session))

@@ -12,22 +12,22 @@ from torch import Tensor
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule import batching_delay
-from outrider.core.schedule.batching_delay import Prospect
-from outrider.core.schedule.prefill import read_budget
-from outrider.core.schedule.queue import Turn
+from outrider.core.schedule.batching_delay import ReadyTime
+from outrider.core.schedule.prefill import prefill_budget
+from outrider.core.schedule.queue import Priority
 from outrider.core.verify.draft_wait import AT_ONCE
 from outrider.core.verify.selection import Beside, most_probable
-from outrider.core.verify.session import VerifyKnowledge, VerifySession
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.sample.sampler import Row
+from outrider.worker.admission import Admission
 from outrider.worker.outbox import Outbox
-from outrider.worker.roster import Roster
 
 VerifyEvent = Opened | Verdict | VerifyFinished
 
@@ -44,9 +44,9 @@ class Verification:
         self.state: VerifySession
         """From `Verifier.open` on."""
         self.token_ids: Sequence[int] = opening.token_ids
-        self.turn: Turn
+        self.priority: Priority
         self.slot: Slot | None = None
-        self.is_reading = True
+        self.is_prefilling = True
         self.has_ended = False
         self.num_rounds = 0
         self.last_verdict = 0.0
@@ -54,14 +54,14 @@ class Verification:
         self.ready_at = self.go_at = math.inf
         """When its next draft is expected, and when its next round is due even if none comes."""
         self.gain = 0.0
-        """What that draft is worth; see `Prospect`."""
+        """What that draft is worth; see `ReadyTime`."""
         self.stirred = False
         """Whether something happened since these were set."""
         self.num_stale_nodes = 0
 
-    def prospect(self, now: float) -> Prospect:
+    def ready_time(self, now: float) -> ReadyTime:
         """What the session hopes for."""
-        return Prospect(self.ready_at if now < self.ready_at else self.go_at, self.gain)
+        return ReadyTime(self.ready_at if now < self.ready_at else self.go_at, self.gain)
 
 
 class _Part(NamedTuple):
@@ -84,7 +84,7 @@ class _Step(NamedTuple):
     """On the monotonic clock."""
     started_ns: int
     seconds: float
-    chance_min: float
+    probability_min: float
     """See `Verdict`."""
 
 
@@ -103,32 +103,32 @@ class Verifier:
         without it the drafters guess alone."""
         self._ngram_table = ngram_table
         self._eos_token_ids = eos_token_ids
-        self.roster: Roster[Verification] = Roster(engine, max_queue=max_queue)
+        self.admission: Admission[Verification] = Admission(engine, max_queue=max_queue)
         self.session_type = VerifySession
         """What sessions that open from now on are; a benchmark may put another policy here."""
-        self.knowledge = VerifyKnowledge()
+        self.estimates = VerifyEstimates()
         """What was learned about the device and the drafts."""
         self.relearn()
 
     def relearn(self) -> None:
         """Measures the time of steps; what was learned of it is void."""
-        self.knowledge.restart(self.roster.engine.measure())
+        self.estimates.restart(self.admission.engine.measure())
 
     def open(self, session: Verification) -> None:
         """Takes the session in: it begins with the next step, waits for room, or is refused then."""
         opening = session.opening
         session.state = self.session_type(
             opening,
-            vocab_size=self.roster.engine.vocab_size,
+            vocab_size=self.admission.engine.vocab_size,
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
-            knowledge=self.knowledge,
+            estimates=self.estimates,
             ngrams=self._ngram_table() if self._ngram_table is not None and opening.max_draft_tokens else None,
         )
         session.token_ids = session.state.line.token_ids
-        self.roster.enter(session)
+        self.admission.enter(session)
 
-    def graft(self, session: Verification, window: Window, arrived: float) -> None:
+    def graft(self, session: Verification, window: DraftWindow, arrived: float) -> None:
         """Adds draft nodes that arrived at `arrived`, on the monotonic clock, maybe while a step was running."""
         if session.has_ended:
             return
@@ -136,7 +136,7 @@ class Verifier:
         try:
             session.num_stale_nodes += session.state.graft(window, arrived).num_stale
         except ProtocolViolationError as violation:
-            self.roster.fail(session, violation)
+            self.admission.fail(session, violation)
             return
         session.stirred = True
 
@@ -147,40 +147,40 @@ class Verifier:
 
     def close(self, session: Verification) -> None:
         """Ends the session, whether it has a slot or waits for one."""
-        self.roster.dismiss(session)
+        self.admission.dismiss(session)
 
     def step(self) -> float | None:
         """One round for each session that is due, and a chunk of the lines that are to be read. See `Worker.step`."""
-        roster = self.roster
+        admission = self.admission
         now = time.monotonic()
-        for session in roster.admit():
+        for session in admission.admit():
             session.last_verdict = now
-        deciding, reading = roster.apart(roster.sessions)
+        deciding, prefilling = admission.apart(admission.sessions)
         if not deciding:
-            if reading:
-                roster.run(reading, self._round)
-            return 0.0 if reading else None
+            if prefilling:
+                admission.run(prefilling, self._round)
+            return 0.0 if prefilling else None
         for session in deciding:
             if session.stirred:
                 session.stirred = False
                 self._reconsider(session, now, len(deciding) - 1)
-        prospects = [session.prospect(now) for session in deciding]
+        ready_times = [session.ready_time(now) for session in deciding]
         seconds = self._curve.seconds(len(deciding))
-        start = batching_delay.start(prospects, now, seconds)
-        if start > now and not reading:
+        start = batching_delay.start(ready_times, now, seconds)
+        if start > now and not prefilling:
             return start - now
         going = [
             session
-            for session, prospect in zip(deciding, prospects, strict=True)
-            if batching_delay.goes(prospect, now, seconds)
+            for session, ready_time in zip(deciding, ready_times, strict=True)
+            if batching_delay.goes(ready_time, now, seconds)
         ]
-        roster.run([*going, *reading], self._round)
+        admission.run([*going, *prefilling], self._round)
         return 0.0
 
     @property
     def _curve(self) -> StepCurve:
         """The time of steps as they are at present."""
-        return self.knowledge.steps(drafting=any(session.expect_drafts for session in self.roster.sessions))
+        return self.estimates.steps(drafting=any(session.expect_drafts for session in self.admission.sessions))
 
     def _reconsider(self, session: Verification, now: float, num_beside: int) -> None:
         """Sets when the session's next round is due, by what is at hand and what may come. What is due stays due."""
@@ -191,13 +191,13 @@ class Verifier:
 
     def _round(self, sessions: Sequence[Verification]) -> None:
         curve = self._curve
-        parts, chance_min = self._compose(sessions, curve)
+        parts, probability_min = self._compose(sessions, curve)
         if not parts:
             return
         started, started_ns = time.monotonic(), time.time_ns()
         for session, _, nodes, _ in parts:
             session.state.begin(nodes, started)
-        output, num_beside = self.roster.feed(
+        output, num_beside = self.admission.feed(
             {part.session: part.job for part in parts}, sum(part.num_line_tokens for part in parts)
         )
         rows: list[Row] = []
@@ -206,29 +206,29 @@ class Verifier:
             if num_rows is not None:
                 complete.append((session, nodes, len(rows)))
                 rows.extend(_rows(session, nodes))
-        choices = self.roster.sampler.choose(output.logits, rows) if rows else []
-        step = _Step(output.logits, started, started_ns, time.monotonic() - started, chance_min)
+        choices = self.admission.sampler.choose(output.logits, rows) if rows else []
+        step = _Step(output.logits, started, started_ns, time.monotonic() - started, probability_min)
         curve.observe(len(rows) + num_beside, step.seconds)
         for session, nodes, first_row in complete:
             self._decide(session, nodes, choices[first_row : first_row + 1 + len(nodes)], first_row, step)
 
     def _compose(self, sessions: Sequence[Verification], curve: StepCurve) -> tuple[list[_Part], float]:
-        """What the next step consists of, who decides before who reads; and its `chance_min`."""
-        roster = self.roster
-        deciding, reading = roster.apart(sessions)
-        is_awaited = any(not session.is_reading for session in roster.sessions)
+        """What the next step consists of, who decides before who reads; and its `probability_min`."""
+        admission = self.admission
+        deciding, prefilling = admission.apart(sessions)
+        is_awaited = any(not session.is_prefilling for session in admission.sessions)
         num_rows = len(deciding) or int(is_awaited)
-        if deciding and reading:
+        if deciding and prefilling:
             usual = most_probable([session.state.candidates for session in deciding], curve)
             num_rows += sum(map(len, usual.nodes))
-        dealt = roster.deal(reading, read_budget(curve, num_rows, STEP_TOKENS_MAX))
-        scoring = [*deciding, *(session for session, _, to_end in dealt if to_end)]
-        num_beside = sum(num_tokens for _, num_tokens, _ in dealt) + len(deciding) - len(scoring)
+        assigned = admission.assign(prefilling, prefill_budget(curve, num_rows, STEP_TOKENS_MAX))
+        scoring = [*deciding, *(session for session, _, to_end in assigned if to_end)]
+        num_beside = sum(num_tokens for _, num_tokens, _ in assigned) + len(deciding) - len(scoring)
         selection = most_probable([session.state.candidates for session in scoring], curve, Beside(num_beside))
         if scoring:
-            self.knowledge.chance_min = selection.chance_min
+            self.estimates.probability_min = selection.probability_min
         nodes_of = dict(zip(scoring, selection.nodes, strict=True))
-        shares = [(session, 1) for session in deciding] + [(session, num_tokens) for session, num_tokens, _ in dealt]
+        shares = [(session, 1) for session in deciding] + [(session, num_tokens) for session, num_tokens, _ in assigned]
 
         def parts() -> list[_Part]:
             return [
@@ -237,12 +237,12 @@ class Verifier:
             ]
 
         composed = parts()
-        if not roster.has_room(part.job for part in composed):
+        if not admission.has_room(part.job for part in composed):
             nodes_of.clear()
             composed = parts()
-            staying = roster.make_room({part.session: part.job for part in composed})
+            staying = admission.make_room({part.session: part.job for part in composed})
             composed = [part for part in composed if part.session in staying]
-        return composed, selection.chance_min
+        return composed, selection.probability_min
 
     def _decide(
         self, session: Verification, nodes: list[Node], choices: Sequence[int], first_row: int, step: _Step
@@ -251,10 +251,10 @@ class Verifier:
         wait_ms = (step.started - session.last_verdict) * 1000.0
         session.last_verdict = time.monotonic()
         decision = session.state.decide(nodes, choices, session.last_verdict)
-        self.roster.sampler.commit(session.slot.index, decision.token_ids)
+        self.admission.sampler.commit(session.slot.index, decision.token_ids)
         num_logprobs = session.opening.num_logprobs
         logprobs = (
-            self.roster.sampler.logprobs(
+            self.admission.sampler.logprobs(
                 step.logits[[first_row + row for row in decision.rows]], decision.token_ids, num_logprobs
             )
             if num_logprobs is not None
@@ -269,11 +269,11 @@ class Verifier:
             num_stale_nodes=session.num_stale_nodes,
             verify_ms=step.seconds * 1000.0,
             wait_ms=max(wait_ms, 0.0),
-            chance_min=step.chance_min,
+            probability_min=step.probability_min,
             logprobs=logprobs,
             num_cached_tokens=0 if session.num_rounds else session.slot.num_cached_tokens,
-            num_looked_up=decision.num_looked_up,
-            num_looked_up_accepted=decision.num_looked_up_accepted,
+            num_prompt_lookup=decision.num_prompt_lookup,
+            num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
         )
         session.num_rounds += 1
         session.num_stale_nodes = 0

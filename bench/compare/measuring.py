@@ -108,8 +108,8 @@ def sampling_of(temperature: float, index: int) -> SamplingParams:
 
 def order(names: list[str], index: int) -> list[str]:
     """Rotated by one place each time and turned around every other time, so that neighbours change as well."""
-    turn = index % len(names)
-    rotated = names[turn:] + names[:turn]
+    priority = index % len(names)
+    rotated = names[priority:] + names[:priority]
     return rotated[::-1] if index % 2 else rotated
 
 

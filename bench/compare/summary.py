@@ -46,7 +46,7 @@ def _speculation(samples: Sequence[Sample]) -> dict[str, Any]:
         **counts,
         "num_wasted_nodes": counts["num_drafted_nodes"]
         - counts["num_accepted_tokens"]
-        + counts["num_accepted_looked_up_tokens"],
+        + counts["num_accepted_prompt_lookup_tokens"],
         "acceptance": counts["num_accepted_tokens"] / num_tests if num_tests else None,
         "accepted_at_depth": [
             sum(each.num_accepted >= depth for each in tested) / len(tested)
@@ -63,11 +63,11 @@ _COUNTS = (
     "num_drafted_nodes",
     "num_stale_nodes",
     "num_rejections",
-    "num_outcome_hits",
+    "num_recovered_token_hits",
     "num_bonuses",
     "num_bonus_hits",
-    "num_looked_up_tokens",
-    "num_accepted_looked_up_tokens",
+    "num_prompt_lookup_tokens",
+    "num_accepted_prompt_lookup_tokens",
 )
 
 

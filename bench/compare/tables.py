@@ -106,7 +106,7 @@ def _speculation(shown: Rows) -> Table:
         if "num_drafted_nodes" not in each:
             table.add_row(title, number(each["acceptance_length"]))
             continue
-        hits = f"{each['num_outcome_hits'] / each['num_rejections']:.0%}" if each["num_rejections"] else ""
+        hits = f"{each['num_recovered_token_hits'] / each['num_rejections']:.0%}" if each["num_rejections"] else ""
         table.add_row(
             title,
             number(each["acceptance_length"]),

@@ -43,7 +43,7 @@ COMMITTED_TOKENS = 3
 """Tokens of each commit, the draft's likeliest, as many as a round of the wide target commits."""
 
 VERIFY_MS = 20.0
-CHANCE_MIN = 0.05
+PROBABILITY_MIN = 0.05
 """What commits tell of the target."""
 
 
@@ -88,7 +88,7 @@ async def _measured(
     drafter: Drafter, log: StepLog, engine: Engine, prompts: list[list[int]], temperature: float
 ) -> StepParts:
     choices: list[float] = []
-    propose = drafter.roster.sampler.propose
+    propose = drafter.admission.sampler.propose
 
     def timed(logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
         started = time.perf_counter()
@@ -96,10 +96,10 @@ async def _measured(
         choices.append((time.perf_counter() - started) * 1000.0)
         return proposals
 
-    drafter.roster.sampler.propose = timed
+    drafter.admission.sampler.propose = timed
     sessions = [_opened(drafter, index, prompt, engine.vocab_size, temperature) for index, prompt in enumerate(prompts)]
     readers = [asyncio.create_task(_read(session.outbox)) for session in sessions]
-    while any(session.is_reading for session in sessions):
+    while any(session.is_prefilling for session in sessions):
         drafter.step()
     log.take()
     choices.clear()
@@ -110,7 +110,7 @@ async def _measured(
                 drafter.step()
             await asyncio.sleep(0)
     found = log.take()
-    drafter.roster.sampler.propose = propose
+    drafter.admission.sampler.propose = propose
     for session in sessions:
         session.outbox.end()
         drafter.close(session)
@@ -149,7 +149,7 @@ def _commitment(session: Drafting) -> Commitment:
     while node is not None and node.children and len(token_ids) < COMMITTED_TOKENS:
         node = max(node.children.values(), key=lambda child: child.path_log_prob)
         token_ids.append(node.token_id)
-    return Commitment(len(session.state.line), token_ids or [0], False, VERIFY_MS, CHANCE_MIN)
+    return Commitment(len(session.state.line), token_ids or [0], False, VERIFY_MS, PROBABILITY_MIN)
 
 
 if __name__ == "__main__":

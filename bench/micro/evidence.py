@@ -28,7 +28,7 @@ from bench.prompts import load_prompts
 from bench.simulate.replay import complete, write
 from draft_service.drafter import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
-from outrider.core.estimate.confidence import CLAIM_CHANCES, Ngram, claim_cell, margin_cell, ngram_cell
+from outrider.core.estimate.confidence import CLAIM_PROBABILITIES, Ngram, claim_bin, margin_bin, ngram_bin
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Commitment, DraftOpen
@@ -58,13 +58,13 @@ class Evidence:
 
     def by_margin(self, rank: int) -> Rights:
         """By buckets of margin, of the draft model's guesses of that rank, 0 the first."""
-        cells = range(margin_cell(rank, 0.0), margin_cell(rank, math.inf) + 1)
-        return Counter({key: count for key, count in self.by_cell.items() if key[0] in cells})
+        confidence_bins = range(margin_bin(rank, 0.0), margin_bin(rank, math.inf) + 1)
+        return Counter({key: count for key, count in self.by_cell.items() if key[0] in confidence_bins})
 
-    def share(self, cell: int) -> str:
+    def share(self, confidence_bin: int) -> str:
         """How often guesses of that cell were right, and how many there were."""
-        count = self.by_cell[cell, True] + self.by_cell[cell, False]
-        return f"{self.by_cell[cell, True] / count:.2f} of {count}" if count else ""
+        count = self.by_cell[confidence_bin, True] + self.by_cell[confidence_bin, False]
+        return f"{self.by_cell[confidence_bin, True] / count:.2f} of {count}" if count else ""
 
 
 def main(
@@ -117,10 +117,10 @@ def gather(
             [guesses], [margins] = sampler.propose(logits, rows, session.width)
             session.expand(root, guesses, margins)
             evidence.num_places += 1
-            evidence.by_cell.update((cell, guess == token_id) for guess, cell in root.guesses)
+            evidence.by_cell.update((confidence_bin, guess == token_id) for guess, confidence_bin in root.guesses)
             log_probs = (logits[0].double() / (temperature or 1.0)).log_softmax(-1)
             for guess, by_log_prob in zip(guesses, evidence.by_log_prob, strict=False):
-                by_log_prob[claim_cell(log_probs[guess].item()), guess == token_id] += 1
+                by_log_prob[claim_bin(log_probs[guess].item()), guess == token_id] += 1
             repeated = [guess.token_id for guess in ngrams.guesses(ngrams.context, 1)]
             evidence.holding.update(name for name, held in _by_guesser(guesses, repeated).items() if token_id in held)
             session.commit(Commitment(position=len(session.line), token_ids=[token_id], rollback=False))
@@ -135,13 +135,13 @@ def information(rights: Rights) -> float:
     1536 guesses (Miller, Note on the bias of information estimates, 1955).
     """
     by_cell, by_right = Counter[int](), Counter[bool]()
-    for (cell, right), count in rights.items():
-        by_cell[cell] += count
+    for (confidence_bin, right), count in rights.items():
+        by_cell[confidence_bin] += count
         by_right[right] += count
     total = rights.total()
     return math.fsum(
-        count / total * math.log(count * total / (by_cell[cell] * by_right[right]))
-        for (cell, right), count in rights.items()
+        count / total * math.log(count * total / (by_cell[confidence_bin] * by_right[right]))
+        for (confidence_bin, right), count in rights.items()
     )
 
 
@@ -163,8 +163,8 @@ def show(found: Mapping[float, Evidence], console: Console) -> None:
     for temperature, evidence in found.items():
         said = [each.name.lower() for each in Ngram]
         table = new_table(f"right guesses of n-grams at temperature {temperature:g}, by what they promise", *said)
-        for chance in CLAIM_CHANCES:
-            table.add_row(f"{chance:g}", *(evidence.share(ngram_cell(each, chance)) for each in Ngram))
+        for probability in CLAIM_PROBABILITIES:
+            table.add_row(f"{probability:g}", *(evidence.share(ngram_bin(each, probability)) for each in Ngram))
         console.print(table)
 
 

@@ -59,13 +59,13 @@ async def _serve(folder: str) -> None:
     # gRPC is imported where the environment is already that of the setting.
     import grpc.aio
 
-    from outrider.core.protocol.messages import Window
+    from outrider.core.protocol.messages import DraftWindow
     from outrider.rpc import wire
     from outrider.rpc.channels import SERVER_OPTIONS
     from outrider.rpc.streams import EOF
     from outrider.v1 import draft_pb2_grpc
 
-    answer = wire.encode_draft_event(Window(100, 1, [0, 1, 2, 1, 2, 3], list(range(6)), [-0.5] * 6, 1.5))
+    answer = wire.encode_draft_event(DraftWindow(100, 1, [0, 1, 2, 1, 2, 3], list(range(6)), [-0.5] * 6, 1.5))
 
     class Echo(draft_pb2_grpc.DraftServiceServicer):
         async def Draft(self, request_iterator: object, context: Any) -> None:

@@ -107,7 +107,7 @@ def _all_modes() -> Iterable[Mode]:
             family="sync",
             about=f"drafting and verifying in turn, {lookahead} drafts each",
             coordinator=RIVALS,
-            policy=PolicyName("in_turn", lookahead),
+            policy=PolicyName("synchronous", lookahead),
             in_chain=True,
         )
     yield Mode(

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 
 from bench.rivals.modes import PADDED, PolicyName
 from bench.rivals.rules import RULES
-from outrider.core.draft.session import DraftKnowledge, DraftSession
+from outrider.core.draft.session import DraftEstimates, DraftSession
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import DraftOpen, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftOpen, DraftWindow, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
 from outrider.core.verify.draft_wait import AT_ONCE, Wait
 from outrider.core.verify.selection import Candidates
-from outrider.core.verify.session import VerifyKnowledge, VerifySession
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 
 WAIT_MAX = 60.0
 """A rule waits for drafts and not for time; should the drafter be gone, the round goes after this many seconds."""
@@ -39,15 +39,15 @@ class Policy(NamedTuple):
 
     verify_session: type[VerifySession]
     draft_session: type[DraftSession]
-    verify_knowledge: VerifyKnowledge
-    draft_knowledge: DraftKnowledge
+    verify_estimates: VerifyEstimates
+    draft_estimates: DraftEstimates
     pads: bool = False
     """Whether the verifier pads its passes; see `padding.py`."""
 
 
 def production() -> Policy:
     """Everything as production has it."""
-    return Policy(VerifySession, DraftSession, VerifyKnowledge(), DraftKnowledge())
+    return Policy(VerifySession, DraftSession, VerifyEstimates(), DraftEstimates())
 
 
 def policy_of(name: PolicyName | None) -> Policy:
@@ -62,9 +62,9 @@ def policy_of(name: PolicyName | None) -> Policy:
 def _named(name: str, parameter: int) -> Policy:
     policy = production()
     if name == PADDED:
-        return (_named("in_turn", parameter) if parameter else policy)._replace(pads=True)
+        return (_named("synchronous", parameter) if parameter else policy)._replace(pads=True)
     if name in RULES:
-        policy.verify_knowledge.curve = FlatCurve()
+        policy.verify_estimates.curve = FlatCurve()
         return policy._replace(
             verify_session=_ruled(name, parameter), draft_session=_drafting_a_chain(RULES[name].credit(parameter))
         )
@@ -90,7 +90,7 @@ def _ruled(name: str, parameter: int) -> type[VerifySession]:
             self.guessed_length = 0
             """See `Mirror`."""
 
-        def graft(self, window: Window, now: float = 0.0) -> Grafted:
+        def graft(self, window: DraftWindow, now: float = 0.0) -> Grafted:
             grafted = super().graft(window, now)
             if grafted.num_known:
                 self.guessed_length = len(self.line)
@@ -113,9 +113,9 @@ def _drafting_a_chain(credit: int) -> type[DraftSession]:
         """Drafts a chain by the model alone, up to the credit that the rule gives, and sends each draft at once."""
 
         def __init__(
-            self, opening: DraftOpen, knowledge: DraftKnowledge | None = None, ngrams: NgramTable | None = None
+            self, opening: DraftOpen, estimates: DraftEstimates | None = None, ngrams: NgramTable | None = None
         ) -> None:
-            super().__init__(replace(opening, tree_width=1, max_run_ahead=credit), knowledge)
+            super().__init__(replace(opening, tree_width=1, max_run_ahead=credit), estimates)
 
         def is_window_due(self, now: float, idle: bool) -> bool:
             return bool(self._unsent)
@@ -140,7 +140,7 @@ class TrunkSession(DraftSession):
 
 
 def _choosing_all(policy: Policy) -> Policy:
-    policy.verify_knowledge.curve = FlatCurve()
+    policy.verify_estimates.curve = FlatCurve()
     return policy
 
 

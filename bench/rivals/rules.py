@@ -111,7 +111,7 @@ FREE_CREDIT = 64
 thousand."""
 
 RULES: Mapping[str, RuleMaker] = {
-    "in_turn": RuleMaker(InTurn, lambda lookahead: lookahead),
+    "synchronous": RuleMaker(InTurn, lambda lookahead: lookahead),
     "amusd": RuleMaker(Amusd, lambda num_drafts: FREE_CREDIT),
     "pearl": RuleMaker(Pearl, lambda window: 2 * window - 1),
 }

@@ -31,14 +31,14 @@ class Oracle:
     def __init__(self, alpha: float, num_positions: int, *, width: int, seed: int = 0) -> None:
         """`width` guesses for each place. The same arguments give the same tokens."""
         rng = random.Random(seed)
-        chances = [alpha]
+        probabilities = [alpha]
         rest = 1.0 - alpha
         for _ in range(1, width):
-            chances.append(rest * SIBLING_SHARE * alpha)
+            probabilities.append(rest * SIBLING_SHARE * alpha)
             rest *= 1.0 - SIBLING_SHARE * alpha
         self._tokens = [rng.randrange(VOCAB_SIZE) for _ in range(num_positions + 1)]
-        self._ranks = [_rank(rng.random(), chances) for _ in range(num_positions + 1)]
-        self.log_probs = [math.log(max(chance, 1e-9)) for chance in chances]
+        self._ranks = [_rank(rng.random(), probabilities) for _ in range(num_positions + 1)]
+        self.log_probs = [math.log(max(probability, 1e-9)) for probability in probabilities]
         """Of the guesses, first to last: the draft knows how often each is right."""
         first, *others = self.log_probs
         self.margins = [first - max(others, default=-math.inf), *(first - log_prob for log_prob in others)]
@@ -75,9 +75,9 @@ class OracleText:
         return [(self._oracle.guesses(node.position + 1), self._oracle.margins) for node in nodes]
 
 
-def _rank(draw: float, chances: Sequence[float]) -> int | None:
-    for rank, chance in enumerate(chances):
-        draw -= chance
+def _rank(draw: float, probabilities: Sequence[float]) -> int | None:
+    for rank, probability in enumerate(probabilities):
+        draw -= probability
         if draw < 0.0:
             return rank
     return None

@@ -92,7 +92,7 @@ def map_plane(
 
 def at_point(point: Point, num_tokens: int) -> dict[str, Any]:
     """Time per token of every scheme at one point, in verify steps, and what theory expects of it."""
-    lookahead, in_turn = theory.best_in_turn(point.alpha, point.draft_step, point.delay)
+    lookahead, synchronous = theory.best_in_turn(point.alpha, point.draft_step, point.delay)
     window = best_window(point)
     outcomes = {name: _run(name, point, lookahead, window, num_tokens) for name in SCHEMES}
     times = {name: outcome.time_per_token for name, outcome in outcomes.items()}
@@ -107,7 +107,7 @@ def at_point(point: Point, num_tokens: int) -> dict[str, Any]:
         "overlap": {name: outcome.overlap for name, outcome in outcomes.items()},
         "acceptance_length": {name: outcome.acceptance_length for name, outcome in outcomes.items()},
         "theory": {
-            SYNC: in_turn,
+            SYNC: synchronous,
             PEARL: theory.pearl(point.alpha, point.draft_step, window, point.delay),
             "chain_bound": theory.chain_bound(point.alpha, point.draft_step),
         },
@@ -127,7 +127,7 @@ def speculation_of(scheme: str, lookahead: int, window: int) -> tuple[PolicyName
     rivals = Speculation(tree_width=1, run_ahead=FREE_CREDIT, max_draft_tokens=FREE_CREDIT)
     match scheme:
         case "sync":
-            return PolicyName("in_turn", lookahead), rivals
+            return PolicyName("synchronous", lookahead), rivals
         case "amusd":
             return PolicyName("amusd", AMUSD_DRAFTS), rivals
         case "pearl":

@@ -16,15 +16,15 @@ def expected_tokens(alpha: float, lookahead: int) -> float:
     return sum(alpha**depth for depth in range(lookahead + 1))
 
 
-def in_turn(alpha: float, draft_step: float, lookahead: int, delay: float = 0.0) -> float:
+def synchronous(alpha: float, draft_step: float, lookahead: int, delay: float = 0.0) -> float:
     """Drafting and verifying in turn: each round costs its drafts, one verify step and a message each way."""
     return (lookahead * draft_step + 1.0 + 2.0 * delay) / expected_tokens(alpha, lookahead)
 
 
 def best_in_turn(alpha: float, draft_step: float, delay: float = 0.0) -> tuple[int, float]:
     """The best lookahead of drafting and verifying in turn, and its time per token."""
-    lookahead = min(range(1, LOOKAHEAD_MAX + 1), key=lambda each: in_turn(alpha, draft_step, each, delay))
-    return lookahead, in_turn(alpha, draft_step, lookahead, delay)
+    lookahead = min(range(1, LOOKAHEAD_MAX + 1), key=lambda each: synchronous(alpha, draft_step, each, delay))
+    return lookahead, synchronous(alpha, draft_step, lookahead, delay)
 
 
 def pearl(alpha: float, draft_step: float, lookahead: int, delay: float = 0.0) -> float:

@@ -17,7 +17,7 @@ from coordinator.config import CoordinatorConfig
 from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
 from outrider.core.draft.session import DraftSession, choose_expansions
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.core.verify.selection import most_probable
@@ -110,7 +110,7 @@ class VirtualPair:
         self._session = Session(
             text.prompt, vocab_size=text.vocab_size, max_run_ahead=speculation.run_ahead, drafting=True
         )
-        self._draft_knowledge, self._verify_knowledge = policy.draft_knowledge, policy.verify_knowledge
+        self._draft_estimates, self._verify_estimates = policy.draft_estimates, policy.verify_estimates
         self._drafter = policy.draft_session(
             DraftOpen(
                 **opening,
@@ -119,7 +119,7 @@ class VirtualPair:
                 max_length=text.length,
                 vocab_size=text.vocab_size,
             ),
-            self._draft_knowledge,
+            self._draft_estimates,
             draft_ngrams,
         )
         self._verifier = policy.verify_session(
@@ -129,7 +129,7 @@ class VirtualPair:
             vocab_size=text.vocab_size,
             eos_token_ids=(),
             max_live_nodes=speculation.run_ahead,
-            knowledge=self._verify_knowledge,
+            estimates=self._verify_estimates,
             ngrams=verify_ngrams,
         )
         self._now = 0.0
@@ -137,7 +137,7 @@ class VirtualPair:
         self._both = self._unsent_step = 0.0
         self._num_rounds = 0
         self._is_drafting = self._is_verifying = self._is_stepping = False
-        self._arrived: list[tuple[Window, float]] = []
+        self._arrived: list[tuple[DraftWindow, float]] = []
         """Windows that came while a step of the verifier ran, and when."""
         self._asked: object = None
         self._order = itertools.count()
@@ -159,7 +159,7 @@ class VirtualPair:
     def _draft(self) -> None:
         if self._is_drafting:
             return
-        [nodes] = choose_expansions([self._drafter], self._draft_knowledge.curve)
+        [nodes] = choose_expansions([self._drafter], self._draft_estimates.curve)
         self._send(idle=not nodes)
         if not nodes:
             return
@@ -170,7 +170,7 @@ class VirtualPair:
         self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
 
         def expanded() -> None:
-            self._draft_knowledge.curve.observe(len(nodes), step)
+            self._draft_estimates.curve.observe(len(nodes), step)
             self._unsent_step += step
             for node, (token_ids, margins) in zip(nodes, proposals, strict=True):
                 self._drafter.expand(node, token_ids, margins)
@@ -194,7 +194,7 @@ class VirtualPair:
             assert isinstance(command, SendToVerifier)
             self._after(self._times.delay, partial(self._graft, command.window))
 
-    def _graft(self, window: Window) -> None:
+    def _graft(self, window: DraftWindow) -> None:
         if self._is_stepping:
             self._arrived.append((window, self._now))
         elif self._verifier.graft(window, self._now).added:
@@ -219,7 +219,7 @@ class VirtualPair:
     def _verify(self) -> None:
         self._asked = None
         self._is_verifying = self._is_stepping = True
-        selection = most_probable([self._verifier.candidates], self._verify_knowledge.curve)
+        selection = most_probable([self._verifier.candidates], self._verify_estimates.curve)
         [nodes] = selection.nodes
         self._verifier.begin(nodes, self._now)
         step = self._times.verify(len(nodes))
@@ -233,7 +233,7 @@ class VirtualPair:
             for window, arrived in self._arrived:
                 self._verifier.graft(window, arrived)
             self._arrived.clear()
-            self._verify_knowledge.curve.observe(1 + len(nodes), step)
+            self._verify_estimates.curve.observe(1 + len(nodes), step)
             self._num_rounds += 1
             verdict = Verdict(
                 position=decision.position,
@@ -242,7 +242,7 @@ class VirtualPair:
                 num_draft_tokens=len(nodes),
                 bonus=decision.bonus,
                 verify_ms=step * 1000.0,
-                chance_min=selection.chance_min,
+                probability_min=selection.probability_min,
             )
             for command in self._session.on_verdict(verdict):
                 if isinstance(command, SendToDrafter):

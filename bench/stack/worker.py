@@ -64,8 +64,8 @@ class Measured:
         name = mode["mode"]
         if name not in self._policies:
             policy = policy_of(mode["policy"])
-            for knowledge in (policy.verify_knowledge, policy.draft_knowledge):
-                knowledge.curve.restart(self._step_times)
+            for estimates in (policy.verify_estimates, policy.draft_estimates):
+                estimates.curve.restart(self._step_times)
             self._policies[name] = policy
         return self._policies[name]
 
@@ -93,7 +93,7 @@ class MeasuredDraftServicer(DraftServicer):
         """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
         self._drafter.session_type = policy.draft_session
-        self._drafter.knowledge = policy.draft_knowledge
+        self._drafter.estimates = policy.draft_estimates
         self._device.submit(partial(self.measured.begin, pads=False))
 
 
@@ -114,7 +114,7 @@ class MeasuredVerifyServicer(VerifyServicer):
         """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
         self._verifier.session_type = policy.verify_session
-        self._verifier.knowledge = policy.verify_knowledge
+        self._verifier.estimates = policy.verify_estimates
         self._device.submit(partial(self.measured.begin, pads=policy.pads))
 
 

@@ -78,12 +78,12 @@ def _rows(answer: Answer) -> list[_Row]:
         _Row("acceptance rate", _acceptance_rate(speculation)),
         _Row(
             "looked up",
-            f"{speculation.num_accepted_looked_up_tokens} of {speculation.num_looked_up_tokens} accepted",
+            f"{speculation.num_accepted_prompt_lookup_tokens} of {speculation.num_prompt_lookup_tokens} accepted",
         ),
         _Row(
             "accepted by depth", " ".join(f"{share:.0%}" for share in speculation.acceptance_by_depth[:_DEPTHS_SHOWN])
         ),
-        _Row("outcome hits", f"{speculation.num_outcome_hits} of {speculation.num_rejections} rejections"),
+        _Row("outcome hits", f"{speculation.num_recovered_token_hits} of {speculation.num_rejections} rejections"),
         _Row("bonus hits", f"{speculation.num_bonus_hits} of {speculation.num_bonuses} bonus tokens"),
         _Row("rollbacks", str(speculation.num_rollbacks)),
         _Row("stale nodes", f"{speculation.num_stale_nodes} of {speculation.num_drafted_nodes} drafted"),

@@ -94,20 +94,20 @@ class Speculation:
     acceptance_histogram: tuple[int, ...]
     """At index i the number of rounds that accepted i draft tokens."""
     num_rejections: int
-    num_outcome_hits: int
+    num_recovered_token_hits: int
     """Rejections after which the recovered token had been drafted already."""
     num_bonuses: int
     num_bonus_hits: int
     """Bonus tokens that had been drafted already."""
-    num_looked_up_tokens: int
+    num_prompt_lookup_tokens: int
     """Of the scored draft tokens those that the verifier looked up itself."""
-    num_accepted_looked_up_tokens: int
+    num_accepted_prompt_lookup_tokens: int
     """Of the accepted ones."""
 
     @property
-    def outcome_hit_rate(self) -> float:
+    def recovered_token_hit_rate(self) -> float:
         """Outcome hits per rejection; 0 if nothing was rejected."""
-        return self.num_outcome_hits / self.num_rejections if self.num_rejections else 0.0
+        return self.num_recovered_token_hits / self.num_rejections if self.num_rejections else 0.0
 
     @property
     def acceptance_by_depth(self) -> tuple[float, ...]:
@@ -269,11 +269,11 @@ def _decode_finished(message: generation_pb2.GenerateFinished) -> Finished:
             acceptance_length=speculation.acceptance_length,
             acceptance_histogram=tuple(speculation.acceptance_histogram),
             num_rejections=speculation.num_rejections,
-            num_outcome_hits=speculation.num_outcome_hits,
+            num_recovered_token_hits=speculation.num_recovered_token_hits,
             num_bonuses=speculation.num_bonuses,
             num_bonus_hits=speculation.num_bonus_hits,
-            num_looked_up_tokens=speculation.num_looked_up_tokens,
-            num_accepted_looked_up_tokens=speculation.num_accepted_looked_up_tokens,
+            num_prompt_lookup_tokens=speculation.num_prompt_lookup_tokens,
+            num_accepted_prompt_lookup_tokens=speculation.num_accepted_prompt_lookup_tokens,
         ),
         timings=Timings(
             first_token_ms=timings.first_token_ms,

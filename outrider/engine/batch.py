@@ -96,8 +96,8 @@ def pack(feeds: Sequence[Feed]) -> PackedBatch:
         batch.sessions.append(SessionSpan(first_token, len(batch.token_ids), len(batch.blocks), num_cells))
         batch.blocks += slot.blocks
         batch.block_cells = slot.block_cells
-        batch.limits += [cell + 1 for cell in feed.cells[: feed.num_trunk]]
-        batch.path_offsets += [len(batch.path_cells)] * feed.num_trunk
+        batch.limits += [cell + 1 for cell in feed.cells[: feed.num_prefix]]
+        batch.path_offsets += [len(batch.path_cells)] * feed.num_prefix
         batch.limits += [len(feed.job.line)] * len(feed.paths)
         for path in feed.paths:
             batch.path_cells += path

@@ -203,7 +203,7 @@ class Engine:
         computing: set[BlockKey] = set()
         for job in jobs:
             feeds.append(plan(job, max(max_line_tokens, 0), computing))
-            max_line_tokens -= feeds[-1].num_trunk
+            max_line_tokens -= feeds[-1].num_prefix
         self._model.move([Move(*feed.job.slot.places(move)) for feed in feeds for move in feed.moves])
         batch = pack(feeds)
         if batch.token_ids:

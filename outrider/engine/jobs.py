@@ -40,9 +40,9 @@ class Feed:
     positions: list[int] = field(default_factory=list)
     cells: list[int] = field(default_factory=list)
     """Within the slot."""
-    num_trunk: int = 0
+    num_prefix: int = 0
     """How many of the fed tokens belong to the line; they come first."""
-    num_new_trunk: int = 0
+    num_new_prefix: int = 0
     """How many of those the slot did not hold."""
     nodes: list[tuple[int, TreeCell]] = field(default_factory=list)
     """Cells and contents of the fed tree nodes, in the order of their tokens."""
@@ -66,13 +66,13 @@ def plan(job: Job, max_tokens: int, computing: set[BlockKey] | None = None) -> F
     """
     slot, line = job.slot, job.line
     feed = Feed(job, slot.align(line))
-    num_held = len(slot.trunk)
+    num_held = len(slot.cached_prefix)
     computing = set() if computing is None else computing
     key = slot.next_key(line) if num_held < len(line) else None
     if key in computing and slot.has_only_published:
         max_tokens = 0
     end = min(len(line), num_held + max_tokens)
-    feed.num_new_trunk = end - num_held
+    feed.num_new_prefix = end - num_held
     feed.complete = end == len(line)
     if end == num_held < len(line):
         return feed
@@ -84,7 +84,7 @@ def plan(job: Job, max_tokens: int, computing: set[BlockKey] | None = None) -> F
     feed.token_ids.extend(line[first:end])
     feed.positions.extend(range(first, end))
     feed.cells.extend(range(first, end))
-    feed.num_trunk = end - first
+    feed.num_prefix = end - first
     if feed.complete:
         _plan_nodes(feed)
     end_cell = max(feed.cells, default=-1) + 1
@@ -105,7 +105,7 @@ def _plan_nodes(feed: Feed) -> None:
     # By node; one place more, where LINE_END finds the line's last token.
     node_cells = [tip] * (len(job.token_ids) + 1)
     paths: list[list[int]] = [[]] * len(node_cells)
-    row_of: dict[int, int] = {LINE_END: feed.num_trunk - 1}
+    row_of: dict[int, int] = {LINE_END: feed.num_prefix - 1}
     for node, (parent, token_id) in enumerate(zip(job.parents, job.token_ids, strict=True)):
         parent_cell = node_cells[parent]
         held_cell = slot.find(parent_cell, token_id)
@@ -126,7 +126,7 @@ def _plan_nodes(feed: Feed) -> None:
 def settle(feed: Feed) -> None:
     """Notes in the slot what a successful pass has fed."""
     slot = feed.job.slot
-    slot.trunk.extend(feed.token_ids[feed.num_trunk - feed.num_new_trunk : feed.num_trunk])
+    slot.cached_prefix.extend(feed.token_ids[feed.num_prefix - feed.num_new_prefix : feed.num_prefix])
     for cell, content in feed.nodes:
         slot.hold(cell, content)
     slot.settle()

@@ -21,7 +21,7 @@ DURATION_BUCKETS: Final = (
 _LOAD_GAUGES: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], int]]]] = (
     (names.METRIC_WORKER_SESSIONS, "{session}", "Sessions with room", lambda load: load.num_sessions),
     (names.METRIC_WORKER_QUEUED, "{session}", "Sessions that wait for room", lambda load: load.num_queued),
-    (names.METRIC_WORKER_UNREAD_TOKENS, "{token}", "Tokens still to be read", lambda load: load.num_queued_tokens),
+    (names.METRIC_WORKER_UNCOMPUTED_TOKENS, "{token}", "Tokens still to be read", lambda load: load.num_queued_tokens),
     (names.METRIC_WORKER_KV_TOKENS, "{token}", "Room for keys and values", lambda load: load.num_kv_tokens),
     (names.METRIC_WORKER_FREE_KV_TOKENS, "{token}", "Such room that is free", lambda load: load.num_free_kv_tokens),
 )
@@ -48,11 +48,13 @@ class Instruments:
         self._accepted_tokens = meter.create_counter(
             names.METRIC_ACCEPTED_TOKENS, "{token}", "Draft tokens that the target accepted"
         )
-        self._looked_up_tokens = meter.create_counter(
-            names.METRIC_LOOKED_UP_TOKENS, "{token}", "Draft tokens among those scored that the verifier had looked up"
+        self._prompt_lookup_tokens = meter.create_counter(
+            names.METRIC_PROMPT_LOOKUP_TOKENS,
+            "{token}",
+            "Draft tokens among those scored that the verifier had looked up",
         )
-        self._accepted_looked_up_tokens = meter.create_counter(
-            names.METRIC_ACCEPTED_LOOKED_UP_TOKENS, "{token}", "Those of them that the target accepted"
+        self._accepted_prompt_lookup_tokens = meter.create_counter(
+            names.METRIC_ACCEPTED_PROMPT_LOOKUP_TOKENS, "{token}", "Those of them that the target accepted"
         )
         self._rollbacks = meter.create_counter(
             names.METRIC_ROLLBACKS, "{rollback}", "Verdicts that voided the drafter's guesses"
@@ -60,8 +62,8 @@ class Instruments:
         self._rejections = meter.create_counter(
             names.METRIC_REJECTIONS, "{verdict}", "Verdicts whose next token was recovered after a rejection"
         )
-        self._outcome_hits = meter.create_counter(
-            names.METRIC_OUTCOME_HITS, "{verdict}", "Rejections whose recovered token had been drafted already"
+        self._recovered_token_hits = meter.create_counter(
+            names.METRIC_RECOVERED_TOKEN_HITS, "{verdict}", "Rejections whose recovered token had been drafted already"
         )
         self._bonuses = meter.create_counter(
             names.METRIC_BONUSES, "{verdict}", "Verdicts whose next token was a bonus after a path accepted to its end"
@@ -98,11 +100,11 @@ class Instruments:
         """Adds what speculation did in one request, once, when the request has ended."""
         self._draft_tokens.add(statistics.num_draft_tokens)
         self._accepted_tokens.add(statistics.num_accepted_tokens)
-        self._looked_up_tokens.add(statistics.num_looked_up_tokens)
-        self._accepted_looked_up_tokens.add(statistics.num_accepted_looked_up_tokens)
+        self._prompt_lookup_tokens.add(statistics.num_prompt_lookup_tokens)
+        self._accepted_prompt_lookup_tokens.add(statistics.num_accepted_prompt_lookup_tokens)
         self._rollbacks.add(statistics.num_rollbacks)
         self._rejections.add(statistics.num_rejections)
-        self._outcome_hits.add(statistics.num_outcome_hits)
+        self._recovered_token_hits.add(statistics.num_recovered_token_hits)
         self._bonuses.add(statistics.num_bonuses)
         self._bonus_hits.add(statistics.num_bonus_hits)
         self._stale_nodes.add(statistics.num_stale_nodes)

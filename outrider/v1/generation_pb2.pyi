@@ -153,7 +153,7 @@ class Usage(_message.Message):
     def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class SpeculationStatistics(_message.Message):
-    __slots__ = ("num_rounds", "num_draft_tokens", "num_accepted_tokens", "num_rollbacks", "num_drafted_nodes", "num_stale_nodes", "acceptance_length", "acceptance_histogram", "num_rejections", "num_outcome_hits", "num_bonuses", "num_bonus_hits", "num_looked_up_tokens", "num_accepted_looked_up_tokens")
+    __slots__ = ("num_rounds", "num_draft_tokens", "num_accepted_tokens", "num_rollbacks", "num_drafted_nodes", "num_stale_nodes", "acceptance_length", "acceptance_histogram", "num_rejections", "num_recovered_token_hits", "num_bonuses", "num_bonus_hits", "num_prompt_lookup_tokens", "num_accepted_prompt_lookup_tokens")
     NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -163,11 +163,11 @@ class SpeculationStatistics(_message.Message):
     ACCEPTANCE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     ACCEPTANCE_HISTOGRAM_FIELD_NUMBER: _ClassVar[int]
     NUM_REJECTIONS_FIELD_NUMBER: _ClassVar[int]
-    NUM_OUTCOME_HITS_FIELD_NUMBER: _ClassVar[int]
+    NUM_RECOVERED_TOKEN_HITS_FIELD_NUMBER: _ClassVar[int]
     NUM_BONUSES_FIELD_NUMBER: _ClassVar[int]
     NUM_BONUS_HITS_FIELD_NUMBER: _ClassVar[int]
-    NUM_LOOKED_UP_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    NUM_ACCEPTED_LOOKED_UP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_LOOKUP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_PROMPT_LOOKUP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_rounds: int
     num_draft_tokens: int
     num_accepted_tokens: int
@@ -177,12 +177,12 @@ class SpeculationStatistics(_message.Message):
     acceptance_length: float
     acceptance_histogram: _containers.RepeatedScalarFieldContainer[int]
     num_rejections: int
-    num_outcome_hits: int
+    num_recovered_token_hits: int
     num_bonuses: int
     num_bonus_hits: int
-    num_looked_up_tokens: int
-    num_accepted_looked_up_tokens: int
-    def __init__(self, num_rounds: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., num_rollbacks: _Optional[int] = ..., num_drafted_nodes: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., acceptance_length: _Optional[float] = ..., acceptance_histogram: _Optional[_Iterable[int]] = ..., num_rejections: _Optional[int] = ..., num_outcome_hits: _Optional[int] = ..., num_bonuses: _Optional[int] = ..., num_bonus_hits: _Optional[int] = ..., num_looked_up_tokens: _Optional[int] = ..., num_accepted_looked_up_tokens: _Optional[int] = ...) -> None: ...
+    num_prompt_lookup_tokens: int
+    num_accepted_prompt_lookup_tokens: int
+    def __init__(self, num_rounds: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., num_rollbacks: _Optional[int] = ..., num_drafted_nodes: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., acceptance_length: _Optional[float] = ..., acceptance_histogram: _Optional[_Iterable[int]] = ..., num_rejections: _Optional[int] = ..., num_recovered_token_hits: _Optional[int] = ..., num_bonuses: _Optional[int] = ..., num_bonus_hits: _Optional[int] = ..., num_prompt_lookup_tokens: _Optional[int] = ..., num_accepted_prompt_lookup_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("first_token_ms", "total_ms", "verify_ms", "verify_wait_ms", "draft_ms")

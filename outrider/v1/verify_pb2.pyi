@@ -66,7 +66,7 @@ class VerifyOpened(_message.Message):
     def __init__(self, num_line_tokens: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("position", "token_ids", "num_accepted", "num_draft_tokens", "num_stale_nodes", "verify_ms", "wait_ms", "logprobs", "bonus", "chance_min", "num_cached_tokens", "num_looked_up", "num_looked_up_accepted")
+    __slots__ = ("position", "token_ids", "num_accepted", "num_draft_tokens", "num_stale_nodes", "verify_ms", "wait_ms", "logprobs", "bonus", "probability_min", "num_cached_tokens", "num_prompt_lookup", "num_accepted_prompt_lookup")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -76,10 +76,10 @@ class Verdict(_message.Message):
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     BONUS_FIELD_NUMBER: _ClassVar[int]
-    CHANCE_MIN_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_MIN_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    NUM_LOOKED_UP_FIELD_NUMBER: _ClassVar[int]
-    NUM_LOOKED_UP_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_PROMPT_LOOKUP_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_accepted: int
@@ -89,11 +89,11 @@ class Verdict(_message.Message):
     wait_ms: float
     logprobs: _containers.RepeatedCompositeFieldContainer[_common_pb2.TokenLogprobs]
     bonus: bool
-    chance_min: float
+    probability_min: float
     num_cached_tokens: int
-    num_looked_up: int
-    num_looked_up_accepted: int
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_accepted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., bonus: _Optional[bool] = ..., chance_min: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., num_looked_up: _Optional[int] = ..., num_looked_up_accepted: _Optional[int] = ...) -> None: ...
+    num_prompt_lookup: int
+    num_accepted_prompt_lookup: int
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_accepted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., bonus: _Optional[bool] = ..., probability_min: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., num_prompt_lookup: _Optional[int] = ..., num_accepted_prompt_lookup: _Optional[int] = ...) -> None: ...
 
 class VerifyFinished(_message.Message):
     __slots__ = ("reason",)

@@ -15,8 +15,8 @@ from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import EOF
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2
+from outrider.worker.admission import Admission
 from outrider.worker.load import LoadBoard
-from outrider.worker.roster import Roster
 from outrider.worker.startup import LoadedModel, report
 
 OpeningT = TypeVar("OpeningT")
@@ -26,7 +26,7 @@ class ModelWorker(Worker, Protocol):
     """What the device thread drives here."""
 
     @property
-    def roster(self) -> Roster[Any]: ...
+    def admission(self) -> Admission[Any]: ...
 
     def relearn(self) -> None:
         """Measures the time of steps anew: another forward pass is in use."""
@@ -50,10 +50,10 @@ class ModelServicer:
         self, loaded: LoadedModel, worker: ModelWorker, on_death: Callable[[BaseException], None]
     ) -> DeviceThread:
         """From now on serves `loaded` by `worker`. Returns the device thread, not started yet."""
-        read_load = partial(worker.roster.load, loaded.info.instance_id)
+        read_load = partial(worker.admission.load, loaded.info.instance_id)
         self._worker = worker
         self._board = LoadBoard(read_load)
-        worker.roster.on_change = self._board.touch
+        worker.admission.on_change = self._board.touch
         self._telemetry.instruments.observe_load(read_load, model=loaded.info.name)
         self._device = DeviceThread(worker, on_death, loaded.engine.device)
         self._loaded = loaded
@@ -61,11 +61,11 @@ class ModelServicer:
 
     def adopt(self, package: Path) -> None:
         """See `WorkerServicer.adopt`."""
-        roster = self._worker.roster
-        roster.engine.adopt(package)
+        admission = self._worker.admission
+        admission.engine.adopt(package)
         self._worker.relearn()
-        if not roster.sessions:
-            report(roster.engine)
+        if not admission.sessions:
+            report(admission.engine)
 
     def drain(self) -> None:
         """See `WorkerServicer.drain`."""

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from bench.micro.evidence import Evidence, gather, information, show
 from bench.simulate.replay import write
-from outrider.core.estimate.confidence import CLAIM_CHANCES, Ngram, ngram_cell
+from outrider.core.estimate.confidence import CLAIM_PROBABILITIES, Ngram, ngram_bin
 from outrider.engine.engine import Engine
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
@@ -25,7 +25,7 @@ def engine() -> Engine:
 
 
 def said(evidence: Evidence, said: Ngram, *, right: bool) -> int:
-    return sum(evidence.by_cell[ngram_cell(said, chance), right] for chance in CLAIM_CHANCES)
+    return sum(evidence.by_cell[ngram_bin(said, probability), right] for probability in CLAIM_PROBABILITIES)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -62,7 +62,7 @@ def test_tables_say_how_often_and_of_how_many() -> None:
     evidence = Evidence()
     evidence.num_places = 4
     evidence.holding["one of the two"] = 3
-    evidence.by_cell.update({(ngram_cell(Ngram.NAMED, 0.25), True): 1, (ngram_cell(Ngram.NAMED, 0.25), False): 3})
+    evidence.by_cell.update({(ngram_bin(Ngram.NAMED, 0.25), True): 1, (ngram_bin(Ngram.NAMED, 0.25), False): 3})
     console = Console(record=True, width=118, file=io.StringIO())
     show({0.8: evidence}, console)
     lines = [line.split() for line in console.export_text().splitlines()]

@@ -56,11 +56,11 @@ def test_in_turn_takes_what_leviathans_formula_says(
 ) -> None:
     """Equation 1, with a message each way; the rest is the scatter of 3000 tokens' guesses."""
     outcome = run(
-        ("in_turn", lookahead),
+        ("synchronous", lookahead),
         Point(alpha=alpha, draft_step=draft_step, delay=delay),
         RIVALS,
     )
-    assert outcome.time_per_token == pytest.approx(theory.in_turn(alpha, draft_step, lookahead, delay), rel=0.05)
+    assert outcome.time_per_token == pytest.approx(theory.synchronous(alpha, draft_step, lookahead, delay), rel=0.05)
     assert outcome.acceptance_length == pytest.approx(theory.expected_tokens(alpha, lookahead), rel=0.05)
     assert outcome.overlap < 0.01
 

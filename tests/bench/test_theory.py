@@ -18,7 +18,7 @@ def test_best_in_turn(alpha: float, draft_step: float, delay: float, speed_up: f
 def test_limits() -> None:
     assert theory.expected_tokens(1.0, 4) == 5.0
     assert theory.expected_tokens(0.0, 4) == 1.0
-    assert theory.in_turn(0.0, 0.5, 2) == 2.0
+    assert theory.synchronous(0.0, 0.5, 2) == 2.0
     assert theory.pearl(1.0, 0.25, 4) == pytest.approx(0.25)
     assert theory.pearl(0.0, 0.25, 4) == pytest.approx(1.0)
     assert theory.chain_bound(0.9, 0.35) == 0.35

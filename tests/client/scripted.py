@@ -68,11 +68,11 @@ def finished(
                 acceptance_length=2.0,
                 acceptance_histogram=[1, 2],
                 num_rejections=2,
-                num_outcome_hits=1,
+                num_recovered_token_hits=1,
                 num_bonuses=1,
                 num_bonus_hits=0,
-                num_looked_up_tokens=5,
-                num_accepted_looked_up_tokens=1,
+                num_prompt_lookup_tokens=5,
+                num_accepted_prompt_lookup_tokens=1,
             ),
             timings=pb.Timings(
                 first_token_ms=40.0, total_ms=total_ms, verify_ms=300.0, verify_wait_ms=20.0, draft_ms=100.0

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.core.verify.selection import most_probable
-from outrider.core.verify.session import VerifyKnowledge, VerifySession
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 
 EOS, STOP = 90, 91
 
@@ -20,7 +20,7 @@ def verify_session(
     max_draft_tokens: int = 8,
     max_length: int = 100,
     ignore_eos: bool = False,
-    knowledge: VerifyKnowledge | None = None,
+    estimates: VerifyEstimates | None = None,
     line: Sequence[int] = (7, 8, 9),
     ngrams: bool = False,
 ) -> VerifySession:
@@ -39,15 +39,15 @@ def verify_session(
         vocab_size=100,
         eos_token_ids=[EOS],
         max_live_nodes=20,
-        knowledge=knowledge,
+        estimates=estimates,
         ngrams=NgramTable() if ngrams else None,
     )
 
 
-def chain_window(*token_ids: int, first_id: int = 1, base: int = 2, log_prob: float = -0.1) -> Window:
+def chain_window(*token_ids: int, first_id: int = 1, base: int = 2, log_prob: float = -0.1) -> DraftWindow:
     """A chain below the committed token at `base`, each of whose tokens is claimed to be right with that chance."""
     parent_ids = [0, *range(first_id, first_id + len(token_ids) - 1)][: len(token_ids)]
-    return Window(base, first_id, parent_ids, token_ids, [log_prob] * len(token_ids))
+    return DraftWindow(base, first_id, parent_ids, token_ids, [log_prob] * len(token_ids))
 
 
 def choose(session: VerifySession) -> list[Node]:
@@ -67,18 +67,18 @@ def slow_verifier(
     *,
     coverage: float,
     first_draft: float,
-    knowledge: VerifyKnowledge | None = None,
+    estimates: VerifyEstimates | None = None,
     line: Sequence[int] = (7, 8, 9),
     ngrams: bool = False,
 ) -> VerifySession:
     """After some experience: a step takes a second, drafts come `first_draft` later or keep coming, level by level."""
-    knowledge = knowledge or VerifyKnowledge()
-    knowledge.curve.observe(1, 1.0)
-    _, patience = knowledge.of(greedy=True)
+    estimates = estimates or VerifyEstimates()
+    estimates.curve.observe(1, 1.0)
+    _, draft_wait = estimates.of(greedy=True)
     for _ in range(20):
-        patience.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
-        patience.observe_first_draft(first_draft)
-        patience.observe_levels(1, first_draft)
-    session = verify_session(knowledge=knowledge, line=line, ngrams=ngrams)
+        draft_wait.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
+        draft_wait.observe_first_draft(first_draft)
+        draft_wait.observe_levels(1, first_draft)
+    session = verify_session(estimates=estimates, line=line, ngrams=ngrams)
     session.decide([], [1], now=10.0)
     return session

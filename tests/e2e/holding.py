@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from outrider.core.coordinate.session import Command, Session
-from outrider.core.protocol.messages import Window
+from outrider.core.protocol.messages import DraftWindow
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 
@@ -42,7 +42,7 @@ class Watched:
         """Set when a drafter is known to be lost."""
         on_drafted, on_drafter_lost = Session.on_drafted, Session.on_drafter_lost
 
-        def noting_guesses(session: Session, window: Window) -> list[Command]:
+        def noting_guesses(session: Session, window: DraftWindow) -> list[Command]:
             self.guessed.set()
             return on_drafted(session, window)
 

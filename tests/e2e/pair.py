@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from draft_service.drafter import Drafter, Drafting
 from outrider.core.coordinate.session import CloseDrafter, Command, Emit, Finish, SendToDrafter, SendToVerifier, Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
-from outrider.core.protocol.messages import DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftOpen, DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
@@ -138,7 +138,7 @@ class Pair:
     async def _relay(self, session: Session, verification: Verification, drafting: Drafting) -> None:
         self._draft_thread.submit(partial(self._drafter.open, drafting))
         while (stamped := await drafting.outbox.take()) is not None:
-            if isinstance(stamped.event, Window):
+            if isinstance(stamped.event, DraftWindow):
                 self._obey(session.on_drafted(stamped.event), verification, drafting)
 
     def _obey(self, commands: Iterable[Command], verification: Verification, drafting: Drafting) -> None:

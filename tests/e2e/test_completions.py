@@ -17,7 +17,7 @@ from coordinator.generation import Generation
 from outrider.client import FinishReason, GenerationMode, Started, Token, Tokens, gather
 from outrider.core.coordinate.session import Command, Session
 from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, StepFailedError
-from outrider.core.protocol.messages import VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams, completion_seed
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import check_verify_open
@@ -243,7 +243,7 @@ class Widths(Session):
 
     seen: list[int] = []  # noqa: RUF012
 
-    def on_drafted(self, window: Window) -> list[Command]:
+    def on_drafted(self, window: DraftWindow) -> list[Command]:
         commands = super().on_drafted(window)
         nodes: list[Node] = [self.tree.root, *self.tree.live_nodes()]
         Widths.seen.append(max(len(node.children) for node in nodes))

@@ -36,8 +36,8 @@ async def alone() -> AsyncIterator[Stack]:
 
 def speculation(answer: Answer) -> Speculation:
     found = answer.finished.speculation
-    assert 0 <= found.num_accepted_looked_up_tokens <= found.num_looked_up_tokens <= found.num_draft_tokens
-    assert found.num_accepted_looked_up_tokens <= found.num_accepted_tokens
+    assert 0 <= found.num_accepted_prompt_lookup_tokens <= found.num_prompt_lookup_tokens <= found.num_draft_tokens
+    assert found.num_accepted_prompt_lookup_tokens <= found.num_accepted_tokens
     return found
 
 
@@ -52,8 +52,8 @@ async def test_without_a_drafter_the_text_is_the_targets_in_fewer_rounds(
     assert answer.token_ids == plain.token_ids
     assert answer.finished.mode is GenerationMode.TARGET_ONLY
     found = speculation(answer)
-    assert found.num_looked_up_tokens == found.num_draft_tokens
-    assert found.num_accepted_looked_up_tokens == found.num_accepted_tokens > 0
+    assert found.num_prompt_lookup_tokens == found.num_draft_tokens
+    assert found.num_accepted_prompt_lookup_tokens == found.num_accepted_tokens > 0
     assert found.num_drafted_nodes == 0
 
 
@@ -68,7 +68,7 @@ async def test_beside_a_drafter_both_kinds_of_guesses_are_told_apart(alone: Stac
     assert answer.token_ids == plain.token_ids
     found = speculation(answer)
     assert answer.finished.mode is GenerationMode.SPECULATIVE
-    assert 0 < found.num_looked_up_tokens <= found.num_draft_tokens
+    assert 0 < found.num_prompt_lookup_tokens <= found.num_draft_tokens
 
 
 async def test_a_request_that_allows_no_draft_tokens_is_the_targets_alone(alone: Stack) -> None:
@@ -93,7 +93,7 @@ async def test_a_table_of_more_token_ids_than_the_model_has_is_refused_in_words(
     info = bundled("target").info
     table = ngram_tables(config, info)
     assert table is not None
-    assert table().chances(0) == {}
+    assert table().probabilities(0) == {}
     with pytest.raises(UnsupportedModelError, match=f"of which '{info.name}' knows 4095"):
         ngram_tables(config, info._replace(vocab_size=info.vocab_size - 1))
     assert ngram_tables(VerifyConfig(model="target", ngram="off", ngram_table=str(path)), info) is None

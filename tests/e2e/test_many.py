@@ -65,8 +65,8 @@ async def services(
 
 def mixed_requests() -> Iterator[tuple[list[int], dict[str, Any]]]:
     """Prompts of different lengths, some with a beginning in common, asked for in every way that there is."""
-    chance = random.Random(4)
-    common = [chance.randrange(1, VOCAB_SIZE) for _ in range(80)]
+    probability = random.Random(4)
+    common = [probability.randrange(1, VOCAB_SIZE) for _ in range(80)]
     ways: list[dict[str, Any]] = [
         {},
         {"sampling": SamplingParams(temperature=0.8, top_p=0.9)},
@@ -79,11 +79,11 @@ def mixed_requests() -> Iterator[tuple[list[int], dict[str, Any]]]:
         {"num_logprobs": 0, "stop_token_ids": [*range(5, 15)], "num_completions": 2},
     ]
     for number in range(NUM_REQUESTS):
-        arguments = {**ways[number % len(ways)], "max_tokens": chance.randrange(8, 48)}
+        arguments = {**ways[number % len(ways)], "max_tokens": probability.randrange(8, 48)}
         if "sampling" in arguments:
-            arguments["sampling"] = replace(arguments["sampling"], seed=chance.randrange(2**64))
-        own = [chance.randrange(1, VOCAB_SIZE) for _ in range(chance.randrange(1, 40))]
-        yield common[: chance.choice((0, 16, 33, 80))] + own, arguments
+            arguments["sampling"] = replace(arguments["sampling"], seed=probability.randrange(2**64))
+        own = [probability.randrange(1, VOCAB_SIZE) for _ in range(probability.randrange(1, 40))]
+        yield common[: probability.choice((0, 16, 33, 80))] + own, arguments
 
 
 def told(answer: Answer) -> tuple[object, ...]:

@@ -19,7 +19,7 @@ from draft_service.ngram_drafter import NgramDrafting
 from draft_service.ngram_servicer import NgramServicer
 from draft_service.servicer import DraftServicer
 from outrider.client import GenerationMode
-from outrider.core.draft.session import DraftKnowledge
+from outrider.core.draft.session import DraftEstimates
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import (
     ModelMismatchError,
@@ -28,7 +28,7 @@ from outrider.core.protocol.errors import (
     SlotsExhaustedError,
     UnsupportedModelError,
 )
-from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
@@ -193,7 +193,7 @@ async def test_a_stream_by_hand_uses_its_credit_and_ends() -> None:
         events = [wire.decode_draft_event(message) async for message in stream]
         assert await stream.code() is grpc.StatusCode.OK
     assert events[0] == Opened(6)
-    windows = [event for event in events[1:] if isinstance(event, Window)]
+    windows = [event for event in events[1:] if isinstance(event, DraftWindow)]
     assert windows[0].token_ids[:4] == [3, 4, 1, 2]
     assert [(window.base, len(window.token_ids)) for window in windows] == [(5, 8), (7, 2)]
 
@@ -250,7 +250,7 @@ async def test_a_session_too_many_is_refused_until_one_ends() -> None:
 
 
 def test_guesses_follow_what_is_committed() -> None:
-    session = NgramDrafting(opening(), DraftKnowledge(), None)
+    session = NgramDrafting(opening(), DraftEstimates(), None)
     first = session.draft()
     assert first is not None
     assert list(first.token_ids) == [3, 4, 1, 2, 3, 4, 1, 2]
@@ -266,7 +266,7 @@ def test_guesses_follow_what_is_committed() -> None:
 def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
     file = table(tmp_path)
     session = NgramDrafting(
-        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3), DraftKnowledge(), file.table
+        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3), DraftEstimates(), file.table
     )
     window = session.draft()
     assert window is not None

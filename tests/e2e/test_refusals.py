@@ -27,7 +27,7 @@ from outrider.core.protocol.errors import (
     SlotsExhaustedError,
     UnsupportedModelError,
 )
-from outrider.core.protocol.messages import DraftOpen, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftOpen, DraftWindow, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
@@ -191,7 +191,7 @@ def commit(position: int, *token_ids: int) -> draft_pb2.DraftCommand:
 
 def drafted(**fields: Any) -> VerifyCommand:
     window = {"base": 2, "first_id": 1, "parent_ids": [0], "token_ids": [5], "log_probs": [-0.5], **fields}
-    return wire.encode_verify_command(Window(**window))
+    return wire.encode_verify_command(DraftWindow(**window))
 
 
 async def refused(call: grpc.aio.StreamStreamCall, commands: list[Any], error: type[OutriderError]) -> None:
@@ -235,7 +235,7 @@ async def test_a_bad_draft_stream_ends_alone(drafter: RunningWorker, name: str) 
         num_nodes = 0
         while num_nodes < 4:
             event = wire.decode_draft_event(await neighbour.read())
-            num_nodes += len(event) if isinstance(event, Window) else 0
+            num_nodes += len(event) if isinstance(event, DraftWindow) else 0
         neighbour.cancel()
 
 

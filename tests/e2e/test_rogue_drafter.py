@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from outrider.client import GenerationMode
-from outrider.core.protocol.messages import ModelInfo, Opened, Window
+from outrider.core.protocol.messages import DraftWindow, ModelInfo, Opened
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.server import Server, Service
@@ -29,7 +29,7 @@ SAMPLED = SamplingParams(temperature=0.9, seed=4)
 class RogueDrafter(draft_pb2_grpc.DraftServiceServicer):
     """Says that it is a fitting drafter, and sends what it was given."""
 
-    def __init__(self, info: ModelInfo, windows: Sequence[Window]) -> None:
+    def __init__(self, info: ModelInfo, windows: Sequence[DraftWindow]) -> None:
         self._info = info
         self._windows = windows
 
@@ -47,7 +47,7 @@ class RogueDrafter(draft_pb2_grpc.DraftServiceServicer):
 
 
 @asynccontextmanager
-async def rogue(info: ModelInfo, windows: Sequence[Window]) -> AsyncIterator[str]:
+async def rogue(info: ModelInfo, windows: Sequence[DraftWindow]) -> AsyncIterator[str]:
     servicer = RogueDrafter(info, windows)
     add = draft_pb2_grpc.add_DraftServiceServicer_to_server
     server = Server(Service("outrider.v1.DraftService", add, servicer))
@@ -59,8 +59,10 @@ async def rogue(info: ModelInfo, windows: Sequence[Window]) -> AsyncIterator[str
         await server.stop(None)
 
 
-def window(**changes: Any) -> Window:
-    return Window(**{"base": 2, "first_id": 1, "parent_ids": [0], "token_ids": [5], "log_probs": [-0.5], **changes})
+def window(**changes: Any) -> DraftWindow:
+    return DraftWindow(
+        **{"base": 2, "first_id": 1, "parent_ids": [0], "token_ids": [5], "log_probs": [-0.5], **changes}
+    )
 
 
 NONSENSE = {

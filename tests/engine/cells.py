@@ -48,7 +48,7 @@ class Cells:
 
     def _write_tokens(self, feed: Feed) -> None:
         slot = feed.job.slot
-        parent_cells = [cell - 1 for cell in feed.cells[: feed.num_trunk]]
+        parent_cells = [cell - 1 for cell in feed.cells[: feed.num_prefix]]
         parent_cells += [content.parent_cell for _, content in feed.nodes]
         assert len(set(feed.cells)) == len(feed.cells)
         for token_id, position, cell, parent_cell in zip(
@@ -60,7 +60,7 @@ class Cells:
 
     def _check(self, feed: Feed) -> None:
         slot, line = feed.job.slot, feed.job.line
-        num_fed = len(slot.trunk) + feed.num_new_trunk
+        num_fed = len(slot.cached_prefix) + feed.num_new_prefix
         assert [self.text(slot, cell) for cell in range(num_fed)] == [tuple(line[: end + 1]) for end in range(num_fed)]
         for cell, content in (slot.cells | dict(feed.nodes)).items():
             assert self.text(slot, cell) == (*self.text(slot, content.parent_cell), content.token_id)

@@ -252,7 +252,7 @@ def a_session_that_had_to_forget_goes_on(rig: Rig) -> None:
     slot, line = rig.engine.acquire(), random_line(2 * blocks.block_cells + 8, seed=1)
     before = _run_to_the_end(rig, forked(slot, line))
     rig.engine.forget(slot)
-    assert (slot.blocks, slot.trunk, slot.cells) == ([], [], {})
+    assert (slot.blocks, slot.cached_prefix, slot.cells) == ([], [], {})
     assert blocks.num_available == blocks.num_blocks
     rig.close(rig.engine.step([forked(slot, line)]).logits, before)
     assert slot.num_cached_tokens == 2 * blocks.block_cells

@@ -129,11 +129,11 @@ def test_a_block_is_published_when_the_trunk_goes_beyond_it() -> None:
     again = fed(slot, line)  # writes the last cell of the block once more
     assert again.cells == [3]
     other = slots.acquire()
-    assert fed(other, line_of(6)).num_trunk == 6
+    assert fed(other, line_of(6)).num_prefix == 6
     slots.release(other)
     line.append(4)
     fed(slot, line)
-    assert fed(slots.acquire(), line_of(6)).num_trunk == 2
+    assert fed(slots.acquire(), line_of(6)).num_prefix == 2
 
 
 def test_what_two_slots_have_computed_at_once_is_kept_once() -> None:
@@ -154,7 +154,7 @@ def test_a_line_that_turns_off_in_a_published_block_takes_one_of_its_own() -> No
     before = list(slot.blocks)
     done = fed(slot, [*line_of(6), 90, 91])
     assert done.token_ids == [4, 5, 90, 91]
-    assert slot.trunk == [*line_of(6), 90, 91]
+    assert slot.cached_prefix == [*line_of(6), 90, 91]
     assert slot.blocks[0] == before[0]
     assert slot.blocks[1] != before[1]
     fed(slot, line_of(11))  # back to what stayed published
@@ -189,9 +189,9 @@ def test_a_slot_that_stands_apart_neither_finds_nor_is_found() -> None:
     slots = SlotPool(3, 40, pool)
     fed(slots.acquire(), line_of(5))
     apart = slots.acquire(shares=False)
-    assert fed(apart, line_of(9)).num_trunk == 9
+    assert fed(apart, line_of(9)).num_prefix == 9
     assert pool.num_tokens_asked == 5
-    assert fed(slots.acquire(), line_of(9)).num_trunk == 5
+    assert fed(slots.acquire(), line_of(9)).num_prefix == 5
 
 
 def test_one_job_of_a_step_computes_what_several_have_in_common() -> None:
@@ -202,7 +202,7 @@ def test_one_job_of_a_step_computes_what_several_have_in_common() -> None:
     for _ in range(2):
         computing: set[BlockKey] = set()
         feeds = [plan(job, PLENTY, computing) for job in jobs]
-        fed_tokens.append([feed.num_new_trunk for feed in feeds])
+        fed_tokens.append([feed.num_new_prefix for feed in feeds])
         for feed in feeds:
             settle(feed)
     assert fed_tokens == [[11, 0, 0, 9], [0, 3, 2, 0]]
@@ -215,7 +215,7 @@ def test_a_job_waits_for_another_as_long_as_that_takes_and_no_longer() -> None:
     for _ in range(4):
         computing: set[BlockKey] = set()
         feeds = [plan(leader, 7, computing), plan(follower, 7, computing)]
-        num_fed.append((feeds[0].num_new_trunk, feeds[1].num_new_trunk))
+        num_fed.append((feeds[0].num_new_prefix, feeds[1].num_new_prefix))
         for feed in feeds:
             settle(feed)
     assert num_fed == [(7, 0), (7, 0), (7, 0), (7, 2)]
@@ -238,7 +238,7 @@ def test_slots_that_have_begun_a_block_do_not_wait_for_each_other() -> None:
     for feed in [plan(job, 2) for job in jobs]:
         settle(feed)
     computing: set[BlockKey] = set()
-    assert [plan(job, 7, computing).num_new_trunk for job in jobs] == [7, 7]
+    assert [plan(job, 7, computing).num_new_prefix for job in jobs] == [7, 7]
 
 
 # --- how many blocks a job may still take ---
@@ -340,7 +340,7 @@ class Sharing(RuleBasedStateMachine):
         assert not (until_done and jobs), "jobs wait for each other"
         assert num_available - self.pool.num_available <= num_missing
         for slot, line in self.sessions:
-            if slot.trunk == line:
+            if slot.cached_prefix == line:
                 line.extend(self.rng.randrange(2) for _ in range(self.rng.randint(0, 4)) if len(line) < 30)
 
     def _run(self, jobs: list[Job], max_tokens: int) -> list[Job]:
@@ -349,7 +349,7 @@ class Sharing(RuleBasedStateMachine):
         feeds: list[Feed] = []
         for job in jobs:
             feeds.append(plan(job, max(max_tokens, 0), computing))
-            max_tokens -= feeds[-1].num_trunk
+            max_tokens -= feeds[-1].num_prefix
         for feed, texts in zip(feeds, self.cells.run(feeds), strict=True):
             job = feed.job
             if feed.complete:

@@ -160,7 +160,7 @@ def test_a_step_that_fails_half_way_leaves_no_trace() -> None:
     graphs._passes = dict.fromkeys(broken, fail)
     with pytest.raises(RuntimeError, match="half way"):
         rig.engine.step([Job(slot, line, [LINE_END], [3], wanted=[0])])
-    assert slot.trunk == []
+    assert slot.cached_prefix == []
     graphs._passes = broken
     logits = rig.engine.step([Job(slot, line, [LINE_END], [3], wanted=[0])]).logits
     assert tape.num_replays == 2

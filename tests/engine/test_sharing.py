@@ -141,11 +141,11 @@ def test_line_tokens_are_granted_in_the_order_of_the_jobs() -> None:
     jobs = [Job(engine.acquire(), line) for line in lines]
     fed = Fed(engine)
     assert engine.step(jobs, 10).num_rows == [1, None, None]
-    assert [len(job.slot.trunk) for job in jobs] == [4, 6, 0]
+    assert [len(job.slot.cached_prefix) for job in jobs] == [4, 6, 0]
     assert fed.num_tokens == [10]
     lines[0].append(3)
     assert engine.step([jobs[2], jobs[1], jobs[0]], 30).num_rows == [1, None, None]
-    assert [len(job.slot.trunk) for job in jobs] == [4, 6, 30]
+    assert [len(job.slot.cached_prefix) for job in jobs] == [4, 6, 30]
 
 
 def test_a_job_whose_line_is_held_needs_no_tokens_of_the_budget() -> None:
@@ -169,7 +169,7 @@ def test_nodes_move_even_where_a_job_is_fed_nothing() -> None:
     line.extend([5, 8, 9])
     long = Job(engine.acquire(), random_line(50, seed=2))
     assert engine.step([long, Job(slot, line)], 20).num_rows == [None, None]
-    assert slot.trunk == line[:-2]
+    assert slot.cached_prefix == line[:-2]
     rig.close(engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])
 
 

@@ -49,7 +49,7 @@ def slot_with_tree() -> tuple[Slot, list[int]]:
 
 def test_a_tree_stands_behind_its_line() -> None:
     slot, _ = slot_with_tree()
-    assert slot.trunk == [10, 11, 12]
+    assert slot.cached_prefix == [10, 11, 12]
     assert slot.cells == {
         3: TreeCell(2, 1, 3),
         4: TreeCell(2, 2, 3),
@@ -67,7 +67,7 @@ def test_a_node_that_stands_in_place_becomes_trunk_without_a_move() -> None:
     slot, line = slot_with_tree()
     line.append(1)
     assert slot.align(line) == []
-    assert slot.trunk == [10, 11, 12, 1]
+    assert slot.cached_prefix == [10, 11, 12, 1]
     assert slot.cells == {5: TreeCell(3, 3, 4), 6: TreeCell(5, 4, 5)}
 
 
@@ -84,7 +84,7 @@ def test_a_whole_path_is_promoted_at_once() -> None:
     slot, line = slot_with_tree()
     line.extend([1, 3, 4])
     assert slot.align(line) == [Move(5, 4), Move(6, 5)]
-    assert slot.trunk == line
+    assert slot.cached_prefix == line
     assert slot.cells == {}
     assert slot.end_cell == 6
 
@@ -105,11 +105,11 @@ def test_a_line_that_leaves_the_tree_keeps_the_path_so_far_and_drops_the_rest() 
     slot, line = slot_with_tree()
     line.extend([2, 99])
     assert slot.align(line) == [Move(4, 3)]
-    assert slot.trunk == [10, 11, 12, 2]
+    assert slot.cached_prefix == [10, 11, 12, 2]
     assert slot.cells == {}
     line.append(5)
     assert slot.align(line) == []
-    assert slot.trunk == [10, 11, 12, 2]
+    assert slot.cached_prefix == [10, 11, 12, 2]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_line_that_leaves_the_tree_keeps_the_path_so_far_and_drops_the_rest() 
 def test_a_contradiction_drops_everything_from_there_on(line: list[int], num_kept: int) -> None:
     slot, _ = slot_with_tree()
     assert slot.align(line) == []
-    assert slot.trunk == line[:num_kept]
+    assert slot.cached_prefix == line[:num_kept]
     assert slot.cells == {}
     assert slot.find(2, 1) is None
 
@@ -130,13 +130,13 @@ def test_the_same_line_in_another_list_keeps_everything() -> None:
     assert slot.align([*line]) == []
     assert slot.cells == held
     assert slot.align([*line, 1]) == []
-    assert slot.trunk == [*line, 1]
+    assert slot.cached_prefix == [*line, 1]
 
 
 def test_a_cleared_slot_holds_nothing() -> None:
     slot, line = slot_with_tree()
     slot.clear()
-    assert (slot.trunk, slot.cells, slot.end_cell) == ([], {}, 0)
+    assert (slot.cached_prefix, slot.cells, slot.end_cell) == ([], {}, 0)
     assert slot.find(2, 1) is None
     assert feed(slot, line).token_ids == line
 
@@ -167,8 +167,8 @@ def test_a_held_line_whose_logits_are_wanted_feeds_its_last_token_again() -> Non
     held = dict(slot.cells)
     done = feed(slot, line)
     assert (done.token_ids, done.positions, done.cells) == ([12], [2], [2])
-    assert (done.num_trunk, done.num_new_trunk, done.rows) == (1, 0, [0])
-    assert slot.trunk == line
+    assert (done.num_prefix, done.num_new_prefix, done.rows) == (1, 0, [0])
+    assert slot.cached_prefix == line
     assert slot.cells == held
 
 
@@ -189,7 +189,7 @@ def test_a_line_is_fed_in_chunks_and_its_tree_in_the_last() -> None:
         settle(part)
     last = plan(job, max_tokens=4)
     assert last.token_ids == [8, 9, 1, 2]
-    assert (last.complete, last.num_trunk, last.num_new_trunk, last.rows) == (True, 2, 2, [1, 3])
+    assert (last.complete, last.num_prefix, last.num_new_prefix, last.rows) == (True, 2, 2, [1, 3])
 
 
 def test_a_budget_that_is_just_enough_completes_the_line() -> None:
@@ -229,7 +229,7 @@ def test_slots_run_out_and_come_back_empty() -> None:
     pool.release(first)
     assert pool.num_free == 1
     assert pool.acquire() is first is not second
-    assert (first.trunk, first.cells) == ([], {})
+    assert (first.cached_prefix, first.cells) == ([], {})
 
 
 def test_the_longest_line_has_room_for_the_largest_tree_and_nothing_more() -> None:

@@ -42,11 +42,13 @@ def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
-_CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
+_CLOCKS_PROBABILITY_AND_IO = (
+    "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
+)
 
 LAYERS = {
     "outrider": _layer(),
-    "outrider.core": _layer(forbidden=_CLOCKS_CHANCE_AND_IO),
+    "outrider.core": _layer(forbidden=_CLOCKS_PROBABILITY_AND_IO),
     "outrider.engine": _layer("core", _ENGINE, forbidden="asyncio"),
     "outrider.settings": _layer(packages="pydantic pydantic_settings"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
 from coordinator.request import parse
-from outrider.core.protocol.messages import Commitment, DraftOpen, ModelInfo, VerifyOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, ModelInfo, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX, check_draft_open, check_verify_open
 from outrider.core.verify.session import VerifySession
 from outrider.rpc import wire
@@ -98,7 +98,7 @@ def _check_verify_session(messages: list[Message], tokenizer: Tokenizer) -> None
     assert opening.token_ids == tokenizer.encode("def main(").ids
     session = VerifySession(opening, vocab_size=BUNDLED.vocab_size, eos_token_ids=(), max_live_nodes=RUN_AHEAD_MAX)
     for window in windows:
-        assert isinstance(window, Window)
+        assert isinstance(window, DraftWindow)
         assert len(session.graft(window).added) == len(window)
     assert windows
 

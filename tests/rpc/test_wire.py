@@ -17,6 +17,7 @@ from outrider.core.protocol.messages import (
     NOT_TRACED,
     Commitment,
     DraftOpen,
+    DraftWindow,
     FinishReason,
     ModelInfo,
     Opened,
@@ -26,7 +27,6 @@ from outrider.core.protocol.messages import (
     Verdict,
     VerifyFinished,
     VerifyOpen,
-    Window,
 )
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
@@ -61,10 +61,10 @@ def token_logprobs() -> st.SearchStrategy[TokenLogprobs]:
     )
 
 
-def windows() -> st.SearchStrategy[Window]:
+def windows() -> st.SearchStrategy[DraftWindow]:
     nodes = st.lists(st.tuples(UINT32, UINT32, FLOAT32), max_size=8)
     return st.builds(
-        lambda base, first_id, nodes, draft_ms: Window(
+        lambda base, first_id, nodes, draft_ms: DraftWindow(
             base, first_id, [n[0] for n in nodes], [n[1] for n in nodes], [n[2] for n in nodes], draft_ms
         ),
         UINT32,
@@ -120,7 +120,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         num_draft_tokens=UINT32,
         bonus=st.booleans(),
         num_stale_nodes=UINT32,
-        chance_min=FLOAT32,
+        probability_min=FLOAT32,
         verify_ms=FLOAT32,
         wait_ms=FLOAT32,
         logprobs=st.lists(token_logprobs(), max_size=3).map(tuple),
@@ -194,7 +194,7 @@ def test_random_bytes_are_refused_or_decoded(
 
 
 @given(events=verify_opens() | windows(), cut=st.integers(0, 200), flipped=st.binary(min_size=1, max_size=4))
-def test_damaged_messages_are_refused_or_decoded(events: VerifyOpen | Window, cut: int, flipped: bytes) -> None:
+def test_damaged_messages_are_refused_or_decoded(events: VerifyOpen | DraftWindow, cut: int, flipped: bytes) -> None:
     raw = wire.encode_verify_command(events).SerializeToString()
     damaged = raw[:cut] + flipped + raw[cut + len(flipped) :]
     with contextlib.suppress(DecodeError, ProtocolViolationError):
@@ -255,7 +255,7 @@ def test_an_opening_without_sampling_or_trace_is_greedy_and_not_traced() -> None
 
 
 def test_no_protobuf_container_leaves_the_wire() -> None:
-    window = wire.decode_drafted(wire.encode_drafted(Window(1, 1, [0], [5], [-0.5])))
+    window = wire.decode_drafted(wire.encode_drafted(DraftWindow(1, 1, [0], [5], [-0.5])))
     assert (type(window.parent_ids), type(window.token_ids), type(window.log_probs)) == (list, list, list)
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from random import Random
 
 from outrider.core.draft.session import DraftSession
-from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import WINDOW_NODES_MAX
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
@@ -48,7 +48,7 @@ class HonestDrafter:
         """Whether there may be something to draft."""
         return not self._resting
 
-    def step(self) -> Window | None:
+    def step(self) -> DraftWindow | None:
         """Begins or ends a forward pass; commits may arrive in between. Returns a window when one is due."""
         if not self._in_hand:
             self._in_hand = take(self.session, self._rng.randint(1, 4))
@@ -61,7 +61,7 @@ class HonestDrafter:
             self.session.expand(node, *self._model.propose(place_after(self.session.line, node)))
         return self.flush() if self._rng.random() < 0.5 else None
 
-    def flush(self) -> Window | None:
+    def flush(self) -> DraftWindow | None:
         """Everything that has not been sent."""
         return self.session.take_window(DRAFT_MS)
 
@@ -93,12 +93,12 @@ class Babbler:
         """Whether it still has something to say."""
         return self._num_left > 0
 
-    def step(self) -> Window:
+    def step(self) -> DraftWindow:
         """The next window: mostly well-formed, with parents, places and tokens at random."""
         self._num_left -= 1
         rng = self._rng
         num_nodes = rng.randint(0, 6)
-        window = Window(
+        window = DraftWindow(
             base=rng.randrange(self._scenario.max_length),
             first_id=self._next_id,
             parent_ids=[rng.randrange(node_id) for node_id in range(self._next_id, self._next_id + num_nodes)],
@@ -115,21 +115,21 @@ class Babbler:
         """Does not care."""
 
 
-def break_window(window: Window, rng: Random) -> Window:
+def break_window(window: DraftWindow, rng: Random) -> DraftWindow:
     """The same window, which is not empty, with one breach of the protocol."""
     return rng.choice(BREACHES)(window, rng)
 
 
-def _with_token(token_id: int) -> Callable[[Window, Random], Window]:
+def _with_token(token_id: int) -> Callable[[DraftWindow, Random], DraftWindow]:
     return lambda window, rng: replace(window, token_ids=_replaced(window.token_ids, token_id, rng))
 
 
-def _with_log_prob(log_prob: float) -> Callable[[Window, Random], Window]:
+def _with_log_prob(log_prob: float) -> Callable[[DraftWindow, Random], DraftWindow]:
     return lambda window, rng: replace(window, log_probs=_replaced(window.log_probs, log_prob, rng))
 
 
-def _with_parent(offset: int) -> Callable[[Window, Random], Window]:
-    def breach(window: Window, rng: Random) -> Window:
+def _with_parent(offset: int) -> Callable[[DraftWindow, Random], DraftWindow]:
+    def breach(window: DraftWindow, rng: Random) -> DraftWindow:
         index = rng.randrange(len(window))
         parent_ids = list(window.parent_ids)
         parent_ids[index] = window.first_id + index + offset
@@ -138,7 +138,7 @@ def _with_parent(offset: int) -> Callable[[Window, Random], Window]:
     return breach
 
 
-def _oversized(window: Window, _: Random) -> Window:
+def _oversized(window: DraftWindow, _: Random) -> DraftWindow:
     num_nodes = WINDOW_NODES_MAX + 1
     return replace(
         window, parent_ids=[0] * num_nodes, token_ids=[window.token_ids[0]] * num_nodes, log_probs=[-1.0] * num_nodes
@@ -151,7 +151,7 @@ def _replaced(values: object, value: float, rng: Random) -> list[float]:
     return changed
 
 
-BREACHES: tuple[Callable[[Window, Random], Window], ...] = (
+BREACHES: tuple[Callable[[DraftWindow, Random], DraftWindow], ...] = (
     _with_token(-1),
     _with_token(2**31),
     _with_parent(0),

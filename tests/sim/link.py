@@ -6,9 +6,9 @@ from collections import deque
 from random import Random
 
 from outrider.core.coordinate.session import CloseDrafter, EndDrafts
-from outrider.core.protocol.messages import Commitment, Verdict, VerifyFinished, Window
+from outrider.core.protocol.messages import Commitment, DraftWindow, Verdict, VerifyFinished
 
-Message = Window | Commitment | Verdict | VerifyFinished | EndDrafts | CloseDrafter
+Message = DraftWindow | Commitment | Verdict | VerifyFinished | EndDrafts | CloseDrafter
 
 
 class Link:

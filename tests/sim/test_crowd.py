@@ -8,7 +8,7 @@ from functools import cache
 import pytest
 
 from outrider.core.schedule import batching_delay
-from outrider.core.schedule.batching_delay import Prospect
+from outrider.core.schedule.batching_delay import ReadyTime
 
 from .toys import ToyTarget
 from .virtual_crowd import CrowdOutcome, VirtualCrowd
@@ -92,14 +92,14 @@ def test_waiting_for_each_other_beats_going_as_soon_as_the_first_is_ready(
 ) -> None:
     gathered = run(num_sessions, GPU)[1]
 
-    def start_at_once(prospects: list[Prospect], now: float, step: float) -> float:
-        return max(min(prospect.ready_at for prospect in prospects), now)
+    def start_at_once(ready_times: list[ReadyTime], now: float, step: float) -> float:
+        return max(min(ready_time.ready_at for ready_time in ready_times), now)
 
-    def goes_if_ready(prospect: Prospect, start: float, step: float) -> bool:
-        return prospect.ready_at <= start
+    def goes_if_ready(ready_time: ReadyTime, start: float, step: float) -> bool:
+        return ready_time.ready_at <= start
 
-    def goes_if_ready_soon(prospect: Prospect, start: float, step: float) -> bool:
-        return prospect.ready_at <= start + step
+    def goes_if_ready_soon(ready_time: ReadyTime, start: float, step: float) -> bool:
+        return ready_time.ready_at <= start + step
 
     monkeypatch.setattr(batching_delay, "start", start_at_once)
     monkeypatch.setattr(batching_delay, "goes", goes_if_ready)

@@ -9,7 +9,7 @@ import pytest
 
 from outrider.core.coordinate.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
 from outrider.core.protocol.ending import Ending
-from outrider.core.protocol.messages import Window
+from outrider.core.protocol.messages import DraftWindow
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
 from .drafters import HonestDrafter
@@ -65,7 +65,7 @@ class MovingWorld(World):
             tokens = [self.rng.randrange(self.scenario.target.vocab_size) for _ in range(200)]
             first_id = self.coordinator._inbound._last_id + 1
             parents = [0, *range(first_id, first_id + 199)]
-            self._obey(self.coordinator.on_drafted(Window(len(line) - 1, first_id, parents, tokens, [-0.1] * 200)))
+            self._obey(self.coordinator.on_drafted(DraftWindow(len(line) - 1, first_id, parents, tokens, [-0.1] * 200)))
 
     def _lose_verifier(self) -> None:
         """Whatever was under way from or to it is lost with it."""
@@ -108,7 +108,7 @@ class MovingWorld(World):
         self.drafter = HonestDrafter(replace(self.scenario, prompt=line, max_run_ahead=credit), self.rng)
         self.num_drafters_replaced += 1
 
-    def _deliver_drafted(self, window: Window) -> None:
+    def _deliver_drafted(self, window: DraftWindow) -> None:
         self._obey(self.coordinator.on_drafted(window))
 
     def _check_credit(self) -> None:
@@ -139,7 +139,7 @@ def test_whoever_is_lost_the_text_is_the_targets_own() -> None:
         seen["verifiers"] += world.num_verifiers_replaced
         seen["nodes"] += world.num_nodes_retold
         seen["accepted"] += world.coordinator.statistics.num_accepted_tokens
-        seen["looked up"] += world.num_verifiers_replaced > 0 < world.coordinator.statistics.num_looked_up_tokens
+        seen["looked up"] += world.num_verifiers_replaced > 0 < world.coordinator.statistics.num_prompt_lookup_tokens
     whats = ("drafters", "verifiers", "nodes", "accepted", "looked up")
     wanted = (DrafterState.ACTIVE, DrafterState.LOST, DrafterState.MISSED, *whats)
     assert min(seen[each] for each in wanted) >= NUM_SCHEDULES // 50, seen

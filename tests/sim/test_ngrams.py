@@ -51,7 +51,7 @@ def run(*, ngrams: bool, loops: bool, draft_share: float, num_tokens: int = 1200
             max_length=len(PROMPT) + num_tokens,
             vocab_size=VOCAB_SIZE,
         ),
-        pair._draft_knowledge,
+        pair._draft_estimates,
         NgramTable(PROMPT) if ngrams else None,
     )
     return pair.run()

@@ -45,9 +45,9 @@ def test_with_a_perfect_draft_the_slower_device_alone_sets_the_pace(
         max_draft_tokens=max_draft_tokens,
     )
     overlapped = max(draft_step, verify_step / (max_draft_tokens + 1))
-    in_turn = (max_draft_tokens * draft_step + verify_step) / (max_draft_tokens + 1)
+    synchronous = (max_draft_tokens * draft_step + verify_step) / (max_draft_tokens + 1)
     assert outcome.seconds_per_token == pytest.approx(overlapped, rel=0.1)
-    assert outcome.seconds_per_token < 0.9 * in_turn
+    assert outcome.seconds_per_token < 0.9 * synchronous
 
 
 def test_the_tokens_are_those_of_the_target_alone() -> None:
@@ -143,7 +143,7 @@ def test_most_rejections_find_their_continuation_drafted() -> None:
     outcome = run(draft_step=flat(0.1), verify_step=sloped(1.0, 0.017), coverage=TREE_OF_FOUR)
     statistics = outcome.statistics
     assert statistics.num_bonus_hits > 0.7 * statistics.num_bonuses > 0
-    assert statistics.num_outcome_hits + statistics.num_bonus_hits > 0.6 * (
+    assert statistics.num_recovered_token_hits + statistics.num_bonus_hits > 0.6 * (
         statistics.num_rejections + statistics.num_bonuses
     )
 

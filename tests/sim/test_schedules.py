@@ -36,8 +36,8 @@ def test_every_schedule_gives_the_targets_own_text() -> None:
         seen.update((world.scenario.conduct, world.coordinator.drafter, *world.finish_reasons, *set(world.origins)))
         seen["rollback"] += world.coordinator.statistics.num_rollbacks > 0
         seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
-        seen["looked up"] += world.coordinator.statistics.num_looked_up_tokens > 0
-        seen["accepted looked up"] += world.coordinator.statistics.num_accepted_looked_up_tokens > 0
+        seen["looked up"] += world.coordinator.statistics.num_prompt_lookup_tokens > 0
+        seen["accepted looked up"] += world.coordinator.statistics.num_accepted_prompt_lookup_tokens > 0
     states = set(DrafterState) - {DrafterState.MISSED}  # for want of a pool; see test_moves.py
     wanted = (*Conduct, *FinishReason, *TokenOrigin, *states)
     rare = {what: seen[what] for what in (*wanted, "rollback", "stale", "looked up", "accepted looked up")}

@@ -71,14 +71,15 @@ class ToyDraft(NamedTuple):
     def propose(self, place: Place) -> tuple[list[int], list[float]]:
         """Token ids, all different, and their margins, which say nothing of which one is right."""
         target_token_id = self.target.next_token(place)
-        chance = _mix(~self.target.seed & _MASK, place)
+        probability = _mix(~self.target.seed & _MASK, place)
         num_others = self.target.vocab_size - 1
         token_ids = [
-            (target_token_id + 1 + (chance + rank) % num_others) % self.target.vocab_size for rank in range(self.width)
+            (target_token_id + 1 + (probability + rank) % num_others) % self.target.vocab_size
+            for rank in range(self.width)
         ]
-        if (chance >> 16) % 1024 < 1024 * self.accuracy:
-            token_ids[(chance >> 32) % self.width] = target_token_id
-        first = (chance >> 40) % 16 / 16
+        if (probability >> 16) % 1024 < 1024 * self.accuracy:
+            token_ids[(probability >> 32) % self.width] = target_token_id
+        first = (probability >> 40) % 16 / 16
         return token_ids, [first, *(first + 0.5 * rank for rank in range(self.width - 1))]
 
 
@@ -94,13 +95,13 @@ class TieredDraft(NamedTuple):
     def propose(self, place: Place) -> tuple[list[int], list[float]]:
         """Token ids, all different, and their margins."""
         target_token_id = self.target.next_token(place)
-        chance = _mix(~self.target.seed & _MASK, place)
+        probability = _mix(~self.target.seed & _MASK, place)
         num_others = self.target.vocab_size - 1
         token_ids = [
-            (target_token_id + 1 + (chance + rank) % num_others) % self.target.vocab_size
+            (target_token_id + 1 + (probability + rank) % num_others) % self.target.vocab_size
             for rank in range(len(self.coverage))
         ]
-        luck = (chance >> 16) % 65536 / 65536
+        luck = (probability >> 16) % 65536 / 65536
         rank = next((rank for rank, covered in enumerate(self.coverage) if luck < covered), None)
         if rank is not None:
             token_ids[rank] = target_token_id

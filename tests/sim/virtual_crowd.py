@@ -10,15 +10,15 @@ from functools import partial
 from typing import NamedTuple
 
 from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
-from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.protocol.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule import batching_delay
-from outrider.core.schedule.batching_delay import Prospect
+from outrider.core.schedule.batching_delay import ReadyTime
 from outrider.core.verify.selection import Selection, most_probable
-from outrider.core.verify.session import VerifyKnowledge, VerifySession
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 
 from .toys import TieredDraft, ToyTarget, place_after
 from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances
@@ -39,7 +39,7 @@ class CrowdOutcome(NamedTuple):
 class _Member:
     """One session at both workers and at the coordinator."""
 
-    def __init__(self, given: Circumstances, index: int, drafts: DraftKnowledge, verdicts: VerifyKnowledge) -> None:
+    def __init__(self, given: Circumstances, index: int, drafts: DraftEstimates, verdicts: VerifyEstimates) -> None:
         self.lag = index * given.node_handling
         """Windows of one draft step arrive one after another."""
         self.target = ToyTarget(given.seed + index, VOCAB_SIZE)
@@ -62,10 +62,10 @@ class _Member:
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(),
             max_live_nodes=RUN_AHEAD_MAX,
-            knowledge=verdicts,
+            estimates=verdicts,
         )
         self.draft_inbox: list[Commitment] = []
-        self.verify_inbox: list[tuple[Window, float]] = []
+        self.verify_inbox: list[tuple[DraftWindow, float]] = []
         self.chosen: list[Node] = []
         self.draft_seconds = 0.0
         self.last_step = 0
@@ -85,8 +85,8 @@ class VirtualCrowd:
     def __init__(self, circumstances: Circumstances, num_sessions: int, before: VirtualCrowd | None = None) -> None:
         """The workers know what they have learned from the sessions `before`."""
         self._given = circumstances
-        self._drafts = before._drafts if before is not None else DraftKnowledge()
-        self._verdicts = before._verdicts if before is not None else VerifyKnowledge()
+        self._drafts = before._drafts if before is not None else DraftEstimates()
+        self._verdicts = before._verdicts if before is not None else VerifyEstimates()
         self._members = [_Member(circumstances, index, self._drafts, self._verdicts) for index in range(num_sessions)]
         self.now = 0.0
         self._drafting = self._verifying = False
@@ -160,7 +160,7 @@ class VirtualCrowd:
 
     # The coordinators: as coordinator/generation.py.
 
-    def _relay(self, member: _Member, window: Window) -> None:
+    def _relay(self, member: _Member, window: DraftWindow) -> None:
         for command in member.session.on_drafted(window):
             assert isinstance(command, SendToVerifier)
             self._in(self._given.hop, partial(self._arrive, member, command.window))
@@ -176,7 +176,7 @@ class VirtualCrowd:
 
     # The verifier: as verify_service/verifier.py.
 
-    def _arrive(self, member: _Member, window: Window) -> None:
+    def _arrive(self, member: _Member, window: DraftWindow) -> None:
         member.verify_inbox.append((window, self.now))
         self._wake_verifier()
 
@@ -196,11 +196,12 @@ class VirtualCrowd:
                 member.ready_at, member.go_at = self.now + wait.expected, self.now + wait.longest
                 member.gain = wait.gain
             member.stirred = False
-        prospects = [
-            Prospect(member.ready_at if self.now < member.ready_at else member.go_at, member.gain) for member in members
+        ready_times = [
+            ReadyTime(member.ready_at if self.now < member.ready_at else member.go_at, member.gain)
+            for member in members
         ]
         step = self._verdicts.curve.seconds(len(members))
-        start = batching_delay.start(prospects, self.now, step)
+        start = batching_delay.start(ready_times, self.now, step)
         if start > self.now:
             alarm = self._alarm = object()
             self._in(start - self.now, lambda: self._wake_verifier() if self._alarm is alarm else None)
@@ -208,8 +209,8 @@ class VirtualCrowd:
         self._alarm = None
         going = [
             member
-            for member, prospect in zip(members, prospects, strict=True)
-            if batching_delay.goes(prospect, self.now, step)
+            for member, ready_time in zip(members, ready_times, strict=True)
+            if batching_delay.goes(ready_time, self.now, step)
         ]
         for member in members:
             member.num_missed = 0 if member in going else member.num_missed + 1
@@ -218,7 +219,7 @@ class VirtualCrowd:
 
     def _verify(self, going: list[_Member]) -> None:
         selection = most_probable([member.verifier.candidates for member in going], self._verdicts.curve)
-        self._verdicts.chance_min = selection.chance_min
+        self._verdicts.probability_min = selection.probability_min
         num_tokens = len(going) + sum(map(len, selection.nodes))
         for member, nodes in zip(going, selection.nodes, strict=True):
             member.verifier.begin(nodes, self.now)
@@ -242,7 +243,7 @@ class VirtualCrowd:
                 num_draft_tokens=len(nodes),
                 bonus=decision.bonus,
                 verify_ms=seconds * 1000.0,
-                chance_min=selection.chance_min,
+                probability_min=selection.probability_min,
             )
             self._in(self._given.hop, partial(self._commit, member, verdict))
             member.ready_at = member.go_at = math.inf

@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
-from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.protocol.messages import Commitment, DraftOpen, Verdict, VerifyOpen, Window
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.verify.selection import Selection, most_probable
-from outrider.core.verify.session import VerifyKnowledge, VerifySession
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 
 from .toys import TieredDraft, ToyTarget, place_after
 
@@ -81,7 +81,7 @@ class VirtualPair:
         self._draft = TieredDraft(self._target, given.coverage)
         self.session = Session(PROMPT, vocab_size=VOCAB_SIZE, max_run_ahead=given.max_run_ahead, drafting=True)
         opening = {"session_id": "", "token_ids": PROMPT, "num_prompt_tokens": 3, "sampling": SamplingParams()}
-        self._draft_knowledge, self._verify_knowledge = DraftKnowledge(), VerifyKnowledge()
+        self._draft_estimates, self._verify_estimates = DraftEstimates(), VerifyEstimates()
         self.drafter = DraftSession(
             DraftOpen(
                 **opening,
@@ -90,14 +90,14 @@ class VirtualPair:
                 max_length=self._line_end,
                 vocab_size=VOCAB_SIZE,
             ),
-            self._draft_knowledge,
+            self._draft_estimates,
         )
         self.verifier = VerifySession(
             VerifyOpen(**opening, max_length=self._line_end, ignore_eos=True, max_draft_tokens=given.max_draft_tokens),
             vocab_size=VOCAB_SIZE,
             eos_token_ids=(),
             max_live_nodes=RUN_AHEAD_MAX,
-            knowledge=self._verify_knowledge,
+            estimates=self._verify_estimates,
         )
         self._draft_seconds = 0.0
         self._handling = 0.0
@@ -107,7 +107,7 @@ class VirtualPair:
         self._drafting_until = self._verifying_until = 0.0
         self._drafting = self._verifying = False
         self._draft_inbox: list[Commitment] = []
-        self._verify_inbox: list[tuple[Window, float]] = []
+        self._verify_inbox: list[tuple[DraftWindow, float]] = []
         self._go_deadline: object = None
         self._order = itertools.count()
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -139,7 +139,7 @@ class VirtualPair:
         for commitment in self._draft_inbox:
             self.drafter.commit(commitment)
         self._draft_inbox.clear()
-        nodes = choose_expansions([self.drafter], self._draft_knowledge.curve)[0]
+        nodes = choose_expansions([self.drafter], self._draft_estimates.curve)[0]
         self._send_if_due(idle=not nodes)
         if not nodes:
             return
@@ -152,7 +152,7 @@ class VirtualPair:
 
     def _drafted(self, nodes: list[Node], seconds: float) -> None:
         self._drafting = False
-        self._draft_knowledge.curve.observe(len(nodes), seconds)
+        self._draft_estimates.curve.observe(len(nodes), seconds)
         self._draft_seconds += seconds
         for node in nodes:
             self.drafter.expand(node, *self._draft.propose(place_after(self.drafter.line, node)))
@@ -170,7 +170,7 @@ class VirtualPair:
 
     # The coordinator: as coordinator/generation.py.
 
-    def _relay(self, window: Window) -> None:
+    def _relay(self, window: DraftWindow) -> None:
         for command in self.session.on_drafted(window):
             assert isinstance(command, SendToVerifier)
             self._in(self._given.hop, partial(self._arrive, command.window))
@@ -186,7 +186,7 @@ class VirtualPair:
 
     # The verifier: as verify_service/verifier.py.
 
-    def _arrive(self, window: Window) -> None:
+    def _arrive(self, window: DraftWindow) -> None:
         self._verify_inbox.append((window, self.now))
         if not self._verifying:
             self._reconsider()
@@ -206,7 +206,7 @@ class VirtualPair:
         self._in(wait + handling, go)
 
     def _verify(self) -> None:
-        selection = most_probable([self.verifier.candidates], self._verify_knowledge.curve)
+        selection = most_probable([self.verifier.candidates], self._verify_estimates.curve)
         nodes = selection.nodes[0]
         self.verifier.begin(nodes, self.now)
         seconds = self._given.verify_step(1 + len(nodes))
@@ -218,7 +218,7 @@ class VirtualPair:
     def _decided(self, selection: Selection, seconds: float) -> None:
         self._verifying = False
         nodes = selection.nodes[0]
-        self._verify_knowledge.curve.observe(1 + len(nodes), seconds)
+        self._verify_estimates.curve.observe(1 + len(nodes), seconds)
         line, root = self.verifier.line, self.verifier.tree.root
         choices = [self._target.next_token(place_after(line, node)) for node in (root, *nodes)]
         decision = self.verifier.decide(nodes, choices, self.now)
@@ -230,7 +230,7 @@ class VirtualPair:
             num_draft_tokens=len(nodes),
             bonus=decision.bonus,
             verify_ms=seconds * 1000.0,
-            chance_min=selection.chance_min,
+            probability_min=selection.probability_min,
         )
         self._in(self._given.hop, lambda: self._commit(verdict))
         if decision.finish_reason is None:

@@ -24,12 +24,12 @@ from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import (
     Commitment,
+    DraftWindow,
     FinishReason,
     TokenOrigin,
     Verdict,
     VerifyFinished,
     VerifyOpen,
-    Window,
 )
 from outrider.core.protocol.naming import Inbound
 from outrider.core.protocol.sampling import SamplingParams
@@ -86,7 +86,7 @@ class World:
         self.finish_reasons: list[FinishReason] = []
         self.num_events = 0
         self._slip_due = False
-        self._broken: Window | None = None
+        self._broken: DraftWindow | None = None
         self._curve = StepCurve()
         self._verifying = True
         self._num_rollbacks = 0
@@ -111,7 +111,7 @@ class World:
         self._in_pass: list[Node] | None = None
         self._drafted: set[Node] = set()
         """What of the pass may have been sent; the rest was looked up."""
-        self._arrived: list[Window] = []
+        self._arrived: list[DraftWindow] = []
         """Windows that came while the pass ran: they wait for its end, as one thread does both."""
         self._num_stale_nodes = 0
 
@@ -170,7 +170,7 @@ class World:
         if self.drafter is not None:
             self._send_drafted(self.drafter.step())
 
-    def _send_drafted(self, window: Window | None) -> None:
+    def _send_drafted(self, window: DraftWindow | None) -> None:
         if window is None:
             return
         if self._slip_due:
@@ -200,10 +200,10 @@ class World:
         )
         decided = tuple(decision.token_ids)
         assert decision.num_accepted == sum(decided[:depth] in scored for depth in range(1, len(decided) + 1))
-        looked_up = [node for node in nodes if node not in self._drafted]
-        assert self.scenario.ngrams or not looked_up
-        assert decision.num_looked_up == len(looked_up)
-        assert decision.num_looked_up_accepted == sum(node.state is NodeState.COMMITTED for node in looked_up)
+        prompt_lookup = [node for node in nodes if node not in self._drafted]
+        assert self.scenario.ngrams or not prompt_lookup
+        assert decision.num_prompt_lookup == len(prompt_lookup)
+        assert decision.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
         to_coordinator = self.links["verifier->coordinator"].queue
         to_coordinator.append(
             Verdict(
@@ -214,8 +214,8 @@ class World:
                 bonus=decision.bonus,
                 num_stale_nodes=self._num_stale_nodes,
                 verify_ms=VERIFY_MS,
-                num_looked_up=decision.num_looked_up,
-                num_looked_up_accepted=decision.num_looked_up_accepted,
+                num_prompt_lookup=decision.num_prompt_lookup,
+                num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
             )
         )
         self._num_stale_nodes = 0
@@ -231,9 +231,9 @@ class World:
     def _deliver(self, name: str) -> None:
         message = self.links[name].take(self.rng, self.scenario.repeat_rate)
         match message:
-            case Window() if name == "drafter->coordinator":
+            case DraftWindow() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
-            case Window():
+            case DraftWindow():
                 if self._in_pass is None:
                     self._graft(message)
                 else:
@@ -251,7 +251,7 @@ class World:
             case EndDrafts():
                 pass
 
-    def _graft(self, window: Window) -> None:
+    def _graft(self, window: DraftWindow) -> None:
         """Between two passes: the window must find what a verifier without a table would have."""
         found, expected = self.verifier.graft(window), self._sent_names.graft(self._sent, window)
         assert len(found.added) == len(expected.added)
@@ -263,7 +263,7 @@ class World:
         assert self.verifier.tree.num_live == self._sent.num_live
         assert paths(self.verifier.tree) == paths(self._sent), "looked-up guesses outlived their round"
 
-    def _deliver_drafted(self, window: Window) -> None:
+    def _deliver_drafted(self, window: DraftWindow) -> None:
         heard = self._drafter_heard()
         commands = self.coordinator.on_drafted(window)
         assert heard or not commands, "a drafter that is gone was listened to"
@@ -353,8 +353,8 @@ class World:
         found = self.coordinator.statistics
         num_next = len(self.origins) - self.origins.count(TokenOrigin.ACCEPTED)
         assert found.num_committed_tokens == len(self.emitted)
-        assert found.num_accepted_looked_up_tokens <= found.num_looked_up_tokens <= found.num_draft_tokens
-        assert found.num_accepted_looked_up_tokens <= found.num_accepted_tokens
+        assert found.num_accepted_prompt_lookup_tokens <= found.num_prompt_lookup_tokens <= found.num_draft_tokens
+        assert found.num_accepted_prompt_lookup_tokens <= found.num_accepted_tokens
         assert found.num_accepted_tokens == self.origins.count(TokenOrigin.ACCEPTED) <= found.num_draft_tokens
         assert found.num_rounds - 1 <= num_next <= found.num_rounds
         assert found.num_rollbacks == self._num_rollbacks

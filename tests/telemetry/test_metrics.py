@@ -30,11 +30,11 @@ def test_counts_add_up_over_requests() -> None:
         num_rollbacks=2,
         num_stale_nodes=5,
         num_rejections=4,
-        num_outcome_hits=3,
+        num_recovered_token_hits=3,
         num_bonuses=6,
         num_bonus_hits=1,
-        num_looked_up_tokens=9,
-        num_accepted_looked_up_tokens=8,
+        num_prompt_lookup_tokens=9,
+        num_accepted_prompt_lookup_tokens=8,
     )
     instruments.count(statistics)
     instruments.count(statistics)
@@ -45,11 +45,11 @@ def test_counts_add_up_over_requests() -> None:
         names.METRIC_ROLLBACKS: [4],
         names.METRIC_STALE_NODES: [10],
         names.METRIC_REJECTIONS: [8],
-        names.METRIC_OUTCOME_HITS: [6],
+        names.METRIC_RECOVERED_TOKEN_HITS: [6],
         names.METRIC_BONUSES: [12],
         names.METRIC_BONUS_HITS: [2],
-        names.METRIC_LOOKED_UP_TOKENS: [18],
-        names.METRIC_ACCEPTED_LOOKED_UP_TOKENS: [16],
+        names.METRIC_PROMPT_LOOKUP_TOKENS: [18],
+        names.METRIC_ACCEPTED_PROMPT_LOOKUP_TOKENS: [16],
     }
 
 
@@ -100,7 +100,7 @@ def test_a_workers_load_is_read_when_metrics_are_collected() -> None:
     found = points(reader)
     assert {name: point.value for name, [point] in found.items() if name != names.METRIC_WORKER_SESSIONS} == {
         names.METRIC_WORKER_QUEUED: 2,
-        names.METRIC_WORKER_UNREAD_TOKENS: 300,
+        names.METRIC_WORKER_UNCOMPUTED_TOKENS: 300,
         names.METRIC_WORKER_KV_TOKENS: 4096,
         names.METRIC_WORKER_FREE_KV_TOKENS: 1024,
         names.METRIC_WORKER_PROMPT_TOKENS: 700,

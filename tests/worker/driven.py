@@ -8,7 +8,15 @@ from typing import Any
 
 from draft_service.drafter import Drafter, Drafting
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.messages import (
+    Commitment,
+    DraftOpen,
+    DraftWindow,
+    Opened,
+    Verdict,
+    VerifyFinished,
+    VerifyOpen,
+)
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
@@ -97,7 +105,7 @@ class Bench:
         """On a device that takes so long for a step; if that is not said, more tokens cost it hardly more."""
         self.engine = engine
         self.verifier = Verifier(engine, (), max_queue=max_queue)
-        self.verifier.knowledge.curve = curve or FixedCurve(1.0, 0.001)
+        self.verifier.estimates.curve = curve or FixedCurve(1.0, 0.001)
         self.log: list[tuple[str, Any]] = []
         """Every event of every session, in order."""
         self.passes: list[list[int]] = []
@@ -133,7 +141,7 @@ class Bench:
     def close(self, session: Session) -> None:
         self.verifier.close(session.verification)
 
-    def graft(self, session: Session, window: Window) -> None:
+    def graft(self, session: Session, window: DraftWindow) -> None:
         self.verifier.graft(session.verification, window, 0.0)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
@@ -150,9 +158,9 @@ class Bench:
         return self.engine.num_free_slots == self.engine.max_sessions and blocks.num_available == blocks.num_blocks
 
     def _noting_step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
-        before = [len(job.slot.trunk) for job in jobs]
+        before = [len(job.slot.cached_prefix) for job in jobs]
         output = Engine.step(self.engine, jobs, max_line_tokens)
-        self.passes.append([len(job.slot.trunk) - held for job, held in zip(jobs, before, strict=True)])
+        self.passes.append([len(job.slot.cached_prefix) - held for job, held in zip(jobs, before, strict=True)])
         self.jobs.append(list(jobs))
         return output
 
@@ -207,4 +215,4 @@ def drafted(session: Drafting) -> list[int]:
     """The token ids that a session has sent, in order."""
     record = session.outbox
     assert isinstance(record, Record)
-    return [token_id for window in record.of(Window) for token_id in window.token_ids]
+    return [token_id for window in record.of(DraftWindow) for token_id in window.token_ids]

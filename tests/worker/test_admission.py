@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
-from outrider.core.protocol.messages import Opened, Window
+from outrider.core.protocol.messages import DraftWindow, Opened
 from outrider.core.schedule.queue import OVERTAKEN_MAX
 from tests.engine.histories import random_line
 from tests.worker.driven import ONE_SESSION_TOKENS, Bench, Drafts, alone, engine_of
@@ -79,7 +79,7 @@ async def test_drafts_that_come_while_it_waits_are_scored_when_it_is_let_in() ->
     bench.open("first", PROMPT, 4)
     second = bench.open("second", PROMPT, 6)
     bench.run(until=lambda: bool(bench.log))
-    bench.graft(second, Window(len(PROMPT) - 1, 1, [0, 1, 2], tokens[:3], [-0.01] * 3))
+    bench.graft(second, DraftWindow(len(PROMPT) - 1, 1, [0, 1, 2], tokens[:3], [-0.01] * 3))
     bench.verifier.end_drafts(second.verification)
     bench.run()
     assert second.verdicts[0].num_draft_tokens == 3
@@ -91,8 +91,8 @@ async def test_nonsense_from_one_who_waits_ends_its_stream_alone() -> None:
     bench = Bench(engine_of(max_sessions=1))
     first, second = bench.open("first", PROMPT, 4), bench.open("second", PROMPT, 4)
     bench.run(until=lambda: bool(first.verdicts))
-    bench.graft(second, Window(len(PROMPT) - 1, 1, [0], [10**6], [-0.1]))
-    bench.graft(second, Window(len(PROMPT) - 1, 1, [0], [10**6], [-0.1]))
+    bench.graft(second, DraftWindow(len(PROMPT) - 1, 1, [0], [10**6], [-0.1]))
+    bench.graft(second, DraftWindow(len(PROMPT) - 1, 1, [0], [10**6], [-0.1]))
     bench.run()
     assert isinstance(second.record.error, ProtocolViolationError)
     assert first.is_finished
@@ -156,21 +156,21 @@ async def test_a_drafter_refuses_at_once() -> None:
 async def test_what_a_worker_reports_of_its_load() -> None:
     bench = Bench(engine_of(max_sessions=2, kv_tokens=ONE_SESSION_TOKENS))
     changes: list[None] = []
-    bench.verifier.roster.on_change = lambda: changes.append(None)
-    idle = bench.verifier.roster.load("me")
+    bench.verifier.admission.on_change = lambda: changes.append(None)
+    idle = bench.verifier.admission.load("me")
     assert idle == ("me", 0, 0, 0, ONE_SESSION_TOKENS, ONE_SESSION_TOKENS, 0.0, 0, 0)
     sessions = [bench.open(name, PROMPT, 8) for name in ("a", "b", "c")]
     assert changes
-    waiting = bench.verifier.roster.load("me")
+    waiting = bench.verifier.admission.load("me")
     assert (waiting.num_sessions, waiting.num_queued, waiting.num_queued_tokens) == (0, 3, 60)
     bench.run(until=lambda: len(sessions[1].verdicts) == 2)
-    busy = bench.verifier.roster.load("me")
+    busy = bench.verifier.admission.load("me")
     assert (busy.num_sessions, busy.num_queued, busy.num_queued_tokens) == (2, 1, 20)
     assert busy.num_free_kv_tokens < busy.num_kv_tokens
     assert busy.step_ms > 0.0
     changes.clear()
     bench.run()
-    done = bench.verifier.roster.load("me")
+    done = bench.verifier.admission.load("me")
     assert changes
     assert (done.num_sessions, done.num_queued, done.num_queued_tokens) == (0, 0, 0)
     assert done.num_free_kv_tokens == done.num_kv_tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.core.protocol.messages import Opened, Window
+from outrider.core.protocol.messages import DraftWindow, Opened
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import Slot
@@ -52,7 +52,7 @@ async def test_the_last_to_come_gives_way_and_the_first_never_does(forgotten: li
     assert forgotten == [last.slot]
     num_verdicts = len(sessions[-1].verdicts)
     bench.run(until=lambda: sessions[0].is_finished)
-    assert first.turn.num_overtaken == 0
+    assert first.priority.num_overtaken == 0
     assert len(sessions[-1].verdicts) == num_verdicts
     bench.run()
 
@@ -63,7 +63,7 @@ async def test_who_has_given_way_once_comes_before_all_that_wait(forgotten: list
     bench.run(until=lambda: bool(forgotten))
     late = bench.open("late", random_line(20, seed=9), 4, time_left_ms=1)
     bench.run(until=lambda: late.is_admitted)
-    seated = bench.verifier.roster.sessions
+    seated = bench.verifier.admission.sessions
     assert seated.index(sessions[3].verification) < seated.index(late.verification)
     bench.run()
     assert late.is_finished
@@ -93,7 +93,7 @@ def _graft_chain(bench: Bench, line: list[int], tokens: list[int], num_prompt_to
     """Grafts the next forty tokens of what the session will say."""
     done = len(line) - num_prompt_tokens
     chain = tokens[done : done + 40]
-    bench.graft(session, Window(len(line) - 1, 1, list(range(len(chain))), chain, [-0.01] * len(chain)))
+    bench.graft(session, DraftWindow(len(line) - 1, 1, list(range(len(chain))), chain, [-0.01] * len(chain)))
     bench.verifier.end_drafts(session.verification)
 
 
@@ -118,8 +118,8 @@ async def test_many_sessions_through_a_small_memory_leave_nothing_behind(forgott
         len(session.token_ids) == num_tokens for session, (_, num_tokens, _) in zip(sessions, requests, strict=True)
     )
     assert bench.is_empty
-    assert not bench.verifier.roster.sessions
-    assert bench.verifier.roster.load("").num_queued == 0
+    assert not bench.verifier.admission.sessions
+    assert bench.verifier.admission.load("").num_queued == 0
 
 
 async def test_one_session_fits_however_long_it_gets(forgotten: list[Slot]) -> None:
@@ -153,7 +153,7 @@ async def test_a_drafter_whose_memory_is_full_drafts_on_later(forgotten: list[Sl
         drafts.run()
     *others, last = sessions
     assert last.slot in forgotten
-    assert last not in drafts.drafter.roster.sessions
+    assert last not in drafts.drafter.admission.sessions
     assert len(last.token_ids) == 104
     num_drafted = len(drafted(last))
     for session in others:

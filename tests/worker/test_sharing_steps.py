@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from outrider.core.protocol.messages import Window
-from outrider.core.schedule.prefill import PASSED_MAX, read_budget
+from outrider.core.protocol.messages import DraftWindow
+from outrider.core.schedule.prefill import PASSED_MAX, prefill_budget
 from outrider.engine.engine import STEP_TOKENS_MAX
 from tests.engine.histories import random_line
 from tests.worker.driven import Bench, Drafts, FixedCurve, Session, alone, drafted, engine_of
@@ -31,7 +31,7 @@ async def test_a_prompt_is_read_in_chunks_beside_those_who_decode() -> None:
     reader = bench.open("reader", LONG, 4)
     num_verdicts = [len(session.verdicts) for session in sessions]
     bench.run(until=lambda: bool(reader.verdicts))
-    budget = read_budget(curve, 3, STEP_TOKENS_MAX)
+    budget = prefill_budget(curve, 3, STEP_TOKENS_MAX)
     assert budget == 11
     assert [sum(fed[3:]) for fed in bench.passes] == [budget] * 10 + [len(LONG) - 10 * budget]
     # Nobody who decodes is left out of any of these steps.
@@ -60,7 +60,7 @@ async def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     short_prompt = random_line(12, seed=4)
     short = bench.open("short", short_prompt, 4)
     bench.run(until=lambda: bool(short.verdicts))
-    assert len(bench.passes) == 2 + -(-len(short_prompt) // read_budget(curve, 2, STEP_TOKENS_MAX))
+    assert len(bench.passes) == 2 + -(-len(short_prompt) // prefill_budget(curve, 2, STEP_TOKENS_MAX))
     assert not long.verdicts
     bench.run()
     assert [long.token_ids, short.token_ids] == [alone(LONG, 4), alone(short_prompt, 4)]
@@ -76,13 +76,13 @@ async def test_a_long_prompt_is_read_although_short_ones_keep_coming() -> None:
 
     def is_read() -> bool:
         nonlocal num_short
-        if len(bench.verifier.roster.sessions) < 4:
+        if len(bench.verifier.admission.sessions) < 4:
             num_short += 1
             bench.open(f"short {num_short}", random_line(8, seed=100 + num_short), 1)
         return bool(long.verdicts)
 
     bench.run(until=is_read)
-    budget = read_budget(curve, 1, STEP_TOKENS_MAX)
+    budget = prefill_budget(curve, 1, STEP_TOKENS_MAX)
     # Others have read in all steps but those, so far as they could.
     assert len(prompt) // budget < len(bench.passes) <= (PASSED_MAX + 1) * -(-len(prompt) // budget)
     assert num_short > PASSED_MAX
@@ -115,7 +115,7 @@ async def test_a_prompt_without_a_deadline_is_read_although_urgent_ones_keep_com
 
     def is_read() -> bool:
         nonlocal num_urgent
-        if len(bench.verifier.roster.sessions) < 4 and num_urgent < 60:
+        if len(bench.verifier.admission.sessions) < 4 and num_urgent < 60:
             num_urgent += 1
             bench.open(f"urgent {num_urgent}", random_line(16, seed=100 + num_urgent), 1, time_left_ms=1000)
         return bool(patient.verdicts)
@@ -129,7 +129,7 @@ async def test_drafts_at_hand_are_scored_with_the_end_of_the_prompt() -> None:
     bench = Bench(engine_of(), curve=FixedCurve(1.0, 0.01))
     decoding(bench, 1, 60)
     reader = bench.open("reader", LONG, 6)
-    bench.graft(reader, Window(len(LONG) - 1, 1, [0, 1], tokens[:2], [-0.01, -0.01]))
+    bench.graft(reader, DraftWindow(len(LONG) - 1, 1, [0, 1], tokens[:2], [-0.01, -0.01]))
     bench.verifier.end_drafts(reader.verification)
     bench.run(until=lambda: bool(reader.verdicts))
     assert reader.verdicts[0].token_ids == tokens[:3]
@@ -155,7 +155,7 @@ async def test_a_busy_device_scores_roots_alone() -> None:
     sessions = decoding(bench, 3, 12)
     for session in sessions:
         line = session.verification.state.line.token_ids
-        bench.graft(session, Window(len(line) - 1, 1, [0, 1], [5, 6], [-0.001, -0.001]))
+        bench.graft(session, DraftWindow(len(line) - 1, 1, [0, 1], [5, 6], [-0.001, -0.001]))
         bench.verifier.end_drafts(session.verification)
     bench.run()
     assert all(session.is_finished for session in sessions)
@@ -165,11 +165,11 @@ async def test_a_busy_device_scores_roots_alone() -> None:
 async def test_a_session_that_waits_for_drafts_is_not_left_behind() -> None:
     """Its drafts never come, though it has every reason to expect them; beside it others decode."""
     bench = Bench(engine_of(), curve=FixedCurve(0.005, 1e-5))
-    _, patience = bench.verifier.knowledge.of(greedy=True)
+    _, draft_wait = bench.verifier.estimates.of(greedy=True)
     for _ in range(20):
-        patience.observe_places([1.0] * 10)
-        patience.observe_first_draft(1e-3)
-        patience.observe_levels(1, 1e-4)
+        draft_wait.observe_places([1.0] * 10)
+        draft_wait.observe_first_draft(1e-3)
+        draft_wait.observe_levels(1, 1e-4)
     waiting = bench.open("waiting", random_line(6, seed=1), 30, expect_drafts=True)
     for number in range(2):
         bench.open(str(number), random_line(6, seed=2 + number), 40)
@@ -184,14 +184,14 @@ async def test_a_session_that_waits_for_drafts_is_not_left_behind() -> None:
 
 async def test_a_drafter_reads_in_chunks_too() -> None:
     drafts = Drafts(engine_of())
-    drafts.drafter.knowledge.curve = FixedCurve(1.0, 0.1)
+    drafts.drafter.estimates.curve = FixedCurve(1.0, 0.1)
     passes: list[list[int]] = []
     step = drafts.engine.step
 
     def noting(jobs, max_line_tokens):  # type: ignore[no-untyped-def]
-        before = [len(job.slot.trunk) for job in jobs]
+        before = [len(job.slot.cached_prefix) for job in jobs]
         output = step(jobs, max_line_tokens)
-        passes.append([len(job.slot.trunk) - held for job, held in zip(jobs, before, strict=True)])
+        passes.append([len(job.slot.cached_prefix) - held for job, held in zip(jobs, before, strict=True)])
         return output
 
     drafts.engine.step = noting  # type: ignore[method-assign]
@@ -205,4 +205,4 @@ async def test_a_drafter_reads_in_chunks_too() -> None:
     assert drafted(second)
     chunks = [fed[1] for fed in passes if len(fed) == 2]
     assert chunks
-    assert all(chunk <= read_budget(FixedCurve(1.0, 0.1), 1, STEP_TOKENS_MAX) for chunk in chunks)
+    assert all(chunk <= prefill_budget(FixedCurve(1.0, 0.1), 1, STEP_TOKENS_MAX) for chunk in chunks)

@@ -38,8 +38,8 @@ class _Arm:
 class Trial:
     """One session with a model. Exactly one of its methods must be called, once."""
 
-    def __init__(self, experience: Experience, arm: _Arm, *, greedy: bool) -> None:
-        self._experience = experience
+    def __init__(self, drafter_bandit: DrafterBandit, arm: _Arm, *, greedy: bool) -> None:
+        self._drafter_bandit = drafter_bandit
         self._arm = arm
         self._greedy = greedy
         arm.num_running += 1
@@ -48,12 +48,12 @@ class Trial:
         """It ended after `num_rounds` that committed `num_tokens`."""
         if num_rounds > 0:
             weight = min(num_rounds / FULL_ROUNDS, 1.0)
-            self._experience.observe(self._arm, num_tokens / num_rounds, weight, greedy=self._greedy)
+            self._drafter_bandit.observe(self._arm, num_tokens / num_rounds, weight, greedy=self._greedy)
         self._arm.num_running -= 1
 
     def fail(self) -> None:
         """The drafter failed, which counts as if the target had run alone."""
-        self._experience.observe(self._arm, 1.0, 1.0, greedy=self._greedy)
+        self._drafter_bandit.observe(self._arm, 1.0, 1.0, greedy=self._greedy)
         self._arm.num_running -= 1
 
     def cancel(self) -> None:
@@ -61,7 +61,7 @@ class Trial:
         self._arm.num_running -= 1
 
 
-class Experience:
+class DrafterBandit:
     """Tokens per round by draft model, greedy and sampled sessions apart. Deterministic given its history.
 
     The choice by `worth` is UCB1 (Auer, Cesa-Bianchi, Fischer, "Finite-time analysis of the multiarmed bandit problem",

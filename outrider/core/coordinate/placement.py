@@ -10,7 +10,7 @@ from outrider.core.draft.session import EXPANSIONS_MAX
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import WorkerLoad
 
-READ_TOKENS_PER_STEP = 64
+PREFILL_TOKENS_PER_STEP = 64
 """So many line tokens are taken to be read in the time of one step of decoding: fewer on a processor, more on a GPU. It
 only weighs waiting prompts against running sessions when verifiers are compared."""
 
@@ -30,7 +30,7 @@ REPORTS_MIN = 10
 their own. A worker sends at most ten a second."""
 
 
-class Pace:
+class StepTime:
     """A worker's time per step as a function of how many sessions it has, learned from its reports."""
 
     __slots__ = ("_curve", "_most", "num_reports")
@@ -59,10 +59,10 @@ class Pace:
         return self._curve.seconds(known) * 1000.0 * num_sessions / known
 
 
-class Standing(NamedTuple):
+class ReplicaState(NamedTuple):
     """How a worker stands: its last report, and what the one who asks did since, which no report can know yet."""
 
-    pace: Pace
+    step_time: StepTime
     load: WorkerLoad | None
     """None while it has reported nothing: then only the asker's own sessions are known."""
     max_sessions: int
@@ -82,7 +82,7 @@ class Standing(NamedTuple):
     @property
     def step_ms(self) -> float:
         """The expected duration of a step with one session more; 0 while unknown."""
-        return self.pace.step_ms(self.num_sessions + 1)
+        return self.step_time.step_ms(self.num_sessions + 1)
 
     def lack(self, num_tokens: int) -> str:
         """Why a session with a line of `num_tokens` would have to wait there, in words; empty if it would not."""
@@ -98,82 +98,84 @@ class Standing(NamedTuple):
         return ""
 
 
-class Offer(NamedTuple):
+class DrafterCandidate(NamedTuple):
     """A drafter that may be chosen."""
 
-    standing: Standing
+    replica_state: ReplicaState
     worth: float
-    """Tokens per round that sessions with its model may hope for; see `Experience.worth`."""
+    """Tokens per round that sessions with its model may hope for; see `DrafterBandit.worth`."""
     num_failures: int = 0
     """Streams that it broke in a row."""
 
 
-def expected_ms(standing: Standing, step_ms: float, num_tokens: int, num_rounds: int) -> float:
+def expected_ms(replica_state: ReplicaState, step_ms: float, num_tokens: int, num_rounds: int) -> float:
     """Time until a session with a line of `num_tokens` has had `num_rounds` at a verifier whose steps take `step_ms`.
 
     Whoever waits for room waits until so many sessions have ended, and those there end one after another.
     """
-    load = standing.load
-    num_unread = num_tokens + standing.num_unreported_tokens + (load.num_queued_tokens if load is not None else 0)
+    load = replica_state.load
+    num_uncomputed = (
+        num_tokens + replica_state.num_unreported_tokens + (load.num_queued_tokens if load is not None else 0)
+    )
     num_waits = 0.0
-    if standing.lack(num_tokens):
+    if replica_state.lack(num_tokens):
         num_ahead = load.num_queued if load is not None else 0
-        num_waits = (num_ahead + 1) / max(standing.num_sessions - num_ahead, 1)
-    return step_ms * (num_unread / READ_TOKENS_PER_STEP + num_rounds * (1.0 + num_waits))
+        num_waits = (num_ahead + 1) / max(replica_state.num_sessions - num_ahead, 1)
+    return step_ms * (num_uncomputed / PREFILL_TOKENS_PER_STEP + num_rounds * (1.0 + num_waits))
 
 
-def choose_verifier(standings: Sequence[Standing], num_tokens: int, num_rounds: int) -> int:
+def choose_verifier(replica_states: Sequence[ReplicaState], num_tokens: int, num_rounds: int) -> int:
     """Index of the verifier that is expected to be done first with a session; among equals the one with the fewest
     sessions, then the first one.
 
-    One whose speed is unknown counts as no slower than the others, so it is tried. `standings` must not be empty.
+    One whose speed is unknown counts as no slower than the others, so it is tried. `replica_states` must not be empty.
     """
-    known = [standing.pace.step_ms(1) for standing in standings if standing.step_ms > 0.0]
+    known = [replica_state.step_time.step_ms(1) for replica_state in replica_states if replica_state.step_ms > 0.0]
     prior = min(known, default=STEP_MS_UNKNOWN)
 
     def cost(index: int) -> tuple[float, int, int]:
-        standing = standings[index]
-        step_ms = standing.step_ms or prior * (standing.num_sessions + 1)
-        return expected_ms(standing, step_ms, num_tokens, num_rounds), standing.num_sessions, index
+        replica_state = replica_states[index]
+        step_ms = replica_state.step_ms or prior * (replica_state.num_sessions + 1)
+        return expected_ms(replica_state, step_ms, num_tokens, num_rounds), replica_state.num_sessions, index
 
-    return min(range(len(standings)), key=cost)
+    return min(range(len(replica_states)), key=cost)
 
 
-def level_ms(standing: Standing) -> float:
+def level_ms(replica_state: ReplicaState) -> float:
     """Time in which a drafter with one session more makes one level of each session's tree; 0 while unknown."""
-    return standing.step_ms * max(1.0, (standing.num_sessions + 1) / EXPANSIONS_MAX)
+    return replica_state.step_ms * max(1.0, (replica_state.num_sessions + 1) / EXPANSIONS_MAX)
 
 
-def overload(standing: Standing, num_tokens: int, verify_step_ms: float) -> str:
+def overload(replica_state: ReplicaState, num_tokens: int, verify_step_ms: float) -> str:
     """Why a drafter should not take a session with a line of `num_tokens`, in words; empty if it should.
 
     A session runs by the target alone rather than wait for a drafter, or for drafts that come too late. A drafter that
     nobody uses is never too slow: what its guesses are worth is for the verifier to decide.
     """
-    lack = standing.lack(num_tokens)
-    if lack or not standing.num_sessions or standing.pace.num_reports < REPORTS_MIN:
+    lack = replica_state.lack(num_tokens)
+    if lack or not replica_state.num_sessions or replica_state.step_time.num_reports < REPORTS_MIN:
         return lack
-    level = level_ms(standing)
+    level = level_ms(replica_state)
     if 0.0 < verify_step_ms < LEVELS_PER_STEP_MIN * level:
         return (
-            f"with {standing.num_sessions} sessions it takes {level:.1f} ms for a level of drafts, and the target "
+            f"with {replica_state.num_sessions} sessions it takes {level:.1f} ms for a level of drafts, and the target "
             f"{verify_step_ms:.1f} ms for a step"
         )
     return ""
 
 
-def choose_drafter(offers: Sequence[Offer], verify_step_ms: float) -> int:
+def choose_drafter(candidates: Sequence[DrafterCandidate], verify_step_ms: float) -> int:
     """Index of the drafter that is worth most to a session: tokens per verify step, bounded by what its model's guesses
     have been worth and by how many levels it makes meanwhile (a chain commits no more tokens than it has levels).
 
-    Among equals the one that failed least, then the one with the fewest sessions, then the first one. `offers` must not
-    be empty and should hold none that is overloaded.
+    Among equals the one that failed least, then the one with the fewest sessions, then the first one. `candidates`
+    must not be empty and should hold none that is overloaded.
     """
 
     def cost(index: int) -> tuple[float, int, int, int]:
-        offer = offers[index]
-        level = level_ms(offer.standing)
+        candidate = candidates[index]
+        level = level_ms(candidate.replica_state)
         num_levels = verify_step_ms / level if level > 0.0 and verify_step_ms > 0.0 else math.inf
-        return -min(offer.worth, num_levels), offer.num_failures, offer.standing.num_sessions, index
+        return -min(candidate.worth, num_levels), candidate.num_failures, candidate.replica_state.num_sessions, index
 
-    return min(range(len(offers)), key=cost)
+    return min(range(len(candidates)), key=cost)

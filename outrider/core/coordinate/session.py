@@ -11,12 +11,12 @@ from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import (
     Commitment,
+    DraftWindow,
     FinishReason,
     TokenLogprobs,
     TokenOrigin,
     Verdict,
     VerifyFinished,
-    Window,
 )
 from outrider.core.protocol.naming import Inbound, Outbound
 from outrider.core.protocol.tree import NodeState, SpeculationTree
@@ -34,7 +34,7 @@ class SendToDrafter:
 class SendToVerifier:
     """Relay draft nodes to the verifier."""
 
-    window: Window
+    window: DraftWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Session:
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_run_ahead)
         self._outbound = Outbound()
 
-    def on_drafted(self, window: Window) -> list[Command]:
+    def on_drafted(self, window: DraftWindow) -> list[Command]:
         """Draft nodes arrived: those that are news are relayed."""
         if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
             return []
@@ -182,8 +182,8 @@ class Session:
                 "a verdict commits accepted draft tokens and at most one more, together not none"
             )
         if not (
-            verdict.num_looked_up <= verdict.num_draft_tokens
-            and verdict.num_looked_up_accepted <= min(verdict.num_looked_up, verdict.num_accepted)
+            verdict.num_prompt_lookup <= verdict.num_draft_tokens
+            and verdict.num_accepted_prompt_lookup <= min(verdict.num_prompt_lookup, verdict.num_accepted)
         ):
             raise ProtocolViolationError("a verdict's looked-up tokens are among its draft tokens")
         new = self.line.commit(verdict.position, verdict.token_ids)
@@ -205,7 +205,7 @@ class Session:
         self._count(verdict, emit, growth.followed)
         if self.drafter is not DrafterState.ACTIVE:
             return [emit]
-        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms, verdict.chance_min)
+        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms, verdict.probability_min)
         return [SendToDrafter(commitment), emit]
 
     def on_verify_finished(self, finished: VerifyFinished) -> list[Command]:
@@ -239,15 +239,15 @@ class Session:
         statistics = self.statistics
         if emit.origins[-1] is TokenOrigin.RECOVERED:
             statistics.num_rejections += 1
-            statistics.num_outcome_hits += followed
+            statistics.num_recovered_token_hits += followed
         elif emit.origins[-1] is TokenOrigin.BONUS:
             statistics.num_bonuses += 1
             statistics.num_bonus_hits += followed
         statistics.num_rounds += 1
         statistics.num_draft_tokens += verdict.num_draft_tokens
         statistics.num_accepted_tokens += emit.num_accepted
-        statistics.num_looked_up_tokens += verdict.num_looked_up
-        statistics.num_accepted_looked_up_tokens += min(verdict.num_looked_up_accepted, emit.num_accepted)
+        statistics.num_prompt_lookup_tokens += verdict.num_prompt_lookup
+        statistics.num_accepted_prompt_lookup_tokens += min(verdict.num_accepted_prompt_lookup, emit.num_accepted)
         statistics.num_committed_tokens += len(emit.token_ids)
         statistics.num_rollbacks += emit.rolled_back
         statistics.num_stale_nodes += verdict.num_stale_nodes

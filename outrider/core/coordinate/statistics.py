@@ -21,15 +21,15 @@ class SpeculationStatistics:
     """Verdicts that voided the drafter's guesses."""
     num_rejections: int = 0
     """Verdicts whose next token was recovered after a rejection."""
-    num_outcome_hits: int = 0
+    num_recovered_token_hits: int = 0
     """Those whose recovered token had been drafted when the verdict arrived: what was drafted below it stayed good."""
     num_bonuses: int = 0
     """Verdicts whose next token was a bonus after a path that was accepted to its end."""
     num_bonus_hits: int = 0
     """Those whose bonus token had been drafted when the verdict arrived."""
-    num_looked_up_tokens: int = 0
+    num_prompt_lookup_tokens: int = 0
     """Of the scored draft tokens those that the verifier looked up itself."""
-    num_accepted_looked_up_tokens: int = 0
+    num_accepted_prompt_lookup_tokens: int = 0
     """Of the accepted ones."""
     num_drafted_nodes: int = 0
     """Nodes that the drafter sent."""

@@ -7,11 +7,11 @@ import math
 from collections.abc import Iterable, Sequence
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import DRAFT_CHANCES, Ngram, margin_cell, ngram_cell
+from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, Ngram, margin_bin, ngram_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable, path_context
 from outrider.core.protocol.line import Line
-from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import Outbound
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
@@ -32,27 +32,27 @@ NODE_SECONDS = 12e-6
 """What a published node costs: drafter, coordinator and verifier each add it to a mirror, name it, sort it and drop it.
 Between 8 and 14 microseconds over all three in runs of the sessions without forward passes."""
 
-_FORESIGHT_LOG_CHANCE_MIN = math.log(0.5)
+_FORESIGHT_LOG_ACCEPTANCE_MIN = math.log(0.5)
 """Chance from which an n-gram's guess becomes a node before the draft model has spoken: it is then likelier than all
 else together. In a simulation of the wide pair 0.35 and 0.7 were as good or worse by 1 to 6 % of the time per token."""
 
-NGRAM_LOG_CHANCE_MIN = math.log(0.1)
+NGRAM_LOG_ACCEPTANCE_MIN = math.log(0.1)
 """Chance from which a node is worth asking the n-grams what comes below it, beside a draft model that is asked anyway.
 Replays of the bundled and the wide pair at temperatures 0 and 0.8 (`python -m bench.simulate.replay --num-prompts 96`)
 then ask 1.6 to 14 times less often, and take between 2 % less and 0.3 % more time per token; from 0.2 on up to 1.6 %
 more."""
 
-_SCORING_CHANCE_PRIOR = 0.05
+_SCORING_PROBABILITY_PRIOR = 0.05
 """Chance that makes scoring a guess worth its time, until the first commit tells: t(8) / t(1) is 1.2 for the
 demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
 
 
-class DraftKnowledge:
+class DraftEstimates:
     """What one drafter has learned about its device and its guesses: the prior of each session."""
 
     def __init__(self) -> None:
         self.curve = StepCurve()
-        self._greedy, self._sampled = Calibration(DRAFT_CHANCES), Calibration(DRAFT_CHANCES)
+        self._greedy, self._sampled = Calibration(DRAFT_PROBABILITIES), Calibration(DRAFT_PROBABILITIES)
 
     def calibration(self, *, greedy: bool) -> Calibration:
         """What guesses are worth in greedy sessions, or in the others."""
@@ -65,14 +65,14 @@ class DraftSession:
     def __init__(
         self,
         opening: DraftOpen,
-        knowledge: DraftKnowledge | None = None,
+        estimates: DraftEstimates | None = None,
         ngrams: NgramTable | None = None,
-        ngram_log_chance_min: float = NGRAM_LOG_CHANCE_MIN,
+        ngram_log_acceptance_min: float = NGRAM_LOG_ACCEPTANCE_MIN,
     ) -> None:
         """Guesses from `ngrams`, a table of the opening's line, stand beside the draft model's proposals, below nodes
-        whose chance of being reached has at least the logarithm `ngram_log_chance_min`."""
+        whose chance of being reached has at least the logarithm `ngram_log_acceptance_min`."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
-        shared = (knowledge or DraftKnowledge()).calibration(greedy=opening.sampling.greedy)
+        shared = (estimates or DraftEstimates()).calibration(greedy=opening.sampling.greedy)
         self._calibrations = shared.for_session(), shared
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.width = opening.tree_width or AUTOMATIC_WIDTH_MAX
@@ -84,7 +84,7 @@ class DraftSession:
         self._max_length = opening.max_length
         self._vocab_size = opening.vocab_size
         self._ngrams = ngrams
-        self._ngram_log_chance_min = ngram_log_chance_min
+        self._ngram_log_acceptance_min = ngram_log_acceptance_min
         self._foreseen: dict[Node, dict[int, float]] = {}
         """What the n-grams say below the nodes that were taken since the last commit, if they were asked."""
         self._outbound = Outbound()
@@ -94,7 +94,7 @@ class DraftSession:
         self._unsent: list[Node] = []
         self._last_sent = 0.0
         self._verify_seconds = 0.0
-        self._log_floor = _log_floor(_SCORING_CHANCE_PRIOR, 0.0) if self._automatic else -math.inf
+        self._log_floor = _log_floor(_SCORING_PROBABILITY_PRIOR, 0.0) if self._automatic else -math.inf
 
     def commit(self, commitment: Commitment) -> Growth:
         """Moves the line and the tree along. Applying it twice changes nothing.
@@ -109,8 +109,8 @@ class DraftSession:
             self._foreseen.clear()
         self._unsent = [node for node in self._unsent if node.state is LIVE]
         self._verify_seconds = commitment.verify_ms / 1000.0
-        if self._automatic and commitment.chance_min > 0.0:
-            self._log_floor = _log_floor(commitment.chance_min, self._verify_seconds)
+        if self._automatic and commitment.probability_min > 0.0:
+            self._log_floor = _log_floor(commitment.probability_min, self._verify_seconds)
         return growth
 
     @property
@@ -133,8 +133,8 @@ class DraftSession:
         while frontier:
             node = frontier[0][2]
             if node.state is LIVE and not node.expanded:
-                log_chance = node.path_log_prob - root.path_log_prob
-                return log_chance if log_chance >= self._log_floor else None
+                log_acceptance = node.path_log_prob - root.path_log_prob
+                return log_acceptance if log_acceptance >= self._log_floor else None
             heapq.heappop(frontier)
         return None
 
@@ -163,12 +163,12 @@ class DraftSession:
         width, children = self.width, parent.children
         self._num_reserved -= width
         parent.expanded = True
-        log_chance, guesses = self._calibrations[0].log_chance, parent.guesses
+        log_acceptance, guesses = self._calibrations[0].log_acceptance, parent.guesses
         found: dict[int, float] = {}
         for rank, token_id in enumerate(token_ids[:width]):
-            cell = margin_cell(rank, margins[rank])
-            guesses.append((token_id, cell))
-            found[token_id] = log_chance(cell)
+            confidence_bin = margin_bin(rank, margins[rank])
+            guesses.append((token_id, confidence_bin))
+            found[token_id] = log_acceptance(confidence_bin)
         if foreseen := self._foreseen.pop(parent, None):
             self._add_ngrams(parent, foreseen, found, token_ids[0] if token_ids else None)
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
@@ -191,7 +191,7 @@ class DraftSession:
                 return True
         return False
 
-    def take_window(self, draft_ms: float, now: float = 0.0) -> Window | None:
+    def take_window(self, draft_ms: float, now: float = 0.0) -> DraftWindow | None:
         """What has not been sent yet, or None."""
         unsent, self._unsent = self._unsent, []
         self._last_sent = now
@@ -199,21 +199,25 @@ class DraftSession:
 
     def _foresee(self, node: Node, ngrams: NgramTable) -> None:
         """Looks up what the n-grams say below `node`, and makes a node of it at once if there is hardly any doubt."""
-        if node.path_log_prob - self.tree.root.path_log_prob < self._ngram_log_chance_min:
+        if node.path_log_prob - self.tree.root.path_log_prob < self._ngram_log_acceptance_min:
             return
         if node in self._foreseen or node.position + 1 >= self._max_length:
             return
-        chances = ngrams.chances(path_context(node, self.tree.root, ngrams.context))
-        if chances and max(chances) >= self._vocab_size:
-            chances = {token_id: chance for token_id, chance in chances.items() if token_id < self._vocab_size}
-        self._foreseen[node] = chances
-        if not chances or node.guesses:
+        probabilities = ngrams.probabilities(path_context(node, self.tree.root, ngrams.context))
+        if probabilities and max(probabilities) >= self._vocab_size:
+            probabilities = {
+                token_id: probability for token_id, probability in probabilities.items() if token_id < self._vocab_size
+            }
+        self._foreseen[node] = probabilities
+        if not probabilities or node.guesses:
             return
-        node.guesses += [(token_id, ngram_cell(Ngram.FORESEEN, chance)) for token_id, chance in chances.items()]
-        token_id = max(chances, key=chances.__getitem__)
-        log_chance = self._calibrations[0].log_chance(ngram_cell(Ngram.FORESEEN, chances[token_id]))
-        if log_chance >= _FORESIGHT_LOG_CHANCE_MIN:
-            self._attach(node, token_id, log_chance)
+        node.guesses += [
+            (token_id, ngram_bin(Ngram.FORESEEN, probability)) for token_id, probability in probabilities.items()
+        ]
+        token_id = max(probabilities, key=probabilities.__getitem__)
+        log_acceptance = self._calibrations[0].log_acceptance(ngram_bin(Ngram.FORESEEN, probabilities[token_id]))
+        if log_acceptance >= _FORESIGHT_LOG_ACCEPTANCE_MIN:
+            self._attach(node, token_id, log_acceptance)
 
     def _add_ngrams(
         self, parent: Node, foreseen: dict[int, float], found: dict[int, float], first_token_id: int | None
@@ -223,18 +227,18 @@ class DraftSession:
         What an n-gram promises is worth much where the draft model says the same, and next to nothing where it says
         something else: it has read the same text. Without a draft model there is no first guess to compare with.
         """
-        log_chance = self._calibrations[0].log_chance
-        for token_id, chance in foreseen.items():
+        log_acceptance = self._calibrations[0].log_acceptance
+        for token_id, probability in foreseen.items():
             if first_token_id is None:
-                cell = ngram_cell(Ngram.FORESEEN, chance)
+                confidence_bin = ngram_bin(Ngram.FORESEEN, probability)
             else:
                 named = Ngram.NAMED if token_id in found else Ngram.CONTRADICTED
-                cell = ngram_cell(Ngram.CONFIRMED if token_id == first_token_id else named, chance)
-                parent.guesses.append((token_id, cell))
-            found[token_id] = max(found.get(token_id, -math.inf), log_chance(cell))
+                confidence_bin = ngram_bin(Ngram.CONFIRMED if token_id == first_token_id else named, probability)
+                parent.guesses.append((token_id, confidence_bin))
+            found[token_id] = max(found.get(token_id, -math.inf), log_acceptance(confidence_bin))
 
-    def _attach(self, parent: Node, token_id: int, log_chance: float) -> None:
-        child = self.tree.attach(parent, token_id, log_chance)
+    def _attach(self, parent: Node, token_id: int, log_acceptance: float) -> None:
+        child = self.tree.attach(parent, token_id, log_acceptance)
         if child is not None:
             self._unsent.append(child)
             if child.position + 1 < self._max_length:
@@ -279,10 +283,10 @@ def choose_expansions(sessions: Sequence[DraftSession], curve: StepCurve, num_be
     return chosen
 
 
-def _log_floor(scoring_chance: float, verify_seconds: float) -> float:
+def _log_floor(scoring_probability: float, verify_seconds: float) -> float:
     """Logarithm of the chance from which a node is drafted; see `DraftSession.best`.
 
     A node must promise as much of a verify step's time, which one token is worth, as its handling takes, too.
     """
     handling = NODE_SECONDS / verify_seconds if verify_seconds > 0.0 else 0.0
-    return math.log(min(max(scoring_chance**2, handling, 1e-6), 1.0))
+    return math.log(min(max(scoring_probability**2, handling, 1e-6), 1.0))

@@ -16,7 +16,7 @@ _SESSION_PRIOR_WEIGHT = 16.0
 _MEMORY = 128.0
 """Observations of a cell that count; older ones fade, since a text's predictability changes along the way."""
 
-_CHANCE_MIN, _CHANCE_MAX = 1e-4, 0.999
+_PROBABILITY_MIN, _PROBABILITY_MAX = 1e-4, 0.999
 """Bounds of every chance, so that neither certainty nor impossibility is ever concluded from finitely many rounds."""
 
 
@@ -26,32 +26,32 @@ class Calibration:
     Keep one of these per worker and kind of sampling, and one per session made from it.
     """
 
-    __slots__ = ("_chances", "_log_chances", "_weights", "log_chance")
+    __slots__ = ("_log_acceptances", "_probabilities", "_weights", "log_acceptance")
 
-    def __init__(self, chances: Sequence[float]) -> None:
-        """Starts from `chances`, one for each cell."""
-        self._chances = list(chances)
-        self._log_chances = [math.log(chance) for chance in self._chances]
-        self._weights = [_PRIOR_WEIGHT] * len(self._chances)
-        self.log_chance: Callable[[int], float] = self._log_chances.__getitem__
+    def __init__(self, probabilities: Sequence[float]) -> None:
+        """Starts from `probabilities`, one for each cell."""
+        self._probabilities = list(probabilities)
+        self._log_acceptances = [math.log(probability) for probability in self._probabilities]
+        self._weights = [_PRIOR_WEIGHT] * len(self._probabilities)
+        self.log_acceptance: Callable[[int], float] = self._log_acceptances.__getitem__
         """Natural logarithm of the chance of a guess of this cell; always below 0."""
 
     def for_session(self) -> Calibration:
         """One that starts from what this one has learned, and departs from it by its own observations."""
-        session = Calibration(self._chances)
+        session = Calibration(self._probabilities)
         session._weights = [min(weight, _SESSION_PRIOR_WEIGHT) for weight in self._weights]
         return session
 
-    def observe(self, cell: int, right: bool) -> None:
+    def observe(self, confidence_bin: int, right: bool) -> None:
         """The place of such a guess was decided: the guess was right or wrong."""
-        weights, chances = self._weights, self._chances
-        if weights[cell] < _MEMORY:
-            weights[cell] += 1.0
-        chance = chances[cell] + (right - chances[cell]) / weights[cell]
-        if not _CHANCE_MIN <= chance <= _CHANCE_MAX:
-            chance = min(max(chance, _CHANCE_MIN), _CHANCE_MAX)
-        chances[cell] = chance
-        self._log_chances[cell] = math.log(chance)
+        weights, probabilities = self._weights, self._probabilities
+        if weights[confidence_bin] < _MEMORY:
+            weights[confidence_bin] += 1.0
+        probability = probabilities[confidence_bin] + (right - probabilities[confidence_bin]) / weights[confidence_bin]
+        if not _PROBABILITY_MIN <= probability <= _PROBABILITY_MAX:
+            probability = min(max(probability, _PROBABILITY_MIN), _PROBABILITY_MAX)
+        probabilities[confidence_bin] = probability
+        self._log_acceptances[confidence_bin] = math.log(probability)
 
 
 def decided(root: Node, token_ids: Iterable[int], calibrations: Sequence[Calibration]) -> None:
@@ -64,7 +64,7 @@ def decided(root: Node, token_ids: Iterable[int], calibrations: Sequence[Calibra
     for token_id in token_ids:
         if node is None:
             return
-        for guess, cell in node.guesses:
+        for guess, confidence_bin in node.guesses:
             for calibration in calibrations:
-                calibration.observe(cell, guess == token_id)
+                calibration.observe(confidence_bin, guess == token_id)
         node = node.children.get(token_id)

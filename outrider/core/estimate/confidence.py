@@ -24,12 +24,14 @@ _MARGIN_EDGES = (0.1, 0.25, 0.4, 0.6, 0.8, 1.05, 1.3, 1.6, 2.0, 2.5, 3.2, 4.5, 6
 
 _MARGIN_MIDDLES = (0.05, 0.17, 0.32, 0.5, 0.7, 0.92, 1.17, 1.45, 1.8, 2.25, 2.8, 3.8, 5.2, 7.0)
 
-_CHANCE_EDGES = tuple(math.log(edge) for edge in (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98))
+_PROBABILITY_EDGES = tuple(
+    math.log(edge) for edge in (0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98)
+)
 """Bounds between buckets of a chance's logarithm. Finer towards 1, where a path's length decides."""
 
-_CHANCE_MIDDLES = (0.005, 0.02, 0.06, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.925, 0.965, 0.99)
+_PROBABILITY_MIDDLES = (0.005, 0.02, 0.06, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.925, 0.965, 0.99)
 
-_NUM_BUCKETS = len(_CHANCE_MIDDLES)
+_NUM_BUCKETS = len(_PROBABILITY_MIDDLES)
 
 
 class Ngram(IntEnum):
@@ -53,7 +55,7 @@ def _other_chance(rank: int, margin: float) -> float:
     return 0.5 * 0.7**rank * math.exp(-margin)
 
 
-_NGRAM_CHANCES = (
+_NGRAM_PROBABILITIES = (
     (0.01, 0.02, 0.06, 0.12, 0.18, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.8, 0.9, 0.95),
     (0.6, 0.6, 0.6, 0.8, 0.8, 0.85, 0.85, 0.85, 0.88, 0.9, 0.95, 0.97, 0.98, 0.99),
     (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.2, 0.3, 0.4, 0.5),
@@ -61,36 +63,36 @@ _NGRAM_CHANCES = (
 )
 """By what the draft model says, in the order of `Ngram`, and by what the n-gram promises."""
 
-DRAFT_CHANCES = (
+DRAFT_PROBABILITIES = (
     *(_first_chance(margin) for margin in _MARGIN_MIDDLES),
     *(_other_chance(rank, margin) for rank in range(1, _NUM_RANKS) for margin in _MARGIN_MIDDLES),
-    *(chance for chances in _NGRAM_CHANCES for chance in chances),
+    *(probability for probabilities in _NGRAM_PROBABILITIES for probability in probabilities),
 )
 """How often a drafter's guesses are right, by cell: curves through what was measured on the bundled pair at temperature
 0.8, and round numbers near it for n-grams."""
 
-CLAIM_CHANCES = _CHANCE_MIDDLES
+CLAIM_PROBABILITIES = _PROBABILITY_MIDDLES
 """How often guesses are right by what their drafter claims: as often as it says, until that proves wrong."""
 
-VERIFY_CHANCES = (*CLAIM_CHANCES, *_NGRAM_CHANCES[Ngram.FORESEEN])
+VERIFY_PROBABILITIES = (*CLAIM_PROBABILITIES, *_NGRAM_PROBABILITIES[Ngram.FORESEEN])
 """How often guesses are right by a verifier's cells: those of what is claimed, then those of what it looks up."""
 
 
-def margin_cell(rank: int, margin: float) -> int:
+def margin_bin(rank: int, margin: float) -> int:
     """A drafter's cell of the draft model's guess of that rank, 0 the first; see `Sampler.propose` for the margin."""
     return (rank if rank < _NUM_RANKS else _NUM_RANKS - 1) * _NUM_BUCKETS + bisect_left(_MARGIN_EDGES, margin)
 
 
-def ngram_cell(said: Ngram, probability: float) -> int:
+def ngram_bin(said: Ngram, probability: float) -> int:
     """A drafter's cell of a token that an n-gram guesses with a probability above 0."""
-    return (_NUM_RANKS + said) * _NUM_BUCKETS + bisect_left(_CHANCE_EDGES, math.log(probability))
+    return (_NUM_RANKS + said) * _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))
 
 
-def claim_cell(log_chance: float) -> int:
+def claim_bin(log_acceptance: float) -> int:
     """A verifier's cell of a guess whose drafter claims that chance, given as its natural logarithm."""
-    return bisect_left(_CHANCE_EDGES, log_chance)
+    return bisect_left(_PROBABILITY_EDGES, log_acceptance)
 
 
-def lookup_cell(probability: float) -> int:
+def lookup_bin(probability: float) -> int:
     """A verifier's cell of a token that its own n-grams guess with a probability above 0."""
-    return _NUM_BUCKETS + bisect_left(_CHANCE_EDGES, math.log(probability))
+    return _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))

@@ -12,12 +12,12 @@ import math
 from collections.abc import Collection, Sequence
 
 from outrider.core.estimate.calibration import Calibration
-from outrider.core.estimate.confidence import lookup_cell
+from outrider.core.estimate.confidence import lookup_bin
 from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, NgramTable, path_context
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import LIVE, Node, SpeculationTree
 
-_LOG_CHANCE_MIN = math.log(0.05)
+_LOG_ACCEPTANCE_MIN = math.log(0.05)
 """Chance from which a guess becomes a node. In replays of the bundled pair at temperature 0.8 (`python -m
 bench.simulate.replay --ngram-table`, 50 prompts) 0.03 was no better, and 0.1 took 4 % longer."""
 
@@ -25,7 +25,7 @@ READ_TOKENS_MAX = 512
 """Most tokens of a line that its table reads in one round, in a millisecond: after a long prompt the verifier guesses
 some rounds later."""
 
-_ASKING_LOG_CHANCE_MIN = math.log(0.2)
+_ASKING_LOG_ACCEPTANCE_MIN = math.log(0.2)
 """Chance from which a node is worth asking what comes below it. From 0.05 on the same replays take 0.6 % less time, and
 asking takes twice as long."""
 
@@ -37,7 +37,7 @@ class Lookup:
 
     def __init__(self, ngrams: NgramTable, line: Line, tree: SpeculationTree, calibration: Calibration) -> None:
         """`ngrams` is an empty table, for `line`, at whose end `tree` is rooted; `calibration` has the cells of
-        `VERIFY_CHANCES`."""
+        `VERIFY_PROBABILITIES`."""
         self._ngrams = ngrams
         self._line = line
         self._num_read = max(len(line) - HISTORY_TOKENS_MAX, 0)
@@ -61,19 +61,19 @@ class Lookup:
 
     def below(self, node: Node) -> Collection[Node]:
         """The guesses for the place after `node`, which has no children: from now on they are."""
-        log_chance = node.path_log_prob - self._tree.root.path_log_prob
-        if log_chance < _ASKING_LOG_CHANCE_MIN:
+        log_acceptance = node.path_log_prob - self._tree.root.path_log_prob
+        if log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
             return ()
-        chances = self._ngrams.chances(path_context(node, self._tree.root, self._ngrams.context))
-        if not chances:
+        probabilities = self._ngrams.probabilities(path_context(node, self._tree.root, self._ngrams.context))
+        if not probabilities:
             return ()
         self._asked.add(node)
-        learned, guesses, floor = self._calibration.log_chance, node.guesses, _LOG_CHANCE_MIN - log_chance
-        for token_id, chance in chances.items():
-            cell = lookup_cell(chance)
-            guesses.append((token_id, cell))
-            if learned(cell) >= floor:
-                self._tree.add(node, token_id, learned(cell))
+        learned, guesses, floor = self._calibration.log_acceptance, node.guesses, _LOG_ACCEPTANCE_MIN - log_acceptance
+        for token_id, probability in probabilities.items():
+            confidence_bin = lookup_bin(probability)
+            guesses.append((token_id, confidence_bin))
+            if learned(confidence_bin) >= floor:
+                self._tree.add(node, token_id, learned(confidence_bin))
         return node.children.values()
 
     def num_among(self, nodes: Sequence[Node]) -> int:

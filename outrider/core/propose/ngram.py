@@ -104,7 +104,7 @@ class NgramTable:
 
     __slots__ = (
         "_contexts",
-        "_looked_up",
+        "_found",
         "_num_promised",
         "_num_right",
         "_num_tokens",
@@ -125,7 +125,7 @@ class NgramTable:
         self._token_ids = array("I")
         self._contexts: list[int] = []
         """For each position, modulo HISTORY_TOKENS_MAX, its token and what stood before it."""
-        self._looked_up: dict[int, dict[int, float]] = {}
+        self._found: dict[int, dict[int, float]] = {}
         """What was found for contexts since the last commit: who asks what follows a guess may soon commit it."""
         self._num_right = self._num_promised = _TRUST_PRIOR
         self.trust = 1.0
@@ -139,7 +139,7 @@ class NgramTable:
         """Appends tokens that nobody had to guess."""
         for token_id in token_ids:
             self._append(token_id)
-        self._looked_up.clear()
+        self._found.clear()
 
     def commit(self, token_ids: Iterable[int]) -> None:
         """Appends tokens that were decided, and learns from each how far guesses can be trusted."""
@@ -151,7 +151,7 @@ class NgramTable:
                 self._num_promised = self._num_promised * _TRUST_MEMORY + shares[best]
                 self.trust = max(self._num_right / self._num_promised, _TRUST_MIN)
             self._append(token_id)
-        self._looked_up.clear()
+        self._found.clear()
 
     def guesses(self, context: int, limit: int) -> list[Guess]:
         """At most `limit` tokens that followed `context` before, most probable first; none if nothing is known.
@@ -159,11 +159,11 @@ class NgramTable:
         Among equals the one of the longer match comes first, then the more recent one. Their probabilities sum to less
         than 1; the rest is the chance of something else.
         """
-        chances = self.chances(context)
-        ranked = sorted(chances, key=chances.__getitem__, reverse=True)
-        return [Guess(token_id, chances[token_id]) for token_id in ranked[:limit]]
+        probabilities = self.probabilities(context)
+        ranked = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
+        return [Guess(token_id, probabilities[token_id]) for token_id in ranked[:limit]]
 
-    def chances(self, context: int) -> dict[int, float]:
+    def probabilities(self, context: int) -> dict[int, float]:
         """The same for all tokens that followed `context` before, not yet ranked."""
         shares = self._shares(context)
         if not shares:
@@ -198,11 +198,11 @@ class NgramTable:
 
     def _shares(self, context: int) -> dict[int, float]:
         """What the counts say of each token that followed `context`, in the order of `guesses` among equals."""
-        found = self._looked_up.get(context)
+        found = self._found.get(context)
         if found is not None:
             return found
         shares: dict[int, float] = {}
-        self._looked_up[context] = shares
+        self._found[context] = shares
         rest = 1.0
         oldest = max(self._num_tokens - HISTORY_TOKENS_MAX, 0)
         token_ids = self._token_ids

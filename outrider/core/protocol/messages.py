@@ -82,7 +82,7 @@ class WorkerLoad(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class DraftWindow:
     """Draft nodes, parents before children; node i has id `first_id + i`. See `Drafted` in common.proto."""
 
     base: int
@@ -138,8 +138,8 @@ class Commitment:
     token_ids: Sequence[int]
     rollback: bool
     verify_ms: float = 0.0
-    chance_min: float = 0.0
-    """See `Verdict.chance_min`."""
+    probability_min: float = 0.0
+    """See `Verdict.probability_min`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +161,14 @@ class Verdict:
     num_stale_nodes: int = 0
     verify_ms: float = 0.0
     wait_ms: float = 0.0
-    chance_min: float = 0.0
+    probability_min: float = 0.0
     """Chance from which scoring one more guess would have been worth its time in this step; 0 while unknown."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     num_cached_tokens: int = 0
     """In the first verdict: how many tokens of the line were found already read, for another session."""
-    num_looked_up: int = 0
+    num_prompt_lookup: int = 0
     """Of the scored draft tokens those that the verifier looked up itself."""
-    num_looked_up_accepted: int = 0
+    num_accepted_prompt_lookup: int = 0
     """Of the accepted ones."""
 
 

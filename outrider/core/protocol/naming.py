@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Window
+from outrider.core.protocol.messages import DraftWindow
 from outrider.core.protocol.tree import COMMITTED, LIVE, RECENT_COMMITS_MAX, Node, SpeculationTree
 
 WINDOW_NODES_MAX = 256
@@ -29,7 +29,7 @@ class Outbound:
     def __init__(self) -> None:
         self._last_id = 0
 
-    def window(self, tree: SpeculationTree, nodes: Iterable[Node], draft_ms: float = 0.0) -> Window | None:
+    def window(self, tree: SpeculationTree, nodes: Iterable[Node], draft_ms: float = 0.0) -> DraftWindow | None:
         """Names the live ones among `nodes` (parents first, none named before); None if none is live."""
         live = [node for node in nodes if node.state is LIVE]
         if not live:
@@ -44,7 +44,7 @@ class Outbound:
             # `base` names the root for every receiver, even one that was too far ahead to know the root's own id.
             parent_ids.append(0 if parent is root else parent.node_id)
         first_id, self._last_id = self._last_id + 1, node_id
-        return Window(
+        return DraftWindow(
             base=root.position,
             first_id=first_id,
             parent_ids=parent_ids,
@@ -85,7 +85,7 @@ class Inbound:
         self._nodes: dict[int, Node] = {}
         self._sweep_at = _SWEEP_NAMES_MIN
 
-    def graft(self, tree: SpeculationTree, window: Window) -> Grafted:
+    def graft(self, tree: SpeculationTree, window: DraftWindow) -> Grafted:
         """Adds a window's nodes to `tree`. A window seen before changes nothing.
 
         Raises ProtocolViolationError if the window breaks the protocol; the tree then holds none of its nodes that were
@@ -129,7 +129,7 @@ class Inbound:
         self._sweep(tree)
         return Grafted(added, num_known, num_stale, late)
 
-    def _check(self, tree: SpeculationTree, window: Window) -> None:
+    def _check(self, tree: SpeculationTree, window: DraftWindow) -> None:
         num_nodes = len(window.token_ids)
         if len(window.parent_ids) != num_nodes or len(window.log_probs) != num_nodes:
             raise ProtocolViolationError("parent_ids, token_ids and log_probs of a window must have one length")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from outrider.core.estimate.confidence import claim_cell
+from outrider.core.estimate.confidence import claim_bin
 
 RECENT_COMMITS_MAX = 1024
 """How many committed nodes a tree remembers, so that guesses still in flight find their place. A guess whose parent is
@@ -47,7 +47,7 @@ class Node:
     )
 
     def __init__(
-        self, parent: Node | None, position: int, token_id: int, log_prob: float, log_chance: float = 0.0
+        self, parent: Node | None, position: int, token_id: int, log_prob: float, log_acceptance: float = 0.0
     ) -> None:
         self.parent = parent
         self.position = position
@@ -55,7 +55,7 @@ class Node:
         self.log_prob = log_prob
         """Natural logarithm of the chance that the target chooses the token after the parent's path, as its drafter
         claims."""
-        self.path_log_prob: float = log_chance if parent is None else parent.path_log_prob + log_chance
+        self.path_log_prob: float = log_acceptance if parent is None else parent.path_log_prob + log_acceptance
         """Logarithm of the chance that the target chooses all of the path, from the first root on: compare it only
         within one tree, subtract the present root's for the chance itself."""
         self.children: dict[int, Node] = {}
@@ -90,15 +90,15 @@ class Growth(NamedTuple):
 class SpeculationTree:
     """Undecided nodes below `root`, the node of the last committed token."""
 
-    __slots__ = ("_log_chance", "_recent", "num_live", "root")
+    __slots__ = ("_log_acceptance", "_recent", "num_live", "root")
 
-    def __init__(self, position: int, token_id: int, log_chance: Callable[[int], float] | None = None) -> None:
+    def __init__(self, position: int, token_id: int, log_acceptance: Callable[[int], float] | None = None) -> None:
         """Roots the tree at the token committed last: `token_id` at absolute `position`.
 
-        `log_chance` tells how likely a guess is right, given that its parent is, from the cell of what its drafter
+        `log_acceptance` tells how likely a guess is right, given that its parent is, from the cell of what its drafter
         claims; without it the claim is taken at its word.
         """
-        self._log_chance = log_chance
+        self._log_acceptance = log_acceptance
         self.root = Node(None, position, token_id, 0.0)
         self.root.state = COMMITTED
         self.num_live = 0
@@ -122,20 +122,20 @@ class SpeculationTree:
             return child if child.state is not DROPPED else None
         if parent.state is not LIVE and parent is not self.root:
             return None
-        if self._log_chance is None:
+        if self._log_acceptance is None:
             child = Node(parent, parent.position + 1, token_id, log_prob, log_prob)
         else:
-            cell = claim_cell(log_prob)
-            child = Node(parent, parent.position + 1, token_id, log_prob, self._log_chance(cell))
-            parent.guesses.append((token_id, cell))
+            confidence_bin = claim_bin(log_prob)
+            child = Node(parent, parent.position + 1, token_id, log_prob, self._log_acceptance(confidence_bin))
+            parent.guesses.append((token_id, confidence_bin))
         siblings[token_id] = child
         self.num_live += 1
         return child
 
-    def add(self, parent: Node, token_id: int, log_chance: float) -> None:
+    def add(self, parent: Node, token_id: int, log_acceptance: float) -> None:
         """Adds a child with that token, which no child has yet, to the root or a live node: a guess that is the owner's
         own, and right with that chance."""
-        parent.children[token_id] = Node(parent, parent.position + 1, token_id, log_chance, log_chance)
+        parent.children[token_id] = Node(parent, parent.position + 1, token_id, log_acceptance, log_acceptance)
         self.num_live += 1
 
     def commit(self, token_ids: Sequence[int]) -> Growth:

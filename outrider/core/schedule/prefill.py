@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.schedule.queue import Turn
+from outrider.core.schedule.queue import Priority
 
 STEP_STRETCH_MAX = 2.0
 """A step that also reads prompts takes at most this many times what it would take without them: who decodes waits that
 much longer for the next token. Half of the device's time then goes into prompts."""
 
-READ_TOKENS_MIN = 4
+PREFILL_TOKENS_MIN = 4
 """Fewest tokens of prompts that a step reads, however dear they are: a prompt of 4096 is read within 1024 steps."""
 
 PASSED_MAX = 3
@@ -20,7 +20,7 @@ PASSED_MAX = 3
 more than four times as many steps as by strict turns, and short lines take a third longer than without this bound."""
 
 
-def read_budget(curve: StepCurve, num_rows: int, most: int) -> int:
+def prefill_budget(curve: StepCurve, num_rows: int, most: int) -> int:
     """How many tokens of prompts fit into a step beside `num_rows`, the last tokens of sessions that decode and the
     guesses that a step without prompts would score; at most `most`.
 
@@ -29,10 +29,10 @@ def read_budget(curve: StepCurve, num_rows: int, most: int) -> int:
     if not num_rows:
         return most
     fits = curve.largest(STEP_STRETCH_MAX * curve.seconds(num_rows))
-    return most if fits is None else min(max(fits - num_rows, READ_TOKENS_MIN), most)
+    return most if fits is None else min(max(fits - num_rows, PREFILL_TOKENS_MIN), most)
 
 
-class Readers:
+class PrefillScheduler:
     """Deals out what the steps of one worker read among those whose lines are to be read.
 
     Who has the least left to read goes first, which makes the mean time to a first token the shortest; those with a
@@ -44,20 +44,24 @@ class Readers:
         self._num_passed = 0
         """Steps in a row in which somebody went before the first in turn."""
 
-    def deal(self, turns: Sequence[Turn], num_unread: Sequence[int], budget: int) -> list[tuple[int, int]]:
+    def assign(
+        self, priorities: Sequence[Priority], num_uncomputed: Sequence[int], budget: int
+    ) -> list[tuple[int, int]]:
         """Deals out `budget` tokens among those who stand in turn and have so many left to read each.
 
         Returns who reads how many, as (index, number of tokens). The first of them get all that they have left, and
         those for whom nothing is left are left out.
         """
-        order = sorted(range(len(turns)), key=lambda index: (math.isinf(turns[index].deadline), num_unread[index]))
+        order = sorted(
+            range(len(priorities)), key=lambda index: (math.isinf(priorities[index].deadline), num_uncomputed[index])
+        )
         if self._num_passed >= PASSED_MAX:
             order.sort(key=bool)  # the first in turn has index 0
         self._num_passed = self._num_passed + 1 if any(order[:1]) else 0
-        dealt: list[tuple[int, int]] = []
+        assigned: list[tuple[int, int]] = []
         for index in order:
             if budget <= 0:
                 break
-            dealt.append((index, min(num_unread[index], budget)))
-            budget -= num_unread[index]
-        return dealt
+            assigned.append((index, min(num_uncomputed[index], budget)))
+            budget -= num_uncomputed[index]
+        return assigned

@@ -12,7 +12,7 @@ OVERTAKEN_MAX = 16
 of a second each, about as long as an impatient caller waits."""
 
 
-class Turn:
+class Priority:
     """One session's place wherever sessions wait for something: for room, for a chunk of their prompt."""
 
     __slots__ = ("arrival", "deadline", "num_overtaken")
@@ -32,19 +32,19 @@ class Turn:
             return False, 0.0, self.arrival
         return True, self.deadline, self.arrival
 
-    def go_first(self) -> None:
+    def put_first(self) -> None:
         """From now on nobody overtakes this one but those who came before it and wait likewise."""
         self.num_overtaken = OVERTAKEN_MAX
 
 
-def overtake(served: Iterable[Turn], waiting: Iterable[Turn]) -> bool:
+def overtake(served: Iterable[Priority], waiting: Iterable[Priority]) -> bool:
     """Notes that `served` were served and `waiting` were not. Whether that changes the order of those who wait."""
-    latest = max((turn.arrival for turn in served), default=0)
+    latest = max((priority.arrival for priority in served), default=0)
     changed = False
-    for turn in waiting:
-        if turn.arrival < latest:
-            turn.num_overtaken += 1
-            changed |= turn.num_overtaken == OVERTAKEN_MAX
+    for priority in waiting:
+        if priority.arrival < latest:
+            priority.num_overtaken += 1
+            changed |= priority.num_overtaken == OVERTAKEN_MAX
     return changed
 
 
@@ -52,13 +52,13 @@ class Waiting(Protocol):
     """One who waits."""
 
     @property
-    def turn(self) -> Turn: ...
+    def priority(self) -> Priority: ...
 
 
 WaitingT = TypeVar("WaitingT", bound=Waiting)
 
 
-class TurnQueue(Generic[WaitingT]):
+class WaitingQueue(Generic[WaitingT]):
     """Those who wait, the next one first. Joining and being served take time in proportion to their number."""
 
     def __init__(self) -> None:
@@ -85,7 +85,7 @@ class TurnQueue(Generic[WaitingT]):
     def serve_next(self) -> WaitingT:
         """Takes out the one whose turn it is. Raises IndexError if nobody waits."""
         one = self._waiting.pop(0)
-        if overtake((one.turn,), (other.turn for other in self._waiting)):
+        if overtake((one.priority,), (other.priority for other in self._waiting)):
             self._waiting.sort(key=_order)
         return one
 
@@ -95,4 +95,4 @@ class TurnQueue(Generic[WaitingT]):
 
 
 def _order(one: Waiting) -> tuple[bool, float, int]:
-    return one.turn.order
+    return one.priority.order

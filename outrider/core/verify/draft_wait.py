@@ -36,12 +36,12 @@ _DURATION_EXCESS_MAX = 3.0
 """A duration counts as at most this many times the mean: one hiccup must not end all waiting."""
 
 
-class Outlook(NamedTuple):
+class ReadyDrafts(NamedTuple):
     """What is at hand when the verifier asks whether to wait."""
 
-    bare: bool
+    no_drafts: bool
     """Whether nothing is at hand: the next draft is then the first one after a verdict."""
-    leaf_chance: float
+    leaf_probability: float
     """Chance that the target's path runs to a leaf at hand, where further drafts would take it on; 1 if bare."""
     step_now: float
     """Expected duration of a step that scores them."""
@@ -64,7 +64,7 @@ AT_ONCE = Wait(0.0, 0.0, 0.0)
 """Nothing is worth waiting for."""
 
 
-class Patience:
+class DraftWait:
     """One session's running estimates and the wait that follows from them. All times are in seconds.
 
     A *run* begins with a root below which nothing is drafted and ends when the target chooses a token that was not
@@ -81,7 +81,7 @@ class Patience:
 
     __slots__ = ("_coverage", "_first_draft", "_level")
 
-    def __init__(self, prior: Patience | None = None) -> None:
+    def __init__(self, prior: DraftWait | None = None) -> None:
         """Starts from what `prior` has learned in other sessions, if anything."""
         self._coverage = prior._coverage if prior is not None else _COVERAGE_PRIOR
         self._level = prior._level if prior is not None else 0.0
@@ -108,18 +108,18 @@ class Patience:
         else:
             self._first_draft = max(self._first_draft, _smoothed(self._first_draft, 2.0 * elapsed))
 
-    def wait(self, outlook: Outlook, num_room: int, elapsed: float) -> Wait:
+    def wait(self, ready_drafts: ReadyDrafts, num_room: int, elapsed: float) -> Wait:
         """How much longer to wait, `elapsed` seconds after the last verdict; the step has room for `num_room` nodes.
 
         Ask again when a draft arrives.
         """
-        step, level = outlook.step_later, self._level
-        if outlook.step_now <= 0.0 or level <= 0.0 or num_room <= 0:
+        step, level = ready_drafts.step_later, self._level
+        if ready_drafts.step_now <= 0.0 or level <= 0.0 or num_room <= 0:
             return AT_ONCE
         until_next = level
-        if outlook.bare:
+        if ready_drafts.no_drafts:
             until_next = max((self._first_draft or step) - elapsed, 0.0)
-        going = self._run_time(outlook, outlook.step_now, 0.0, 0, until_next)
+        going = self._run_time(ready_drafts, ready_drafts.step_now, 0.0, 0, until_next)
         if elapsed > going:
             return AT_ONCE
         best_time = going
@@ -127,29 +127,31 @@ class Patience:
             wait = until_next + (num_levels - 1) * level
             if wait >= best_time:
                 break
-            run_time = self._run_time(outlook, step, wait, num_levels, until_next)
+            run_time = self._run_time(ready_drafts, step, wait, num_levels, until_next)
             best_time = min(best_time, run_time)
         if going - best_time <= _GAIN_MIN * step or until_next == 0.0:
             return AT_ONCE
         return Wait(until_next, _OVERDUE * until_next, going - best_time)
 
-    def _run_time(self, outlook: Outlook, first_step: float, wait: float, num_levels: int, until_next: float) -> float:
+    def _run_time(
+        self, ready_drafts: ReadyDrafts, first_step: float, wait: float, num_levels: int, until_next: float
+    ) -> float:
         """T(wait), when the step after it starts with `num_levels` more levels than are at hand."""
-        step, level = outlook.step_later, self._level
+        step, level = ready_drafts.step_later, self._level
         coverage = min(max(self._coverage, 0.0), _COVERAGE_MAX)
         now = wait + first_step
         total = now
         depth = num_levels + 1.0
         for _ in range(_ROUNDS_MAX):
-            chance = outlook.leaf_chance * coverage**depth
-            if chance < 0.01:
+            probability = ready_drafts.leaf_probability * coverage**depth
+            if probability < 0.01:
                 return total
-            total += chance * step
+            total += probability * step
             num_arrived = (now - until_next) / level + 1.0 if now >= until_next else 0.0
             depth = max(depth, num_arrived) + 1.0
             now += step
-        pace = max(step / level, 1.0)
-        return total + outlook.leaf_chance * coverage**depth / (1.0 - coverage**pace) * step
+        step_time = max(step / level, 1.0)
+        return total + ready_drafts.leaf_probability * coverage**depth / (1.0 - coverage**step_time) * step
 
 
 def _smoothed(mean: float, value: float) -> float:

@@ -55,7 +55,7 @@ class Selection(NamedTuple):
     """For each tree its nodes, parents before children; maybe none."""
     seconds: float
     """Expected duration of the step; 0 while unknown."""
-    chance_min: float
+    probability_min: float
     """The chance from which one more node would have been worth its time: no guess below it is worth scoring."""
 
 
@@ -79,9 +79,9 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
                 heap.append((each.tree.root.path_log_prob - child.path_log_prob, num_pushed, index, child))
     heapq.heapify(heap)
     num_tokens = beside.num_tokens + len(trees)
-    bare_expected, bare_seconds = beside.expected + len(trees), curve.seconds(num_tokens)
-    best_num, best_expected, best_seconds = 0, bare_expected, bare_seconds
-    expected = bare_expected
+    plain_expected, plain_seconds = beside.expected + len(trees), curve.seconds(num_tokens)
+    best_num, best_expected, best_seconds = 0, plain_expected, plain_seconds
+    expected = plain_expected
     num_left = sum(room)
     num_worse = 0
     while heap:
@@ -90,8 +90,8 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
             continue
         room[index] -= 1
         num_left -= 1
-        chance = math.exp(-cost)
-        expected += chance
+        probability = math.exp(-cost)
+        expected += probability
         order.append((index, node))
         seconds = curve.seconds(num_tokens + len(order))
         if expected * best_seconds >= best_expected * seconds:
@@ -101,7 +101,7 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
             num_worse += 1
             is_power_of_two = not num_worse & (num_worse - 1)  # asked seldom: what went wrong once mostly goes on to
             if is_power_of_two and not _may_pay(
-                curve, num_tokens + len(order), num_left, expected, chance, best_expected / best_seconds
+                curve, num_tokens + len(order), num_left, expected, probability, best_expected / best_seconds
             ):
                 break
         if not room[index]:
@@ -111,28 +111,30 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
         for child in each.below(node):
             num_pushed += 1
             heapq.heappush(heap, (root_log_prob - child.path_log_prob, num_pushed, index, child))
-    if best_expected * bare_seconds < (1.0 + _GAIN_MIN) * bare_expected * best_seconds:
-        best_num, best_expected, best_seconds = 0, bare_expected, bare_seconds
+    if best_expected * plain_seconds < (1.0 + _GAIN_MIN) * plain_expected * best_seconds:
+        best_num, best_expected, best_seconds = 0, plain_expected, plain_seconds
     chosen: list[list[Node]] = [[] for _ in trees]
     for index, node in order[:best_num]:
         chosen[index].append(node)
-    return Selection(chosen, best_seconds, _chance_min(curve, num_tokens + best_num, best_expected))
+    return Selection(chosen, best_seconds, _probability_min(curve, num_tokens + best_num, best_expected))
 
 
-def _may_pay(curve: StepCurve, num_tokens: int, num_left: int, expected: float, chance: float, rate: float) -> bool:
-    """Whether up to `num_left` more nodes could still beat `rate` tokens per second, were all as likely as `chance`.
+def _may_pay(
+    curve: StepCurve, num_tokens: int, num_left: int, expected: float, probability: float, rate: float
+) -> bool:
+    """Whether up to `num_left` more nodes could still beat `rate` tokens per second, if all had that `probability`.
 
     Between bends time is linear in their number, as is what they promise: if any number of them could, one at a bend
     could, or all.
     """
     last = num_tokens + num_left
     return any(
-        expected + chance * (size - num_tokens) > rate * curve.seconds(size)
+        expected + probability * (size - num_tokens) > rate * curve.seconds(size)
         for size in (*curve.bends(num_tokens, last), last)
     )
 
 
-def _chance_min(curve: StepCurve, num_tokens: int, expected: float) -> float:
+def _probability_min(curve: StepCurve, num_tokens: int, expected: float) -> float:
     """p above which p / (marginal time of a token) exceeds `expected` / t(num_tokens).
 
     The marginal time is the slope up to twice the size: a step's time rises in stairs, and the next stair counts.

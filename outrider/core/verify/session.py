@@ -8,23 +8,23 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import VERIFY_CHANCES, claim_cell
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.lookup import Lookup
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.line import Line
-from outrider.core.protocol.messages import FinishReason, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, FinishReason, VerifyOpen
 from outrider.core.protocol.naming import Grafted, Inbound
 from outrider.core.protocol.tree import Node, SpeculationTree
-from outrider.core.verify.draft_wait import AT_ONCE, Outlook, Patience, Wait
+from outrider.core.verify.draft_wait import AT_ONCE, DraftWait, ReadyDrafts, Wait
 from outrider.core.verify.selection import Beside, Candidates, most_probable
 
 _SMOOTHING = 0.2
 """Weight of the newest round in the running mean of how many nodes a round scores."""
 
 
-_BARE_ROOTS_MAX = 16
+_NO_DRAFTS_MAX = 16
 """Most of them that are remembered: drafts that come more than sixteen rounds late are of no use."""
 
 
@@ -39,25 +39,25 @@ class Decision(NamedTuple):
     bonus: bool
     """Whether the next token follows a path that was accepted to its end, rather than a rejection."""
     finish_reason: FinishReason | None
-    num_looked_up: int
+    num_prompt_lookup: int
     """How many of the scored nodes the session looked up itself."""
-    num_looked_up_accepted: int
+    num_accepted_prompt_lookup: int
     """How many of the accepted ones."""
 
 
-class VerifyKnowledge:
+class VerifyEstimates:
     """What one verifier has learned about its device and its drafts: the prior of each session."""
 
     def __init__(self) -> None:
         self.curve = StepCurve()
         """The time of steps while a drafter works beside the target."""
         self._alone: StepCurve | None = None
-        self.chance_min = 0.0
+        self.probability_min = 0.0
         """Of the latest step; see `Selection`."""
-        self._greedy = Calibration(VERIFY_CHANCES), Patience()
-        self._sampled = Calibration(VERIFY_CHANCES), Patience()
+        self._greedy = Calibration(VERIFY_PROBABILITIES), DraftWait()
+        self._sampled = Calibration(VERIFY_PROBABILITIES), DraftWait()
 
-    def of(self, *, greedy: bool) -> tuple[Calibration, Patience]:
+    def of(self, *, greedy: bool) -> tuple[Calibration, DraftWait]:
         """What holds for greedy sessions, or for the others."""
         return self._greedy if greedy else self._sampled
 
@@ -88,43 +88,43 @@ class VerifySession:
         vocab_size: int,
         eos_token_ids: Sequence[int],
         max_live_nodes: int,
-        knowledge: VerifyKnowledge | None = None,
+        estimates: VerifyEstimates | None = None,
         ngrams: NgramTable | None = None,
     ) -> None:
         """Guesses by itself from `ngrams`, an empty table, which reads the line, below what its drafter has sent."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
-        knowledge = knowledge or VerifyKnowledge()
-        self._knowledge = knowledge
-        self._curve = knowledge.curve
-        shared_calibration, self._shared_patience = knowledge.of(greedy=opening.sampling.greedy)
+        estimates = estimates or VerifyEstimates()
+        self._estimates = estimates
+        self._curve = estimates.curve
+        shared_calibration, self._shared_draft_wait = estimates.of(greedy=opening.sampling.greedy)
         calibration = shared_calibration.for_session()
         self._calibrations = calibration, shared_calibration
-        self._patience = Patience(self._shared_patience)
-        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_chance)
+        self._draft_wait = DraftWait(self._shared_draft_wait)
+        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_acceptance)
         self._lookup = None if ngrams is None else Lookup(ngrams, self.line, self.tree, calibration)
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
         self._ending = Ending.of(opening, eos_token_ids)
         self._last_verdict: float | None = None
-        self._bare_since: dict[int, float] = {}
+        self._no_drafts_since: dict[int, float] = {}
         """Roots that a verdict left with nothing below: position and time, until the first draft below one comes."""
         self._deepest: tuple[int, float] = (0, 0.0)
         """Position of the deepest node and when it came."""
         self._waits = False
         self._mean_num_nodes = 1.0
-        self._log_chance_min = -math.inf
+        self._log_acceptance_min = -math.inf
         """Logarithm of the chance from which guesses are scored at present, as far as is known."""
         self._price = 0.0
         """What it costs other sessions that a guess is scored, in tokens: their part of that chance."""
 
-    def graft(self, window: Window, now: float = 0.0) -> Grafted:
+    def graft(self, window: DraftWindow, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
         self._withdraw()
         grafted = self._inbound.graft(self.tree, window)
         for _, log_prob, right in grafted.late:
             for calibration in self._calibrations:
-                calibration.observe(claim_cell(log_prob), right)
+                calibration.observe(claim_bin(log_prob), right)
         if grafted.late:
             self._observe_places(self._worths_of_late(grafted.late))
         self._observe_arrival(window, grafted, now)
@@ -143,11 +143,11 @@ class VerifySession:
         """Those of them that the drafter sent."""
         return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2)
 
-    def _is_looked_up(self, node: Node) -> bool:
+    def _is_prompt_lookup(self, node: Node) -> bool:
         """Whether what stands below `node` is not the drafter's."""
         return self._lookup is not None and self._lookup.has_guessed(node)
 
-    def _num_looked_up(self, nodes: Sequence[Node]) -> int:
+    def _num_prompt_lookup(self, nodes: Sequence[Node]) -> int:
         return 0 if self._lookup is None else self._lookup.num_among(nodes)
 
     def _withdraw(self) -> None:
@@ -172,28 +172,32 @@ class VerifySession:
         if self._last_verdict is None or not self._max_draft_tokens:
             return AT_ONCE
         self._withdraw()
-        chance_min = self._knowledge.chance_min
-        self._log_chance_min = math.log(chance_min) if chance_min > 0.0 else -math.inf
-        self._price = chance_min * num_beside / (num_beside + 1)
+        probability_min = self._estimates.probability_min
+        self._log_acceptance_min = math.log(probability_min) if probability_min > 0.0 else -math.inf
+        self._price = probability_min * num_beside / (num_beside + 1)
         elapsed = now - self._last_verdict
         room = min(self._max_draft_tokens, self._max_length - 2 - self.tree.root.position)
-        bare = not self.tree.num_live
-        wait = self._patience.wait(self._outlook(num_beside, 0, 1.0, bare=bare), room, elapsed)
-        if wait.longest > 0.0 and not bare:
+        no_drafts = not self.tree.num_live
+        wait = self._draft_wait.wait(self._ready_drafts(num_beside, 0, 1.0, no_drafts=no_drafts), room, elapsed)
+        if wait.longest > 0.0 and not no_drafts:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
             nodes = most_probable([self._drafted], self._curve, beside).nodes[0]
-            outlook = self._outlook(num_beside, len(nodes), self._leaf_chance(nodes), bare=not nodes)
-            wait = self._patience.wait(outlook, room - len(nodes), elapsed)
+            ready_drafts = self._ready_drafts(
+                num_beside, len(nodes), self._leaf_probability(nodes), no_drafts=not nodes
+            )
+            wait = self._draft_wait.wait(ready_drafts, room - len(nodes), elapsed)
         self._waits = wait.longest > 0.0
         return wait
 
-    def _outlook(self, num_beside: int, num_nodes: int, leaf_chance: float, *, bare: bool) -> Outlook:
+    def _ready_drafts(
+        self, num_beside: int, num_nodes: int, leaf_probability: float, *, no_drafts: bool
+    ) -> ReadyDrafts:
         num_roots, num_later = num_beside + 1, max(num_nodes, round(self._mean_num_nodes))
         step_now, step_later = (self._curve.seconds(num_roots + num) for num in (num_nodes, num_later))
-        return Outlook(bare, leaf_chance, step_now, step_later)
+        return ReadyDrafts(no_drafts, leaf_probability, step_now, step_later)
 
-    def _leaf_chance(self, nodes: Sequence[Node]) -> float:
+    def _leaf_probability(self, nodes: Sequence[Node]) -> float:
         """Chance that the target's path runs to one of `nodes` that has no children yet but may get some."""
         root_log_prob = self.tree.root.path_log_prob
         return sum(
@@ -205,10 +209,10 @@ class VerifySession:
     def begin(self, nodes: Sequence[Node], now: float) -> None:
         """A round over `nodes` starts. If it follows a wait that nothing came of, that is learned."""
         if self._waits and self._last_verdict is not None:
-            bare = not nodes or self._is_looked_up(self.tree.root)
-            since = self._last_verdict if bare else max(self._last_verdict, self._deepest[1])
-            for patience in (self._patience, self._shared_patience):
-                patience.observe_no_draft(now - since, at_hand=not bare)
+            no_drafts = not nodes or self._is_prompt_lookup(self.tree.root)
+            since = self._last_verdict if no_drafts else max(self._last_verdict, self._deepest[1])
+            for draft_wait in (self._draft_wait, self._shared_draft_wait):
+                draft_wait.observe_no_draft(now - since, at_hand=not no_drafts)
         self._waits = False
 
     def decide(self, nodes: Sequence[Node], choices: Sequence[int], now: float = 0.0) -> Decision:
@@ -233,7 +237,10 @@ class VerifySession:
             node = node.children.get(token_id)
             if node is not None and id(node) in row_of:
                 accepted.append(node)
-        num_looked_up, num_looked_up_accepted = self._num_looked_up(nodes), self._num_looked_up(accepted)
+        num_prompt_lookup, num_accepted_prompt_lookup = (
+            self._num_prompt_lookup(nodes),
+            self._num_prompt_lookup(accepted),
+        )
         self._observe_places(self._worths(token_ids))
         decided(self.tree.root, token_ids, self._calibrations)
         self.line.commit(position, token_ids)
@@ -244,20 +251,22 @@ class VerifySession:
             self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
         self._last_verdict = now
         if not self.tree.num_live:
-            self._bare_since[self.tree.root.position] = now
-            if len(self._bare_since) > _BARE_ROOTS_MAX:
-                self._bare_since.pop(next(iter(self._bare_since)))
+            self._no_drafts_since[self.tree.root.position] = now
+            if len(self._no_drafts_since) > _NO_DRAFTS_MAX:
+                self._no_drafts_since.pop(next(iter(self._no_drafts_since)))
             self._deepest = self.tree.root.position, now
-        return Decision(position, token_ids, len(accepted), rows, bonus, reason, num_looked_up, num_looked_up_accepted)
+        return Decision(
+            position, token_ids, len(accepted), rows, bonus, reason, num_prompt_lookup, num_accepted_prompt_lookup
+        )
 
     def _worths(self, token_ids: Sequence[int]) -> list[float]:
-        """What the guesses for each place that `token_ids` decide were worth; see `Patience.observe_places`."""
+        """What the guesses for each place that `token_ids` decide were worth; see `DraftWait.observe_places`."""
         worths: list[float] = []
         node: Node | None = self.tree.root
         for token_id in token_ids:
-            if node is None or not node.children or self._is_looked_up(node):
+            if node is None or not node.children or self._is_prompt_lookup(node):
                 break
-            floor = node.path_log_prob + self._log_chance_min
+            floor = node.path_log_prob + self._log_acceptance_min
             worths.append(
                 sum(
                     (child_id == token_id) - self._price
@@ -270,27 +279,27 @@ class VerifySession:
 
     def _worths_of_late(self, guesses: Iterable[tuple[int, float, bool]]) -> list[float]:
         """The same for guesses that came after their place was decided."""
-        log_chance = self._calibrations[0].log_chance
+        log_acceptance = self._calibrations[0].log_acceptance
         worths: list[float] = []
         for rank, log_prob, right in guesses:
             if rank == 0:
                 worths.append(0.0)
-            if log_chance(claim_cell(log_prob)) >= self._log_chance_min:
+            if log_acceptance(claim_bin(log_prob)) >= self._log_acceptance_min:
                 worths[-1] += right - self._price
         return worths
 
     def _observe_places(self, worths: Sequence[float]) -> None:
-        for patience in (self._patience, self._shared_patience):
-            patience.observe_places(worths)
+        for draft_wait in (self._draft_wait, self._shared_draft_wait):
+            draft_wait.observe_places(worths)
 
-    def _observe_arrival(self, window: Window, grafted: Grafted, now: float) -> None:
+    def _observe_arrival(self, window: DraftWindow, grafted: Grafted, now: float) -> None:
         """Learns how long the first draft after a bare root takes, and each level after it."""
-        if self._bare_since:
-            since_bare = self._bare_since.get(window.base)
-            self._bare_since = {root: since for root, since in self._bare_since.items() if root > window.base}
-            if since_bare is not None:
-                for patience in (self._patience, self._shared_patience):
-                    patience.observe_first_draft(max(now - since_bare, 0.0))
+        if self._no_drafts_since:
+            since_no_drafts = self._no_drafts_since.get(window.base)
+            self._no_drafts_since = {root: since for root, since in self._no_drafts_since.items() if root > window.base}
+            if since_no_drafts is not None:
+                for draft_wait in (self._draft_wait, self._shared_draft_wait):
+                    draft_wait.observe_first_draft(max(now - since_no_drafts, 0.0))
         if not grafted.added:
             return
         self._waits = False
@@ -298,6 +307,6 @@ class VerifySession:
         if position > self._deepest[0]:
             if window.draft_ms > 0.0:
                 num_levels = len({node.position for node in grafted.added})
-                for patience in (self._patience, self._shared_patience):
-                    patience.observe_levels(num_levels, window.draft_ms / 1000.0)
+                for draft_wait in (self._draft_wait, self._shared_draft_wait):
+                    draft_wait.observe_levels(num_levels, window.draft_ms / 1000.0)
             self._deepest = position, now

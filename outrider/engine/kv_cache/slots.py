@@ -48,12 +48,12 @@ class Slot:
         "_pool",
         "_tree_end",
         "blocks",
+        "cached_prefix",
         "cells",
         "index",
         "num_cached_tokens",
         "num_cells",
         "shares",
-        "trunk",
     )
 
     def __init__(self, index: int, num_cells: int, pool: BlockPool) -> None:
@@ -66,7 +66,7 @@ class Slot:
         """How many tokens of the line were found published since the slot was empty."""
         self.shares = True
         """Whether the slot looks for published blocks and publishes its own."""
-        self.trunk: list[int] = []
+        self.cached_prefix: list[int] = []
         """Token ids of the cells 0 .. len(trunk) - 1, which are their positions too."""
         self.cells: dict[int, TreeCell] = {}
         """The fed tree nodes by their cells, all at len(trunk) or above, parents fed before children."""
@@ -87,7 +87,7 @@ class Slot:
     @property
     def end_cell(self) -> int:
         """One past the highest cell in use."""
-        return max(self._tree_end, len(self.trunk))
+        return max(self._tree_end, len(self.cached_prefix))
 
     def align(self, line: Sequence[int]) -> list[Move]:
         """Makes what is held agree with `line`: drops what contradicts it, turns tree nodes that lie on it into trunk,
@@ -102,15 +102,15 @@ class Slot:
             self._line = line
             self._num_agreed = 0
         num_agreed = self._num_agreed
-        end = min(len(self.trunk), len(line))
-        while num_agreed < end and self.trunk[num_agreed] == line[num_agreed]:
+        end = min(len(self.cached_prefix), len(line))
+        while num_agreed < end and self.cached_prefix[num_agreed] == line[num_agreed]:
             num_agreed += 1
-        if num_agreed < len(self.trunk):
+        if num_agreed < len(self.cached_prefix):
             self._cut(num_agreed, line)
-        moves = self._promote(line) if self.cells and len(self.trunk) < len(line) else []
+        moves = self._promote(line) if self.cells and len(self.cached_prefix) < len(line) else []
         if self.has_only_published:
             self._attach(line)
-        self._num_agreed = len(self.trunk)
+        self._num_agreed = len(self.cached_prefix)
         return moves
 
     def find(self, parent_cell: int, token_id: int) -> int | None:
@@ -144,7 +144,7 @@ class Slot:
         Everything that the trunk says is held has been computed. A block is published only when the trunk goes beyond
         it: the trunk's last token may be fed again, and nobody writes to a published block.
         """
-        while (key := self.next_key(self.trunk)) is not None:
+        while (key := self.next_key(self.cached_prefix)) is not None:
             place = len(self._chains)
             self.blocks[place], chain = self._pool.publish(self.blocks[place], key)
             self._chains.append(chain)
@@ -175,7 +175,7 @@ class Slot:
 
     def clear(self) -> None:
         """Forgets everything held. What is published stays findable."""
-        self.trunk.clear()
+        self.cached_prefix.clear()
         self._line = None
         self._num_agreed = 0
         self.num_cached_tokens = 0
@@ -190,17 +190,17 @@ class Slot:
         if num_blocks < len(self._chains):
             num_agreed = num_blocks * block_cells
             self._give_back(num_blocks)
-        del self.trunk[num_agreed:]
+        del self.cached_prefix[num_agreed:]
         self._forget_tree()
 
     def _attach(self, line: Sequence[int]) -> None:
-        first = len(self.trunk)
+        first = len(self.cached_prefix)
         for found in self._findable(line):
             self._pool.hold(found.block)
             self.blocks.append(found.block)
             self._chains.append(found.chain)
         end = len(self.blocks) * self._pool.block_cells
-        self.trunk.extend(line[first:end])
+        self.cached_prefix.extend(line[first:end])
         self.num_cached_tokens += end - first
         self._pool.num_tokens_found += end - first
 
@@ -220,21 +220,21 @@ class Slot:
             del self.blocks[num_kept:], self._chains[num_kept:]
 
     def _promote(self, line: Sequence[int]) -> list[Move]:
-        tip = len(self.trunk) - 1
+        tip = len(self.cached_prefix) - 1
         new_place: dict[int, int] = {}
-        while len(self.trunk) < len(line):
-            cell = self._children.get((tip, line[len(self.trunk)]))
+        while len(self.cached_prefix) < len(line):
+            cell = self._children.get((tip, line[len(self.cached_prefix)]))
             if cell is None:
                 break
-            new_place[cell] = len(self.trunk)
-            self.trunk.append(line[len(self.trunk)])
+            new_place[cell] = len(self.cached_prefix)
+            self.cached_prefix.append(line[len(self.cached_prefix)])
             tip = cell
-        survivors = self._below(tip) if len(self.trunk) == len(line) else []
-        end_trunk = len(self.trunk)
-        taken = {cell for cell in survivors if cell >= end_trunk}
-        free = end_trunk
+        survivors = self._below(tip) if len(self.cached_prefix) == len(line) else []
+        end_prefix = len(self.cached_prefix)
+        taken = {cell for cell in survivors if cell >= end_prefix}
+        free = end_prefix
         for cell in survivors:
-            if cell >= end_trunk:
+            if cell >= end_prefix:
                 new_place[cell] = cell
                 continue
             while free in taken:

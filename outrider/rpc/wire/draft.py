@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from outrider.core.protocol.messages import Commitment, DraftOpen, Opened, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_sampling,
@@ -25,7 +25,7 @@ def encode_draft_command(command: DraftOpen | Commitment) -> draft_pb2.DraftComm
                 position=command.position,
                 token_ids=command.token_ids,
                 verify_ms=command.verify_ms,
-                chance_min=command.chance_min,
+                probability_min=command.probability_min,
             )
         )
     return draft_pb2.DraftCommand(
@@ -33,7 +33,7 @@ def encode_draft_command(command: DraftOpen | Commitment) -> draft_pb2.DraftComm
             position=command.position,
             token_ids=command.token_ids,
             verify_ms=command.verify_ms,
-            chance_min=command.chance_min,
+            probability_min=command.probability_min,
         )
     )
 
@@ -43,24 +43,26 @@ def decode_draft_command(message: draft_pb2.DraftCommand) -> DraftOpen | Commitm
     match message.WhichOneof("command"):
         case "commit":
             commit = message.commit
-            return Commitment(commit.position, commit.token_ids[:], False, commit.verify_ms, commit.chance_min)
+            return Commitment(commit.position, commit.token_ids[:], False, commit.verify_ms, commit.probability_min)
         case "rollback":
             rollback = message.rollback
-            return Commitment(rollback.position, rollback.token_ids[:], True, rollback.verify_ms, rollback.chance_min)
+            return Commitment(
+                rollback.position, rollback.token_ids[:], True, rollback.verify_ms, rollback.probability_min
+            )
         case "open":
             return _decode_draft_open(message.open)
         case _:
             refuse_empty("DraftCommand", "open, commit or rollback")
 
 
-def encode_draft_event(event: Opened | Window) -> draft_pb2.DraftEvent:
+def encode_draft_event(event: Opened | DraftWindow) -> draft_pb2.DraftEvent:
     """What a drafter tells the coordinator."""
-    if isinstance(event, Window):
+    if isinstance(event, DraftWindow):
         return draft_pb2.DraftEvent(drafted=encode_drafted(event))
     return draft_pb2.DraftEvent(opened=draft_pb2.DraftOpened(num_line_tokens=event.num_line_tokens))
 
 
-def decode_draft_event(message: draft_pb2.DraftEvent) -> Opened | Window:
+def decode_draft_event(message: draft_pb2.DraftEvent) -> Opened | DraftWindow:
     """Raises ProtocolViolationError for an empty event."""
     match message.WhichOneof("event"):
         case "drafted":

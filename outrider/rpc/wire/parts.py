@@ -6,12 +6,12 @@ from typing import Any, NoReturn
 
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import (
+    DraftWindow,
     FinishReason,
     ModelInfo,
     TokenLogprobs,
     TokenOrigin,
     TraceContext,
-    Window,
     WorkerLoad,
 )
 from outrider.core.protocol.sampling import SamplingParams
@@ -162,7 +162,7 @@ def decode_token_origin(number: int) -> TokenOrigin:
     return origin
 
 
-def encode_drafted(window: Window) -> common_pb2.Drafted:
+def encode_drafted(window: DraftWindow) -> common_pb2.Drafted:
     """A window of draft nodes."""
     return common_pb2.Drafted(
         base=window.base,
@@ -174,9 +174,9 @@ def encode_drafted(window: Window) -> common_pb2.Drafted:
     )
 
 
-def decode_drafted(message: common_pb2.Drafted) -> Window:
+def decode_drafted(message: common_pb2.Drafted) -> DraftWindow:
     """A window of draft nodes, unchecked: `naming.Inbound` checks it against the stream's history."""
-    return Window(
+    return DraftWindow(
         base=message.base,
         first_id=message.first_id,
         parent_ids=message.parent_ids[:],  # a slice is a list, made in one go

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from outrider.core.coordinate.session import EndDrafts
-from outrider.core.protocol.messages import Opened, Verdict, VerifyFinished, VerifyOpen, Window
+from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_finish_reason,
@@ -20,16 +20,16 @@ from outrider.rpc.wire.parts import (
 from outrider.v1 import verify_pb2
 
 
-def encode_verify_command(command: VerifyOpen | Window | EndDrafts) -> verify_pb2.VerifyCommand:
+def encode_verify_command(command: VerifyOpen | DraftWindow | EndDrafts) -> verify_pb2.VerifyCommand:
     """What the coordinator tells a verifier."""
-    if isinstance(command, Window):
+    if isinstance(command, DraftWindow):
         return verify_pb2.VerifyCommand(drafted=encode_drafted(command))
     if isinstance(command, VerifyOpen):
         return verify_pb2.VerifyCommand(open=_encode_verify_open(command))
     return verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded())
 
 
-def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyOpen | Window | EndDrafts:
+def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyOpen | DraftWindow | EndDrafts:
     """Raises ProtocolViolationError for an empty command."""
     match message.WhichOneof("command"):
         case "drafted":
@@ -108,11 +108,11 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         num_stale_nodes=verdict.num_stale_nodes,
         verify_ms=verdict.verify_ms,
         wait_ms=verdict.wait_ms,
-        chance_min=verdict.chance_min,
+        probability_min=verdict.probability_min,
         logprobs=[encode_token_logprobs(logprobs) for logprobs in verdict.logprobs],
         num_cached_tokens=verdict.num_cached_tokens,
-        num_looked_up=verdict.num_looked_up,
-        num_looked_up_accepted=verdict.num_looked_up_accepted,
+        num_prompt_lookup=verdict.num_prompt_lookup,
+        num_accepted_prompt_lookup=verdict.num_accepted_prompt_lookup,
     )
 
 
@@ -126,9 +126,9 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         num_stale_nodes=message.num_stale_nodes,
         verify_ms=message.verify_ms,
         wait_ms=message.wait_ms,
-        chance_min=message.chance_min,
+        probability_min=message.probability_min,
         logprobs=tuple([decode_token_logprobs(logprobs) for logprobs in message.logprobs]),
         num_cached_tokens=message.num_cached_tokens,
-        num_looked_up=message.num_looked_up,
-        num_looked_up_accepted=message.num_looked_up_accepted,
+        num_prompt_lookup=message.num_prompt_lookup,
+        num_accepted_prompt_lookup=message.num_accepted_prompt_lookup,
     )

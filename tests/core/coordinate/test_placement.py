@@ -11,9 +11,9 @@ import pytest
 from outrider.core.coordinate.placement import (
     GROWTH_TOKENS,
     REPORTS_MIN,
-    Offer,
-    Pace,
-    Standing,
+    DrafterCandidate,
+    ReplicaState,
+    StepTime,
     choose_drafter,
     choose_verifier,
     expected_ms,
@@ -30,59 +30,61 @@ def load(
     return WorkerLoad("", sessions, queued, tokens, kv, free, step_ms)
 
 
-def paced(num_times: int = REPORTS_MIN, **step_ms: float) -> Pace:
+def paced(num_times: int = REPORTS_MIN, **step_ms: float) -> StepTime:
     """A pace that has seen the given step times, by number of sessions: `s3=7.0`."""
-    pace = Pace()
+    step_time = StepTime()
     for name, each in step_ms.items():
         for _ in range(num_times):
-            pace.observe(load(sessions=int(name[1:]), step_ms=each))
-    return pace
+            step_time.observe(load(sessions=int(name[1:]), step_ms=each))
+    return step_time
 
 
-def standing(report: WorkerLoad | None = None, pace: Pace | None = None, slots: int = 8, **own: int) -> Standing:
-    return Standing(pace or paced(s1=10.0), load() if report is None else report, slots, **own)
+def replica_state(
+    report: WorkerLoad | None = None, step_time: StepTime | None = None, slots: int = 8, **own: int
+) -> ReplicaState:
+    return ReplicaState(step_time or paced(s1=10.0), load() if report is None else report, slots, **own)
 
 
 def test_a_pace_is_learned_from_reports_with_sessions() -> None:
-    pace = Pace()
-    assert pace.step_ms(1) == 0.0
-    pace.observe(load(sessions=0, step_ms=50.0))
-    pace.observe(load(sessions=3, step_ms=math.nan))
-    assert pace.step_ms(1) == 0.0
-    pace.observe(load(sessions=2, step_ms=20.0))
-    assert pace.step_ms(1) == pytest.approx(20.0)
-    assert pace.step_ms(2) == pytest.approx(20.0)
-    assert pace.step_ms(6) == pytest.approx(60.0), "beyond what was seen the worst is assumed"
-    pace.observe(load(sessions=6, step_ms=24.0))
-    assert pace.step_ms(6) == pytest.approx(24.0)
-    assert 20.0 < pace.step_ms(4) < 24.0
+    step_time = StepTime()
+    assert step_time.step_ms(1) == 0.0
+    step_time.observe(load(sessions=0, step_ms=50.0))
+    step_time.observe(load(sessions=3, step_ms=math.nan))
+    assert step_time.step_ms(1) == 0.0
+    step_time.observe(load(sessions=2, step_ms=20.0))
+    assert step_time.step_ms(1) == pytest.approx(20.0)
+    assert step_time.step_ms(2) == pytest.approx(20.0)
+    assert step_time.step_ms(6) == pytest.approx(60.0), "beyond what was seen the worst is assumed"
+    step_time.observe(load(sessions=6, step_ms=24.0))
+    assert step_time.step_ms(6) == pytest.approx(24.0)
+    assert 20.0 < step_time.step_ms(4) < 24.0
 
 
 def test_sessions_are_those_reported_those_placed_since_less_those_that_left() -> None:
-    assert standing(load(sessions=3, queued=2)).num_sessions == 5
-    assert standing(load(sessions=3), num_unreported=2, num_left=1).num_sessions == 4
-    assert standing(load(sessions=1), num_left=3).num_sessions == 0
-    assert Standing(Pace(), None, 8, num_unreported=2).num_sessions == 2
+    assert replica_state(load(sessions=3, queued=2)).num_sessions == 5
+    assert replica_state(load(sessions=3), num_unreported=2, num_left=1).num_sessions == 4
+    assert replica_state(load(sessions=1), num_left=3).num_sessions == 0
+    assert ReplicaState(StepTime(), None, 8, num_unreported=2).num_sessions == 2
 
 
 @pytest.mark.parametrize(
     ("there", "words"),
     [
-        (standing(load(sessions=8)), "all of its 8 slots are taken"),
-        (standing(load(sessions=6), num_unreported=2), "all of its 8 slots are taken"),
-        (standing(load(sessions=6, queued=2)), "all of its 8 slots are taken"),
-        (standing(load(free=99 + GROWTH_TOKENS)), "no room for the keys and values of 100 tokens"),
-        (standing(load(queued=1, tokens=50, free=149 + 2 * GROWTH_TOKENS)), "no room for the keys and values"),
-        (standing(load(free=149 + 2 * GROWTH_TOKENS), num_unreported=1, num_unreported_tokens=50), "no room for"),
-        (Standing(Pace(), None, 2, num_unreported=2), "all of its 2 slots are taken"),
-        (standing(load(sessions=7)), ""),
-        (standing(load(sessions=8), num_left=1), ""),
-        (standing(load(queued=1, tokens=50)), ""),
-        (standing(load(free=100 + GROWTH_TOKENS)), ""),
-        (standing(load(kv=0, free=0)), ""),
+        (replica_state(load(sessions=8)), "all of its 8 slots are taken"),
+        (replica_state(load(sessions=6), num_unreported=2), "all of its 8 slots are taken"),
+        (replica_state(load(sessions=6, queued=2)), "all of its 8 slots are taken"),
+        (replica_state(load(free=99 + GROWTH_TOKENS)), "no room for the keys and values of 100 tokens"),
+        (replica_state(load(queued=1, tokens=50, free=149 + 2 * GROWTH_TOKENS)), "no room for the keys and values"),
+        (replica_state(load(free=149 + 2 * GROWTH_TOKENS), num_unreported=1, num_unreported_tokens=50), "no room for"),
+        (ReplicaState(StepTime(), None, 2, num_unreported=2), "all of its 2 slots are taken"),
+        (replica_state(load(sessions=7)), ""),
+        (replica_state(load(sessions=8), num_left=1), ""),
+        (replica_state(load(queued=1, tokens=50)), ""),
+        (replica_state(load(free=100 + GROWTH_TOKENS)), ""),
+        (replica_state(load(kv=0, free=0)), ""),
     ],
 )
-def test_what_a_worker_lacks_is_said_in_words(there: Standing, words: str) -> None:
+def test_what_a_worker_lacks_is_said_in_words(there: ReplicaState, words: str) -> None:
     if words:
         assert words in there.lack(100)
     else:
@@ -90,7 +92,7 @@ def test_what_a_worker_lacks_is_said_in_words(there: Standing, words: str) -> No
 
 
 def test_the_least_loaded_of_equal_verifiers_is_chosen_and_the_first_of_idle_ones() -> None:
-    busy, idle = standing(load(sessions=3)), standing()
+    busy, idle = replica_state(load(sessions=3)), replica_state()
     assert choose_verifier([busy, idle], 20, 100) == 1
     assert choose_verifier([idle, busy], 20, 100) == 0
     assert choose_verifier([idle, idle], 20, 100) == 0
@@ -101,80 +103,82 @@ def test_a_fast_verifier_takes_more_than_a_slow_one() -> None:
     slow, fast = paced(s1=40.0), paced(s1=10.0)
     placed = [0, 0]
     for _ in range(10):
-        standings = [standing(pace=(slow, fast)[n], slots=100, num_unreported=placed[n]) for n in range(2)]
-        placed[choose_verifier(standings, 20, 100)] += 1
+        replica_states = [
+            replica_state(step_time=(slow, fast)[n], slots=100, num_unreported=placed[n]) for n in range(2)
+        ]
+        placed[choose_verifier(replica_states, 20, 100)] += 1
     assert placed == [2, 8]
 
 
 def test_a_burst_spreads_before_any_report_tells() -> None:
     placed = [0, 0, 0]
     for _ in range(12):
-        standings = [standing(num_unreported=n, num_unreported_tokens=50 * n) for n in placed]
-        placed[choose_verifier(standings, 50, 100)] += 1
+        replica_states = [replica_state(num_unreported=n, num_unreported_tokens=50 * n) for n in placed]
+        placed[choose_verifier(replica_states, 50, 100)] += 1
     assert placed == [4, 4, 4]
 
 
 def test_long_prompts_that_wait_to_be_read_count() -> None:
-    reading = standing(load(sessions=1, tokens=4000))
-    assert choose_verifier([reading, standing(load(sessions=1))], 20, 100) == 1
-    decoding = standing(load(sessions=2))
-    assert choose_verifier([reading, decoding], 20, 10) == 1, "a short answer does not wait for a long prompt"
+    prefilling = replica_state(load(sessions=1, tokens=4000))
+    assert choose_verifier([prefilling, replica_state(load(sessions=1))], 20, 100) == 1
+    decoding = replica_state(load(sessions=2))
+    assert choose_verifier([prefilling, decoding], 20, 10) == 1, "a short answer does not wait for a long prompt"
 
 
 def test_a_queue_is_worse_than_a_slow_step() -> None:
-    full = standing(load(sessions=4, queued=2, tokens=40), slots=4, pace=paced(s1=10.0, s4=12.0))
-    slower = standing(load(sessions=1), pace=paced(s1=11.0))
+    full = replica_state(load(sessions=4, queued=2, tokens=40), slots=4, step_time=paced(s1=10.0, s4=12.0))
+    slower = replica_state(load(sessions=1), step_time=paced(s1=11.0))
     assert choose_verifier([full, slower], 20, 100) == 1
-    without_room = standing(load(sessions=1, free=10))
+    without_room = replica_state(load(sessions=1, free=10))
     assert choose_verifier([without_room, slower], 20, 100) == 1
 
 
 def test_who_waits_waits_for_those_before_him() -> None:
-    first = standing(load(sessions=4), slots=4)
-    second = standing(load(sessions=4, queued=1), slots=4)
-    alone = expected_ms(standing(), 10.0, 0, 100)
+    first = replica_state(load(sessions=4), slots=4)
+    second = replica_state(load(sessions=4, queued=1), slots=4)
+    alone = expected_ms(replica_state(), 10.0, 0, 100)
     assert alone == pytest.approx(1000.0)
     assert expected_ms(first, 10.0, 0, 100) == pytest.approx(1000.0 * (1 + 1 / 4))
     assert expected_ms(second, 10.0, 0, 100) == pytest.approx(1000.0 * (1 + 2 / 4))
 
 
 def test_a_verifier_of_unknown_speed_is_tried() -> None:
-    unknown = Standing(Pace(), load(step_ms=0.0), 8)
-    assert choose_verifier([standing(load(sessions=1)), unknown], 20, 100) == 1
+    unknown = ReplicaState(StepTime(), load(step_ms=0.0), 8)
+    assert choose_verifier([replica_state(load(sessions=1)), unknown], 20, 100) == 1
     assert choose_verifier([unknown, unknown], 20, 100) == 0
 
 
 def test_the_choice_is_a_function_of_what_is_known() -> None:
-    standings = [standing(load(sessions=n % 4, tokens=10 * n)) for n in range(9)]
-    assert len({choose_verifier(standings, 30, 100) for _ in range(20)}) == 1
+    replica_states = [replica_state(load(sessions=n % 4, tokens=10 * n)) for n in range(9)]
+    assert len({choose_verifier(replica_states, 30, 100) for _ in range(20)}) == 1
 
 
 def test_an_idle_drafter_is_never_overloaded_however_slow() -> None:
-    assert overload(standing(load(), pace=paced(s1=900.0)), 20, 10.0) == ""
+    assert overload(replica_state(load(), step_time=paced(s1=900.0)), 20, 10.0) == ""
 
 
 def test_a_drafter_is_not_shared_when_its_levels_come_too_late() -> None:
-    in_time = standing(load(sessions=3), pace=paced(s4=19.0))
-    too_late = standing(load(sessions=3), pace=paced(s4=21.0))
+    in_time = replica_state(load(sessions=3), step_time=paced(s4=19.0))
+    too_late = replica_state(load(sessions=3), step_time=paced(s4=21.0))
     assert overload(in_time, 20, 10.0) == ""
     assert "21.0 ms for a level" in overload(too_late, 20, 10.0)
     assert overload(too_late, 20, 0.0) == "", "nobody knows how long the target takes"
-    assert overload(standing(load(sessions=3), pace=paced(REPORTS_MIN - 1, s4=21.0)), 20, 10.0) == ""
-    assert "slots" in overload(standing(load(sessions=8)), 20, 10.0)
+    assert overload(replica_state(load(sessions=3), step_time=paced(REPORTS_MIN - 1, s4=21.0)), 20, 10.0) == ""
+    assert "slots" in overload(replica_state(load(sessions=8)), 20, 10.0)
 
 
 def test_beyond_what_one_step_expands_sessions_take_turns() -> None:
-    pace = paced(s1=4.0, s64=4.0)
-    few = standing(load(sessions=EXPANSIONS_MAX - 1), pace=pace, slots=100)
-    many = standing(load(sessions=4 * EXPANSIONS_MAX - 1), pace=pace, slots=100)
+    step_time = paced(s1=4.0, s64=4.0)
+    few = replica_state(load(sessions=EXPANSIONS_MAX - 1), step_time=step_time, slots=100)
+    many = replica_state(load(sessions=4 * EXPANSIONS_MAX - 1), step_time=step_time, slots=100)
     assert level_ms(few) == pytest.approx(4.0)
     assert level_ms(many) == pytest.approx(16.0)
 
 
 def test_the_better_draft_is_chosen_while_it_keeps_up() -> None:
-    small = Offer(standing(load(sessions=1), pace=paced(s2=2.0)), worth=2.0)
-    assert choose_drafter([small, Offer(standing(pace=paced(s1=5.0)), worth=3.0)], 20.0) == 1
-    slow = Offer(standing(pace=paced(s1=15.0)), worth=3.0)
+    small = DrafterCandidate(replica_state(load(sessions=1), step_time=paced(s2=2.0)), worth=2.0)
+    assert choose_drafter([small, DrafterCandidate(replica_state(step_time=paced(s1=5.0)), worth=3.0)], 20.0) == 1
+    slow = DrafterCandidate(replica_state(step_time=paced(s1=15.0)), worth=3.0)
     assert choose_drafter([slow, small], 20.0) == 1, "with 1.3 levels a step it commits no 3 tokens"
     assert choose_drafter([slow, small], 0.0) == 0
 
@@ -182,19 +186,25 @@ def test_the_better_draft_is_chosen_while_it_keeps_up() -> None:
 def test_equal_drafters_share_the_sessions() -> None:
     placed = Counter[int]()
     for _ in range(9):
-        offers = [Offer(standing(pace=paced(s1=2.0, s8=2.0), num_unreported=placed[n]), 3.0) for n in range(3)]
-        placed[choose_drafter(offers, 20.0)] += 1
+        candidates = [
+            DrafterCandidate(replica_state(step_time=paced(s1=2.0, s8=2.0), num_unreported=placed[n]), 3.0)
+            for n in range(3)
+        ]
+        placed[choose_drafter(candidates, 20.0)] += 1
     assert set(placed.values()) == {3}
 
 
 def test_of_equal_drafters_the_one_that_fails_comes_last() -> None:
-    offers = [Offer(standing(), 3.0, num_failures=1), Offer(standing(load(sessions=2)), 3.0)]
-    assert choose_drafter(offers, 1000.0) == 1
+    candidates = [
+        DrafterCandidate(replica_state(), 3.0, num_failures=1),
+        DrafterCandidate(replica_state(load(sessions=2)), 3.0),
+    ]
+    assert choose_drafter(candidates, 1000.0) == 1
 
 
 def test_every_choice_is_one_of_those_offered() -> None:
     reports = [None, load(step_ms=0.0), load(sessions=8), load(queued=3, tokens=10**9), load(kv=0, free=0)]
     for chosen in itertools.product(reports, repeat=3):
-        standings = [Standing(Pace(), report, 8) for report in chosen]
-        assert choose_verifier(standings, 1, 1) in range(3)
-        assert choose_drafter([Offer(each, 2.0) for each in standings], 0.0) in range(3)
+        replica_states = [ReplicaState(StepTime(), report, 8) for report in chosen]
+        assert choose_verifier(replica_states, 1, 1) in range(3)
+        assert choose_drafter([DrafterCandidate(each, 2.0) for each in replica_states], 0.0) in range(3)

@@ -22,12 +22,12 @@ from outrider.core.coordinate.session import (
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import (
     Commitment,
+    DraftWindow,
     FinishReason,
     TokenLogprobs,
     TokenOrigin,
     Verdict,
     VerifyFinished,
-    Window,
 )
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
@@ -37,7 +37,7 @@ ACCEPTED, RECOVERED, BONUS, TARGET = (
     TokenOrigin.BONUS,
     TokenOrigin.TARGET,
 )
-DRAFTS = Window(2, 1, [0, 1, 0], [1, 2, 3], [-0.1, -0.2, -0.3], 4.0)
+DRAFTS = DraftWindow(2, 1, [0, 1, 0], [1, 2, 3], [-0.1, -0.2, -0.3], 4.0)
 
 
 def new_session(*, drafting: bool = True, max_run_ahead: int = 8) -> Session:
@@ -65,11 +65,11 @@ def only_emit(commands: list[Command]) -> Emit:
 
 def test_drafts_are_relayed_under_the_coordinators_own_ids() -> None:
     session = new_session()
-    first = Window(2, 1, [0, 0], [1, 1], [-0.1, -0.1], 1.0)
-    assert session.on_drafted(first) == [SendToVerifier(Window(2, 1, [0], [1], [-0.1], 1.0))]
+    first = DraftWindow(2, 1, [0, 0], [1, 1], [-0.1, -0.1], 1.0)
+    assert session.on_drafted(first) == [SendToVerifier(DraftWindow(2, 1, [0], [1], [-0.1], 1.0))]
     # The drafter's id 2 names the node that went on as id 1.
-    second = Window(2, 3, [2], [5], [-0.2], 2.0)
-    assert session.on_drafted(second) == [SendToVerifier(Window(2, 2, [1], [5], [-0.2], 2.0))]
+    second = DraftWindow(2, 3, [2], [5], [-0.2], 2.0)
+    assert session.on_drafted(second) == [SendToVerifier(DraftWindow(2, 2, [1], [5], [-0.2], 2.0))]
     assert session.statistics.num_drafted_nodes == 3
     assert session.statistics.draft_ms == 3.0
 
@@ -93,7 +93,7 @@ def test_stale_drafts_are_counted_and_not_relayed() -> None:
 def test_drafts_absorbed_on_the_way_are_relayed_from_where_they_are_news() -> None:
     session = new_session()
     session.on_verdict(verdict(3, 1))
-    assert session.on_drafted(DRAFTS) == [SendToVerifier(Window(3, 1, [0], [2], [-0.2], 4.0))]
+    assert session.on_drafted(DRAFTS) == [SendToVerifier(DraftWindow(3, 1, [0], [2], [-0.2], 4.0))]
 
 
 def test_a_verdict_along_the_drafts_is_a_commit() -> None:
@@ -210,7 +210,7 @@ def test_a_lost_drafter_ends_the_drafts_once() -> None:
         replace(DRAFTS, draft_ms=math.nan),
     ],
 )
-def test_a_drafter_that_breaks_the_protocol_is_lost_and_nothing_else(nonsense: Window) -> None:
+def test_a_drafter_that_breaks_the_protocol_is_lost_and_nothing_else(nonsense: DraftWindow) -> None:
     session = new_session()
     assert session.on_drafted(nonsense) == [EndDrafts(), CloseDrafter()]
     assert session.drafter is DrafterState.LOST
@@ -252,8 +252,8 @@ def test_guesses_of_a_lost_drafter_stay_and_are_not_relayed_twice() -> None:
     session.on_drafted(DRAFTS)
     session.on_drafter_lost("gone")
     assert session.tree.num_live == 3
-    more = Window(2, 1, [0, 1, 2], [1, 2, 4], [-0.1, -0.2, -0.3])
-    assert session.on_drafted(more) == [SendToVerifier(Window(2, 4, [2], [4], [-0.3]))]
+    more = DraftWindow(2, 1, [0, 1, 2], [1, 2, 4], [-0.1, -0.2, -0.3])
+    assert session.on_drafted(more) == [SendToVerifier(DraftWindow(2, 4, [2], [4], [-0.3]))]
 
 
 def test_a_new_drafter_may_have_its_credit_beside_what_is_live() -> None:
@@ -262,7 +262,7 @@ def test_a_new_drafter_may_have_its_credit_beside_what_is_live() -> None:
     assert session.on_drafter_lost("gone") == [CloseDrafter(), OpenDrafter(3, "gone")]
     others = replace(DRAFTS, token_ids=[11, 12, 13])
     assert len(session.on_drafted(others)) == 1
-    one_more = Window(2, 4, [0], [14], [-0.1])
+    one_more = DraftWindow(2, 4, [0], [14], [-0.1])
     (opening,) = session.on_drafted(one_more)[1:]
     assert isinstance(opening, OpenDrafter)
     assert "7 live draft nodes exceed" in opening.reason
@@ -270,25 +270,25 @@ def test_a_new_drafter_may_have_its_credit_beside_what_is_live() -> None:
 
 def test_no_more_is_granted_than_the_verifier_bears() -> None:
     session = pooled_session(max_run_ahead=200)
-    chain = Window(2, 1, list(range(200)), [1] * 200, [-0.1] * 200)
+    chain = DraftWindow(2, 1, list(range(200)), [1] * 200, [-0.1] * 200)
     session.on_drafted(chain)
     assert session.on_drafter_lost("gone")[1:] == [OpenDrafter(RUN_AHEAD_MAX - 200, "gone")]
-    other = Window(2, 1, list(range(56)), [2] * 56, [-0.1] * 56)
+    other = DraftWindow(2, 1, list(range(56)), [2] * 56, [-0.1] * 56)
     session.on_drafted(other)
     assert session.on_drafter_lost("gone too") == [EndDrafts(), CloseDrafter()]
 
 
 def test_what_a_broken_window_left_is_taken_out() -> None:
     session = pooled_session(max_run_ahead=2)
-    session.on_drafted(Window(2, 1, [0], [1], [-0.1]))
-    too_many = Window(2, 2, [1, 2, 3], [2, 3, 4], [-0.1] * 3)
+    session.on_drafted(DraftWindow(2, 1, [0], [1], [-0.1]))
+    too_many = DraftWindow(2, 2, [1, 2, 3], [2, 3, 4], [-0.1] * 3)
     close, opening = session.on_drafted(too_many)
     assert close == CloseDrafter()
     assert isinstance(opening, OpenDrafter)
     assert [node.token_id for node in session.tree.live_nodes()] == [1]
     assert session.tree.num_live == 1
-    again = Window(2, 1, [0, 1], [1, 2], [-0.1] * 2)
-    assert session.on_drafted(again) == [SendToVerifier(Window(2, 2, [1], [2], [-0.1]))]
+    again = DraftWindow(2, 1, [0, 1], [1, 2], [-0.1] * 2)
+    assert session.on_drafted(again) == [SendToVerifier(DraftWindow(2, 2, [1], [2], [-0.1]))]
 
 
 def test_a_drafter_that_refuses_was_never_there() -> None:
@@ -314,13 +314,15 @@ def test_when_there_is_no_drafter_to_be_had_the_verifier_goes_on_alone() -> None
 def test_another_verifier_is_told_what_is_live_in_the_order_it_came() -> None:
     session = new_session()
     assert session.on_verifier_changed() == []
-    session.on_drafted(Window(2, 1, [0, 0, 1], [1, 2, 3], [-0.1, -0.2, -0.3], 1.0))
+    session.on_drafted(DraftWindow(2, 1, [0, 0, 1], [1, 2, 3], [-0.1, -0.2, -0.3], 1.0))
     session.on_verdict(verdict(3, 1))
-    session.on_drafted(Window(2, 4, [3, 1], [4, 5], [-0.4, -0.5], 1.0))
+    session.on_drafted(DraftWindow(2, 4, [3, 1], [4, 5], [-0.4, -0.5], 1.0))
     assert session.on_verifier_changed() == [
-        SendToVerifier(Window(3, 1, [0, 1, 0], [3, 4, 5], [-0.3, -0.4, -0.5], 0.0))
+        SendToVerifier(DraftWindow(3, 1, [0, 1, 0], [3, 4, 5], [-0.3, -0.4, -0.5], 0.0))
     ]
-    assert session.on_drafted(Window(2, 6, [4], [6], [-0.6])) == [SendToVerifier(Window(3, 4, [2], [6], [-0.6]))]
+    assert session.on_drafted(DraftWindow(2, 6, [4], [6], [-0.6])) == [
+        SendToVerifier(DraftWindow(3, 4, [2], [6], [-0.6]))
+    ]
 
 
 @pytest.mark.parametrize("drafting", [True, False])
@@ -382,4 +384,4 @@ def test_a_next_token_that_had_been_drafted_is_a_hit(decided: Verdict, counts: t
     session.on_drafted(DRAFTS)
     session.on_verdict(decided)
     found = session.statistics
-    assert (found.num_rejections, found.num_outcome_hits, found.num_bonuses, found.num_bonus_hits) == counts
+    assert (found.num_rejections, found.num_recovered_token_hits, found.num_bonuses, found.num_bonus_hits) == counts

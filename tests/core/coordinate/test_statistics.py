@@ -50,18 +50,18 @@ def test_what_the_verifier_looked_up_is_counted_apart() -> None:
             token_ids=[1, 2, 3],
             num_accepted=2,
             num_draft_tokens=5,
-            num_looked_up=4,
-            num_looked_up_accepted=1,
+            num_prompt_lookup=4,
+            num_accepted_prompt_lookup=1,
         )
     )
     found = session.statistics
     assert (found.num_draft_tokens, found.num_accepted_tokens) == (5, 2)
-    assert (found.num_looked_up_tokens, found.num_accepted_looked_up_tokens) == (4, 1)
+    assert (found.num_prompt_lookup_tokens, found.num_accepted_prompt_lookup_tokens) == (4, 1)
 
 
-@pytest.mark.parametrize(("num_looked_up", "num_accepted"), [(3, 0), (1, 2), (2, 2)])
+@pytest.mark.parametrize(("num_prompt_lookup", "num_accepted"), [(3, 0), (1, 2), (2, 2)])
 def test_a_verifier_cannot_have_looked_up_more_than_was_scored_or_accepted(
-    num_looked_up: int, num_accepted: int
+    num_prompt_lookup: int, num_accepted: int
 ) -> None:
     session = Session([7, 8, 9], vocab_size=10, max_run_ahead=8, drafting=True)
     with pytest.raises(ProtocolViolationError, match="looked-up"):
@@ -71,7 +71,7 @@ def test_a_verifier_cannot_have_looked_up_more_than_was_scored_or_accepted(
                 token_ids=[1, 2],
                 num_accepted=1,
                 num_draft_tokens=2,
-                num_looked_up=num_looked_up,
-                num_looked_up_accepted=num_accepted,
+                num_prompt_lookup=num_prompt_lookup,
+                num_accepted_prompt_lookup=num_accepted,
             )
         )

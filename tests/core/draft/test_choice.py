@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from outrider.core.draft.session import EXPANSIONS_MAX, DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.estimate.confidence import Ngram, margin_cell, ngram_cell
+from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
+from outrider.core.estimate.confidence import Ngram, margin_bin, ngram_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import Commitment, DraftOpen
@@ -19,7 +19,7 @@ VOCAB_SIZE = 12
 MAX_LENGTH = 400
 
 
-def draft_session(rng: random.Random, knowledge: DraftKnowledge, *, ngrams: bool) -> DraftSession:
+def draft_session(rng: random.Random, estimates: DraftEstimates, *, ngrams: bool) -> DraftSession:
     line = [rng.randrange(4) for _ in range(30)]
     opening = DraftOpen(
         session_id="s",
@@ -31,7 +31,7 @@ def draft_session(rng: random.Random, knowledge: DraftKnowledge, *, ngrams: bool
         max_length=MAX_LENGTH,
         vocab_size=VOCAB_SIZE,
     )
-    return DraftSession(opening, knowledge, NgramTable(line) if ngrams else None)
+    return DraftSession(opening, estimates, NgramTable(line) if ngrams else None)
 
 
 def random_curve(rng: random.Random) -> StepCurve:
@@ -55,8 +55,8 @@ def commit_something(rng: random.Random, session: DraftSession) -> None:
         node = rng.choice(list(node.children.values()))
         token_ids.append(node.token_id)
     token_ids.append(rng.randrange(4))
-    verify_ms, chance_min = rng.choice([(0.0, 0.0), (3.0, 0.02), (3.0, 0.3)])
-    session.commit(Commitment(len(session.line), token_ids, False, verify_ms, chance_min))
+    verify_ms, probability_min = rng.choice([(0.0, 0.0), (3.0, 0.02), (3.0, 0.3)])
+    session.commit(Commitment(len(session.line), token_ids, False, verify_ms, probability_min))
 
 
 def plain_candidates(session: DraftSession) -> list[float]:
@@ -65,36 +65,38 @@ def plain_candidates(session: DraftSession) -> list[float]:
     nodes = [
         node for node in (root, *session.tree.live_nodes()) if not node.expanded and node.position + 1 < MAX_LENGTH
     ]
-    chances = sorted((node.path_log_prob - root.path_log_prob for node in nodes), reverse=True)
-    worth = [chance for chance in chances if chance >= session._log_floor]
+    probabilities = sorted((node.path_log_prob - root.path_log_prob for node in nodes), reverse=True)
+    worth = [probability for probability in probabilities if probability >= session._log_floor]
     credit = session._max_run_ahead - session.tree.num_live
     return worth[: max(credit // opening_width, 0)]
 
 
 def plain_choice(sessions: list[DraftSession], curve: StepCurve) -> list[float]:
     """The chances of the nodes that are worth most per second, by trying every number of them."""
-    chances = sorted((chance for session in sessions for chance in plain_candidates(session)), reverse=True)
-    chances = chances[: max(EXPANSIONS_MAX, len(sessions))]
-    gain = [sum(map(math.exp, chances[:num])) / curve.seconds(num) for num in range(1, len(chances) + 1)]
+    probabilities = sorted(
+        (probability for session in sessions for probability in plain_candidates(session)), reverse=True
+    )
+    probabilities = probabilities[: max(EXPANSIONS_MAX, len(sessions))]
+    gain = [sum(map(math.exp, probabilities[:num])) / curve.seconds(num) for num in range(1, len(probabilities) + 1)]
     num = max(range(1, len(gain) + 1), key=lambda num: (gain[num - 1], num), default=0)
-    return chances[:num]
+    return probabilities[:num]
 
 
-def chance(session: DraftSession, node: Node) -> float:
+def probability(session: DraftSession, node: Node) -> float:
     return node.path_log_prob - session.tree.root.path_log_prob
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_the_chosen_nodes_are_those_of_the_plain_definition(seed: int) -> None:
     rng = random.Random(seed)
-    knowledge = DraftKnowledge()
-    sessions = [draft_session(rng, knowledge, ngrams=False) for _ in range(rng.choice([1, 1, 3]))]
+    estimates = DraftEstimates()
+    sessions = [draft_session(rng, estimates, ngrams=False) for _ in range(rng.choice([1, 1, 3]))]
     num_chosen = 0
     for _ in range(60):
         curve = random_curve(rng)
         expected = plain_choice(sessions, curve)
         chosen = choose_expansions(sessions, curve)
-        found = [chance(session, node) for session, nodes in zip(sessions, chosen, strict=True) for node in nodes]
+        found = [probability(session, node) for session, nodes in zip(sessions, chosen, strict=True) for node in nodes]
         assert sorted(found, reverse=True) == pytest.approx(expected)
         num_chosen += len(found)
         for session, nodes in zip(sessions, chosen, strict=True):
@@ -111,9 +113,9 @@ def test_the_chosen_nodes_are_those_of_the_plain_definition(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: bool) -> None:
     rng = random.Random(seed)
-    session = draft_session(rng, DraftKnowledge(), ngrams=ngrams)
+    session = draft_session(rng, DraftEstimates(), ngrams=ngrams)
     table = NgramTable(session.line.token_ids) if ngrams else None
-    log_chance = session._calibrations[0].log_chance
+    log_acceptance = session._calibrations[0].log_acceptance
     num_added = 0
     for _ in range(60):
         if session.best() is None or rng.random() < 0.3:
@@ -125,7 +127,7 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: b
         node = session.take()
         token_ids, margins = proposals(rng, session.width)
         found = {
-            token_id: log_chance(margin_cell(rank, margin))
+            token_id: log_acceptance(margin_bin(rank, margin))
             for rank, (token_id, margin) in enumerate(zip(token_ids, margins, strict=True))
         }
         if table is not None:
@@ -134,7 +136,7 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: b
                     said = Ngram.CONFIRMED
                 else:
                     said = Ngram.NAMED if guess.token_id in token_ids else Ngram.CONTRADICTED
-                its_chance = log_chance(ngram_cell(said, guess.probability))
+                its_chance = log_acceptance(ngram_bin(said, guess.probability))
                 found[guess.token_id] = max(found.get(guess.token_id, its_chance), its_chance)
         expected = {child.token_id: child.path_log_prob for child in node.children.values()}
         floor = session._log_floor + session.tree.root.path_log_prob - node.path_log_prob

@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from outrider.core.draft.session import DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.estimate.confidence import DRAFT_CHANCES, Ngram, margin_cell, ngram_cell
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
+from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, Ngram, margin_bin, ngram_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import Inbound
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node, SpeculationTree
@@ -121,14 +121,16 @@ def test_guesses_in_doubt_are_mixed_with_the_models_by_chance() -> None:
     assert set(guesses) == {1, 2}
     assert max(guesses.values()) < 0.5
     session.expand(root, [50, 2], [0.3, 0.3])
-    cells = {
-        50: margin_cell(0, 0.3),
-        1: ngram_cell(Ngram.CONTRADICTED, guesses[1]),
-        2: max(margin_cell(1, 0.3), ngram_cell(Ngram.NAMED, guesses[2]), key=DRAFT_CHANCES.__getitem__),
+    confidence_bins = {
+        50: margin_bin(0, 0.3),
+        1: ngram_bin(Ngram.CONTRADICTED, guesses[1]),
+        2: max(margin_bin(1, 0.3), ngram_bin(Ngram.NAMED, guesses[2]), key=DRAFT_PROBABILITIES.__getitem__),
     }
-    assert list(root.children) == sorted(cells, key=lambda token_id: -DRAFT_CHANCES[cells[token_id]])
+    assert list(root.children) == sorted(
+        confidence_bins, key=lambda token_id: -DRAFT_PROBABILITIES[confidence_bins[token_id]]
+    )
     for token_id, child in root.children.items():
-        assert child.log_prob == math.log(DRAFT_CHANCES[cells[token_id]])
+        assert child.log_prob == math.log(DRAFT_PROBABILITIES[confidence_bins[token_id]])
 
 
 class Promising(NgramTable):
@@ -138,12 +140,12 @@ class Promising(NgramTable):
         super().__init__(line)
         self._promises = promises
 
-    def chances(self, context: int) -> dict[int, float]:
+    def probabilities(self, context: int) -> dict[int, float]:
         return dict(self._promises)
 
 
-def promised(promises: dict[int, float], *, knowledge: DraftKnowledge | None = None) -> DraftSession:
-    return DraftSession(opening([1, 2, 3], tree_width=4), knowledge, Promising([1, 2, 3], promises))
+def promised(promises: dict[int, float], *, estimates: DraftEstimates | None = None) -> DraftSession:
+    return DraftSession(opening([1, 2, 3], tree_width=4), estimates, Promising([1, 2, 3], promises))
 
 
 def test_a_guess_that_the_model_contradicts_comes_after_the_models_first_whatever_it_promises() -> None:
@@ -152,7 +154,9 @@ def test_a_guess_that_the_model_contradicts_comes_after_the_models_first_whateve
     assert not root.children
     session.expand(root, [50, 51], [0.05, 0.05])
     assert next(iter(root.children)) == 50
-    assert root.children[7].log_prob == math.log(DRAFT_CHANCES[ngram_cell(Ngram.CONTRADICTED, 0.6)]) < math.log(0.1)
+    assert (
+        root.children[7].log_prob == math.log(DRAFT_PROBABILITIES[ngram_bin(Ngram.CONTRADICTED, 0.6)]) < math.log(0.1)
+    )
 
 
 def test_a_guess_that_the_model_confirms_is_worth_more_than_either_says_alone() -> None:
@@ -160,9 +164,12 @@ def test_a_guess_that_the_model_confirms_is_worth_more_than_either_says_alone() 
     root = session.take()
     assert not root.children
     session.expand(root, [50, 51], [0.3, 0.3])
-    chance = root.children[50].log_prob
-    alone = math.log(DRAFT_CHANCES[margin_cell(0, 0.3)]), math.log(DRAFT_CHANCES[ngram_cell(Ngram.FORESEEN, 0.6)])
-    assert chance > max(*alone, math.log(0.6))
+    probability = root.children[50].log_prob
+    alone = (
+        math.log(DRAFT_PROBABILITIES[margin_bin(0, 0.3)]),
+        math.log(DRAFT_PROBABILITIES[ngram_bin(Ngram.FORESEEN, 0.6)]),
+    )
+    assert probability > max(*alone, math.log(0.6))
     assert list(root.children) == [50, 51]
 
 
@@ -170,18 +177,18 @@ def test_a_guess_that_the_model_names_too_is_believed_as_the_surer_one_is() -> N
     session = promised({51: 0.6, 52: 0.01})
     root = session.take()
     session.expand(root, [50, 51, 52], [0.05, 0.05, 4.0])
-    assert root.children[51].log_prob == math.log(DRAFT_CHANCES[margin_cell(1, 0.05)])
-    assert root.children[52].log_prob == math.log(DRAFT_CHANCES[ngram_cell(Ngram.NAMED, 0.01)])
+    assert root.children[51].log_prob == math.log(DRAFT_PROBABILITIES[margin_bin(1, 0.05)])
+    assert root.children[52].log_prob == math.log(DRAFT_PROBABILITIES[ngram_bin(Ngram.NAMED, 0.01)])
 
 
 def test_what_is_learned_decides_what_is_foreseen() -> None:
-    knowledge = DraftKnowledge()
-    cell = ngram_cell(Ngram.FORESEEN, 0.75)
-    assert list(promised({7: 0.75}, knowledge=knowledge).take().children) == [7]
+    estimates = DraftEstimates()
+    confidence_bin = ngram_bin(Ngram.FORESEEN, 0.75)
+    assert list(promised({7: 0.75}, estimates=estimates).take().children) == [7]
     for _ in range(20):
-        knowledge.calibration(greedy=True).observe(cell, False)
-    assert not promised({7: 0.75}, knowledge=knowledge).take().children
-    assert list(promised({7: 0.99}, knowledge=knowledge).take().children) == [7]
+        estimates.calibration(greedy=True).observe(confidence_bin, False)
+    assert not promised({7: 0.75}, estimates=estimates).take().children
+    assert list(promised({7: 0.99}, estimates=estimates).take().children) == [7]
 
 
 def test_without_a_draft_model_the_ngrams_are_believed_as_far_as_they_alone_go() -> None:
@@ -189,49 +196,49 @@ def test_without_a_draft_model_the_ngrams_are_believed_as_far_as_they_alone_go()
     root = session.take()
     session.expand(root, (), ())
     for token_id, promise in ((7, 0.4), (8, 0.3)):
-        assert root.children[token_id].log_prob == math.log(DRAFT_CHANCES[ngram_cell(Ngram.FORESEEN, promise)])
+        assert root.children[token_id].log_prob == math.log(DRAFT_PROBABILITIES[ngram_bin(Ngram.FORESEEN, promise)])
 
 
 def test_without_a_guess_the_models_proposals_are_what_they_were() -> None:
     session = draft_session([1, 2, 3])
     session.expand(session.take(), [9, 8], [1.5, 1.5])
     assert [(child.token_id, child.log_prob) for child in session.tree.root.children.values()] == [
-        (9, math.log(DRAFT_CHANCES[margin_cell(0, 1.5)])),
-        (8, math.log(DRAFT_CHANCES[margin_cell(1, 1.5)])),
+        (9, math.log(DRAFT_PROBABILITIES[margin_bin(0, 1.5)])),
+        (8, math.log(DRAFT_PROBABILITIES[margin_bin(1, 1.5)])),
     ]
 
 
 def test_what_is_not_foreseen_any_more_is_still_learned_about() -> None:
-    knowledge = DraftKnowledge()
-    cell = ngram_cell(Ngram.FORESEEN, 0.75)
+    estimates = DraftEstimates()
+    confidence_bin = ngram_bin(Ngram.FORESEEN, 0.75)
     for _ in range(20):
-        knowledge.calibration(greedy=True).observe(cell, False)
+        estimates.calibration(greedy=True).observe(confidence_bin, False)
     for _ in range(60):
-        session = promised({7: 0.75}, knowledge=knowledge)
+        session = promised({7: 0.75}, estimates=estimates)
         root = session.take()
         session.expand(root, [50], [2.0])
         session.commit(Commitment(3, [7], True))
-    assert list(promised({7: 0.75}, knowledge=knowledge).take().children) == [7]
+    assert list(promised({7: 0.75}, estimates=estimates).take().children) == [7]
 
 
 def test_a_guess_not_worth_drafting_is_still_learned_about() -> None:
-    knowledge = DraftKnowledge()
-    shared, cell = knowledge.calibration(greedy=True), margin_cell(3, 4.0)
+    estimates = DraftEstimates()
+    shared, confidence_bin = estimates.calibration(greedy=True), margin_bin(3, 4.0)
     for _ in range(500):
-        shared.observe(cell, False)
-    chance = shared.log_chance(cell)
-    session = DraftSession(opening([1, 2, 3], tree_width=0), knowledge)
+        shared.observe(confidence_bin, False)
+    probability = shared.log_acceptance(confidence_bin)
+    session = DraftSession(opening([1, 2, 3], tree_width=0), estimates)
     root = session.take()
     session.expand(root, [50, 51, 52, 53], [0.5, 0.5, 0.9, 4.0])
     assert 53 not in root.children
     session.commit(Commitment(3, [53], True))
-    assert shared.log_chance(cell) > chance
+    assert shared.log_acceptance(confidence_bin) > probability
 
 
-@pytest.mark.parametrize(("ngram_log_chance_min", "is_asked"), [(math.log(0.1), False), (-math.inf, True)])
-def test_below_unlikely_nodes_the_ngrams_are_not_asked(ngram_log_chance_min: float, is_asked: bool) -> None:
+@pytest.mark.parametrize(("ngram_log_acceptance_min", "is_asked"), [(math.log(0.1), False), (-math.inf, True)])
+def test_below_unlikely_nodes_the_ngrams_are_not_asked(ngram_log_acceptance_min: float, is_asked: bool) -> None:
     table = Promising([1, 2, 3], {7: 0.4})
-    session = DraftSession(opening([1, 2, 3]), ngrams=table, ngram_log_chance_min=ngram_log_chance_min)
+    session = DraftSession(opening([1, 2, 3]), ngrams=table, ngram_log_acceptance_min=ngram_log_acceptance_min)
     session.expand(session.take(), [50], [2.0])
     likely, unlikely = session.take(), session.take()
     assert (likely.token_id, unlikely.token_id) == (50, 7)
@@ -281,7 +288,7 @@ def test_credit_width_and_names_hold_whatever_is_foreseen(seed: int) -> None:
 
     def send() -> None:
         nonlocal num_sent
-        window: Window | None = session.take_window(0.0)
+        window: DraftWindow | None = session.take_window(0.0)
         if window is not None:
             num_sent += len(window)
             grafted = inbound.graft(mirror, window)

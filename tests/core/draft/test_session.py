@@ -6,17 +6,17 @@ import math
 
 import pytest
 
-from outrider.core.draft.session import EXPANSIONS_MAX, DraftKnowledge, DraftSession, choose_expansions
-from outrider.core.estimate.confidence import DRAFT_CHANCES, margin_cell
+from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
+from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Commitment, DraftOpen, Window
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 
 
 def draft_session(
-    *, max_run_ahead: int = 8, tree_width: int = 2, max_length: int = 100, knowledge: DraftKnowledge | None = None
+    *, max_run_ahead: int = 8, tree_width: int = 2, max_length: int = 100, estimates: DraftEstimates | None = None
 ) -> DraftSession:
     """A session at the end of the line [7, 8, 9]."""
     return DraftSession(
@@ -30,7 +30,7 @@ def draft_session(
             max_length=max_length,
             vocab_size=100,
         ),
-        knowledge,
+        estimates,
     )
 
 
@@ -42,9 +42,9 @@ def frontier(session: DraftSession, limit: int) -> list[Node]:
     return taken
 
 
-def log_chance(rank: int, margin: float) -> float:
+def log_acceptance(rank: int, margin: float) -> float:
     """What is believed of such a guess at first."""
-    return math.log(DRAFT_CHANCES[margin_cell(rank, margin)])
+    return math.log(DRAFT_PROBABILITIES[margin_bin(rank, margin)])
 
 
 def token_ids(nodes: list[Node]) -> list[int]:
@@ -159,11 +159,11 @@ def test_windows_hold_what_is_new_parents_first() -> None:
     session = draft_session(max_run_ahead=100)
     session.expand(session.take(), [1, 2], [1.5, 1.5])
     session.expand(frontier(session, 1)[0], [3, 4], [2.75, 2.75])
-    believed = [log_chance(0, 1.5), log_chance(1, 1.5), log_chance(0, 2.75), log_chance(1, 2.75)]
-    assert session.take_window(6.5) == Window(2, 1, [0, 0, 1, 1], [1, 2, 3, 4], believed, 6.5)
+    believed = [log_acceptance(0, 1.5), log_acceptance(1, 1.5), log_acceptance(0, 2.75), log_acceptance(1, 2.75)]
+    assert session.take_window(6.5) == DraftWindow(2, 1, [0, 0, 1, 1], [1, 2, 3, 4], believed, 6.5)
     assert session.take_window(1.0) is None
     session.expand(frontier(session, 1)[0], [5, 6], [0.25, 0.25])
-    assert session.take_window(1.0) == Window(2, 5, [3, 3], [5, 6], [log_chance(0, 0.25), log_chance(1, 0.25)], 1.0)
+    assert session.take_window(1.0) == DraftWindow(2, 5, [3, 3], [5, 6], [log_acceptance(r, 0.25) for r in (0, 1)], 1.0)
 
 
 @pytest.mark.parametrize("margin", [0.0, 1e300, math.inf, math.nan])
@@ -211,17 +211,17 @@ def test_sent_nodes_are_counted_until_they_are_decided() -> None:
 MARGINS = [1.0, 1.0, 1.3, 1.6]  # four guesses about as good as the demonstration pair's
 
 
-def knowing(right: int) -> DraftKnowledge:
+def knowing(right: int) -> DraftEstimates:
     """A drafter whose first guess is always right, or whose guesses are all wrong."""
-    knowledge = DraftKnowledge()
+    estimates = DraftEstimates()
     for _ in range(300):
         for rank, margin in enumerate(MARGINS):
-            knowledge.calibration(greedy=True).observe(margin_cell(rank, margin), rank < right)
-    return knowledge
+            estimates.calibration(greedy=True).observe(margin_bin(rank, margin), rank < right)
+    return estimates
 
 
-def automatic(knowledge: DraftKnowledge) -> DraftSession:
-    return draft_session(max_run_ahead=200, tree_width=0, max_length=1000, knowledge=knowledge)
+def automatic(estimates: DraftEstimates) -> DraftSession:
+    return draft_session(max_run_ahead=200, tree_width=0, max_length=1000, estimates=estimates)
 
 
 def draft_on(session: DraftSession, num_nodes: int) -> None:
@@ -233,13 +233,13 @@ def test_the_automatic_width_keeps_only_children_that_are_worth_it() -> None:
     session = automatic(knowing(right=1))
     draft_on(session, 1)
     assert token_ids(list(session.tree.live_nodes())) == [1]
-    fresh = automatic(DraftKnowledge())
+    fresh = automatic(DraftEstimates())
     draft_on(fresh, 1)
     assert len(list(fresh.tree.live_nodes())) == 4
 
 
 def test_drafting_stops_where_nothing_is_worth_it_any_more() -> None:
-    session = automatic(DraftKnowledge())
+    session = automatic(DraftEstimates())
     for _ in range(1000):
         draft_on(session, 1)
     assert session.best() is None
@@ -255,11 +255,11 @@ def test_a_fixed_width_drafts_to_the_end_of_its_credit() -> None:
     assert session.tree.num_live == 100
 
 
-@pytest.mark.parametrize(("chance_min", "verify_ms"), [(0.5, 1000.0), (0.01, 0.1)])
-def test_commits_say_what_a_guess_must_promise(chance_min: float, verify_ms: float) -> None:
+@pytest.mark.parametrize(("probability_min", "verify_ms"), [(0.5, 1000.0), (0.01, 0.1)])
+def test_commits_say_what_a_guess_must_promise(probability_min: float, verify_ms: float) -> None:
     """Because scoring is dear, or because a step is so short that handling a node takes a good part of it."""
-    session, other = automatic(DraftKnowledge()), automatic(DraftKnowledge())
-    session.commit(Commitment(3, [5], True, verify_ms, chance_min))
+    session, other = automatic(DraftEstimates()), automatic(DraftEstimates())
+    session.commit(Commitment(3, [5], True, verify_ms, probability_min))
     other.commit(Commitment(3, [5], True, 1000.0, 0.02))
     for _ in range(1000):
         draft_on(session, 1)
@@ -268,7 +268,7 @@ def test_commits_say_what_a_guess_must_promise(chance_min: float, verify_ms: flo
 
 
 def test_after_a_commit_what_survived_can_be_expanded_further() -> None:
-    session = automatic(DraftKnowledge())
+    session = automatic(DraftEstimates())
     while session.best() is not None:
         draft_on(session, 1)
     survivors = len(session.tree.root.children[1].children)
@@ -280,7 +280,7 @@ def test_after_a_commit_what_survived_can_be_expanded_further() -> None:
 
 def test_while_a_path_is_verified_its_alternatives_are_drafted_on_too() -> None:
     """Outcomes: with a few steps' time the tree goes on below the trunk and below the likeliest wrong turns."""
-    session = automatic(DraftKnowledge())
+    session = automatic(DraftEstimates())
     for _ in range(12):
         draft_on(session, 2)
     first = session.tree.root.children
@@ -389,12 +389,12 @@ def test_what_a_commit_has_made_likely_goes_out_at_once() -> None:
 
 
 def test_the_drafter_learns_from_commits_what_its_guesses_are_worth() -> None:
-    knowledge = DraftKnowledge()
-    session = automatic(knowledge)
-    cells = [margin_cell(rank, margin) for rank, margin in enumerate(MARGINS)]
-    before = [knowledge.calibration(greedy=True).log_chance(cell) for cell in cells]
+    estimates = DraftEstimates()
+    session = automatic(estimates)
+    bins = [margin_bin(rank, margin) for rank, margin in enumerate(MARGINS)]
+    before = [estimates.calibration(greedy=True).log_acceptance(each) for each in bins]
     draft_on(session, 1)
     session.commit(Commitment(3, [2], False))
-    after = [knowledge.calibration(greedy=True).log_chance(cell) for cell in cells]
+    after = [estimates.calibration(greedy=True).log_acceptance(each) for each in bins]
     assert [now > then for now, then in zip(after, before, strict=True)] == [False, True, False, False]
-    assert [knowledge.calibration(greedy=False).log_chance(cell) for cell in cells] == before
+    assert [estimates.calibration(greedy=False).log_acceptance(each) for each in bins] == before

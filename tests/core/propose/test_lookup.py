@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import VERIFY_CHANCES, lookup_cell
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, lookup_bin
 from outrider.core.propose import lookup
 from outrider.core.propose.lookup import READ_TOKENS_MAX, Lookup
 from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, ORDERS, NgramTable, extend, path_context
@@ -19,15 +19,15 @@ from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
 
 LOOP = [1, 2, 3, 4, 5]
-CHANCE_MIN, ASKING_CHANCE_MIN = 0.05, 0.2
+PROBABILITY_MIN, ASKING_PROBABILITY_MIN = 0.05, 0.2
 """What is less likely does not become a node, or is not asked about. Here: what suits models is found elsewhere."""
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _chance_min() -> Iterator[None]:
+def _probability_min() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lookup, "_LOG_CHANCE_MIN", math.log(CHANCE_MIN))
-        patch.setattr(lookup, "_ASKING_LOG_CHANCE_MIN", math.log(ASKING_CHANCE_MIN))
+        patch.setattr(lookup, "_LOG_ACCEPTANCE_MIN", math.log(PROBABILITY_MIN))
+        patch.setattr(lookup, "_ASKING_LOG_ACCEPTANCE_MIN", math.log(ASKING_PROBABILITY_MIN))
         yield
 
 
@@ -35,8 +35,8 @@ class Bench:
     """A line, its table and its tree."""
 
     def __init__(self, line: Sequence[int]) -> None:
-        self.calibration = Calibration(VERIFY_CHANCES)
-        self.tree = SpeculationTree(len(line) - 1, line[-1], self.calibration.log_chance)
+        self.calibration = Calibration(VERIFY_PROBABILITIES)
+        self.tree = SpeculationTree(len(line) - 1, line[-1], self.calibration.log_acceptance)
         self.line = Line(line)
         self.ngrams = NgramTable()
         self.lookup = Lookup(self.ngrams, self.line, self.tree, self.calibration)
@@ -49,13 +49,13 @@ class Bench:
         self.lookup.commit(token_ids)
         return growth
 
-    def draft(self, parent: Node, token_id: int, chance: float) -> Node:
+    def draft(self, parent: Node, token_id: int, probability: float) -> Node:
         """A drafter's guess, believed to be that likely or nearly."""
-        node = self.tree.attach(parent, token_id, math.log(chance))
+        node = self.tree.attach(parent, token_id, math.log(probability))
         assert node is not None
         return node
 
-    def chance(self, node: Node) -> float:
+    def probability(self, node: Node) -> float:
         """That the target's path runs to `node`."""
         return math.exp(node.path_log_prob - self.tree.root.path_log_prob)
 
@@ -79,26 +79,26 @@ def followed(guesses: Lookup, node: Node, depth: int) -> list[int]:
 def test_below_a_bare_root_stands_what_the_table_says_with_the_chances_of_its_cells() -> None:
     # After 7 came 1 three times, 2 once and 3 once.
     bench = Bench([7, 1, 5, 7, 1, 6, 7, 2, 8, 7, 1, 9, 7, 3, 4, 7])
-    root, chances = bench.tree.root, bench.ngrams.chances(bench.ngrams.context)
-    assert set(chances) == {1, 2, 3}
+    root, probabilities = bench.tree.root, bench.ngrams.probabilities(bench.ngrams.context)
+    assert set(probabilities) == {1, 2, 3}
     below = bench.lookup.below(root)
     assert {node.token_id: node for node in below} == root.children
-    assert list(root.children) == list(chances)
-    assert root.guesses == [(token_id, lookup_cell(chance)) for token_id, chance in chances.items()]
-    for token_id, chance in chances.items():
+    assert list(root.children) == list(probabilities)
+    assert root.guesses == [(token_id, lookup_bin(probability)) for token_id, probability in probabilities.items()]
+    for token_id, probability in probabilities.items():
         node = root.children[token_id]
-        assert bench.chance(node) == pytest.approx(VERIFY_CHANCES[lookup_cell(chance)])
+        assert bench.probability(node) == pytest.approx(VERIFY_PROBABILITIES[lookup_bin(probability)])
         assert (node.parent, node.position, node.state) == (root, root.position + 1, LIVE)
     assert bench.tree.num_live == 3
 
 
 def test_a_guess_is_worth_what_guesses_like_it_have_proved_to_be_worth() -> None:
     bench = Bench(LOOP * 4)
-    [(_, chance)] = bench.ngrams.chances(bench.ngrams.context).items()
+    [(_, probability)] = bench.ngrams.probabilities(bench.ngrams.context).items()
     for index in range(100):
-        bench.calibration.observe(lookup_cell(chance), index % 4 == 0)
+        bench.calibration.observe(lookup_bin(probability), index % 4 == 0)
     [node] = bench.lookup.below(bench.tree.root)
-    assert bench.chance(node) == pytest.approx(0.25, abs=0.05)
+    assert bench.probability(node) == pytest.approx(0.25, abs=0.05)
 
 
 def test_where_nothing_has_been_seen_before_there_is_nothing() -> None:
@@ -144,18 +144,23 @@ def test_guesses_on_an_unlikely_path_are_not_made_but_are_learned_about() -> Non
     line = [7, 1, 7, 2, 7, 3, 7, 4, 9]
     bench = Bench(line)
     drafted = bench.draft(bench.tree.root, 7, 0.25)
-    chances = bench.ngrams.chances(packed([*line, 7]))
-    cells = {token_id: lookup_cell(chance) for token_id, chance in chances.items()}
-    assert bench.chance(drafted) > ASKING_CHANCE_MIN > CHANCE_MIN > bench.chance(drafted) * VERIFY_CHANCES[cells[1]]
+    probabilities = bench.ngrams.probabilities(packed([*line, 7]))
+    confidence_bins = {token_id: lookup_bin(probability) for token_id, probability in probabilities.items()}
+    assert (
+        bench.probability(drafted)
+        > ASKING_PROBABILITY_MIN
+        > PROBABILITY_MIN
+        > bench.probability(drafted) * VERIFY_PROBABILITIES[confidence_bins[1]]
+    )
     assert not bench.lookup.below(drafted)
     assert not drafted.children
     assert bench.tree.num_live == 1
-    assert drafted.guesses == list(cells.items())
+    assert drafted.guesses == list(confidence_bins.items())
     assert bench.lookup.has_guessed(drafted)
 
-    before = bench.calibration.log_chance(cells[1])
+    before = bench.calibration.log_acceptance(confidence_bins[1])
     decided(bench.tree.root, [7, 9], [bench.calibration])
-    assert bench.calibration.log_chance(cells[1]) < before
+    assert bench.calibration.log_acceptance(confidence_bins[1]) < before
 
 
 def test_siblings_become_nodes_or_not_each_by_its_own_chance() -> None:
@@ -163,11 +168,11 @@ def test_siblings_become_nodes_or_not_each_by_its_own_chance() -> None:
     line = [7, 1, 5, 7, 1, 6, 7, 2, 8, 7, 1, 3]
     bench = Bench(line)
     drafted = bench.draft(bench.tree.root, 7, 0.25)
-    chances = bench.ngrams.chances(packed([*line, 7]))
+    probabilities = bench.ngrams.probabilities(packed([*line, 7]))
     assert [node.token_id for node in bench.lookup.below(drafted)] == [1]
-    assert [token_id for token_id, _ in drafted.guesses] == list(chances)
-    assert all(bench.chance(node) >= CHANCE_MIN for node in bench.tree.live_nodes())
-    assert bench.chance(drafted) * VERIFY_CHANCES[lookup_cell(chances[2])] < CHANCE_MIN
+    assert [token_id for token_id, _ in drafted.guesses] == list(probabilities)
+    assert all(bench.probability(node) >= PROBABILITY_MIN for node in bench.tree.live_nodes())
+    assert bench.probability(drafted) * VERIFY_PROBABILITIES[lookup_bin(probabilities[2])] < PROBABILITY_MIN
 
 
 class CountingTable(NgramTable):
@@ -175,9 +180,9 @@ class CountingTable(NgramTable):
 
     num_asked = 0
 
-    def chances(self, context: int) -> dict[int, float]:
+    def probabilities(self, context: int) -> dict[int, float]:
         self.num_asked += 1
-        return super().chances(context)
+        return super().probabilities(context)
 
 
 def test_a_node_that_is_hardly_reached_is_not_even_asked_about() -> None:
@@ -187,7 +192,7 @@ def test_a_node_that_is_hardly_reached_is_not_even_asked_about() -> None:
     assert bench.lookup.read_on()
     likely = bench.draft(bench.tree.root, 3, 0.35)
     hopeless = bench.draft(likely, 4, 0.45)
-    assert bench.chance(likely) > ASKING_CHANCE_MIN > bench.chance(hopeless) > CHANCE_MIN
+    assert bench.probability(likely) > ASKING_PROBABILITY_MIN > bench.probability(hopeless) > PROBABILITY_MIN
     assert not bench.lookup.below(hopeless)
     assert (bench.ngrams.num_asked, hopeless.guesses) == (0, [])
     assert not bench.lookup.has_guessed(hopeless)
@@ -204,7 +209,7 @@ def test_how_likely_a_node_is_counts_from_the_present_root() -> None:
     assert bench.tree.root is unlikely
     [node] = bench.lookup.below(unlikely)
     assert node.token_id == 5
-    assert bench.chance(node) > 0.5
+    assert bench.probability(node) > 0.5
 
 
 def test_it_knows_which_guesses_are_its_own() -> None:
@@ -229,10 +234,10 @@ def test_tokens_that_were_decided_are_learned() -> None:
 def test_a_table_that_is_often_wrong_is_trusted_less() -> None:
     bench = Bench(LOOP * 4)
     line = LOOP * 4
-    [(_, before)] = bench.ngrams.chances(packed(line)).items()
+    [(_, before)] = bench.ngrams.probabilities(packed(line)).items()
     for token_id in (9, 3, 9, 5, 9, 2, 9, 4):
         bench.commit([token_id])
-    assert bench.ngrams.chances(packed(line))[1] < 0.8 * before
+    assert bench.ngrams.probabilities(packed(line))[1] < 0.8 * before
 
 
 def test_what_was_looked_up_and_chosen_becomes_the_root_with_nothing_below() -> None:
@@ -249,7 +254,7 @@ def test_a_long_line_is_read_over_several_rounds_and_what_was_decided_meanwhile_
     line = LOOP * ((2 * READ_TOKENS_MAX + 100) // len(LOOP))
     tree = SpeculationTree(len(line) - 1, line[-1])
     whole = Line(line)
-    lookup = Lookup(NgramTable(), whole, tree, Calibration(VERIFY_CHANCES))
+    lookup = Lookup(NgramTable(), whole, tree, Calibration(VERIFY_PROBABILITIES))
     next_ids = LOOP * 2
     for token_id in next_ids[:2]:
         assert not lookup.read_on()
@@ -265,10 +270,10 @@ def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
     line = Line([*beginning, *LOOP * (HISTORY_TOKENS_MAX // len(LOOP))])
     tree = SpeculationTree(len(line) - 1, line.token_ids[-1])
     table = NgramTable()
-    lookup = Lookup(table, line, tree, Calibration(VERIFY_CHANCES))
+    lookup = Lookup(table, line, tree, Calibration(VERIFY_PROBABILITIES))
     num_rounds = next(number for number in range(1, 100) if lookup.read_on())
     assert num_rounds == -(-HISTORY_TOKENS_MAX // READ_TOKENS_MAX)
-    assert table.chances(packed([beginning[0]])) == {}
+    assert table.probabilities(packed([beginning[0]])) == {}
     assert followed(lookup, tree.root, 2) == LOOP[:2]
 
 
@@ -284,7 +289,7 @@ class Withdrawal(RuleBasedStateMachine):
     def begin(self, line: list[int]) -> tuple[Node, Node]:
         self.line = line
         self.bench = Bench(line)
-        self.plain = SpeculationTree(len(line) - 1, line[-1], self.bench.calibration.log_chance)
+        self.plain = SpeculationTree(len(line) - 1, line[-1], self.bench.calibration.log_acceptance)
         self.asked: list[Node] = []
         return self.bench.tree.root, self.plain.root
 
@@ -304,18 +309,20 @@ class Withdrawal(RuleBasedStateMachine):
         """Below any nodes that have no children, drafted or looked up."""
         for place in places:
             tree = self.bench.tree
-            bare = [node for node in (tree.root, *tree.live_nodes()) if not node.children and node not in self.asked]
-            if not bare:
+            no_drafts = [
+                node for node in (tree.root, *tree.live_nodes()) if not node.children and node not in self.asked
+            ]
+            if not no_drafts:
                 return
-            node = bare[place % len(bare)]
+            node = no_drafts[place % len(no_drafts)]
             self.asked.append(node)
-            expected = self.bench.ngrams.chances(packed([*self.line, *path_tokens(tree.root, node)]))
+            expected = self.bench.ngrams.probabilities(packed([*self.line, *path_tokens(tree.root, node)]))
             below = list(self.bench.lookup.below(node))
-            if node.path_log_prob - tree.root.path_log_prob < math.log(ASKING_CHANCE_MIN):
+            if node.path_log_prob - tree.root.path_log_prob < math.log(ASKING_PROBABILITY_MIN):
                 expected = {}
             assert [token_id for token_id, _ in node.guesses] == list(expected)
             assert {child.token_id for child in below} <= set(expected)
-            assert all(self.bench.chance(child) >= CHANCE_MIN - 1e-9 for child in below)
+            assert all(self.bench.probability(child) >= PROBABILITY_MIN - 1e-9 for child in below)
             assert self.bench.lookup.has_guessed(node) == bool(expected)
 
     @rule()

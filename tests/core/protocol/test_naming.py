@@ -8,16 +8,16 @@ from collections.abc import Sequence
 import pytest
 
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Window
+from outrider.core.protocol.messages import DraftWindow
 from outrider.core.protocol.naming import WINDOW_NODES_MAX, Inbound, Outbound
 from outrider.core.protocol.tree import RECENT_COMMITS_MAX, Node, SpeculationTree
 
 VOCAB_SIZE = 10
 
 
-def window(first_id: int, *nodes: tuple[int, int], base: int = 0, draft_ms: float = 0.0) -> Window:
+def window(first_id: int, *nodes: tuple[int, int], base: int = 0, draft_ms: float = 0.0) -> DraftWindow:
     """A window of (parent id, token id) pairs."""
-    return Window(base, first_id, [p for p, _ in nodes], [t for _, t in nodes], [-1.0] * len(nodes), draft_ms)
+    return DraftWindow(base, first_id, [p for p, _ in nodes], [t for _, t in nodes], [-1.0] * len(nodes), draft_ms)
 
 
 def inbound(max_live_nodes: int = 100) -> Inbound:
@@ -36,11 +36,11 @@ def chain(tree: SpeculationTree, token_ids: Sequence[int]) -> list[Node]:
 
 def test_a_window_counts_on_and_names_parents() -> None:
     tree, outbound = SpeculationTree(7, 0), Outbound()
-    assert outbound.window(tree, chain(tree, [1, 2]), 3.0) == Window(7, 1, [0, 1], [1, 2], [-1.0, -1.0], 3.0)
+    assert outbound.window(tree, chain(tree, [1, 2]), 3.0) == DraftWindow(7, 1, [0, 1], [1, 2], [-1.0, -1.0], 3.0)
     tree.commit([1])
     sibling = tree.attach(tree.root, 5, -0.25)
     assert sibling is not None
-    assert outbound.window(tree, [sibling]) == Window(8, 3, [0], [5], [-0.25])
+    assert outbound.window(tree, [sibling]) == DraftWindow(8, 3, [0], [5], [-0.25])
 
 
 def test_dead_nodes_are_not_sent_and_use_up_no_ids() -> None:
@@ -100,8 +100,8 @@ def test_two_streams_name_one_path_twice_and_it_stays_one_node() -> None:
 @pytest.mark.parametrize(
     ("broken", "message"),
     [
-        (Window(0, 1, [0], [1, 2], [-1.0, -1.0]), "one length"),
-        (Window(0, 1, [0, 1], [1, 2], [-1.0]), "one length"),
+        (DraftWindow(0, 1, [0], [1, 2], [-1.0, -1.0]), "one length"),
+        (DraftWindow(0, 1, [0, 1], [1, 2], [-1.0]), "one length"),
         (window(1, *[(0, 1)] * (WINDOW_NODES_MAX + 1)), "exceeds the bound"),
         (window(2, (0, 1)), "leaves a gap"),
         (window(0, (0, 1)), "leaves a gap"),
@@ -111,15 +111,15 @@ def test_two_streams_name_one_path_twice_and_it_stays_one_node() -> None:
         (window(1, (-1, 1)), "unknown parent -1"),
         (window(1, (0, VOCAB_SIZE)), "out of range"),
         (window(1, (0, -1)), "out of range"),
-        (Window(0, 1, [0], [1], [math.nan]), "log-probability nan"),
-        (Window(0, 1, [0], [1], [-math.inf]), "log-probability -inf"),
-        (Window(0, 1, [0], [1], [0.1]), "log-probability 0.1"),
+        (DraftWindow(0, 1, [0], [1], [math.nan]), "log-probability nan"),
+        (DraftWindow(0, 1, [0], [1], [-math.inf]), "log-probability -inf"),
+        (DraftWindow(0, 1, [0], [1], [0.1]), "log-probability 0.1"),
         (window(1, (0, 1), draft_ms=math.nan), "draft_ms nan"),
         (window(1, (0, 1), draft_ms=math.inf), "draft_ms inf"),
         (window(1, (0, 1), draft_ms=-1.0), "draft_ms -1"),
     ],
 )
-def test_a_breach_of_the_protocol_is_refused_and_adds_nothing(broken: Window, message: str) -> None:
+def test_a_breach_of_the_protocol_is_refused_and_adds_nothing(broken: DraftWindow, message: str) -> None:
     tree = SpeculationTree(0, 0)
     with pytest.raises(ProtocolViolationError, match=message):
         inbound().graft(tree, broken)
@@ -183,7 +183,7 @@ def test_a_sender_cannot_fill_the_memory_with_names_for_one_path() -> None:
         _graft_all(receiver, tree, windows)
 
 
-def _graft_all(receiver: Inbound, tree: SpeculationTree, windows: list[Window]) -> None:
+def _graft_all(receiver: Inbound, tree: SpeculationTree, windows: list[DraftWindow]) -> None:
     for each in windows:
         receiver.graft(tree, each)
 

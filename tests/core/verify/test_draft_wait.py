@@ -6,35 +6,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.verify.draft_wait import AT_ONCE, Outlook, Patience
+from outrider.core.verify.draft_wait import AT_ONCE, DraftWait, ReadyDrafts
 
 TIMES = st.floats(0.0, 10.0)
-CHANCES = st.floats(0.0, 1.0)
+PROBABILITIES = st.floats(0.0, 1.0)
 STEP = 1.0
-BARE = Outlook(bare=True, leaf_chance=1.0, step_now=STEP, step_later=STEP)
+BARE = ReadyDrafts(no_drafts=True, leaf_probability=1.0, step_now=STEP, step_later=STEP)
 
 
-def at_hand(leaf_chance: float) -> Outlook:
-    return Outlook(bare=False, leaf_chance=leaf_chance, step_now=STEP, step_later=STEP)
+def at_hand(leaf_probability: float) -> ReadyDrafts:
+    return ReadyDrafts(no_drafts=False, leaf_probability=leaf_probability, step_now=STEP, step_later=STEP)
 
 
-def observed(*, coverage: float, first_draft: float, level: float) -> Patience:
+def observed(*, coverage: float, first_draft: float, level: float) -> DraftWait:
     """After long experience of such drafts."""
-    patience = Patience()
+    draft_wait = DraftWait()
     for _ in range(20):
-        patience.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
-        patience.observe_first_draft(first_draft)
-        patience.observe_levels(1, level)
-    return patience
+        draft_wait.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
+        draft_wait.observe_first_draft(first_draft)
+        draft_wait.observe_levels(1, level)
+    return draft_wait
 
 
 def test_before_the_first_draft_nobody_waits() -> None:
-    assert Patience().wait(BARE, 8, 0.0) == AT_ONCE
+    assert DraftWait().wait(BARE, 8, 0.0) == AT_ONCE
 
 
 def test_before_the_first_step_nobody_waits() -> None:
-    patience = observed(coverage=1.0, first_draft=0.01, level=0.01)
-    assert patience.wait(Outlook(True, 1.0, 0.0, 0.0), 8, 0.0) == AT_ONCE
+    draft_wait = observed(coverage=1.0, first_draft=0.01, level=0.01)
+    assert draft_wait.wait(ReadyDrafts(True, 1.0, 0.0, 0.0), 8, 0.0) == AT_ONCE
 
 
 @given(
@@ -42,7 +42,7 @@ def test_before_the_first_step_nobody_waits() -> None:
     levels=st.lists(st.tuples(st.integers(1, 20), TIMES), max_size=5),
     first_drafts=st.lists(TIMES, max_size=5),
     failures=st.lists(st.tuples(TIMES, st.booleans()), max_size=5),
-    outlook=st.builds(Outlook, st.booleans(), CHANCES, TIMES, TIMES),
+    ready_drafts=st.builds(ReadyDrafts, st.booleans(), PROBABILITIES, TIMES, TIMES),
     num_room=st.integers(-1, 20),
     elapsed=TIMES,
 )
@@ -51,20 +51,20 @@ def test_a_wait_is_bounded_by_what_the_present_run_of_luck_can_take(
     levels: list[tuple[int, float]],
     first_drafts: list[float],
     failures: list[tuple[float, bool]],
-    outlook: Outlook,
+    ready_drafts: ReadyDrafts,
     num_room: int,
     elapsed: float,
 ) -> None:
-    patience = Patience()
-    patience.observe_places(places)
+    draft_wait = DraftWait()
+    draft_wait.observe_places(places)
     for each in levels:
-        patience.observe_levels(*each)
+        draft_wait.observe_levels(*each)
     for each in first_drafts:
-        patience.observe_first_draft(each)
+        draft_wait.observe_first_draft(each)
     for seconds, with_drafts in failures:
-        patience.observe_no_draft(seconds, with_drafts)
-    expected, wait, gain = patience.wait(outlook, num_room, elapsed)
-    longest_run = outlook.step_now + 100.0 * outlook.step_later
+        draft_wait.observe_no_draft(seconds, with_drafts)
+    expected, wait, gain = draft_wait.wait(ready_drafts, num_room, elapsed)
+    longest_run = ready_drafts.step_now + 100.0 * ready_drafts.step_later
     assert 0.0 <= wait <= 1.5 * longest_run
     assert wait == 0.0 or elapsed <= longest_run
     assert (expected > 0.0, gain > 0.0) == (wait > 0.0, wait > 0.0)
@@ -73,15 +73,15 @@ def test_a_wait_is_bounded_by_what_the_present_run_of_luck_can_take(
 
 @pytest.mark.parametrize("first_draft", [0.01, 0.1, 0.2])
 def test_with_a_quick_draft_and_nothing_at_hand_it_waits(first_draft: float) -> None:
-    patience = observed(coverage=0.7, first_draft=first_draft, level=0.02)
-    wait = patience.wait(BARE, 8, 0.0)
+    draft_wait = observed(coverage=0.7, first_draft=first_draft, level=0.02)
+    wait = draft_wait.wait(BARE, 8, 0.0)
     assert wait.expected == pytest.approx(first_draft)
     assert first_draft < wait.longest < 2.0 * first_draft
 
 
 def test_a_useless_draft_is_not_waited_for() -> None:
-    patience = observed(coverage=0.0, first_draft=0.1, level=0.01)
-    assert patience.wait(BARE, 8, 0.0) == AT_ONCE
+    draft_wait = observed(coverage=0.0, first_draft=0.1, level=0.01)
+    assert draft_wait.wait(BARE, 8, 0.0) == AT_ONCE
 
 
 def test_a_first_draft_that_takes_longer_than_it_saves_is_not_waited_for() -> None:
@@ -97,9 +97,9 @@ def test_going_at_once_is_not_lost_when_drafts_keep_coming_meanwhile() -> None:
 
 
 def test_the_surer_the_path_at_hand_the_more_another_level_is_worth() -> None:
-    patience = observed(coverage=0.8, first_draft=0.1, level=0.05)
-    assert patience.wait(at_hand(0.9), 8, 0.0).longest > 0.0
-    assert patience.wait(at_hand(0.1), 8, 0.0) == AT_ONCE
+    draft_wait = observed(coverage=0.8, first_draft=0.1, level=0.05)
+    assert draft_wait.wait(at_hand(0.9), 8, 0.0).longest > 0.0
+    assert draft_wait.wait(at_hand(0.1), 8, 0.0) == AT_ONCE
 
 
 def test_a_wait_that_promises_little_is_left() -> None:
@@ -112,39 +112,39 @@ def test_a_full_step_waits_for_nothing() -> None:
 
 
 def test_time_that_has_passed_counts_towards_the_first_draft() -> None:
-    patience = observed(coverage=0.7, first_draft=0.2, level=0.02)
-    assert patience.wait(BARE, 8, 0.15) < patience.wait(BARE, 8, 0.0)
+    draft_wait = observed(coverage=0.7, first_draft=0.2, level=0.02)
+    assert draft_wait.wait(BARE, 8, 0.15) < draft_wait.wait(BARE, 8, 0.0)
 
 
 def test_a_drafter_that_fails_to_come_is_waited_for_no_more() -> None:
-    patience = observed(coverage=0.7, first_draft=0.1, level=0.01)
+    draft_wait = observed(coverage=0.7, first_draft=0.1, level=0.01)
     num_waits = 0
-    while (wait := patience.wait(BARE, 8, 0.0).longest) > 0.0:
-        patience.observe_no_draft(wait, at_hand=False)
+    while (wait := draft_wait.wait(BARE, 8, 0.0).longest) > 0.0:
+        draft_wait.observe_no_draft(wait, at_hand=False)
         num_waits += 1
         assert num_waits < 10
     assert num_waits > 0
 
 
 def test_levels_that_fail_to_come_are_waited_for_no_more() -> None:
-    patience = observed(coverage=0.7, first_draft=0.1, level=0.05)
+    draft_wait = observed(coverage=0.7, first_draft=0.1, level=0.05)
     num_waits = 0
-    while (wait := patience.wait(at_hand(0.9), 8, 0.0).longest) > 0.0:
-        patience.observe_no_draft(wait, at_hand=True)
+    while (wait := draft_wait.wait(at_hand(0.9), 8, 0.0).longest) > 0.0:
+        draft_wait.observe_no_draft(wait, at_hand=True)
         num_waits += 1
         assert num_waits < 20
     assert num_waits > 0
 
 
 def test_one_hiccup_does_not_end_all_waiting() -> None:
-    patience = observed(coverage=0.7, first_draft=0.1, level=0.01)
-    patience.observe_first_draft(5.0)
-    assert patience.wait(BARE, 8, 0.0).longest > 0.0
+    draft_wait = observed(coverage=0.7, first_draft=0.1, level=0.01)
+    draft_wait.observe_first_draft(5.0)
+    assert draft_wait.wait(BARE, 8, 0.0).longest > 0.0
 
 
 def test_a_session_starts_from_what_others_have_learned() -> None:
     shared = observed(coverage=0.7, first_draft=0.1, level=0.02)
-    session = Patience(shared)
+    session = DraftWait(shared)
     assert session.wait(BARE, 8, 0.0) == shared.wait(BARE, 8, 0.0) > AT_ONCE
     session.observe_places([0.0] * 200)
     assert session.wait(BARE, 8, 0.0) == AT_ONCE < shared.wait(BARE, 8, 0.0)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.core.estimate.calibration import Calibration
-from outrider.core.estimate.confidence import VERIFY_CHANCES
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.lookup import Lookup
 from outrider.core.propose.ngram import NgramTable
@@ -72,8 +72,8 @@ def guessing_trees(draw: st.DrawFn) -> tuple[SpeculationTree, NosyLookup]:
 
 def guessing(line: Sequence[int], drafts: Sequence[tuple[int, int, int]] = ()) -> tuple[SpeculationTree, NosyLookup]:
     """A tree at the end of `line`, in which each of `drafts` names its parent, a token and a chance in tenths."""
-    calibration = Calibration(VERIFY_CHANCES)
-    tree = SpeculationTree(len(line) - 1, line[-1], calibration.log_chance)
+    calibration = Calibration(VERIFY_PROBABILITIES)
+    tree = SpeculationTree(len(line) - 1, line[-1], calibration.log_acceptance)
     nodes = [tree.root]
     for place, token_id, tenths in drafts:
         node = tree.attach(nodes[place % len(nodes)], token_id, math.log(tenths / 10))
@@ -82,13 +82,13 @@ def guessing(line: Sequence[int], drafts: Sequence[tuple[int, int, int]] = ()) -
     return tree, NosyLookup(line, tree, calibration)
 
 
-def chain(*chances: float) -> SpeculationTree:
+def chain(*probabilities: float) -> SpeculationTree:
     """A chain whose nodes have these chances given their parents."""
     tree = SpeculationTree(4, 0)
     node: Node | None = tree.root
-    for token_id, chance in enumerate(chances, 1):
+    for token_id, probability in enumerate(probabilities, 1):
         assert node is not None
-        node = tree.attach(node, token_id, math.log(chance))
+        node = tree.attach(node, token_id, math.log(probability))
     return tree
 
 
@@ -121,7 +121,7 @@ def test_no_other_number_of_nodes_promises_more_tokens_per_second(
         check_subtree(tree, chosen)
         assert len(chosen) <= limit
     # Of each tree alone, since the limit holds for each, its most probable ones; of those together the first n.
-    chances = sorted(
+    probabilities = sorted(
         (
             math.exp(log_prob)
             for tree in forest
@@ -129,7 +129,10 @@ def test_no_other_number_of_nodes_promises_more_tokens_per_second(
         ),
         reverse=True,
     )
-    rates = [(len(forest) + sum(chances[:num])) / curve.seconds(len(forest) + num) for num in range(len(chances) + 1)]
+    rates = [
+        (len(forest) + sum(probabilities[:num])) / curve.seconds(len(forest) + num)
+        for num in range(len(probabilities) + 1)
+    ]
     num_chosen = sum(len(chosen) for chosen in selection.nodes)
     check_best(rates, num_chosen)
     assert selection.seconds == curve.seconds(len(forest) + num_chosen)
@@ -138,9 +141,10 @@ def test_no_other_number_of_nodes_promises_more_tokens_per_second(
 @given(trees(), curves(), st.integers(0, 12), st.integers(0, 8))
 def test_what_is_beside_counts(tree: SpeculationTree, curve: StepCurve, num_tokens: int, num_expected: int) -> None:
     selection = most_probable([Candidates(tree, 20, 100)], curve, Beside(num_tokens, float(num_expected)))
-    chances = sorted((math.exp(node.path_log_prob) for node in tree.live_nodes()), reverse=True)
+    probabilities = sorted((math.exp(node.path_log_prob) for node in tree.live_nodes()), reverse=True)
     rates = [
-        (1 + num_expected + sum(chances[:num])) / curve.seconds(1 + num_tokens + num) for num in range(len(chances) + 1)
+        (1 + num_expected + sum(probabilities[:num])) / curve.seconds(1 + num_tokens + num)
+        for num in range(len(probabilities) + 1)
     ]
     [chosen] = selection.nodes
     check_best(rates, len(chosen))
@@ -172,7 +176,7 @@ def test_a_saturated_device_scores_roots_alone() -> None:
     forest = [Candidates(chain(*[0.95] * 15), 15, 100) for _ in range(64)]
     selection = most_probable(forest, curve)
     assert all(not nodes for nodes in selection.nodes)
-    assert selection.chance_min == 1.0
+    assert selection.probability_min == 1.0
 
 
 class CountingCurve(StepCurve):
@@ -236,10 +240,10 @@ def test_a_hopeful_session_gets_the_places_that_a_hopeless_one_does_not_want() -
 
 def test_the_smallest_chance_worth_scoring_rises_with_the_price_of_a_token() -> None:
     candidates = [Candidates(chain(0.5), 8, 100)]
-    cheap, dear = (most_probable(candidates, linear(per_token)).chance_min for per_token in (0.01, 0.2))
+    cheap, dear = (most_probable(candidates, linear(per_token)).probability_min for per_token in (0.01, 0.2))
     assert 0.0 < cheap < dear < 1.0
-    assert most_probable(candidates, FREE).chance_min == 0.0
-    assert most_probable(candidates, linear(5.0)).chance_min <= 1.0
+    assert most_probable(candidates, FREE).probability_min == 0.0
+    assert most_probable(candidates, linear(5.0)).probability_min <= 1.0
 
 
 def test_chances_count_from_the_present_root() -> None:
@@ -281,7 +285,7 @@ def test_a_lookup_that_knows_nothing_changes_nothing(
     alone = Candidates(tree, limit, max_position)
     num_live = tree.num_live
     expected = most_probable([alone], curve)
-    lookup = Lookup(NgramTable(), Line([]), tree, Calibration(VERIFY_CHANCES))
+    lookup = Lookup(NgramTable(), Line([]), tree, Calibration(VERIFY_PROBABILITIES))
     assert most_probable([alone._replace(lookup=lookup)], curve) == expected
     assert tree.num_live == num_live
 

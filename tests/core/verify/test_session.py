@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.core.estimate.confidence import claim_cell
+from outrider.core.estimate.confidence import claim_bin
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import FinishReason, Window
+from outrider.core.protocol.messages import DraftWindow, FinishReason
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.session import VerifyKnowledge
+from outrider.core.verify.session import VerifyEstimates
 from tests.core.rounds import EOS, STOP, chain_window, choices, choose, slow_verifier, verify_session
 
 
@@ -45,7 +45,7 @@ def test_a_rejection_at_once_accepts_nothing() -> None:
 def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
     session = verify_session()
     # 1 -> 3, 2 -> (4, 5): the branch 2, 5 is the target's.
-    session.graft(Window(2, 1, [0, 0, 1, 2, 2], [1, 2, 3, 4, 5], [-0.1, -0.2, -0.1, -0.3, -0.2]))
+    session.graft(DraftWindow(2, 1, [0, 0, 1, 2, 2], [1, 2, 3, 4, 5], [-0.1, -0.2, -0.1, -0.3, -0.2]))
     nodes = choose(session)
     decision = session.decide(nodes, choices(session, nodes, {(): 2, (2,): 5, (2, 5): 6}))
     assert (decision.token_ids, decision.num_accepted, decision.bonus) == ([2, 5, 6], 2, True)
@@ -65,7 +65,7 @@ def test_drafts_that_arrive_during_the_step_are_kept_for_the_next() -> None:
     session = verify_session()
     session.graft(chain_window(1))
     nodes = choose(session)
-    session.graft(Window(2, 2, [1, 2], [2, 3], [-0.1, -0.1]))
+    session.graft(DraftWindow(2, 2, [1, 2], [2, 3], [-0.1, -0.1]))
     decision = session.decide(nodes, [1, 2])
     assert (decision.token_ids, decision.num_accepted, decision.bonus) == ([1, 2], 1, True)
     assert [node.token_id for node in choose(session)] == [3]
@@ -131,9 +131,9 @@ def test_the_levels_at_hand_are_those_of_the_most_probable_path_that_fit_a_round
     session = verify_session(max_draft_tokens=3)
     assert session.num_ready_levels == 0
     # 1 and 2 below the root; 2 is the likelier and is a leaf.
-    session.graft(Window(2, 1, [0, 0, 1], [1, 2, 3], [-2.0, -0.1, -0.1]))
+    session.graft(DraftWindow(2, 1, [0, 0, 1], [1, 2, 3], [-2.0, -0.1, -0.1]))
     assert session.num_ready_levels == 1
-    session.graft(Window(2, 4, [2, 4, 5], [4, 5, 6], [-0.1, -0.1, -0.1]))
+    session.graft(DraftWindow(2, 4, [2, 4, 5], [4, 5, 6], [-0.1, -0.1, -0.1]))
     assert session.num_ready_levels == 3
 
 
@@ -165,20 +165,20 @@ def test_a_wait_that_nothing_came_of_makes_the_next_one_less_likely() -> None:
 
 
 def test_guesses_teach_what_guesses_are_worth_even_if_they_come_too_late() -> None:
-    knowledge = VerifyKnowledge()
-    session = verify_session(knowledge=knowledge)
-    calibration, _ = knowledge.of(greedy=True)
-    before = calibration.log_chance(claim_cell(-0.1))
+    estimates = VerifyEstimates()
+    session = verify_session(estimates=estimates)
+    calibration, _ = estimates.of(greedy=True)
+    before = calibration.log_acceptance(claim_bin(-0.1))
     session.decide([], [1])
     session.graft(chain_window(1))
-    assert calibration.log_chance(claim_cell(-0.1)) > before
+    assert calibration.log_acceptance(claim_bin(-0.1)) > before
 
 
 def test_scored_guesses_teach_the_session_and_all_that_follow() -> None:
-    knowledge = VerifyKnowledge()
-    session = verify_session(knowledge=knowledge)
-    before = knowledge.of(greedy=True)[0].log_chance(claim_cell(-0.1))
+    estimates = VerifyEstimates()
+    session = verify_session(estimates=estimates)
+    before = estimates.of(greedy=True)[0].log_acceptance(claim_bin(-0.1))
     session.graft(chain_window(1))
     session.decide(choose(session), [5, 6])
-    assert knowledge.of(greedy=True)[0].log_chance(claim_cell(-0.1)) < before
-    assert knowledge.of(greedy=False)[0].log_chance(claim_cell(-0.1)) == before
+    assert estimates.of(greedy=True)[0].log_acceptance(claim_bin(-0.1)) < before
+    assert estimates.of(greedy=False)[0].log_acceptance(claim_bin(-0.1)) == before

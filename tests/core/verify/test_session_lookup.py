@@ -6,11 +6,11 @@ import math
 
 import pytest
 
-from outrider.core.estimate.confidence import CLAIM_CHANCES, VERIFY_CHANCES, lookup_cell
+from outrider.core.estimate.confidence import CLAIM_PROBABILITIES, VERIFY_PROBABILITIES, lookup_bin
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import FinishReason, Window
-from outrider.core.verify.draft_wait import Outlook, Patience, Wait
-from outrider.core.verify.session import VerifyKnowledge, VerifySession
+from outrider.core.protocol.messages import DraftWindow, FinishReason
+from outrider.core.verify.draft_wait import DraftWait, ReadyDrafts, Wait
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 from tests.core.rounds import EOS, chain_window, choices, choose, slow_verifier, verify_session
 
 LOOP = [1, 2, 3, 4, 5] * 4
@@ -39,7 +39,7 @@ def test_nothing_follows_a_looked_up_token_that_ends_the_session() -> None:
     assert [node.token_id for node in nodes[:3]] == [1, EOS, 3]
     decision = session.decide(nodes, [1, EOS, *[3] * 7])
     assert (decision.token_ids, decision.finish_reason) == ([1, EOS], FinishReason.EOS)
-    assert decision.num_looked_up_accepted == 2
+    assert decision.num_accepted_prompt_lookup == 2
 
 
 def test_what_is_looked_up_goes_on_where_the_drafts_end() -> None:
@@ -48,7 +48,7 @@ def test_what_is_looked_up_goes_on_where_the_drafts_end() -> None:
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1, 2, 3, 4, 5, 1, 2, 3]
     decision = session.decide(nodes, [1, 2, 3, 9, *[0] * 5])
-    assert (decision.num_accepted, decision.num_looked_up, decision.num_looked_up_accepted) == (3, 6, 1)
+    assert (decision.num_accepted, decision.num_prompt_lookup, decision.num_accepted_prompt_lookup) == (3, 6, 1)
 
 
 def test_the_last_place_of_the_line_is_not_looked_up_either() -> None:
@@ -60,18 +60,18 @@ def test_the_last_place_of_the_line_is_not_looked_up_either() -> None:
 def test_what_was_looked_up_teaches_even_if_it_was_not_scored_and_is_gone_after_the_round() -> None:
     # After 7 came 1 three times and 2 once. There is room for one.
     line = [7, 1, 5, 7, 1, 6, 7, 2, 8, 7, 1, 9, 7]
-    chances = NgramTable(line).chances(NgramTable(line).context)
-    knowledge = VerifyKnowledge()
-    session = verify_session(line=line, ngrams=True, max_draft_tokens=1, knowledge=knowledge)
-    calibration, _ = knowledge.of(greedy=True)
-    likely, unlikely = (lookup_cell(chances[token_id]) for token_id in (1, 2))
-    before = [calibration.log_chance(cell) for cell in (likely, unlikely)]
+    probabilities = NgramTable(line).probabilities(NgramTable(line).context)
+    estimates = VerifyEstimates()
+    session = verify_session(line=line, ngrams=True, max_draft_tokens=1, estimates=estimates)
+    calibration, _ = estimates.of(greedy=True)
+    likely, unlikely = (lookup_bin(probabilities[token_id]) for token_id in (1, 2))
+    before = [calibration.log_acceptance(confidence_bin) for confidence_bin in (likely, unlikely)]
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
     decision = session.decide(nodes, [2, 5])
-    assert (decision.token_ids, decision.num_looked_up, decision.num_looked_up_accepted) == ([2], 1, 0)
-    assert calibration.log_chance(likely) < before[0]
-    assert calibration.log_chance(unlikely) > before[1]
+    assert (decision.token_ids, decision.num_prompt_lookup, decision.num_accepted_prompt_lookup) == ([2], 1, 0)
+    assert calibration.log_acceptance(likely) < before[0]
+    assert calibration.log_acceptance(unlikely) > before[1]
     assert (session.tree.num_live, session.tree.root.children) == (0, {})
 
 
@@ -80,26 +80,33 @@ def test_choosing_twice_for_a_round_is_choosing_once() -> None:
     line = [7, 1, 7, 2, 7, 3, 7, 4, 9]
     learned: list[list[float]] = []
     for num_choices in (1, 2):
-        knowledge = VerifyKnowledge()
-        session = verify_session(line=line, ngrams=True, knowledge=knowledge)
+        estimates = VerifyEstimates()
+        session = verify_session(line=line, ngrams=True, estimates=estimates)
         session.graft(chain_window(7, base=8, log_prob=math.log(0.35)))
         nodes = [choose(session) for _ in range(num_choices)][-1]
         assert [node.token_id for node in nodes] == [7]
         session.decide(nodes, choices(session, nodes, {(): 7, (7,): 2}))
-        learned.append([knowledge.of(greedy=True)[0].log_chance(cell) for cell in range(len(VERIFY_CHANCES))])
+        learned.append(
+            [
+                estimates.of(greedy=True)[0].log_acceptance(confidence_bin)
+                for confidence_bin in range(len(VERIFY_PROBABILITIES))
+            ]
+        )
     assert learned[0] == learned[1]
-    assert learned[0][len(CLAIM_CHANCES) :] != [math.log(chance) for chance in VERIFY_CHANCES[len(CLAIM_CHANCES) :]]
+    assert learned[0][len(CLAIM_PROBABILITIES) :] != [
+        math.log(probability) for probability in VERIFY_PROBABILITIES[len(CLAIM_PROBABILITIES) :]
+    ]
 
 
 def test_a_session_finds_out_by_itself_what_its_line_is_worth() -> None:
-    knowledge = VerifyKnowledge()
-    session = verify_session(line=LOOP, ngrams=True, knowledge=knowledge)
+    estimates = VerifyEstimates()
+    session = verify_session(line=LOOP, ngrams=True, estimates=estimates)
     before = [node.path_log_prob for node in choose(session)]
-    for cell in range(len(CLAIM_CHANCES), len(VERIFY_CHANCES)):
+    for confidence_bin in range(len(CLAIM_PROBABILITIES), len(VERIFY_PROBABILITIES)):
         for _ in range(50):
-            knowledge.of(greedy=True)[0].observe(cell, False)
+            estimates.of(greedy=True)[0].observe(confidence_bin, False)
     assert [node.path_log_prob for node in choose(session)] == before
-    later = verify_session(line=LOOP, ngrams=True, knowledge=knowledge)
+    later = verify_session(line=LOOP, ngrams=True, estimates=estimates)
     assert [node.path_log_prob for node in choose(later)] != before
 
 
@@ -119,7 +126,7 @@ def test_the_credit_is_the_drafters() -> None:
     session = verify_session(line=LOOP, ngrams=True)
     session.graft(chain_window(1, 2, base=19))
     assert len(choose(session)) == 8
-    assert len(session.graft(Window(19, 3, [0] * 18, range(10, 28), [-1.0] * 18)).added) == 18
+    assert len(session.graft(DraftWindow(19, 3, [0] * 18, range(10, 28), [-1.0] * 18)).added) == 18
     assert session.tree.num_live == 20
 
 
@@ -131,25 +138,25 @@ def test_drafts_outlive_a_round_that_did_not_score_them_and_what_was_looked_up_d
     assert [node.token_id for node in session.tree.live_nodes()] == [2, 3]
 
 
-def quick_verifiers() -> list[tuple[VerifySession, Patience]]:
+def quick_verifiers() -> list[tuple[VerifySession, DraftWait]]:
     """Two with the same past in the middle of a repetition, one with a table and one without; with what each taught."""
-    pair: list[tuple[VerifySession, Patience]] = []
+    pair: list[tuple[VerifySession, DraftWait]] = []
     for ngrams in (True, False):
-        knowledge = VerifyKnowledge()
-        session = slow_verifier(coverage=0.6, first_draft=0.05, knowledge=knowledge, line=LOOP, ngrams=ngrams)
-        pair.append((session, knowledge.of(greedy=True)[1]))
+        estimates = VerifyEstimates()
+        session = slow_verifier(coverage=0.6, first_draft=0.05, estimates=estimates, line=LOOP, ngrams=ngrams)
+        pair.append((session, estimates.of(greedy=True)[1]))
     return pair
 
 
-def sure(*token_ids: int, base: int = 20) -> Window:
+def sure(*token_ids: int, base: int = 20) -> DraftWindow:
     """A chain that is believed to be right."""
     return chain_window(*token_ids, base=base, log_prob=-0.001)
 
 
-def attitude(patience: Patience) -> list[Wait]:
+def attitude(draft_wait: DraftWait) -> list[Wait]:
     """What it would do for a slow step with nothing at hand, and with something. Shows all that it has learned: when
     a first draft is expected, when the next level, and by what both gain how often drafts are right."""
-    waits = [patience.wait(Outlook(bare, 1.0, 4.0, 4.0), 8, 0.0) for bare in (True, False)]
+    waits = [draft_wait.wait(ReadyDrafts(no_drafts, 1.0, 4.0, 4.0), 8, 0.0) for no_drafts in (True, False)]
     assert all(wait.longest > 0.0 for wait in waits)
     return waits
 
@@ -166,11 +173,11 @@ def test_what_was_looked_up_is_nothing_at_hand_when_it_comes_to_waiting(drafts: 
 
 def test_a_wait_for_the_first_draft_was_in_vain_even_if_a_round_has_looked_up_guesses() -> None:
     learned: list[list[Wait]] = []
-    for session, patience in quick_verifiers():
-        before = attitude(patience)
+    for session, draft_wait in quick_verifiers():
+        before = attitude(draft_wait)
         assert session.wait(10.0).longest > 0.0
         session.begin(choose(session), 10.3)
-        learned.append(attitude(patience))
+        learned.append(attitude(draft_wait))
         assert learned[-1][0].expected > before[0].expected
         assert learned[-1][1] == before[1]
     assert learned[0] == learned[1]
@@ -178,12 +185,12 @@ def test_a_wait_for_the_first_draft_was_in_vain_even_if_a_round_has_looked_up_gu
 
 def test_a_wait_for_the_next_draft_was_in_vain_even_if_looked_up_guesses_stand_there() -> None:
     learned: list[list[Wait]] = []
-    for session, patience in quick_verifiers():
+    for session, draft_wait in quick_verifiers():
         session.graft(sure(2), now=10.1)
-        before = attitude(patience)
+        before = attitude(draft_wait)
         assert session.wait(10.1).longest > 0.0
         session.begin(choose(session), 10.4)
-        learned.append(attitude(patience))
+        learned.append(attitude(draft_wait))
         assert learned[-1][1].expected > before[1].expected
     assert learned[0] == learned[1]
 
@@ -193,29 +200,29 @@ def test_a_wait_for_the_next_draft_was_in_vain_even_if_looked_up_guesses_stand_t
 def test_how_often_drafts_are_right_is_told_by_drafts_alone(drafts: tuple[int, ...], third: int) -> None:
     """Below them looked-up guesses are right or wrong; that is no merit of the drafter's, nor its fault."""
     learned: list[list[Wait]] = []
-    for session, patience in quick_verifiers():
+    for session, draft_wait in quick_verifiers():
         session.graft(sure(*drafts), now=10.1)
-        before = attitude(patience)
+        before = attitude(draft_wait)
         nodes = choose(session)
         session.decide(nodes, choices(session, nodes, {(): 2, (2,): 3, (2, 3): third}), now=11.0)
-        learned.append(attitude(patience))
+        learned.append(attitude(draft_wait))
         assert (learned[-1] != before) == bool(drafts)
     assert learned[0] == learned[1]
 
 
 def test_wrong_guesses_that_were_looked_up_are_no_wrong_drafts() -> None:
-    for session, patience in quick_verifiers():
-        before = attitude(patience)
+    for session, draft_wait in quick_verifiers():
+        before = attitude(draft_wait)
         session.decide(choose(session), [9] * 9, now=11.0)
-        assert attitude(patience) == before
+        assert attitude(draft_wait) == before
 
 
 def test_after_a_round_of_looked_up_guesses_the_next_draft_is_a_first_one() -> None:
     learned: list[list[Wait]] = []
-    for session, patience in quick_verifiers():
-        before = attitude(patience)
+    for session, draft_wait in quick_verifiers():
+        before = attitude(draft_wait)
         session.decide(choose(session), [9] * 9, now=11.0)
         session.graft(sure(1, base=21), now=11.3)
-        learned.append(attitude(patience))
+        learned.append(attitude(draft_wait))
         assert learned[-1][0].expected > before[0].expected
     assert learned[0] == learned[1]

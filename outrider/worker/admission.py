@@ -19,8 +19,8 @@ import torch
 
 from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError, StepFailedError
 from outrider.core.protocol.messages import DraftOpen, Opened, VerifyOpen, WorkerLoad
-from outrider.core.schedule.prefill import Readers
-from outrider.core.schedule.queue import Turn, TurnQueue, overtake
+from outrider.core.schedule.prefill import PrefillScheduler
+from outrider.core.schedule.queue import Priority, WaitingQueue, overtake
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.kv_cache.slots import Slot
@@ -40,9 +40,9 @@ class Seated(Protocol):
 
     slot: Slot | None
     """None before it is admitted and after it is dismissed."""
-    turn: Turn
+    priority: Priority
     """Given by the roster when the session comes."""
-    is_reading: bool
+    is_prefilling: bool
     """Whether its line is still to be fed before anything is decided or drafted. Kept by the roster."""
     has_ended: bool
     """Whether the roster has dismissed it."""
@@ -65,7 +65,7 @@ class Seated(Protocol):
 SessionT = TypeVar("SessionT", bound=Seated)
 
 
-class Roster(Generic[SessionT]):
+class Admission(Generic[SessionT]):
     """Engine, sampler and sessions of one worker. Device thread only, but for `load`."""
 
     def __init__(self, engine: Engine, *, max_queue: int) -> None:
@@ -76,8 +76,8 @@ class Roster(Generic[SessionT]):
         """Those that are seated."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when `load` may have changed."""
-        self._waiting: TurnQueue[SessionT] = TurnQueue()
-        self._readers = Readers()
+        self._waiting: WaitingQueue[SessionT] = WaitingQueue()
+        self._prefill = PrefillScheduler()
         self._max_queue = max_queue
         self._arrivals = itertools.count(1)
         self._growth_blocks = _num_blocks(GROWTH_TOKENS, engine)
@@ -88,7 +88,7 @@ class Roster(Generic[SessionT]):
 
     def enter(self, session: SessionT) -> None:
         """Takes in a new session. Whether it finds room, has to wait or is refused is decided by `admit`."""
-        session.turn = Turn(next(self._arrivals), session.deadline)
+        session.priority = Priority(next(self._arrivals), session.deadline)
         self._waiting.join(session)
         self._has_changed = True
         self.on_change()
@@ -104,7 +104,7 @@ class Roster(Generic[SessionT]):
             self._seat(session)
         if len(self._waiting) > self._max_queue:
             newcomers = [session for session in self._waiting if session.slot is None]
-            newcomers.sort(key=lambda session: session.turn.arrival)
+            newcomers.sort(key=lambda session: session.priority.arrival)
             for session in newcomers[self._max_queue :]:
                 self.fail(session, self._refusal())
         return admitted
@@ -133,35 +133,35 @@ class Roster(Generic[SessionT]):
     def apart(self, sessions: Iterable[SessionT]) -> tuple[list[SessionT], list[SessionT]]:
         """Those of seated `sessions` whose lines are read, and those whose lines are not, the latter in turn."""
         others: list[SessionT] = []
-        reading: list[SessionT] = []
+        prefilling: list[SessionT] = []
         for session in sessions:
             assert session.slot is not None
-            if not session.slot.trunk:
-                session.is_reading = True  # it is new, or was postponed, or its step failed
-            (reading if session.is_reading else others).append(session)
-        reading.sort(key=lambda session: session.turn.order)
-        return others, reading
+            if not session.slot.cached_prefix:
+                session.is_prefilling = True  # it is new, or was postponed, or its step failed
+            (prefilling if session.is_prefilling else others).append(session)
+        prefilling.sort(key=lambda session: session.priority.order)
+        return others, prefilling
 
-    def deal(self, reading: Sequence[SessionT], budget: int) -> list[tuple[SessionT, int, bool]]:
-        """Who of `reading`, which stand in turn, reads how many tokens in the next step, and whether to the line's end.
+    def assign(self, prefilling: Sequence[SessionT], budget: int) -> list[tuple[SessionT, int, bool]]:
+        """Which of `prefilling`, in queue order, feed how many tokens in the next step, and whether to the line's end.
 
         At most `budget` tokens altogether, those who read to the end first. Those who get none are left out.
         """
-        num_unread: list[int] = []
-        for session in reading:
+        num_uncomputed: list[int] = []
+        for session in prefilling:
             assert session.slot is not None
             # What others have read of the same beginning is taken over here. A slot that reads has no tree to move.
             session.slot.align(session.token_ids)
-            num_unread.append(max(num_unread_tokens(session), 1))
-        dealt = self._readers.deal([session.turn for session in reading], num_unread, budget)
-        return [(reading[index], num_tokens, num_tokens == num_unread[index]) for index, num_tokens in dealt]
+            num_uncomputed.append(max(num_uncomputed_tokens(session), 1))
+        assigned = self._prefill.assign([session.priority for session in prefilling], num_uncomputed, budget)
+        return [(prefilling[index], num_tokens, num_tokens == num_uncomputed[index]) for index, num_tokens in assigned]
 
     def feed(self, jobs: Mapping[SessionT, Job], max_line_tokens: int) -> tuple[StepOutput, int]:
         """One forward pass for `jobs`; see `Engine.step`. Notes who has read on, and whose line is read to its end.
 
         Returns what comes out, and how many tokens of lines were fed besides those whose logits come out.
         """
-        num_held = {session: _num_held(session) for session in jobs if session.is_reading}
+        num_held = {session: _num_held(session) for session in jobs if session.is_prefilling}
         output = self.engine.step(list(jobs.values()), max_line_tokens)
         if not any(output.num_rows):
             output.logits.sum().item()  # waits for the device: else the next step would seem to take this one's time
@@ -171,12 +171,12 @@ class Roster(Generic[SessionT]):
         served = [session for session, num_tokens in num_read.items() if num_tokens]
         num_complete = 0
         for session, num_rows in zip(jobs, output.num_rows, strict=True):
-            if session.is_reading and num_rows is not None:
-                session.is_reading = False
+            if session.is_prefilling and num_rows is not None:
+                session.is_prefilling = False
                 self._has_changed = True  # what it has read may be shared from now on
                 num_complete += 1
-        waiting = (session.turn for session in self.sessions if session.is_reading and session not in served)
-        overtake([session.turn for session in served], waiting)
+        waiting = (session.priority for session in self.sessions if session.is_prefilling and session not in served)
+        overtake([session.priority for session in served], waiting)
         return output, sum(num_read.values()) - num_complete
 
     def has_room(self, jobs: Iterable[Job]) -> bool:
@@ -190,8 +190,8 @@ class Roster(Generic[SessionT]):
         """
         staying = dict(jobs)
         while len(self.sessions) > 1 and not self.has_room(staying.values()):
-            last = max(self.sessions, key=lambda session: session.turn.order)
-            self._postpone(last)
+            last = max(self.sessions, key=lambda session: session.priority.order)
+            self._preempt(last)
             staying.pop(last, None)
         return list(staying)
 
@@ -225,7 +225,9 @@ class Roster(Generic[SessionT]):
             instance_id=instance_id,
             num_sessions=len(sessions),
             num_queued=len(waiting),
-            num_queued_tokens=sum(map(num_unread_tokens, (*(each for each in sessions if each.is_reading), *waiting))),
+            num_queued_tokens=sum(
+                map(num_uncomputed_tokens, (*(each for each in sessions if each.is_prefilling), *waiting))
+            ),
             num_kv_tokens=blocks.num_blocks * blocks.block_cells,
             num_free_kv_tokens=blocks.num_available * blocks.block_cells,
             step_ms=self._step_seconds * 1000.0,
@@ -246,13 +248,13 @@ class Roster(Generic[SessionT]):
         num_owed = sum(
             max(_num_blocks(len(other.token_ids), self.engine) - len(other.slot.blocks), 0)
             for other in self.sessions
-            if other.is_reading and other.slot is not None
+            if other.is_prefilling and other.slot is not None
         )
         num_growing = (len(self.sessions) + 1) * self._growth_blocks
         return num_missing + num_owed + num_growing <= self.engine.blocks.num_available
 
     def _seat(self, session: SessionT) -> None:
-        session.is_reading = True
+        session.is_prefilling = True
         self.sessions.append(session)
         self.on_change()
         if session.slot is not None:
@@ -263,11 +265,11 @@ class Roster(Generic[SessionT]):
         self.sampler.open(session.slot.index, opening.sampling, prompt, output)
         session.outbox.put(Opened(len(opening.token_ids)), now_ns, now_ns)
 
-    def _postpone(self, session: SessionT) -> None:
+    def _preempt(self, session: SessionT) -> None:
         assert session.slot is not None
         self.engine.forget(session.slot)
         self.sessions.remove(session)
-        session.turn.go_first()
+        session.priority.put_first()
         self._waiting.join(session)
         self._log.debug("postponed", session=session.opening.session_id, num_tokens=len(session.token_ids))
 
@@ -282,10 +284,10 @@ def _num_blocks(num_tokens: int, engine: Engine) -> int:
     return -(-num_tokens // engine.blocks.block_cells)
 
 
-def num_unread_tokens(session: Seated) -> int:
+def num_uncomputed_tokens(session: Seated) -> int:
     """How many tokens of the session's line have no keys and values at present."""
     return len(session.token_ids) - _num_held(session)
 
 
 def _num_held(session: Seated) -> int:
-    return len(session.slot.trunk) if session.slot is not None else 0
+    return len(session.slot.cached_prefix) if session.slot is not None else 0
