@@ -67,7 +67,9 @@ def settings() -> str:
 
 def rooms() -> str:
     """A row for each package: what the first line of its docstring says."""
-    return _table(["room", "what it is"], [[f"`{room}/`", about] for room, about in rooms_of((*sorted(PRODUCT), "bench"))])
+    return _table(
+        ["room", "what it is"], [[f"`{room}/`", about] for room, about in rooms_of((*sorted(PRODUCT), "bench"))]
+    )
 
 
 def layers() -> str:
@@ -89,7 +91,14 @@ def layers() -> str:
 def results() -> str:
     """A row for each pair and temperature: the target alone, Outrider, and the best of other systems' rules."""
     return _table(
-        ["target", "text", "target alone", "Outrider", "times faster (95 % interval)", "best rule of others, same engine"],
+        [
+            "target",
+            "text",
+            "target alone",
+            "Outrider",
+            "times faster (95 % interval)",
+            "best rule of others, same engine",
+        ],
         [_result(pair, at) for pair, name in PAIRS.items() for at in _measured(name)],
     )
 
