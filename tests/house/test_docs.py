@@ -39,7 +39,7 @@ CONTAINERS = {"coordinator": "coordinator", "draft": "draft_service", "verify": 
 PATH_SUFFIXES = (".py", ".md", ".proto", ".yaml", ".toml", ".txt")
 """A span of code that ends so names a file of the repository."""
 
-FILES_OF_EVERY_SERVICE = {"__main__.py", "config.py"}
+FILES_OF_MANY_FOLDERS = {"__init__.py", "__main__.py", "config.py"}
 
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -160,7 +160,7 @@ def test_every_path_exists(page: str) -> None:
         for span in spans(PAGES[page])
         if re.fullmatch(r"[\w./-]+", span) and (span.endswith(PATH_SUFFIXES) or span.partition("/")[0] in folders)
     }
-    named -= FILES_OF_EVERY_SERVICE
+    named -= FILES_OF_MANY_FOLDERS
     beside = (ROOT / page).parent
     assert [path for path in named if not (ROOT / path).exists() and not (beside / path).exists()] == []
 
