@@ -176,6 +176,15 @@ def test_what_follows_from_the_code_is_fresh(page: str) -> None:
     assert PAGES[page].count("<!-- made by make docs") == len(parts_of(PAGES[page])), "a part has no end"
 
 
+def test_a_stale_part_is_written_anew() -> None:
+    stale = "# A page\n<!-- made by make docs: layers -->\nold\n<!-- end of layers -->\nText."
+    fresh = renewed(stale)
+    assert parts_of(fresh) == ["layers"]
+    assert "old" not in fresh
+    assert "| `outrider.core` |" in fresh
+    assert renewed(fresh) == fresh
+
+
 def test_every_part_stands_on_a_page() -> None:
     assert sorted(chain.from_iterable(map(parts_of, PAGES.values()))) == sorted(PARTS)
 
