@@ -59,6 +59,10 @@ proto-check: $(VENV)/.installed ## Prove that outrider/v1 is what protos/ genera
 .PHONY: check
 check: lint type proto-check test ## Everything that decides whether a change lands
 
+.PHONY: docs
+docs: $(VENV)/.installed ## Write the parts of pages that follow from the code
+	$(BIN)/python -m tests.house.generated
+
 .PHONY: images
 images: ## Build the container images, the workers with CUDA
 	docker build -f draft_service/Dockerfile -t outrider-draft:$(VERSION) .

@@ -4,7 +4,7 @@
 
 The target writes its answers first, alone. Then the drafter's own session guesses each of their tokens in turn, from
 the line as it stands, and what it says is sorted into the cells that it learns of. No clock is involved.
-What is printed is quoted in docs/decisions/0009-expected-gain.md and docs/decisions/0013-ngrams.md.
+What is printed is quoted in docs/experiments/0009-expected-gain.md and 0013-ngrams.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Matrix products of few rows, our own and those of torch's library: alone and in whole steps, in turn, on one thread.
 
-`python -m bench.micro.products` prints the tables of docs/decisions/0018-few-rows.md; `--json` prints one object with
+`python -m bench.micro.products` prints the tables of docs/experiments/0018-few-rows.md; `--json` prints one object with
 machine facts. Each model is compiled twice, which takes minutes.
 """
 

@@ -4,7 +4,7 @@ The target writes its answers first, alone. Then each mode speculates on them: w
 how long that takes is not measured. So a run says what a policy is worth for a pair of models, alike on every machine,
 where timings scatter by several percent.
 
-`python -m bench.simulate.replay` prints the tables that docs/decisions/0009-expected-gain.md quotes.
+`python -m bench.simulate.replay` prints the tables that docs/experiments/0009-expected-gain.md quotes.
 """
 
 from __future__ import annotations

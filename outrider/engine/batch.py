@@ -1,4 +1,4 @@
-"""Packs the feeds of all sessions side by side onto one axis."""
+"""Continuous batching: packs the feeds of all sessions side by side onto one axis, without padding."""
 
 from __future__ import annotations
 

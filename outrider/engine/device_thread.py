@@ -1,4 +1,4 @@
-"""The one thread that owns the device. Everything else hands it work over a bounded inbox."""
+"""The engine loop: the one thread that owns the device. Everything else hands it work over a bounded inbox."""
 
 from __future__ import annotations
 

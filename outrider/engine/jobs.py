@@ -1,4 +1,4 @@
-"""Jobs: which tokens a session wants logits for, and what has to be fed for that."""
+"""Jobs (prefill, decode, verify, draft alike): which tokens need logits, and what the KV cache lacks for that."""
 
 from __future__ import annotations
 

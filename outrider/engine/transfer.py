@@ -1,4 +1,4 @@
-"""Numbers on their way to the device, which the host does not wait for."""
+"""Host-to-device copies from pinned memory, which the host does not wait for."""
 
 from __future__ import annotations
 

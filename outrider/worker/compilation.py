@@ -1,4 +1,4 @@
-"""Compiled forward passes on disk: where a model's package is, and how it comes to be there.
+"""The compile cache: where a model's ahead-of-time package is on disk, and how it comes to be there.
 
 `python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE` compiles one, in a process of its own: that
 takes memory and a minute or more of processor time, and leaves neither behind.

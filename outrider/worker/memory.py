@@ -1,4 +1,4 @@
-"""How much memory a worker gives to keys and values."""
+"""The size of the KV cache: how much memory a worker gives to keys and values."""
 
 from __future__ import annotations
 

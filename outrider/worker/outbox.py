@@ -1,4 +1,4 @@
-"""From the device thread to the event loop: one session's events on their way to its stream."""
+"""The output queue of one session: its events on their way from the device thread to the stream."""
 
 from __future__ import annotations
 

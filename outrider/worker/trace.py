@@ -1,4 +1,4 @@
-"""What telemetry sees of one session at a worker: its span, and its steps if they are wanted."""
+"""OpenTelemetry spans of one session at a worker: the session, and its steps if they are wanted."""
 
 from __future__ import annotations
 

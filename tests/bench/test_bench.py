@@ -138,7 +138,7 @@ def test_what_is_no_result_cannot_be_quoted(tmp_path: Path, content: str) -> Non
         quote(file, tmp_path)
 
 
-@pytest.mark.parametrize("page", ["README.md", "bench/README.md"])
+@pytest.mark.parametrize("page", ["README.md", "bench/README.md", "docs/performance.md"])
 def test_pages_quote_results_as_they_are(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert text.count("<!-- quoted from") == len(list(quotes(text))), "a quotation has no end"

@@ -74,6 +74,18 @@ async def test_greedy_equals_transformers_generate(pair: Stack) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_generation_that_was_cut_off_goes_on_with_the_same_tokens(pair: Stack) -> None:
+    """As docs/calling.md says: asked again with the tokens that have arrived, and the seed."""
+    sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
+    for prompt in prompts():
+        whole = await ask(pair.client, prompt, sampling=sampling, max_tokens=48, ignore_eos=True)
+        begun = await ask(pair.client, prompt, sampling=sampling, max_tokens=20, ignore_eos=True)
+        line = [*begun.started.prompt_token_ids, *begun.token_ids]
+        rest = await ask(pair.client, line, sampling=sampling, max_tokens=28, ignore_eos=True)
+        assert begun.token_ids + rest.token_ids == whole.token_ids, prompt
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_sampled_equals_target_only_with_the_same_seed(pair: Stack) -> None:
     """As a chain, with three children per node, and with as many as are worth it."""
     for prompt in prompts():

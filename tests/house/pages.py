@@ -12,9 +12,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "k8s" / "README.md")
+    for path in (
+        *sorted(ROOT.glob("*.md")),
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *(ROOT / folder / "README.md" for folder in ("bench", "k8s", "models")),
+    )
 }
 """The documentation: the text of each page by its path in the repository."""
+
+CURRENT = [page for page in PAGES if page != "CHANGELOG.md" and not page.startswith("docs/experiments/")]
+"""Pages that tell what is so now. The others tell what was: what they name may be gone."""
 
 _FENCED = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.M | re.S)
 _CODE = re.compile(r"`([^`\n]+)`")
@@ -78,6 +85,11 @@ def rows(page: str, first_header: str) -> list[list[str]]:
 def links(page: str) -> list[str]:
     """Where the page's links point, but for other sites."""
     return [target for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in target]
+
+
+def definitions(page: str) -> Iterator[tuple[str, str]]:
+    """What the page says is defined where: "`Name.method` in `folder/file.py`"."""
+    return iter(re.findall(r"`([A-Za-z_][\w.]*)`\s+in\s+\[?`([\w/]+\.py)`", prose(page)))
 
 
 def anchors(page: str) -> set[str]:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import cache
+from itertools import chain
 
 import pytest
 import typer.core
@@ -14,25 +15,23 @@ import typer.main
 import yaml
 from pydantic_settings import BaseSettings
 
-from coordinator.config import CoordinatorConfig
-from draft_service.config import DraftConfig
 from outrider.cli.__main__ import app
 from outrider.client import Speculation, Timings, Usage
 from outrider.rpc import status
 from outrider.telemetry.setup import TRACE_DETAIL_VARIABLE
-from verify_service.config import VerifyConfig
 
-from .layers import GENERATED, LAYERS, PRODUCT
-from .pages import PAGES, ROOT, anchors, commands, links, own_commands, rows, spans
+from .generated import CONFIGS, PARTS, flag_of, parts_of, renewed, rooms_of
+from .layers import LAYERS, PRODUCT
+from .pages import CURRENT, PAGES, ROOT, anchors, commands, definitions, links, own_commands, rows, spans
 
 README, MAP, PROTOCOL = PAGES["README.md"], PAGES["docs/map.md"], PAGES["docs/protocol.md"]
+CALLING, SETTINGS, GLOSSARY = PAGES["docs/calling.md"], PAGES["docs/settings.md"], PAGES["docs/glossary.md"]
 
-CONFIGS: dict[str, type[BaseSettings]] = {
-    "coordinator": CoordinatorConfig,
-    "draft_service": DraftConfig,
-    "verify_service": VerifyConfig,
-}
-"""The settings of each service, by the module that starts it."""
+FOR_USERS = ("README.md", "docs/calling.md", "docs/models.md", "docs/settings.md")
+"""Pages whose flags are those of Outrider's own commands alone."""
+
+README_LINES_MAX = 180
+"""A first page is read in a few minutes, or not at all."""
 
 CONTAINERS = {"coordinator": "coordinator", "draft": "draft_service", "verify": "verify_service"}
 """What runs in a container of the manifests."""
@@ -40,7 +39,9 @@ CONTAINERS = {"coordinator": "coordinator", "draft": "draft_service", "verify": 
 PATH_SUFFIXES = (".py", ".md", ".proto", ".yaml", ".toml", ".txt")
 """A span of code that ends so names a file of the repository."""
 
-FILES_OF_EVERY_SERVICE = {"__main__.py", "config.py"}
+FILES_OF_MANY_FOLDERS = {"__init__.py", "__main__.py", "config.py"}
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 SAMPLE = """
 # A page, of `sorts`
@@ -58,16 +59,12 @@ END
 | `A` | 1 |
 | `B` | |
 
-`after`
+`after` is `Before.it` in `folder/file.py`.
 """
 
 
 def code(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
-
-
-def flag_of(field: str) -> str:
-    return "--" + field.replace("_", "-")
 
 
 def variables(config: type[BaseSettings]) -> set[str]:
@@ -90,6 +87,35 @@ def known_flags() -> dict[str, frozenset[str]]:
     }
 
 
+@cache
+def defined_in(file: str) -> frozenset[str]:
+    """Names of a file's classes, functions, methods and constants; methods behind their class."""
+    found: set[str] = set()
+    for node in ast.parse((ROOT / file).read_text(encoding="utf-8")).body:
+        match node:
+            case ast.ClassDef(name=owner, body=body):
+                found |= {owner} | {f"{owner}.{each.name}" for each in body if isinstance(each, FUNCTIONS)}
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
+                found.add(name)
+            case _:
+                pass
+    return frozenset(found)
+
+
+@cache
+def words_of_the_code() -> str:
+    """All words of the product and its schema in small letters, names taken apart, a space between two."""
+    files = [
+        *(path for folder in sorted(PRODUCT) for path in (ROOT / folder).rglob("*.py")),
+        *(ROOT / "protos").rglob("*.proto"),
+    ]
+    text = " ".join(path.read_text(encoding="utf-8") for path in files)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
+    return f" {' '.join(re.findall(r'[a-z0-9]+', apart.lower()))} "
+
+
 def settings_in(node: object) -> Iterator[tuple[str, str]]:
     """Container and variable, wherever a manifest sets one of ours."""
     if isinstance(node, dict):
@@ -103,7 +129,7 @@ def settings_in(node: object) -> Iterator[tuple[str, str]]:
 
 
 def test_a_page_is_read_right() -> None:
-    assert spans(SAMPLE) == ["sorts", "outrider up --port 0", "A", "B", "after"]
+    assert spans(SAMPLE) == ["sorts", "outrider up --port 0", "A", "B", "after", "Before.it", "folder/file.py"]
     (coordinator, _), tool, up = commands(SAMPLE)
     assert list(own_commands(coordinator)) == [("coordinator", {"--draft", "--listen"})]
     assert tool.words[:3] == ["tool", "-d", '{"a":\n  1}']
@@ -111,18 +137,13 @@ def test_a_page_is_read_right() -> None:
     assert list(own_commands(up.words)) == [("outrider up", {"--port"})]
     assert rows(SAMPLE, "name") == [["`A`", "1"], ["`B`", ""]]
     assert links(SAMPLE) == ["docs/map.md#the-layer-rule"]
+    assert list(definitions(SAMPLE)) == [("Before.it", "folder/file.py")]
     assert anchors(SAMPLE) == {"a-page-of-sorts"}
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if not page.startswith("k8s/")])
-def test_every_path_exists(page: str) -> None:
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
-    named = {
-        span
-        for span in spans(PAGES[page])
-        if re.fullmatch(r"[\w./-]+", span) and (span.endswith(PATH_SUFFIXES) or span.partition("/")[0] in folders)
-    }
-    missing = [path for path in named - FILES_OF_EVERY_SERVICE if not (ROOT / path).exists()]
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_leads_somewhere(page: str) -> None:
+    missing: list[str] = []
     for target in links(PAGES[page]):
         path, _, anchor = target.partition("#")
         file = (ROOT / page).parent / path if path else ROOT / page
@@ -131,25 +152,75 @@ def test_every_path_exists(page: str) -> None:
     assert missing == []
 
 
-def test_the_map_shows_every_source_file_and_every_layer() -> None:
-    shown = set(spans(MAP))
-    sources = [
-        path.relative_to(ROOT)
-        for folder in sorted(PRODUCT)
-        for path in sorted((ROOT / folder).rglob("*.py"))
-        if path.name != "__init__.py" and not path.is_relative_to(ROOT / GENERATED)
-    ]
-    assert len(sources) > 50
-    assert [str(path) for path in sources if str(path) not in shown] == [], "give it a row in docs/map.md"
-    assert LAYERS.keys() - {"outrider"} <= shown
+@pytest.mark.parametrize("page", [page for page in CURRENT if not page.startswith(("k8s/", "models/"))])
+def test_every_path_exists(page: str) -> None:
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    named = {
+        span
+        for span in spans(PAGES[page])
+        if re.fullmatch(r"[\w./-]+", span) and (span.endswith(PATH_SUFFIXES) or span.partition("/")[0] in folders)
+    }
+    named -= FILES_OF_MANY_FOLDERS
+    beside = (ROOT / page).parent
+    assert [path for path in named if not (ROOT / path).exists() and not (beside / path).exists()] == []
+
+
+@pytest.mark.parametrize("page", CURRENT)
+def test_what_is_said_to_be_in_a_file_is_defined_there(page: str) -> None:
+    assert [(name, file) for name, file in definitions(PAGES[page]) if name not in defined_in(file)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_follows_from_the_code_is_fresh(page: str) -> None:
+    assert PAGES[page] == renewed(PAGES[page]), "run `make docs`"
+    assert PAGES[page].count("<!-- made by make docs") == len(parts_of(PAGES[page])), "a part has no end"
+
+
+def test_a_stale_part_is_written_anew() -> None:
+    stale = "# A page\n<!-- made by make docs: layers -->\nold\n<!-- end of layers -->\nText."
+    fresh = renewed(stale)
+    assert parts_of(fresh) == ["layers"]
+    assert "old" not in fresh
+    assert "| `outrider.core` |" in fresh
+    assert renewed(fresh) == fresh
+
+
+def test_every_part_stands_on_a_page() -> None:
+    assert sorted(chain.from_iterable(map(parts_of, PAGES.values()))) == sorted(PARTS)
+
+
+def test_the_first_page_is_short() -> None:
+    assert len(README.splitlines()) <= README_LINES_MAX
+
+
+def test_every_room_says_what_it_is() -> None:
+    rooms = dict(rooms_of(sorted(PRODUCT)))
+    assert len(rooms) > 20
+    assert [room for room, about in rooms.items() if not about.endswith(".")] == []
+    assert {code(room)[0].removesuffix("/"): about for room, about in rows(MAP, "room")}.items() >= rooms.items()
+
+
+def test_the_map_shows_every_layer() -> None:
+    assert {code(layer)[0] for layer, *_ in rows(MAP, "layer")} == LAYERS.keys()
+
+
+def test_the_glossary_explains_words_that_the_code_uses() -> None:
+    words = [word for word, *_ in rows(GLOSSARY, "ours")]
+    assert len(words) > 30
+    assert words == sorted(words, key=str.lower)
+    assert [
+        word for word in words if not re.search(rf" {word.lower().replace('-', ' ')}s? ", words_of_the_code())
+    ] == []
 
 
 def test_every_flag_exists() -> None:
     known = known_flags()
-    used = [each for words, _ in commands(README) for each in own_commands(words)]
-    assert {command for command, _ in used} >= known.keys()
-    assert [(command, flags) for command, flags in used if not flags <= known.get(command, frozenset())] == []
-    mentioned = {span.split()[0] for span in spans(README) if span.startswith("--")}
+    pages = [PAGES[page] for page in CURRENT if page == "README.md" or page.startswith("docs/")]
+    used = [each for page in pages for words, _ in commands(page) for each in own_commands(words)]
+    ours = {command for command, _ in used if command.startswith("outrider ") or command in known}
+    assert ours == known.keys()
+    assert [(command, flags) for command, flags in used if command in known and not flags <= known[command]] == []
+    mentioned = {span.split()[0] for page in FOR_USERS for span in spans(PAGES[page]) if span.startswith("--")}
     assert mentioned
     assert mentioned - frozenset().union(*known.values()) == set()
 
@@ -161,8 +232,8 @@ def test_every_make_target_exists() -> None:
     assert named - targets == set()
 
 
-def test_the_readme_lists_every_setting() -> None:
-    listed = {code(variable)[0]: code(flag) for variable, flag, *_ in rows(README, "variable")}
+def test_the_settings_page_lists_every_setting() -> None:
+    listed = {code(variable)[0]: code(flag) for variable, flag, *_ in rows(SETTINGS, "variable")}
     assert listed.keys() == every_variable()
     assert listed.pop(TRACE_DETAIL_VARIABLE) == []
     assert listed == {name: [flag_of(name.removeprefix("OUTRIDER_").lower())] for name in listed}
@@ -184,8 +255,8 @@ def test_every_variable_of_a_manifest_is_a_setting_of_its_service() -> None:
     assert [each for each in found if each[1] not in variables(CONFIGS[CONTAINERS[each[0]]])] == []
 
 
-def test_the_readme_lists_every_key_of_the_json_object() -> None:
-    listed = {key: set(code(content)) for keys, content in rows(README, "key") for key in code(keys)}
+def test_the_calling_page_lists_every_key_of_the_json_object() -> None:
+    listed = {key: set(code(content)) for keys, content in rows(CALLING, "key") for key in code(keys)}
     assert listed["speculation"] == {field.name for field in fields(Speculation)} | {"acceptance_rate"}
     assert listed["timings"] == {field.name for field in fields(Timings)}
     assert listed["usage"] == {field.name for field in fields(Usage)}

@@ -74,7 +74,7 @@ def test_what_grpcurl_is_told_to_send_is_accepted() -> None:
                 _check_verify_session(messages, tokenizer)
             case _:
                 assert isinstance(messages[0], health_pb2.HealthCheckRequest), (page, method)
-    methods = {method.rpartition(".")[2] for page, method, _ in found if page == "README.md"}
+    methods = {method.rpartition(".")[2] for page, method, _ in found if page == "docs/calling.md"}
     assert methods == {"GenerationService/Generate", "DraftService/Draft", "VerifyService/Verify", "Health/Check"}
 
 

@@ -1,4 +1,4 @@
-"""What speaks for guesses is worth what it proves to be worth: how often guesses were right, learned while working."""
+"""Calibration: how often the target accepts draft tokens of each confidence bin, learned online."""
 
 from __future__ import annotations
 

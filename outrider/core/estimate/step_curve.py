@@ -1,4 +1,4 @@
-"""The time of one worker's step as a function of how many tokens are in it, learned while it works."""
+"""The step curve: seconds of one forward pass as a function of its number of tokens, learned online."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which token is a session's last one, by the rules that its verifier applies."""
+"""Stop conditions: which token is a session's last one, by the rules that its verifier applies."""
 
 from __future__ import annotations
 

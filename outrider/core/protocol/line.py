@@ -1,4 +1,4 @@
-"""The line: prompt plus committed tokens at absolute positions, never revised."""
+"""The line, a sequence's token ids: prompt plus committed tokens at absolute positions, never revised."""
 
 from __future__ import annotations
 

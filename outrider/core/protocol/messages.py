@@ -1,4 +1,4 @@
-"""What crosses a stream, as plain values. `rpc/wire.py` alone knows how they look in protobuf."""
+"""Messages: what crosses a stream, as plain values. `rpc/wire/` alone knows how they look in protobuf."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of nodes on one stream: ids that the sender chooses, shorthand for paths.
+"""Ids of draft tokens (nodes) on one stream: the sender chooses them, as shorthand for paths.
 
 Ids count up from 1 without gaps and are never used again, so a receiver can tell a window that it has seen, a
 parent that has meanwhile become void, and a parent that never existed.

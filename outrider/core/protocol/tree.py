@@ -1,4 +1,4 @@
-"""The speculation tree: everything not yet decided, rooted at the last committed token.
+"""The speculation tree (token tree): every draft token not yet decided, rooted at the last committed token.
 
 Drafter, coordinator and verifier each hold a mirror. Mirrors agree by content: a node *is* its path. Ids under which
 nodes cross a stream belong to that stream (`naming.py`), not to the tree.

@@ -1,4 +1,4 @@
-"""The one validator: every bound on what a peer may ask, for every entry."""
+"""Request validation: every bound on what a peer may ask, for every entry."""
 
 from __future__ import annotations
 
