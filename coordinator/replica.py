@@ -15,7 +15,7 @@ from outrider.core.coordinate.placement import ReplicaState, StepTime
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import until_reconnected, watch_load, watch_model
+from outrider.rpc.worker_client import until_reconnected, watch_load, watch_model
 
 REPORT_LAG_SECONDS = 0.1
 """A report may not know yet what happened less than this long before it came: the way to the worker and back, and the

@@ -14,7 +14,7 @@ from coordinator.resolution import Resolve, parse_endpoints, resolve
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer
 from outrider.telemetry.metrics import Instruments
 
 _REASONS_MAX = 4

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import watch_load
+from outrider.rpc.worker_client import watch_load
 
 
 class LoadSpan(NamedTuple):

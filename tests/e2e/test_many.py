@@ -21,7 +21,7 @@ from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
 from tests.e2e.answers import Answer, ask, ask_all
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import VOCAB_SIZE, build

@@ -12,7 +12,7 @@ from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
 from outrider.v1 import verify_pb2_grpc
 from outrider.worker.load import LoadBoard
 from tests.e2e.stack import SILENT, load_tiny, save_tiny, worker
