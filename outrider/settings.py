@@ -1,4 +1,4 @@
-"""Settings: each is a command-line flag and an OUTRIDER_* variable; the flag wins. Bad ones are explained to the user."""
+"""Settings: each is a command-line flag and an OUTRIDER_* variable, and the flag wins; bad ones are explained."""
 
 from __future__ import annotations
 
