@@ -21,6 +21,7 @@ from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
 from outrider.rpc.reflection import add_reflection
 from outrider.rpc.transport import PLAINTEXT, Transport
+from outrider.rpc.undecodable import UndecodableRequests
 
 CONCURRENT_RPCS_MAX = 1024
 """Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuses
@@ -69,7 +70,11 @@ class Server:
 
     def __init__(self, *services: Service, transport: Transport = PLAINTEXT) -> None:
         self._transport = transport
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX)
+        self._server = grpc.aio.server(
+            interceptors=[UndecodableRequests()],
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
+        )
         names = [service.name for service in services]
         self._health = health.HealthServicer(names)
         self._services = services
