@@ -6,8 +6,6 @@ import os
 import sys
 from functools import partial
 
-import structlog
-
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
@@ -16,12 +14,13 @@ from coordinator.config import CoordinatorConfig
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from outrider.rpc.process import run_process
-from outrider.rpc.server import Server, Service
+from outrider.rpc.serve import serve
+from outrider.rpc.server import Service
+from outrider.rpc.transport import PLAINTEXT
+from outrider.rpc.worker_client import WorkerClient
 from outrider.telemetry.logging import set_up_logging
-from outrider.telemetry.setup import Telemetry, set_up
+from outrider.telemetry.setup import set_up
 from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
-
-_log = structlog.get_logger()
 
 
 def main() -> None:
@@ -30,22 +29,14 @@ def main() -> None:
     set_up_logging("coordinator", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-coordinator", environ=os.environ)
     try:
-        run_process(config.cores, partial(_serve, config, telemetry))
+        connect = partial(WorkerClient.connect, transport=PLAINTEXT)
+        workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
+        servicer = GenerationServicer(config, workers, telemetry)
+        add_to_server = add_GenerationServiceServicer_to_server
+        service = Service("outrider.v1.GenerationService", add_to_server, servicer, workers.watch)
+        run_process(config.cores, partial(serve, config, service, PLAINTEXT))
     finally:
         telemetry.shut_down()
-
-
-async def _serve(config: CoordinatorConfig, telemetry: Telemetry) -> None:
-    workers = Workers(config.verify, config.draft, lambda ready: server.set_ready(ready), telemetry.instruments)
-    servicer = GenerationServicer(config, workers, telemetry)
-    server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
-    port = await server.start(config.listen)
-    _log.info("listening", address=config.listen, port=port)
-    workers.start()
-    try:
-        await server.run_until_signalled(config.drain_seconds)
-    finally:
-        await workers.stop()
 
 
 if __name__ == "__main__":

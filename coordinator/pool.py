@@ -1,4 +1,4 @@
-"""All workers of one service: the replicas that the configured addresses and names stand for at present."""
+"""Pool: the replicas of one service, found by service discovery at the configured addresses and names."""
 
 from __future__ import annotations
 
@@ -11,42 +11,49 @@ import structlog
 from coordinator.replica import Replica
 from coordinator.resolution import Endpoint, Resolve
 from outrider.core.protocol.messages import ModelInfo
+from outrider.core.protocol.refusal import Refusal
+from outrider.rpc.worker_client import WorkerClient
 
 RESOLVE_SECONDS = 2.0
-"""Pause between two questions for a name's addresses. DNS tells nobody of a change, so this is how late a new worker is
-found; a lost one is missed at once, by its connection."""
+"""Pause between two DNS queries for a name. DNS announces no change, so a new worker is found that late at most; a lost
+one is noticed at once, by its connection."""
 
 REPLICAS_MAX = 256
-"""Most replicas of one pool. Names that stand for more are cut off: each takes a connection and two watches."""
+"""Most replicas of one pool: each takes a connection and two watches. Further addresses of its names are ignored."""
+
+Connect = Callable[[str, str], WorkerClient]
+"""Makes the client of a worker from its address and its service, VERIFY_SERVICE or DRAFT_SERVICE."""
 
 _log = structlog.get_logger()
 
 
 class Pool:
-    """Replicas by address. Those that vanish from their name are kept until their last session has ended."""
+    """Replicas by address. One whose name does not resolve to it any more is kept until its last session has ended."""
 
     def __init__(
         self,
         service: str,
         endpoints: Sequence[Endpoint],
         *,
-        admit: Callable[[Replica, ModelInfo], Awaitable[None]],
+        admit: Callable[[Replica, ModelInfo], Awaitable[Refusal | None]],
         on_change: Callable[[], None],
         on_seats: Callable[[Replica, int], None],
+        connect: Connect,
         resolver: Resolve,
     ) -> None:
-        """For `admit` and `on_seats` see `Replica`. `on_change` is called whenever what is known has changed."""
+        """For `admit` and `on_seats` see `Replica`. `on_change` is called after each change of what is known."""
         self.service = service
         self.endpoints = endpoints
         self._admit = admit
         self._on_change = on_change
         self._on_seats = on_seats
+        self._connect = connect
         self._resolver = resolver
         self._replicas: dict[str, Replica] = {}
-        self._problems: dict[Endpoint, str] = {}
-        """Why a name has no addresses."""
+        self._unresolved: dict[Endpoint, Refusal] = {}
+        """Why the last query for a name failed."""
         self._addresses: dict[Endpoint, Sequence[str]] = {}
-        """What each endpoint stands for; those not resolved yet are missing."""
+        """Addresses of each endpoint that has been resolved."""
         self._broken = {endpoint: asyncio.Event() for endpoint in endpoints if not endpoint.is_literal}
         self._has_answered = False
         self._follows: list[asyncio.Task[None]] = []
@@ -57,7 +64,7 @@ class Pool:
 
     @property
     def serving(self) -> list[Replica]:
-        """Those that may get new sessions, each process once."""
+        """The replicas that may get new sessions, each process once."""
         found: dict[str, Replica] = {}
         for replica in self._replicas.values():
             if replica.is_serving and not replica.is_retired and replica.model is not None:
@@ -69,27 +76,29 @@ class Pool:
         """Whether one has served, or all have been asked once. It stays so when others appear later."""
         if not self._has_answered:
             replicas = self._replicas.values()
-            resolved = all(endpoint in self._addresses or endpoint in self._problems for endpoint in self.endpoints)
+            resolved = all(endpoint in self._addresses or endpoint in self._unresolved for endpoint in self.endpoints)
             all_asked = resolved and all(replica.has_answered for replica in replicas)
             self._has_answered = all_asked or any(replica.is_serving for replica in replicas)
         return self._has_answered
 
     @property
-    def problems(self) -> list[str]:
-        """Why none serves, in words: one sentence for each replica and each name without addresses."""
+    def refusals(self) -> list[Refusal]:
+        """Why there are no more replicas: one for each that gets no new sessions and each name without addresses."""
         return [
-            *self._problems.values(),
-            *(f"{replica.address}: {problem}" for replica in self if (problem := self.problem_of(replica))),
+            *self._unresolved.values(),
+            *(Refusal(f"{replica.address}: {refusal}") for replica in self if (refusal := self.refusal_of(replica))),
         ]
 
-    def problem_of(self, replica: Replica) -> str:
-        """Why a replica gets no new sessions, in words; empty if it does."""
-        if replica.problem:
-            return replica.problem
+    def refusal_of(self, replica: Replica) -> Refusal | None:
+        """Why a replica gets no new sessions; None if it does."""
+        if replica.refusal is not None:
+            return replica.refusal
         if replica.is_retired:
-            return "its name stands for it no longer; its sessions may end"
-        twin = next((each for each in self.serving if each is not replica and _are_one(each, replica)), None)
-        return f"it is the same process as {twin.address}" if twin is not None and replica not in self.serving else ""
+            return Refusal("its name does not resolve to it any more; its sessions may finish")
+        if replica in self.serving:
+            return None
+        twin = next((each for each in self.serving if _are_one(each, replica)), None)
+        return Refusal(f"it is the same process as {twin.address}") if twin is not None else None
 
     def start(self) -> None:
         """Begins to watch. Needs a running event loop."""
@@ -108,20 +117,21 @@ class Pool:
         await asyncio.gather(*self._leaving, *(replica.stop() for replica in self._replicas.values()))
 
     async def _follow(self, endpoint: Endpoint) -> None:
-        """Keeps asking what a name stands for: at intervals, and at once when a replica of it is lost."""
+        """Resolves a name again and again: at intervals, and at once when a replica of it is lost."""
         broken = self._broken[endpoint]
         while True:
             broken.clear()
-            known = self._addresses.get(endpoint), self._problems.get(endpoint)
+            known = self._addresses.get(endpoint), self._unresolved.get(endpoint)
             try:
                 self._addresses[endpoint] = await self._resolver(endpoint)
-                self._problems.pop(endpoint, None)
+                self._unresolved.pop(endpoint, None)
             except OSError as error:
-                # The replicas that are known stay: a name server that is down takes no worker with it.
-                if endpoint not in self._problems:
+                # Known replicas stay: a name server that is down must not take the workers with it.
+                if endpoint not in self._unresolved:
                     _log.warning("name not resolved", name=str(endpoint), reason=str(error))
-                self._problems[endpoint] = f"the name {endpoint.host!r} cannot be resolved ({error.strerror or error})"
-            if known != (self._addresses.get(endpoint), self._problems.get(endpoint)):
+                reason = error.strerror or error
+                self._unresolved[endpoint] = Refusal(f"the name {endpoint.host!r} cannot be resolved ({reason})")
+            if known != (self._addresses.get(endpoint), self._unresolved.get(endpoint)):
                 self._update()
                 self._on_change()
             with contextlib.suppress(TimeoutError):
@@ -129,7 +139,7 @@ class Pool:
                     await broken.wait()
 
     def _update(self) -> None:
-        """Makes the replicas those that the endpoints stand for."""
+        """Makes the replicas those at the endpoints' addresses."""
         wanted = list(dict.fromkeys(address for each in self.endpoints for address in self._addresses.get(each, ())))
         if len(wanted) > REPLICAS_MAX:
             _log.warning("too many replicas", service=self.service, found=len(wanted), used=REPLICAS_MAX)
@@ -139,6 +149,7 @@ class Pool:
                 replica = self._replicas[address] = Replica(
                     address,
                     self.service,
+                    self._connect(address, self.service),
                     admit=self._admit,
                     on_change=self._on_replica_change,
                     on_seats=self._on_replica_seats,

@@ -1,4 +1,4 @@
-"""One worker of a pool: whether it serves, what, how busy it is, and which of this coordinator's sessions it has."""
+"""Replica: one worker's health, model, load, and this coordinator's sessions at it."""
 
 from __future__ import annotations
 
@@ -7,25 +7,26 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
-import grpc
+import grpc.aio
 import structlog
 
-from coordinator.fitting import check_version
+from coordinator.fitting import version_refusal
+from coordinator.settled_log import SettledLog
 from outrider.core.coordinate.placement import ReplicaState, StepTime
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
-from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import until_reconnected, watch_load, watch_model
+from outrider.core.protocol.refusal import Refusal
+from outrider.rpc.worker_client import WorkerClient
 
 REPORT_LAG_SECONDS = 0.1
-"""A report may not know yet what happened less than this long before it came: the way to the worker and back, and the
-hold-ups of two event loops."""
+"""A load report may not count changes from less than this long before it arrived: the network both ways, and delays of
+two event loops."""
 
 _log = structlog.get_logger()
 
 
 class Seat:
-    """One session's place at a replica, from its choice to `leave`."""
+    """One session's place at a replica, from the routing decision to `leave`."""
 
     __slots__ = ("num_tokens", "replica", "taken_at")
 
@@ -41,37 +42,39 @@ class Seat:
 
 
 class Replica:
-    """Watches one worker. Its channel lives as long as it does, so sessions go on while it drains."""
+    """Watches one worker's health and load. Its channel stays open while it drains, so that sessions can finish."""
 
     def __init__(
         self,
         address: str,
         service: str,
+        client: WorkerClient,
         *,
-        admit: Callable[[Replica, ModelInfo], Awaitable[None]],
+        admit: Callable[[Replica, ModelInfo], Awaitable[Refusal | None]],
         on_change: Callable[[Replica], None],
         on_seats: Callable[[Replica, int], None],
     ) -> None:
-        """`service` is VERIFY_SERVICE or DRAFT_SERVICE.
+        """`client` is the replica's own: `stop` closes it. `service` is VERIFY_SERVICE or DRAFT_SERVICE.
 
-        `admit` is awaited each time the worker begins to serve, and raises OutriderError if it cannot be used;
-        `on_change` is called when it begins or ceases to serve, `on_seats` with what was added to its own sessions.
+        `admit` is awaited each time the worker begins to serve; what it refuses or fails at keeps sessions away.
+        `on_change` is called when the worker begins or ceases to serve, `on_seats` with the change of its own sessions.
         """
         self.address = address
         self.service = service
-        self.channel = open_channel(address)
+        self.client = client
+        self.log = SettledLog(service=service, address=address)
+        """Log of its health."""
         self.model: ModelInfo | None = None
         """What it serves, or served last; None while it has never answered."""
-        self.is_serving = False
-        self.problem = "it has not answered yet"
-        """Why it is not serving; empty if it is."""
+        self.refusal: Refusal | None = Refusal("it has not answered yet")
+        """Why it is not serving; None if it is."""
         self.has_answered = False
-        """Whether it has been asked once, be it without success."""
+        """Whether it has been asked once, with or without success."""
         self.is_retired = False
-        """Whether its name stands for it no longer: it gets no new sessions, and goes when its last one has ended."""
+        """Whether its name does not resolve to it any more: it gets no new sessions and goes after its last one."""
         self.load: WorkerLoad | None = None
         self.num_failures = 0
-        """Streams that it broke since it last ended one well."""
+        """Streams that it has broken since it last ended one well."""
         self._admit = admit
         self._on_change = on_change
         self._on_seats = on_seats
@@ -79,9 +82,19 @@ class Replica:
         self._reported_at = 0.0
         self._seats: set[Seat] = set()
         self._leavings: deque[float] = deque()
-        """When seats were left that the present report counts."""
+        """When sessions ended that the present report counts."""
         self._watch: asyncio.Task[None] | None = None
         self._load_watch: asyncio.Task[None] | None = None
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        """The channel that sessions share."""
+        return self.client.channel
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether health, version and admission are all right."""
+        return self.refusal is None
 
     @property
     def num_own_sessions(self) -> int:
@@ -90,7 +103,7 @@ class Replica:
 
     @property
     def replica_state(self) -> ReplicaState:
-        """How it stands at present. Only while its model is known."""
+        """Its load at present. Only while its model is known."""
         assert self.model is not None
         unreported = [seat for seat in self._seats if self.load is None or seat.taken_at > self._known_until]
         return ReplicaState(
@@ -112,7 +125,8 @@ class Replica:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self.channel.close()
+        self.log.close()
+        await self.client.close()
 
     def take(self, num_tokens: int) -> Seat:
         """A seat for a session that begins with a line of `num_tokens`."""
@@ -137,42 +151,50 @@ class Replica:
     async def _watch_model(self) -> None:
         while True:
             try:
-                async for info in watch_model(self.channel, self.service):
+                async for info in self.client.watch_model():
                     if info is None:
-                        reached = self.channel.get_state() is grpc.ChannelConnectivity.READY
-                        self._cease("it is loading or draining" if reached else "it cannot be reached")
+                        self._cease("it is loading or draining" if self.client.is_connected else "it cannot be reached")
                     else:
                         self.model = info
-                        check_version(info)
-                        await self._admit(self, info)
-                        self._serve(info)
+                        refusal = version_refusal(info) or await self._admit(self, info)
+                        if refusal is None:
+                            self._serve(info)
+                        else:
+                            self._refuse(refusal)
             except OutriderError as error:
-                _log.error("worker cannot be used", service=self.service, address=self.address, reason=str(error))
-                self._cease(str(error))
-            await until_reconnected(self.channel)
+                self._refuse(Refusal(str(error)))
+            except Exception as error:
+                _log.exception("unexpected error at a worker's start", service=self.service, address=self.address)
+                self._refuse(
+                    Refusal(f"it could not be taken into use ({type(error).__name__}); see the coordinator's log")
+                )
+            await self.client.until_reconnected()
 
     def _serve(self, info: ModelInfo) -> None:
-        _log.info("worker found", service=self.service, address=self.address, model=info.name, device=info.device)
-        self.is_serving = True
-        self.has_answered = True
-        self.problem = ""
+        self.log.info("worker found", model=info.name, device=info.device)
         self.num_failures = 0
         self._step_time = StepTime()
-        self._forget_load()
+        self._set_refusal(None)
         self._load_watch = asyncio.create_task(self._watch_load())
         self._on_change(self)
 
-    def _cease(self, problem: str) -> None:
-        if self.is_serving:
-            _log.warning("worker not serving", service=self.service, address=self.address, reason=problem)
-        self.is_serving = False
-        self.has_answered = True
-        self.problem = problem
-        # A worker that drains waits for its calls to end.
-        self._forget_load()
+    def _refuse(self, refusal: Refusal) -> None:
+        """The worker answers and cannot be used."""
+        self.log.error("worker cannot be used", reason=refusal.text)
+        self._set_refusal(refusal)
         self._on_change(self)
 
-    def _forget_load(self) -> None:
+    def _cease(self, reason: str) -> None:
+        """The worker's health says that it does not serve, or the worker does not answer."""
+        if self.is_serving:
+            self.log.warning("worker not serving", reason=reason)
+        self._set_refusal(Refusal(reason))
+        self._on_change(self)
+
+    def _set_refusal(self, refusal: Refusal | None) -> None:
+        self.has_answered = True
+        self.refusal = refusal
+        # A worker that drains waits for its calls to end, this watch too.
         if self._load_watch is not None:
             self._load_watch.cancel()
             self._load_watch = None
@@ -181,12 +203,12 @@ class Replica:
 
     async def _watch_load(self) -> None:
         try:
-            async for load in watch_load(self.channel, self.service):
+            async for load in self.client.watch_load():
                 self.load = load
                 self._reported_at = time.monotonic()
                 self._step_time.observe(load)
                 while self._leavings and self._leavings[0] <= self._known_until:
                     self._leavings.popleft()
         except OutriderError as error:
-            _log.warning("worker tells no load", service=self.service, address=self.address, reason=str(error))
+            _log.warning("worker reports no load", service=self.service, address=self.address, reason=str(error))
         self.load = None

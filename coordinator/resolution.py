@@ -1,4 +1,4 @@
-"""Addresses of workers as they are configured, and what their names stand for at present."""
+"""Service discovery: worker addresses as they are configured, and what their DNS names resolve to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PORT_MAX = 65535
 
 
 class Endpoint(NamedTuple):
-    """One configured address: a single worker if `host` is an IP address, else all that the name stands for."""
+    """One configured address: a single worker if `host` is an IP address, else all that the name resolves to."""
 
     host: str
     port: int
@@ -33,7 +33,7 @@ class Endpoint(NamedTuple):
 
 
 Resolve = Callable[[Endpoint], Awaitable[Sequence[str]]]
-"""The addresses (`host:port`, the host a number) that an endpoint stands for. Raises OSError if it is not known."""
+"""Returns the addresses (`host:port`, the host a number) of an endpoint. Raises OSError if it does not resolve."""
 
 
 def parse_endpoints(text: str) -> list[Endpoint]:

@@ -17,8 +17,9 @@ from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.session import DrafterState
-from outrider.core.protocol.errors import ModelMismatchError, QueueFullError
+from outrider.core.protocol.errors import QueueFullError
 from outrider.core.protocol.messages import TraceContext
+from outrider.core.protocol.refusal import Refusal
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.telemetry.setup import Telemetry
@@ -89,19 +90,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> pb.GetServerInfoResponse:
         """What is served, and whether speculation is possible at present."""
         target, _ = self._workers.require_target()
-        try:
-            reason = self._workers.draft_problem()
-        except ModelMismatchError as mismatch:
-            reason = str(mismatch)
+        refusal = self._workers.drafter_refusal()
         draft = self._workers.draft
         return pb.GetServerInfoResponse(
             version=__version__,
             protocol_version=PROTOCOL_VERSION,
             target=wire.encode_model_info(target),
-            draft=wire.encode_model_info(draft) if draft is not None and not reason else None,
-            target_only_reason=reason,
+            draft=wire.encode_model_info(draft) if draft is not None and refusal is None else None,
+            target_only_reason=refusal.text if refusal is not None else "",
             num_running=self._num_running,
-            replicas=[_replica(replica, problem) for replica, problem in self._workers],
+            replicas=[_replica(replica, refusal) for replica, refusal in self._workers],
         )
 
     def _require_room(self, num_completions: int) -> None:
@@ -112,12 +110,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             )
 
 
-def _replica(replica: Replica, problem: str) -> pb.Replica:
+def _replica(replica: Replica, refusal: Refusal | None) -> pb.Replica:
     return pb.Replica(
         address=replica.address,
         service=replica.service,
-        serving=not problem,
-        problem=problem,
+        serving=refusal is None,
+        problem=refusal.text if refusal is not None else "",
         model=wire.encode_model_info(replica.model) if replica.model is not None else None,
         load=wire.encode_load(replica.load) if replica.load is not None else None,
         num_own_sessions=replica.num_own_sessions,

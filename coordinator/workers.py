@@ -1,53 +1,52 @@
-"""Both pools as the coordinator knows them: what can be served at present, and by whom."""
+"""Workers: the pools of verifiers and drafters, the target that they serve, and which of them fit it."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
-import structlog
+import tokenizers
 from tokenizers import Tokenizer
 
-from coordinator.fitting import check_alike, check_pair
-from coordinator.pool import Pool
+from coordinator.fitting import alike_refusal, pair_refusal
+from coordinator.pool import Connect, Pool
 from coordinator.replica import Replica
 from coordinator.resolution import Resolve, parse_endpoints, resolve
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
-from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
+from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, fetch_tokenizer
+from outrider.core.protocol.refusal import Refusal
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE
 from outrider.telemetry.metrics import Instruments
 
 _REASONS_MAX = 4
 """Most workers of which a message says why they cannot be used."""
 
-_log = structlog.get_logger()
-
 
 class Workers:
-    """The verifiers and the drafters, and what all of this coordinator's sessions have taught about them."""
+    """The verifiers and the drafters, and what this coordinator's sessions have taught about their models."""
 
     def __init__(
         self,
         verify: str,
         draft: str,
-        on_change: Callable[[bool], None],
         instruments: Instruments,
+        connect: Connect,
         resolver: Resolve = resolve,
     ) -> None:
         """`verify` and `draft` are lists of addresses as `parse_endpoints` reads them; `draft` may be empty.
 
-        `on_change` is called on the event loop with whether generations are possible, at each change. They are when the
-        target is known and the drafters have been asked once or one serves, so that the first request has it.
+        `connect` makes the client of each worker.
         """
         self.target: ModelInfo | None = None
-        """What the pool of verifiers serves: the model of the first that was known, for as long as one has it."""
+        """The model that the verifiers serve: that of the first one found, for as long as one of them serves it."""
         self.drafter_bandit = DrafterBandit()
         self.instruments = instruments
         self._tokenizers: dict[str, Tokenizer] = {}
         """By the vocabulary's hash."""
-        self._misfits: dict[str, str] = {}
+        self._misfits: dict[str, Refusal] = {}
         """By address: why a worker that serves does not fit the others."""
-        self._on_change = on_change
+        self._on_change: Callable[[bool], None] = lambda ready: None
 
         def on_seats(replica: Replica, change: int) -> None:
             instruments.add_sessions(change, service=replica.service, address=replica.address)
@@ -58,6 +57,7 @@ class Workers:
             admit=self._admit_verifier,
             on_change=self._update,
             on_seats=on_seats,
+            connect=connect,
             resolver=resolver,
         )
         self.drafters = Pool(
@@ -66,24 +66,30 @@ class Workers:
             admit=self._admit_drafter,
             on_change=self._update,
             on_seats=on_seats,
+            connect=connect,
             resolver=resolver,
         )
 
-    def start(self) -> None:
-        """Begins to watch. Needs a running event loop."""
+    async def watch(self, on_change: Callable[[bool], None]) -> None:
+        """Watches all workers until it is cancelled.
+
+        At each change `on_change` is called with whether generations are possible. They are when the target is known,
+        and the drafters have been asked once or one serves, so that the first request has it.
+        """
+        self._on_change = on_change
         self.verifiers.start()
         self.drafters.start()
+        try:
+            await asyncio.Event().wait()  # until this task is cancelled
+        finally:
+            await self.verifiers.stop()
+            await self.drafters.stop()
 
-    async def stop(self) -> None:
-        """Ends the watches and closes the channels."""
-        await self.verifiers.stop()
-        await self.drafters.stop()
-
-    def __iter__(self) -> Iterator[tuple[Replica, str]]:
-        """Every worker, verifiers first, and why it gets no sessions, in words; empty if it does."""
+    def __iter__(self) -> Iterator[tuple[Replica, Refusal | None]]:
+        """Every worker, verifiers first, and why it gets no sessions; None if it does."""
         for pool in (self.verifiers, self.drafters):
             for replica in pool:
-                yield replica, pool.problem_of(replica) or self._misfits.get(replica.address, "")
+                yield replica, pool.refusal_of(replica) or self._misfits.get(replica.address)
 
     @property
     def draft(self) -> ModelInfo | None:
@@ -93,7 +99,7 @@ class Workers:
 
     @property
     def draft_answered(self) -> bool:
-        """Whether a drafter serves, or all have been asked once, or there is none to ask."""
+        """Whether a drafter serves, or all have been asked once, or none is configured."""
         return self.drafters.has_answered
 
     def usable(self, pool: Pool) -> Sequence[Replica]:
@@ -108,73 +114,77 @@ class Workers:
             )
         return self.target, self._tokenizers[self.target.tokenizer_sha256]
 
-    def draft_problem(self) -> str:
-        """Why no drafter can be used at present; empty if one can.
+    def drafter_mismatch(self) -> Refusal | None:
+        """Why no drafter of the pool ever fits the target; None if one does, or may. The operator must mend it."""
+        drafters = list(self.drafters)
+        misfits = [self._misfits[replica.address] for replica in drafters if replica.address in self._misfits]
+        return misfits[0] if misfits and len(misfits) == len(drafters) else None
 
-        Raises ModelMismatchError if no drafter of the pool fits the target: that is a mistake to mend, not a state to
-        pass.
-        """
+    def drafter_refusal(self) -> Refusal | None:
+        """Why no drafter can be used at present; None if one can."""
         if not self.drafters.endpoints:
-            return "no draft service is configured"
+            return Refusal("no draft service is configured")
         if self.usable(self.drafters):
-            return ""
-        misfits = [self._misfits[replica.address] for replica in self.drafters if replica.address in self._misfits]
-        if misfits and len(misfits) == len(list(self.drafters)):
-            raise ModelMismatchError(misfits[0])
-        return f"no draft service can be used ({self._reasons(self.drafters)})"
+            return None
+        return self.drafter_mismatch() or Refusal(f"no draft service can be used ({self._reasons(self.drafters)})")
 
     def _reasons(self, pool: Pool) -> str:
-        reasons = [
-            *pool.problems,
-            *(f"{each.address}: {self._misfits[each.address]}" for each in pool if each.address in self._misfits),
+        misfits = [
+            Refusal(f"{each.address}: {self._misfits[each.address]}") for each in pool if each.address in self._misfits
         ]
-        return summary(reasons) or "none has been found yet"
+        return summary([*pool.refusals, *misfits]) or "none has been found yet"
 
-    async def _admit_verifier(self, replica: Replica, info: ModelInfo) -> None:
+    async def _admit_verifier(self, replica: Replica, info: ModelInfo) -> Refusal | None:
         if info.tokenizer_sha256 not in self._tokenizers:
-            content = await fetch_tokenizer(replica.channel)
-            self._tokenizers[info.tokenizer_sha256] = Tokenizer.from_buffer(content)
+            content = await replica.client.fetch_tokenizer()
+            # In a thread: a large vocabulary takes seconds.
+            tokenizer = await asyncio.to_thread(_parsed, content)
+            if isinstance(tokenizer, Refusal):
+                return tokenizer
+            self._tokenizers[info.tokenizer_sha256] = tokenizer
+        return None
 
-    async def _admit_drafter(self, replica: Replica, info: ModelInfo) -> None:
-        """Every drafter is welcome; whether it fits depends on the target."""
+    async def _admit_drafter(self, replica: Replica, info: ModelInfo) -> Refusal | None:
+        """Admits every drafter; whether it fits depends on the target."""
 
     def _update(self) -> None:
-        """Settles which target is served, and who fits it, and tells."""
+        """Settles which target is served and which workers fit it, and reports the change."""
         self.target = self._settled_target()
-        misfits: dict[str, str] = {}
-        for pool, check in ((self.verifiers, check_alike), (self.drafters, check_pair)):
+        misfits: dict[str, Refusal] = {}
+        for pool, refuse in ((self.verifiers, alike_refusal), (self.drafters, pair_refusal)):
             for replica in pool.serving:
-                problem = misfit(check, self.target, replica.model)
-                if problem:
-                    misfits[replica.address] = problem
-                    if problem != self._misfits.get(replica.address):
-                        _log.error("worker does not fit", address=replica.address, reason=problem)
+                if self.target is None or replica.model is None:
+                    continue
+                misfit = refuse(self.target, replica.model)
+                if misfit is not None:
+                    misfits[replica.address] = misfit
+                    if misfit != self._misfits.get(replica.address):
+                        replica.log.error("worker does not fit", reason=misfit.text)
         self._misfits = misfits
         known = {replica.model.tokenizer_sha256 for replica in self.verifiers if replica.model is not None}
         self._tokenizers = {sha256: each for sha256, each in self._tokenizers.items() if sha256 in known}
         self._on_change(self.target is not None and self.draft_answered)
 
     def _settled_target(self) -> ModelInfo | None:
-        """The present target if anybody serves it, else what the first one serves; with the largest context."""
+        """The present target while a verifier serves it, else the first verifier's; with the largest context."""
         models = [replica.model for replica in self.verifiers.serving if replica.model is not None]
-        alike = [model for model in models if self.target is not None and not misfit(check_alike, self.target, model)]
+        alike = [model for model in models if self.target is not None and alike_refusal(self.target, model) is None]
         if not alike and models:
-            alike = [model for model in models if not misfit(check_alike, models[0], model)]
+            alike = [model for model in models if alike_refusal(models[0], model) is None]
         return max(alike, key=lambda model: model.max_context, default=None)
 
 
-def misfit(check: Callable[[ModelInfo, ModelInfo], None], target: ModelInfo | None, model: ModelInfo | None) -> str:
-    """What a check of two models says against the second one; empty if nothing, or while one is not known."""
-    if target is None or model is None:
-        return ""
-    try:
-        check(target, model)
-    except ModelMismatchError as mismatch:
-        return str(mismatch)
-    return ""
-
-
-def summary(reasons: Sequence[str]) -> str:
+def summary(refusals: Sequence[Refusal]) -> str:
     """Reasons in one line, the first few of them."""
-    more = [f"and {len(reasons) - _REASONS_MAX} more"] if len(reasons) > _REASONS_MAX else []
-    return "; ".join([*reasons[:_REASONS_MAX], *more])
+    more = [f"and {len(refusals) - _REASONS_MAX} more"] if len(refusals) > _REASONS_MAX else []
+    return "; ".join([*(refusal.text for refusal in refusals[:_REASONS_MAX]), *more])
+
+
+def _parsed(content: bytes) -> Tokenizer | Refusal:
+    try:
+        return Tokenizer.from_buffer(content)
+    except BaseException as error:  # the parser, written in Rust, also panics, with an error that is no Exception
+        return Refusal(
+            f"its tokenizer.json cannot be parsed by tokenizers {tokenizers.__version__} ({error}); install the "
+            "release of tokenizers that wrote it beside the coordinator, or serve another model"
+        )

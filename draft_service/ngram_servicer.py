@@ -8,8 +8,6 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-import structlog
-
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
 from outrider import PROTOCOL_VERSION
@@ -21,17 +19,17 @@ from outrider.core.protocol.messages import DraftOpen, ModelInfo, Opened, Worker
 from outrider.core.protocol.validation import check_draft_open
 from outrider.rpc import wire
 from outrider.rpc.process import run_process
-from outrider.rpc.server import Server, Service
+from outrider.rpc.serve import serve
+from outrider.rpc.server import Service
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import EOF
+from outrider.rpc.transport import PLAINTEXT
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2, draft_pb2_grpc
 from outrider.worker.load import LoadBoard
 from outrider.worker.ngram_file import NgramFile, load_ngrams
 from outrider.worker.trace import SessionTrace
-
-_log = structlog.get_logger()
 
 
 class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
@@ -140,12 +138,6 @@ def run_without_model(config: DraftConfig, telemetry: Telemetry) -> None:
 async def _serve(config: DraftConfig, telemetry: Telemetry) -> None:
     file = load_ngrams(config.ngram_table) if config.ngram_table else None
     servicer = NgramServicer(config, file, telemetry)
-    server = Server(
-        Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
-    )
-    server.on_stop(servicer.drain)
-    port = await server.start(config.listen)
-    _log.info("listening", address=config.listen, port=port)
-    server.set_ready(True)
-    _log.info("ready", port=port)
-    await server.run_until_signalled(config.drain_seconds)
+    add_to_server = draft_pb2_grpc.add_DraftServiceServicer_to_server
+    service = Service("outrider.v1.DraftService", add_to_server, servicer, on_stop=servicer.drain)
+    await serve(config, service, PLAINTEXT)

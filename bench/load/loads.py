@@ -11,7 +11,7 @@ from typing import NamedTuple
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import watch_load
+from outrider.rpc.worker_client import WorkerClient
 
 
 class LoadSpan(NamedTuple):
@@ -29,7 +29,7 @@ class LoadSpan(NamedTuple):
 async def until_idle(address: str, service: str) -> WorkerLoad:
     """Returns when the worker has no session left, with what it reports then. Raises OutriderError."""
     async with open_channel(address) as channel:
-        async for load in watch_load(channel, service):
+        async for load in WorkerClient(channel, service).watch_load():
             if not load.num_sessions and not load.num_queued:
                 return load
     raise WorkerUnavailableError(f"the worker at {address} has stopped; see its log")
@@ -47,7 +47,7 @@ class LoadLog:
 
         async def listen() -> None:
             async with open_channel(address) as channel:
-                async for load in watch_load(channel, service):
+                async for load in WorkerClient(channel, service).watch_load():
                     self._reports.append((time.monotonic(), load))
 
         listening = asyncio.create_task(listen())

@@ -19,7 +19,7 @@ from bench.rivals.modes import Mode
 from bench.stack.services import Pair
 from bench.stack.step_log import StepSize
 from outrider.core.protocol.errors import SlotsExhaustedError
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE
 
 PASSES_MIN = 3
 """Fewest passes: their differences tell how far figures can be trusted."""

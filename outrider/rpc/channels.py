@@ -1,8 +1,10 @@
-"""Channels to other services, and the transport settings on which both ends must agree."""
+"""Channels to other services, and the gRPC options on which both ends must agree."""
 
 from __future__ import annotations
 
 import grpc.aio
+
+from outrider.rpc.transport import PLAINTEXT, Transport
 
 MESSAGE_BYTES_MAX = 4 * 1024 * 1024
 """Most bytes of one message in either direction: a line of half a million token ids, far beyond any context."""
@@ -56,9 +58,6 @@ SERVER_OPTIONS = (
 """Options of every server."""
 
 
-def open_channel(target: str) -> grpc.aio.Channel:
-    """A plaintext channel to `target` (`host:port`). It connects at the first call and reconnects by itself.
-
-    It has no interceptors: on the asyncio stack they turn each write of a stream into a hop over a queue.
-    """
-    return grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+def open_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.aio.Channel:
+    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself."""
+    return transport.connect(target, CHANNEL_OPTIONS)

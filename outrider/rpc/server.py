@@ -1,4 +1,4 @@
-"""The server that every service starts: bounds, health, reflection, a clear word when a port is taken, and a drain."""
+"""The gRPC server of a service: bounds, health, reflection, drain, and a clear message when a port is taken."""
 
 # grpcio's companions have no types of their own.
 # pyright: reportUnknownMemberType=false
@@ -10,8 +10,8 @@ import errno
 import logging
 import signal
 import socket
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, TypeAlias
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
@@ -20,6 +20,8 @@ from outrider.core.protocol.errors import OutriderError
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
 from outrider.rpc.reflection import add_reflection
+from outrider.rpc.transport import PLAINTEXT, Transport
+from outrider.rpc.undecodable import UndecodableRequests
 
 CONCURRENT_RPCS_MAX = 1024
 """Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuses
@@ -31,27 +33,51 @@ _log = logging.getLogger(__name__)
 
 
 class ListenError(OutriderError):
-    """The server cannot listen where it was told to."""
+    """The server cannot listen on the configured address."""
+
+
+SetReady: TypeAlias = Callable[[bool], None]
+"""Sets through health whether a service takes requests."""
+
+
+async def ready_at_once(set_ready: SetReady) -> None:
+    """The work of a service that has nothing to load."""
+    set_ready(True)
+    _log.info("ready")
+
+
+def end_nothing() -> None:
+    """For a service whose RPCs all end by themselves."""
 
 
 class Service(NamedTuple):
-    """One service to offer."""
+    """One service to offer: its RPCs, and what it does beside answering them."""
 
     name: str
     """Full name, for example `outrider.v1.DraftService`."""
     add_to_server: Callable[[Any, Any], None]
     """The generated `add_..._to_server`."""
     servicer: object
+    work: Callable[[SetReady], Coroutine[Any, Any, None]] = ready_at_once
+    """Runs from the moment that the server listens until it has stopped, when it is cancelled, or to its own end. It
+    decides when the service is ready. If it raises, the service stops."""
+    on_stop: Callable[[], None] = end_nothing
+    """Called when a stop begins: it ends RPCs that would go on for ever."""
 
 
 class Server:
     """One gRPC server with health and reflection. Make it inside a running event loop, and start it once."""
 
-    def __init__(self, *services: Service) -> None:
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX)
+    def __init__(self, *services: Service, transport: Transport = PLAINTEXT) -> None:
+        self._transport = transport
+        self._server = grpc.aio.server(
+            interceptors=[UndecodableRequests()],
+            options=SERVER_OPTIONS,
+            maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
+        )
         names = [service.name for service in services]
         self._health = health.HealthServicer(names)
-        self._on_stop: list[Callable[[], None]] = []
+        self._services = services
         for service in services:
             service.add_to_server(service.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -60,12 +86,12 @@ class Server:
     async def start(self, listen: str) -> int:
         """Listens on `listen` (`host:port`; port 0 takes a free one), the services not ready yet. Returns the port.
 
-        Raises ListenError, in words for the user, if that is no address or somebody else listens there.
+        Raises ListenError, in words for the user, if that is no address or the port is taken.
         """
         host, port = _parsed(listen)
         await _check_free(host, port, listen)
         try:
-            bound = self._server.add_insecure_port(listen)
+            bound = self._transport.listen(self._server, listen)
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {listen}; choose another address with --listen HOST:PORT") from error
         await self._server.start()
@@ -75,18 +101,14 @@ class Server:
         """Says through health whether the services take requests. Once a stop has begun they never do again."""
         self._health.set_ready(ready)
 
-    def on_stop(self, callback: Callable[[], None]) -> None:
-        """Has `callback` called when a stop begins: it should end RPCs that would go on for ever."""
-        self._on_stop.append(callback)
-
     async def stop(self, grace_seconds: float | None) -> None:
         """Turns health to NOT_SERVING, refuses new RPCs, lets those in flight end, cancels them after `grace_seconds`.
 
         None cancels them at once. A second call may shorten the grace of the first.
         """
         self._health.drain()
-        for callback in self._on_stop:
-            callback()
+        for service in self._services:
+            service.on_stop()
         await self._server.stop(grace_seconds)
 
     async def run_until_signalled(self, drain_seconds: float) -> None:

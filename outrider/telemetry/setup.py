@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -10,7 +12,7 @@ from typing import Final
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
+from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import (
     BatchSpanProcessor,
@@ -27,6 +29,9 @@ from outrider.telemetry.tracing import TraceDetail
 
 TRACE_DETAIL_VARIABLE: Final = "OUTRIDER_TRACE_DETAIL"
 """Our own setting: `request` (the default) or `round`."""
+
+SHUTDOWN_SECONDS: Final = 2.0
+"""Longest that the end of a process waits for collectors: an orchestrator kills what drains and then takes too long."""
 
 _SCOPE: Final = "outrider"
 
@@ -52,11 +57,17 @@ class Telemetry:
         return self.detail is TraceDetail.ROUND and span.is_recording()
 
     def shut_down(self) -> None:
-        """Sends what is left and ends the export. Blocks for OTEL_EXPORTER_OTLP_TIMEOUT if no collector answers."""
-        if self._tracer_provider is not None:
-            self._tracer_provider.shutdown()
-        if self._meter_provider is not None:
-            self._meter_provider.shutdown()
+        """Sends what is left and ends the export; gives up after SHUTDOWN_SECONDS in all if no collector answers."""
+        providers = [each for each in (self._tracer_provider, self._meter_provider) if each is not None]
+        # Exporters retry for longer than they are asked to, so nothing waits for a thread that is still at it.
+        ends = [threading.Thread(target=each.shutdown, daemon=True) for each in providers]
+        for end in ends:
+            end.start()
+        deadline = time.monotonic() + SHUTDOWN_SECONDS
+        for end in ends:
+            end.join(max(0.0, deadline - time.monotonic()))
+        if any(end.is_alive() for end in ends):
+            _log.warning("no collector took the last spans and metrics within %g s; they are lost", SHUTDOWN_SECONDS)
 
 
 def set_up(
@@ -70,8 +81,9 @@ def set_up(
 
     Traces go to OTLP over HTTP if OTEL_TRACES_EXPORTER says `otlp`, or says nothing and an OTLP endpoint is set; to
     stdout if it says `console`. OTEL_METRICS_EXPORTER does the same for metrics. OTEL_SDK_DISABLED turns all off.
-    Endpoints, sampler and batching are read by the OpenTelemetry SDK from its own variables. `span_exporter` and
-    `metric_reader` take the place of what the variables choose; spans reach such an exporter as they end.
+    Endpoints, sampler, batching and OTEL_RESOURCE_ATTRIBUTES are read by the OpenTelemetry SDK from its own variables.
+    `span_exporter` and `metric_reader` take the place of what the variables choose; spans reach such an exporter as
+    they end.
 
     Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL.
     """
@@ -81,8 +93,7 @@ def set_up(
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true":
         processor = SimpleSpanProcessor(span_exporter) if span_exporter is not None else _span_processor(environ)
         reader = metric_reader if metric_reader is not None else _metric_reader(environ)
-        name = environ.get("OTEL_SERVICE_NAME") or service_name
-        resource = Resource.create({SERVICE_NAME: name, SERVICE_VERSION: __version__})
+        resource = _resource(service_name, environ)
         if processor is not None:
             tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             tracer_provider.add_span_processor(processor)
@@ -95,6 +106,13 @@ def set_up(
         _tracer_provider=tracer_provider,
         _meter_provider=meter_provider,
     )
+
+
+def _resource(service_name: str, environ: Mapping[str, str]) -> Resource:
+    """What is said of this process. OTEL_RESOURCE_ATTRIBUTES goes before ours, and OTEL_SERVICE_NAME before that."""
+    ours = Resource.create({SERVICE_NAME: service_name, SERVICE_VERSION: __version__})
+    chosen = environ.get("OTEL_SERVICE_NAME")
+    return ours.merge(OTELResourceDetector().detect()).merge(Resource({SERVICE_NAME: chosen} if chosen else {}))
 
 
 def _detail(environ: Mapping[str, str]) -> TraceDetail:

@@ -1,13 +1,15 @@
-"""A worker process: listen, load, serve until told to stop."""
+"""A worker process: it loads and compiles its model, becomes ready, and steps until its server has drained."""
 
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 
 import structlog
 
@@ -15,7 +17,9 @@ from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.process import run_process
-from outrider.rpc.server import Server, Service
+from outrider.rpc.serve import serve
+from outrider.rpc.server import Service, SetReady
+from outrider.rpc.transport import PLAINTEXT
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
 from outrider.worker.startup import LoadedModel, load, report
@@ -23,6 +27,8 @@ from outrider.worker.startup import LoadedModel, load, report
 SWITCH_INTERVAL_SECONDS = 0.0005
 """How long the event loop may keep the interpreter from the device thread. Python's default of 5 ms is longer than a
 whole verify step of a small model."""
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 
@@ -46,43 +52,35 @@ class WorkerServicer(Protocol):
 def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], None], servicer: WorkerServicer) -> None:
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
-    run_process(config.cores, partial(_serve, config, Service(name, add_to_server, servicer), servicer))
+    service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
+    run_process(config.cores, partial(serve, config, service, PLAINTEXT))
 
 
-async def _serve(config: WorkerConfig, service: Service, servicer: WorkerServicer) -> None:
-    server = Server(service)
-    server.on_stop(servicer.drain)
-    port = await server.start(config.listen)
-    _log.info("listening", address=config.listen, port=port)
-    try:
-        loaded = await asyncio.to_thread(load, config)
-    except OutriderError:
-        await server.stop(None)
-        raise
+async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetReady) -> NoReturn:
+    """Loads the model and steps until it is cancelled. Raises OutriderError if the worker cannot go on."""
+    loaded = await _abandonable(partial(load, config))
     if loaded.package is not None and config.compile == "on":
         await _compile(config, loaded, loaded.package)
         loaded.engine.adopt(loaded.package)
-    await asyncio.to_thread(report, loaded.engine)
+    await _abandonable(partial(report, loaded.engine))
     loop = asyncio.get_running_loop()
-    deaths: list[BaseException] = []
+    deaths: asyncio.Queue[BaseException] = asyncio.Queue(1)
 
     def on_death(error: BaseException) -> None:
-        deaths.append(error)
-        loop.call_soon_threadsafe(lambda: loop.create_task(server.stop(0)))
+        loop.call_soon_threadsafe(deaths.put_nowait, error)
 
     device = servicer.begin(loaded, on_death)
     device.start()
-    server.set_ready(True)
-    _log.info("ready", port=port)
+    set_ready(True)
+    _log.info("ready")
     compiling = asyncio.create_task(_adopt_later(config, loaded, device, servicer))
-    await server.run_until_signalled(config.drain_seconds)
-    compiling.cancel()
-    await asyncio.gather(compiling, return_exceptions=True)
-    if deaths:
-        raise OutriderError(
-            f"the device thread died of {type(deaths[0]).__name__}; see the traceback above"
-        ) from deaths[0]
-    device.stop()
+    try:
+        death = await deaths.get()
+        raise OutriderError(f"the device thread died of {type(death).__name__}; see the traceback above") from death
+    finally:
+        compiling.cancel()
+        await asyncio.gather(compiling, return_exceptions=True)
+        device.stop()
 
 
 async def _adopt_later(
@@ -102,4 +100,19 @@ async def _compile(config: WorkerConfig, loaded: LoadedModel, package: Path) -> 
     await compile_package(
         package, loaded.folder, loaded.info.dtype, config.num_threads, background=config.compile == "auto"
     )
-    await asyncio.to_thread(native.load, config.compile_cache)
+    await _abandonable(partial(native.load, config.compile_cache))
+
+
+async def _abandonable(call: Callable[[], T]) -> T:
+    """What `call` returns, from a thread that the end of the process does not wait for."""
+    result: concurrent.futures.Future[T] = concurrent.futures.Future()
+    result.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await asyncio.wrap_future(result)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from draft_service.servicer import DraftServicer
 from outrider.client import GenerationClient
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.server import Server, Service
+from outrider.rpc.transport import PLAINTEXT
+from outrider.rpc.worker_client import WorkerClient
 from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
@@ -74,7 +76,7 @@ class Stack:
 
     def serving(self) -> set[str]:
         """Addresses of the workers that get sessions."""
-        return {replica.address for replica, problem in self.workers if not problem}
+        return {replica.address for replica, refusal in self.workers if refusal is None}
 
     async def until_serving(self, *addresses: str) -> None:
         """Returns when it is these workers that get sessions."""
@@ -189,11 +191,12 @@ async def coordinator(
         server.set_ready(ready)
         notices.add(asyncio.create_task(notify()))
 
-    workers = Workers(config.verify, config.draft, on_change, telemetry.instruments, resolver)
+    connect = partial(WorkerClient.connect, transport=PLAINTEXT)
+    workers = Workers(config.verify, config.draft, telemetry.instruments, connect, resolver)
     servicer = GenerationServicer(config, workers, telemetry)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"
-    workers.start()
+    watching = asyncio.create_task(workers.watch(on_change))
     try:
         async with GenerationClient(address) as client:
             running = Stack(client, address, servicer, workers, changed)
@@ -202,7 +205,8 @@ async def coordinator(
             yield running
     finally:
         await server.stop(None)
-        await workers.stop()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
 
 
 @asynccontextmanager

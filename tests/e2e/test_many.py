@@ -21,7 +21,7 @@ from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
 from tests.e2e.answers import Answer, ask, ask_all
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import VOCAB_SIZE, build
@@ -126,7 +126,7 @@ async def test_in_company_each_request_gets_what_it_gets_alone(folders: tuple[Pa
 async def idle(running: RunningWorker, service: str) -> WorkerLoad:
     """Returns the worker's load once no session is left; runs into the test's timeout if one stays."""
     async with open_channel(running.address) as channel:
-        async for load in watch_load(channel, service):
+        async for load in WorkerClient(channel, service).watch_load():
             if load.num_sessions == load.num_queued == 0 and load.num_free_kv_tokens == load.num_kv_tokens:
                 return load
     raise AssertionError("the worker ended the stream")

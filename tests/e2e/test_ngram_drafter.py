@@ -13,7 +13,6 @@ import grpc.aio
 import pytest
 import pytest_asyncio
 
-from coordinator.fitting import check_pair
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
 from draft_service.ngram_servicer import NgramServicer
@@ -165,15 +164,6 @@ async def test_a_static_table_drafts_for_its_own_vocabulary_alone(tmp_path: Path
         async with worker(target) as verify, coordinator(verify.address, draft) as stack:
             with pytest.raises(ModelMismatchError, match="different vocabularies"):
                 await ask(stack.client, [1, 2, 3], max_tokens=4)
-
-
-def test_a_target_with_more_ids_than_it_can_count_is_refused_in_words() -> None:
-    target = bundled("target").info
-    draft = target._replace(name="ngram", tokenizer_sha256="", vocab_size=VOCAB_SIZE_MAX)
-    check_pair(target, draft)
-    check_pair(target._replace(vocab_size=VOCAB_SIZE_MAX), draft)
-    with pytest.raises(ModelMismatchError, match="takes 2097152 token ids"):
-        check_pair(target._replace(vocab_size=VOCAB_SIZE_MAX + 1), draft)
 
 
 async def test_it_says_what_it_serves() -> None:

@@ -298,7 +298,7 @@ async def test_a_verifier_of_another_target_is_refused_for_itself_only(
         coordinator(f"{address},{verify.address}", "") as running,
         worker(odd, listen=address),
     ):
-        await running.until(lambda _: any("no session could move" in problem for _, problem in running.workers))
+        await running.until(lambda _: any("no session could move" in str(refusal) for _, refusal in running.workers))
         await asyncio.gather(*(ask(running.client, PROMPT, max_tokens=20) for _ in range(4)))
         assert address not in seats
         assert running.workers.target == verify.loaded.info

@@ -19,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, H
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from served import DRAFT_SERVICE, Serve
 
-from outrider.core.protocol.errors import SlotsExhaustedError
+from outrider.core.protocol.errors import InvalidRequestError, SlotsExhaustedError
 from outrider.rpc import server as server_module
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
 from outrider.rpc.reflection import V1_SERVICE_NAME, V1ALPHA_SERVICE_NAME
@@ -88,6 +88,22 @@ async def test_rpcs_beyond_the_bound_are_refused(serve: Serve, monkeypatch: pyte
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.stub.GetModelInfo(GetModelInfoRequest())
     assert isinstance(error_from(caught.value), SlotsExhaustedError)
+
+
+@pytest.mark.parametrize("path", [f"/{DRAFT_SERVICE}/GetModelInfo", "/grpc.health.v1.Health/Check"])
+@pytest.mark.parametrize("shape", ["unary_unary", "unary_stream"])
+async def test_an_undecodable_request_is_the_callers_fault_and_one_line_of_the_log(
+    serve: Serve, caplog: pytest.LogCaptureFixture, path: str, shape: str
+) -> None:
+    served = await serve(Echo())
+    call = getattr(served.channel, shape)(path)(b"\xff\xff\xff")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await (call if shape == "unary_unary" else call.read())
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert isinstance(error_from(caught.value), InvalidRequestError)
+    assert "request: it cannot be parsed as the protobuf type of this method" in str(error_from(caught.value))
+    assert [record.getMessage() for record in caplog.records] == [f"undecodable request for {path}"]
+    assert (await served.stub.GetModelInfo(GetModelInfoRequest())).model.name == "echo"
 
 
 async def test_health_follows_readiness(serve: Serve) -> None:

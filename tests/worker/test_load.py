@@ -12,7 +12,7 @@ from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
-from outrider.rpc.workers import DRAFT_SERVICE, VERIFY_SERVICE, watch_load
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
 from outrider.v1 import verify_pb2_grpc
 from outrider.worker.load import LoadBoard
 from tests.e2e.stack import SILENT, load_tiny, save_tiny, worker
@@ -101,7 +101,7 @@ async def test_a_verifier_tells_its_load_over_the_wire(tmp_path: Path) -> None:
     async with (
         worker(loaded) as verify,
         open_channel(verify.address) as channel,
-        aclosing(watch_load(channel, VERIFY_SERVICE)) as loads,
+        aclosing(WorkerClient(channel, VERIFY_SERVICE).watch_load()) as loads,
     ):
         idle = await anext(loads)
         assert idle.instance_id == loaded.info.instance_id
@@ -129,6 +129,6 @@ async def test_a_drafter_tells_its_load_over_the_wire(tmp_path: Path) -> None:
     async with (
         worker(loaded, draft=True) as draft,
         open_channel(draft.address) as channel,
-        aclosing(watch_load(channel, DRAFT_SERVICE)) as loads,
+        aclosing(WorkerClient(channel, DRAFT_SERVICE).watch_load()) as loads,
     ):
         assert (await anext(loads)).instance_id == loaded.info.instance_id

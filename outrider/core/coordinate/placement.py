@@ -1,4 +1,4 @@
-"""Where a session is placed: at the verifier that will be done with it first, with the drafter worth most to it."""
+"""Load balancing: a session goes to the verifier that should finish it first and to the drafter worth most to it."""
 
 from __future__ import annotations
 
@@ -9,40 +9,40 @@ from typing import NamedTuple
 from outrider.core.draft.session import EXPANSIONS_MAX
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.protocol.refusal import Refusal
 
 PREFILL_TOKENS_PER_STEP = 64
-"""So many line tokens are taken to be read in the time of one step of decoding: fewer on a processor, more on a GPU. It
-only weighs waiting prompts against running sessions when verifiers are compared."""
+"""Tokens that a verifier is assumed to prefill in the time of one decoding step: fewer on a CPU, more on a GPU. The
+constant only weighs waiting prompts against running sessions when verifiers are compared."""
 
 STEP_MS_UNKNOWN = 1.0
 """Duration of a step where no verifier has reported one: any value compares verifiers by their sessions alone."""
 
 LEVELS_PER_STEP_MIN = 0.5
 """Levels of the tree that a drafter must make during one verify step to be shared. With fewer than one its guesses
-mostly come too late; half of it leaves room for what the prediction is wrong by."""
-
+mostly come too late; half of it leaves room for the error of the prediction."""
 
 GROWTH_TOKENS = 64
-"""Room that is kept for the growth of each session, as workers do when they admit another one."""
+"""KV cache tokens reserved for the growth of each session, as workers reserve them when they admit another one."""
 
 REPORTS_MIN = 10
-"""Reports with sessions before a drafter may be found too slow: the first steps of a process are slow for reasons of
-their own. A worker sends at most ten a second."""
+"""Reports with sessions before a drafter may count as too slow: the first steps of a process are slower than later
+ones. A worker sends at most ten reports a second."""
 
 
 class StepTime:
-    """A worker's time per step as a function of how many sessions it has, learned from its reports."""
+    """A worker's time per step as a function of its number of sessions, learned from its load reports."""
 
     __slots__ = ("_curve", "_most", "num_reports")
 
     def __init__(self) -> None:
         self.num_reports = 0
-        """Reports that told something."""
+        """Reports that had sessions."""
         self._curve = StepCurve()
         self._most = 0
 
     def observe(self, load: WorkerLoad) -> None:
-        """Takes a report into account. One without sessions tells nothing: its steps were those of other times."""
+        """Learns from a report. One without sessions is ignored: its step time is of an earlier load."""
         if load.num_sessions > 0 and 0.0 < load.step_ms < math.inf:
             self.num_reports += 1
             self._curve.observe(load.num_sessions, load.step_ms / 1000.0)
@@ -51,7 +51,7 @@ class StepTime:
     def step_ms(self, num_sessions: int) -> float:
         """The expected duration of a step with `num_sessions` (at least 1); 0 while nothing is known.
 
-        Beyond what was observed it grows in proportion: the worst case, so that sessions rather spread than pile up.
+        Beyond the largest load observed it grows in proportion: the worst case, so that sessions spread.
         """
         if self._most == 0:
             return 0.0
@@ -60,14 +60,14 @@ class StepTime:
 
 
 class ReplicaState(NamedTuple):
-    """How a worker stands: its last report, and what the one who asks did since, which no report can know yet."""
+    """One worker's load: its last report, and the coordinator's own changes since, which the report does not count."""
 
     step_time: StepTime
     load: WorkerLoad | None
-    """None while it has reported nothing: then only the asker's own sessions are known."""
+    """None while it has reported nothing: then only this coordinator's sessions are known."""
     max_sessions: int
     num_unreported: int = 0
-    """The asker's sessions there that the report does not count."""
+    """This coordinator's sessions there that the report does not count."""
     num_unreported_tokens: int = 0
     """Their line tokens."""
     num_left: int = 0
@@ -75,7 +75,7 @@ class ReplicaState(NamedTuple):
 
     @property
     def num_sessions(self) -> int:
-        """Sessions there, those that wait included."""
+        """Sessions there, queued ones included."""
         reported = self.load.num_sessions + self.load.num_queued if self.load is not None else 0
         return max(reported - self.num_left, 0) + self.num_unreported
 
@@ -84,18 +84,18 @@ class ReplicaState(NamedTuple):
         """The expected duration of a step with one session more; 0 while unknown."""
         return self.step_time.step_ms(self.num_sessions + 1)
 
-    def lack(self, num_tokens: int) -> str:
-        """Why a session with a line of `num_tokens` would have to wait there, in words; empty if it would not."""
+    def no_room(self, num_tokens: int) -> Refusal | None:
+        """Why a session with a line of `num_tokens` would have to wait there; None if it would not."""
         if self.num_sessions >= self.max_sessions:
-            return f"all of its {self.max_sessions} slots are taken"
+            return Refusal(f"all of its {self.max_sessions} slots are taken")
         load = self.load
-        # A worker that keeps no keys and values reports room for none.
+        # A worker without a KV cache reports room for no tokens.
         if load is not None and load.num_kv_tokens > 0:
-            # Whoever is reported to wait may do so for a moment only; his tokens count in any case.
+            # A session reported as queued may be admitted any moment: its tokens count in any case.
             num_due = load.num_queued_tokens + self.num_unreported_tokens + GROWTH_TOKENS * (self.num_sessions + 1)
             if load.num_free_kv_tokens - num_due < num_tokens:
-                return f"it has no room for the keys and values of {num_tokens} tokens"
-        return ""
+                return Refusal(f"it has no room for the keys and values of {num_tokens} tokens")
+        return None
 
 
 class DrafterCandidate(NamedTuple):
@@ -103,22 +103,22 @@ class DrafterCandidate(NamedTuple):
 
     replica_state: ReplicaState
     worth: float
-    """Tokens per round that sessions with its model may hope for; see `DrafterBandit.worth`."""
+    """Tokens per round that its model's sessions can expect; see `DrafterBandit.worth`."""
     num_failures: int = 0
-    """Streams that it broke in a row."""
+    """Streams that it has broken in a row."""
 
 
 def expected_ms(replica_state: ReplicaState, step_ms: float, num_tokens: int, num_rounds: int) -> float:
     """Time until a session with a line of `num_tokens` has had `num_rounds` at a verifier whose steps take `step_ms`.
 
-    Whoever waits for room waits until so many sessions have ended, and those there end one after another.
+    A queued session waits until as many sessions have ended as are queued up to it, and sessions end one by one.
     """
     load = replica_state.load
     num_uncomputed = (
         num_tokens + replica_state.num_unreported_tokens + (load.num_queued_tokens if load is not None else 0)
     )
     num_waits = 0.0
-    if replica_state.lack(num_tokens):
+    if replica_state.no_room(num_tokens):
         num_ahead = load.num_queued if load is not None else 0
         num_waits = (num_ahead + 1) / max(replica_state.num_sessions - num_ahead, 1)
     return step_ms * (num_uncomputed / PREFILL_TOKENS_PER_STEP + num_rounds * (1.0 + num_waits))
@@ -128,7 +128,8 @@ def choose_verifier(replica_states: Sequence[ReplicaState], num_tokens: int, num
     """Index of the verifier that is expected to be done first with a session; among equals the one with the fewest
     sessions, then the first one.
 
-    One whose speed is unknown counts as no slower than the others, so it is tried. `replica_states` must not be empty.
+    A verifier of unknown speed counts as no slower than the others, so that it is tried. `replica_states` must not be
+    empty.
     """
     known = [replica_state.step_time.step_ms(1) for replica_state in replica_states if replica_state.step_ms > 0.0]
     prior = min(known, default=STEP_MS_UNKNOWN)
@@ -146,22 +147,22 @@ def level_ms(replica_state: ReplicaState) -> float:
     return replica_state.step_ms * max(1.0, (replica_state.num_sessions + 1) / EXPANSIONS_MAX)
 
 
-def overload(replica_state: ReplicaState, num_tokens: int, verify_step_ms: float) -> str:
-    """Why a drafter should not take a session with a line of `num_tokens`, in words; empty if it should.
+def overload(replica_state: ReplicaState, num_tokens: int, verify_step_ms: float) -> Refusal | None:
+    """Why a drafter should not take a session with a line of `num_tokens`; None if it should.
 
-    A session runs by the target alone rather than wait for a drafter, or for drafts that come too late. A drafter that
-    nobody uses is never too slow: what its guesses are worth is for the verifier to decide.
+    A session runs by the target alone rather than wait for a drafter, or for drafts that come too late. An idle drafter
+    is never too slow: the verifier decides what its guesses are worth.
     """
-    lack = replica_state.lack(num_tokens)
-    if lack or not replica_state.num_sessions or replica_state.step_time.num_reports < REPORTS_MIN:
-        return lack
+    no_room = replica_state.no_room(num_tokens)
+    if no_room or not replica_state.num_sessions or replica_state.step_time.num_reports < REPORTS_MIN:
+        return no_room
     level = level_ms(replica_state)
     if 0.0 < verify_step_ms < LEVELS_PER_STEP_MIN * level:
-        return (
+        return Refusal(
             f"with {replica_state.num_sessions} sessions it takes {level:.1f} ms for a level of drafts, and the target "
             f"{verify_step_ms:.1f} ms for a step"
         )
-    return ""
+    return None
 
 
 def choose_drafter(candidates: Sequence[DrafterCandidate], verify_step_ms: float) -> int:

@@ -1,4 +1,4 @@
-"""Where every service's settings come from, and what a user hears of a bad one."""
+"""Settings: each is a command-line flag and an OUTRIDER_* variable, and the flag wins; bad ones are explained."""
 
 from __future__ import annotations
 

@@ -1,0 +1,124 @@
+"""Worker client: what is asked of a worker outside of sessions, its model, health, load and tokenizer."""
+
+# The generated stubs and grpcio's companions have no types of their own.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+# pyright: reportAttributeAccessIssue=false
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
+from outrider.rpc import wire
+from outrider.rpc.channels import open_channel
+from outrider.rpc.status import error_from
+from outrider.rpc.transport import Transport
+from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+
+DRAFT_SERVICE = "outrider.v1.DraftService"
+"""Full name of the draft service; health answers for its readiness under it."""
+VERIFY_SERVICE = "outrider.v1.VerifyService"
+"""Full name of the verify service."""
+
+TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
+"""Largest tokenizer.json that is taken from a worker."""
+
+
+class WorkerClient:
+    """One worker as the coordinator sees it outside of sessions. It owns the channel, which sessions share."""
+
+    def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
+        """`service` is VERIFY_SERVICE or DRAFT_SERVICE."""
+        self.channel = channel
+        self._service = service
+        self._stub: Any = (
+            draft_pb2_grpc.DraftServiceStub(channel)
+            if service == DRAFT_SERVICE
+            else verify_pb2_grpc.VerifyServiceStub(channel)
+        )
+
+    @classmethod
+    def connect(cls, address: str, service: str, transport: Transport) -> Self:
+        """A client with a channel of its own to `address` (`host:port`)."""
+        return cls(open_channel(address, transport), service)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection at present."""
+        return self.channel.get_state() is grpc.ChannelConnectivity.READY
+
+    async def watch_model(self) -> AsyncIterator[ModelInfo | None]:
+        """Yields the worker's ModelInfo each time it begins to serve and None each time it ceases to. Never ends by
+        itself.
+
+        The first answer comes at once: None if the worker cannot be reached or is still loading. This waits on the
+        health service's own stream; between connections the channel's backoff paces it. Raises OutriderError if what
+        answers is no such worker.
+        """
+        serving: bool | None = None
+        while True:
+            watch = health_pb2_grpc.HealthStub(self.channel).Watch(
+                health_pb2.HealthCheckRequest(service=self._service), wait_for_ready=serving is not None
+            )
+            try:
+                async for response in watch:
+                    now_serving = response.status == health_pb2.HealthCheckResponse.SERVING
+                    if now_serving != serving:
+                        serving = now_serving
+                        yield await self._model_info() if serving else None
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise error_from(error) from error
+            if serving is not False:
+                serving = False
+                yield None
+
+    async def watch_load(self) -> AsyncIterator[WorkerLoad]:
+        """Yields how busy the worker is, at once and at each change, until the worker ends the stream.
+
+        Raises OutriderError for any other end.
+        """
+        try:
+            async for response in self._stub.GetLoad(common_pb2.GetLoadRequest()):
+                yield wire.decode_load(response)
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error) from error
+
+    async def until_reconnected(self) -> None:
+        """Waits until the present connection has ended and there is another one: then another process may answer."""
+        await self._until(lambda state: state is not grpc.ChannelConnectivity.READY)
+        await self._until(lambda state: state is grpc.ChannelConnectivity.READY)
+
+    async def fetch_tokenizer(self) -> bytes:
+        """The target's tokenizer.json, from a verifier. Raises OutriderError."""
+        content = bytearray()
+        expected = ""
+        try:
+            async for response in self._stub.GetTokenizer(verify_pb2.GetTokenizerRequest()):
+                expected = expected or response.sha256
+                content += response.chunk
+                if len(content) > TOKENIZER_BYTES_MAX:
+                    raise ProtocolViolationError(f"the worker's tokenizer exceeds {TOKENIZER_BYTES_MAX} bytes")
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error) from error
+        if hashlib.sha256(content).hexdigest() != expected:
+            raise ProtocolViolationError("the worker's tokenizer arrived damaged; restart the verify service")
+        return bytes(content)
+
+    async def close(self) -> None:
+        """Closes the channel, and with it every session's stream."""
+        await self.channel.close()
+
+    async def _until(self, holds: Callable[[grpc.ChannelConnectivity], bool]) -> None:
+        while not holds(state := self.channel.get_state(try_to_connect=True)):
+            await self.channel.wait_for_state_change(state)
+
+    async def _model_info(self) -> ModelInfo:
+        return wire.decode_model_info((await self._stub.GetModelInfo(common_pb2.GetModelInfoRequest())).model)
