@@ -1,4 +1,7 @@
-"""`outrider bench`: its flags. The measuring itself is the package `bench`, which only a checkout has to have."""
+"""`outrider bench`: its commands and flags.
+
+What measures is imported when it is asked for: it needs torch, and `outrider` must not.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +37,11 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the result to t
 Plots = Annotated[Path | None, typer.Option(help="Write plots to this folder, as PNG.", metavar="FOLDER")]
 
 
+class NotInstalledError(OutriderError):
+    """Something that the benchmark needs is not installed."""
+
+
 Number = TypeVar("Number", int, float)
-
-
-class BenchMissingError(OutriderError):
-    """The measuring package, or what it needs, is not installed."""
 
 
 @app.callback(invoke_without_command=True)
@@ -261,13 +264,11 @@ def quote(
 
 
 def _part(name: str) -> ModuleType:
-    """A module of the measuring package. Raises BenchMissingError."""
+    """A module of the measuring package. Raises NotInstalledError."""
     try:
         return importlib.import_module(f"bench.{name}")
     except ModuleNotFoundError as error:
-        raise BenchMissingError(
-            f"{error.name} is not installed; from a checkout: pip install --editable '.[engine,bench]'"
-        ) from error
+        raise NotInstalledError(f"{error.name} is not installed: pip install --editable '.[engine,bench]'") from error
 
 
 def _models(target: str | None, draft: str | None, ngram_table: str | None) -> tuple[str, str, str]:
