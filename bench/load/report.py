@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.compare.report import OURS, REFERENCE, rounded
-from bench.load.answer import Objective
 from bench.load.measuring import Pass, Point
+from bench.load.objective import Objective
 from bench.load.summary import answers_as_json, compare, identity, stall, summarize
 from bench.rivals.modes import Mode
 

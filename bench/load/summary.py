@@ -7,8 +7,9 @@ from statistics import median
 from typing import Any
 
 from bench.compare.resampling import compare_passes
-from bench.load.answer import Answer, Objective
+from bench.load.answer import Answer
 from bench.load.measuring import Pass
+from bench.load.objective import Objective
 from bench.load.percentiles import percentile, percentiles
 
 

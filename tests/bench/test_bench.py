@@ -17,6 +17,7 @@ from bench.compare.quote import NotAResultError, misquoted, quote, quotes
 from bench.compare.run import run
 from bench.compare.tables import show
 from bench.rivals.modes import MODES, UnknownModeError, choose_modes
+from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
@@ -35,10 +36,12 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     prompts = folder / "prompts.txt"
     prompts.write_text("A1B2C3\n---\nZZTop")
     options = BenchOptions(
-        target=str(save_tiny(target, folder / "target")),
-        draft=str(save_tiny(draft, folder / "draft")),
-        dtype="float32",
-        compile="off",
+        models=Models(
+            target=str(save_tiny(target, folder / "target")),
+            draft=str(save_tiny(draft, folder / "draft")),
+            dtype="float32",
+            compile="off",
+        ),
         modes=MODE_NAMES,
         prompts=prompts,
         num_prompts=NUM_PROMPTS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -19,6 +19,7 @@ from bench.load.soak import soak
 from bench.load.tables import show
 from bench.load.workload import ROUNDS_BESIDE_LONG
 from bench.rivals.modes import UnknownModeError
+from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
@@ -28,29 +29,24 @@ NUM_PASSES = 3
 NUM_OPEN = 6
 
 
-class Folders(NamedTuple):
-    """A tiny pair."""
-
-    target: str
-    draft: str
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     target, draft = build("llama", layers=2), build("llama")
-    return Folders(str(save_tiny(target, folder / "target")), str(save_tiny(draft, folder / "draft")))
+    return Models(
+        target=str(save_tiny(target, folder / "target")),
+        draft=str(save_tiny(draft, folder / "draft")),
+        dtype="float32",
+        compile="off",
+    )
 
 
 @pytest.fixture(scope="module")
-def result(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def result(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("A1B2C3\n---\nZZTop\n---\nSome more")
     options = LoadOptions(
-        target=folders.target,
-        draft=folders.draft,
-        dtype="float32",
-        compile="off",
+        models=models,
         modes=MODES,
         concurrency=CONCURRENCY,
         rates=RATES,
@@ -137,12 +133,9 @@ LONG = 300
 
 
 @pytest.fixture(scope="module")
-def long_result(folders: Folders) -> dict[str, Any]:
+def long_result(models: Models) -> dict[str, Any]:
     options = LoadOptions(
-        target=folders.target,
-        draft=folders.draft,
-        dtype="float32",
-        compile="off",
+        models=models,
         modes=("target", "outrider"),
         concurrency=(2,),
         minutes=0.0,
@@ -186,18 +179,15 @@ def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict
     assert rows == ["| 2", f"| 2 beside prompts of {LONG}"]
 
 
-def test_modes_of_others_cannot_be_put_under_load(folders: Folders) -> None:
-    options = LoadOptions(target=folders.target, draft=folders.draft, modes=("transformers",))
+def test_modes_of_others_cannot_be_put_under_load(models: Models) -> None:
+    options = LoadOptions(models=models, modes=("transformers",))
     with pytest.raises(UnknownModeError, match="transformers"):
         run(options, Console(quiet=True))
 
 
-def test_a_soak_tells_of_memory_refusals_and_what_is_left(folders: Folders) -> None:
+def test_a_soak_tells_of_memory_refusals_and_what_is_left(models: Models) -> None:
     options = SoakOptions(
-        target=folders.target,
-        draft=folders.draft,
-        dtype="float32",
-        compile="off",
+        models=models,
         minutes=0.05,
         num_clients=24,
         kv_memory="91kB",

@@ -13,7 +13,7 @@ from bench.compare.plots import plot
 from bench.compare.tables import show_plane
 from bench.simulate import confirm
 from bench.simulate.synthetic import SCHEMES, Point, map_plane
-from bench.stack.services import Models
+from bench.stack.models import Models
 from outrider.cli.child import Observer
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
