@@ -18,6 +18,7 @@ from bench.against.options import AgainstOptions
 from bench.compare.options import BenchOptions
 from bench.flags import with_flags
 from bench.load.options import LoadOptions, SoakOptions
+from bench.records import as_json
 from bench.stack.models import Models
 from outrider.cli.child import Observer
 
@@ -56,7 +57,7 @@ def bench(context: typer.Context, options: BenchOptions, kept: Result, plots: Pl
 
     result = asyncio.run(run(options, Console(stderr=True)))
     show(result)
-    kept.keep(result)
+    kept.keep(as_json(result))
     if plots is not None:
         from bench.compare.plots import plot
 
@@ -78,7 +79,7 @@ def load(options: LoadOptions, kept: Result, plots: Plots = None) -> None:
 
     result = run(options, Console(stderr=True))
     show(result)
-    kept.keep(result)
+    kept.keep(as_json(result))
     if plots is not None:
         from bench.load.plots import plot
 
@@ -98,7 +99,7 @@ def against(options: AgainstOptions, kept: Result) -> None:
 
     result = run(options, Console(stderr=True))
     show(result)
-    kept.keep(result.as_json())
+    kept.keep(as_json(result))
 
 
 @app.command()
@@ -134,7 +135,7 @@ def synthetic(
 ) -> None:
     """Map acceptance, draft step and delay with the real policies on a virtual clock, and compare with theory."""
     from bench import machine
-    from bench.compare.tables import show_plane
+    from bench.compare.plane_tables import show
     from bench.simulate.synthetic import map_plane
 
     result = map_plane(verify_slope=verify_slope, num_tokens=num_tokens)
@@ -145,10 +146,10 @@ def synthetic(
 
         models = prepared(Models(ngram_table="", dtype="float32", compile="off"), Console(stderr=True))
         result["confirmed"] = asyncio.run(confirmed(models, Observer()))
-    show_plane(result)
+    show(result)
     kept.keep(result)
     if plots is not None:
-        from bench.compare.plots import plot
+        from bench.compare.plane_plots import plot
 
         plot(result, plots)
 

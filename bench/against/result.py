@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 from rich.console import Console
 
 from bench.against.measuring import Round
+from bench.columns import default_console, new_table
 from bench.compare.resampling import Interval, compare_passes
-from bench.compare.tables import default_console, new_table
 from bench.load.answer import Answer
 
 BENCHMARK = "outrider bench against"
@@ -51,10 +51,8 @@ class Result:
     revisions: Mapping[str, str]
     """What each checkout is at."""
     comparisons: Sequence[Comparison]
-
-    def as_json(self) -> dict[str, Any]:
-        """As it is kept."""
-        return {"benchmark": BENCHMARK, "format": FORMAT, **asdict(self)}
+    benchmark: str = BENCHMARK
+    format: int = FORMAT
 
 
 def compared(rounds: Sequence[Round]) -> list[Comparison]:

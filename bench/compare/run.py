@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,7 +14,8 @@ from bench.compare.asking import CoordinatorSource, Source
 from bench.compare.coverage import coverage
 from bench.compare.measuring import Measured, measure, sources_of
 from bench.compare.options import BenchOptions
-from bench.compare.report import REFERENCE, report
+from bench.compare.report import report
+from bench.compare.result import REFERENCE, Result
 from bench.prompts import fingerprint, load_prompts, tokenizer
 from bench.rivals.modes import Mode, choose_modes
 from bench.rivals.openai_source import OpenAISource
@@ -29,7 +29,7 @@ from outrider.client import GenerationClient
 from outrider.core.protocol.errors import OutriderError
 
 
-async def run(options: BenchOptions, console: Console) -> dict[str, Any]:
+async def run(options: BenchOptions, console: Console) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
     modes = [*choose_modes(options.modes), *_external_modes(options)]
     models = prepared(options.models, console)

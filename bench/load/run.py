@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import uvloop
 from rich.console import Console
@@ -21,6 +20,7 @@ from bench.load.loads import LoadLog
 from bench.load.measuring import SERVICES, LoadedMode, measure
 from bench.load.options import LoadOptions
 from bench.load.report import report
+from bench.load.result import Result
 from bench.prompts import fingerprint, load_prompts, tokenizer
 from bench.rivals.modes import UnknownModeError, choose_modes
 from bench.stack.models import settings
@@ -35,13 +35,13 @@ OPEN_SESSIONS = 64
 """Room of the workers where requests come by themselves: more wait, or are refused."""
 
 
-def run(options: LoadOptions, console: Console) -> dict[str, Any]:
+def run(options: LoadOptions, console: Console) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(options, console))
 
 
-async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
+async def _run(options: LoadOptions, console: Console) -> Result:
     modes = choose_modes(options.modes)
     if strangers := [mode.name for mode in modes if mode.external]:
         raise UnknownModeError(f"only modes of our services can be put under load, not {', '.join(strangers)}")

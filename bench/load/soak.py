@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import machine
-from bench.compare.report import OURS
-from bench.compare.tables import default_console, new_table
+from bench.columns import default_console, new_table
+from bench.compare.result import OURS
 from bench.load.client import LoadClient, Recording
 from bench.load.loads import until_idle
 from bench.load.loops import lasting_loop

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.compare.asking import CoordinatorSource
-from bench.compare.report import rounded
+from bench.records import rounded
 from bench.rivals.modes import Mode
 from bench.simulate.delay import DelayLine
 from bench.simulate.oracle import PROMPT

@@ -15,6 +15,7 @@ from bench.against.options import AgainstOptions
 from bench.against.result import show
 from bench.against.run import run
 from bench.compare.measuring import order
+from bench.records import as_json
 from bench.stack.checkout import HERE, NotACheckoutError, checkout_at
 from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
@@ -72,7 +73,7 @@ def test_a_checkout_against_itself(tmp_path: Path) -> None:
     assert found.time_ratio.low <= found.time_ratio.value <= found.time_ratio.high
     assert found.this.ms_per_token > 0.0
     assert found.other.acceptance_length >= 1.0
-    kept = json.loads(json.dumps(result.as_json()))
+    kept = json.loads(json.dumps(as_json(result)))
     assert kept["benchmark"] == "outrider bench against"
     assert kept["settings"]["target"] == "target"
     console = Console(record=True, width=118, file=io.StringIO())

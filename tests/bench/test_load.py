@@ -13,11 +13,13 @@ from rich.console import Console
 from bench.compare.quote import misquoted, quote
 from bench.load.options import LoadOptions, SoakOptions
 from bench.load.plots import plot
+from bench.load.result import Result
 from bench.load.run import run
 from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
 from bench.load.workload import ROUNDS_BESIDE_LONG
+from bench.records import as_json, from_json
 from bench.rivals.modes import UnknownModeError
 from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
@@ -57,7 +59,7 @@ def result(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         output_lengths=(6, 12),
         temperatures=(0.8,),
     )
-    return json.loads(json.dumps(run(options, Console(quiet=True))))
+    return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
 
 
 def test_the_result_says_what_was_measured(result: dict[str, Any]) -> None:
@@ -107,12 +109,12 @@ def test_the_target_alone_scores_no_drafts_and_nobody_pads_but_padded_modes(resu
 
 def test_tables_and_plots_show_every_mode(result: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=118, file=io.StringIO())
-    show(result, console)
+    show(from_json(Result, result), console)
     shown = console.export_text()
     for name in MODES:
         assert f"3 clients {name}" in shown
         assert f"20 requests/s {name}" in shown
-    files = plot(result, tmp_path / "plots")
+    files = plot(from_json(Result, result), tmp_path / "plots")
     assert len(files) == 4
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
@@ -144,7 +146,7 @@ def long_result(models: Models) -> dict[str, Any]:
         output_lengths=(24,),
         long_prompt=LONG,
     )
-    return json.loads(json.dumps(run(options, Console(quiet=True))))
+    return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
 
 
 def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[str, Any]) -> None:
@@ -164,12 +166,12 @@ def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[st
 
 def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=118, file=io.StringIO())
-    show(long_result, console)
+    show(from_json(Result, long_result), console)
     shown = console.export_text()
     assert f"prompts of {LONG} tokens" in shown
     assert "2 clients + long outrider" in shown
     assert f"{long_result['results'][1]['modes']['outrider']['stall']['ratio']:.2f} (" in shown
-    assert plot(long_result, tmp_path)
+    assert plot(from_json(Result, long_result), tmp_path)
 
 
 def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict[str, Any], tmp_path: Path) -> None:
