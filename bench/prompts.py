@@ -31,6 +31,14 @@ def load_prompts(path: Path | None, count: int | None, tokenizer: Tokenizer) -> 
     return [tokenizer.encode(texts[index % len(texts)]).ids for index in range(count or len(texts))]
 
 
+def tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder. Raises OutriderError."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise OutriderError(f"{folder} has no tokenizer.json; name a model folder with --target FOLDER")
+    return Tokenizer.from_file(str(file))
+
+
 def fingerprint(prompts: Sequence[Sequence[int]]) -> str:
     """SHA-256 of the token ids: results with the same one were measured with the same prompts."""
     return hashlib.sha256(json.dumps([list(prompt) for prompt in prompts]).encode()).hexdigest()

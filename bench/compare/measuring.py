@@ -107,10 +107,10 @@ def sampling_of(temperature: float, index: int) -> SamplingParams:
 
 
 def order(names: list[str], index: int) -> list[str]:
-    """Rotated by one place each time and turned around every other time, so that neighbours change as well."""
-    priority = index % len(names)
-    rotated = names[priority:] + names[:priority]
-    return rotated[::-1] if index % 2 else rotated
+    """Rotated by one place each time, and turned around when each has been first, so that neighbours change as well."""
+    num_turns, first = divmod(index, len(names))
+    rotated = names[first:] + names[:first]
+    return rotated[::-1] if num_turns % 2 else rotated
 
 
 def sources_of(stack: Stack, modes: Sequence[Mode], make: Callable[[Mode], Source]) -> dict[str, Source]:

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from typer import Option
+
+from bench.flags import listed
+from bench.stack.models import BUNDLED, Models
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
     """Everything that one measurement depends on, but for the machine."""
 
-    target: str
-    draft: str
-    ngram_table: str = ""
-    """The verifier's `--ngram-table`; empty: none."""
-    target_device: str = "cpu"
-    draft_device: str = "cpu"
-    dtype: str = "bfloat16"
-    compile: str = "auto"
-    wide: bool = False
-    """Widen the target first."""
-    modes: tuple[str, ...] = ("default",)
-    prompts: Path | None = None
-    num_prompts: int = 16
-    num_warm_ups: int = 2
-    max_tokens: int = 64
-    temperatures: tuple[float, ...] = (0.0, 0.8)
-    external_openai: str | None = None
-    external_model: str | None = None
-    external_grpc: str | None = None
+    models: Models = BUNDLED
+    modes: Annotated[
+        tuple[str, ...],
+        listed(str, "What to compare: names of modes, of families of them, default, ablations, all."),
+    ] = ("default",)
+    prompts: Annotated[
+        Path | None, Option(help="Prompts, parted by lines of ---; default: bundled ones.", metavar="FILE")
+    ] = None
+    num_prompts: Annotated[int, Option(help="Prompts to measure.", min=2)] = 16
+    num_warm_ups: Annotated[int, Option("--warm-ups", help="Prompts before those that count.", min=1)] = 2
+    max_tokens: Annotated[int, Option(help="Tokens of each answer.", min=2)] = 64
+    temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0, 0.8)
+    external_openai: Annotated[
+        str | None, Option(help="An OpenAI-compatible server to measure too.", metavar="URL")
+    ] = None
+    external_model: Annotated[str | None, Option(help="What that server calls its model.")] = None
+    external_grpc: Annotated[str | None, Option(help="Another coordinator to measure too.", metavar="HOST:PORT")] = None

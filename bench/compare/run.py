@@ -3,58 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tokenizers import Tokenizer
 
 from bench import machine
 from bench.compare.asking import CoordinatorSource, Source
 from bench.compare.coverage import coverage
 from bench.compare.measuring import Measured, measure, sources_of
 from bench.compare.options import BenchOptions
-from bench.compare.report import REFERENCE, report
-from bench.prompts import fingerprint, load_prompts
+from bench.compare.report import report
+from bench.compare.result import REFERENCE, Result
+from bench.prompts import fingerprint, load_prompts, tokenizer
 from bench.rivals.modes import Mode, choose_modes
 from bench.rivals.openai_source import OpenAISource
 from bench.rivals.transformers_source import TransformersSource, transformers_process
-from bench.stack.services import Models, running
+from bench.stack.models import Models, settings
+from bench.stack.preparing import prepared
+from bench.stack.services import running
 from outrider.cli.board import Board
 from outrider.cli.child import ServiceDiedError
 from outrider.client import GenerationClient
 from outrider.core.protocol.errors import OutriderError
-from outrider.engine.compile.just_in_time import compiler_problem
-
-WIDE_MLP = 16384
-"""MLP width that gives the bundled target ten times its parameters, so that a draft step costs little beside it."""
 
 
-class WideningError(OutriderError):
-    """The widened target could not be made."""
-
-
-async def run(options: BenchOptions, console: Console) -> dict[str, Any]:
+async def run(options: BenchOptions, console: Console) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
     modes = [*choose_modes(options.modes), *_external_modes(options)]
-    target = str(widened(Path(options.target), console)) if options.wide else options.target
-    prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(target)))
-    models = Models(
-        target=target,
-        draft=options.draft,
-        ngram_table=options.ngram_table,
-        target_device=options.target_device,
-        draft_device=options.draft_device,
-        dtype=options.dtype,
-        compile=compilation(options.compile, options.target_device, options.draft_device),
-    )
+    models = prepared(options.models, console)
+    prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(models.target)))
     board = Board(console, show_logs=False)
     board.begin()
     try:
@@ -74,22 +53,18 @@ async def run(options: BenchOptions, console: Console) -> dict[str, Any]:
         raise
     finally:
         board.settle()
-    settings = {
-        **asdict(options),
+    said = {
+        **settings(options, models),
         "prompts": str(options.prompts) if options.prompts else "bundled",
         "prompts_sha256": fingerprint(prompts),
         "num_prompt_tokens": [len(prompt) for prompt in prompts],
-        "target": Path(target).name,
-        "draft": Path(options.draft).name,
-        "ngram_table": Path(options.ngram_table).name,
     }
-    settings["compile"] = models.compile
     found = {
-        temperature: coverage(Path(options.draft), options.dtype, _lines(measured, prompts, temperature), temperature)
+        temperature: coverage(Path(models.draft), models.dtype, _lines(measured, prompts, temperature), temperature)
         for temperature in options.temperatures
     }
     facts = {**machine.facts(), "round_trip_ms": round(round_trip_ms, 3)}
-    return report(measured, modes, coverage=found, settings=settings, machine=facts)
+    return report(measured, modes, coverage=found, settings=said, machine=facts)
 
 
 def _lines(
@@ -151,36 +126,3 @@ async def _external_sources(
         client = await leaving.enter_async_context(GenerationClient(options.external_grpc))
         sources["external_grpc"] = CoordinatorSource(client)
     return sources
-
-
-def compilation(wanted: str, *devices: str) -> str:
-    """What to tell workers of compiling. `auto` would serve at once and compile while answers are measured: compile
-    first, or not at all."""
-    if wanted != "auto":
-        return wanted
-    return "off" if any(compiler_problem(torch.device(device)) for device in devices) else "on"
-
-
-def tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder. Raises OutriderError."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise OutriderError(f"{folder} has no tokenizer.json; name a model folder with --target FOLDER")
-    return Tokenizer.from_file(str(file))
-
-
-def widened(target: Path, console: Console) -> Path:
-    """The target with its MLP widened, which computes the same function; made once and kept. Raises WideningError."""
-    digest = hashlib.sha256()
-    for file in sorted(target.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    folder = Path.home() / ".cache" / "outrider" / "bench" / f"{target.name}-{digest.hexdigest()[:12]}-mlp{WIDE_MLP}"
-    if (folder / "config.json").is_file():
-        return folder
-    console.print(f"widening {target.name} to an MLP of {WIDE_MLP}: {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "recipes.widen", str(target), str(folder), f"--mlp-width={WIDE_MLP}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise WideningError(f"{target} could not be widened:\n{done.stderr.strip()}")
-    return folder

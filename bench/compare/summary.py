@@ -4,56 +4,64 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
-from typing import Any
+from typing import NamedTuple
 
-from bench.compare.sample import Devices, Sample
+from bench.compare.result import DeviceUse, Identity, RoundParts, Speculation
+from bench.compare.sample import Sample
 
 DEPTHS_MAX = 16
 """Depths at which acceptance is told."""
 
 
-def summarize(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Times, what speculation did, and where the time of a round went. Counts are sums over all answers."""
+class Times(NamedTuple):
+    """Fields of `Summary` by their names."""
+
+    num_answers: int
+    num_tokens: int
+    ms_per_token: float
+    decode_ms_per_token: float | None
+    first_token_ms: float
+    num_rounds: int
+    acceptance_length: float
+
+
+def times(samples: Sequence[Sample]) -> Times:
+    """By the client's clock."""
     num_tokens = sum(sample.num_tokens for sample in samples)
+    num_rounds = sum(len(sample.rounds) for sample in samples)
     later = [sample for sample in samples if len(sample.rounds) > 1]
     num_later = sum(sample.num_tokens - sample.rounds[0].num_tokens for sample in later)
-    summary: dict[str, Any] = {
-        "num_answers": len(samples),
-        "num_tokens": num_tokens,
-        "ms_per_token": sum(sample.total_ms for sample in samples) / num_tokens,
-        "decode_ms_per_token": (
+    return Times(
+        num_answers=len(samples),
+        num_tokens=num_tokens,
+        ms_per_token=sum(sample.total_ms for sample in samples) / num_tokens,
+        decode_ms_per_token=(
             sum(sample.total_ms - sample.first_token_ms for sample in later) / num_later if num_later else None
         ),
-        "first_token_ms": median(sample.first_token_ms for sample in samples),
-    }
-    rounds = [each for sample in samples for each in sample.rounds]
-    summary["num_rounds"] = len(rounds)
-    summary["acceptance_length"] = num_tokens / len(rounds)
-    if any(sample.statistics for sample in samples):
-        summary |= _speculation(samples)
-    logged = [sample for sample in samples if sample.devices is not None]
-    if logged:
-        summary |= _devices(logged)
-    return summary
+        first_token_ms=median(sample.first_token_ms for sample in samples),
+        num_rounds=num_rounds,
+        acceptance_length=num_tokens / num_rounds,
+    )
 
 
-def _speculation(samples: Sequence[Sample]) -> dict[str, Any]:
-    counts = {name: _sum(samples, name) for name in _COUNTS}
-    rounds = [each for sample in samples for each in sample.rounds]
-    num_tests = counts["num_accepted_tokens"] + counts["num_rejections"]
-    tested = [each for each in rounds if each.num_draft_tokens]
-    return {
+def speculation(samples: Sequence[Sample]) -> Speculation | None:
+    """What speculation did; None for servers that do not say."""
+    if not any(sample.statistics for sample in samples):
+        return None
+    counts = {name: sum(sample.statistics.get(name, 0) for sample in samples) for name in _COUNTS}
+    num_accepted = counts["num_accepted_tokens"]
+    num_tests = num_accepted + counts["num_rejections"]
+    tested = [each for sample in samples for each in sample.rounds if each.num_draft_tokens]
+    depth_max = min(DEPTHS_MAX, max((each.num_accepted for each in tested), default=0))
+    return Speculation(
         **counts,
-        "num_wasted_nodes": counts["num_drafted_nodes"]
-        - counts["num_accepted_tokens"]
-        + counts["num_accepted_prompt_lookup_tokens"],
-        "acceptance": counts["num_accepted_tokens"] / num_tests if num_tests else None,
-        "accepted_at_depth": [
-            sum(each.num_accepted >= depth for each in tested) / len(tested)
-            for depth in range(1, min(DEPTHS_MAX, max((each.num_accepted for each in tested), default=0)) + 1)
+        num_wasted_nodes=counts["num_drafted_nodes"] - num_accepted + counts["num_accepted_prompt_lookup_tokens"],
+        acceptance=num_accepted / num_tests if num_tests else None,
+        accepted_at_depth=[
+            sum(each.num_accepted >= depth for each in tested) / len(tested) for depth in range(1, depth_max + 1)
         ],
-        "num_degraded": sum(sample.statistics.get("mode") == "degraded" for sample in samples),
-    }
+        num_degraded=sum(sample.statistics.get("mode") == "degraded" for sample in samples),
+    )
 
 
 _COUNTS = (
@@ -71,35 +79,35 @@ _COUNTS = (
 )
 
 
-def _sum(samples: Sequence[Sample], name: str) -> int:
-    return sum(sample.statistics.get(name, 0) for sample in samples)
-
-
-def _devices(samples: Sequence[Sample]) -> dict[str, Any]:
-    logs = [sample.devices for sample in samples if sample.devices is not None]
-    total_ms = sum(sample.total_ms for sample in samples)
-    num_rounds = sum(len(sample.rounds) for sample in samples)
+def devices(samples: Sequence[Sample]) -> DeviceUse | None:
+    """What the workers did; None where they keep no log."""
+    logged = [(sample, sample.devices) for sample in samples if sample.devices is not None]
+    if not logged:
+        return None
+    logs = [log for _, log in logged]
+    total_ms = sum(sample.total_ms for sample, _ in logged)
+    num_rounds = sum(len(sample.rounds) for sample, _ in logged)
     num_draft_steps = sum(log.num_draft_steps for log in logs)
 
     def summed(name: str) -> float:
         return sum(getattr(log, name) for log in logs)
 
-    return {
-        "overlap": summed("both_ms") / total_ms,
-        "verify_busy": summed("verify_ms") / total_ms,
-        "draft_busy": summed("draft_ms") / total_ms,
-        "verify_step_ms": median(log.verify_step_ms for log in logs),
-        "draft_step_ms": _median_of_positive([log.draft_step_ms for log in logs]),
-        "draft_outside_ms_per_step": summed("draft_outside_ms") / num_draft_steps if num_draft_steps else None,
-        "round_ms": {
-            "verify": summed("verify_ms") / num_rounds,
-            "verifier_outside": summed("verify_outside_ms") / num_rounds,
-            "verifier_idle": summed("verify_idle_ms") / num_rounds,
-            "edges": summed("edges_ms") / num_rounds,
-            "drafting": summed("draft_ms") / num_rounds,
-            "drafter_outside": summed("draft_outside_ms") / num_rounds,
-        },
-    }
+    return DeviceUse(
+        overlap=summed("both_ms") / total_ms,
+        verify_busy=summed("verify_ms") / total_ms,
+        draft_busy=summed("draft_ms") / total_ms,
+        verify_step_ms=median(log.verify_step_ms for log in logs),
+        draft_step_ms=_median_of_positive([log.draft_step_ms for log in logs]),
+        draft_outside_ms_per_step=summed("draft_outside_ms") / num_draft_steps if num_draft_steps else None,
+        round_ms=RoundParts(
+            verify=summed("verify_ms") / num_rounds,
+            verifier_outside=summed("verify_outside_ms") / num_rounds,
+            verifier_idle=summed("verify_idle_ms") / num_rounds,
+            edges=summed("edges_ms") / num_rounds,
+            drafting=summed("draft_ms") / num_rounds,
+            drafter_outside=summed("draft_outside_ms") / num_rounds,
+        ),
+    )
 
 
 def _median_of_positive(values: Sequence[float]) -> float | None:
@@ -107,7 +115,7 @@ def _median_of_positive(values: Sequence[float]) -> float | None:
     return median(positive) if positive else None
 
 
-def identity(samples: Mapping[int, Sample], reference: Mapping[int, Sample]) -> dict[str, Any] | None:
+def identity(samples: Mapping[int, Sample], reference: Mapping[int, Sample]) -> Identity | None:
     """How many answers are token for token those of `reference`, by prompt; None if the tokens are not known."""
     num_identical = 0
     differences: list[int] = []
@@ -120,13 +128,4 @@ def identity(samples: Mapping[int, Sample], reference: Mapping[int, Sample]) -> 
         else:
             pairs = zip(mine, theirs, strict=False)
             differences.append(next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(mine), len(theirs))))
-    return {
-        "num_identical": num_identical,
-        "first_difference": min(differences, default=None),
-        "mean_first_difference": fmean(differences) if differences else None,
-    }
-
-
-def devices_as_json(devices: Devices | None) -> dict[str, Any] | None:
-    """The log's figures by name."""
-    return None if devices is None else {name: getattr(devices, name) for name in Devices.__dataclass_fields__}
+    return Identity(num_identical, min(differences, default=None), fmean(differences) if differences else None)

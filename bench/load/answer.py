@@ -7,20 +7,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from bench.load.client import Recording
+from bench.load.objective import Objective
 from outrider.core.protocol.errors import OutriderError
 from outrider.v1 import generation_pb2
-
-
-class Objective(NamedTuple):
-    """What an answer must keep to be good (a service-level objective)."""
-
-    first_token_ms: float = 2000.0
-    """Longest time to the first token: what people wait for without giving up."""
-    inter_token_ms: float = 100.0
-    """Longest mean time between tokens: ten tokens a second, faster than people read."""
-
-
-DEFAULT_OBJECTIVE = Objective()
 
 
 class Group(NamedTuple):

@@ -4,59 +4,70 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from bench.load.answer import DEFAULT_OBJECTIVE, Objective
+from typer import Option
+
+from bench.flags import Only, listed
+from bench.load.objective import DEFAULT_OBJECTIVE, Objective
+from bench.stack.models import BUNDLED, Models
+
+PromptLengths = Annotated[tuple[int, ...], listed(int, "Tokens of a prompt: one of these, by chance.")]
+OutputLengths = Annotated[tuple[int, ...], listed(int, "Tokens of an answer: one of these, by chance.")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
     """Everything that one measurement under load depends on, but for the machine."""
 
-    target: str
-    draft: str
-    ngram_table: str = ""
-    """The verifier's `--ngram-table`; empty: none."""
-    target_device: str = "cpu"
-    draft_device: str = "cpu"
-    dtype: str = "bfloat16"
-    compile: str = "auto"
-    wide: bool = False
-    """Widen the target first."""
-    modes: tuple[str, ...] = ("load",)
-    concurrency: tuple[int, ...] = (1, 4, 8, 16, 24)
-    """Numbers of clients, each of which asks again when it is answered."""
-    rates: tuple[float, ...] = ()
-    """Requests per second that come whether or not others are answered."""
-    rate_seconds: float = 8.0
-    """How long they keep coming in one pass."""
-    minutes: float = 5.0
-    """How long to measure, services' start and warm-up aside; a few passes are made in any case."""
-    prompts: Path | None = None
-    prompt_lengths: tuple[int, ...] = (32, 64, 128)
-    output_lengths: tuple[int, ...] = (32, 64)
-    temperatures: tuple[float, ...] = (0.0,)
-    long_prompt: int = 0
-    """Tokens of the prompts of one more client, beside which each load is measured too; 0: there is none."""
+    models: Models = BUNDLED
+    modes: Annotated[
+        tuple[str, ...],
+        listed(str, "What to compare; load is the target alone, ours, and padded speculation."),
+    ] = ("load",)
+    concurrency: Annotated[
+        tuple[int, ...],
+        listed(int, "Numbers of clients that ask again when they are answered."),
+    ] = (1, 4, 8, 16, 24)
+    rates: Annotated[
+        tuple[float, ...],
+        listed(float, "Requests per second that come by themselves, such as 2,4,8; default: none."),
+    ] = ()
+    rate_seconds: Annotated[float, Option(help="How long those keep coming in one pass.", min=0.1)] = 8.0
+    minutes: Annotated[
+        float, Option(help="How long to measure, after start and warm-up; three passes are made at least.", min=0)
+    ] = 4.5
+    prompts: Annotated[
+        Path | None, Option(help="Prompts, parted by lines of ---; default: bundled ones.", metavar="FILE")
+    ] = None
+    prompt_lengths: PromptLengths = (32, 64, 128)
+    output_lengths: OutputLengths = (32, 64)
+    temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0,)
+    long_prompt: Annotated[
+        int,
+        Option(
+            help="Put each load on the modes once more, beside a client that asks one prompt of so many tokens after "
+            "another, and compare times between tokens; 0: do not. Models are given positions enough.",
+            min=0,
+        ),
+    ] = 0
     objective: Objective = DEFAULT_OBJECTIVE
-    kv_memory: str | None = None
-    """Both workers' `--kv-memory`; None: their default."""
-    max_queue: int | None = None
-    """The verifier's `--max-queue`; None: its default."""
+    kv_memory: Annotated[str | None, Option(help="Both workers' --kv-memory; default: theirs.")] = None
+    max_queue: Annotated[int | None, Option(help="The verifier's --max-queue; default: its own.", min=0)] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakOptions:
     """Everything that one soak depends on."""
 
-    target: str
-    draft: str
-    dtype: str = "bfloat16"
-    compile: str = "auto"
-    minutes: float = 10.0
-    num_clients: int = 32
-    kv_memory: str = "16MB"
-    """Too little for so many: room for a quarter of them at the bundled target."""
-    max_queue: int = 8
-    """Of the verifier, and too few."""
-    prompt_lengths: tuple[int, ...] = (16, 32, 64, 128)
-    output_lengths: tuple[int, ...] = (8, 16, 32)
+    models: Annotated[Models, Only(("target", "draft", "dtype", "compile"))] = BUNDLED
+    minutes: Annotated[float, Option(help="How long.", min=0.05)] = 10.0
+    num_clients: Annotated[
+        int, Option("--clients", help="How many clients, each asking again when it is answered.", min=1)
+    ] = 32
+    prompt_lengths: PromptLengths = (16, 32, 64, 128)
+    output_lengths: OutputLengths = (8, 16, 32)
+    kv_memory: Annotated[str, Option(help="Both workers' --kv-memory, to be too little.")] = "16MB"
+    """Room for a quarter of so many clients at the bundled target."""
+    max_queue: Annotated[int, Option(help="The verifier's --max-queue.", min=0)] = 8
+    """Too few."""

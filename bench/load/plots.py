@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.compare.plots import DOTS_PER_INCH
-from bench.compare.report import OURS, REFERENCE
+from bench.compare.result import OURS, REFERENCE
+from bench.load.result import AtLoad, Result
 from bench.rivals.modes import PADDED
 
 EMS_SD = {
@@ -24,18 +24,18 @@ compare with, of another model on another machine."""
 _COLOURS = {OURS: "#2a6f97", PADDED: "#bc4b51", REFERENCE: "#6c757d", "no_tree": "#61a5c2"}
 _OTHERS = "#b8bec5"
 
-Points = Sequence[Mapping[str, Any]]
+Points = Sequence[AtLoad]
 
 
-def plot(result: Mapping[str, Any], folder: Path) -> list[Path]:
+def plot(result: Result, folder: Path) -> list[Path]:
     """Writes what there is to see in `result` to `folder` as PNG. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     mpl.use("agg")
     files: list[Path] = []
-    for temperature in dict.fromkeys(at["temperature"] for at in result["results"]):
-        here = [at for at in result["results"] if at["temperature"] == temperature and not at.get("long_prompt")]
-        closed = sorted((at for at in here if at["loop"] == "closed"), key=lambda at: at["load"])
-        opened = sorted((at for at in here if at["loop"] == "open"), key=lambda at: at["load"])
+    for temperature in dict.fromkeys(at.temperature for at in result.results):
+        here = [at for at in result.results if at.temperature == temperature and not at.long_prompt]
+        closed = sorted((at for at in here if at.loop == "closed"), key=lambda at: at.load)
+        opened = sorted((at for at in here if at.loop == "open"), key=lambda at: at.load)
         suffix = f"T{temperature:g}.png"
         if closed:
             files.append(_saved(folder / f"load_speed_up_{suffix}", closed, [_speed_ups]))
@@ -50,20 +50,20 @@ def _saved(path: Path, points: Points, drawers: Sequence[Callable[[Axes, Points]
     figure = Figure(figsize=(6.5 * len(drawers), 4.2), layout="constrained")
     for axes, draw in zip(figure.subplots(1, len(drawers), squeeze=False)[0], drawers, strict=True):
         draw(axes, points)
-        axes.set_xlabel("clients" if points[0]["loop"] == "closed" else "requests per second")
+        axes.set_xlabel("clients" if points[0].loop == "closed" else "requests per second")
         axes.legend(fontsize="small")
     figure.savefig(path, dpi=DOTS_PER_INCH)
     return path
 
 
 def _speed_ups(axes: Axes, points: Points) -> None:
-    for name in points[0]["modes"]:
-        found = [(at["load"], at["modes"][name]["speed_up"]) for at in points if at["modes"][name]["speed_up"]]
+    for name in points[0].modes:
+        found = [(at.load, ratio) for at in points if (ratio := at.modes[name].speed_up)]
         if name == REFERENCE or not found:
             continue
-        ratios = [each["ratio"] for _, each in found]
-        below = [each["ratio"] - each["ratio_95"][0] for _, each in found]
-        above = [each["ratio_95"][1] - each["ratio"] for _, each in found]
+        ratios = [each.ratio for _, each in found]
+        below = [each.ratio - each.ratio_95[0] for _, each in found]
+        above = [each.ratio_95[1] - each.ratio for _, each in found]
         loads = [load for load, _ in found]
         axes.errorbar(loads, ratios, yerr=[below, above], color=_colour(name), marker="o", capsize=3, label=name)
     for name, ratios in EMS_SD.items():
@@ -86,19 +86,19 @@ def _inter_tokens(axes: Axes, points: Points) -> None:
 
 
 def _percentiles(axes: Axes, points: Points, measure: str) -> None:
-    for name in points[0]["modes"]:
-        found = [(at["load"], at["modes"][name][measure]) for at in points if at["modes"][name][measure]]
+    for name in points[0].modes:
+        found = [(at.load, times) for at in points if (times := getattr(at.modes[name], measure))]
         for percentile, line in (("p50", "-"), ("p99", ":")):
-            values = [each[percentile] for _, each in found]
+            values = [getattr(each, percentile) for _, each in found]
             loads = [load for load, _ in found]
             axes.plot(loads, values, color=_colour(name), linestyle=line, marker=".", label=f"{name} {percentile}")
     axes.set_ylim(bottom=0.0)
 
 
 def _goodput(axes: Axes, points: Points) -> None:
-    for name in points[0]["modes"]:
-        shares = [at["modes"][name]["goodput"] for at in points]
-        axes.plot([at["load"] for at in points], shares, color=_colour(name), marker="o", label=name)
+    for name in points[0].modes:
+        shares = [at.modes[name].goodput for at in points]
+        axes.plot([at.load for at in points], shares, color=_colour(name), marker="o", label=name)
     axes.set_ylim(0.0, 1.05)
     axes.set_ylabel("answers that were soon enough")
 

@@ -1,19 +1,18 @@
-"""From passes to the result that is shown, kept and quoted."""
+"""From passes to the result."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from bench.compare.report import OURS, REFERENCE, rounded
-from bench.load.answer import Objective
+from bench.compare.result import OURS, REFERENCE
 from bench.load.measuring import Pass, Point
-from bench.load.summary import answers_as_json, compare, identity, stall, summarize
+from bench.load.objective import Objective
+from bench.load.result import About, Answers, AtLoad, Result, Summary
+from bench.load.summary import answers_of, compare, stall, summarize
+from bench.records import as_json, from_json, rounded
 from bench.rivals.modes import Mode
-
-BENCHMARK = "outrider bench load"
-FORMAT = 1
-"""Version of the result's layout."""
 
 
 def report(
@@ -23,34 +22,29 @@ def report(
     *,
     settings: Mapping[str, Any],
     machine: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The whole result as what JSON can hold: settings, machine, a summary of each mode at each point, every answer."""
-    every_point = list(dict.fromkeys(each.point for each in passes))
-    return {
-        "benchmark": BENCHMARK,
-        "format": FORMAT,
-        "machine": dict(machine),
-        "settings": {**settings, "num_passes": 1 + max(each.number for each in passes)},
-        "modes": {mode.name: {"about": mode.about} for mode in modes},
-        "results": [rounded(_at(point, passes, modes, objective)) for point in every_point],
-        "answers": rounded(answers_as_json(passes)),
-    }
+) -> Result:
+    """The whole result."""
+    results = [_at(point, passes, modes, objective) for point in dict.fromkeys(each.point for each in passes)]
+    return Result(
+        machine=machine,
+        settings={**settings, "num_passes": 1 + max(each.number for each in passes)},
+        modes={mode.name: About(mode.about) for mode in modes},
+        results=[from_json(AtLoad, rounded(as_json(each))) for each in results],
+        answers=[from_json(Answers, rounded(as_json(answers_of(each)))) for each in passes],
+    )
 
 
-def _at(point: Point, passes: Sequence[Pass], modes: Sequence[Mode], objective: Objective) -> dict[str, Any]:
+def _at(point: Point, passes: Sequence[Pass], modes: Sequence[Mode], objective: Objective) -> AtLoad:
     of = {mode.name: _of(mode, point, passes) for mode in modes}
-    summaries: dict[str, dict[str, Any]] = {}
+    summaries: dict[str, Summary] = {}
     for mode in modes:
         name, own = mode.name, of[mode.name]
-        summaries[name] = summarize(own, objective) | {
-            "num_identical": identity(own, of[REFERENCE]),
-            "speed_up": compare(of[REFERENCE], own),
-        }
-        if OURS in of and name != OURS:
-            summaries[name]["advantage_of_ours"] = compare(own, of[OURS])
-        if point.long_prompt:
-            summaries[name]["stall"] = stall(_of(mode, point._replace(long_prompt=0), passes), own)
-    return {**point._asdict(), "modes": summaries}
+        summaries[name] = replace(
+            summarize(own, of[REFERENCE], objective),
+            advantage_of_ours=compare(own, of[OURS]) if OURS in of and name != OURS else None,
+            stall=stall(_of(mode, point._replace(long_prompt=0), passes), own) if point.long_prompt else None,
+        )
+    return AtLoad(**point._asdict(), modes=summaries)
 
 
 def _of(mode: Mode, point: Point, passes: Sequence[Pass]) -> list[Pass]:

@@ -6,25 +6,26 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import uvloop
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import machine
-from bench.compare.run import compilation, tokenizer, widened
 from bench.load.client import LoadClient
 from bench.load.loads import LoadLog
 from bench.load.measuring import SERVICES, LoadedMode, measure
 from bench.load.options import LoadOptions
 from bench.load.report import report
-from bench.prompts import fingerprint, load_prompts
+from bench.load.result import Result
+from bench.prompts import fingerprint, load_prompts, tokenizer
 from bench.rivals.modes import UnknownModeError, choose_modes
-from bench.stack.services import Models, running, split_cores
+from bench.stack.models import settings
+from bench.stack.preparing import prepared
+from bench.stack.services import Setup, running, split_cores
 from outrider.cli.board import Board
 from outrider.cli.child import ServiceDiedError
 from outrider.core.protocol.errors import OutriderError
@@ -34,29 +35,22 @@ OPEN_SESSIONS = 64
 """Room of the workers where requests come by themselves: more wait, or are refused."""
 
 
-def run(options: LoadOptions, console: Console) -> dict[str, Any]:
+def run(options: LoadOptions, console: Console) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run(options, console))
 
 
-async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
+async def _run(options: LoadOptions, console: Console) -> Result:
     modes = choose_modes(options.modes)
     if strangers := [mode.name for mode in modes if mode.external]:
         raise UnknownModeError(f"only modes of our services can be put under load, not {', '.join(strangers)}")
-    target = str(widened(Path(options.target), console)) if options.wide else options.target
-    corpus = load_prompts(options.prompts, None, tokenizer(Path(target)))
+    models = prepared(options.models, console)
+    corpus = load_prompts(options.prompts, None, tokenizer(Path(models.target)))
     num_sessions: int = max([*options.concurrency, *([OPEN_SESSIONS] if options.rates else [])])
     num_sessions += bool(options.long_prompt)
     max_context = max(*options.prompt_lengths, options.long_prompt) + max(options.output_lengths)
-    models = Models(
-        target=target,
-        draft=options.draft,
-        ngram_table=options.ngram_table,
-        target_device=options.target_device,
-        draft_device=options.draft_device,
-        dtype=options.dtype,
-        compile=compilation(options.compile, options.target_device, options.draft_device),
+    setup = Setup(
         worker_flags=(
             f"--max-sessions={num_sessions}",
             f"--max-context={max_context}",
@@ -69,14 +63,14 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
     board.begin()
     try:
         async with contextlib.AsyncExitStack() as leaving:
+            stretched: dict[str, str] = {}
             if options.long_prompt:
                 folder = Path(leaving.enter_context(TemporaryDirectory(prefix="outrider-bench-")))
-                target, draft = (
-                    str(stretch(model, folder / kind, max_context))
+                stretched = {
+                    kind: str(stretch(model, folder / kind, max_context))
                     for kind, model in {"target": models.target, "draft": models.draft}.items()
-                )
-                models = replace(models, target=target, draft=draft)
-            stack = await leaving.enter_async_context(running(modes, models, board))
+                }
+            stack = await leaving.enter_async_context(running(modes, replace(models, **stretched), board, setup))
             logs: dict[str, LoadLog] = {}
             for name, pair in stack.pairs.items():
                 logs[name] = LoadLog()
@@ -101,18 +95,13 @@ async def _run(options: LoadOptions, console: Console) -> dict[str, Any]:
         raise
     finally:
         board.settle()
-    settings = {
-        **asdict(options),
-        "objective": options.objective._asdict(),
+    said = {
+        **settings(options, models),
         "prompts": str(options.prompts) if options.prompts else "bundled",
         "prompts_sha256": fingerprint(corpus),
-        "target": Path(target).name,
-        "draft": Path(options.draft).name,
-        "ngram_table": Path(options.ngram_table).name,
-        "compile": models.compile,
     }
     facts = {**machine.facts(), "round_trip_ms": round(round_trip_ms, 3)}
-    return report(passes, modes, options.objective, settings=settings, machine=facts)
+    return report(passes, modes, options.objective, settings=said, machine=facts)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import machine
-from bench.compare.report import OURS
-from bench.compare.run import compilation, tokenizer
-from bench.compare.tables import default_console, new_table
+from bench.columns import default_console, new_table
+from bench.compare.result import OURS
 from bench.load.client import LoadClient, Recording
 from bench.load.loads import until_idle
 from bench.load.loops import lasting_loop
@@ -26,9 +25,12 @@ from bench.load.measuring import SERVICES
 from bench.load.memory import GROWTH_MAX, GROWTH_SECONDS, WARM_UP_SHARE, Sample, growth, resident_bytes
 from bench.load.options import SoakOptions
 from bench.load.workload import Shape, requests
-from bench.prompts import load_prompts
+from bench.prompts import load_prompts, tokenizer
 from bench.rivals.modes import MODES
-from bench.stack.services import Models, Stack, running
+from bench.stack.checkout import HERE
+from bench.stack.models import Models, settings
+from bench.stack.preparing import prepared
+from bench.stack.services import Setup, Stack, running
 from outrider.cli.board import Board
 from outrider.cli.child import Child
 from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError
@@ -85,12 +87,10 @@ def soak(options: SoakOptions, console: Console) -> dict[str, Any]:
 
 
 async def _soak(options: SoakOptions, console: Console) -> dict[str, Any]:
-    corpus = load_prompts(None, None, tokenizer(Path(options.target)))
-    models = Models(
-        target=options.target,
-        draft=options.draft,
-        dtype=options.dtype,
-        compile=compilation(options.compile, "cpu"),
+    models = prepared(replace(options.models, ngram_table=""), console)
+    corpus = load_prompts(None, None, tokenizer(Path(models.target)))
+    mode, tally, seconds = MODES[OURS], _Tally(), options.minutes * 60.0
+    setup = Setup(
         worker_flags=(
             f"--max-sessions={options.num_clients}",
             f"--max-context={max(options.prompt_lengths) + max(options.output_lengths)}",
@@ -98,15 +98,14 @@ async def _soak(options: SoakOptions, console: Console) -> dict[str, Any]:
         ),
         verify_flags=(f"--max-queue={options.max_queue}",),
         coordinator_flags=(f"--max-requests={2 * options.num_clients}",),
-        as_in_production=True,
+        checkouts={mode.pair: HERE},
     )
     shape = Shape(prompt_lengths=options.prompt_lengths, output_lengths=options.output_lengths, temperature=TEMPERATURE)
-    mode, tally, seconds = MODES[OURS], _Tally(), options.minutes * 60.0
     board = Board(console, show_logs=False)
     board.begin()
     try:
         async with contextlib.AsyncExitStack() as leaving:
-            stack = await leaving.enter_async_context(running([mode], models, board))
+            stack = await leaving.enter_async_context(running([mode], models, board, setup))
             client = LoadClient(stack.address(mode))
             leaving.push_async_callback(client.close)
             board.settle()
@@ -118,7 +117,7 @@ async def _soak(options: SoakOptions, console: Console) -> dict[str, Any]:
         raise
     finally:
         board.settle()
-    return _report(options, tally, samples, left)
+    return _report(options, models, tally, samples, left)
 
 
 @contextlib.asynccontextmanager
@@ -158,7 +157,7 @@ async def _left(stack: Stack) -> list[_Left]:
 
 
 def _report(
-    options: SoakOptions, tally: _Tally, samples: Mapping[str, Sequence[Sample]], left: Sequence[_Left]
+    options: SoakOptions, models: Models, tally: _Tally, samples: Mapping[str, Sequence[Sample]], left: Sequence[_Left]
 ) -> dict[str, Any]:
     num_refused = tally.failures.pop(SlotsExhaustedError.__name__, 0)
     memory = {name: growth(each) for name, each in samples.items()}
@@ -166,7 +165,7 @@ def _report(
         "benchmark": BENCHMARK,
         "format": FORMAT,
         "machine": machine.facts(),
-        "settings": {**asdict(options), "target": Path(options.target).name, "draft": Path(options.draft).name},
+        "settings": settings(options, models),
         "num_answers": tally.num_answers,
         "num_refused": num_refused,
         "failures": dict(tally.failures),

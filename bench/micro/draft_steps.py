@@ -19,7 +19,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from bench.compare.tables import new_table
+from bench.columns import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.stack.step_log import StepLog

@@ -20,8 +20,8 @@ import typer
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from bench.columns import default_console, new_table
 from bench.compare.measuring import sampling_of
-from bench.compare.tables import default_console, new_table
 from bench.micro.ngrams import TEMPERATURES
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts

@@ -23,7 +23,7 @@ import typer
 from torch import Tensor, nn
 
 from bench import machine
-from bench.compare.tables import default_console, new_table
+from bench.columns import default_console, new_table
 from bench.micro.steps import CONTEXT_TOKENS, median_step_ms
 from outrider.engine import native
 from outrider.engine.compile import ahead

@@ -10,7 +10,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from bench.compare.sample import Round, Sample
-from bench.stack.services import Models, split_cores
+from bench.stack.models import Models
+from bench.stack.services import split_cores
 from outrider.client import SamplingParams
 from outrider.core.protocol.errors import OutriderError
 

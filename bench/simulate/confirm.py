@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.compare.asking import CoordinatorSource
-from bench.compare.report import rounded
+from bench.records import rounded
 from bench.rivals.modes import Mode
 from bench.simulate.delay import DelayLine
 from bench.simulate.oracle import PROMPT
 from bench.simulate.synthetic import SCHEMES, Point, best_window, speculation_of
 from bench.simulate.theory import best_in_turn
 from bench.simulate.virtual import Speculation
-from bench.stack.services import HOST, Models, Pair, running
+from bench.stack.models import Models
+from bench.stack.services import HOST, Pair, running
 from outrider.cli.child import Child, Observer
 from outrider.client import GREEDY, GenerationClient
 from outrider.core.draft.session import AUTOMATIC_WIDTH_MAX

@@ -19,8 +19,8 @@ import typer
 from rich.console import Console
 from tokenizers import Tokenizer
 
+from bench.columns import new_table
 from bench.compare.measuring import sampling_of
-from bench.compare.tables import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.rivals.modes import COMPILED, PADDED, RIVALS, STAGED, Mode, choose_modes

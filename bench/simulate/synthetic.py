@@ -9,7 +9,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from bench.compare.report import FORMAT, rounded
+from bench.compare.result import FORMAT
+from bench.records import rounded
 from bench.rivals.modes import AMUSD_DRAFTS, PolicyName
 from bench.rivals.ruled import policy_of
 from bench.rivals.rules import FREE_CREDIT

@@ -9,11 +9,13 @@ import socket
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, STAGED, Mode
+from bench.stack.checkout import Checkout
 from bench.stack.control import tell
+from bench.stack.models import Models
 from outrider.cli.child import Child, Observer
 from outrider.client import GenerationClient
 from outrider.rpc.channels import open_channel
@@ -25,26 +27,21 @@ ROUND_TRIPS = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Models:
-    """What the workers load, and how."""
+class Setup:
+    """How services are started, whatever models they have."""
 
-    target: str
-    draft: str
-    ngram_table: str = ""
-    """Of the verifiers, and of drafters without a model; empty: none."""
-    target_device: str = "cpu"
-    draft_device: str = "cpu"
-    dtype: str = "bfloat16"
-    compile: str = "auto"
     worker_flags: tuple[str, ...] = ("--max-sessions=2",)
     """More flags of both workers."""
     verify_flags: tuple[str, ...] = ()
     """More flags of verifiers alone."""
     coordinator_flags: tuple[str, ...] = ()
     """The same of all coordinators."""
-    as_in_production: bool = False
-    """Run the workers' own modules rather than `worker.py`: then they keep no log and take no policy."""
+    checkouts: Mapping[str, Checkout] = field(default_factory=dict[str, Checkout])
+    """By pair: whose services to run as production does, rather than `worker.py`. They keep no log and take no
+    policy."""
 
+
+DEFAULT_SETUP = Setup()
 
 Through = Callable[[Child], Awaitable[str]]
 """Makes another address for a draft service."""
@@ -116,7 +113,12 @@ class Stack:
 
 @contextlib.asynccontextmanager
 async def running(
-    modes: Sequence[Mode], models: Models, observer: Observer, *, through: Through | None = None
+    modes: Sequence[Mode],
+    models: Models,
+    observer: Observer,
+    setup: Setup = DEFAULT_SETUP,
+    *,
+    through: Through | None = None,
 ) -> AsyncIterator[Stack]:
     """Starts what `modes` need, yields when all of it is ready, and stops it.
 
@@ -128,7 +130,7 @@ async def running(
     coordinators: dict[tuple[str, tuple[str, ...]], Child] = {}
     async with contextlib.AsyncExitStack() as leaving:
         for name in dict.fromkeys(mode.pair for mode in ours):
-            pairs[name] = _workers(name, models, observer)
+            pairs[name] = _workers(name, models, setup, observer)
         workers = [child for pair in pairs.values() for child in pair if child is not None]
         leaving.push_async_callback(_stop, workers)
         for child in workers:
@@ -137,14 +139,23 @@ async def running(
         cores = split_cores(models)[1]  # with the drafter, as `outrider up` has it
         drafts = {name: await _draft_address(draft, through) for name, (_, draft) in pairs.items()}
         for key in dict.fromkeys((mode.pair, mode.coordinator) for mode in ours):
-            name, verify = f"coordinator {len(coordinators) + 1}", pairs[key[0]][0]
-            flags = [*models.coordinator_flags, *key[1]]
-            coordinators[key] = _coordinator(name, verify.address, drafts[key[0]], cores, flags, observer)
+            pair = key[0]
+            flags = [
+                f"--verify={pairs[pair][0].address}",
+                f"--draft={drafts[pair]}",
+                f"--cores={','.join(map(str, cores))}",
+                *setup.coordinator_flags,
+                *key[1],
+            ]
+            name = f"coordinator {len(coordinators) + 1}"
+            coordinators[key] = _child(
+                name, "GenerationService", _production(setup, pair, "coordinator"), flags, observer
+            )
         leaving.push_async_callback(_stop, list(coordinators.values()))
         for child in coordinators.values():
             await child.start()
         await asyncio.gather(*(child.ready() for child in coordinators.values()))
-        running_pairs = {name: _pair(name, models, *pair) for name, pair in pairs.items()}
+        running_pairs = {name: _pair(name, setup, *pair) for name, pair in pairs.items()}
         for pair in running_pairs.values():
             leaving.push_async_callback(pair.close)
         clients = {
@@ -161,78 +172,64 @@ async def _stop(children: Sequence[Child]) -> None:
         await asyncio.gather(*(child.kill() for child in children))
 
 
-def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Child | None]:
+def _workers(name: str, models: Models, setup: Setup, observer: Observer) -> tuple[Child, Child | None]:
     verify_cores, draft_cores = split_cores(models)
-    alone = name == ALL_CORES
-    if alone:
-        verify_cores = sorted({*verify_cores, *draft_cores})
-    flags = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", *models.worker_flags]
-    modules = _MODULES if models.as_in_production else _MEASURED_MODULES
-    ngram_flag = f"--ngram-table={models.ngram_table}"
-    verify_flags = [*flags, ngram_flag, *models.verify_flags]
-    verify = _worker(modules, "verify", name, models.target, models.target_device, verify_cores, verify_flags, observer)
-    if alone:
+    if name == ALL_CORES:
+        verify_cores, draft_cores = sorted({*verify_cores, *draft_cores}), []
+    flags = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", *setup.worker_flags]
+    table = f"--ngram-table={models.ngram_table or ''}"
+
+    def worker(kind: str, flags: Sequence[str], *, measured: bool = True) -> Child:
+        command = (
+            _MEASURED[kind] if measured and name not in setup.checkouts else _production(setup, name, _MODULES[kind])
+        )
+        return _child(f"{kind} {name}".strip(), f"{kind.capitalize()}Service", command, flags, observer)
+
+    on_target = [f"--model={models.target}", f"--device={models.target_device}", *flags]
+    on_target += _core_flags(models.target_device, verify_cores)
+    verify = worker("verify", [*on_target, table, *setup.verify_flags])
+    if name == ALL_CORES:
         return verify, None
     if name == NGRAM:
-        return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram", ngram_flag], observer)
-    flags += [f"--ngram={'on' if name == STAGED else 'off'}"]
-    return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
+        return verify, worker("draft", ["--model=ngram", table], measured=False)
+    on_draft = [f"--model={models.draft}", f"--device={models.draft_device}", *flags]
+    on_draft += _core_flags(models.draft_device, draft_cores)
+    return verify, worker("draft", [*on_draft, *(["--ngram=on"] if name == STAGED else [])])
 
 
-_MODULES = {"verify": ("verify_service",), "draft": ("draft_service",)}
-"""What runs a worker: a module, and arguments before its flags."""
+_MODULES = {"verify": "verify_service", "draft": "draft_service"}
+"""The module that is a worker."""
 
-_MEASURED_MODULES = {kind: ("bench.stack.worker", kind) for kind in _MODULES}
-
-
-def _worker(
-    modules: Mapping[str, Sequence[str]],
-    kind: str,
-    pair: str,
-    model: str,
-    device: str,
-    cores: Sequence[int],
-    flags: Sequence[str],
-    observer: Observer,
-) -> Child:
-    flags = [f"--model={model}", f"--device={device}", *flags]
-    if cores and device == "cpu":
-        flags += [f"--cores={','.join(map(str, cores))}", f"--num-threads={len(cores)}"]
-    return _child(modules[kind], kind, pair, flags, observer)
+_MEASURED = {kind: ("bench.stack.worker", kind) for kind in _MODULES}
+"""The same with a log and policies: a module, and arguments before its flags."""
 
 
-def _child(module: Sequence[str], kind: str, pair: str, flags: Sequence[str], observer: Observer) -> Child:
+def _production(setup: Setup, pair: str, module: str) -> Sequence[str]:
+    checkout = setup.checkouts.get(pair)
+    return (module,) if checkout is None else checkout.command(module)
+
+
+def _core_flags(device: str, cores: Sequence[int]) -> list[str]:
+    if not cores or device != "cpu":
+        return []
+    return [f"--cores={','.join(map(str, cores))}", f"--num-threads={len(cores)}"]
+
+
+def _child(name: str, service: str, command: Sequence[str], flags: Sequence[str], observer: Observer) -> Child:
     address = f"{HOST}:{_free_port()}"
-    command = [*module, f"--listen={address}", *flags]
-    service = "outrider.v1.VerifyService" if kind == "verify" else "outrider.v1.DraftService"
-    return Child(f"{kind} {pair}".strip(), command, address=address, health_service=service, observer=observer)
-
-
-def _pair(name: str, models: Models, verify: Child, draft: Child | None) -> Pair:
-    workers = {"verify": verify} if draft is None else {"verify": verify, "draft": draft}
-    measured = [] if models.as_in_production else [kind for kind in workers if kind == "verify" or name != NGRAM]
-    return Pair(workers, measured)
-
-
-def _coordinator(
-    name: str, verify: str, draft: str, cores: Sequence[int], flags: Sequence[str], observer: Observer
-) -> Child:
-    address = f"{HOST}:{_free_port()}"
-    cores_flag = ",".join(map(str, cores))
     return Child(
         name,
-        [
-            "coordinator",
-            f"--listen={address}",
-            f"--verify={verify}",
-            f"--draft={draft}",
-            f"--cores={cores_flag}",
-            *flags,
-        ],
+        [*command, f"--listen={address}", *flags],
         address=address,
-        health_service="outrider.v1.GenerationService",
+        health_service=f"outrider.v1.{service}",
         observer=observer,
     )
+
+
+def _pair(name: str, setup: Setup, verify: Child, draft: Child | None) -> Pair:
+    workers = {"verify": verify} if draft is None else {"verify": verify, "draft": draft}
+    measured = [] if name in setup.checkouts else [kind for kind in workers if kind == "verify" or name != NGRAM]
+    return Pair(workers, measured)
 
 
 async def _draft_address(draft: Child | None, through: Through | None) -> str:

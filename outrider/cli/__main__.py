@@ -17,7 +17,7 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
-from outrider.cli import bench, flags
+from outrider.cli import flags
 from outrider.cli.answer import json_object
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude
@@ -34,13 +34,32 @@ _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 """As a shell reports a command that Ctrl-C ended."""
 
+
+class BenchMissingError(OutriderError):
+    """The benchmark was asked for where there is no checkout."""
+
+
 app = typer.Typer(
     help="Asynchronous speculative decoding: the target's own tokens, sooner.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(bench.app, name="bench")
+try:
+    from bench.cli import app as bench_app
+except ModuleNotFoundError as error:
+    if error.name not in {"bench", "bench.cli"}:
+        raise
+
+    @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def bench() -> None:
+        """Measure Outrider; only from a checkout."""
+        raise BenchMissingError(
+            "`outrider bench` is not part of the installed package; from a checkout of the repository: "
+            "pip install --editable '.[engine,bench]'"
+        )
+else:
+    app.add_typer(bench_app, name="bench")
 
 
 @app.command()

@@ -14,9 +14,12 @@ from rich.console import Console
 from bench.compare.options import BenchOptions
 from bench.compare.plots import plot
 from bench.compare.quote import NotAResultError, misquoted, quote, quotes
+from bench.compare.result import Result
 from bench.compare.run import run
 from bench.compare.tables import show
+from bench.records import as_json, from_json
 from bench.rivals.modes import MODES, UnknownModeError, choose_modes
+from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
@@ -35,10 +38,12 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     prompts = folder / "prompts.txt"
     prompts.write_text("A1B2C3\n---\nZZTop")
     options = BenchOptions(
-        target=str(save_tiny(target, folder / "target")),
-        draft=str(save_tiny(draft, folder / "draft")),
-        dtype="float32",
-        compile="off",
+        models=Models(
+            target=str(save_tiny(target, folder / "target")),
+            draft=str(save_tiny(draft, folder / "draft")),
+            dtype="float32",
+            compile="off",
+        ),
         modes=MODE_NAMES,
         prompts=prompts,
         num_prompts=NUM_PROMPTS,
@@ -46,7 +51,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         max_tokens=MAX_TOKENS,
         temperatures=TEMPERATURES,
     )
-    return json.loads(json.dumps(asyncio.run(run(options, Console(quiet=True)))))
+    return json.loads(json.dumps(as_json(asyncio.run(run(options, Console(quiet=True))))))
 
 
 def test_the_result_says_what_was_measured(result: dict[str, Any]) -> None:
@@ -108,12 +113,12 @@ def test_rivals_followed_their_rules(result: dict[str, Any]) -> None:
 
 def test_tables_and_plots_show_every_mode(result: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=200, file=io.StringIO())
-    show(result, console)
+    show(from_json(Result, result), console)
     shown = console.export_text()
     best = {at["best"]["sync"] for at in result["results"]}
     for name in {*MODE_NAMES, *best} - {"sync_2", "sync_3"} | best:
         assert name in shown
-    files = plot(result, tmp_path / "plots")
+    files = plot(from_json(Result, result), tmp_path / "plots")
     assert len(files) == 4 * len(TEMPERATURES)
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -13,12 +13,15 @@ from rich.console import Console
 from bench.compare.quote import misquoted, quote
 from bench.load.options import LoadOptions, SoakOptions
 from bench.load.plots import plot
+from bench.load.result import Result
 from bench.load.run import run
 from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
 from bench.load.workload import ROUNDS_BESIDE_LONG
+from bench.records import as_json, from_json
 from bench.rivals.modes import UnknownModeError
+from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
@@ -28,29 +31,24 @@ NUM_PASSES = 3
 NUM_OPEN = 6
 
 
-class Folders(NamedTuple):
-    """A tiny pair."""
-
-    target: str
-    draft: str
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     target, draft = build("llama", layers=2), build("llama")
-    return Folders(str(save_tiny(target, folder / "target")), str(save_tiny(draft, folder / "draft")))
+    return Models(
+        target=str(save_tiny(target, folder / "target")),
+        draft=str(save_tiny(draft, folder / "draft")),
+        dtype="float32",
+        compile="off",
+    )
 
 
 @pytest.fixture(scope="module")
-def result(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def result(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("A1B2C3\n---\nZZTop\n---\nSome more")
     options = LoadOptions(
-        target=folders.target,
-        draft=folders.draft,
-        dtype="float32",
-        compile="off",
+        models=models,
         modes=MODES,
         concurrency=CONCURRENCY,
         rates=RATES,
@@ -61,7 +59,7 @@ def result(folders: Folders, tmp_path_factory: pytest.TempPathFactory) -> dict[s
         output_lengths=(6, 12),
         temperatures=(0.8,),
     )
-    return json.loads(json.dumps(run(options, Console(quiet=True))))
+    return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
 
 
 def test_the_result_says_what_was_measured(result: dict[str, Any]) -> None:
@@ -111,12 +109,12 @@ def test_the_target_alone_scores_no_drafts_and_nobody_pads_but_padded_modes(resu
 
 def test_tables_and_plots_show_every_mode(result: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=118, file=io.StringIO())
-    show(result, console)
+    show(from_json(Result, result), console)
     shown = console.export_text()
     for name in MODES:
         assert f"3 clients {name}" in shown
         assert f"20 requests/s {name}" in shown
-    files = plot(result, tmp_path / "plots")
+    files = plot(from_json(Result, result), tmp_path / "plots")
     assert len(files) == 4
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
@@ -137,12 +135,9 @@ LONG = 300
 
 
 @pytest.fixture(scope="module")
-def long_result(folders: Folders) -> dict[str, Any]:
+def long_result(models: Models) -> dict[str, Any]:
     options = LoadOptions(
-        target=folders.target,
-        draft=folders.draft,
-        dtype="float32",
-        compile="off",
+        models=models,
         modes=("target", "outrider"),
         concurrency=(2,),
         minutes=0.0,
@@ -151,7 +146,7 @@ def long_result(folders: Folders) -> dict[str, Any]:
         output_lengths=(24,),
         long_prompt=LONG,
     )
-    return json.loads(json.dumps(run(options, Console(quiet=True))))
+    return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
 
 
 def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[str, Any]) -> None:
@@ -171,12 +166,12 @@ def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[st
 
 def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=118, file=io.StringIO())
-    show(long_result, console)
+    show(from_json(Result, long_result), console)
     shown = console.export_text()
     assert f"prompts of {LONG} tokens" in shown
     assert "2 clients + long outrider" in shown
     assert f"{long_result['results'][1]['modes']['outrider']['stall']['ratio']:.2f} (" in shown
-    assert plot(long_result, tmp_path)
+    assert plot(from_json(Result, long_result), tmp_path)
 
 
 def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict[str, Any], tmp_path: Path) -> None:
@@ -186,18 +181,15 @@ def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict
     assert rows == ["| 2", f"| 2 beside prompts of {LONG}"]
 
 
-def test_modes_of_others_cannot_be_put_under_load(folders: Folders) -> None:
-    options = LoadOptions(target=folders.target, draft=folders.draft, modes=("transformers",))
+def test_modes_of_others_cannot_be_put_under_load(models: Models) -> None:
+    options = LoadOptions(models=models, modes=("transformers",))
     with pytest.raises(UnknownModeError, match="transformers"):
         run(options, Console(quiet=True))
 
 
-def test_a_soak_tells_of_memory_refusals_and_what_is_left(folders: Folders) -> None:
+def test_a_soak_tells_of_memory_refusals_and_what_is_left(models: Models) -> None:
     options = SoakOptions(
-        target=folders.target,
-        draft=folders.draft,
-        dtype="float32",
-        compile="off",
+        models=models,
         minutes=0.05,
         num_clients=24,
         kv_memory="91kB",

@@ -12,10 +12,11 @@ from statistics import fmean
 import pytest
 
 from bench.compare.resampling import compare_passes
-from bench.load.answer import Answer, Objective, read
+from bench.load.answer import Answer, read
 from bench.load.client import Recording
 from bench.load.loops import beside, closed_loop, lasting_loop, open_loop
 from bench.load.memory import GROWTH_MAX, SAMPLES_MIN, Sample, growth, resident_bytes
+from bench.load.objective import Objective
 from bench.load.percentiles import percentile, percentiles
 from bench.load.workload import MEASURED_MIN, ClosedWork, OpenWork, Request, Shape, closed_work, open_work, requests
 from outrider.client import GREEDY

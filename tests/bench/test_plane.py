@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench.compare.plots import plot
-from bench.compare.tables import show_plane
+from bench.compare.plane_plots import plot
+from bench.compare.plane_tables import show
 from bench.simulate import confirm
 from bench.simulate.synthetic import SCHEMES, Point, map_plane
-from bench.stack.services import Models
+from bench.stack.models import Models
 from outrider.cli.child import Observer
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
@@ -26,7 +26,7 @@ def test_a_small_map(tmp_path: Path) -> None:
         assert point["speed_up"].keys() == SCHEMES.keys()
         assert point["theory"]["sync"] > point["theory"]["chain_bound"]
     console = Console(record=True, width=200, file=io.StringIO())
-    show_plane(result, console)
+    show(result, console)
     assert all(scheme in console.export_text(clear=False) for scheme in SCHEMES)
     files = plot(result, tmp_path)
     assert len(files) == 10

@@ -55,7 +55,7 @@ LAYERS = {
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
     "outrider.worker": _layer("core engine rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"),
     "outrider.client": _layer("core rpc v1", _GRPC),
-    "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich"),
+    "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
     "draft_service": _layer("core engine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "verify_service": _layer("core engine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),

@@ -1,0 +1,1 @@
+"""Two checkouts side by side: what a change costs."""
