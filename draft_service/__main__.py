@@ -31,7 +31,7 @@ def main() -> None:
             from draft_service.servicer import DraftServicer
             from outrider.worker.serving import run
 
-            servicer = DraftServicer(config, telemetry)
+            servicer = DraftServicer(telemetry)
             run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
     finally:
         telemetry.shut_down()

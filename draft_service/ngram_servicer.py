@@ -14,6 +14,7 @@ from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
 from outrider import PROTOCOL_VERSION
 from outrider.core.draft.session import DraftEstimates
+from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
@@ -41,7 +42,7 @@ class NgramServicer(draft_pb2_grpc.DraftServiceServicer):
         """Backs every session's own table with that of `file`, and then drafts for its vocabulary alone."""
         self._telemetry = telemetry
         self._static = file.table if file is not None else None
-        self._estimates = DraftEstimates()
+        self._estimates = DraftEstimates(NGRAM_PROBABILITIES, ngram_bin)
         self._num_sessions = 0
         self._board = LoadBoard(self._load)
         self._info = ModelInfo(

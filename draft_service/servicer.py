@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter, DraftEvent, Drafting
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import DraftOpen, DraftWindow
@@ -18,7 +17,6 @@ from outrider.rpc.streams import prefilling
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
-from outrider.worker.ngram_file import ngram_tables
 from outrider.worker.outbox import Outbox
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel
@@ -30,14 +28,13 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
 
     NAME = "draft"
 
-    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
         super().__init__(telemetry)
-        self._config = config
         self._drafter: Drafter
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
-        self._drafter = Drafter(loaded.engine, ngram_tables(self._config, loaded.info))
+        """See `WorkerServicer.begin`."""
+        self._drafter = Drafter(loaded.engine)
         return self._take_over(loaded, self._drafter, on_death)
 
     @rpc_errors

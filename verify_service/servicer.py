@@ -44,11 +44,12 @@ class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
+        ngram_table = ngram_tables(self._config.ngram_table, loaded.info)
         self._verifier = Verifier(
             loaded.engine,
             loaded.info.eos_token_ids,
             max_queue=self._config.max_queue,
-            ngram_table=ngram_tables(self._config, loaded.info),
+            ngram_table=ngram_table if self._config.ngram == "on" else None,
         )
         return self._take_over(loaded, self._verifier, on_death)
 

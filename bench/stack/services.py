@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass
 from typing import Any
 
-from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, STAGED, Mode
+from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, Mode
 from bench.stack.control import tell
 from outrider.cli.child import Child, Observer
 from outrider.client import GenerationClient
@@ -175,7 +175,6 @@ def _workers(name: str, models: Models, observer: Observer) -> tuple[Child, Chil
         return verify, None
     if name == NGRAM:
         return verify, _child(_MODULES["draft"], "draft", name, ["--model=ngram", ngram_flag], observer)
-    flags += [f"--ngram={'on' if name == STAGED else 'off'}"]
     return verify, _worker(modules, "draft", name, models.draft, models.draft_device, draft_cores, flags, observer)
 
 

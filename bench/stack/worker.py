@@ -79,8 +79,8 @@ class Measured:
 class MeasuredDraftServicer(DraftServicer):
     """The draft service with a log and a choice of policies."""
 
-    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
-        super().__init__(config, telemetry)
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(telemetry)
         self.measured = Measured()
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -125,7 +125,7 @@ def main() -> None:
     telemetry = set_up(f"outrider-{kind}", environ=os.environ)
     if kind == "draft":
         config = DraftConfig.from_command_line("bench.stack.worker draft")
-        servicer = MeasuredDraftServicer(config, telemetry)
+        servicer = MeasuredDraftServicer(telemetry)
         serve = partial(run, config, "outrider.v1.DraftService")
         add_service = add_DraftServiceServicer_to_server
     else:

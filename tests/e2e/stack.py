@@ -123,7 +123,7 @@ async def worker(
 ) -> AsyncIterator[RunningWorker]:
     """Serves a loaded model as a verify worker, or as a draft worker. `max_queue` is the verifier's."""
     servicer: WorkerServicer = (
-        DraftServicer(DraftConfig(model="draft"), telemetry)
+        DraftServicer(telemetry)
         if draft
         else VerifyServicer(VerifyConfig(model="target", max_queue=max_queue), telemetry)
     )
