@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
+from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.tree import Node, path_tokens
 from outrider.core.schedule.prefill import prefill_budget
 from outrider.core.schedule.queue import Priority
@@ -20,8 +21,6 @@ from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.sample.sampler import Row
 from outrider.worker.admission import Admission, num_uncomputed_tokens
 from outrider.worker.outbox import Outbox
-
-DraftEvent = Opened | DraftWindow
 
 
 class Drafting:

@@ -18,7 +18,7 @@ from bench.stack.control import add_control
 from bench.stack.forced import Forcing
 from bench.stack.step_log import StepLog
 from draft_service.config import DraftConfig
-from draft_service.servicer import DraftServicer
+from draft_service.model_servicer import ModelDraftServicer
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.engine import Engine
 from outrider.telemetry.logging import set_up_logging
@@ -76,7 +76,7 @@ class Measured:
         self._policies.clear()
 
 
-class MeasuredDraftServicer(DraftServicer):
+class MeasuredDraftServicer(ModelDraftServicer):
     """The draft service with a log and a choice of policies."""
 
     def __init__(self, telemetry: Telemetry) -> None:

@@ -16,9 +16,11 @@ import pytest_asyncio
 from coordinator.fitting import check_pair
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
-from draft_service.ngram_servicer import NgramServicer
+from draft_service.servicer import DraftServicer
+from draft_service.without_model import begin
 from outrider.client import GenerationMode
 from outrider.core.draft.session import DraftEstimates
+from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import (
     ModelMismatchError,
@@ -48,7 +50,8 @@ NUM_TOKENS = 64
 @asynccontextmanager
 async def ngram_worker(file: NgramFile | None = None, **settings: Any) -> AsyncIterator[str]:
     """Serves n-gram drafts in this process. Yields the address."""
-    servicer = NgramServicer(DraftConfig(model="ngram", **settings), file, SILENT)
+    servicer = DraftServicer(SILENT)
+    begin(servicer, DraftConfig(model="ngram", **settings), file)
     server = Server(
         Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
     )
@@ -226,7 +229,7 @@ async def test_a_session_too_many_is_refused_until_one_ends() -> None:
 
 
 def test_guesses_follow_what_is_committed() -> None:
-    session = NgramDrafting(opening(), DraftEstimates(), None)
+    session = NgramDrafting(opening(), DraftEstimates(NGRAM_PROBABILITIES, ngram_bin), None)
     first = session.draft()
     assert first is not None
     assert list(first.token_ids) == [3, 4, 1, 2, 3, 4, 1, 2]
@@ -242,13 +245,16 @@ def test_guesses_follow_what_is_committed() -> None:
 def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
     file = table(tmp_path)
     session = NgramDrafting(
-        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3), DraftEstimates(), file.table
+        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3),
+        DraftEstimates(NGRAM_PROBABILITIES, ngram_bin),
+        file.table,
     )
     window = session.draft()
     assert window is not None
     assert set(window.token_ids) <= {1, 2}
 
 
-def test_the_service_without_a_model_loads_no_torch() -> None:
-    code = "import sys, draft_service.__main__, draft_service.ngram_servicer; print('torch' in sys.modules)"
+@pytest.mark.parametrize("package", ["torch", "safetensors", "numpy", "transformers"])
+def test_the_service_without_a_model_loads_nothing_heavy(package: str) -> None:
+    code = f"import sys, draft_service.__main__, draft_service.without_model; print('{package}' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
