@@ -33,8 +33,8 @@ def main() -> None:
                 from outrider.worker.serving import run
             except ModuleNotFoundError as error:
                 sys.exit(
-                    f"python -m draft_service: a draft model needs {error.name}; pip install 'outrider[engine]', or use "
-                    f"--model {NGRAM_MODEL}"
+                    f"python -m draft_service: a draft model needs {error.name}; pip install 'outrider[engine]', or "
+                    f"use --model {NGRAM_MODEL}"
                 )
             servicer = ModelDraftServicer(telemetry)
             run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
