@@ -24,14 +24,19 @@ def main() -> None:
     try:
         # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.
         if config.model == NGRAM_MODEL:
-            from draft_service.ngram_servicer import run_without_model
+            from draft_service.without_model import run_without_model
 
             run_without_model(config, telemetry)
         else:
-            from draft_service.servicer import DraftServicer
-            from outrider.worker.serving import run
-
-            servicer = DraftServicer(config, telemetry)
+            try:
+                from draft_service.model_servicer import ModelDraftServicer
+                from outrider.worker.serving import run
+            except ModuleNotFoundError as error:
+                sys.exit(
+                    f"python -m draft_service: a draft model needs {error.name}; pip install 'outrider[engine]', or "
+                    f"use --model {NGRAM_MODEL}"
+                )
+            servicer = ModelDraftServicer(telemetry)
             run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
     finally:
         telemetry.shut_down()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from outrider.core.propose.ngram import NGRAM_MODEL
@@ -17,9 +15,7 @@ class DraftConfig(WorkerConfig):
         description=f"{WorkerConfig.model_fields['model'].description}; {NGRAM_MODEL}: no model, guesses from what the "
         "text repeats"
     )
-    ngram: Literal["on", "off"] = Field(
-        "off",
-        description="n-gram guesses, from what the text repeats, beside the draft model's: for draft steps that take "
-        "long, or a verifier without its own",
+    ngram_table: str = Field(
+        "", description=f"{WorkerConfig.model_fields['ngram_table'].description}; with --model {NGRAM_MODEL} alone"
     )
     listen: str = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)

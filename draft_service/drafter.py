@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
-from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
+from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.tree import Node, path_tokens
 from outrider.core.schedule.prefill import prefill_budget
 from outrider.core.schedule.queue import Priority
@@ -21,8 +21,6 @@ from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.sample.sampler import Row
 from outrider.worker.admission import Admission, num_uncomputed_tokens
 from outrider.worker.outbox import Outbox
-
-DraftEvent = Opened | DraftWindow
 
 
 class Drafting:
@@ -54,11 +52,9 @@ class Drafting:
 class Drafter:
     """Steps all sessions that have something worth drafting in one forward pass."""
 
-    def __init__(self, engine: Engine, ngram_table: Callable[[Sequence[int]], NgramTable] | None = None) -> None:
-        """`ngram_table` makes a session's n-gram table from its line; without it the model guesses alone."""
+    def __init__(self, engine: Engine) -> None:
         # Nobody waits for a drafter: its coordinator lets the target decode alone rather than be late.
         self.admission: Admission[Drafting] = Admission(engine, max_queue=0)
-        self._ngram_table = ngram_table
         self.session_type = DraftSession
         """What sessions that open from now on are; a benchmark may put another policy here."""
         self.estimates = DraftEstimates()
@@ -75,8 +71,7 @@ class Drafter:
         self.admission.enter(session)
         self.admission.admit()
         if session.slot is not None:
-            ngrams = self._ngram_table(session.opening.token_ids) if self._ngram_table is not None else None
-            session.state = self.session_type(session.opening, self.estimates, ngrams)
+            session.state = self.session_type(session.opening, self.estimates)
             session.token_ids = session.state.line.token_ids
 
     def commit(self, session: Drafting, commitment: Commitment) -> None:

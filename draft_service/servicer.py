@@ -1,27 +1,21 @@
-"""DraftService on the wire: decode, check, hand to the device thread; encode what comes back."""
+"""DraftService on the wire: decode, check, hand to whoever drafts; encode what comes back. Needs no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from draft_service.config import DraftConfig
-from draft_service.drafter import Drafter, DraftEvent, Drafting
-from outrider.core.protocol.errors import ProtocolViolationError
+from draft_service.drafts import DraftEvent, Drafts
 from outrider.core.protocol.messages import DraftOpen, DraftWindow
 from outrider.core.protocol.validation import check_draft_open
-from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import prefilling
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
-from outrider.worker.ngram_file import ngram_tables
 from outrider.worker.outbox import Outbox
-from outrider.worker.servicer import ModelServicer
-from outrider.worker.startup import LoadedModel
+from outrider.worker.servicer import ModelServicer, reopened
 from outrider.worker.trace import SessionTrace
 
 
@@ -30,32 +24,26 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
 
     NAME = "draft"
 
-    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
         super().__init__(telemetry)
-        self._config = config
-        self._drafter: Drafter
+        self._drafts: Drafts[Any]
 
-    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
-        self._drafter = Drafter(loaded.engine, ngram_tables(self._config, loaded.info))
-        return self._take_over(loaded, self._drafter, on_death)
+    def draft_by(self, drafts: Drafts[Any]) -> None:
+        """From now on `drafts` drafts for every session. To be said before `serve`."""
+        self._drafts = drafts
 
     @rpc_errors
     async def Draft(self, request: Any, context: ServicerContext) -> None:
         """Opens with the first command. After a half-close the session drafts what its credit allows, then ends."""
-        loaded = self._require()
+        info = self._served()
         opening = await self._opening(context, wire.decode_draft_command, DraftOpen)
-        check_draft_open(opening, loaded.info.vocab_size, loaded.info.max_context)
+        check_draft_open(opening, info.vocab_size, info.max_context)
         outbox: Outbox[DraftEvent] = Outbox()
-        session = Drafting(opening, outbox)
-        self._device.submit(partial(self._drafter.open, session))
+        session = self._drafts.open(opening, outbox)
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
                 async with prefilling(
-                    context,
-                    partial(self._on_command, session),
-                    partial(self._device.submit, partial(self._drafter.finish, session)),
-                    outbox.fail,
+                    context, partial(self._on_command, session), partial(self._drafts.finish, session), outbox.fail
                 ):
                     while (stamped := await outbox.take()) is not None:
                         await context.write(wire.encode_draft_event(stamped.event))
@@ -63,10 +51,10 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
                             attributes = {names.STEP_NUM_NODES: len(stamped.event)}
                             trace.step(names.SPAN_DRAFT_STEP, stamped.started_ns, stamped.ended_ns, attributes)
         finally:
-            self._device.submit_close(partial(self._drafter.close, session))
+            self._drafts.close(session)
 
-    def _on_command(self, session: Drafting, message: draft_pb2.DraftCommand) -> None:
+    def _on_command(self, session: Any, message: draft_pb2.DraftCommand) -> None:
         command = wire.decode_draft_command(message)
         if isinstance(command, DraftOpen):
-            raise ProtocolViolationError("`open` was sent already; open another stream for another session")
-        self._device.submit(partial(self._drafter.commit, session, command))
+            raise reopened()
+        self._drafts.commit(session, command)

@@ -9,7 +9,6 @@ from functools import partial
 from typing import Any
 
 from outrider.core.coordinate.session import EndDrafts
-from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import DraftWindow, Verdict, VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
 from outrider.engine.device_thread import DeviceThread
@@ -20,9 +19,10 @@ from outrider.rpc.streams import prefilling
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import verify_pb2, verify_pb2_grpc
+from outrider.worker.device_servicer import DeviceServicer
 from outrider.worker.ngram_file import ngram_tables
 from outrider.worker.outbox import Outbox
-from outrider.worker.servicer import ModelServicer
+from outrider.worker.servicer import reopened
 from outrider.worker.startup import LoadedModel
 from outrider.worker.trace import SessionTrace
 from verify_service.config import VerifyConfig
@@ -32,7 +32,7 @@ TOKENIZER_CHUNK_BYTES = 1024 * 1024
 """Bytes of tokenizer.json in one message."""
 
 
-class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
+class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
     """One Verify stream is one session."""
 
     NAME = "verify"
@@ -44,11 +44,12 @@ class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
+        ngram_table = ngram_tables(self._config.ngram_table, loaded.info)
         self._verifier = Verifier(
             loaded.engine,
             loaded.info.eos_token_ids,
             max_queue=self._config.max_queue,
-            ngram_table=ngram_tables(self._config, loaded.info),
+            ngram_table=ngram_table if self._config.ngram == "on" else None,
         )
         return self._take_over(loaded, self._verifier, on_death)
 
@@ -99,7 +100,7 @@ class VerifyServicer(ModelServicer, verify_pb2_grpc.VerifyServiceServicer):
             case EndDrafts():
                 self._device.submit(partial(self._verifier.end_drafts, session))
             case VerifyOpen():
-                raise ProtocolViolationError("`open` was sent already; open another stream for another session")
+                raise reopened()
 
 
 def _record(trace: SessionTrace, verdict: Verdict, started_ns: int, ended_ns: int) -> None:

@@ -23,7 +23,8 @@ from bench.columns import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.stack.step_log import StepLog
-from draft_service.drafter import Drafter, DraftEvent, Drafting
+from draft_service.drafter import Drafter, Drafting
+from draft_service.drafts import DraftEvent
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node

@@ -1,4 +1,4 @@
-"""What the draft model and the n-grams say of each token that the target chooses, and how often each is right.
+"""What the draft model says of each token that the target chooses, how often that is right, and what n-grams would add.
 
     python -m bench.micro.evidence
 
@@ -28,7 +28,7 @@ from bench.prompts import load_prompts
 from bench.simulate.replay import complete, write
 from draft_service.drafter import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
-from outrider.core.estimate.confidence import CLAIM_PROBABILITIES, Ngram, claim_bin, margin_bin, ngram_bin
+from outrider.core.estimate.confidence import claim_bin, margin_bin
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Commitment, DraftOpen
@@ -50,7 +50,7 @@ class Evidence:
     def __init__(self) -> None:
         self.num_places = 0
         self.by_cell: Rights = Counter()
-        """By the cells that the drafter's session learns of."""
+        """By rank and margin, as the drafter's session learns of them."""
         self.by_log_prob: list[Rights] = [Counter() for _ in range(NUM_RANKS)]
         """For each rank, by buckets of the draft model's log-probability at the temperature of the text."""
         self.holding: Counter[str] = Counter()
@@ -60,11 +60,6 @@ class Evidence:
         """By buckets of margin, of the draft model's guesses of that rank, 0 the first."""
         confidence_bins = range(margin_bin(rank, 0.0), margin_bin(rank, math.inf) + 1)
         return Counter({key: count for key, count in self.by_cell.items() if key[0] in confidence_bins})
-
-    def share(self, confidence_bin: int) -> str:
-        """How often guesses of that cell were right, and how many there were."""
-        count = self.by_cell[confidence_bin, True] + self.by_cell[confidence_bin, False]
-        return f"{self.by_cell[confidence_bin, True] / count:.2f} of {count}" if count else ""
 
 
 def main(
@@ -108,7 +103,7 @@ def gather(
             vocab_size=draft.vocab_size,
         )
         ngrams, slot = NgramTable(prompt), draft.acquire()
-        session = DraftSession(opening, ngrams=ngrams)
+        session = DraftSession(opening)
         sampler.open(slot.index, opening.sampling, prompt, [])
         for token_id in answer:
             root = session.take()
@@ -124,6 +119,7 @@ def gather(
             repeated = [guess.token_id for guess in ngrams.guesses(ngrams.context, 1)]
             evidence.holding.update(name for name, held in _by_guesser(guesses, repeated).items() if token_id in held)
             session.commit(Commitment(position=len(session.line), token_ids=[token_id], rollback=False))
+            ngrams.commit([token_id])
         draft.release(slot)
     return evidence
 
@@ -146,7 +142,7 @@ def information(rights: Rights) -> float:
 
 
 def show(found: Mapping[float, Evidence], console: Console) -> None:
-    """Prints, by temperature, whose guesses hold the target's token, what tells so beforehand, and of n-grams when."""
+    """Prints, by temperature, whose guesses hold the target's token, and what tells so beforehand."""
     columns = [f"temperature {temperature:g}" for temperature in found]
     num_places = " and ".join(str(evidence.num_places) for evidence in found.values())
     table = new_table(f"share of {num_places} places in which the target's token is there", *columns)
@@ -160,12 +156,6 @@ def show(found: Mapping[float, Evidence], console: Console) -> None:
         table.add_row(f"guess {rank + 1}: its margin", *(f"{nats:.3f}" for nats in margins))
         table.add_row(f"guess {rank + 1}: its log-probability", *(f"{nats:.3f}" for nats in log_probs))
     console.print(table)
-    for temperature, evidence in found.items():
-        said = [each.name.lower() for each in Ngram]
-        table = new_table(f"right guesses of n-grams at temperature {temperature:g}, by what they promise", *said)
-        for probability in CLAIM_PROBABILITIES:
-            table.add_row(f"{probability:g}", *(evidence.share(ngram_bin(each, probability)) for each in Ngram))
-        console.print(table)
 
 
 def _by_guesser(guesses: Sequence[int], repeated: Sequence[int]) -> dict[str, Sequence[int]]:

@@ -64,14 +64,13 @@ ABLATIONS: Mapping[str, str] = {
 }
 """Ours with one policy off; see `ruled.py`."""
 
-COMPILED, EAGER, ALL_CORES, NGRAM, STAGED = "", "eager", "all cores", "ngram", "staged"
+COMPILED, EAGER, ALL_CORES, NGRAM = "", "eager", "all cores", "ngram"
 
 PAIRS: Mapping[str, str] = {
     COMPILED: "as it is",
     EAGER: "forward passes not compiled",
     ALL_CORES: "the target alone on every core",
     NGRAM: "n-grams in the place of a draft model",
-    STAGED: "n-grams under the draft model, too",
 }
 """The pairs of worker processes. Modes on the same pair share engine, caches and warm-up."""
 
@@ -92,7 +91,6 @@ def _all_modes() -> Iterable[Mode]:
     yield Mode(name="no_tree", about="outrider with chains for trees", coordinator=("--tree-width=1",), in_chain=True)
     for name, about in ABLATIONS.items():
         yield Mode(name=name, about=f"outrider {about}", policy=PolicyName(name))
-    yield Mode(name="staged", about="outrider with n-grams under the draft model, too", pair=STAGED)
     yield Mode(name="ngram_alone", about="outrider with n-grams in the place of a draft model", pair=NGRAM)
     yield Mode(name="no_compile", about="outrider with forward passes not compiled", pair=EAGER)
     yield Mode(

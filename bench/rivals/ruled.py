@@ -14,7 +14,6 @@ from bench.rivals.modes import PADDED, PolicyName
 from bench.rivals.rules import RULES
 from outrider.core.draft.session import DraftEstimates, DraftSession
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
@@ -112,9 +111,7 @@ def _drafting_a_chain(credit: int) -> type[DraftSession]:
     class ChainSession(DraftSession):
         """Drafts a chain by the model alone, up to the credit that the rule gives, and sends each draft at once."""
 
-        def __init__(
-            self, opening: DraftOpen, estimates: DraftEstimates | None = None, ngrams: NgramTable | None = None
-        ) -> None:
+        def __init__(self, opening: DraftOpen, estimates: DraftEstimates | None = None) -> None:
             super().__init__(replace(opening, tree_width=1, max_run_ahead=credit), estimates)
 
         def is_window_due(self, now: float, idle: bool) -> bool:

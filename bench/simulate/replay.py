@@ -23,7 +23,7 @@ from bench.columns import new_table
 from bench.compare.measuring import sampling_of
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
-from bench.rivals.modes import COMPILED, PADDED, RIVALS, STAGED, Mode, choose_modes
+from bench.rivals.modes import COMPILED, PADDED, RIVALS, Mode, choose_modes
 from bench.rivals.ruled import policy_of
 from bench.rivals.rules import FREE_CREDIT
 from bench.simulate.virtual import Outcome, Speculation, Times, VirtualPair
@@ -163,14 +163,7 @@ def replay(
     outcomes: list[Outcome] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         text = Replay(draft, prompt, answer, sampling_of(temperature, index))
-        pair = VirtualPair(
-            text,
-            times,
-            _speculation(mode),
-            policy,
-            verify_ngrams=NgramTable(static=static),
-            draft_ngrams=NgramTable(prompt) if mode.pair == STAGED else None,
-        )
+        pair = VirtualPair(text, times, _speculation(mode), policy, NgramTable(static=static))
         outcomes.append(pair.run())
         text.close()
     counted = outcomes[NUM_LEARNING:]
@@ -184,7 +177,7 @@ def replay(
 
 def _speculation(mode: Mode) -> Speculation:
     """The settings of the mode's coordinator. Raises UnreplayableModeError."""
-    if mode.external or mode.pair not in (COMPILED, STAGED) or (mode.policy is not None and mode.policy.name == PADDED):
+    if mode.external or mode.pair != COMPILED or (mode.policy is not None and mode.policy.name == PADDED):
         raise UnreplayableModeError(f"mode {mode.name!r} is a matter of engines: measure it with `outrider bench`")
     if mode.coordinator == RIVALS:
         return Speculation(tree_width=1, run_ahead=FREE_CREDIT, max_draft_tokens=FREE_CREDIT)

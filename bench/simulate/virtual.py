@@ -94,12 +94,9 @@ class VirtualPair:
         times: Times,
         speculation: Speculation,
         policy: Policy,
-        *,
-        verify_ngrams: NgramTable | None = None,
-        draft_ngrams: NgramTable | None = None,
+        ngrams: NgramTable | None = None,
     ) -> None:
-        """With n-gram tables for the sides that shall have one, where the policy does not do without: empty for the
-        verifier, and of the text's prompt for the drafter."""
+        """With an n-gram table, empty, for a verifier that shall have one, where the policy does not do without."""
         self._text, self._times = text, times
         opening = {
             "session_id": "",
@@ -120,7 +117,6 @@ class VirtualPair:
                 vocab_size=text.vocab_size,
             ),
             self._draft_estimates,
-            draft_ngrams,
         )
         self._verifier = policy.verify_session(
             VerifyOpen(
@@ -130,7 +126,7 @@ class VirtualPair:
             eos_token_ids=(),
             max_live_nodes=speculation.run_ahead,
             estimates=self._verify_estimates,
-            ngrams=verify_ngrams,
+            ngrams=ngrams,
         )
         self._now = 0.0
         self._drafting_until = self._verifying_until = 0.0

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from dataclasses import dataclass, field
 from typing import Any
 
-from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, STAGED, Mode
+from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, Mode
 from bench.stack.checkout import Checkout
 from bench.stack.control import tell
 from bench.stack.models import Models
@@ -194,7 +194,7 @@ def _workers(name: str, models: Models, setup: Setup, observer: Observer) -> tup
         return verify, worker("draft", ["--model=ngram", table], measured=False)
     on_draft = [f"--model={models.draft}", f"--device={models.draft_device}", *flags]
     on_draft += _core_flags(models.draft_device, draft_cores)
-    return verify, worker("draft", [*on_draft, *(["--ngram=on"] if name == STAGED else [])])
+    return verify, worker("draft", on_draft)
 
 
 _MODULES = {"verify": "verify_service", "draft": "draft_service"}

@@ -18,7 +18,7 @@ from bench.stack.control import add_control
 from bench.stack.forced import Forcing
 from bench.stack.step_log import StepLog
 from draft_service.config import DraftConfig
-from draft_service.servicer import DraftServicer
+from draft_service.model_servicer import ModelDraftServicer
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.engine import Engine
 from outrider.telemetry.logging import set_up_logging
@@ -76,11 +76,11 @@ class Measured:
         self._policies.clear()
 
 
-class MeasuredDraftServicer(DraftServicer):
+class MeasuredDraftServicer(ModelDraftServicer):
     """The draft service with a log and a choice of policies."""
 
-    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
-        super().__init__(config, telemetry)
+    def __init__(self, telemetry: Telemetry) -> None:
+        super().__init__(telemetry)
         self.measured = Measured()
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -125,7 +125,7 @@ def main() -> None:
     telemetry = set_up(f"outrider-{kind}", environ=os.environ)
     if kind == "draft":
         config = DraftConfig.from_command_line("bench.stack.worker draft")
-        servicer = MeasuredDraftServicer(config, telemetry)
+        servicer = MeasuredDraftServicer(telemetry)
         serve = partial(run, config, "outrider.v1.DraftService")
         add_service = add_DraftServiceServicer_to_server
     else:

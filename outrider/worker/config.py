@@ -64,10 +64,6 @@ class WorkerConfig(Settings):
         description="pad smaller steps to this many tokens, so that they round alike; for 16-bit types where logits "
         "depend on the batch (the start says whether they do)",
     )
-    ngram: Literal["on", "off"] = Field(
-        "on",
-        description="n-gram guesses, from what the text repeats, below all that has arrived",
-    )
     ngram_table: str = Field(
         "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"
     )

@@ -12,13 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError, safe_open
-
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo
-from outrider.worker.config import WorkerConfig
 
 FORMAT = "outrider-ngrams-1"
 """Names this layout; another one gets another number."""
@@ -36,6 +33,13 @@ class NgramFile(NamedTuple):
 
 def load_ngrams(path: str | Path) -> NgramFile:
     """Reads and checks a file. Raises UnsupportedModelError with what to do instead."""
+    try:
+        # A worker without a table needs neither this package nor numpy, which it needs in turn.
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise UnsupportedModelError(
+            "--ngram-table needs safetensors and numpy: pip install safetensors numpy, or leave it out"
+        ) from error
     try:
         with safe_open(path, framework="np") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -62,26 +66,25 @@ def load_ngrams(path: str | Path) -> NgramFile:
     return NgramFile(table, vocab_size, metadata.get("tokenizer_sha256", ""))
 
 
-def ngram_tables(config: WorkerConfig, info: ModelInfo) -> Callable[..., NgramTable] | None:
-    """What makes a session's n-gram table, of its line if that is given, as a worker of that model was told; None:
-    nothing shall.
+def ngram_tables(path: str, info: ModelInfo) -> Callable[[], NgramTable]:
+    """What makes a session's n-gram table, empty, above that of the file at `path`, if one is named, for a target.
 
-    Raises UnsupportedModelError if the file that was named cannot be used with the model.
+    Raises UnsupportedModelError if the file cannot be used with the model.
     """
-    file = load_ngrams(config.ngram_table) if config.ngram_table else None
-    if file is not None and file.tokenizer_sha256 != info.tokenizer_sha256:
+    if not path:
+        return NgramTable
+    file = load_ngrams(path)
+    if file.tokenizer_sha256 != info.tokenizer_sha256:
         raise UnsupportedModelError(
-            f"{config.ngram_table} was counted with another vocabulary than that of {info.name!r}; count it "
+            f"{path} was counted with another vocabulary than that of {info.name!r}; count it "
             "with python -m recipes.ngram_table --tokenizer and the model's tokenizer.json"
         )
-    if file is not None and file.vocab_size > info.vocab_size:
+    if file.vocab_size > info.vocab_size:
         raise UnsupportedModelError(
-            f"{config.ngram_table} was counted with {file.vocab_size} token ids, of which {info.name!r} knows "
-            f"{info.vocab_size}; leave --ngram-table out"
+            f"{path} was counted with {file.vocab_size} token ids, of which {info.name!r} knows {info.vocab_size}; "
+            "leave --ngram-table out"
         )
-    if config.ngram == "off":
-        return None
-    return partial(NgramTable, static=file.table if file is not None else None)
+    return partial(NgramTable, static=file.table)
 
 
 def _values(tensor: Any, dtype: str) -> Sequence[int]:

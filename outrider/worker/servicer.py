@@ -1,84 +1,53 @@
-"""What the two workers' services have in common on the wire."""
+"""What all workers' services have in common on the wire: what they serve, how busy they are, how a stream begins."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
-from outrider.engine.device_thread import DeviceThread, Worker
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import EOF
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2
-from outrider.worker.admission import Admission
 from outrider.worker.load import LoadBoard
-from outrider.worker.startup import LoadedModel, report
 
 OpeningT = TypeVar("OpeningT")
 
 
-class ModelWorker(Worker, Protocol):
-    """What the device thread drives here."""
-
-    @property
-    def admission(self) -> Admission[Any]: ...
-
-    def relearn(self) -> None:
-        """Measures the time of steps anew: another forward pass is in use."""
-        ...
-
-
 class ModelServicer:
-    """A service over one model, from the moment that it is loaded."""
+    """A service over one model, from the moment that it is loaded. Needs no torch."""
 
     NAME: ClassVar[str]
     """What the service is called in sentences."""
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self._loaded: LoadedModel | None = None
-        self._worker: ModelWorker
-        self._device: DeviceThread
+        self._info: ModelInfo | None = None
         self._board: LoadBoard
 
-    def _take_over(
-        self, loaded: LoadedModel, worker: ModelWorker, on_death: Callable[[BaseException], None]
-    ) -> DeviceThread:
-        """From now on serves `loaded` by `worker`. Returns the device thread, not started yet."""
-        read_load = partial(worker.admission.load, loaded.info.instance_id)
-        self._worker = worker
+    def serve(self, info: ModelInfo, read_load: Callable[[], WorkerLoad]) -> LoadBoard:
+        """From now on serves the model of `info`. Returns the board that is to be told when the load changes."""
         self._board = LoadBoard(read_load)
-        worker.admission.on_change = self._board.touch
-        self._telemetry.instruments.observe_load(read_load, model=loaded.info.name)
-        self._device = DeviceThread(worker, on_death, loaded.engine.device)
-        self._loaded = loaded
-        return self._device
-
-    def adopt(self, package: Path) -> None:
-        """See `WorkerServicer.adopt`."""
-        admission = self._worker.admission
-        admission.engine.adopt(package)
-        self._worker.relearn()
-        if not admission.sessions:
-            report(admission.engine)
+        self._telemetry.instruments.observe_load(read_load, model=info.name)
+        self._info = info
+        return self._board
 
     def drain(self) -> None:
-        """See `WorkerServicer.drain`."""
-        if self._loaded is not None:
+        """Ends streams that serve no session, when the server begins to stop."""
+        if self._info is not None:
             self._board.close()
 
-    def _require(self) -> LoadedModel:
+    def _served(self) -> ModelInfo:
         """The model. Raises WorkerUnavailableError while it is being loaded."""
-        if self._loaded is None:
+        if self._info is None:
             raise WorkerUnavailableError(
                 f"the {self.NAME} service is still loading its model; try again when it is ready"
             )
-        return self._loaded
+        return self._info
 
     async def _opening(
         self, context: ServicerContext, decode: Callable[[Any], Any], opening_type: type[OpeningT]
@@ -95,12 +64,17 @@ class ModelServicer:
         self, request: common_pb2.GetModelInfoRequest, context: ServicerContext
     ) -> common_pb2.GetModelInfoResponse:
         """What this worker serves."""
-        return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._require().info))
+        return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._served()))
 
     @rpc_errors
     async def GetLoad(self, request: common_pb2.GetLoadRequest, context: ServicerContext) -> None:
         """How busy this worker is, until the caller has heard enough."""
-        self._require()
+        self._served()
         async with aclosing(self._board.watch()) as loads:
             async for load in loads:
                 await context.write(wire.encode_load(load))
+
+
+def reopened() -> ProtocolViolationError:
+    """What a second `open` on one stream ends in."""
+    return ProtocolViolationError("`open` was sent already; open another stream for another session")

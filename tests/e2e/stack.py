@@ -20,7 +20,7 @@ from coordinator.resolution import Resolve, resolve
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from draft_service.config import DraftConfig
-from draft_service.servicer import DraftServicer
+from draft_service.model_servicer import ModelDraftServicer
 from outrider.client import GenerationClient
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.server import Server, Service
@@ -125,7 +125,7 @@ async def worker(
 ) -> AsyncIterator[RunningWorker]:
     """Serves a loaded model as a verify worker, or as a draft worker. `max_queue` is the verifier's."""
     servicer: WorkerServicer = (
-        DraftServicer(DraftConfig(model="draft"), telemetry)
+        ModelDraftServicer(telemetry)
         if draft
         else VerifyServicer(VerifyConfig(model="target", max_queue=max_queue), telemetry)
     )

@@ -89,14 +89,17 @@ async def test_a_table_of_other_token_ids_is_refused_in_words(tmp_path: Path) ->
 async def test_a_table_of_more_token_ids_than_the_model_has_is_refused_in_words(tmp_path: Path) -> None:
     path = tmp_path / "ngrams.safetensors"
     write(path, ["import os\n" * 50], TOKENIZER, width=2, min_count=2)
-    config = VerifyConfig(model="target", ngram_table=str(path))
     info = bundled("target").info
-    table = ngram_tables(config, info)
-    assert table is not None
-    assert table().probabilities(0) == {}
+    assert ngram_tables(str(path), info)().probabilities(0) == {}
     with pytest.raises(UnsupportedModelError, match=f"of which '{info.name}' knows 4095"):
-        ngram_tables(config, info._replace(vocab_size=info.vocab_size - 1))
-    assert ngram_tables(VerifyConfig(model="target", ngram="off", ngram_table=str(path)), info) is None
+        ngram_tables(str(path), info._replace(vocab_size=info.vocab_size - 1))
+
+
+async def test_a_verifier_that_shall_not_look_up_makes_no_tables() -> None:
+    for ngram in ("on", "off"):
+        servicer = VerifyServicer(VerifyConfig(model="target", ngram=ngram), SILENT)
+        servicer.begin(bundled("target"), raise_it)
+        assert (servicer._verifier._ngram_table is None) == (ngram == "off")
 
 
 def raise_it(error: BaseException) -> None:

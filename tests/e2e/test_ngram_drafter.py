@@ -15,17 +15,17 @@ import pytest_asyncio
 
 from draft_service.config import DraftConfig
 from draft_service.ngram_drafter import NgramDrafting
-from draft_service.ngram_servicer import NgramServicer
 from draft_service.servicer import DraftServicer
+from draft_service.without_model import begin
 from outrider.client import GenerationMode
 from outrider.core.draft.session import DraftEstimates
+from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import (
     ModelMismatchError,
     OutriderError,
     ProtocolViolationError,
     SlotsExhaustedError,
-    UnsupportedModelError,
 )
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.core.protocol.sampling import SamplingParams
@@ -49,7 +49,8 @@ NUM_TOKENS = 64
 @asynccontextmanager
 async def ngram_worker(file: NgramFile | None = None, **settings: Any) -> AsyncIterator[str]:
     """Serves n-gram drafts in this process. Yields the address."""
-    servicer = NgramServicer(DraftConfig(model="ngram", **settings), file, SILENT)
+    servicer = DraftServicer(SILENT)
+    begin(servicer, DraftConfig(model="ngram", **settings), file)
     server = Server(
         Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
     )
@@ -59,28 +60,6 @@ async def ngram_worker(file: NgramFile | None = None, **settings: Any) -> AsyncI
         yield f"127.0.0.1:{port}"
     finally:
         await server.stop(None)
-
-
-@asynccontextmanager
-async def model_worker(**settings: Any) -> AsyncIterator[str]:
-    """Serves the bundled draft model with these settings of its n-grams. Yields the address."""
-    servicer = DraftServicer(DraftConfig(model="draft", **settings), SILENT)
-    server = Server(
-        Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer),
-    )
-    port = await server.start("127.0.0.1:0")
-    device = servicer.begin(bundled("draft"), raise_it)
-    device.start()
-    server.set_ready(True)
-    try:
-        yield f"127.0.0.1:{port}"
-    finally:
-        await server.stop(None)
-        device.stop()
-
-
-def raise_it(error: BaseException) -> None:
-    raise error
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -240,7 +219,7 @@ async def test_a_session_too_many_is_refused_until_one_ends() -> None:
 
 
 def test_guesses_follow_what_is_committed() -> None:
-    session = NgramDrafting(opening(), DraftEstimates(), None)
+    session = NgramDrafting(opening(), DraftEstimates(NGRAM_PROBABILITIES, ngram_bin), None)
     first = session.draft()
     assert first is not None
     assert list(first.token_ids) == [3, 4, 1, 2, 3, 4, 1, 2]
@@ -256,45 +235,16 @@ def test_guesses_follow_what_is_committed() -> None:
 def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
     file = table(tmp_path)
     session = NgramDrafting(
-        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3), DraftEstimates(), file.table
+        opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3),
+        DraftEstimates(NGRAM_PROBABILITIES, ngram_bin),
+        file.table,
     )
     window = session.draft()
     assert window is not None
     assert set(window.token_ids) <= {1, 2}
 
 
-def test_the_service_without_a_model_loads_no_torch() -> None:
-    code = "import sys, draft_service.__main__, draft_service.ngram_servicer; print('torch' in sys.modules)"
+@pytest.mark.parametrize("package", ["torch", "safetensors", "numpy", "transformers"])
+def test_the_service_without_a_model_loads_nothing_heavy(package: str) -> None:
+    code = f"import sys, draft_service.__main__, draft_service.without_model; print('{package}' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
-async def test_beside_a_model_a_table_of_another_vocabulary_is_refused_in_words(tmp_path: Path) -> None:
-    table(tmp_path)
-    path = str(tmp_path / "ngrams.safetensors")
-    DraftServicer(DraftConfig(model="draft", ngram_table=path), SILENT).begin(bundled("draft"), raise_it)
-    stranger = load_tiny(save_tiny(build("llama", layers=1), tmp_path / "draft"))
-    with pytest.raises(UnsupportedModelError, match="another vocabulary"):
-        DraftServicer(DraftConfig(model="draft", ngram_table=path), SILENT).begin(stranger, raise_it)
-    with pytest.raises(UnsupportedModelError, match="no usable n-gram table"):
-        DraftServicer(DraftConfig(model="draft", ngram_table=str(tmp_path / "missing")), SILENT).begin(
-            stranger, raise_it
-        )
-
-
-@pytest.mark.parametrize("settings", [{}, {"ngram": "on"}, {"ngram": "on", "ngram_table": "counted"}])
-async def test_with_a_draft_model_the_text_is_the_targets(settings: dict[str, Any], tmp_path: Path) -> None:
-    if settings.get("ngram_table"):
-        table(tmp_path)
-        settings = {**settings, "ngram_table": str(tmp_path / "ngrams.safetensors")}
-    prompt, sampling = PROMPTS[0], SamplingParams(temperature=0.8, seed=4)
-    async with worker(bundled("target")) as verify:
-        async with coordinator(verify.address, "") as stack:
-            greedy = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True, speculate=False)
-            sampled = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling, speculate=False)
-        async with model_worker(**settings) as draft, coordinator(verify.address, draft) as stack:
-            answer = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, ignore_eos=True)
-            assert answer.token_ids == greedy.token_ids
-            assert answer.finished.mode is GenerationMode.SPECULATIVE
-            assert answer.finished.speculation.num_drafted_nodes > 0
-            answer = await ask(stack.client, prompt, max_tokens=NUM_TOKENS, sampling=sampling)
-            assert answer.token_ids == sampled.token_ids

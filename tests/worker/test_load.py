@@ -6,16 +6,14 @@ import asyncio
 from contextlib import aclosing
 from pathlib import Path
 
-from draft_service.config import DraftConfig
-from draft_service.ngram_servicer import NgramServicer
-from outrider.core.propose.ngram import NGRAM_MODEL
+from draft_service.ngram_drafter import NgramDrafter
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
 from outrider.v1 import verify_pb2_grpc
 from outrider.worker.load import LoadBoard
-from tests.e2e.stack import SILENT, load_tiny, save_tiny, worker
+from tests.e2e.stack import load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
 from tests.worker.driven import Bench, engine_of
 
@@ -119,8 +117,7 @@ async def test_a_verifier_tells_its_load_over_the_wire(tmp_path: Path) -> None:
 
 
 async def test_a_drafter_without_a_model_has_sessions_and_no_memory() -> None:
-    servicer = NgramServicer(DraftConfig(model=NGRAM_MODEL), None, SILENT)
-    load = servicer._load()
+    load = NgramDrafter("me", max_sessions=4).load()
     assert (load.num_sessions, load.num_kv_tokens, load.num_free_kv_tokens) == (0, 0, 0)
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, Ngram, margin_bin, ngram_bin
+from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.ngram import NgramTable, path_context
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import Outbound
@@ -32,16 +31,6 @@ NODE_SECONDS = 12e-6
 """What a published node costs: drafter, coordinator and verifier each add it to a mirror, name it, sort it and drop it.
 Between 8 and 14 microseconds over all three in runs of the sessions without forward passes."""
 
-_FORESIGHT_LOG_ACCEPTANCE_MIN = math.log(0.5)
-"""Chance from which an n-gram's guess becomes a node before the draft model has spoken: it is then likelier than all
-else together. In a simulation of the wide pair 0.35 and 0.7 were as good or worse by 1 to 6 % of the time per token."""
-
-NGRAM_LOG_ACCEPTANCE_MIN = math.log(0.1)
-"""Chance from which a node is worth asking the n-grams what comes below it, beside a draft model that is asked anyway.
-Replays of the bundled and the wide pair at temperatures 0 and 0.8 (`python -m bench.simulate.replay --num-prompts 96`)
-then ask 1.6 to 14 times less often, and take between 2 % less and 0.3 % more time per token; from 0.2 on up to 1.6 %
-more."""
-
 _SCORING_PROBABILITY_PRIOR = 0.05
 """Chance that makes scoring a guess worth its time, until the first commit tells: t(8) / t(1) is 1.2 for the
 demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
@@ -50,9 +39,16 @@ demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
 class DraftEstimates:
     """What one drafter has learned about its device and its guesses: the prior of each session."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        probabilities: Sequence[float] = DRAFT_PROBABILITIES,
+        confidence_bin: Callable[[int, float], int] = margin_bin,
+    ) -> None:
+        """`confidence_bin` sorts a guess by its rank among its siblings, 0 the first, and by its proposer's confidence
+        in it; `probabilities` are how often guesses of each bin are right at first. As they stand, a draft model's."""
         self.curve = StepCurve()
-        self._greedy, self._sampled = Calibration(DRAFT_PROBABILITIES), Calibration(DRAFT_PROBABILITIES)
+        self.confidence_bin = confidence_bin
+        self._greedy, self._sampled = Calibration(probabilities), Calibration(probabilities)
 
     def calibration(self, *, greedy: bool) -> Calibration:
         """What guesses are worth in greedy sessions, or in the others."""
@@ -62,17 +58,11 @@ class DraftEstimates:
 class DraftSession:
     """One session's line and tree as the drafter sees them. All times are in seconds, by any clock that only rises."""
 
-    def __init__(
-        self,
-        opening: DraftOpen,
-        estimates: DraftEstimates | None = None,
-        ngrams: NgramTable | None = None,
-        ngram_log_acceptance_min: float = NGRAM_LOG_ACCEPTANCE_MIN,
-    ) -> None:
-        """Guesses from `ngrams`, a table of the opening's line, stand beside the draft model's proposals, below nodes
-        whose chance of being reached has at least the logarithm `ngram_log_acceptance_min`."""
+    def __init__(self, opening: DraftOpen, estimates: DraftEstimates | None = None) -> None:
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
-        shared = (estimates or DraftEstimates()).calibration(greedy=opening.sampling.greedy)
+        estimates = estimates or DraftEstimates()
+        self._confidence_bin = estimates.confidence_bin
+        shared = estimates.calibration(greedy=opening.sampling.greedy)
         self._calibrations = shared.for_session(), shared
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.width = opening.tree_width or AUTOMATIC_WIDTH_MAX
@@ -82,11 +72,6 @@ class DraftSession:
         self._automatic = opening.tree_width == 0
         self._max_run_ahead = opening.max_run_ahead
         self._max_length = opening.max_length
-        self._vocab_size = opening.vocab_size
-        self._ngrams = ngrams
-        self._ngram_log_acceptance_min = ngram_log_acceptance_min
-        self._foreseen: dict[Node, dict[int, float]] = {}
-        """What the n-grams say below the nodes that were taken since the last commit, if they were asked."""
         self._outbound = Outbound()
         self._frontier: list[tuple[float, int, Node]] = []
         self._num_pushed = 0
@@ -104,9 +89,6 @@ class DraftSession:
         new = self.line.commit(commitment.position, commitment.token_ids)
         decided(self.tree.root, new, self._calibrations)
         growth = self.tree.commit(new)
-        if self._ngrams is not None:
-            self._ngrams.commit(new)
-            self._foreseen.clear()
         self._unsent = [node for node in self._unsent if node.state is LIVE]
         self._verify_seconds = commitment.verify_ms / 1000.0
         if self._automatic and commitment.probability_min > 0.0:
@@ -143,8 +125,6 @@ class DraftSession:
         root = self.tree.root
         node = root if not root.expanded and not self._num_reserved else heapq.heappop(self._frontier)[2]
         self._num_reserved += self.width
-        if self._ngrams is not None:
-            self._foresee(node, self._ngrams)
         return node
 
     def postpone(self, nodes: Iterable[Node]) -> None:
@@ -154,29 +134,30 @@ class DraftSession:
             if node is not self.tree.root:
                 self._push(node)
 
-    def expand(self, parent: Node, token_ids: Sequence[int], margins: Sequence[float]) -> None:
-        """Adds the draft model's proposals below `parent`, which was taken, best first, and what the n-grams say there.
+    def expand(self, parent: Node, token_ids: Sequence[int], confidences: Sequence[float]) -> None:
+        """Adds what was proposed below `parent`, which was taken, best first.
 
-        `margins` are those of `Sampler.propose`, one for each. Proposals not worth drafting are left out when the width
-        is automatic.
+        `confidences` are the proposer's, one for each: a draft model's are the margins of `Sampler.propose`. Proposals
+        not worth drafting are left out when the width is automatic.
         """
-        width, children = self.width, parent.children
+        width = self.width
         self._num_reserved -= width
         parent.expanded = True
         log_acceptance, guesses = self._calibrations[0].log_acceptance, parent.guesses
         found: dict[int, float] = {}
         for rank, token_id in enumerate(token_ids[:width]):
-            confidence_bin = margin_bin(rank, margins[rank])
+            confidence_bin = self._confidence_bin(rank, confidences[rank])
             guesses.append((token_id, confidence_bin))
             found[token_id] = log_acceptance(confidence_bin)
-        if foreseen := self._foreseen.pop(parent, None):
-            self._add_ngrams(parent, foreseen, found, token_ids[0] if token_ids else None)
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
         for token_id in sorted(found, key=found.__getitem__, reverse=True):
-            if found[token_id] < floor or len(children) == width:
+            if found[token_id] < floor:
                 break
-            if token_id not in children:  # the n-grams may have foreseen it
-                self._attach(parent, token_id, found[token_id])
+            child = self.tree.attach(parent, token_id, found[token_id])
+            if child is not None:
+                self._unsent.append(child)
+                if child.position + 1 < self._max_length:
+                    self._push(child)
 
     def is_window_due(self, now: float, idle: bool) -> bool:
         """Whether what has not been sent should be sent now; `idle` says that no step of this session follows."""
@@ -196,53 +177,6 @@ class DraftSession:
         unsent, self._unsent = self._unsent, []
         self._last_sent = now
         return self._outbound.window(self.tree, unsent, draft_ms)
-
-    def _foresee(self, node: Node, ngrams: NgramTable) -> None:
-        """Looks up what the n-grams say below `node`, and makes a node of it at once if there is hardly any doubt."""
-        if node.path_log_prob - self.tree.root.path_log_prob < self._ngram_log_acceptance_min:
-            return
-        if node in self._foreseen or node.position + 1 >= self._max_length:
-            return
-        probabilities = ngrams.probabilities(path_context(node, self.tree.root, ngrams.context))
-        if probabilities and max(probabilities) >= self._vocab_size:
-            probabilities = {
-                token_id: probability for token_id, probability in probabilities.items() if token_id < self._vocab_size
-            }
-        self._foreseen[node] = probabilities
-        if not probabilities or node.guesses:
-            return
-        node.guesses += [
-            (token_id, ngram_bin(Ngram.FORESEEN, probability)) for token_id, probability in probabilities.items()
-        ]
-        token_id = max(probabilities, key=probabilities.__getitem__)
-        log_acceptance = self._calibrations[0].log_acceptance(ngram_bin(Ngram.FORESEEN, probabilities[token_id]))
-        if log_acceptance >= _FORESIGHT_LOG_ACCEPTANCE_MIN:
-            self._attach(node, token_id, log_acceptance)
-
-    def _add_ngrams(
-        self, parent: Node, foreseen: dict[int, float], found: dict[int, float], first_token_id: int | None
-    ) -> None:
-        """Adds to the draft model's guesses in `found` those of the n-grams; of a token in both the surer counts.
-
-        What an n-gram promises is worth much where the draft model says the same, and next to nothing where it says
-        something else: it has read the same text. Without a draft model there is no first guess to compare with.
-        """
-        log_acceptance = self._calibrations[0].log_acceptance
-        for token_id, probability in foreseen.items():
-            if first_token_id is None:
-                confidence_bin = ngram_bin(Ngram.FORESEEN, probability)
-            else:
-                named = Ngram.NAMED if token_id in found else Ngram.CONTRADICTED
-                confidence_bin = ngram_bin(Ngram.CONFIRMED if token_id == first_token_id else named, probability)
-                parent.guesses.append((token_id, confidence_bin))
-            found[token_id] = max(found.get(token_id, -math.inf), log_acceptance(confidence_bin))
-
-    def _attach(self, parent: Node, token_id: int, log_acceptance: float) -> None:
-        child = self.tree.attach(parent, token_id, log_acceptance)
-        if child is not None:
-            self._unsent.append(child)
-            if child.position + 1 < self._max_length:
-                self._push(child)
 
     def _push(self, node: Node) -> None:
         self._num_pushed += 1

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from enum import IntEnum
 
 _NUM_RANKS = 8
 """Ranks told apart: as many as a node may have children (TREE_WIDTH_MAX); what comes later shares the last."""
@@ -34,19 +33,6 @@ _PROBABILITY_MIDDLES = (0.005, 0.02, 0.06, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0
 _NUM_BUCKETS = len(_PROBABILITY_MIDDLES)
 
 
-class Ngram(IntEnum):
-    """What the draft model says of a token that an n-gram guesses."""
-
-    FORESEEN = 0
-    """Nothing, or nothing yet."""
-    CONFIRMED = 1
-    """It is the draft model's first guess as well."""
-    NAMED = 2
-    """It is another one of its guesses."""
-    CONTRADICTED = 3
-    """It is none of them."""
-
-
 def _first_chance(margin: float) -> float:
     return 1.0 - 0.6 * math.exp(-0.9 * margin)
 
@@ -55,26 +41,20 @@ def _other_chance(rank: int, margin: float) -> float:
     return 0.5 * 0.7**rank * math.exp(-margin)
 
 
-_NGRAM_PROBABILITIES = (
-    (0.01, 0.02, 0.06, 0.12, 0.18, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.8, 0.9, 0.95),
-    (0.6, 0.6, 0.6, 0.8, 0.8, 0.85, 0.85, 0.85, 0.88, 0.9, 0.95, 0.97, 0.98, 0.99),
-    (0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.15, 0.2, 0.2, 0.3, 0.4, 0.5),
-    (0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.02, 0.04, 0.06, 0.1, 0.3, 0.5),
-)
-"""By what the draft model says, in the order of `Ngram`, and by what the n-gram promises."""
+NGRAM_PROBABILITIES = (0.01, 0.02, 0.06, 0.12, 0.18, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.8, 0.9, 0.95)
+"""How often n-grams' guesses are right by the probability that their table promises."""
 
 DRAFT_PROBABILITIES = (
     *(_first_chance(margin) for margin in _MARGIN_MIDDLES),
     *(_other_chance(rank, margin) for rank in range(1, _NUM_RANKS) for margin in _MARGIN_MIDDLES),
-    *(probability for probabilities in _NGRAM_PROBABILITIES for probability in probabilities),
 )
-"""How often a drafter's guesses are right, by cell: curves through what was measured on the bundled pair at temperature
-0.8, and round numbers near it for n-grams."""
+"""How often a draft model's guesses are right, by rank and margin: curves through what was measured on the bundled pair
+at temperature 0.8."""
 
 CLAIM_PROBABILITIES = _PROBABILITY_MIDDLES
 """How often guesses are right by what their drafter claims: as often as it says, until that proves wrong."""
 
-VERIFY_PROBABILITIES = (*CLAIM_PROBABILITIES, *_NGRAM_PROBABILITIES[Ngram.FORESEEN])
+VERIFY_PROBABILITIES = (*CLAIM_PROBABILITIES, *NGRAM_PROBABILITIES)
 """How often guesses are right by a verifier's cells: those of what is claimed, then those of what it looks up."""
 
 
@@ -83,9 +63,9 @@ def margin_bin(rank: int, margin: float) -> int:
     return (rank if rank < _NUM_RANKS else _NUM_RANKS - 1) * _NUM_BUCKETS + bisect_left(_MARGIN_EDGES, margin)
 
 
-def ngram_bin(said: Ngram, probability: float) -> int:
-    """A drafter's cell of a token that an n-gram guesses with a probability above 0."""
-    return (_NUM_RANKS + said) * _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))
+def ngram_bin(_rank: int, probability: float) -> int:
+    """The same of a drafter without a model: of a token that its n-grams guess with a probability above 0."""
+    return bisect_left(_PROBABILITY_EDGES, math.log(probability))
 
 
 def claim_bin(log_acceptance: float) -> int:

@@ -8,9 +8,8 @@ import random
 import pytest
 
 from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
-from outrider.core.estimate.confidence import Ngram, margin_bin, ngram_bin
+from outrider.core.estimate.confidence import margin_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
@@ -19,7 +18,7 @@ VOCAB_SIZE = 12
 MAX_LENGTH = 400
 
 
-def draft_session(rng: random.Random, estimates: DraftEstimates, *, ngrams: bool) -> DraftSession:
+def draft_session(rng: random.Random, estimates: DraftEstimates) -> DraftSession:
     line = [rng.randrange(4) for _ in range(30)]
     opening = DraftOpen(
         session_id="s",
@@ -31,7 +30,7 @@ def draft_session(rng: random.Random, estimates: DraftEstimates, *, ngrams: bool
         max_length=MAX_LENGTH,
         vocab_size=VOCAB_SIZE,
     )
-    return DraftSession(opening, estimates, NgramTable(line) if ngrams else None)
+    return DraftSession(opening, estimates)
 
 
 def random_curve(rng: random.Random) -> StepCurve:
@@ -90,7 +89,7 @@ def probability(session: DraftSession, node: Node) -> float:
 def test_the_chosen_nodes_are_those_of_the_plain_definition(seed: int) -> None:
     rng = random.Random(seed)
     estimates = DraftEstimates()
-    sessions = [draft_session(rng, estimates, ngrams=False) for _ in range(rng.choice([1, 1, 3]))]
+    sessions = [draft_session(rng, estimates) for _ in range(rng.choice([1, 1, 3]))]
     num_chosen = 0
     for _ in range(60):
         curve = random_curve(rng)
@@ -109,20 +108,15 @@ def test_the_chosen_nodes_are_those_of_the_plain_definition(seed: int) -> None:
     assert num_chosen > 20
 
 
-@pytest.mark.parametrize("ngrams", [False, True])
 @pytest.mark.parametrize("seed", range(20))
-def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: bool) -> None:
+def test_what_is_added_is_what_the_plain_definition_adds(seed: int) -> None:
     rng = random.Random(seed)
-    session = draft_session(rng, DraftEstimates(), ngrams=ngrams)
-    table = NgramTable(session.line.token_ids) if ngrams else None
+    session = draft_session(rng, DraftEstimates())
     log_acceptance = session._calibrations[0].log_acceptance
     num_added = 0
     for _ in range(60):
         if session.best() is None or rng.random() < 0.3:
-            num_before = len(session.line)
             commit_something(rng, session)
-            if table is not None:
-                table.commit(session.line.token_ids[num_before:])
             continue
         node = session.take()
         token_ids, margins = proposals(rng, session.width)
@@ -130,14 +124,6 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: b
             token_id: log_acceptance(margin_bin(rank, margin))
             for rank, (token_id, margin) in enumerate(zip(token_ids, margins, strict=True))
         }
-        if table is not None:
-            for guess in table.guesses(context_of(session, node), VOCAB_SIZE):
-                if guess.token_id == token_ids[0]:
-                    said = Ngram.CONFIRMED
-                else:
-                    said = Ngram.NAMED if guess.token_id in token_ids else Ngram.CONTRADICTED
-                its_chance = log_acceptance(ngram_bin(said, guess.probability))
-                found[guess.token_id] = max(found.get(guess.token_id, its_chance), its_chance)
         expected = {child.token_id: child.path_log_prob for child in node.children.values()}
         floor = session._log_floor + session.tree.root.path_log_prob - node.path_log_prob
         others = [each for each in found.items() if each[1] >= floor and each[0] not in expected]
@@ -153,13 +139,3 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int, *, ngrams: b
         num_added += len(children)
         assert session.tree.num_live == len(list(session.tree.live_nodes()))
     assert num_added > 20
-
-
-def context_of(session: DraftSession, node: Node) -> int:
-    """The packed last tokens of the line and the path to `node`."""
-    path: list[int] = []
-    while node is not session.tree.root:
-        path.append(node.token_id)
-        assert node.parent is not None
-        node = node.parent
-    return NgramTable([*session.line.token_ids, *reversed(path)]).context

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from outrider.core.estimate.confidence import (
     CLAIM_PROBABILITIES,
     DRAFT_PROBABILITIES,
+    NGRAM_PROBABILITIES,
     VERIFY_PROBABILITIES,
-    Ngram,
     claim_bin,
     lookup_bin,
     margin_bin,
@@ -33,8 +33,9 @@ def draft_chance(confidence_bin: int) -> float:
 
 def test_each_kind_of_guess_has_a_cell_of_its_own() -> None:
     confidence_bins = [margin_bin(rank, margin) for rank in range(TREE_WIDTH_MAX) for margin in MARGINS]
-    confidence_bins += [ngram_bin(said, probability) for said in Ngram for probability in PROBABILITIES]
     assert confidence_bins == list(range(len(DRAFT_PROBABILITIES)))
+    confidence_bins = [ngram_bin(3, probability) for probability in PROBABILITIES]
+    assert confidence_bins == list(range(len(NGRAM_PROBABILITIES)))
     confidence_bins = [claim_bin(math.log(probability)) for probability in PROBABILITIES]
     assert confidence_bins == list(range(len(CLAIM_PROBABILITIES)))
     confidence_bins += [lookup_bin(probability) for probability in PROBABILITIES]
@@ -44,7 +45,7 @@ def test_each_kind_of_guess_has_a_cell_of_its_own() -> None:
 @given(st.integers(0, 50), st.floats(min_value=0.0) | st.just(math.nan))
 def test_whatever_a_sampler_says_has_a_cell(rank: int, margin: float) -> None:
     """An infinite margin, and what comes of a row that is not a number."""
-    assert 0 <= margin_bin(rank, margin) < ngram_bin(Ngram.FORESEEN, 1e-300)
+    assert 0 <= margin_bin(rank, margin) < len(DRAFT_PROBABILITIES)
 
 
 @given(st.floats(max_value=0.0, allow_infinity=False))
@@ -79,16 +80,9 @@ def test_what_is_believed_at_first_of_siblings_is_hardly_more_than_certainty() -
         assert sum(map(draft_chance, siblings)) < 1.15
 
 
-def test_an_ngram_is_worth_most_where_the_draft_model_says_the_same() -> None:
-    for probability in PROBABILITIES:
-        confirmed, named, contradicted = (
-            draft_chance(ngram_bin(said, probability)) for said in (Ngram.CONFIRMED, Ngram.NAMED, Ngram.CONTRADICTED)
-        )
-        assert confirmed > named >= contradicted
-        assert confirmed >= draft_chance(ngram_bin(Ngram.FORESEEN, probability))
-    for said in Ngram:
-        probabilities = [draft_chance(ngram_bin(said, probability)) for probability in PROBABILITIES]
-        assert probabilities == sorted(probabilities)
+def test_an_ngram_is_worth_more_the_more_it_promises() -> None:
+    probabilities = [NGRAM_PROBABILITIES[ngram_bin(0, probability)] for probability in PROBABILITIES]
+    assert probabilities == sorted(probabilities)
 
 
 def test_a_claim_is_taken_at_its_word_at_first() -> None:
@@ -96,10 +90,10 @@ def test_a_claim_is_taken_at_its_word_at_first() -> None:
         assert CLAIM_PROBABILITIES[claim_bin(math.log(probability))] == pytest.approx(probability, abs=0.06)
 
 
-def test_a_verifier_takes_claims_as_they_are_and_ngrams_as_a_drafter_does_before_its_model_has_spoken() -> None:
+def test_a_verifier_takes_claims_as_they_are_and_ngrams_as_a_drafter_without_a_model_does() -> None:
     for probability in PROBABILITIES:
         assert (
             VERIFY_PROBABILITIES[claim_bin(math.log(probability))]
             == CLAIM_PROBABILITIES[claim_bin(math.log(probability))]
         )
-        assert VERIFY_PROBABILITIES[lookup_bin(probability)] == draft_chance(ngram_bin(Ngram.FORESEEN, probability))
+        assert VERIFY_PROBABILITIES[lookup_bin(probability)] == NGRAM_PROBABILITIES[ngram_bin(0, probability)]
