@@ -21,7 +21,6 @@ from outrider.core.coordinate.session import (
     Command,
     DrafterState,
     Emit,
-    EndDrafts,
     Finish,
     OpenDrafter,
     SendToDrafter,
@@ -32,6 +31,7 @@ from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.errors import OutriderError, QueueFullError, SlotsExhaustedError, WorkerUnavailableError
 from outrider.core.protocol.messages import (
     DraftOpen,
+    EndDrafts,
     FinishReason,
     ModelInfo,
     TraceContext,

@@ -7,9 +7,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from coordinator.replica import Seat
-from outrider.core.coordinate.session import EndDrafts
 from outrider.core.protocol.errors import WorkerUnavailableError
-from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import DraftWindow, EndDrafts, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import verify_pb2_grpc

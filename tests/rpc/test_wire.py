@@ -11,13 +11,13 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.coordinate.session import EndDrafts
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import (
     NOT_TRACED,
     Commitment,
     DraftOpen,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     ModelInfo,
     Opened,

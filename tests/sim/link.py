@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
-from outrider.core.coordinate.session import CloseDrafter, EndDrafts
-from outrider.core.protocol.messages import Commitment, DraftWindow, Verdict, VerifyFinished
+from outrider.core.coordinate.session import CloseDrafter
+from outrider.core.protocol.messages import Commitment, DraftWindow, EndDrafts, Verdict, VerifyFinished
 
 Message = DraftWindow | Commitment | Verdict | VerifyFinished | EndDrafts | CloseDrafter
 

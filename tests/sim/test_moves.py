@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.core.coordinate.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
+from outrider.core.coordinate.session import CloseDrafter, Command, DrafterState, OpenDrafter, Session
 from outrider.core.protocol.ending import Ending
-from outrider.core.protocol.messages import DraftWindow
+from outrider.core.protocol.messages import DraftWindow, EndDrafts
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
 from .drafters import HonestDrafter

@@ -14,7 +14,6 @@ from outrider.core.coordinate.session import (
     Command,
     DrafterState,
     Emit,
-    EndDrafts,
     Finish,
     SendToDrafter,
     SendToVerifier,
@@ -25,6 +24,7 @@ from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     TokenOrigin,
     Verdict,

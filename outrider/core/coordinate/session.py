@@ -12,6 +12,7 @@ from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     TokenLogprobs,
     TokenOrigin,
@@ -35,11 +36,6 @@ class SendToVerifier:
     """Relay draft nodes to the verifier."""
 
     window: DraftWindow
-
-
-@dataclass(frozen=True, slots=True)
-class EndDrafts:
-    """Tell the verifier that no drafts will come."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What crosses a stream, as plain values. `rpc/wire.py` alone knows how they look in protobuf."""
+"""What crosses a stream, as plain values. `outrider/rpc/wire` alone knows how they look in protobuf."""
 
 from __future__ import annotations
 
@@ -94,6 +94,11 @@ class DraftWindow:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EndDrafts:
+    """Tells a verifier that no drafts will come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

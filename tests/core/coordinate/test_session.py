@@ -12,7 +12,6 @@ from outrider.core.coordinate.session import (
     Command,
     DrafterState,
     Emit,
-    EndDrafts,
     Finish,
     OpenDrafter,
     SendToDrafter,
@@ -23,6 +22,7 @@ from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     TokenLogprobs,
     TokenOrigin,
