@@ -13,6 +13,7 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from coordinator.config import CoordinatorConfig
+from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from outrider.rpc.process import run_process
@@ -37,7 +38,7 @@ def main() -> None:
 
 async def _serve(config: CoordinatorConfig, telemetry: Telemetry) -> None:
     workers = Workers(config.verify, config.draft, lambda ready: server.set_ready(ready), telemetry.instruments)
-    servicer = GenerationServicer(config, workers, telemetry)
+    servicer = GenerationServicer(GenerationService(config, workers, telemetry))
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)

@@ -16,6 +16,7 @@ from coordinator.request import GenerationRequest
 from coordinator.route import Route
 from coordinator.text import TextDecoder
 from coordinator.verifier_link import VerifierLink
+from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.session import (
     CloseDrafter,
     Command,
@@ -56,6 +57,13 @@ RELAY_END_SECONDS = 1.0
 _REFUSALS = (SlotsExhaustedError, QueueFullError)
 """What a verifier says that has no room."""
 
+_MODES = {
+    DrafterState.NONE: GenerationMode.TARGET_ONLY,
+    DrafterState.MISSED: GenerationMode.TARGET_ONLY,
+    DrafterState.ACTIVE: GenerationMode.SPECULATIVE,
+    DrafterState.LOST: GenerationMode.DEGRADED,
+}
+
 _log = structlog.get_logger()
 
 
@@ -65,6 +73,19 @@ class EmittedTokens:
 
     emit: Emit
     texts: Sequence[str]
+
+    def tokens(self, completion: int) -> Tokens:
+        """What the client is told of them. A stop string may have ended the text before the round's last token."""
+        emit = self.emit
+        logprobs = emit.logprobs or [None] * len(emit.token_ids)
+        return Tokens(
+            position=emit.position,
+            text="".join(self.texts),
+            tokens=tuple(map(Token, emit.token_ids[: len(self.texts)], self.texts, emit.origins, logprobs)),
+            rolled_back=emit.rolled_back,
+            num_draft_tokens=emit.num_draft_tokens,
+            completion=completion,
+        )
 
 
 class Generation:
@@ -170,6 +191,27 @@ class Generation:
             relay, self._relay = self._relay, None
             if relay is not None:
                 await self._end(relay)
+
+    def finished(self, completion: int) -> Finished:
+        """What the client is told at the end."""
+        session, statistics = self.session, self.session.statistics
+        assert session.finish_reason is not None
+        return Finished(
+            reason=session.finish_reason,
+            mode=_MODES[session.drafter],
+            mode_reason=session.drafter_lost_reason,
+            text=self.final_text,
+            usage=Usage(session.line.num_prompt_tokens, self.num_emitted, self.num_cached_prompt_tokens),
+            speculation=statistics.speculation,
+            timings=Timings(
+                self.first_token_ms,
+                self.total_ms,
+                statistics.verify_ms,
+                statistics.verify_wait_ms,
+                statistics.draft_ms,
+            ),
+            completion=completion,
+        )
 
     async def _end(self, relay: asyncio.Task[None]) -> None:
         """Both streams are closed, so the relay comes to its end. It is not cancelled while it can: grpcio never frees

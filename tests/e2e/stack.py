@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from coordinator.config import CoordinatorConfig
 from coordinator.resolution import Resolve, resolve
+from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from draft_service.config import DraftConfig
@@ -190,7 +191,7 @@ async def coordinator(
         notices.add(asyncio.create_task(notify()))
 
     workers = Workers(config.verify, config.draft, on_change, telemetry.instruments, resolver)
-    servicer = GenerationServicer(config, workers, telemetry)
+    servicer = GenerationServicer(GenerationService(config, workers, telemetry))
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"
     workers.start()
