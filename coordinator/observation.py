@@ -10,7 +10,8 @@ from typing import NamedTuple, Self
 
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 
-from coordinator.generation import EmittedTokens, Generation
+from coordinator.emission import EmittedTokens
+from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from outrider.core.coordinate.events import Finished
 from outrider.core.coordinate.statistics import SpeculationStatistics

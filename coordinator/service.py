@@ -10,6 +10,7 @@ from coordinator.admission import Admission
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
 from coordinator.generation import Generation
+from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
 from coordinator.request import settle
 from coordinator.route import Route
@@ -54,7 +55,7 @@ class GenerationService:
         self._admission.require_room(1)  # before the work of tokenizing
         request = settle(prompt, options, self._config, target, tokenizer)
         with self._admission.admitted(request.num_completions):
-            route = Route(self._workers, request, target)
+            links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
             with Observation(self._telemetry, request_id, request, target, caller) as observation:
                 generations = [
@@ -63,7 +64,7 @@ class GenerationService:
                         session_id=f"{request_id}.{number}" if request.num_completions > 1 else request_id,
                         target=target,
                         decoder=TextDecoder(tokenizer, request.stop),
-                        route=route,
+                        links=links,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,
                         deadline=deadline,

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from coordinator.completions import UNREAD_ROUNDS_MAX, run_together
 from coordinator.generation import Generation
 from outrider.client import FinishReason, GenerationMode, Started, Token, Tokens, gather
-from outrider.core.coordinate.session import Command, Session
+from outrider.core.coordinate.session import DrafterLost, Session
 from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, StepFailedError
 from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams, completion_seed
@@ -243,11 +243,11 @@ class Widths(Session):
 
     seen: list[int] = []  # noqa: RUF012
 
-    def on_drafted(self, window: DraftWindow) -> list[Command]:
-        commands = super().on_drafted(window)
+    def on_drafted(self, window: DraftWindow) -> DraftWindow | DrafterLost | None:
+        outcome = super().on_drafted(window)
         nodes: list[Node] = [self.tree.root, *self.tree.live_nodes()]
         Widths.seen.append(max(len(node.children) for node in nodes))
-        return commands
+        return outcome
 
 
 @pytest.mark.asyncio(loop_scope="module")
