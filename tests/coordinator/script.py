@@ -1,6 +1,6 @@
 """Scripts that drive a generation over links in memory, and what came of each line.
 
-A script is a text of blocks: commands, a line of four dashes, and what the generation did because of them. Its commands:
+A script is a text of blocks: commands, a line of four dashes, and what the generation did because of them. Commands:
 
     start prompt=1,2,3 max-tokens=16 verifiers=2 drafters=2 stop=ef   begin; what is left out has these values, no stop
     draft 4,5 [below 2]     the drafter sends a chain, from the line's end as it knows it or below its node 2
@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import asyncio
 import string
-from collections.abc import Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import NamedTuple
@@ -80,7 +79,7 @@ async def play(blocks: list[Block]) -> list[Block]:
     """The same blocks with what came of them now."""
     stage = Stage()
     try:
-        return [Block(block.comments, block.commands, [*await stage.play(block.commands)]) for block in blocks]
+        return [Block(block.comments, block.commands, await stage.play(block.commands)) for block in blocks]
     finally:
         await stage.end()
 
@@ -93,14 +92,14 @@ class Stage:
         self._running: asyncio.Task[None] | None = None
         self._last_verdict: Verdict | None = None
 
-    async def play(self, commands: list[str]) -> Iterator[str]:
+    async def play(self, commands: list[str]) -> list[str]:
         """Carries out commands, one after another, and tells what was seen."""
         for command in commands:
             self._obey(command.split())
             for _ in range(SETTLING_TURNS):
                 await asyncio.sleep(0)
         seen, self._seen = self._seen, []
-        return iter(seen)
+        return seen
 
     async def end(self) -> None:
         """Leaves nothing running."""
@@ -174,7 +173,7 @@ class Stage:
             tree_width=0,
             num_completions=1,
         )
-        self._links = MemoryLinks(int(settings.pop("verifiers", "2")), num_drafters, self._seen_add)
+        self._links = MemoryLinks(int(settings.pop("verifiers", "2")), num_drafters, self._see)
         assert not settings, f"no such settings: {settings}"
         generation = Generation(
             request,
@@ -187,7 +186,7 @@ class Stage:
         )
         self._running = asyncio.create_task(self._run(generation))
 
-    def _seen_add(self, line: str) -> None:
+    def _see(self, line: str) -> None:
         self._seen.append(line)
 
     async def _run(self, generation: Generation) -> None:
@@ -197,17 +196,15 @@ class Stage:
                     tokens = emitted.tokens(0)
                     given = " ".join(f"{token.token_id}:{token.origin.name.lower()}" for token in tokens.tokens)
                     rolled_back = ", rolled back" if tokens.rolled_back else ""
-                    self._seen_add(f"emit {given} at {tokens.position} {tokens.text!r}{rolled_back}")
+                    self._see(f"emit {given} at {tokens.position} {tokens.text!r}{rolled_back}")
         except OutriderError as error:
-            self._seen_add(f"raised {type(error).__name__}: {error}")
+            self._see(f"raised {type(error).__name__}: {error}")
             return
         finished = generation.finished(0)
         why = f" ({finished.mode_reason})" if finished.mode_reason else ""
         counts = f"{finished.usage.num_generated_tokens} tokens in {finished.speculation.num_rounds} rounds"
         ending = f", {finished.text!r} at the end" if finished.text else ""
-        self._seen_add(
-            f"finished by {finished.reason.name.lower()}, {finished.mode.name.lower()}{why}: {counts}{ending}"
-        )
+        self._see(f"finished by {finished.reason.name.lower()}, {finished.mode.name.lower()}{why}: {counts}{ending}")
 
 
 def letters() -> Tokenizer:
