@@ -11,7 +11,6 @@ from typing import NamedTuple, Self
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 
 from coordinator.emission import EmittedTokens
-from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from outrider.core.coordinate.events import Finished
 from outrider.core.coordinate.statistics import SpeculationStatistics
@@ -26,8 +25,9 @@ from outrider.telemetry.tracing import extract, inject, record_span, within
 class _Ended(NamedTuple):
     """A completion that ended by its own rules."""
 
-    generation: Generation
     finished: Finished
+    statistics: SpeculationStatistics
+    draft_model: str
 
     @property
     def mode(self) -> str:
@@ -102,14 +102,13 @@ class Observation:
         self._last_round_ns[completion] = now
         self._num_rounds[completion] += 1
 
-    def on_finish(self, generation: Generation, finished: Finished) -> None:
-        """A completion ended by its own rules."""
-        self._telemetry.instruments.count(generation.session.statistics)
-        self._ended[finished.completion] = _Ended(generation, finished)
+    def on_finish(self, finished: Finished, statistics: SpeculationStatistics, draft_model: str) -> None:
+        """A completion ended by its own rules. `draft_model` is empty if it had no drafter."""
+        self._telemetry.instruments.count(statistics)
+        self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
 
     def _tell_of(self, ended: Sequence[_Ended]) -> None:
-        generations = [each.generation for each in ended]
-        statistics = [generation.session.statistics for generation in generations]
+        statistics = [each.statistics for each in ended]
         usages = [each.finished.usage for each in ended]
         notable = next((each for each in ended if each.finished.mode_reason), ended[0])
         self._span.set_attributes(speculation_attributes(sum(statistics, SpeculationStatistics())))
@@ -117,7 +116,7 @@ class Observation:
             {
                 names.MODE: notable.mode,
                 names.MODE_REASON: notable.finished.mode_reason,
-                names.DRAFT_MODEL: ",".join(sorted({each.draft_model for each in generations if each.draft_model})),
+                names.DRAFT_MODEL: ",".join(sorted({each.draft_model for each in ended if each.draft_model})),
                 names.GEN_AI_RESPONSE_MODEL: self._model,
                 names.GEN_AI_RESPONSE_FINISH_REASONS: tuple(each.finished.reason.name.lower() for each in ended),
                 names.GEN_AI_USAGE_INPUT_TOKENS: usages[0].num_prompt_tokens,

@@ -78,8 +78,9 @@ class GenerationService:
                             yield emitted.tokens(completion)
                             observation.on_round(completion, emitted)
                         else:
-                            finished = generations[completion].finished(completion)
-                            observation.on_finish(generations[completion], finished)
+                            generation = generations[completion]
+                            finished = generation.finished(completion)
+                            observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
 
     def server_info(self) -> ServerInfo:

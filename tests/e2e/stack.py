@@ -64,7 +64,7 @@ class Stack:
 
     client: GenerationClient
     address: str
-    servicer: GenerationServicer
+    service: GenerationService
     workers: Workers
     workers_changed: asyncio.Condition
 
@@ -191,13 +191,14 @@ async def coordinator(
         notices.add(asyncio.create_task(notify()))
 
     workers = Workers(config.verify, config.draft, on_change, telemetry.instruments, resolver)
-    servicer = GenerationServicer(GenerationService(config, workers, telemetry))
+    service = GenerationService(config, workers, telemetry)
+    servicer = GenerationServicer(service)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"
     workers.start()
     try:
         async with GenerationClient(address) as client:
-            running = Stack(client, address, servicer, workers, changed)
+            running = Stack(client, address, service, workers, changed)
             if wait_for_target:
                 await running.until(lambda workers: workers.target is not None and workers.draft_answered)
             yield running
