@@ -104,7 +104,8 @@ class Generation:
     def finished(self, completion: int) -> Finished:
         """What the client is told when `run` has come to its end."""
         session, statistics, stopwatch = self.session, self.session.statistics, self._stopwatch
-        assert session.finish_reason is not None
+        if session.finish_reason is None:
+            raise RuntimeError("run has not come to its end")
         return Finished(
             reason=session.finish_reason,
             mode=_MODES[session.drafter],

@@ -35,16 +35,12 @@ class VerifierFailover:
         """Those that have refused or been lost since the last verdict."""
         self._num_lost = 0
         self._refusal: OutriderError | None = None
-        self._is_over = False
+        self.is_over = False
+        """Whether the session is over."""
 
     def first(self, num_tokens: int) -> VerifierLink:
         """The first verifier, for a line of `num_tokens`. Raises WorkerUnavailableError if there is none."""
         return self._links.verifier(num_tokens, ())
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the session is over."""
-        return self._is_over
 
     def set_ready(self, link: VerifierLink) -> None:
         """The verifier knows the session, so that windows may be sent to it."""
@@ -53,7 +49,7 @@ class VerifierFailover:
 
     async def ready(self) -> VerifierLink | None:
         """The verifier to which windows may be sent, once there is one; None if the session is over before."""
-        while self._ready is None and not self._is_over:  # it may have been lost again before this task runs
+        while self._ready is None and not self.is_over:  # it may have been lost again before this task runs
             await self._is_settled.wait()
         return self._ready
 
@@ -97,7 +93,7 @@ class VerifierFailover:
 
     def end(self) -> None:
         """The session is over. Nobody waits for a verifier any more."""
-        self._is_over = True
+        self.is_over = True
         self._is_settled.set()
         # An error keeps its frames, which keep the generation, and a cancelled task keeps its error: if it stayed here,
         # prompt and tree would stay until the interpreter looks for such rings.

@@ -129,11 +129,6 @@ class Speculation(SpeculationCounts):
     """At index i the number of rounds that accepted i draft tokens."""
 
     @property
-    def recovered_token_hit_rate(self) -> float:
-        """Recovered-token hits per rejection; 0 if nothing was rejected."""
-        return self.num_recovered_token_hits / self.num_rejections if self.num_rejections else 0.0
-
-    @property
     def acceptance_by_depth(self) -> tuple[float, ...]:
         """At index i the share of rounds that accepted more than i draft tokens."""
         num_rounds = sum(self.acceptance_histogram)
