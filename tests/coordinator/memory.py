@@ -54,8 +54,10 @@ class _Inbox(Generic[Event]):
 class MemoryVerifier:
     """See `VerifierLink`. It mirrors the tree, so that its verdicts are those of a verifier."""
 
-    def __init__(self, worker: MemoryWorker, note: Callable[[str], None]) -> None:
+    def __init__(self, worker: MemoryWorker, reads: asyncio.Event, note: Callable[[str], None]) -> None:
+        """It reads while `reads` is set; until then whoever sends waits."""
         self.worker = worker
+        self._reads = reads
         self.has_decided = False
         self.inbox: _Inbox[Opened | Verdict | VerifyFinished] = _Inbox()
         self.is_closed = False
@@ -63,6 +65,7 @@ class MemoryVerifier:
         self._inbound = Inbound(vocab_size=VOCAB_SIZE, max_live_nodes=256)
 
     async def send(self, command: VerifyOpen | DraftWindow | EndDrafts) -> None:
+        await self._reads.wait()
         match command:
             case VerifyOpen():
                 self._tree = SpeculationTree(len(command.token_ids) - 1, command.token_ids[-1])
@@ -150,12 +153,16 @@ class MemoryLinks:
         self.verifiers: list[MemoryVerifier] = []
         """Streams that were opened."""
         self.drafters: list[MemoryDrafter] = []
+        self.verifiers_read = asyncio.Event()
+        self.verifiers_read.set()
         self._verify_pool = [MemoryWorker(f"v{number}") for number in range(1, num_verifiers + 1)]
         self._draft_pool = [MemoryWorker(f"d{number}") for number in range(1, num_drafters + 1)]
         self._note = note
 
     def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> MemoryVerifier:
-        link = MemoryVerifier(_first(self._verify_pool, avoid, "no verify service is left"), self._note)
+        link = MemoryVerifier(
+            _first(self._verify_pool, avoid, "no verify service is left"), self.verifiers_read, self._note
+        )
         self.verifiers.append(link)
         return link
 

@@ -12,6 +12,7 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
     refuse verifier         it has no room
     overflow verifier       it gives up on a reader that is too slow
     end verifier            it ends the stream without a word
+    hold verifiers          none of them reads what is sent from here on, until `release verifiers`
     lose drafter            its connection breaks; before it has taken the session that is a refusal
     end drafter             it ends the stream without a word
     leave                   the client goes away
@@ -133,6 +134,10 @@ class Stage:
                 self._verifier.inbox.say(QueueFullError("the reader is too slow"))
             case ["end", "verifier"]:
                 self._verifier.inbox.say(None)
+            case ["hold", "verifiers"]:
+                self._links.verifiers_read.clear()
+            case ["release", "verifiers"]:
+                self._links.verifiers_read.set()
             case ["lose", "drafter"]:
                 self._drafter.inbox.say(WorkerUnavailableError("the connection broke"))
             case ["end", "drafter"]:
