@@ -107,6 +107,7 @@ class Stage:
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "a task was left running"
 
     def _obey(self, words: list[str]) -> None:
         match words:
