@@ -11,6 +11,7 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from coordinator.config import CoordinatorConfig
+from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from outrider.rpc.process import run_process
@@ -31,7 +32,7 @@ def main() -> None:
     try:
         connect = partial(WorkerClient.connect, transport=PLAINTEXT)
         workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
-        servicer = GenerationServicer(config, workers, telemetry)
+        servicer = GenerationServicer(GenerationService(config, workers, telemetry))
         add_to_server = add_GenerationServiceServicer_to_server
         service = Service("outrider.v1.GenerationService", add_to_server, servicer, workers.watch)
         run_process(config.cores, partial(serve, config, service, PLAINTEXT))

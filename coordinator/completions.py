@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from coordinator.generation import EmittedTokens, Generation
+from coordinator.emission import EmittedTokens
+from coordinator.generation import Generation
 from outrider.rpc.status import own_task_is_cancelled
 
 UNREAD_ROUNDS_MAX = 1

@@ -1,11 +1,11 @@
-"""One session's stream to its drafter. Whatever happens to it, the session goes on."""
+"""One session's gRPC stream to its drafter. Whatever happens to it, the session goes on."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
 
-from coordinator.replica import Seat
+from coordinator.replica import Replica, Seat
 from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
@@ -18,14 +18,14 @@ UNREAD_COMMITMENTS_MAX = 1024
 """Most commitments that wait for a drafter that does not read; beyond it the drafter counts as lost."""
 
 
-class DrafterLink:
-    """Commitments go in without waiting; windows come out. `close` must be called in the end."""
+class GrpcDrafterLink:
+    """See `DrafterLink`. `close` must be called in the end."""
 
     def __init__(self, seat: Seat, trial: Trial, opening: DraftOpen, statistics: SpeculationStatistics) -> None:
         """`statistics` are the session's, of which the `trial` hears in the end what has changed."""
-        self.replica = seat.replica
+        self.worker: Replica = seat.replica
+        self.model_name = seat.replica.model.name if seat.replica.model is not None else ""
         self.is_open = False
-        """Whether the drafter has taken the session."""
         self._seat = seat
         self._trial: Trial | None = trial
         self._statistics = statistics
@@ -36,7 +36,7 @@ class DrafterLink:
         self._overflowed = False
 
     def send(self, commitment: Commitment) -> None:
-        """Queues what was committed. A drafter that does not read is given up."""
+        """See `DrafterLink.send`."""
         try:
             self._commitments.put_nowait(commitment)
         except asyncio.QueueFull:
@@ -44,10 +44,7 @@ class DrafterLink:
             self._stream.cancel()
 
     def close(self, *, failed: bool) -> None:
-        """Ends the stream; the drafter frees its slot. `failed` says that it is the drafter's fault.
-
-        Calling it twice is harmless.
-        """
+        """See `DrafterLink.close`."""
         self._stream.cancel()
         self._seat.leave()
         trial, self._trial = self._trial, None
@@ -56,10 +53,10 @@ class DrafterLink:
         if failed and not self.is_open:
             trial.cancel()
         elif failed:
-            self.replica.num_failures += 1
+            self.worker.num_failures += 1
             trial.fail()
         else:
-            self.replica.num_failures = 0
+            self.worker.num_failures = 0
             statistics = self._statistics
             trial.end(
                 statistics.num_committed_tokens - self._num_tokens_before,
@@ -67,10 +64,7 @@ class DrafterLink:
             )
 
     async def windows(self) -> AsyncGenerator[DraftWindow]:
-        """Opens the session and yields what the drafter sends.
-
-        Raises OutriderError when the drafter refuses, fails, or ends the stream by itself.
-        """
+        """See `DrafterLink.windows`."""
         writer = asyncio.create_task(self._write())
         try:
             async for message in self._stream.responses():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -9,8 +10,9 @@ from typing import NamedTuple, Self
 
 from opentelemetry.trace import SpanKind, Status, StatusCode, format_trace_id
 
-from coordinator.generation import EmittedTokens, Generation
+from coordinator.emission import EmittedTokens
 from coordinator.request import GenerationRequest
+from outrider.core.coordinate.events import Finished
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
@@ -23,10 +25,14 @@ from outrider.telemetry.tracing import extract, inject, record_span, within
 class _Ended(NamedTuple):
     """A completion that ended by its own rules."""
 
-    generation: Generation
-    mode: str
-    reason: str
-    """Why the mode is not what was asked for; empty if it is."""
+    finished: Finished
+    statistics: SpeculationStatistics
+    draft_model: str
+
+    @property
+    def mode(self) -> str:
+        """As the proto names it."""
+        return f"GENERATION_MODE_{self.finished.mode.name}"
 
 
 class Observation:
@@ -96,33 +102,29 @@ class Observation:
         self._last_round_ns[completion] = now
         self._num_rounds[completion] += 1
 
-    def on_finish(self, completion: int, generation: Generation, mode: str, reason: str) -> None:
-        """A completion ended by its own rules."""
-        self._telemetry.instruments.count(generation.session.statistics)
-        self._ended[completion] = _Ended(generation, mode, reason)
+    def on_finish(self, finished: Finished, statistics: SpeculationStatistics, draft_model: str) -> None:
+        """A completion ended by its own rules. `draft_model` is empty if it had no drafter."""
+        self._telemetry.instruments.count(statistics)
+        self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
 
     def _tell_of(self, ended: Sequence[_Ended]) -> None:
-        generations = [each.generation for each in ended]
-        sessions = [generation.session for generation in generations]
-        notable = next((each for each in ended if each.reason), ended[0])
-        self._span.set_attributes(
-            speculation_attributes(sum((session.statistics for session in sessions), SpeculationStatistics()))
-        )
+        statistics = [each.statistics for each in ended]
+        usages = [each.finished.usage for each in ended]
+        notable = next((each for each in ended if each.finished.mode_reason), ended[0])
+        self._span.set_attributes(speculation_attributes(sum(statistics, SpeculationStatistics())))
         self._span.set_attributes(
             {
                 names.MODE: notable.mode,
-                names.MODE_REASON: notable.reason,
-                names.DRAFT_MODEL: ",".join(sorted({each.draft_model for each in generations if each.draft_model})),
+                names.MODE_REASON: notable.finished.mode_reason,
+                names.DRAFT_MODEL: ",".join(sorted({each.draft_model for each in ended if each.draft_model})),
                 names.GEN_AI_RESPONSE_MODEL: self._model,
-                names.GEN_AI_RESPONSE_FINISH_REASONS: tuple(
-                    session.finish_reason.name.lower() for session in sessions if session.finish_reason is not None
-                ),
-                names.GEN_AI_USAGE_INPUT_TOKENS: sessions[0].line.num_prompt_tokens,
-                names.GEN_AI_USAGE_OUTPUT_TOKENS: sum(generation.num_emitted for generation in generations),
-                names.NUM_CACHED_PROMPT_TOKENS: sum(generation.num_cached_prompt_tokens for generation in generations),
+                names.GEN_AI_RESPONSE_FINISH_REASONS: tuple(each.finished.reason.name.lower() for each in ended),
+                names.GEN_AI_USAGE_INPUT_TOKENS: usages[0].num_prompt_tokens,
+                names.GEN_AI_USAGE_OUTPUT_TOKENS: sum(usage.num_generated_tokens for usage in usages),
+                names.NUM_CACHED_PROMPT_TOKENS: sum(usage.num_cached_prompt_tokens for usage in usages),
                 names.COMPLETIONS_MODES: tuple(each.mode for each in ended),
-                names.COMPLETIONS_NUM_OUTPUT_TOKENS: tuple(generation.num_emitted for generation in generations),
-                names.COMPLETIONS_NUM_ROUNDS: tuple(session.statistics.num_rounds for session in sessions),
+                names.COMPLETIONS_NUM_OUTPUT_TOKENS: tuple(usage.num_generated_tokens for usage in usages),
+                names.COMPLETIONS_NUM_ROUNDS: tuple(each.num_rounds for each in statistics),
             }
         )
 
@@ -134,6 +136,8 @@ class Observation:
     ) -> None:
         if self._ended and self._span.is_recording():
             self._tell_of([self._ended[completion] for completion in sorted(self._ended)])
+        if exception_type is GeneratorExit:  # the caller has left, between two events
+            exception_type = asyncio.CancelledError
         error_type = exception_type.__name__ if exception_type is not None else None
         if error_type is not None:
             self._span.set_attribute(names.ERROR_TYPE, error_type)

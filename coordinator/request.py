@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
 from outrider.core.protocol.messages import ModelInfo
+from outrider.core.protocol.options import GenerationOptions, Prompt
 from outrider.core.protocol.sampling import SamplingParams, completion_seed
 from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
@@ -25,8 +26,6 @@ from outrider.core.protocol.validation import (
     check_sampling,
     check_stop_token_ids,
 )
-from outrider.rpc import wire
-from outrider.v1 import generation_pb2
 
 MAX_TOKENS_DEFAULT = 256
 """Tokens generated when a request does not say how many."""
@@ -55,48 +54,44 @@ class GenerationRequest:
         return replace(self, sampling=sampling, num_completions=1)
 
 
-def parse(
-    message: generation_pb2.GenerateRequest, config: CoordinatorConfig, target: ModelInfo, tokenizer: Tokenizer
+def settle(
+    prompt: Prompt, options: GenerationOptions, config: CoordinatorConfig, target: ModelInfo, tokenizer: Tokenizer
 ) -> GenerationRequest:
     """Checks and completes a request. Raises InvalidRequestError with everything that is wrong."""
     found = Violations()
-    sampling = wire.decode_sampling(message.sampling, default_seed=secrets.randbits(32))
-    prompt_field, prompt_token_ids = _prompt(message, tokenizer, found)
+    sampling = replace(options.sampling, seed=secrets.randbits(32)) if options.draw_seed else options.sampling
+    prompt_field, prompt_token_ids = _prompt(prompt, tokenizer, found)
     check_line(found, prompt_token_ids, target.vocab_size, target.max_context, prompt_field)
     check_sampling(found, sampling, target.vocab_size)
-    check_stop_token_ids(found, message.stop_token_ids, target.vocab_size, "stop_token_ids")
-    num_logprobs = message.num_logprobs if message.HasField("num_logprobs") else None
-    check_num_logprobs(found, num_logprobs, "num_logprobs")
-    found.check(len(message.stop) <= STOP_STRINGS_MAX, "stop", f"at most {STOP_STRINGS_MAX} strings are allowed")
+    check_stop_token_ids(found, options.stop_token_ids, target.vocab_size, "stop_token_ids")
+    check_num_logprobs(found, options.num_logprobs, "num_logprobs")
+    found.check(len(options.stop) <= STOP_STRINGS_MAX, "stop", f"at most {STOP_STRINGS_MAX} strings are allowed")
     found.check(
-        all(1 <= len(stop) <= STOP_STRING_CHARACTERS_MAX for stop in message.stop),
+        all(1 <= len(stop) <= STOP_STRING_CHARACTERS_MAX for stop in options.stop),
         "stop",
         f"each string must have 1 to {STOP_STRING_CHARACTERS_MAX} characters",
     )
     room = target.max_context - len(prompt_token_ids)
-    max_tokens = message.max_tokens if message.HasField("max_tokens") else max(min(MAX_TOKENS_DEFAULT, room), 1)
+    max_tokens = max(min(MAX_TOKENS_DEFAULT, room), 1) if options.max_tokens is None else options.max_tokens
     found.check(max_tokens >= 1, "max_tokens", "must be at least 1")
     found.check(
         max_tokens <= room or room < 1,
         "max_tokens",
         f"is {max_tokens}; the context of {target.max_context} leaves {room} after a prompt of {len(prompt_token_ids)}",
     )
-    speculation = message.speculation
-    max_draft_tokens = (
-        speculation.max_draft_tokens if speculation.HasField("max_draft_tokens") else config.max_draft_tokens
-    )
+    max_draft_tokens = config.max_draft_tokens if options.max_draft_tokens is None else options.max_draft_tokens
     found.check(
         0 <= max_draft_tokens <= min(config.max_draft_tokens, DRAFT_TOKENS_MAX),
         "speculation.max_draft_tokens",
         f"must be at most {config.max_draft_tokens}, which this coordinator is set to",
     )
-    tree_width = speculation.tree_width if speculation.HasField("tree_width") else config.tree_width
+    tree_width = config.tree_width if options.tree_width is None else options.tree_width
     found.check(
         0 <= tree_width <= min(TREE_WIDTH_MAX, config.max_run_ahead),
         "speculation.tree_width",
         f"must be between 0 (automatic) and {min(TREE_WIDTH_MAX, config.max_run_ahead)}",
     )
-    num_completions = message.num_completions if message.HasField("num_completions") else 1
+    num_completions = 1 if options.num_completions is None else options.num_completions
     num_completions_max = min(COMPLETIONS_MAX, config.max_requests)
     found.check(
         1 <= num_completions <= num_completions_max, "num_completions", f"must be between 1 and {num_completions_max}"
@@ -106,33 +101,22 @@ def parse(
         prompt_token_ids=prompt_token_ids,
         sampling=sampling,
         max_length=len(prompt_token_ids) + max_tokens,
-        stop=tuple(message.stop),
-        stop_token_ids=frozenset(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        num_logprobs=num_logprobs,
-        speculate=(not speculation.HasField("enabled") or speculation.enabled) and max_draft_tokens > 0,
+        stop=options.stop,
+        stop_token_ids=frozenset(options.stop_token_ids),
+        ignore_eos=options.ignore_eos,
+        num_logprobs=options.num_logprobs,
+        speculate=options.speculate and max_draft_tokens > 0,
         max_draft_tokens=max_draft_tokens,
         tree_width=tree_width,
         num_completions=num_completions,
     )
 
 
-def _prompt(
-    message: generation_pb2.GenerateRequest, tokenizer: Tokenizer, found: Violations
-) -> tuple[str, Sequence[int]]:
-    match message.WhichOneof("prompt"):
-        case "token_ids":
-            return "token_ids.ids", list(message.token_ids.ids)
-        case "text":
-            found.check(
-                len(message.text) <= PROMPT_CHARACTERS_MAX,
-                "text",
-                f"must have at most {PROMPT_CHARACTERS_MAX} characters",
-            )
-            found.check(message.text != "", "text", "must not be empty")
-            found.raise_if_any()
-            return "text", tokenizer.encode(message.text).ids
-        case _:
-            found.check(False, "prompt", "set text or token_ids")
-            found.raise_if_any()
-            raise AssertionError
+def _prompt(prompt: Prompt, tokenizer: Tokenizer, found: Violations) -> tuple[str, Sequence[int]]:
+    """The field that the prompt came in, and its token ids. Raises InvalidRequestError for a text that is not read."""
+    if not isinstance(prompt, str):
+        return "token_ids.ids", prompt
+    found.check(len(prompt) <= PROMPT_CHARACTERS_MAX, "text", f"must have at most {PROMPT_CHARACTERS_MAX} characters")
+    found.check(prompt != "", "text", "must not be empty")
+    found.raise_if_any()
+    return "text", tokenizer.encode(prompt).ids

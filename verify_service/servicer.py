@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from outrider.core.coordinate.session import EndDrafts
-from outrider.core.protocol.messages import DraftWindow, Verdict, VerifyOpen
+from outrider.core.protocol.messages import DraftWindow, EndDrafts, Verdict, VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.load.folder import chat_template, tokenizer_file

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from bench.rivals.ruled import Policy
 from coordinator.config import CoordinatorConfig
-from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
+from outrider.core.coordinate.session import Session
 from outrider.core.draft.session import DraftSession, choose_expansions
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
@@ -186,9 +186,10 @@ class VirtualPair:
         self._unsent_step = 0.0
         if window is None:
             return
-        for command in self._session.on_drafted(window):
-            assert isinstance(command, SendToVerifier)
-            self._after(self._times.delay, partial(self._graft, command.window))
+        relayed = self._session.on_drafted(window)
+        if relayed is not None:
+            assert isinstance(relayed, DraftWindow)
+            self._after(self._times.delay, partial(self._graft, relayed))
 
     def _graft(self, window: DraftWindow) -> None:
         if self._is_stepping:
@@ -240,9 +241,9 @@ class VirtualPair:
                 verify_ms=step * 1000.0,
                 probability_min=selection.probability_min,
             )
-            for command in self._session.on_verdict(verdict):
-                if isinstance(command, SendToDrafter):
-                    self._after(self._times.delay, partial(self._commit, command.commitment))
+            outcome = self._session.on_verdict(verdict)
+            if outcome is not None and outcome.commitment is not None:
+                self._after(self._times.delay, partial(self._commit, outcome.commitment))
             self._after(self._times.rest, consider)
 
         def consider() -> None:

@@ -22,10 +22,11 @@ from outrider.cli.answer import json_object
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
+from outrider.cli.group import grouped
+from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
-from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HOST, VERIFY_PORT, UpOptions, choose_models
-from outrider.client import GREEDY
+from outrider.cli.up import COORDINATOR_PORT, HOST, UpOptions
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 
 _EXIT_ERROR = 1
@@ -63,63 +64,21 @@ else:
 
 
 @app.command()
-def up(
-    target: flags.Target = None,
-    draft: flags.Drafts = None,
-    ngram_table: flags.NgramTable = None,
-    no_draft: flags.NoDraft = False,
-    verifiers: flags.Verifiers = 1,
-    drafters: flags.Drafters = 1,
-    coordinators: flags.Coordinators = 1,
-    target_device: flags.TargetDevice = "cpu",
-    draft_device: flags.DraftDevice = "cpu",
-    dtype: flags.Dtype = None,
-    compiled: flags.Compile = None,
-    port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.")] = COORDINATOR_PORT,
-    draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT,
-    verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT,
-) -> None:
+@grouped(options=flags.SERVICES)
+def up(options: UpOptions) -> None:
     """Start the services on this machine and keep them up until Ctrl-C, which drains them.
 
     One of each kind, unless more are asked for; those beyond the first of a kind take free ports. A second Ctrl-C ends
     them at once. Everything else that a service can be told is an OUTRIDER_* variable; see `python -m coordinator
     --help`, `python -m draft_service --help` and `python -m verify_service --help`.
     """
-    models = choose_models(target, draft, ngram_table, no_draft=no_draft)
-    options = UpOptions(
-        **models._asdict(),
-        num_verifiers=verifiers,
-        num_drafters=drafters,
-        num_coordinators=coordinators,
-        target_device=target_device,
-        draft_device=draft_device,
-        dtype=dtype,
-        compiled=compiled,
-        port=port,
-        draft_port=draft_port,
-        verify_port=verify_port,
-    )
     until_signalled(serve(options, Console()))
 
 
 @app.command()
+@grouped(request=flags.REQUEST)
 def generate(
-    prompt: flags.Prompt = None,
-    token_ids: flags.TokenIds = None,
-    max_tokens: flags.MaxTokens = None,
-    temperature: flags.Temperature = GREEDY.temperature,
-    top_p: flags.TopP = GREEDY.top_p,
-    top_k: flags.TopK = GREEDY.top_k,
-    min_p: flags.MinP = GREEDY.min_p,
-    repetition_penalty: flags.RepetitionPenalty = GREEDY.repetition_penalty,
-    presence_penalty: flags.PresencePenalty = GREEDY.presence_penalty,
-    frequency_penalty: flags.FrequencyPenalty = GREEDY.frequency_penalty,
-    seed: flags.Seed = None,
-    stop: flags.Stop = None,
-    ignore_eos: flags.IgnoreEos = False,
-    max_draft_tokens: flags.MaxDraftTokens = None,
-    tree_width: flags.TreeWidth = None,
-    completions: flags.Completions = None,
+    request: Request,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
     logprobs: Annotated[
         int | None,
@@ -132,94 +91,25 @@ def generate(
 
     Text goes to standard output; in a terminal its colours tell where each token came from.
     """
-    request = flags.request(
-        prompt=prompt,
-        token_ids=token_ids,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        max_draft_tokens=max_draft_tokens,
-        tree_width=tree_width,
-        completions=completions,
-        target_only=target_only,
-        num_logprobs=logprobs,
-    )
+    request = request.but(speculate=not target_only, num_logprobs=logprobs)
+    num_completions = request.options.num_completions
     if as_json:
         answer = asyncio.run(generate_at(request, address))
-        print(json.dumps(json_object(answer, as_list=completions is not None, with_logprobs=logprobs is not None)))
+        print(json.dumps(json_object(answer, as_list=num_completions is not None, with_logprobs=logprobs is not None)))
         return
     out = Console()
-    answer = asyncio.run(generate_at(request, address, Display(out, prompt or "", num_completions=completions)))
+    prompt = request.prompt if isinstance(request.prompt, str) else ""
+    answer = asyncio.run(generate_at(request, address, Display(out, prompt, num_completions=num_completions)))
     conclude(answer, None, out, Console(stderr=True))
 
 
 @app.command()
-def run(
-    prompt: flags.Prompt = None,
-    token_ids: flags.TokenIds = None,
-    max_tokens: flags.MaxTokens = None,
-    temperature: flags.Temperature = GREEDY.temperature,
-    top_p: flags.TopP = GREEDY.top_p,
-    top_k: flags.TopK = GREEDY.top_k,
-    min_p: flags.MinP = GREEDY.min_p,
-    repetition_penalty: flags.RepetitionPenalty = GREEDY.repetition_penalty,
-    presence_penalty: flags.PresencePenalty = GREEDY.presence_penalty,
-    frequency_penalty: flags.FrequencyPenalty = GREEDY.frequency_penalty,
-    seed: flags.Seed = None,
-    stop: flags.Stop = None,
-    ignore_eos: flags.IgnoreEos = False,
-    max_draft_tokens: flags.MaxDraftTokens = None,
-    tree_width: flags.TreeWidth = None,
-    completions: flags.Completions = None,
-    target: flags.Target = None,
-    draft: flags.Draft = None,
-    ngram_table: flags.NgramTable = None,
-    target_device: flags.TargetDevice = "cpu",
-    draft_device: flags.DraftDevice = "cpu",
-    dtype: flags.Dtype = None,
-    compiled: flags.Compile = None,
-) -> None:
+@grouped(request=flags.REQUEST, options=flags.PAIR)
+def run(request: Request, options: UpOptions) -> None:
     """Start the services, continue PROMPT, compare with the target alone, and stop the services.
 
     The services take free ports, so that others that are up are left alone.
     """
-    request = flags.request(
-        prompt=prompt,
-        token_ids=token_ids,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty,
-        frequency_penalty=frequency_penalty,
-        seed=seed,
-        stop=stop,
-        ignore_eos=ignore_eos,
-        max_draft_tokens=max_draft_tokens,
-        tree_width=tree_width,
-        completions=completions,
-    )
-    models = choose_models(target, draft, ngram_table, no_draft=False)
-    options = UpOptions(
-        **models._asdict(),
-        target_device=target_device,
-        draft_device=draft_device,
-        dtype=dtype,
-        compiled=compiled,
-        port=0,
-        draft_port=0,
-        verify_port=0,
-    )
     if until_signalled(run_services(options, request, Console(), Console(stderr=True))):
         raise typer.Exit(_EXIT_INTERRUPTED)
 

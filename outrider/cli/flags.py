@@ -1,42 +1,19 @@
-"""Flags that `generate` and `run` share, one name each."""
+"""Flags of the commands. Those of a request are made from the fields of its options."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import typer
 
+from outrider.cli.group import Group, parameters_of
 from outrider.cli.request import Request
-from outrider.client import GREEDY, SamplingParams
+from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, VERIFY_PORT, UpOptions, choose_models
+from outrider.client import GREEDY, GenerationOptions, SamplingParams
 
-Prompt = Annotated[str | None, typer.Argument(help="Text to continue.", show_default=False)]
-TokenIds = Annotated[
-    str | None, typer.Option(help="Token ids to continue, such as 1,2,3; in place of PROMPT.", metavar="IDS")
-]
-MaxTokens = Annotated[int | None, typer.Option(help="Most tokens to generate; default: the server's.")]
-Temperature = Annotated[float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.")]
-TopP = Annotated[float, typer.Option(help="Keep the likeliest tokens up to this probability; 1 keeps all.")]
-TopK = Annotated[int, typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.")]
-MinP = Annotated[float, typer.Option(help="Keep tokens this likely relative to the likeliest; 0 keeps all.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 disfavours tokens of prompt and output.")]
-PresencePenalty = Annotated[float, typer.Option(help="Taken once from each token that stands in the output.")]
-FrequencyPenalty = Annotated[float, typer.Option(help="Taken from a token for each time it stands in the output.")]
-Seed = Annotated[
-    int | None, typer.Option(help="The same seed gives the same text; default: the server draws one.", min=0)
-]
-Stop = Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.", metavar="TEXT")]
-IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end-of-text token.")]
-MaxDraftTokens = Annotated[
-    int | None, typer.Option(help="Most draft tokens verified in one round; default and bound: the server's.", min=0)
-]
-TreeWidth = Annotated[
-    int | None,
-    typer.Option(help="Guesses per place; 1 drafts a chain, 0 as many as are worth it. Default: the server's.", min=0),
-]
-Completions = Annotated[
-    int | None,
-    typer.Option(help="So many texts, each with a seed of its own; they share the reading of the prompt.", min=1),
-]
 Target = Annotated[
     str | None, typer.Option(help="Folder or hub name of the target model; default: the bundled one.", metavar="MODEL")
 ]
@@ -90,52 +67,125 @@ Dtype = Annotated[
 ]
 
 
-def request(
-    *,
-    prompt: str | None,
-    token_ids: str | None = None,
-    max_tokens: int | None,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    min_p: float,
-    repetition_penalty: float,
-    presence_penalty: float,
-    frequency_penalty: float,
-    seed: int | None,
-    stop: list[str] | None,
-    ignore_eos: bool,
-    max_draft_tokens: int | None,
-    tree_width: int | None,
-    completions: int | None,
-    target_only: bool = False,
-    num_logprobs: int | None = None,
+@dataclass(frozen=True, kw_only=True)
+class _ModelFlags:
+    """What to serve, and on what."""
+
+    target: Target = None
+    draft: Draft = None
+    ngram_table: NgramTable = None
+    target_device: TargetDevice = "cpu"
+    draft_device: DraftDevice = "cpu"
+    dtype: Dtype = None
+    compiled: Compile = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _UpFlags(_ModelFlags):
+    """And how many of each, and where."""
+
+    draft: Drafts = None
+    no_draft: NoDraft = False
+    verifiers: Verifiers = 1
+    drafters: Drafters = 1
+    coordinators: Coordinators = 1
+    port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.")] = COORDINATOR_PORT
+    draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT
+    verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT
+
+
+def _pair(**flags: Any) -> UpOptions:
+    """One service of each kind, on free ports."""
+    return _services(_UpFlags(**flags, port=0, draft_port=0, verify_port=0))
+
+
+def _services(flags: _UpFlags) -> UpOptions:
+    """Raises NoModelError if the bundled models are wanted and not there."""
+    return UpOptions(
+        **choose_models(flags.target, flags.draft, flags.ngram_table, no_draft=flags.no_draft)._asdict(),
+        num_verifiers=flags.verifiers,
+        num_drafters=flags.drafters,
+        num_coordinators=flags.coordinators,
+        target_device=flags.target_device,
+        draft_device=flags.draft_device,
+        dtype=flags.dtype,
+        compiled=flags.compiled,
+        port=flags.port,
+        draft_port=flags.draft_port,
+        verify_port=flags.verify_port,
+    )
+
+
+SERVICES = Group(parameters_of(_UpFlags), lambda **flags: _services(_UpFlags(**flags)))
+"""All that `outrider up` is told."""
+
+PAIR = Group(parameters_of(_ModelFlags), _pair)
+"""One target and one draft model, wherever there is room."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PromptFlags:
+    prompt: Annotated[str | None, typer.Argument(help="Text to continue.", show_default=False)] = None
+    token_ids: Annotated[
+        str | None, typer.Option(help="Token ids to continue, such as 1,2,3; in place of PROMPT.", metavar="IDS")
+    ] = None
+
+
+_OPTION_FLAGS: Mapping[str, Any] = {
+    "max_tokens": typer.Option(help="Most tokens to generate; default: the server's."),
+    "temperature": typer.Option(help="0 takes the most likely token; above it tokens are drawn."),
+    "top_p": typer.Option(help="Keep the likeliest tokens up to this probability; 1 keeps all."),
+    "top_k": typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all."),
+    "min_p": typer.Option(help="Keep tokens this likely relative to the likeliest; 0 keeps all."),
+    "repetition_penalty": typer.Option(help="Above 1 disfavours tokens of prompt and output."),
+    "presence_penalty": typer.Option(help="Taken once from each token that stands in the output."),
+    "frequency_penalty": typer.Option(help="Taken from a token for each time it stands in the output."),
+    "seed": typer.Option(help="The same seed gives the same text; default: the server draws one.", min=0),
+    "stop": typer.Option(help="End before this text; may be repeated.", metavar="TEXT"),
+    "ignore_eos": typer.Option("--ignore-eos", help="Go on after the model's end-of-text token."),
+    "max_draft_tokens": typer.Option(
+        help="Most draft tokens verified in one round; default and bound: the server's.", min=0
+    ),
+    "tree_width": typer.Option(
+        help="Guesses per place; 1 drafts a chain, 0 as many as are worth it. Default: the server's.", min=0
+    ),
+    "num_completions": typer.Option(
+        "--completions",
+        help="So many texts, each with a seed of its own; they share the prefill of the prompt.",
+        min=1,
+    ),
+}
+"""By the fields of `GenerationOptions` and `SamplingParams`, in the order of the help."""
+
+_UNGIVEN: Mapping[str, Any] = {"seed": int | None, "stop": list[str] | None}
+"""Types of the flags that are None where they are not given, though the field has another default."""
+
+
+def _option_parameters() -> list[inspect.Parameter]:
+    known = {each.name: each for kind in (SamplingParams, GenerationOptions) for each in parameters_of(kind)}
+    return [
+        known[name].replace(
+            annotation=Annotated[_UNGIVEN.get(name, known[name].annotation), flag],
+            default=None if name in _UNGIVEN else known[name].default,
+        )
+        for name, flag in _OPTION_FLAGS.items()
+    ]
+
+
+def _request(
+    prompt: str | None, token_ids: str | None, seed: int | None, stop: list[str] | None, **fields: Any
 ) -> Request:
     """The request that the flags describe. Raises typer.BadParameter; all bounds are the server's to check."""
     if (prompt is None) == (token_ids is None):
         raise typer.BadParameter("give either PROMPT or --token-ids")
-    return Request(
-        prompt=prompt if prompt is not None else _parsed_token_ids(token_ids or ""),
-        sampling=SamplingParams(
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            presence_penalty=presence_penalty,
-            frequency_penalty=frequency_penalty,
-            seed=GREEDY.seed if seed is None else seed,
-        ),
+    sampling = {name: fields.pop(name) for name in SamplingParams.__slots__ if name in fields}
+    options = GenerationOptions(
+        sampling=SamplingParams(**sampling, seed=GREEDY.seed if seed is None else seed),
         draw_seed=seed is None,
-        max_tokens=max_tokens,
         stop=stop or (),
-        ignore_eos=ignore_eos,
-        num_logprobs=num_logprobs,
-        target_only=target_only,
-        max_draft_tokens=max_draft_tokens,
-        tree_width=tree_width,
-        num_completions=completions,
+        **fields,
     )
+    return Request(prompt if prompt is not None else _parsed_token_ids(token_ids or ""), options)
 
 
 def _parsed_token_ids(text: str) -> list[int]:
@@ -143,3 +193,7 @@ def _parsed_token_ids(text: str) -> list[int]:
         return [int(part) for part in text.split(",")] if text.strip() else []
     except ValueError as error:
         raise typer.BadParameter(f"{text!r} is no list of token ids; write --token-ids 1,2,3") from error
+
+
+REQUEST = Group([*parameters_of(_PromptFlags), *_option_parameters()], _request)
+"""A prompt and how to continue it."""

@@ -18,7 +18,9 @@ async def generate(request: Request, address: str, display: Display | None = Non
     """
     try:
         async with GenerationClient(address) as client:
-            return await gather(request.send(client), None if display is None else display.show)
+            return await gather(
+                client.generate(request.prompt, request.options), None if display is None else display.show
+            )
     except WorkerUnavailableError as error:
         raise WorkerUnavailableError(f"{address}: {error} (`outrider up` starts the services)") from error
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Coroutine
-from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -70,10 +69,10 @@ async def run(options: UpOptions, request: Request, out: Console, err: Console) 
     board.begin()
     try:
         async with services(options, board) as running:
-            await generate(replace(request, max_tokens=_WARM_UP_TOKENS), running.coordinator)
+            await generate(request.but(max_tokens=_WARM_UP_TOKENS), running.coordinator)
             board.settle()
             prompt = request.prompt if isinstance(request.prompt, str) else ""
-            display = Display(out, prompt, num_completions=request.num_completions)
+            display = Display(out, prompt, num_completions=request.options.num_completions)
             answer = await generate(request, running.coordinator, display)
             with err.status("The same prompt by the target alone"):
                 target_only = await generate(request.by_target_alone(answer.started.seed), running.coordinator)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import collections
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.client import Answer, Finished, Speculation
+from outrider.core.coordinate.statistics import COUNTERS, Counter
 
 _DEPTHS_SHOWN = 6
 """Depths of which the table tells how many rounds accepted so many tokens: what fits beside the labels."""
@@ -73,20 +74,12 @@ def _rows(answer: Answer) -> list[_Row]:
     return [
         _Row("prompt tokens", f"{num_prompt_tokens} ({num_cached_tokens} found already read)"),
         _Row("tokens", f"{num_tokens} ({_counted(each.reason.name for each in finished)})"),
-        _Row("rounds", str(speculation.num_rounds), speculation.num_rounds),
         _Row("acceptance length", f"{speculation.acceptance_length:.2f} tokens per round"),
         _Row("acceptance rate", _acceptance_rate(speculation)),
         _Row(
-            "looked up",
-            f"{speculation.num_accepted_prompt_lookup_tokens} of {speculation.num_prompt_lookup_tokens} accepted",
-        ),
-        _Row(
             "accepted by depth", " ".join(f"{share:.0%}" for share in speculation.acceptance_by_depth[:_DEPTHS_SHOWN])
         ),
-        _Row("outcome hits", f"{speculation.num_recovered_token_hits} of {speculation.num_rejections} rejections"),
-        _Row("bonus hits", f"{speculation.num_bonus_hits} of {speculation.num_bonuses} bonus tokens"),
-        _Row("rollbacks", str(speculation.num_rollbacks)),
-        _Row("stale nodes", f"{speculation.num_stale_nodes} of {speculation.num_drafted_nodes} drafted"),
+        *(_count(speculation, counter) for counter in COUNTERS if counter.row),
         _Row("tokens/s", f"{tokens_per_second:.1f}", tokens_per_second),
         _Row("time to first token", f"{first_token_ms:.0f} ms", first_token_ms),
         _Row("total time", f"{total_ms:.0f} ms", total_ms),
@@ -94,9 +87,16 @@ def _rows(answer: Answer) -> list[_Row]:
     ]
 
 
+def _count(speculation: Speculation, counter: Counter) -> _Row:
+    count = getattr(speculation, counter.field)
+    if counter.whole:
+        return _Row(counter.row, f"{count} of {getattr(speculation, counter.whole)} {counter.of_what}")
+    return _Row(counter.row, str(count), count)
+
+
 def _counted(names: Iterable[str]) -> str:
     """Each name once; with how often if they differ."""
-    counts = Counter(name.lower().replace("_", " ") for name in names)
+    counts = collections.Counter(name.lower().replace("_", " ") for name in names)
     return ", ".join(name if len(counts) == 1 else f"{count} {name}" for name, count in counts.items())
 
 

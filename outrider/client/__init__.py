@@ -1,21 +1,12 @@
 """The Python client library: `GenerationClient`, the events that its generations yield, and answers made of them."""
 
 from outrider.client.answer import Answer, Completion, gather
-from outrider.client.client import GREEDY, GenerationClient
-from outrider.client.events import (
-    Event,
-    Finished,
-    GenerationMode,
-    Replica,
-    ServerInfo,
-    Speculation,
-    Started,
-    Timings,
-    Token,
-    Tokens,
-    Usage,
-)
+from outrider.client.client import GenerationClient
+from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
+from outrider.core.coordinate.server_info import Replica, ServerInfo
+from outrider.core.coordinate.statistics import Speculation
 from outrider.core.protocol.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
+from outrider.core.protocol.options import GREEDY, GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
 
 __all__ = [
@@ -27,6 +18,7 @@ __all__ = [
     "Finished",
     "GenerationClient",
     "GenerationMode",
+    "GenerationOptions",
     "ModelInfo",
     "Replica",
     "SamplingParams",

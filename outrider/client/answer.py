@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
-from outrider.client.events import Event, Finished, Speculation, Started, Tokens
+from outrider.core.coordinate.events import Event, Finished, Started, Tokens
+from outrider.core.coordinate.statistics import COUNTERS, Speculation
 from outrider.core.protocol.messages import TokenLogprobs
 
 
@@ -36,8 +37,7 @@ class Answer:
     def speculation(self) -> Speculation:
         """What speculation did for all completions together."""
         parts = [completion.finished.speculation for completion in self.completions]
-        names = [field.name for field in fields(Speculation) if field.name.startswith("num_")]
-        counts = {name: sum(getattr(part, name) for part in parts) for name in names}
+        counts = {each.field: sum(getattr(part, each.field) for part in parts) for each in COUNTERS}
         num_committed = sum(part.acceptance_length * part.num_rounds for part in parts)
         return Speculation(
             **counts,

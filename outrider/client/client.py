@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
+from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import grpc.aio
 
-from outrider.client.events import Event, Finished, ServerInfo, Started, decode_event, decode_server_info
-from outrider.core.protocol.errors import (
-    FieldViolation,
-    InvalidRequestError,
-    ProtocolViolationError,
-    WorkerUnavailableError,
-)
-from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.coordinate.events import Event, Finished, Started
+from outrider.core.coordinate.server_info import ServerInfo
+from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, OptionFields, Prompt
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
-from outrider.rpc.wire import encode_sampling
+from outrider.rpc.wire import decode_event, decode_server_info, encode_generate_request
 from outrider.v1 import generation_pb2, generation_pb2_grpc
-
-GREEDY = SamplingParams()
-"""Always the most likely token."""
 
 
 class GenerationClient:
@@ -55,55 +49,26 @@ class GenerationClient:
 
     async def generate(
         self,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
+        options: GenerationOptions = DEFAULT_OPTIONS,
         *,
-        sampling: SamplingParams = GREEDY,
-        draw_seed: bool = False,
-        max_tokens: int | None = None,
-        stop: Sequence[str] = (),
-        stop_token_ids: Sequence[int] = (),
-        ignore_eos: bool = False,
-        num_logprobs: int | None = None,
-        speculate: bool = True,
-        max_draft_tokens: int | None = None,
-        tree_width: int | None = None,
-        num_completions: int | None = None,
         timeout_s: float | None = None,
+        **changes: Unpack[OptionFields],
     ) -> AsyncGenerator[Event, None]:
         """Continues `prompt`, a text or token ids: yields Started, then Tokens for each round, then Finished.
 
-        `num_completions` asks for several continuations at the same time; their Tokens come mixed and say which they
+        What `options` say may be said, or changed, by keyword: `generate("import os", max_tokens=64)`. With
+        `num_completions` several continuations are written at the same time; their Tokens come mixed and say which they
         belong to, and each has a Finished. `Started.seed_of` tells their seeds. `gather` makes one answer of it all.
-
-        With `draw_seed` the server chooses the seed in place of `sampling.seed`, and Started names it. `num_logprobs`
-        asks for each token's log-probability and those of as many alternatives. `speculate=False` runs the target
-        alone, which gives the same tokens. `timeout_s` bounds the whole generation. The other arguments are the fields
-        of `GenerateRequest` in generation.proto.
+        `timeout_s` bounds the whole generation.
 
         Leaving the iteration early cancels the generation when the iterator is closed (`contextlib.aclosing` does it at
         once). Raises InvalidRequestError for a request that breaks a bound, and other OutriderErrors.
         """
-        try:
-            request = generation_pb2.GenerateRequest(
-                text=prompt if isinstance(prompt, str) else None,
-                token_ids=None if isinstance(prompt, str) else generation_pb2.TokenIds(ids=prompt),
-                sampling=encode_sampling(sampling),
-                max_tokens=max_tokens,
-                stop=stop,
-                stop_token_ids=stop_token_ids,
-                ignore_eos=ignore_eos,
-                num_logprobs=num_logprobs,
-                speculation=generation_pb2.SpeculationParams(
-                    enabled=speculate, max_draft_tokens=max_draft_tokens, tree_width=tree_width
-                ),
-                num_completions=num_completions,
-            )
-        except ValueError as error:
-            raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
-        if draw_seed:
-            request.sampling.ClearField("seed")
+        options = replace(options, **changes)
+        request = encode_generate_request(prompt, options)
         call = self._stub.Generate(request, timeout=timeout_s)
-        num_unfinished = 1 if num_completions is None else num_completions
+        num_unfinished = 1 if options.num_completions is None else options.num_completions
         started = False
         try:
             async for message in call:

@@ -7,7 +7,7 @@ from typing import Final
 
 from opentelemetry.util.types import AttributeValue
 
-from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import COUNTERS, SpeculationStatistics
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.telemetry import names
 
@@ -43,17 +43,7 @@ def request_attributes(
 def speculation_attributes(statistics: SpeculationStatistics) -> dict[str, AttributeValue]:
     """What speculation did for a request, with one number per round in place of one span per round."""
     return {
-        names.NUM_ROUNDS: statistics.num_rounds,
-        names.NUM_DRAFT_TOKENS: statistics.num_draft_tokens,
-        names.NUM_ACCEPTED_TOKENS: statistics.num_accepted_tokens,
-        names.NUM_ROLLBACKS: statistics.num_rollbacks,
-        names.NUM_REJECTIONS: statistics.num_rejections,
-        names.NUM_RECOVERED_TOKEN_HITS: statistics.num_recovered_token_hits,
-        names.NUM_BONUSES: statistics.num_bonuses,
-        names.NUM_BONUS_HITS: statistics.num_bonus_hits,
-        names.NUM_STALE_NODES: statistics.num_stale_nodes,
-        names.NUM_PROMPT_LOOKUP_TOKENS: statistics.num_prompt_lookup_tokens,
-        names.NUM_ACCEPTED_PROMPT_LOOKUP_TOKENS: statistics.num_accepted_prompt_lookup_tokens,
+        **{counter.attribute: getattr(statistics, counter.field) for counter in COUNTERS if counter.attribute},
         names.ROUNDS_NUM_DRAFT_TOKENS: tuple(statistics.drafted_by_round),
         names.ROUNDS_NUM_ACCEPTED: tuple(statistics.accepted_by_round),
     }

@@ -7,7 +7,7 @@ from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
-from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.coordinate.statistics import COUNTERS, SpeculationStatistics
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.telemetry import names
 
@@ -42,39 +42,11 @@ class Instruments:
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
-        self._draft_tokens = meter.create_counter(
-            names.METRIC_DRAFT_TOKENS, "{token}", "Draft tokens that the target scored"
-        )
-        self._accepted_tokens = meter.create_counter(
-            names.METRIC_ACCEPTED_TOKENS, "{token}", "Draft tokens that the target accepted"
-        )
-        self._prompt_lookup_tokens = meter.create_counter(
-            names.METRIC_PROMPT_LOOKUP_TOKENS,
-            "{token}",
-            "Draft tokens among those scored that the verifier had looked up",
-        )
-        self._accepted_prompt_lookup_tokens = meter.create_counter(
-            names.METRIC_ACCEPTED_PROMPT_LOOKUP_TOKENS, "{token}", "Those of them that the target accepted"
-        )
-        self._rollbacks = meter.create_counter(
-            names.METRIC_ROLLBACKS, "{rollback}", "Verdicts that voided the drafter's guesses"
-        )
-        self._rejections = meter.create_counter(
-            names.METRIC_REJECTIONS, "{verdict}", "Verdicts whose next token was recovered after a rejection"
-        )
-        self._recovered_token_hits = meter.create_counter(
-            names.METRIC_RECOVERED_TOKEN_HITS, "{verdict}", "Rejections whose recovered token had been drafted already"
-        )
-        self._bonuses = meter.create_counter(
-            names.METRIC_BONUSES, "{verdict}", "Verdicts whose next token was a bonus after a path accepted to its end"
-        )
-        self._bonus_hits = meter.create_counter(
-            names.METRIC_BONUS_HITS, "{verdict}", "Bonus tokens that had been drafted already"
-        )
-        self._stale_nodes = meter.create_counter(
-            names.METRIC_STALE_NODES, "{node}", "Draft nodes that arrived after their place had been decided otherwise"
-        )
-        self._rounds = meter.create_counter(names.METRIC_ROUNDS, "{round}", "Verdicts")
+        self._counts = {
+            counter.field: meter.create_counter(counter.metric, counter.unit, counter.about)
+            for counter in COUNTERS
+            if counter.metric
+        }
         self._replica_sessions = meter.create_up_down_counter(
             names.METRIC_REPLICA_SESSIONS, "{session}", "Sessions of this coordinator at a worker"
         )
@@ -98,17 +70,8 @@ class Instruments:
 
     def count(self, statistics: SpeculationStatistics) -> None:
         """Adds what speculation did in one request, once, when the request has ended."""
-        self._draft_tokens.add(statistics.num_draft_tokens)
-        self._accepted_tokens.add(statistics.num_accepted_tokens)
-        self._prompt_lookup_tokens.add(statistics.num_prompt_lookup_tokens)
-        self._accepted_prompt_lookup_tokens.add(statistics.num_accepted_prompt_lookup_tokens)
-        self._rollbacks.add(statistics.num_rollbacks)
-        self._rejections.add(statistics.num_rejections)
-        self._recovered_token_hits.add(statistics.num_recovered_token_hits)
-        self._bonuses.add(statistics.num_bonuses)
-        self._bonus_hits.add(statistics.num_bonus_hits)
-        self._stale_nodes.add(statistics.num_stale_nodes)
-        self._rounds.add(statistics.num_rounds)
+        for field, instrument in self._counts.items():
+            instrument.add(getattr(statistics, field))
 
     def add_sessions(self, change: int, *, service: str, address: str) -> None:
         """A session has come to a worker (`change` 1) or left it (-1)."""

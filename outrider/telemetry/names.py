@@ -1,8 +1,8 @@
-"""Every name of a span, an attribute or a metric.
+"""Every name of a span, an attribute or a metric, but for the counts of speculation.
 
 The `gen_ai.*` names follow OpenTelemetry's conventions for generative AI, which are in development: they stand here
 rather than in a library, so that they change only when we change them. The conventions know no speculation, so that is
-`outrider.*`.
+`outrider.*`. Names of its counts stand in `COUNTERS` of `outrider/core/coordinate/statistics.py`.
 """
 
 from __future__ import annotations
@@ -70,17 +70,6 @@ COMPLETIONS_NUM_ROUNDS: Final = "outrider.completions.num_rounds"
 whose: those of the first completion come first."""
 DRAFT_MODEL: Final = "outrider.draft.model"
 """Name of the draft model; of several, sorted and with commas, where completions had different ones."""
-NUM_ROUNDS: Final = "outrider.num_rounds"
-NUM_DRAFT_TOKENS: Final = "outrider.num_draft_tokens"
-NUM_ACCEPTED_TOKENS: Final = "outrider.num_accepted_tokens"
-NUM_ROLLBACKS: Final = "outrider.num_rollbacks"
-NUM_REJECTIONS: Final = "outrider.num_rejections"
-NUM_RECOVERED_TOKEN_HITS: Final = "outrider.num_recovered_token_hits"
-NUM_BONUSES: Final = "outrider.num_bonuses"
-NUM_BONUS_HITS: Final = "outrider.num_bonus_hits"
-NUM_STALE_NODES: Final = "outrider.num_stale_nodes"
-NUM_PROMPT_LOOKUP_TOKENS: Final = "outrider.num_prompt_lookup_tokens"
-NUM_ACCEPTED_PROMPT_LOOKUP_TOKENS: Final = "outrider.num_accepted_prompt_lookup_tokens"
 ROUNDS_NUM_DRAFT_TOKENS: Final = "outrider.rounds.num_draft_tokens"
 """For each round of a request the number of draft tokens that the target scored, completion by completion."""
 ROUNDS_NUM_ACCEPTED: Final = "outrider.rounds.num_accepted"
@@ -101,17 +90,6 @@ REPLICA_ADDRESS: Final = "outrider.replica.address"
 
 # --- metrics
 
-METRIC_DRAFT_TOKENS: Final = "outrider.draft.tokens"
-METRIC_ACCEPTED_TOKENS: Final = "outrider.accepted.tokens"
-METRIC_PROMPT_LOOKUP_TOKENS: Final = "outrider.prompt_lookup.tokens"
-METRIC_ACCEPTED_PROMPT_LOOKUP_TOKENS: Final = "outrider.accepted.prompt_lookup.tokens"
-METRIC_ROLLBACKS: Final = "outrider.rollbacks"
-METRIC_REJECTIONS: Final = "outrider.rejections"
-METRIC_RECOVERED_TOKEN_HITS: Final = "outrider.recovered_token.hits"
-METRIC_BONUSES: Final = "outrider.bonuses"
-METRIC_BONUS_HITS: Final = "outrider.bonus.hits"
-METRIC_STALE_NODES: Final = "outrider.stale.nodes"
-METRIC_ROUNDS: Final = "outrider.rounds"
 METRIC_REPLICA_SESSIONS: Final = "outrider.replica.sessions"
 METRIC_REPLICA_MOVES: Final = "outrider.replica.moves"
 METRIC_WORKER_SESSIONS: Final = "outrider.worker.sessions"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from contextlib import aclosing
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -15,23 +14,11 @@ from rich.text import Text
 from outrider.cli.display import ORIGIN_STYLES, ROLLBACK_MARK, Display, legend
 from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
-from outrider.client import GREEDY, Answer, GenerationClient, TokenOrigin
+from outrider.client import Answer, GenerationClient, GenerationOptions, TokenOrigin
 from outrider.v1 import generation_pb2 as pb
 from tests.client.scripted import ROUNDS, TEXT, TWO, ScriptedCoordinator, finished, serving, started, tokens
 
-REQUEST = Request(
-    prompt="import os\n",
-    sampling=GREEDY,
-    draw_seed=False,
-    max_tokens=None,
-    stop=(),
-    ignore_eos=False,
-    num_logprobs=None,
-    target_only=False,
-    max_draft_tokens=None,
-    tree_width=None,
-    num_completions=None,
-)
+REQUEST = Request("import os\n", GenerationOptions())
 
 
 def terminal(*, no_color: bool = False) -> Console:
@@ -147,7 +134,7 @@ async def displayed_two(console: Console, script: Sequence[object] = TWO) -> tup
     """Two completions, and what the console shows of them."""
     async with serving(ScriptedCoordinator(script)) as address:
         display = Display(console, "import os\n", num_completions=2)
-        answer = await generate(replace(REQUEST, num_completions=2), address, display)
+        answer = await generate(REQUEST.but(num_completions=2), address, display)
     return answer, written(console)
 
 

@@ -49,6 +49,23 @@ from tests.client.scripted import (
     tokens,
 )
 
+SPECULATION = Speculation(
+    num_rounds=3,
+    num_draft_tokens=8,
+    num_accepted_tokens=2,
+    num_rollbacks=1,
+    num_drafted_nodes=9,
+    num_stale_nodes=4,
+    acceptance_length=2.0,
+    acceptance_histogram=(1, 2),
+    num_rejections=2,
+    num_recovered_token_hits=1,
+    num_bonuses=1,
+    num_bonus_hits=0,
+    num_prompt_lookup_tokens=5,
+    num_accepted_prompt_lookup_tokens=1,
+)
+
 
 async def test_the_events_are_plain_values_in_order() -> None:
     async with serving(ScriptedCoordinator()) as address, GenerationClient(address) as client:
@@ -68,7 +85,7 @@ async def test_the_events_are_plain_values_in_order() -> None:
         mode_reason="the drafter left",
         text="!",
         usage=Usage(2, 6, 1),
-        speculation=Speculation(3, 8, 2, 1, 9, 4, 2.0, (1, 2), 2, 1, 1, 0, 5, 1),
+        speculation=SPECULATION,
         timings=Timings(40.0, 500.0, 300.0, 20.0, 100.0),
     )
     assert isinstance(events[-1], Finished)
@@ -151,7 +168,22 @@ async def test_an_answer_is_gathered_by_completion() -> None:
     assert (first.text, first.token_ids, first.seed) == ("first ends", (20, 21), 2**64 - 1)
     assert (second.text, second.token_ids, second.seed) == ("second ends early!", (30, 31, 32), 0)
     assert (first.finished.completion, second.finished.completion) == (0, 1)
-    assert answer.speculation == Speculation(6, 16, 4, 2, 18, 8, 2.0, (2, 4), 4, 2, 2, 0, 10, 2)
+    assert answer.speculation == Speculation(
+        num_rounds=6,
+        num_draft_tokens=16,
+        num_accepted_tokens=4,
+        num_rollbacks=2,
+        num_drafted_nodes=18,
+        num_stale_nodes=8,
+        acceptance_length=2.0,
+        acceptance_histogram=(2, 4),
+        num_rejections=4,
+        num_recovered_token_hits=2,
+        num_bonuses=2,
+        num_bonus_hits=0,
+        num_prompt_lookup_tokens=10,
+        num_accepted_prompt_lookup_tokens=2,
+    )
 
 
 async def test_one_gathered_answer_has_its_log_probabilities() -> None:

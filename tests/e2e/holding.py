@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from outrider.core.coordinate.session import Command, Session
+from outrider.core.coordinate.session import DrafterLost, Session
 from outrider.core.protocol.messages import DraftWindow
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
@@ -42,11 +42,11 @@ class Watched:
         """Set when a drafter is known to be lost."""
         on_drafted, on_drafter_lost = Session.on_drafted, Session.on_drafter_lost
 
-        def noting_guesses(session: Session, window: DraftWindow) -> list[Command]:
+        def noting_guesses(session: Session, window: DraftWindow) -> DraftWindow | DrafterLost | None:
             self.guessed.set()
             return on_drafted(session, window)
 
-        def noting_losses(session: Session, reason: str) -> list[Command]:
+        def noting_losses(session: Session, reason: str) -> DrafterLost | None:
             self.lost.set()
             return on_drafter_lost(session, reason)
 

@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from draft_service.drafter import Drafter, Drafting
-from outrider.core.coordinate.session import CloseDrafter, Command, Emit, Finish, SendToDrafter, SendToVerifier, Session
+from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
@@ -123,9 +123,11 @@ class Pair:
                 assert stamped is not None
                 match stamped.event:
                     case Verdict() as verdict:
-                        self._obey(session.on_verdict(verdict), verification, drafting)
-                    case VerifyFinished() as finished:
-                        self._obey(session.on_verify_finished(finished), verification, drafting)
+                        outcome = session.on_verdict(verdict)
+                        if outcome is not None and outcome.commitment is not None:
+                            self._draft_thread.submit(partial(self._drafter.commit, drafting, outcome.commitment))
+                    case VerifyFinished(reason):
+                        session.on_stopped(reason)
                     case Opened():
                         pass
         finally:
@@ -139,19 +141,10 @@ class Pair:
         self._draft_thread.submit(partial(self._drafter.open, drafting))
         while (stamped := await drafting.outbox.take()) is not None:
             if isinstance(stamped.event, DraftWindow):
-                self._obey(session.on_drafted(stamped.event), verification, drafting)
-
-    def _obey(self, commands: Iterable[Command], verification: Verification, drafting: Drafting) -> None:
-        for command in commands:
-            match command:
-                case SendToVerifier(window):
-                    self._verify_thread.submit(partial(self._verifier.graft, verification, window, time.monotonic()))
-                case SendToDrafter(commitment):
-                    self._draft_thread.submit(partial(self._drafter.commit, drafting, commitment))
-                case CloseDrafter() | Emit() | Finish():
-                    pass
-                case _:
-                    raise AssertionError(f"an honest drafter was given up: {command}")
+                relayed = session.on_drafted(stamped.event)
+                if relayed is not None:
+                    assert isinstance(relayed, DraftWindow), "an honest drafter was given up"
+                    self._verify_thread.submit(partial(self._verifier.graft, verification, relayed, time.monotonic()))
 
 
 def bundled(name: str, device: torch.device, dtype: str) -> Engine:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from coordinator.config import CoordinatorConfig
 from coordinator.resolution import Resolve, resolve
+from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from draft_service.config import DraftConfig
@@ -65,7 +66,7 @@ class Stack:
 
     client: GenerationClient
     address: str
-    servicer: GenerationServicer
+    service: GenerationService
     workers: Workers
     workers_changed: asyncio.Condition
 
@@ -193,13 +194,14 @@ async def coordinator(
 
     connect = partial(WorkerClient.connect, transport=PLAINTEXT)
     workers = Workers(config.verify, config.draft, telemetry.instruments, connect, resolver)
-    servicer = GenerationServicer(config, workers, telemetry)
+    service = GenerationService(config, workers, telemetry)
+    servicer = GenerationServicer(service)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"
     watching = asyncio.create_task(workers.watch(on_change))
     try:
         async with GenerationClient(address) as client:
-            running = Stack(client, address, servicer, workers, changed)
+            running = Stack(client, address, service, workers, changed)
             if wait_for_target:
                 await running.until(lambda workers: workers.target is not None and workers.draft_answered)
             yield running

@@ -6,16 +6,14 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import pytest_asyncio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from coordinator.completions import UNREAD_ROUNDS_MAX, run_together
-from coordinator.generation import Generation
 from outrider.client import FinishReason, GenerationMode, Started, Token, Tokens, gather
-from outrider.core.coordinate.session import Command, Session
+from outrider.core.coordinate.session import DrafterLost, Session
 from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, StepFailedError
 from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams, completion_seed
@@ -185,33 +183,6 @@ async def test_each_completion_counts_against_the_most_allowed(folders: tuple[Pa
             assert (await ask(running.client, PROMPT, max_tokens=4)).token_ids
 
 
-class Counted:
-    """A generation whose rounds are counted as they are made and as they are taken."""
-
-    num_made = 0
-    num_taken = 0
-    num_ahead_max = 0
-
-    async def run(self) -> AsyncIterator[int]:
-        for number in range(50):
-            Counted.num_made += 1
-            Counted.num_ahead_max = max(Counted.num_ahead_max, Counted.num_made - Counted.num_taken)
-            yield number
-
-
-async def test_rounds_that_nobody_reads_do_not_pile_up() -> None:
-    generations = cast("list[Generation]", [Counted() for _ in range(4)])
-    ended: list[int] = []
-    async with aclosing(run_together(generations)) as rounds:
-        async for completion, emitted in rounds:
-            Counted.num_taken += emitted is not None
-            if emitted is None:
-                ended.append(completion)
-    assert sorted(ended) == [0, 1, 2, 3]
-    assert Counted.num_taken == Counted.num_made == 200
-    assert Counted.num_ahead_max <= UNREAD_ROUNDS_MAX + len(generations) + 1  # and the one on its way to the client
-
-
 @pytest.fixture
 def openings(monkeypatch: pytest.MonkeyPatch) -> list[VerifyOpen]:
     """Every opening that reaches a verifier of this process."""
@@ -243,11 +214,11 @@ class Widths(Session):
 
     seen: list[int] = []  # noqa: RUF012
 
-    def on_drafted(self, window: DraftWindow) -> list[Command]:
-        commands = super().on_drafted(window)
+    def on_drafted(self, window: DraftWindow) -> DraftWindow | DrafterLost | None:
+        outcome = super().on_drafted(window)
         nodes: list[Node] = [self.tree.root, *self.tree.live_nodes()]
         Widths.seen.append(max(len(node.children) for node in nodes))
-        return commands
+        return outcome
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from coordinator import servicer
+from coordinator import service
 from coordinator.generation import Generation
 from outrider.core.protocol.errors import SlotsExhaustedError
 from tests.e2e.stack import Stack, load_tiny, save_tiny, stack
@@ -57,7 +57,7 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gone]:
         found.watch(generation)
         return generation
 
-    monkeypatch.setattr(servicer, "Generation", watched)
+    monkeypatch.setattr(service, "Generation", watched)
     gc.collect()
     gc.disable()
     yield found

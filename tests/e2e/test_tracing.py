@@ -106,8 +106,8 @@ async def test_the_root_span_says_what_was_asked_and_what_happened() -> None:
     assert said[names.GEN_AI_REQUEST_MAX_TOKENS] == 60
     assert said[names.GEN_AI_RESPONSE_FINISH_REASONS] == ("length",)
     assert said[names.GEN_AI_USAGE_OUTPUT_TOKENS] == 60
-    assert said[names.NUM_ROUNDS] == speculation.num_rounds
-    assert said[names.NUM_ROLLBACKS] == speculation.num_rollbacks
+    assert said["outrider.num_rounds"] == speculation.num_rounds
+    assert said["outrider.num_rollbacks"] == speculation.num_rollbacks
     assert len(said[names.ROUNDS_NUM_ACCEPTED]) == speculation.num_rounds
     assert sum(said[names.ROUNDS_NUM_ACCEPTED]) == speculation.num_accepted_tokens
     assert said[names.MODE] == "GENERATION_MODE_SPECULATIVE"
@@ -140,9 +140,9 @@ async def test_metrics_count_what_the_answer_says(tmp_path: Path) -> None:
         for scope in resource.scope_metrics
         for metric in scope.metrics
     }
-    assert found[names.METRIC_ROUNDS].value == speculation.num_rounds
-    assert found[names.METRIC_DRAFT_TOKENS].value == speculation.num_draft_tokens
-    assert found[names.METRIC_ACCEPTED_TOKENS].value == speculation.num_accepted_tokens
-    assert found[names.METRIC_ROLLBACKS].value == speculation.num_rollbacks
-    assert found[names.METRIC_STALE_NODES].value == speculation.num_stale_nodes
+    assert found["outrider.rounds"].value == speculation.num_rounds
+    assert found["outrider.draft.tokens"].value == speculation.num_draft_tokens
+    assert found["outrider.accepted.tokens"].value == speculation.num_accepted_tokens
+    assert found["outrider.rollbacks"].value == speculation.num_rollbacks
+    assert found["outrider.stale.nodes"].value == speculation.num_stale_nodes
     assert found[names.METRIC_REQUEST_DURATION].count == 1

@@ -63,7 +63,7 @@ LAYERS = {
 """Imports go down only, and siblings never import one another. Torch stays away from everything but the workers."""
 
 _MESSAGE_PACKAGES = frozenset({"outrider.rpc", "outrider.client", "outrider.cli"})
-_MESSAGE_FILES = frozenset({"servicer.py", "request.py"})
+_MESSAGE_FILES = frozenset({"servicer.py"})
 """Where protobuf messages may be seen: at the wire. Stubs and registrars (`_pb2_grpc`) hold none."""
 
 _TELEMETRY_INSIDES = ("opentelemetry.sdk", "opentelemetry.exporter")

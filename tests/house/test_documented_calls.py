@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
-from coordinator.request import parse
+from coordinator.request import settle
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, ModelInfo, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX, check_draft_open, check_verify_open
 from outrider.core.verify.session import VerifySession
@@ -67,7 +67,7 @@ def test_what_grpcurl_is_told_to_send_is_accepted() -> None:
     for page, method, messages in found:
         match messages[0]:
             case generation_pb2.GenerateRequest() as request:
-                parse(request, CoordinatorConfig(), BUNDLED, tokenizer)
+                settle(*wire.decode_generate_request(request), CoordinatorConfig(), BUNDLED, tokenizer)
             case draft_pb2.DraftCommand():
                 _check_draft_session(messages, tokenizer)
             case verify_pb2.VerifyCommand():

@@ -11,13 +11,13 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outrider.core.coordinate.session import EndDrafts
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import (
     NOT_TRACED,
     Commitment,
     DraftOpen,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     ModelInfo,
     Opened,
@@ -237,12 +237,11 @@ def test_the_enums_are_complete() -> None:
 
 def test_unset_sampling_fields_take_the_documented_defaults() -> None:
     assert wire.decode_sampling(common_pb2.SamplingParams()) == SamplingParams()
-    assert wire.decode_sampling(common_pb2.SamplingParams(), default_seed=7) == SamplingParams(seed=7)
 
 
 def test_a_field_set_to_zero_is_not_unset() -> None:
     message = common_pb2.SamplingParams(repetition_penalty=0.0, top_p=0.0, seed=0)
-    sampling = wire.decode_sampling(message, default_seed=7)
+    sampling = wire.decode_sampling(message)
     assert (sampling.repetition_penalty, sampling.top_p, sampling.seed) == (0.0, 0.0, 0)
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
-from outrider.core.coordinate.session import CloseDrafter, EndDrafts
-from outrider.core.protocol.messages import Commitment, DraftWindow, Verdict, VerifyFinished
+from outrider.core.protocol.messages import Commitment, DraftWindow, EndDrafts, Verdict, VerifyFinished
 
-Message = DraftWindow | Commitment | Verdict | VerifyFinished | EndDrafts | CloseDrafter
+
+class Closed:
+    """The stream ends."""
+
+
+Message = DraftWindow | Commitment | Verdict | VerifyFinished | EndDrafts | Closed
 
 
 class Link:

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.core.coordinate.session import CloseDrafter, Command, DrafterState, EndDrafts, OpenDrafter, Session
+from outrider.core.coordinate.drafter_state import DrafterState
+from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.protocol.ending import Ending
-from outrider.core.protocol.messages import DraftWindow
+from outrider.core.protocol.messages import DraftWindow, EndDrafts
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
 from .drafters import HonestDrafter
@@ -56,7 +57,7 @@ class MovingWorld(World):
 
     def _lose_drafter(self) -> None:
         event = self.rng.choice((self.coordinator.on_drafter_lost, self.coordinator.on_drafter_refused))
-        self._obey(event("it is gone"))
+        self._give_up_drafter(event("it is gone"))
 
     def _lose_drafter_by_a_breach(self) -> None:
         """It sends more than its credit: the nodes that were taken before it showed must leave no trace."""
@@ -65,7 +66,8 @@ class MovingWorld(World):
             tokens = [self.rng.randrange(self.scenario.target.vocab_size) for _ in range(200)]
             first_id = self.coordinator._inbound._last_id + 1
             parents = [0, *range(first_id, first_id + 199)]
-            self._obey(self.coordinator.on_drafted(DraftWindow(len(line) - 1, first_id, parents, tokens, [-0.1] * 200)))
+            broken = DraftWindow(len(line) - 1, first_id, parents, tokens, [-0.1] * 200)
+            self._on_drafted(self.coordinator.on_drafted(broken))
 
     def _lose_verifier(self) -> None:
         """Whatever was under way from or to it is lost with it."""
@@ -77,39 +79,41 @@ class MovingWorld(World):
         ending = Ending.of(self.verify_open, [EOS_TOKEN_ID])
         reason = ending.reason(line.token_ids[-1], len(line)) if line.num_generated_tokens else None
         if reason is not None:
-            self._obey(self.coordinator.on_stopped(reason))
+            self._finish(reason)
             return
         self._open_verifier()
         self.num_verifiers_replaced += 1
-        commands = self.coordinator.on_verifier_changed()
-        self.num_nodes_retold += sum(len(command.window) for command in commands)  # pyright: ignore
-        self.links["coordinator->verifier"].queue.extend(command.window for command in commands)  # pyright: ignore
+        window = self.coordinator.on_verifier_changed()
+        if window is not None:
+            self.num_nodes_retold += len(window)
+            self.links["coordinator->verifier"].queue.append(window)
 
-    def _obey(self, commands: list[Command]) -> None:
-        for command in commands:
-            match command:
-                case CloseDrafter() if self.coordinator.finish_reason is None:
-                    self.drafter = None
-                    for name in ("drafter->coordinator", "coordinator->drafter"):
-                        self.links[name] = Link()
-                case OpenDrafter(credit):
-                    self._replace_drafter(credit)
-                case EndDrafts():
-                    self._drafts_ended = True
-                    self.links["coordinator->verifier"].queue.append(command)
-                case _:
-                    super()._obey([command])
+    def _give_up_drafter(self, lost: DrafterLost | None) -> None:
+        if lost is None:
+            return
+        self.drafter = None
+        for name in ("drafter->coordinator", "coordinator->drafter"):
+            self.links[name] = Link()
+        if isinstance(lost, OpenDrafter):
+            self._replace_drafter(lost.credit)
+        else:
+            self._end_drafts(lost)
+
+    def _end_drafts(self, command: EndDrafts | None) -> None:
+        assert command is not None
+        self._drafts_ended = True
+        self.links["coordinator->verifier"].queue.append(command)
 
     def _replace_drafter(self, credit: int) -> None:
         if self.rng.random() < 0.2:
-            self._obey(self.coordinator.on_no_drafter("there is no other"))
+            self._end_drafts(self.coordinator.on_no_drafter("there is no other"))
             return
         line = list(self.coordinator.line.token_ids)
         self.drafter = HonestDrafter(replace(self.scenario, prompt=line, max_run_ahead=credit), self.rng)
         self.num_drafters_replaced += 1
 
     def _deliver_drafted(self, window: DraftWindow) -> None:
-        self._obey(self.coordinator.on_drafted(window))
+        self._on_drafted(self.coordinator.on_drafted(window))
 
     def _check_credit(self) -> None:
         assert self.coordinator.tree.num_live <= RUN_AHEAD_MAX
@@ -141,5 +145,5 @@ def test_whoever_is_lost_the_text_is_the_targets_own() -> None:
         seen["accepted"] += world.coordinator.statistics.num_accepted_tokens
         seen["looked up"] += world.num_verifiers_replaced > 0 < world.coordinator.statistics.num_prompt_lookup_tokens
     whats = ("drafters", "verifiers", "nodes", "accepted", "looked up")
-    wanted = (DrafterState.ACTIVE, DrafterState.LOST, DrafterState.MISSED, *whats)
+    wanted = (DrafterState.ACTIVE, DrafterState.REPLACED, DrafterState.LOST, DrafterState.MISSED, *whats)
     assert min(seen[each] for each in wanted) >= NUM_SCHEDULES // 50, seen

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
+from outrider.core.coordinate.session import Session
 from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
@@ -161,14 +161,15 @@ class VirtualCrowd:
     # The coordinators: as coordinator/generation.py.
 
     def _relay(self, member: _Member, window: DraftWindow) -> None:
-        for command in member.session.on_drafted(window):
-            assert isinstance(command, SendToVerifier)
-            self._in(self._given.hop, partial(self._arrive, member, command.window))
+        relayed = member.session.on_drafted(window)
+        if relayed is not None:
+            assert isinstance(relayed, DraftWindow)
+            self._in(self._given.hop, partial(self._arrive, member, relayed))
 
     def _commit(self, member: _Member, verdict: Verdict) -> None:
-        for command in member.session.on_verdict(verdict):
-            if isinstance(command, SendToDrafter):
-                self._in(self._given.hop, partial(self._hear, member, command.commitment))
+        outcome = member.session.on_verdict(verdict)
+        if outcome is not None and outcome.commitment is not None:
+            self._in(self._given.hop, partial(self._hear, member, outcome.commitment))
 
     def _hear(self, member: _Member, commitment: Commitment) -> None:
         member.draft_inbox.append(commitment)

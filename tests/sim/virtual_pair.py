@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
-from outrider.core.coordinate.session import SendToDrafter, SendToVerifier, Session
+from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
@@ -171,14 +171,15 @@ class VirtualPair:
     # The coordinator: as coordinator/generation.py.
 
     def _relay(self, window: DraftWindow) -> None:
-        for command in self.session.on_drafted(window):
-            assert isinstance(command, SendToVerifier)
-            self._in(self._given.hop, partial(self._arrive, command.window))
+        relayed = self.session.on_drafted(window)
+        if relayed is not None:
+            assert isinstance(relayed, DraftWindow)
+            self._in(self._given.hop, partial(self._arrive, relayed))
 
     def _commit(self, verdict: Verdict) -> None:
-        for command in self.session.on_verdict(verdict):
-            if isinstance(command, SendToDrafter):
-                self._in(self._given.hop, partial(self._hear, command.commitment))
+        outcome = self.session.on_verdict(verdict)
+        if outcome is not None and outcome.commitment is not None:
+            self._in(self._given.hop, partial(self._hear, outcome.commitment))
 
     def _hear(self, commitment: Commitment) -> None:
         self._draft_inbox.append(commitment)

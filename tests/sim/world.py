@@ -9,22 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from random import Random
 
-from outrider.core.coordinate.session import (
-    CloseDrafter,
-    Command,
-    DrafterState,
-    Emit,
-    EndDrafts,
-    Finish,
-    SendToDrafter,
-    SendToVerifier,
-    Session,
-)
+from outrider.core.coordinate.drafter_state import DrafterState
+from outrider.core.coordinate.session import DrafterLost, Emit, Session, VerdictOutcome
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     TokenOrigin,
     Verdict,
@@ -38,7 +30,7 @@ from outrider.core.verify.selection import most_probable
 from outrider.core.verify.session import VerifySession
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
-from .link import Link
+from .link import Closed, Link
 from .scenario import ACTORS, Conduct, Scenario, draw_scenario
 from .toys import EOS_TOKEN_ID, place_after
 
@@ -163,7 +155,7 @@ class World:
     def _accident(self) -> None:
         if self.scenario.conduct is Conduct.MORTAL and self.drafter is not None:
             self.drafter = None
-            self._obey(self.coordinator.on_drafter_lost("it died"))
+            self._give_up_drafter(self.coordinator.on_drafter_lost("it died"))
         self._slip_due = self.scenario.conduct is Conduct.SLIPPING
 
     def _draft(self) -> None:
@@ -242,12 +234,12 @@ class World:
                 if self.drafter is not None:
                     self.drafter.on_commitment(message)
             case Verdict():
-                self._obey(self.coordinator.on_verdict(message))
+                self._on_verdict(self.coordinator.on_verdict(message))
             case VerifyFinished():
-                self._obey(self.coordinator.on_verify_finished(message))
-            case CloseDrafter():
+                self._finish(message.reason)
+            case Closed():
                 self.drafter = None
-                assert self.coordinator.on_drafter_lost("its stream was closed") == []
+                assert self.coordinator.on_drafter_lost("its stream was closed") is None
             case EndDrafts():
                 pass
 
@@ -265,9 +257,9 @@ class World:
 
     def _deliver_drafted(self, window: DraftWindow) -> None:
         heard = self._drafter_heard()
-        commands = self.coordinator.on_drafted(window)
-        assert heard or not commands, "a drafter that is gone was listened to"
-        self._obey(commands)
+        outcome = self.coordinator.on_drafted(window)
+        assert heard or outcome is None, "a drafter that is gone was listened to"
+        self._on_drafted(outcome)
         if heard and window is self._broken:
             assert self.coordinator.drafter is DrafterState.LOST, "a breach of the protocol passed"
         if self._drafter_heard() and window.first_id > self._last_window_id:
@@ -276,34 +268,51 @@ class World:
             self._num_windows += 1
 
     def _drafter_heard(self) -> bool:
-        return self.coordinator.drafter is DrafterState.ACTIVE and self.coordinator.finish_reason is None
+        return self.coordinator.hears_drafter
 
-    def _obey(self, commands: list[Command]) -> None:
-        for command in commands:
-            assert not self.finish_reasons, "a command after the end"
-            match command:
-                case SendToDrafter(commitment):
-                    assert not self._drafter_closed
-                    assert commitment.token_ids
-                    self.links["coordinator->drafter"].queue.append(commitment)
-                case SendToVerifier(window):
-                    assert not self._drafts_ended
-                    self.links["coordinator->verifier"].queue.append(window)
-                case EndDrafts():
-                    assert not self._drafts_ended
-                    self._drafts_ended = True
-                    self.links["coordinator->verifier"].queue.append(command)
-                case CloseDrafter():
-                    assert not self._drafter_closed
-                    self._drafter_closed = True
-                    self.links["coordinator->drafter"].queue.append(command)
-                case Emit():
-                    self._emit(command)
-                case Finish(reason):
-                    self.finish_reasons.append(reason)
+    def _on_drafted(self, outcome: DraftWindow | DrafterLost | None) -> None:
+        if isinstance(outcome, DraftWindow):
+            assert not self.finish_reasons, "a window after the end"
+            assert not self._drafts_ended
+            self.links["coordinator->verifier"].queue.append(outcome)
+        else:
+            self._give_up_drafter(outcome)
+
+    def _give_up_drafter(self, lost: DrafterLost | None) -> None:
+        if lost is None:
+            return
+        assert not self.finish_reasons, "a loss after the end"
+        assert isinstance(lost, EndDrafts)
+        assert not self._drafts_ended
+        self._drafts_ended = True
+        self.links["coordinator->verifier"].queue.append(lost)
+        self._close_drafter()
+
+    def _close_drafter(self) -> None:
+        assert not self._drafter_closed
+        self._drafter_closed = True
+        self.links["coordinator->drafter"].queue.append(Closed())
+
+    def _on_verdict(self, outcome: VerdictOutcome | None) -> None:
+        if outcome is None:
+            return
+        assert not self.finish_reasons, "an outcome after the end"
+        if outcome.commitment is not None:
+            assert not self._drafter_closed
+            assert outcome.commitment.token_ids
+            self.links["coordinator->drafter"].queue.append(outcome.commitment)
+        self._emit(outcome.emit)
         stop_at = self.scenario.stop_string_at
-        if stop_at is not None and len(self.emitted) >= stop_at and not self.finish_reasons:
-            self._obey(self.coordinator.on_stopped(FinishReason.STOP_STRING))
+        if stop_at is not None and len(self.emitted) >= stop_at:
+            self._finish(FinishReason.STOP_STRING)
+
+    def _finish(self, reason: FinishReason) -> None:
+        is_first = self.coordinator.finish_reason is None
+        self.coordinator.on_stopped(reason)
+        if is_first:
+            self.finish_reasons.append(reason)
+            if self.coordinator.drafter.is_feeding:
+                self._close_drafter()
 
     def _emit(self, emit: Emit) -> None:
         assert emit.position == len(self.scenario.prompt) + len(self.emitted), "a gap or a repetition"
@@ -316,7 +325,7 @@ class World:
     def _check_credit(self) -> None:
         credit = self.scenario.max_run_ahead
         assert self._sent.num_live <= credit
-        if self.coordinator.drafter is DrafterState.ACTIVE:
+        if self.coordinator.drafter.is_feeding:
             assert self.coordinator.tree.num_live <= credit
         if isinstance(self.drafter, HonestDrafter):
             assert self.drafter.session.tree.num_live <= credit

@@ -63,7 +63,7 @@ def test_shutting_down_sends_what_is_left(collector: Collector, monkeypatch: pyt
     assert [span.name for span in traces.resource_spans[0].scope_spans[0].spans] == [names.SPAN_VERIFY_SESSION]
     [metrics] = map(ExportMetricsServiceRequest.FromString, collector.received["/v1/metrics"])
     exported = {each.name: each for each in metrics.resource_metrics[0].scope_metrics[0].metrics}
-    assert exported[names.METRIC_ROUNDS].sum.data_points[0].as_int == 3
+    assert exported["outrider.rounds"].sum.data_points[0].as_int == 3
 
 
 def test_a_collector_that_never_answers_costs_two_seconds_in_all(

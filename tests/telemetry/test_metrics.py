@@ -39,17 +39,17 @@ def test_counts_add_up_over_requests() -> None:
     instruments.count(statistics)
     instruments.count(statistics)
     assert {name: [point.value for point in each] for name, each in points(reader).items()} == {
-        names.METRIC_ROUNDS: [6],
-        names.METRIC_DRAFT_TOKENS: [24],
-        names.METRIC_ACCEPTED_TOKENS: [14],
-        names.METRIC_ROLLBACKS: [4],
-        names.METRIC_STALE_NODES: [10],
-        names.METRIC_REJECTIONS: [8],
-        names.METRIC_RECOVERED_TOKEN_HITS: [6],
-        names.METRIC_BONUSES: [12],
-        names.METRIC_BONUS_HITS: [2],
-        names.METRIC_PROMPT_LOOKUP_TOKENS: [18],
-        names.METRIC_ACCEPTED_PROMPT_LOOKUP_TOKENS: [16],
+        "outrider.rounds": [6],
+        "outrider.draft.tokens": [24],
+        "outrider.accepted.tokens": [14],
+        "outrider.rollbacks": [4],
+        "outrider.stale.nodes": [10],
+        "outrider.rejections": [8],
+        "outrider.recovered_token.hits": [6],
+        "outrider.bonuses": [12],
+        "outrider.bonus.hits": [2],
+        "outrider.prompt_lookup.tokens": [18],
+        "outrider.accepted.prompt_lookup.tokens": [16],
     }
 
 

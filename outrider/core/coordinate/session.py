@@ -1,50 +1,26 @@
-"""The coordinator's session: the canonical line, and what each event means for it. Events in, commands out."""
+"""The coordinator's session: the canonical line, and what each event means for it. Events in, decisions out."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import Enum
 
+from outrider.core.coordinate.drafter_state import TRANSITIONS, DrafterEvent, DrafterState
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     TokenLogprobs,
     TokenOrigin,
     Verdict,
-    VerifyFinished,
 )
 from outrider.core.protocol.naming import Inbound, Outbound
 from outrider.core.protocol.tree import NodeState, SpeculationTree
 from outrider.core.protocol.validation import RUN_AHEAD_MAX, TREE_WIDTH_MAX
-
-
-@dataclass(frozen=True, slots=True)
-class SendToDrafter:
-    """Tell the drafter what was committed."""
-
-    commitment: Commitment
-
-
-@dataclass(frozen=True, slots=True)
-class SendToVerifier:
-    """Relay draft nodes to the verifier."""
-
-    window: DraftWindow
-
-
-@dataclass(frozen=True, slots=True)
-class EndDrafts:
-    """Tell the verifier that no drafts will come."""
-
-
-@dataclass(frozen=True, slots=True)
-class CloseDrafter:
-    """End the draft stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +47,22 @@ class Emit:
 
 
 @dataclass(frozen=True, slots=True)
-class Finish:
-    """The generation ended."""
+class VerdictOutcome:
+    """What a verdict that brought something new leads to."""
 
-    reason: FinishReason
+    emit: Emit
+    commitment: Commitment | None
+    """What the drafter is told, if there is one."""
 
 
-Command = SendToDrafter | SendToVerifier | EndDrafts | CloseDrafter | OpenDrafter | Emit | Finish
-
-
-class DrafterState(Enum):
-    """Whether a drafter feeds the session."""
-
-    NONE = 0
-    """None was wanted."""
-    ACTIVE = 1
-    LOST = 2
-    """One did, and none does any more."""
-    MISSED = 3
-    """None ever did: there was none, or none took the session."""
+DrafterLost = OpenDrafter | EndDrafts
+"""What follows on the loss of a drafter, beside closing it: another is opened, or the verifier is told of the end."""
 
 
 class Session:
-    """One request's life. Every method takes one event and returns the commands that follow from it.
+    """One request's life. Every method takes one event and returns what is to be done because of it.
+
+    None says that there is nothing to do: what happened came late, or twice. See `DrafterState` for the drafter's life.
 
     The drafter is untrusted: what it sends cannot change the line, and when it breaks the protocol it is lost, nothing
     else. The verifier is trusted with the tokens, not with the order: a verdict that leaves a gap or contradicts the
@@ -122,14 +91,18 @@ class Session:
         self._vocab_size = vocab_size
         self._max_run_ahead = max_run_ahead
         self._num_spare_drafters = num_spare_drafters
-        self._had_drafter = False
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_run_ahead)
         self._outbound = Outbound()
 
-    def on_drafted(self, window: DraftWindow) -> list[Command]:
-        """Draft nodes arrived: those that are news are relayed."""
-        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
-            return []
+    @property
+    def hears_drafter(self) -> bool:
+        """Whether drafts are to be expected, and change something."""
+        return self.drafter.is_feeding and self.finish_reason is None
+
+    def on_drafted(self, window: DraftWindow) -> DraftWindow | DrafterLost | None:
+        """Draft nodes arrived: returns those that are news, for the verifier, or what follows on a broken protocol."""
+        if not self.hears_drafter:
+            return None
         try:
             grafted = self._inbound.graft(self.tree, window)
         except ProtocolViolationError as violation:
@@ -138,44 +111,37 @@ class Session:
             self.statistics.num_drafted_nodes += grafted.num_news
             self.statistics.num_stale_nodes += grafted.num_stale
             self.statistics.draft_ms += window.draft_ms
-        relayed = self._outbound.window(self.tree, grafted.added, window.draft_ms)
-        return [SendToVerifier(relayed)] if relayed is not None else []
+        return self._outbound.window(self.tree, grafted.added, window.draft_ms)
 
-    def on_drafter_lost(self, reason: str) -> list[Command]:
-        """The drafter is gone, or has to go: another one is opened, or the verifier continues alone.
+    def on_drafter_lost(self, reason: str) -> DrafterLost | None:
+        """The drafter is gone, or has to go: another one is opened, or the verifier continues alone."""
+        return self._replace_drafter(DrafterEvent.IS_LOST, reason)
 
-        After the end it is merely closed.
-        """
-        self._had_drafter = True
-        return self._replace_drafter(reason)
-
-    def on_drafter_refused(self, reason: str) -> list[Command]:
+    def on_drafter_refused(self, reason: str) -> DrafterLost | None:
         """The drafter did not take the session: as if it were lost, but it never fed it."""
-        return self._replace_drafter(reason)
+        return self._replace_drafter(DrafterEvent.REFUSES, reason)
 
-    def on_no_drafter(self, reason: str) -> list[Command]:
+    def on_no_drafter(self, reason: str) -> EndDrafts | None:
         """There is no drafter, or no other one, to be opened: the verifier continues alone."""
-        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
-            return []
-        self.drafter = DrafterState.LOST if self._had_drafter else DrafterState.MISSED
+        if not self._advance(DrafterEvent.HAS_NO_SUCCESSOR):
+            return None
         self.drafter_lost_reason = reason
-        return [EndDrafts()]
+        return EndDrafts()
 
-    def on_verifier_changed(self) -> list[Command]:
+    def on_verifier_changed(self) -> DraftWindow | None:
         """Another verifier was opened at the end of the line. It is told all nodes that are live, as news."""
         self._outbound = Outbound()
         # In the order in which they were named first: it says how the drafter ranks siblings.
         nodes = sorted(self.tree.live_nodes(), key=lambda node: node.node_id)
-        window = self._outbound.window(self.tree, nodes)
-        return [SendToVerifier(window)] if window is not None else []
+        return self._outbound.window(self.tree, nodes)
 
-    def on_verdict(self, verdict: Verdict) -> list[Command]:
+    def on_verdict(self, verdict: Verdict) -> VerdictOutcome | None:
         """A round was decided: commit it, tell the drafter, emit the tokens. A verdict seen before changes nothing.
 
         Raises ProtocolViolationError for a gap, a contradiction, or a count that cannot be.
         """
         if self.finish_reason is not None:
-            return []
+            return None
         num_next = len(verdict.token_ids) - verdict.num_accepted
         if not verdict.token_ids or num_next not in (0, 1) or not 0 <= verdict.num_accepted <= verdict.num_draft_tokens:
             raise ProtocolViolationError(
@@ -188,9 +154,9 @@ class Session:
             raise ProtocolViolationError("a verdict's looked-up tokens are among its draft tokens")
         new = self.line.commit(verdict.position, verdict.token_ids)
         if not new:
-            return []
+            return None
         growth = self.tree.commit(new)
-        rolled_back = not growth.followed and self.drafter is DrafterState.ACTIVE
+        rolled_back = not growth.followed and self.drafter.is_feeding
         num_known = len(verdict.token_ids) - len(new)
         origins = _origins(verdict)[num_known:]
         emit = Emit(
@@ -203,26 +169,27 @@ class Session:
             logprobs=verdict.logprobs[num_known:],
         )
         self._count(verdict, emit, growth.followed)
-        if self.drafter is not DrafterState.ACTIVE:
-            return [emit]
+        if not self.drafter.is_feeding:
+            return VerdictOutcome(emit, None)
         commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms, verdict.probability_min)
-        return [SendToDrafter(commitment), emit]
+        return VerdictOutcome(emit, commitment)
 
-    def on_verify_finished(self, finished: VerifyFinished) -> list[Command]:
-        """The verifier ended the session by its own rules."""
-        return self.on_stopped(finished.reason)
+    def on_stopped(self, reason: FinishReason) -> None:
+        """The session is over, by the verifier's rules or because of a stop string. The first reason stays."""
+        if self.finish_reason is None:
+            self.finish_reason = reason
 
-    def on_stopped(self, reason: FinishReason) -> list[Command]:
-        """The session is over, by the verifier's rules or because the text met a stop string."""
-        if self.finish_reason is not None:
-            return []
-        self.finish_reason = reason
-        close: list[Command] = [CloseDrafter()] if self.drafter is DrafterState.ACTIVE else []
-        return [*close, Finish(reason)]
+    def _advance(self, event: DrafterEvent) -> bool:
+        """Enters the drafter's next state. False if the event comes too late to matter."""
+        after = TRANSITIONS[self.drafter].get(event)
+        if after is None or self.finish_reason is not None:
+            return False
+        self.drafter = after
+        return True
 
-    def _replace_drafter(self, reason: str) -> list[Command]:
-        if self.drafter is not DrafterState.ACTIVE or self.finish_reason is not None:
-            return []
+    def _replace_drafter(self, event: DrafterEvent, reason: str) -> DrafterLost | None:
+        if not self._advance(event):
+            return None
         # What a broken window left behind was never sent on, so nobody else knows it.
         for node in [node for node in self.tree.live_nodes() if node.node_id == 0]:
             if node.state is NodeState.LIVE:
@@ -230,10 +197,10 @@ class Session:
         # The next drafter is not told of the nodes that are live, and the verifier bears no more than RUN_AHEAD_MAX.
         credit = min(self._max_run_ahead, RUN_AHEAD_MAX - self.tree.num_live)
         if self._num_spare_drafters == 0 or credit < min(self._max_run_ahead, TREE_WIDTH_MAX):
-            return [*self.on_no_drafter(reason), CloseDrafter()]
+            return self.on_no_drafter(reason)
         self._num_spare_drafters -= 1
         self._inbound = Inbound(vocab_size=self._vocab_size, max_live_nodes=self.tree.num_live + credit)
-        return [CloseDrafter(), OpenDrafter(credit, reason)]
+        return OpenDrafter(credit, reason)
 
     def _count(self, verdict: Verdict, emit: Emit, followed: bool) -> None:
         statistics = self.statistics

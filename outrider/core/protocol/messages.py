@@ -96,6 +96,11 @@ class DraftWindow:
         return len(self.token_ids)
 
 
+@dataclass(frozen=True, slots=True)
+class EndDrafts:
+    """Tells a verifier that no drafts will come."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOpen:
     """Opens a session at a drafter."""

@@ -60,12 +60,11 @@ def encode_sampling(sampling: SamplingParams) -> common_pb2.SamplingParams:
     )
 
 
-def decode_sampling(message: common_pb2.SamplingParams, *, default_seed: int = 0) -> SamplingParams:
-    """An unset field takes its default, an unset seed `default_seed`."""
+def decode_sampling(message: common_pb2.SamplingParams) -> SamplingParams:
+    """An unset field takes its default."""
     present: dict[str, Any] = {
         name: getattr(message, name) for name in _OPTIONAL_SAMPLING_FIELDS if message.HasField(name)
     }
-    present.setdefault("seed", default_seed)
     return SamplingParams(logit_bias=tuple(sorted(message.logit_bias.items())), **present)
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from outrider.core.coordinate.session import EndDrafts
-from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import DraftWindow, EndDrafts, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_finish_reason,

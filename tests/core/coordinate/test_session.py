@@ -7,27 +7,17 @@ from dataclasses import replace
 
 import pytest
 
-from outrider.core.coordinate.session import (
-    CloseDrafter,
-    Command,
-    DrafterState,
-    Emit,
-    EndDrafts,
-    Finish,
-    OpenDrafter,
-    SendToDrafter,
-    SendToVerifier,
-    Session,
-)
+from outrider.core.coordinate.drafter_state import DrafterState
+from outrider.core.coordinate.session import Emit, OpenDrafter, Session, VerdictOutcome
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
+    EndDrafts,
     FinishReason,
     TokenLogprobs,
     TokenOrigin,
     Verdict,
-    VerifyFinished,
 )
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
@@ -58,26 +48,26 @@ def verdict(position: int, *token_ids: int, accepted: int = 0, drafted: int = 0,
     )
 
 
-def only_emit(commands: list[Command]) -> Emit:
-    (emit,) = (command for command in commands if isinstance(command, Emit))
-    return emit
+def only_emit(outcome: VerdictOutcome | None) -> Emit:
+    assert outcome is not None
+    return outcome.emit
 
 
 def test_drafts_are_relayed_under_the_coordinators_own_ids() -> None:
     session = new_session()
     first = DraftWindow(2, 1, [0, 0], [1, 1], [-0.1, -0.1], 1.0)
-    assert session.on_drafted(first) == [SendToVerifier(DraftWindow(2, 1, [0], [1], [-0.1], 1.0))]
+    assert session.on_drafted(first) == DraftWindow(2, 1, [0], [1], [-0.1], 1.0)
     # The drafter's id 2 names the node that went on as id 1.
     second = DraftWindow(2, 3, [2], [5], [-0.2], 2.0)
-    assert session.on_drafted(second) == [SendToVerifier(DraftWindow(2, 2, [1], [5], [-0.2], 2.0))]
+    assert session.on_drafted(second) == DraftWindow(2, 2, [1], [5], [-0.2], 2.0)
     assert session.statistics.num_drafted_nodes == 3
     assert session.statistics.draft_ms == 3.0
 
 
 def test_a_repeated_window_is_not_relayed_and_not_counted() -> None:
     session = new_session()
-    assert len(session.on_drafted(DRAFTS)) == 1
-    assert session.on_drafted(DRAFTS) == []
+    assert isinstance(session.on_drafted(DRAFTS), DraftWindow)
+    assert session.on_drafted(DRAFTS) is None
     assert session.statistics.num_drafted_nodes == 3
     assert session.statistics.draft_ms == 4.0
 
@@ -86,21 +76,23 @@ def test_stale_drafts_are_counted_and_not_relayed() -> None:
     session = new_session()
     session.on_verdict(verdict(3, 6))
     num_stale_nodes = session.statistics.num_stale_nodes
-    assert session.on_drafted(DRAFTS) == []
+    assert session.on_drafted(DRAFTS) is None
     assert session.statistics.num_stale_nodes == num_stale_nodes + 3
 
 
 def test_drafts_absorbed_on_the_way_are_relayed_from_where_they_are_news() -> None:
     session = new_session()
     session.on_verdict(verdict(3, 1))
-    assert session.on_drafted(DRAFTS) == [SendToVerifier(DraftWindow(3, 1, [0], [2], [-0.2], 4.0))]
+    assert session.on_drafted(DRAFTS) == DraftWindow(3, 1, [0], [2], [-0.2], 4.0)
 
 
 def test_a_verdict_along_the_drafts_is_a_commit() -> None:
     session = new_session()
     session.on_drafted(DRAFTS)
-    send, emit = session.on_verdict(verdict(3, 1, 2, accepted=2, drafted=3))
-    assert send == SendToDrafter(Commitment(3, (1, 2), rollback=False, verify_ms=5.0))
+    outcome = session.on_verdict(verdict(3, 1, 2, accepted=2, drafted=3))
+    assert outcome is not None
+    assert outcome.commitment == Commitment(3, (1, 2), rollback=False, verify_ms=5.0)
+    emit = outcome.emit
     assert emit == Emit(
         3, (1, 2), [ACCEPTED, ACCEPTED], rolled_back=False, num_draft_tokens=3, num_accepted=2, logprobs=()
     )
@@ -110,9 +102,10 @@ def test_a_verdict_along_the_drafts_is_a_commit() -> None:
 def test_a_verdict_beside_the_drafts_is_a_rollback() -> None:
     session = new_session()
     session.on_drafted(DRAFTS)
-    send, emit = session.on_verdict(verdict(3, 1, 6, accepted=1, drafted=3))
-    assert send == SendToDrafter(Commitment(3, (1, 6), rollback=True, verify_ms=5.0))
-    assert isinstance(emit, Emit)
+    outcome = session.on_verdict(verdict(3, 1, 6, accepted=1, drafted=3))
+    assert outcome is not None
+    assert outcome.commitment == Commitment(3, (1, 6), rollback=True, verify_ms=5.0)
+    emit = outcome.emit
     assert emit.rolled_back
     assert session.statistics.num_rollbacks == 1
     assert session.tree.num_live == 0
@@ -135,10 +128,12 @@ def test_every_token_tells_where_it_came_from(decided: Verdict, origins: list[To
 def test_without_a_drafter_verdicts_go_to_the_user_alone() -> None:
     session = new_session(drafting=False)
     assert session.drafter is DrafterState.NONE
-    assert session.on_drafted(DRAFTS) == []
-    assert session.on_drafter_lost("what drafter?") == []
-    (emit,) = session.on_verdict(verdict(3, 1))
-    assert not only_emit([emit]).rolled_back
+    assert session.on_drafted(DRAFTS) is None
+    assert session.on_drafter_lost("what drafter?") is None
+    outcome = session.on_verdict(verdict(3, 1))
+    assert outcome is not None
+    assert outcome.commitment is None
+    assert not outcome.emit.rolled_back
     assert session.statistics.num_rollbacks == 0
 
 
@@ -146,8 +141,8 @@ def test_a_verdict_seen_before_changes_nothing() -> None:
     session = new_session()
     session.on_verdict(verdict(3, 1, 2, accepted=1, drafted=1))
     before = replace(session.statistics)
-    assert session.on_verdict(verdict(3, 1, 2, accepted=1, drafted=1)) == []
-    assert session.on_verdict(verdict(3, 1)) == []
+    assert session.on_verdict(verdict(3, 1, 2, accepted=1, drafted=1)) is None
+    assert session.on_verdict(verdict(3, 1)) is None
     assert session.statistics == before
 
 
@@ -189,13 +184,15 @@ def test_an_impossible_verdict_is_refused_and_changes_nothing(decided: Verdict, 
 
 def test_a_lost_drafter_ends_the_drafts_once() -> None:
     session = new_session()
-    assert session.on_drafter_lost("the connection broke") == [EndDrafts(), CloseDrafter()]
-    assert session.on_drafter_lost("again") == []
+    assert session.on_drafter_lost("the connection broke") == EndDrafts()
+    assert session.on_drafter_lost("again") is None
     assert session.drafter is DrafterState.LOST
     assert session.drafter_lost_reason == "the connection broke"
-    assert session.on_drafted(DRAFTS) == []
-    (emit,) = session.on_verdict(verdict(3, 1))
-    assert not only_emit([emit]).rolled_back
+    assert session.on_drafted(DRAFTS) is None
+    outcome = session.on_verdict(verdict(3, 1))
+    assert outcome is not None
+    assert outcome.commitment is None
+    assert not outcome.emit.rolled_back
 
 
 @pytest.mark.parametrize(
@@ -212,7 +209,7 @@ def test_a_lost_drafter_ends_the_drafts_once() -> None:
 )
 def test_a_drafter_that_breaks_the_protocol_is_lost_and_nothing_else(nonsense: DraftWindow) -> None:
     session = new_session()
-    assert session.on_drafted(nonsense) == [EndDrafts(), CloseDrafter()]
+    assert session.on_drafted(nonsense) == EndDrafts()
     assert session.drafter is DrafterState.LOST
     assert "broke the protocol" in session.drafter_lost_reason
     assert session.statistics.num_drafted_nodes == 0
@@ -221,7 +218,7 @@ def test_a_drafter_that_breaks_the_protocol_is_lost_and_nothing_else(nonsense: D
 
 def test_a_drafter_that_exceeds_its_credit_is_lost() -> None:
     session = new_session(max_run_ahead=2)
-    assert session.on_drafted(DRAFTS) == [EndDrafts(), CloseDrafter()]
+    assert session.on_drafted(DRAFTS) == EndDrafts()
     assert "credit of 2" in session.drafter_lost_reason
 
 
@@ -237,12 +234,12 @@ def pooled_session(*, max_run_ahead: int = 8, num_spare_drafters: int = 2) -> Se
 
 def test_a_lost_drafter_is_replaced_while_there_are_spare_ones() -> None:
     session = pooled_session()
-    assert session.on_drafter_lost("one") == [CloseDrafter(), OpenDrafter(8, "one")]
-    assert session.on_drafted(DRAFTS) != [], "the next one counts its ids from 1 again"
-    assert session.on_drafter_lost("two") == [CloseDrafter(), OpenDrafter(8, "two")]
-    assert session.drafter is DrafterState.ACTIVE
+    assert session.on_drafter_lost("one") == OpenDrafter(8, "one")
+    assert isinstance(session.on_drafted(DRAFTS), DraftWindow), "the next one counts its ids from 1 again"
+    assert session.on_drafter_lost("two") == OpenDrafter(8, "two")
+    assert session.drafter is DrafterState.REPLACED
     assert session.drafter_lost_reason == ""
-    assert session.on_drafter_lost("three") == [EndDrafts(), CloseDrafter()]
+    assert session.on_drafter_lost("three") == EndDrafts()
     assert session.drafter is DrafterState.LOST
     assert session.drafter_lost_reason == "three"
 
@@ -253,17 +250,17 @@ def test_guesses_of_a_lost_drafter_stay_and_are_not_relayed_twice() -> None:
     session.on_drafter_lost("gone")
     assert session.tree.num_live == 3
     more = DraftWindow(2, 1, [0, 1, 2], [1, 2, 4], [-0.1, -0.2, -0.3])
-    assert session.on_drafted(more) == [SendToVerifier(DraftWindow(2, 4, [2], [4], [-0.3]))]
+    assert session.on_drafted(more) == DraftWindow(2, 4, [2], [4], [-0.3])
 
 
 def test_a_new_drafter_may_have_its_credit_beside_what_is_live() -> None:
     session = pooled_session(max_run_ahead=3)
     session.on_drafted(DRAFTS)
-    assert session.on_drafter_lost("gone") == [CloseDrafter(), OpenDrafter(3, "gone")]
+    assert session.on_drafter_lost("gone") == OpenDrafter(3, "gone")
     others = replace(DRAFTS, token_ids=[11, 12, 13])
-    assert len(session.on_drafted(others)) == 1
+    assert isinstance(session.on_drafted(others), DraftWindow)
     one_more = DraftWindow(2, 4, [0], [14], [-0.1])
-    (opening,) = session.on_drafted(one_more)[1:]
+    opening = session.on_drafted(one_more)
     assert isinstance(opening, OpenDrafter)
     assert "7 live draft nodes exceed" in opening.reason
 
@@ -272,29 +269,28 @@ def test_no_more_is_granted_than_the_verifier_bears() -> None:
     session = pooled_session(max_run_ahead=200)
     chain = DraftWindow(2, 1, list(range(200)), [1] * 200, [-0.1] * 200)
     session.on_drafted(chain)
-    assert session.on_drafter_lost("gone")[1:] == [OpenDrafter(RUN_AHEAD_MAX - 200, "gone")]
+    assert session.on_drafter_lost("gone") == OpenDrafter(RUN_AHEAD_MAX - 200, "gone")
     other = DraftWindow(2, 1, list(range(56)), [2] * 56, [-0.1] * 56)
     session.on_drafted(other)
-    assert session.on_drafter_lost("gone too") == [EndDrafts(), CloseDrafter()]
+    assert session.on_drafter_lost("gone too") == EndDrafts()
 
 
 def test_what_a_broken_window_left_is_taken_out() -> None:
     session = pooled_session(max_run_ahead=2)
     session.on_drafted(DraftWindow(2, 1, [0], [1], [-0.1]))
     too_many = DraftWindow(2, 2, [1, 2, 3], [2, 3, 4], [-0.1] * 3)
-    close, opening = session.on_drafted(too_many)
-    assert close == CloseDrafter()
+    opening = session.on_drafted(too_many)
     assert isinstance(opening, OpenDrafter)
     assert [node.token_id for node in session.tree.live_nodes()] == [1]
     assert session.tree.num_live == 1
     again = DraftWindow(2, 1, [0, 1], [1, 2], [-0.1] * 2)
-    assert session.on_drafted(again) == [SendToVerifier(DraftWindow(2, 2, [1], [2], [-0.1]))]
+    assert session.on_drafted(again) == DraftWindow(2, 2, [1], [2], [-0.1])
 
 
 def test_a_drafter_that_refuses_was_never_there() -> None:
     session = pooled_session(num_spare_drafters=1)
-    assert session.on_drafter_refused("full") == [CloseDrafter(), OpenDrafter(8, "full")]
-    assert session.on_drafter_refused("full too") == [EndDrafts(), CloseDrafter()]
+    assert session.on_drafter_refused("full") == OpenDrafter(8, "full")
+    assert session.on_drafter_refused("full too") == EndDrafts()
     assert session.drafter is DrafterState.MISSED
     assert session.drafter_lost_reason == "full too"
     after_a_loss = pooled_session(num_spare_drafters=1)
@@ -305,52 +301,49 @@ def test_a_drafter_that_refuses_was_never_there() -> None:
 
 def test_when_there_is_no_drafter_to_be_had_the_verifier_goes_on_alone() -> None:
     session = pooled_session()
-    assert session.on_no_drafter("none there") == [EndDrafts()]
-    assert session.on_no_drafter("again") == []
+    assert session.on_no_drafter("none there") == EndDrafts()
+    assert session.on_no_drafter("again") is None
     assert (session.drafter, session.drafter_lost_reason) == (DrafterState.MISSED, "none there")
     assert not only_emit(session.on_verdict(verdict(3, 1))).rolled_back
 
 
 def test_another_verifier_is_told_what_is_live_in_the_order_it_came() -> None:
     session = new_session()
-    assert session.on_verifier_changed() == []
+    assert session.on_verifier_changed() is None
     session.on_drafted(DraftWindow(2, 1, [0, 0, 1], [1, 2, 3], [-0.1, -0.2, -0.3], 1.0))
     session.on_verdict(verdict(3, 1))
     session.on_drafted(DraftWindow(2, 4, [3, 1], [4, 5], [-0.4, -0.5], 1.0))
-    assert session.on_verifier_changed() == [
-        SendToVerifier(DraftWindow(3, 1, [0, 1, 0], [3, 4, 5], [-0.3, -0.4, -0.5], 0.0))
-    ]
-    assert session.on_drafted(DraftWindow(2, 6, [4], [6], [-0.6])) == [
-        SendToVerifier(DraftWindow(3, 4, [2], [6], [-0.6]))
-    ]
+    assert session.on_verifier_changed() == DraftWindow(3, 1, [0, 1, 0], [3, 4, 5], [-0.3, -0.4, -0.5], 0.0)
+    assert session.on_drafted(DraftWindow(2, 6, [4], [6], [-0.6])) == DraftWindow(3, 4, [2], [6], [-0.6])
 
 
 @pytest.mark.parametrize("drafting", [True, False])
-def test_the_end_closes_the_drafter_and_is_final(drafting: bool) -> None:
+def test_the_end_is_final_and_the_drafter_is_heard_no_longer(drafting: bool) -> None:
     session = new_session(drafting=drafting)
     session.on_verdict(verdict(3, 1))
-    end = session.on_verify_finished(VerifyFinished(FinishReason.EOS))
-    assert end == [CloseDrafter()] * drafting + [Finish(FinishReason.EOS)]
+    assert session.hears_drafter == drafting
+    session.on_stopped(FinishReason.EOS)
+    assert not session.hears_drafter
+    session.on_stopped(FinishReason.LENGTH)
     assert session.finish_reason is FinishReason.EOS
-    assert session.on_verify_finished(VerifyFinished(FinishReason.LENGTH)) == []
-    assert session.on_verdict(verdict(4, 2)) == []
-    assert session.on_drafted(DRAFTS) == []
+    assert session.on_verdict(verdict(4, 2)) is None
+    assert session.on_drafted(DRAFTS) is None
     assert session.line.token_ids == [7, 8, 9, 1]
 
 
 def test_a_stop_string_ends_the_session_and_later_verdicts_are_void() -> None:
     session = new_session()
     session.on_verdict(verdict(3, 1))
-    assert session.on_stopped(FinishReason.STOP_STRING) == [CloseDrafter(), Finish(FinishReason.STOP_STRING)]
-    assert session.on_verdict(verdict(4, 2)) == []
-    assert session.on_verify_finished(VerifyFinished(FinishReason.EOS)) == []
+    session.on_stopped(FinishReason.STOP_STRING)
+    assert session.on_verdict(verdict(4, 2)) is None
+    session.on_stopped(FinishReason.EOS)
     assert session.finish_reason is FinishReason.STOP_STRING
 
 
 def test_a_drafter_whose_stream_ends_after_the_end_was_not_lost() -> None:
     session = new_session()
     session.on_stopped(FinishReason.STOP_STRING)
-    assert session.on_drafter_lost("the stream was closed") == []
+    assert session.on_drafter_lost("the stream was closed") is None
     assert session.drafter is DrafterState.ACTIVE
     assert session.drafter_lost_reason == ""
 

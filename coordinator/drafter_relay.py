@@ -1,0 +1,136 @@
+"""A session's drafters, one after another: what they guess goes to the verifier, and what was committed to them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from coordinator.links import DrafterLink, Links, VerifierLink, Worker
+from coordinator.verifier_failover import VerifierFailover
+from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
+from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts
+
+RELAY_END_SECONDS = 1.0
+"""Longest that the relay is given to see that its streams are over: it takes a round of the event loop or two."""
+
+_log = structlog.get_logger()
+
+
+class DrafterRelay:
+    """Once the session is open at a verifier, this is the one writer of its stream."""
+
+    def __init__(self, session: Session, links: Links, verifiers: VerifierFailover, opening: DraftOpen) -> None:
+        """`opening` is that of the first drafter; later ones begin at the end of the line."""
+        self.model_name = ""
+        """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
+        self._session = session
+        self._links = links
+        self._verifiers = verifiers
+        self._opening = opening
+        self._link: DrafterLink | None = None
+        self._avoided: set[Worker] = set()
+        """Those that the session has had."""
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self, verifier: Worker) -> None:
+        """Opens the first drafter, for a session at `verifier`, unless that is done or none is wanted."""
+        if self._link is None and self._session.hears_drafter:
+            self._open(verifier, self._opening.max_run_ahead, "")
+
+    def start(self) -> None:
+        """Begins to relay, if there is a drafter and that has not begun."""
+        if self._task is None and self._link is not None:
+            self._task = asyncio.create_task(self._relay())
+
+    def send(self, commitment: Commitment) -> None:
+        """Tells the drafter what was committed."""
+        if self._link is not None:
+            self._link.send(commitment)
+
+    def close(self) -> None:
+        """The session is over: the drafter frees its slot."""
+        if self._link is not None:
+            self._link.close(failed=False)
+            self._link = None
+
+    async def end(self) -> None:
+        """Waits for the relay's end. Call it when the drafter is closed and the verifiers are over: that ends it.
+
+        It is cancelled only if it does not end: grpcio never frees a read or write whose await was cancelled.
+        """
+        task, self._task = self._task, None
+        if task is None:
+            return
+        _, unfinished = await asyncio.wait({task}, timeout=RELAY_END_SECONDS)
+        if unfinished:
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def _relay(self) -> None:
+        while (link := self._link) is not None:
+            try:
+                async with aclosing(link.windows()) as windows:
+                    async for window in windows:
+                        if (verifier := await self._verifiers.ready()) is None:
+                            return
+                        await self._obey(self._session.on_drafted(window), verifier)
+                        if self._link is not link:
+                            break
+            except OutriderError as error:
+                if self._verifiers.is_over:
+                    return
+                if self._session.finish_reason is None:
+                    _log.warning(
+                        "drafter lost",
+                        session=self._opening.session_id,
+                        address=link.worker.address,
+                        reason=str(error),
+                    )
+                if (verifier := await self._verifiers.ready()) is None:
+                    return
+                on_loss = self._session.on_drafter_lost if link.is_open else self._session.on_drafter_refused
+                await self._obey(on_loss(str(error)), verifier)
+                if self._link is link:
+                    return
+
+    async def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: VerifierLink) -> None:
+        match outcome:
+            case None:
+                pass
+            case DraftWindow():
+                await verifier.send(outcome)
+            case EndDrafts():
+                self._give_up()
+                await verifier.send(outcome)
+            case OpenDrafter(credit, reason):
+                self._give_up()
+                none_left = self._open(verifier.worker, credit, reason)
+                if none_left is not None:
+                    await verifier.send(none_left)
+            case _:
+                assert_never(outcome)
+
+    def _give_up(self) -> None:
+        if self._link is not None:
+            self._link.close(failed=True)
+            self._link = None
+
+    def _open(self, verifier: Worker, credit: int, lost_reason: str) -> EndDrafts | None:
+        """Opens a drafter at the end of the line. `lost_reason` is why the one before is gone, empty for the first.
+
+        Returns what the verifier is to be told if there is none.
+        """
+        opening = replace(self._opening, token_ids=tuple(self._session.line.token_ids), max_run_ahead=credit)
+        try:
+            link = self._links.drafter(opening, verifier, self._avoided, self._session.statistics)
+        except WorkerUnavailableError as none_left:
+            return self._session.on_no_drafter(lost_reason or str(none_left))
+        self._avoided.add(link.worker)
+        self.model_name = link.model_name
+        self._link = link
+        return None

@@ -1,0 +1,61 @@
+"""What a completion gives out: committed tokens with the text that became certain with each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coordinator.text import TextDecoder
+from outrider.core.coordinate.events import Token, Tokens
+from outrider.core.coordinate.session import Emit
+
+
+@dataclass(frozen=True, slots=True)
+class EmittedTokens:
+    """One round's tokens. A stop string may have ended the text before the last of them; `texts` is then shorter."""
+
+    emit: Emit
+    texts: Sequence[str]
+
+    def tokens(self, completion: int) -> Tokens:
+        """What the client is told of them."""
+        emit = self.emit
+        logprobs = emit.logprobs or [None] * len(emit.token_ids)
+        return Tokens(
+            position=emit.position,
+            text="".join(self.texts),
+            tokens=tuple(map(Token, emit.token_ids[: len(self.texts)], self.texts, emit.origins, logprobs)),
+            rolled_back=emit.rolled_back,
+            num_draft_tokens=emit.num_draft_tokens,
+            completion=completion,
+        )
+
+
+class Emission:
+    """Turns rounds into what is given out, up to a stop string."""
+
+    def __init__(self, decoder: TextDecoder) -> None:
+        self.num_emitted = 0
+        """Tokens given out. A stop string may end the text before the round's last token."""
+        self.final_text = ""
+        """Text that was held back to the end; empty before."""
+        self._decoder = decoder
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has been met."""
+        return self._decoder.stopped
+
+    def on_emit(self, emit: Emit) -> EmittedTokens:
+        """The tokens of a round with their texts."""
+        texts: list[str] = []
+        for token_id in emit.token_ids:
+            texts.append(self._decoder.push(token_id))
+            if self._decoder.stopped:
+                break
+        self.num_emitted += len(texts)
+        return EmittedTokens(emit, texts)
+
+    def finish(self) -> None:
+        """No more rounds will come."""
+        self.final_text = self._decoder.finish()

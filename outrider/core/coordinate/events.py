@@ -1,0 +1,107 @@
+"""What a generation tells its caller, as plain values: `Started`, then `Tokens` for each round, then `Finished`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from outrider.core.coordinate.statistics import Speculation
+from outrider.core.protocol.messages import FinishReason, TokenLogprobs, TokenOrigin
+from outrider.core.protocol.sampling import completion_seed
+
+
+class GenerationMode(Enum):
+    """How the tokens were produced. They are the same in each mode."""
+
+    SPECULATIVE = 1
+    """With a drafter from beginning to end."""
+    TARGET_ONLY = 2
+    """Without a drafter; unless speculation was turned off, the verifier guesses what the text repeats."""
+    DEGRADED = 3
+    """With a drafter that was lost on the way, and without one from there on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request was accepted."""
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    seed: int
+    """The seed in force: the same request with it gives the same tokens."""
+    trace_id: str
+    """32 hexadecimal digits; empty if the request is not traced."""
+
+    def seed_of(self, completion: int) -> int:
+        """The seed with which that completion can be had alone."""
+        return completion_seed(self.seed, completion)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token."""
+
+    token_id: int
+    text: str
+    """The part of the text that became certain with this token; may be empty."""
+    origin: TokenOrigin
+    logprobs: TokenLogprobs | None
+    """Set if log-probabilities were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Tokens of one round. They are committed: never revised, never repeated."""
+
+    position: int
+    """Absolute position of the first token, counted from the prompt's first."""
+    text: str
+    """The text of all tokens together."""
+    tokens: tuple[Token, ...]
+    rolled_back: bool
+    """Whether this round voided the drafter's guesses."""
+    num_draft_tokens: int
+    """How many draft tokens the round scored."""
+    completion: int = 0
+    """Which completion they belong to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one completion."""
+
+    num_prompt_tokens: int
+    num_generated_tokens: int
+    num_cached_prompt_tokens: int = 0
+    """Tokens of the prompt whose keys and values the target had, from another session with the same beginning."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time went, in milliseconds. See `Timings` in generation.proto."""
+
+    first_token_ms: float
+    total_ms: float
+    verify_ms: float
+    verify_wait_ms: float
+    draft_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A completion ended; the last event for it."""
+
+    reason: FinishReason
+    mode: GenerationMode
+    mode_reason: str
+    """Why the mode is not what was asked for; empty if it is."""
+    text: str
+    """Text that was held back until now."""
+    usage: Usage
+    speculation: Speculation
+    timings: Timings
+    completion: int = 0
+    """Which completion ended."""
+
+
+Event = Started | Tokens | Finished

@@ -1,0 +1,277 @@
+"""The public stream and the public request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from outrider.core.coordinate.events import (
+    Event,
+    Finished,
+    GenerationMode,
+    Started,
+    Timings,
+    Token,
+    Tokens,
+    Usage,
+)
+from outrider.core.coordinate.server_info import Replica, ServerInfo
+from outrider.core.coordinate.statistics import COUNTERS, Speculation
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
+from outrider.core.protocol.options import GenerationOptions, Prompt
+from outrider.rpc.wire.parts import (
+    decode_finish_reason,
+    decode_load,
+    decode_model_info,
+    decode_sampling,
+    decode_token_logprobs,
+    decode_token_origin,
+    encode_finish_reason,
+    encode_load,
+    encode_model_info,
+    encode_sampling,
+    encode_token_logprobs,
+    encode_token_origin,
+)
+from outrider.v1 import generation_pb2 as pb
+
+_MODES = {
+    GenerationMode.SPECULATIVE: pb.GENERATION_MODE_SPECULATIVE,
+    GenerationMode.TARGET_ONLY: pb.GENERATION_MODE_TARGET_ONLY,
+    GenerationMode.DEGRADED: pb.GENERATION_MODE_DEGRADED,
+}
+_MODE_OF: dict[int, GenerationMode] = {number: mode for mode, number in _MODES.items()}
+
+
+def encode_generate_request(prompt: Prompt, options: GenerationOptions) -> pb.GenerateRequest:
+    """Raises InvalidRequestError for what no message can hold, such as a negative token id."""
+    try:
+        message = pb.GenerateRequest(
+            text=prompt if isinstance(prompt, str) else None,
+            token_ids=None if isinstance(prompt, str) else pb.TokenIds(ids=prompt),
+            sampling=encode_sampling(options.sampling),
+            max_tokens=options.max_tokens,
+            stop=options.stop,
+            stop_token_ids=options.stop_token_ids,
+            ignore_eos=options.ignore_eos,
+            num_logprobs=options.num_logprobs,
+            speculation=pb.SpeculationParams(
+                enabled=options.speculate,
+                max_draft_tokens=options.max_draft_tokens,
+                tree_width=options.tree_width,
+            ),
+            num_completions=options.num_completions,
+        )
+    except ValueError as error:
+        raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
+    if options.draw_seed:
+        message.sampling.ClearField("seed")
+    return message
+
+
+def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt, GenerationOptions]:
+    """Raises InvalidRequestError for a request without a prompt; bounds are not checked here."""
+    match message.WhichOneof("prompt"):
+        case "token_ids":
+            prompt = message.token_ids.ids[:]
+        case "text":
+            prompt = message.text
+        case _:
+            raise InvalidRequestError([FieldViolation("prompt", "set text or token_ids")])
+    speculation = message.speculation
+    return prompt, GenerationOptions(
+        sampling=decode_sampling(message.sampling),
+        draw_seed=not message.sampling.HasField("seed"),
+        max_tokens=_optional(message, "max_tokens"),
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        num_logprobs=_optional(message, "num_logprobs"),
+        speculate=not speculation.HasField("enabled") or speculation.enabled,
+        max_draft_tokens=_optional(speculation, "max_draft_tokens"),
+        tree_width=_optional(speculation, "tree_width"),
+        num_completions=_optional(message, "num_completions"),
+    )
+
+
+def encode_event(event: Event) -> pb.GenerateResponse:
+    """What the coordinator tells the client."""
+    match event:
+        case Tokens():
+            return pb.GenerateResponse(tokens=_encode_tokens(event))
+        case Started():
+            return pb.GenerateResponse(
+                started=pb.GenerateStarted(
+                    request_id=event.request_id,
+                    prompt_token_ids=event.prompt_token_ids,
+                    seed=event.seed,
+                    trace_id=event.trace_id,
+                )
+            )
+        case Finished():
+            return pb.GenerateResponse(finished=_encode_finished(event))
+
+
+def decode_event(message: pb.GenerateResponse) -> Event:
+    """Raises ProtocolViolationError for an event that says nothing or names an unknown enum value."""
+    match message.WhichOneof("event"):
+        case "tokens":
+            return _decode_tokens(message.tokens)
+        case "started":
+            started = message.started
+            return Started(started.request_id, tuple(started.prompt_token_ids), started.seed, started.trace_id)
+        case "finished":
+            return _decode_finished(message.finished)
+        case _:
+            raise ProtocolViolationError("the server sent an event that this version does not know; update the client")
+
+
+def encode_server_info(info: ServerInfo) -> pb.GetServerInfoResponse:
+    """What is served."""
+    return pb.GetServerInfoResponse(
+        version=info.version,
+        protocol_version=info.protocol_version,
+        target=encode_model_info(info.target),
+        draft=encode_model_info(info.draft) if info.draft is not None else None,
+        target_only_reason=info.target_only_reason,
+        num_running=info.num_running,
+        replicas=[_encode_replica(replica) for replica in info.replicas],
+    )
+
+
+def decode_server_info(message: pb.GetServerInfoResponse) -> ServerInfo:
+    """What is served."""
+    return ServerInfo(
+        version=message.version,
+        protocol_version=message.protocol_version,
+        target=decode_model_info(message.target),
+        draft=decode_model_info(message.draft) if message.HasField("draft") else None,
+        target_only_reason=message.target_only_reason,
+        num_running=message.num_running,
+        replicas=tuple(_decode_replica(replica) for replica in message.replicas),
+    )
+
+
+def _encode_replica(replica: Replica) -> pb.Replica:
+    return pb.Replica(
+        address=replica.address,
+        service=replica.service,
+        serving=replica.serving,
+        problem=replica.problem,
+        model=encode_model_info(replica.model) if replica.model is not None else None,
+        load=encode_load(replica.load) if replica.load is not None else None,
+        num_own_sessions=replica.num_own_sessions,
+    )
+
+
+def _decode_replica(message: pb.Replica) -> Replica:
+    return Replica(
+        address=message.address,
+        service=message.service,
+        serving=message.serving,
+        problem=message.problem,
+        model=decode_model_info(message.model) if message.HasField("model") else None,
+        load=decode_load(message.load) if message.HasField("load") else None,
+        num_own_sessions=message.num_own_sessions,
+    )
+
+
+def _encode_tokens(event: Tokens) -> pb.GeneratedTokens:
+    return pb.GeneratedTokens(
+        position=event.position,
+        text=event.text,
+        tokens=[
+            pb.GeneratedToken(
+                token_id=token.token_id,
+                text=token.text,
+                origin=encode_token_origin(token.origin),
+                logprobs=encode_token_logprobs(token.logprobs) if token.logprobs is not None else None,
+            )
+            for token in event.tokens
+        ],
+        rolled_back=event.rolled_back,
+        num_draft_tokens=event.num_draft_tokens,
+        completion=event.completion,
+    )
+
+
+def _decode_tokens(message: pb.GeneratedTokens) -> Tokens:
+    tokens = tuple(
+        Token(
+            token_id=token.token_id,
+            text=token.text,
+            origin=decode_token_origin(token.origin),
+            logprobs=decode_token_logprobs(token.logprobs) if token.HasField("logprobs") else None,
+        )
+        for token in message.tokens
+    )
+    return Tokens(
+        position=message.position,
+        text=message.text,
+        tokens=tokens,
+        rolled_back=message.rolled_back,
+        num_draft_tokens=message.num_draft_tokens,
+        completion=message.completion,
+    )
+
+
+def _encode_finished(event: Finished) -> pb.GenerateFinished:
+    usage, speculation, timings = event.usage, event.speculation, event.timings
+    return pb.GenerateFinished(
+        reason=encode_finish_reason(event.reason),
+        mode=_MODES[event.mode],
+        mode_reason=event.mode_reason,
+        text=event.text,
+        usage=pb.Usage(
+            num_prompt_tokens=usage.num_prompt_tokens,
+            num_generated_tokens=usage.num_generated_tokens,
+            num_cached_prompt_tokens=usage.num_cached_prompt_tokens,
+        ),
+        speculation=pb.SpeculationStatistics(
+            **_counts(speculation),
+            acceptance_length=speculation.acceptance_length,
+            acceptance_histogram=speculation.acceptance_histogram,
+        ),
+        timings=pb.Timings(
+            first_token_ms=timings.first_token_ms,
+            total_ms=timings.total_ms,
+            verify_ms=timings.verify_ms,
+            verify_wait_ms=timings.verify_wait_ms,
+            draft_ms=timings.draft_ms,
+        ),
+        completion=event.completion,
+    )
+
+
+def _decode_finished(message: pb.GenerateFinished) -> Finished:
+    mode = _MODE_OF.get(message.mode)
+    if mode is None:
+        raise ProtocolViolationError(f"generation mode {message.mode} is unspecified or unknown to this version")
+    usage, speculation, timings = message.usage, message.speculation, message.timings
+    return Finished(
+        reason=decode_finish_reason(message.reason),
+        mode=mode,
+        mode_reason=message.mode_reason,
+        text=message.text,
+        usage=Usage(usage.num_prompt_tokens, usage.num_generated_tokens, usage.num_cached_prompt_tokens),
+        speculation=Speculation(
+            **_counts(speculation),
+            acceptance_length=speculation.acceptance_length,
+            acceptance_histogram=tuple(speculation.acceptance_histogram),
+        ),
+        timings=Timings(
+            first_token_ms=timings.first_token_ms,
+            total_ms=timings.total_ms,
+            verify_ms=timings.verify_ms,
+            verify_wait_ms=timings.verify_wait_ms,
+            draft_ms=timings.draft_ms,
+        ),
+        completion=message.completion,
+    )
+
+
+def _counts(source: Speculation | pb.SpeculationStatistics) -> dict[str, Any]:
+    return {counter.field: getattr(source, counter.field) for counter in COUNTERS}
+
+
+def _optional(message: pb.GenerateRequest | pb.SpeculationParams, field: str) -> int | None:
+    return getattr(message, field) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]

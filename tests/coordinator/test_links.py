@@ -1,0 +1,298 @@
+"""The gRPC streams of a session, against a worker that says what it is told to."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any, cast
+
+import grpc.aio
+import pytest
+
+from coordinator import drafter_link
+from coordinator.drafter_link import GrpcDrafterLink
+from coordinator.replica import Replica, Seat
+from coordinator.verifier_link import GrpcVerifierLink
+from outrider.core.coordinate.drafter_bandit import DrafterBandit
+from outrider.core.coordinate.statistics import SpeculationStatistics
+from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError, WorkerUnavailableError
+from outrider.core.protocol.messages import (
+    Commitment,
+    DraftOpen,
+    DraftWindow,
+    EndDrafts,
+    FinishReason,
+    Opened,
+    Verdict,
+    VerifyFinished,
+    VerifyOpen,
+)
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.rpc import wire
+from outrider.rpc.channels import open_channel
+from outrider.rpc.server import Server, Service
+from outrider.rpc.status import rpc_errors
+from outrider.v1 import draft_pb2_grpc, verify_pb2_grpc
+
+from .script import TARGET
+
+Handle = Callable[[Any], Awaitable[None]]
+
+DRAFT_OPEN = DraftOpen(
+    session_id="s",
+    token_ids=[1, 2],
+    num_prompt_tokens=2,
+    sampling=SamplingParams(),
+    max_run_ahead=16,
+    tree_width=0,
+    max_length=8,
+    vocab_size=26,
+)
+VERIFY_OPEN = VerifyOpen(session_id="s", token_ids=[1, 2], num_prompt_tokens=2, sampling=SamplingParams(), max_length=8)
+VERDICT = Verdict(position=2, token_ids=[3], num_accepted=0, num_draft_tokens=0, bonus=False)
+
+
+class ScriptedWorker(draft_pb2_grpc.DraftServiceServicer, verify_pb2_grpc.VerifyServiceServicer):
+    """Both services by one function."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        self.was_cancelled = asyncio.Event()
+
+    @rpc_errors
+    async def Draft(self, request_iterator: object, context: Any) -> None:
+        await self._serve(context)
+
+    @rpc_errors
+    async def Verify(self, request_iterator: object, context: Any) -> None:
+        await self._serve(context)
+
+    async def _serve(self, context: Any) -> None:
+        try:
+            await self._handle(context)
+        except asyncio.CancelledError:
+            self.was_cancelled.set()
+            raise
+
+
+class Standing:
+    """What a link needs of a replica, and of its seat there."""
+
+    address = "here"
+    model = TARGET
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self.num_failures = 2
+        self.num_leavings = 0
+
+    @property
+    def replica(self) -> Replica:
+        return cast("Replica", self)
+
+    def leave(self) -> None:
+        self.num_leavings += 1
+
+
+class Served:
+    """A worker and a place at it."""
+
+    def __init__(self, worker: ScriptedWorker, standing: Standing) -> None:
+        self.worker = worker
+        self.standing = standing
+        self.seat = cast("Seat", standing)
+
+
+@pytest.fixture
+async def serve() -> AsyncIterator[Callable[[Handle], Awaitable[Served]]]:
+    async with AsyncExitStack() as stack:
+
+        async def start(handle: Handle) -> Served:
+            worker = ScriptedWorker(handle)
+            server = Server(
+                Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, worker),
+                Service("outrider.v1.VerifyService", verify_pb2_grpc.add_VerifyServiceServicer_to_server, worker),
+            )
+            port = await server.start("127.0.0.1:0")
+            stack.push_async_callback(server.stop, None)
+            channel = await stack.enter_async_context(open_channel(f"127.0.0.1:{port}"))
+            return Served(worker, Standing(channel))
+
+        yield start
+
+
+Serve = Callable[[Handle], Awaitable[Served]]
+
+
+async def waits(_: Any) -> None:
+    await asyncio.Event().wait()
+
+
+def drafter(served: Served, bandit: DrafterBandit, statistics: SpeculationStatistics) -> GrpcDrafterLink:
+    return GrpcDrafterLink(served.seat, bandit.begin("m", greedy=True), DRAFT_OPEN, statistics)
+
+
+def fresh_drafter(served: Served) -> GrpcDrafterLink:
+    return drafter(served, DrafterBandit(), SpeculationStatistics())
+
+
+async def first_error(link: GrpcDrafterLink) -> tuple[list[DraftWindow], OutriderError]:
+    windows: list[DraftWindow] = []
+    with pytest.raises(OutriderError) as raised:
+        windows.extend([window async for window in link.windows()])
+    return windows, raised.value
+
+
+async def test_a_verifier_hears_commands_in_order_and_its_events_come_out(serve: Serve) -> None:
+    window = DraftWindow(1, 1, [0], [3], [-0.5])
+    heard: list[object] = []
+
+    async def handle(context: Any) -> None:
+        while len(heard) < 3:
+            heard.append(wire.decode_verify_command(await context.read()))
+        for event in (Opened(2), VERDICT, VerifyFinished(FinishReason.EOS)):
+            await context.write(wire.encode_verify_event(event))
+        await waits(context)
+
+    link = GrpcVerifierLink((await serve(handle)).seat)
+    for command in (VERIFY_OPEN, window, EndDrafts()):
+        await link.send(command)
+    events = link.events()
+    assert await anext(events) == Opened(2)
+    assert not link.has_decided
+    assert await anext(events) == VERDICT
+    assert link.has_decided
+    assert await anext(events) == VerifyFinished(FinishReason.EOS)
+    assert heard == [VERIFY_OPEN, window, EndDrafts()]
+    link.close()
+
+
+async def test_a_verifier_that_refuses_raises_what_it_said(serve: Serve) -> None:
+    async def handle(context: Any) -> None:
+        raise SlotsExhaustedError("every slot is taken")
+
+    link = GrpcVerifierLink((await serve(handle)).seat)
+    await link.send(VERIFY_OPEN)
+    with pytest.raises(SlotsExhaustedError, match="every slot is taken"):
+        await anext(link.events())
+    link.close()
+
+
+async def test_a_verifier_that_ends_the_stream_without_a_word_is_lost(serve: Serve) -> None:
+    async def handle(context: Any) -> None:
+        await context.read()
+        await context.write(wire.encode_verify_event(VERDICT))
+
+    link = GrpcVerifierLink((await serve(handle)).seat)
+    await link.send(VERIFY_OPEN)
+    events = link.events()
+    assert await anext(events) == VERDICT
+    with pytest.raises(WorkerUnavailableError, match="ended the stream early"):
+        await anext(events)
+    link.close()
+
+
+async def test_closing_a_verifiers_stream_frees_its_slot_and_the_seat(serve: Serve) -> None:
+    served = await serve(waits)
+    link = GrpcVerifierLink(served.seat)
+    await link.send(VERIFY_OPEN)
+    await asyncio.wait({asyncio.ensure_future(anext(link.events()))}, timeout=0.05)
+    link.close()
+    await served.worker.was_cancelled.wait()
+    assert served.standing.num_leavings == 1
+
+
+async def test_a_drafter_is_opened_and_hears_what_was_committed(serve: Serve) -> None:
+    commitment = Commitment(2, [3], rollback=True, verify_ms=1.5)
+    window = DraftWindow(1, 1, [0], [3], [-0.5], 2.0)
+    heard: list[object] = []
+
+    async def handle(context: Any) -> None:
+        heard.append(wire.decode_draft_command(await context.read()))
+        await context.write(wire.encode_draft_event(Opened(2)))
+        await context.write(wire.encode_draft_event(window))
+        heard.append(wire.decode_draft_command(await context.read()))
+        await context.write(wire.encode_draft_event(window))
+        await waits(context)
+
+    link = fresh_drafter(await serve(handle))
+    assert (link.model_name, link.is_open) == ("target", False)
+    windows = link.windows()
+    assert await anext(windows) == window
+    assert link.is_open
+    link.send(commitment)
+    assert await anext(windows) == window
+    assert heard == [DRAFT_OPEN, commitment]
+    link.close(failed=False)
+    await windows.aclose()
+
+
+async def test_a_drafter_that_refuses_has_not_had_the_session(serve: Serve) -> None:
+    async def handle(context: Any) -> None:
+        raise SlotsExhaustedError("every slot is taken")
+
+    served, bandit = await serve(handle), DrafterBandit()
+    before = bandit.worth("m", greedy=True)
+    link = drafter(served, bandit, SpeculationStatistics())
+    windows, error = await first_error(link)
+    assert (windows, type(error), link.is_open) == ([], SlotsExhaustedError, False)
+    link.close(failed=True)
+    assert (served.standing.num_failures, served.standing.num_leavings) == (2, 1)
+    assert bandit.worth("m", greedy=True) == before, "the trial did not take place"
+
+
+async def opened_then_gone(context: Any) -> None:
+    await context.read()
+    await context.write(wire.encode_draft_event(Opened(2)))
+
+
+async def test_a_drafter_that_ends_its_stream_is_lost_and_that_counts_against_it(serve: Serve) -> None:
+    served, bandit = await serve(opened_then_gone), DrafterBandit()
+    link = drafter(served, bandit, SpeculationStatistics())
+    _, error = await first_error(link)
+    assert "ended the stream" in str(error)
+    before = bandit.worth("m", greedy=True)
+    link.close(failed=True)
+    link.close(failed=True)
+    assert served.standing.num_failures == 3, "closing twice counts once"
+    assert bandit.worth("m", greedy=True) < before
+
+
+async def test_what_a_session_gained_with_its_drafter_is_told_at_its_end(serve: Serve) -> None:
+    served, bandit = await serve(waits), DrafterBandit()
+    statistics = SpeculationStatistics(num_committed_tokens=10, num_rounds=10)
+    link = drafter(served, bandit, statistics)
+    statistics.num_committed_tokens += 32 * 6
+    statistics.num_rounds += 32
+    link.close(failed=False)
+    assert served.standing.num_failures == 0
+    assert bandit.worth("m", greedy=True) > 4.0, "6 tokens per round, with a prior of 2 as heavy"
+
+
+async def test_a_drafter_that_does_not_read_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter_link, "UNREAD_COMMITMENTS_MAX", 2)
+    link = fresh_drafter(await serve(waits))
+    for position in range(3):
+        link.send(Commitment(position, [3], rollback=False))
+    _, error = await first_error(link)
+    assert "does not read what is committed" in str(error)
+    link.close(failed=True)
+
+
+async def test_closing_a_drafters_stream_frees_its_slot(serve: Serve) -> None:
+    window = DraftWindow(1, 1, [0], [3], [-0.5])
+
+    async def handle(context: Any) -> None:
+        await context.write(wire.encode_draft_event(window))
+        await waits(context)
+
+    served = await serve(handle)
+    link = fresh_drafter(served)
+    windows = link.windows()
+    assert await anext(windows) == window
+    link.close(failed=False)
+    await served.worker.was_cancelled.wait()
+    with pytest.raises(WorkerUnavailableError):
+        await anext(windows)
+    assert served.standing.num_leavings == 1
