@@ -7,6 +7,7 @@ import torch
 from structlog.testing import capture_logs
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.worker.startup import warm_up
@@ -18,7 +19,9 @@ def stubborn() -> Engine:
     """An engine whose model breaks the compiler's graph, so that no step of a compiled size runs."""
     model = build("llama", layers=1)
     engine = Engine(model, max_sessions=1, max_context=32)
-    engine._model._graph = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    decoder = engine._model.decoder
+    compiled = decoder.calling(torch.compile(model, fullgraph=True, dynamic=False, backend="eager"))
+    engine._model.forwards.insert(0, CompiledForward(compiled))
     model.get_submodule("model.layers.0").register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
     return engine
 

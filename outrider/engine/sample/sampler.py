@@ -31,6 +31,7 @@ from torch import Tensor
 from outrider.core.protocol.messages import TokenLogprobs
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
+from outrider.engine.sample.native import best_of
 from outrider.engine.sample.noise import as_int64, gumbel
 
 NATIVE_TEMPERATURE_MIN = 1e-30
@@ -228,7 +229,7 @@ class Sampler:
         positions = [row.position for row in rows]
         if not self._shifting.isdisjoint(slots):
             logits = self._processed(logits, rows, self._tensor(slots, torch.int64))
-        return native.best_of(logits, self._shaping, self._seeds, slots, positions, width)
+        return best_of(logits, self._shaping, self._seeds, slots, positions, width)
 
     def _processed(self, logits: Tensor, rows: Sequence[Row], slots: Tensor) -> Tensor:
         """Logits [R, V] in float32 after bias and penalties; the logits themselves stay as they are."""
