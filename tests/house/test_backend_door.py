@@ -62,7 +62,7 @@ class OneByOneAttention(AttentionBackend):
 
     @classmethod
     def block_size(cls, facts: ModelFacts) -> int:
-        return 5
+        return 9
 
     def prepare(self, batch: PackedBatch, tensors: BatchTensors) -> OneByOne:
         return OneByOne(batch, tensors.write_cells, self._cache, [layer.window for layer in self._facts.layers])
@@ -79,7 +79,7 @@ def test_a_model_runs_on_a_backend_that_was_added(family: str) -> None:
     usual = rig.engine
     rig.engine = Engine(build(family), max_sessions=8, max_context=128, attention="one-by-one")
     assert (usual.attention, rig.engine.attention) == ("torch", "one-by-one")
-    assert (usual.blocks.block_cells, rig.engine.blocks.block_cells) == (16, 5)
+    assert (usual.blocks.block_cells, rig.engine.blocks.block_cells) == (16, 9)
     histories.a_tree_equals_its_branches_alone(rig)
     histories.sessions_in_one_step_equal_each_alone(rig)
     histories.blocks_that_lie_between_those_of_others(rig)
