@@ -113,7 +113,7 @@ class Engine:
     def forget(self, slot: Slot) -> None:
         """Takes a session's blocks from it, so that others can go on.
 
-        Its slot stays its own, and its next job feeds the line anew, but for what is found published.
+        Its slot stays its own, and its next job feeds the line anew, but for what prefix caching finds.
         """
         slot.clear()
 
