@@ -62,10 +62,10 @@ def load(config: WorkerConfig) -> LoadedModel:
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
-    compiles = _compiles(config, device)
+    compiled = compiles(config, device)
     if config.attention_backend == NativeAttention.name and device.type == "cpu":
         native.load(config.compile_cache)
-    graphs = compiles and device.type != "cpu"
+    graphs = compiled and device.type != "cpu"
     engine = Engine(
         model,
         max_sessions=config.max_sessions,
@@ -79,7 +79,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         warm_up(engine, config.compile)
     self_check.check(engine, reference)
     package = None
-    if compiles and not graphs:
+    if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
         package = package_path(config.compile_cache, folder, dtype, config.num_threads)
         if package.exists():
@@ -142,7 +142,8 @@ def _kv_tokens(config: WorkerConfig, model: PreTrainedModel, max_context: int) -
     return kv_bytes(config.kv_memory, model.device, most) // bytes_per_token
 
 
-def _compiles(config: WorkerConfig, device: torch.device) -> bool:
+def compiles(config: WorkerConfig, device: torch.device) -> bool:
+    """Whether forward passes are compiled. Raises UnsupportedModelError if they cannot be and have to."""
     if config.compile == "off":
         return False
     problem = compiler_problem(device)
