@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from outrider.engine import native
+from outrider.engine.attention.interface import LayerCall
+from outrider.engine.attention.native import NativeAttention, NativeStep
 from outrider.engine.batch import PackedBatch, SessionSpan
 from outrider.engine.engine import Engine
 
@@ -105,40 +106,37 @@ class Padding:
         """How many tokens the last pass was padded with."""
         self._model.forward = self.forward
 
-    def forward(self, batch: PackedBatch, num_tokens: int) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         """See `RaggedModel.forward`."""
         self.num_tokens = 0
         if self.enabled:
-            if self._model._ahead is None:
-                pad_caches(batch)
+            scratch_cell = self._model.cache.scratch_cell
+            if isinstance(self._model.attention, NativeAttention):
+                # It reads what a token sees and no more, so the rest is done beside the pass.
+                self._attend(self._model.attention, missing_attention(batch, scratch_cell))
             else:
-                # The native attention reads what a token sees and no more, so the rest is done beside the pass.
-                self._attend(missing_attention(batch, self._model._scratch_cell))
-            self.num_tokens = pad_inputs(batch, self._model._scratch_cell)
-        return self._forward(batch, num_tokens)
+                pad_caches(batch)
+            self.num_tokens = pad_inputs(batch, scratch_cell)
+        return self._forward(batch)
 
-    def _attend(self, batch: PackedBatch) -> None:
+    def _attend(self, attention: NativeAttention, batch: PackedBatch) -> None:
         num_tokens = len(batch.limits)
         if not num_tokens:
             return
-        description = native.described(self._model._number, batch)
-        num_heads = self._model._model.config.get_text_config().num_attention_heads
-        for layer, facts in enumerate(self._model.layers):
-            torch.ops.outrider_native.ragged_attention(
+        step = NativeStep(attention.described(batch))
+        num_heads = self._model.decoder.model.config.get_text_config().num_attention_heads
+        for layer, facts in enumerate(self._model.facts.layers):
+            step.attend(
                 self._zeros(num_heads, num_tokens, facts.key_size),
                 self._zeros(facts.num_kv_heads, num_tokens, facts.key_size),
                 self._zeros(facts.num_kv_heads, num_tokens, facts.value_size),
-                description,
-                layer,
-                1.0,
-                0.0,
-                None,
+                LayerCall(layer, scale=1.0),
             )
 
     def _zeros(self, num_heads: int, num_tokens: int, size: int) -> Tensor:
         """[num_heads, num_tokens, size]"""
         held = self._queries.get((num_heads, size))
         if held is None or held.shape[1] < num_tokens:
-            held = torch.zeros(num_heads, 2 * num_tokens, size, dtype=self._model.dtype)
+            held = torch.zeros(num_heads, 2 * num_tokens, size, dtype=self._model.facts.dtype)
             self._queries[num_heads, size] = held
         return held[:, :num_tokens]

@@ -8,6 +8,13 @@ from typing import NamedTuple
 
 from outrider.engine.jobs import Feed
 
+COMPILED_TOKENS_MAX = 16
+"""Largest batch that runs compiled. Each power of two up to it is one graph; larger batches are prompts, in which the
+kernels themselves take the time."""
+
+COMPILED_SIZES = tuple(1 << power for power in range(COMPILED_TOKENS_MAX.bit_length()))
+"""Sizes of batches, in tokens, that have a graph of their own."""
+
 _ROUNDED_TO = 16
 """Larger steps are rounded up to a multiple of this many tokens: the rows of a processor's matrix registers."""
 
@@ -26,6 +33,11 @@ def rounded(num_tokens: int) -> int:
         return num_tokens
     multiple = _ROUNDED_TO if num_tokens <= _COARSE_MIN else _COARSELY_ROUNDED_TO
     return -(-num_tokens // multiple) * multiple
+
+
+def bucket(count: int) -> int:
+    """The static size that holds `count` tokens: the next power of two, so that few shapes ever occur."""
+    return 1 << (count - 1).bit_length() if count else 0
 
 
 class SessionSpan(NamedTuple):
@@ -69,6 +81,8 @@ class PackedBatch:
     """Cells of one block."""
     rows: list[int] = field(default_factory=list)
     """[R], the tokens whose logits are wanted."""
+    num_tokens_min: int = 0
+    """The pass over the batch pads it to at least that many tokens."""
 
     def pad(self, num_tokens: int, scratch_cell: int) -> None:
         """Fills up to `num_tokens` with tokens that belong to no session: they see nothing and write to a cell that
@@ -81,9 +95,9 @@ class PackedBatch:
         self.path_offsets += [self.path_offsets[-1]] * num_missing
 
 
-def pack(feeds: Sequence[Feed]) -> PackedBatch:
+def pack(feeds: Sequence[Feed], num_tokens_min: int = 0) -> PackedBatch:
     """Lays the feeds side by side; those without tokens are left out."""
-    batch = PackedBatch()
+    batch = PackedBatch(num_tokens_min=num_tokens_min)
     for feed in feeds:
         if not feed.token_ids:
             continue

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine.attention.paged import PAGE_CELLS
-from outrider.engine.batch import pack
-from outrider.engine.compile.just_in_time import COMPILED_SIZES
+from outrider.engine.attention.interface import model_facts
+from outrider.engine.attention.registry import AUTO, select
+from outrider.engine.batch import COMPILED_SIZES, pack
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
@@ -22,10 +22,6 @@ from outrider.engine.model import RaggedModel
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
-
-BLOCK_CELLS = {"cpu": 16, "cuda": PAGE_CELLS}
-"""Cells of a block by the type of device. The smaller, the less a line leaves unused of its last one, and the more two
-lines share; kernels that read blocks on a GPU want theirs of 256."""
 
 MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of tokens whose steps are timed at start: decoding, and trees as one session's rounds verify them."""
@@ -62,37 +58,44 @@ class Engine:
         kv_tokens: int | None = None,
         compiled: bool = False,
         pad_tokens: int = 0,
+        attention: str = AUTO,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
-        There is memory for the keys and values of `kv_tokens` tokens, in whole blocks; if None, for all sessions at
-        their longest. Steps over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round
-        alike in all of them.
+        The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
+        over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
+        Layers attend by the backend called `attention`.
 
-        Raises UnsupportedModelError if the model's layers cannot run on the ragged attention, or if `kv_tokens` is too
-        little for one session.
+        Raises UnsupportedModelError if that backend or the attention interface cannot serve the model's layers, or if
+        `kv_tokens` is too little for one session.
         """
-        self._model = RaggedModel(model, compiled=compiled)
-        block_cells = BLOCK_CELLS.get(model.device.type, BLOCK_CELLS["cpu"])
+        facts = model_facts(model, captures=compiled and model.device.type == "cuda")
+        backend = select(attention, facts)
+        block_cells = backend.block_size(facts)
         session_blocks = -(-(max_context + TREE_CELLS_MAX) // block_cells)
         num_blocks = max_sessions * session_blocks if kv_tokens is None else kv_tokens // block_cells
         if num_blocks < session_blocks:
             raise UnsupportedModelError(
                 f"keys and values of {num_blocks * block_cells} tokens find room, and one session may need those of "
                 f"{session_blocks * block_cells}: {max_context} of context and {TREE_CELLS_MAX} of its tree, "
-                f"{self._model.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
+                f"{facts.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
             )
-        self._model.allocate(num_blocks, block_cells)
+        self._model = RaggedModel(model, facts, backend, num_blocks, compiled=compiled)
         self.blocks = BlockPool(num_blocks, block_cells)
-        """The memory for keys and values."""
+        """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)
-        self.device: torch.device = self._model.device
-        self.dtype: torch.dtype = self._model.dtype
+        self.device: torch.device = facts.device
+        self.dtype: torch.dtype = facts.dtype
         self.vocab_size = self._model.vocab_size
         self.max_sessions = max_sessions
         self.max_context = max_context
-        self.kv_bytes_per_token = self._model.kv_bytes_per_token
+        self.kv_bytes_per_token = facts.kv_bytes_per_token
         self._pad_tokens = pad_tokens
+
+    @property
+    def attention(self) -> str:
+        """The name of the attention backend that is in use."""
+        return self._model.attention.name
 
     @property
     def num_free_slots(self) -> int:
@@ -110,7 +113,7 @@ class Engine:
     def forget(self, slot: Slot) -> None:
         """Takes a session's blocks from it, so that others can go on.
 
-        Its slot stays its own, and its next job feeds the line anew, but for what is found published.
+        Its slot stays its own, and its next job feeds the line anew, but for what prefix caching finds.
         """
         slot.clear()
 
@@ -205,9 +208,9 @@ class Engine:
             feeds.append(plan(job, max(max_line_tokens, 0), computing))
             max_line_tokens -= feeds[-1].num_prefix
         self._model.move([Move(*feed.job.slot.places(move)) for feed in feeds for move in feed.moves])
-        batch = pack(feeds)
+        batch = pack(feeds, self._pad_tokens)
         if batch.token_ids:
-            logits = self._model.forward(batch, self._pad_tokens)
+            logits = self._model.forward(batch)
         else:
             logits = torch.empty(0, self.vocab_size, dtype=self.dtype, device=self.device)
         for feed in feeds:

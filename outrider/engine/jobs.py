@@ -59,7 +59,7 @@ def plan(job: Job, max_tokens: int, computing: set[BlockKey] | None = None) -> F
 
     That is nothing at all if the line needs tokens and none is granted, or if a job planned before with the same
     `computing`, which collects the blocks that a pass computes, computes the very block that this slot needs next: by
-    the next pass that is published. The moves of a feed without tokens count nevertheless.
+    the next pass that is cached. The moves of a feed without tokens count nevertheless.
 
     Raises ValueError if the line and the tree need more cells than the slot may use, RuntimeError if the blocks run
     out; the slot then has to be cleared.
@@ -69,7 +69,7 @@ def plan(job: Job, max_tokens: int, computing: set[BlockKey] | None = None) -> F
     num_held = len(slot.cached_prefix)
     computing = set() if computing is None else computing
     key = slot.next_key(line) if num_held < len(line) else None
-    if key in computing and slot.has_only_published:
+    if key in computing and slot.has_only_cached:
         max_tokens = 0
     end = min(len(line), num_held + max_tokens)
     feed.num_new_prefix = end - num_held

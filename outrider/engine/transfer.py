@@ -39,3 +39,8 @@ def staged(content: Tensor, device: torch.device) -> Tensor:
     memory the driver may wait for the device first.
     """
     return content.pin_memory() if device.type == "cuda" else content
+
+
+def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype) -> Tensor:
+    """`values` on `device`, queued behind what the device is doing instead of waiting for it."""
+    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

@@ -57,6 +57,12 @@ class WorkerConfig(Settings):
         description="folder for compiled forward passes, as large as the models; what lies there is run, so keep it "
         "private",
     )
+    attention_backend: str = Field(
+        "auto",
+        description="how layers attend: torch (session by session, anywhere), paged (FlashAttention over blocks, on "
+        "GPUs in 16 bits), static (small steps as CUDA graphs, others as paged or torch), native (machine code, on "
+        "CPUs); auto: the best that works here; on a CPU torch, and native once the forward pass is compiled",
+    )
     pad_tokens: int = Field(
         0,
         ge=0,

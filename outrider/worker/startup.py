@@ -16,12 +16,15 @@ from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.engine import native
-from outrider.engine.compile.just_in_time import COMPILED_TOKENS_MAX, compiler_problem
+from outrider.engine.attention.interface import model_facts
+from outrider.engine.attention.native import NativeAttention
+from outrider.engine.attention.registry import AUTO
+from outrider.engine.batch import COMPILED_TOKENS_MAX
+from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
-from outrider.engine.model import kv_bytes_per_token
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
 from outrider.worker.memory import kv_bytes
@@ -59,8 +62,10 @@ def load(config: WorkerConfig) -> LoadedModel:
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
-    compiles = _compiles(config.compile, device)
-    graphs = compiles and device.type != "cpu"
+    compiled = compiles(config, device)
+    if config.attention_backend == NativeAttention.name and device.type == "cpu":
+        native.load(config.compile_cache)
+    graphs = compiled and device.type != "cpu"
     engine = Engine(
         model,
         max_sessions=config.max_sessions,
@@ -68,12 +73,13 @@ def load(config: WorkerConfig) -> LoadedModel:
         kv_tokens=_kv_tokens(config, model, max_context),
         compiled=graphs,
         pad_tokens=config.pad_tokens,
+        attention=config.attention_backend,
     )
     if graphs:
         warm_up(engine, config.compile)
     self_check.check(engine, reference)
     package = None
-    if compiles and not graphs:
+    if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
         package = package_path(config.compile_cache, folder, dtype, config.num_threads)
         if package.exists():
@@ -84,6 +90,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     log.info(
         "model ready",
         parameters=num_parameters,
+        attention=engine.attention,
         kv_tokens=engine.blocks.num_blocks * engine.blocks.block_cells,
         kv_megabytes=round(engine.blocks.num_blocks * engine.blocks.block_cells * engine.kv_bytes_per_token / 1e6, 1),
         seconds=round(time.monotonic() - started, 2),
@@ -124,21 +131,25 @@ def warm_up(engine: Engine, choice: str) -> None:
 
 def report(engine: Engine) -> None:
     """Logs what holds for the forward pass that is in use by now. Nobody else may have begun."""
-    structlog.get_logger().info("forward pass", logits_depend_on_batch=self_check.depends_on_batch(engine))
+    depends = self_check.depends_on_batch(engine)
+    structlog.get_logger().info("forward pass", attention=engine.attention, logits_depend_on_batch=depends)
 
 
 def _kv_tokens(config: WorkerConfig, model: PreTrainedModel, max_context: int) -> int:
     """For how many tokens there shall be keys and values."""
-    bytes_per_token = kv_bytes_per_token(model)
+    bytes_per_token = model_facts(model).kv_bytes_per_token
     most = config.max_sessions * (max_context + TREE_CELLS_MAX) * bytes_per_token
     return kv_bytes(config.kv_memory, model.device, most) // bytes_per_token
 
 
-def _compiles(choice: str, device: torch.device) -> bool:
-    if choice == "off":
+def compiles(config: WorkerConfig, device: torch.device) -> bool:
+    """Whether forward passes are compiled. Raises UnsupportedModelError if they cannot be and have to."""
+    if config.compile == "off":
         return False
     problem = compiler_problem(device)
-    if problem and choice == "on":
+    if device.type == "cpu" and config.attention_backend not in (AUTO, NativeAttention.name):
+        problem = f"a compiled forward pass on a CPU attends by native, not by {config.attention_backend}"
+    if problem and config.compile == "on":
         raise UnsupportedModelError(f"--compile on: {problem}; or use --compile off")
     if problem:
         structlog.get_logger().warning("not compiled", reason=problem)

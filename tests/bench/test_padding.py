@@ -7,8 +7,8 @@ import torch
 
 from bench.rivals.padding import Padding, missing_attention, pad_caches, pad_inputs, rounds
 from bench.stack.worker import Measured
-from outrider.engine import native
 from outrider.engine.attention.masks import spans_and_masks
+from outrider.engine.attention.native import NativeAttention
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan
@@ -145,10 +145,9 @@ def test_beside_a_compiled_pass_the_missing_attention_is_done_and_leaves_no_trac
     padding = Padding(engine)
     batch = pack([plan(job, 100) for job in jobs_of(engine)])
     model = padding._model
-    native.set_caches(model._number, model._key_caches, model._value_caches, [None], model._block_cells)
-    before = [cache.clone() for cache in model._caches]
-    padding._attend(missing_attention(batch, model._scratch_cell))
-    for cache, copy in zip(model._caches, before, strict=True):
-        held = slice(model._scratch_cell)
-        assert torch.equal(cache[:, held], copy[:, held])
-    native.forget_caches(model._number)
+    before = [storage.clone() for storage in model.cache.storages]
+    attention = NativeAttention(model.facts, model.cache)
+    padding._attend(attention, missing_attention(batch, model.cache.scratch_cell))
+    for storage, copy in zip(model.cache.storages, before, strict=True):
+        held = slice(model.cache.scratch_cell)
+        assert torch.equal(storage[:, held], copy[:, held])

@@ -38,7 +38,7 @@ class Cells:
         return rows
 
     def _write(self, slot: Slot, place: int, text: Text) -> None:
-        assert place // slot.block_cells not in slot._pool._keys, "a published block is written to"
+        assert place // slot.block_cells not in slot._pool._keys, "a cached block is written to"
         self.texts[place] = text
         self._writers[place] = slot
 

@@ -194,7 +194,7 @@ def a_step_that_fails_half_way_leaves_no_trace(rig: Rig) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("half way")
 
-    second_layer = engine._model._model.get_submodule("model.layers.1")
+    second_layer = engine._model.decoder.model.get_submodule("model.layers.1")
     with second_layer.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="half way"):
         engine.step(jobs)
     logits = engine.step(jobs).logits
@@ -281,7 +281,7 @@ def check_fork(rig: Rig, logits: Tensor, line: list[int]) -> None:
 def a_whole_model_traces_into_one_graph(rig: Rig) -> None:
     """No graph break: the attention is one opaque operator, and its caches are written as a side effect."""
     engine = rig.engine
-    model = engine._model._model
+    model = engine._model.decoder.model
     slot = engine.acquire()
     line = random_line(6, seed=9)
     engine.step([Job(slot, line[:5])])

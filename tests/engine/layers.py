@@ -7,10 +7,10 @@ import random
 import torch
 from torch import Tensor
 
+from outrider.engine.attention.by_session import SessionSteps
 from outrider.engine.attention.masks import spans_and_masks
 from outrider.engine.attention.paged import Kernel, PagedStep
 from outrider.engine.attention.paged_batch import load
-from outrider.engine.attention.ragged import RaggedBatch
 from outrider.engine.attention.static import StaticBuffer
 from outrider.engine.batch import PackedBatch
 from outrider.engine.jobs import LINE_END, Job, plan, settle
@@ -62,11 +62,11 @@ class Layer:
             self.noise(num_tokens, num_kv_heads, value_size).transpose(0, 1),
         )
 
-    def ragged(self, batch: PackedBatch) -> RaggedBatch:
+    def by_session(self, batch: PackedBatch) -> SessionSteps:
         spans, masks = spans_and_masks(batch, (self.window,))
         visible = masks[self.window].to(self.device)
         additive = torch.zeros(visible.shape, dtype=self.dtype, device=self.device)
-        return RaggedBatch(
+        return SessionSteps(
             (self.keys.clone(),),
             (self.values.clone(),),
             (additive.masked_fill_(~visible, float("-inf")),),
@@ -77,7 +77,7 @@ class Layer:
         )
 
     def paged(self, batch: PackedBatch, kernel: Kernel) -> PagedStep:
-        return PagedStep(load(batch, self.device), self.ragged(batch), (True,), kernel)
+        return PagedStep(load(batch, self.device), self.by_session(batch), (True,), kernel)
 
     def static(self) -> StaticBuffer:
         return StaticBuffer((self.keys.clone(),), (self.values.clone(),), [self.window], self.block_cells)

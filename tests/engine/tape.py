@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from outrider.engine.attention.bounded import BOUNDED_ATTENTION
-from outrider.engine.attention.static import StaticBuffer
+from outrider.engine.attention.static import StaticAttention
+from outrider.engine.batch import COMPILED_SIZES
 from outrider.engine.compile.graphs import Pass, StepGraphs
-from outrider.engine.compile.just_in_time import COMPILED_SIZES
+from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
 
 _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
@@ -68,11 +68,21 @@ class Tape:
 
 def graphed(engine: Engine, record: Callable[[Pass], Pass]) -> Engine:
     """`engine`, whose small steps are from now on what `record` made of them."""
-    model = engine._model
-    model._model.set_attn_implementation(BOUNDED_ATTENTION)
-    windows = [facts.window for facts in model.layers]
-    buffer = StaticBuffer(model._key_caches, model._value_caches, windows, model._block_cells)
-    model._captured = StepGraphs(model._forward_static, buffer, record)
-    for size in COMPILED_SIZES:
-        model.capture(size)
+    graph(engine, record)
     return engine
+
+
+def graph(engine: Engine, record: Callable[[Pass], Pass], compiler: Callable[[Any], Any] | None = None) -> StepGraphs:
+    """Has `engine` replay small steps, which `compiler` has compiled before if there is one."""
+    model = engine._model
+    model._use(StaticAttention(model.facts, model.cache), compiled=False)
+    decoder = model.decoder
+    if compiler is not None:
+        decoder = decoder.calling(compiler(decoder.model))
+        model.forwards.insert(0, CompiledForward(decoder))
+    graphs = StepGraphs(decoder.run_static, model.attention, record)  # type: ignore[arg-type]
+    with torch.inference_mode():
+        for size in COMPILED_SIZES:
+            graphs.capture(size)
+    model.forwards.insert(0, graphs)
+    return graphs

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
-from outrider.engine.kv_cache.blocks import START_CHAIN, BlockKey, BlockPool
+from outrider.engine.kv_cache.blocks import ROOT_HASH, BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import Slot, SlotPool
 from tests.engine.cells import Cells, path_to, random_tree
 
@@ -47,13 +47,13 @@ def test_blocks_run_out_in_words_and_come_back() -> None:
 def test_a_published_block_stays_findable_until_its_room_is_needed() -> None:
     pool = BlockPool(2, CELLS)
     block = pool.take()
-    key = START_CHAIN, (1, 2, 3, 4)
-    published = pool.publish(block, key)
-    assert published.block == block
+    key = ROOT_HASH, (1, 2, 3, 4)
+    cached = pool.cache(block, key)
+    assert cached.block == block
     pool.release([block])
     assert pool.num_available == 2
     other = pool.take()
-    assert (pool.find(key), other != block) == (published, True)
+    assert (pool.find(key), other != block) == (cached, True)
     assert pool.take() == block
     assert pool.find(key) is None
 
@@ -61,9 +61,9 @@ def test_a_published_block_stays_findable_until_its_room_is_needed() -> None:
 def test_a_second_block_of_the_same_text_gives_way_to_the_first() -> None:
     pool = BlockPool(2, CELLS)
     first, second = pool.take(), pool.take()
-    key = START_CHAIN, (1, 2, 3, 4)
-    published = pool.publish(first, key)
-    assert pool.publish(second, key) == published
+    key = ROOT_HASH, (1, 2, 3, 4)
+    cached = pool.cache(first, key)
+    assert pool.cache(second, key) == cached
     assert pool.num_available == 1
     pool.release([first])
     assert pool.is_held(first)
@@ -71,15 +71,15 @@ def test_a_second_block_of_the_same_text_gives_way_to_the_first() -> None:
     assert not pool.is_held(first)
 
 
-def test_a_chain_is_never_given_twice() -> None:
+def test_a_block_hash_is_never_given_twice() -> None:
     """Else a block behind an evicted one could be found behind another text."""
     pool = BlockPool(1, CELLS)
-    chains: set[int] = set()
+    hashes: set[int] = set()
     for token_id in range(5):
         block = pool.take()
-        chains.add(pool.publish(block, (START_CHAIN, (token_id,) * CELLS)).chain)
+        hashes.add(pool.cache(block, (ROOT_HASH, (token_id,) * CELLS)).block_hash)
         pool.release([block])
-    assert len(chains) == 5
+    assert len(hashes) == 5
 
 
 def test_the_end_of_a_text_is_evicted_before_its_beginning() -> None:
@@ -157,7 +157,7 @@ def test_a_line_that_turns_off_in_a_published_block_takes_one_of_its_own() -> No
     assert slot.cached_prefix == [*line_of(6), 90, 91]
     assert slot.blocks[0] == before[0]
     assert slot.blocks[1] != before[1]
-    fed(slot, line_of(11))  # back to what stayed published
+    fed(slot, line_of(11))  # back to what stayed cached
     assert slot.blocks[:2] == before[:2]
 
 
@@ -251,7 +251,7 @@ def test_a_job_needs_blocks_for_its_line_and_its_tree() -> None:
     assert slot.num_missing_blocks(line, 4) == 4
     fed(slot, line)
     assert slot.num_missing_blocks(line, 3) == 0
-    assert slot.num_missing_blocks(line_of(9), 0) == 2  # another list: it may contradict what is published
+    assert slot.num_missing_blocks(line_of(9), 0) == 2  # another list: it may contradict what is cached
 
 
 def test_held_nodes_of_earlier_jobs_count_too() -> None:
@@ -367,14 +367,14 @@ class Sharing(RuleBasedStateMachine):
         assert sorted([*pool._free, *pool._idle, *holders]) == list(range(NUM_BLOCKS))
         assert not pool._keys.keys() & set(pool._free)
         assert pool._idle.keys() == pool._keys.keys() - holders.keys()
-        assert {published.block: key for key, published in pool._published.items()} == pool._keys
+        assert {cached.block: key for key, cached in pool._cached.items()} == pool._keys
 
     @invariant()
     def all_that_is_published_can_be_reached(self) -> None:
         """What a block stands on is evicted after it."""
         if hasattr(self, "pool"):
-            chains = {START_CHAIN, *(published.chain for published in self.pool._published.values())}
-            assert {chain for chain, _ in self.pool._published} <= chains
+            hashes = {ROOT_HASH, *(cached.block_hash for cached in self.pool._cached.values())}
+            assert {block_hash for block_hash, _ in self.pool._cached} <= hashes
 
 
 TestSharing = Sharing.TestCase

@@ -14,15 +14,14 @@ from transformers import (
 )
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine.attention.masks import spans_and_masks
-from outrider.engine.attention.ragged import MASK_ALIGNMENT, NO_MASK
+from outrider.engine.attention.masks import MASK_ALIGNMENT, NO_MASK, spans_and_masks
+from outrider.engine.attention.native import described
 from outrider.engine.batch import pack
 from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.load import self_check
-from outrider.engine.native import described
 from tests.engine import histories
 from tests.engine.histories import CPU, HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
 from tests.engine.tiny_models import FAMILIES, VOCAB_SIZE, build

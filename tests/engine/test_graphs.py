@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from outrider.engine.attention.static import (
+from outrider.engine.attention.interface import LayerCall
+from outrider.engine.attention.static_batch import (
     COLUMNS_MAX,
     PATH_CELLS_PER_TOKEN,
     StaticSize,
@@ -21,14 +23,14 @@ from outrider.engine.attention.static import (
     static_numbers,
     static_size,
 )
-from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compile.just_in_time import COMPILED_SIZES, COMPILED_TOKENS_MAX
+from outrider.engine.batch import COMPILED_SIZES, COMPILED_TOKENS_MAX, PackedBatch, pack
+from outrider.engine.compile.graphs import StepGraphs
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan, settle
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, random_line
 from tests.engine.layers import Layer, random_jobs
-from tests.engine.tape import Tape, graphed
+from tests.engine.tape import Tape, graph, graphed
 from tests.engine.tiny_models import FAMILIES, build
 
 META = torch.device("meta")
@@ -62,11 +64,11 @@ def test_random_trees_side_by_side(window: int | None, softcap: float, sinks: bo
         with torch.inference_mode():
             buffer.load(batch, size)  # pads
             static = buffer.read(size)
-        ragged, inputs = layer.ragged(batch), layer.inputs(size.num_tokens)
-        sink_scores = layer.noise(6) if sinks else None
+        ragged, inputs = layer.by_session(batch), layer.inputs(size.num_tokens)
+        call = LayerCall(0, 0.2, softcap, layer.noise(6) if sinks else None)
         with torch.inference_mode():
-            expected = ragged.attend(*inputs, 0, 0.2, softcap, sink_scores)
-            found = static.attend(*inputs, 0, 0.2, softcap, sink_scores)
+            expected = ragged.attend(*inputs, call)
+            found = static.attend(*inputs, call)
         assert found.shape == expected.shape == (size.num_tokens, 6, 40)
         assert found.is_contiguous()
         assert found.isfinite().all()
@@ -137,7 +139,7 @@ def test_large_batches_and_long_contexts_run_as_before(monkeypatch: pytest.Monke
     rig.close(rig.engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])
     assert tape.num_replays == 1
     line.append(6)
-    monkeypatch.setattr("outrider.engine.attention.static.COLUMNS_MAX", 128)
+    monkeypatch.setattr("outrider.engine.attention.static_batch.COLUMNS_MAX", 128)
     logits = rig.engine.step([Job(slot, line), Job(other, other_line)]).logits
     assert tape.num_replays == 1
     rig.close(logits[0], rig.reference(line)[-1])
@@ -150,8 +152,8 @@ def test_a_step_that_fails_half_way_leaves_no_trace() -> None:
     slot, line = rig.engine.acquire(), random_line(6, seed=3)
     rig.engine.step([Job(slot, line, [LINE_END, LINE_END], [1, 2], wanted=[0, 1])])
     line.append(2)
-    graphs = rig.engine._model._captured
-    assert graphs is not None
+    (graphs, _) = rig.engine._model.forwards
+    assert isinstance(graphs, StepGraphs)
     broken = dict(graphs._passes)
 
     def fail() -> Tensor:
@@ -172,7 +174,7 @@ def test_a_step_that_fails_half_way_leaves_no_trace() -> None:
 def test_one_session_of_nonsense_does_not_reach_its_neighbours(family: str, bad: float) -> None:
     """Keys and values of one token are no numbers, fed in a large step and in a small one."""
     rig, tape = taped(family)
-    poison, spoiled = 60, rig.engine._model._model.get_input_embeddings()
+    poison, spoiled = 60, rig.engine._model.decoder.model.get_input_embeddings()
     with torch.no_grad():
         spoiled.weight[poison] = bad  # type: ignore[index]
     sick, well = rig.engine.acquire(), rig.engine.acquire()
@@ -185,7 +187,7 @@ def test_one_session_of_nonsense_does_not_reach_its_neighbours(family: str, bad:
         logits = rig.engine.step([Job(sick, sick_line), Job(well, well_line)]).logits
         rig.close(logits[1, :poison], rig.reference(well_line)[-1, :poison])  # tied weights spoil that token's logit
     assert tape.num_replays == 4
-    assert all(cache.isfinite().all() for cache in rig.engine._model._caches)
+    assert all(cache.isfinite().all() for cache in rig.engine._model.cache.storages)
 
 
 @pytest.mark.parametrize("block_cells", [16, 256])
@@ -260,14 +262,15 @@ def test_what_was_compiled_for_a_size_serves_static_and_ragged_steps() -> None:
     reference = build("llama", layers=1)
     engine = Engine(build("llama", layers=1), max_sessions=1, max_context=64)
     model = engine._model
-    model._graph = torch.compile(model._model, fullgraph=True, dynamic=False, backend="aot_eager")
     counters.clear()
-    graphed(engine, lambda run: (run(), run)[1])
+    compiler = partial(torch.compile, fullgraph=True, dynamic=False, backend="aot_eager")
+    graphs = graph(engine, lambda run: (run(), run)[1], compiler)
     num_compiled = counters["stats"]["unique_graphs"]
     assert num_compiled == len(COMPILED_SIZES)
     slot, line = engine.acquire(), random_line(8, seed=3)
-    for captured in (model._captured, None):
-        model._captured = captured
+    for is_static in (True, False):
+        if not is_static:
+            model.forwards.remove(graphs)
         for num_more in (0, 1, 2):
             line.extend(random_line(num_more, seed=num_more))
             logits = engine.step([Job(slot, line)]).logits

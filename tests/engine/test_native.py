@@ -16,8 +16,10 @@ from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
+from outrider.engine.attention.by_session import SessionSteps
+from outrider.engine.attention.interface import LayerCall
 from outrider.engine.attention.masks import spans_and_masks
-from outrider.engine.attention.ragged import RaggedBatch
+from outrider.engine.attention.native import described
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.compile.ahead import compile_ahead
 from outrider.engine.engine import Engine
@@ -88,13 +90,13 @@ class Layer:
         additive = torch.zeros(visible.shape, dtype=self.dtype).masked_fill_(~visible, float("-inf"))
         write_cells = torch.tensor(batch.write_cells)
         caches = (self.keys.clone(),), (self.values.clone(),)
-        ragged = RaggedBatch(*caches, (additive,), write_cells, spans, torch.tensor(batch.blocks), BLOCK_CELLS)
-        return ragged.attend(*inputs, 0, 0.2, self.softcap, self.sinks)
+        steps = SessionSteps(*caches, (additive,), write_cells, spans, torch.tensor(batch.blocks), BLOCK_CELLS)
+        return steps.attend(*inputs, LayerCall(0, 0.2, self.softcap, self.sinks))
 
     def native(self, batch: PackedBatch, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        native.set_caches(ENGINE, [self.keys], [self.values], [self.window], BLOCK_CELLS)
+        torch.ops.outrider_native.set_caches(ENGINE, [self.keys], [self.values], [self.window or 0], BLOCK_CELLS)
         return torch.ops.outrider_native.ragged_attention(
-            *inputs, native.described(ENGINE, batch), 0, 0.2, self.softcap, self.sinks
+            *inputs, described(ENGINE, batch), 0, 0.2, self.softcap, self.sinks
         )
 
 
@@ -298,7 +300,7 @@ def test_what_an_operator_throws_reaches_who_runs_the_package(package: Package) 
     unknown.pad(2, scratch_cell=0)
     two = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="no caches of an engine"):
-        run([two, two, two, native.described(1 << 40, unknown)])
+        run([two, two, two, described(1 << 40, unknown)])
 
 
 def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:

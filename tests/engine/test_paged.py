@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from outrider.engine.attention.paged import can_page, merged, runs_on
+from outrider.engine.attention.interface import LayerCall
+from outrider.engine.attention.paged import Kernel, PagedAttention, can_page, merged, runs_on
 from outrider.engine.attention.paged_batch import Parts, load, parts_of
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.jobs import LINE_END, Job, plan
@@ -25,6 +26,7 @@ from tests.engine.tiny_models import FAMILIES
 from tests.engine.varlen import Varlen
 
 META = torch.device("meta")
+CALL = LayerCall(0, scale=0.2)
 PAGING_FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gemma3")
 """Families of which at least one layer pages, the last two of them where no window hides anything."""
 
@@ -32,10 +34,16 @@ PAGING_FAMILIES = ("llama", "qwen3", "gpt2", "mistral", "gemma3")
 def paged(family: str, **rig: object) -> tuple[Rig, Varlen]:
     """A rig whose layers page wherever they could in 16 bits on a GPU."""
     made, kernel = Rig(family, **rig), Varlen(page_step=16)  # type: ignore[arg-type]
-    model = made.engine._model
-    model._can_page = tuple(can_page(facts, torch.bfloat16) for facts in model.layers)
-    model._kernel = kernel
+    page(made, kernel)
     return made, kernel
+
+
+def page(rig: Rig, kernel: Kernel) -> None:
+    """From now on the rig attends by `kernel`, which takes 32 bits too."""
+    model = rig.engine._model
+    attention = PagedAttention(model.facts._replace(dtype=torch.bfloat16), model.cache, kernel)
+    attention._facts = model.facts
+    model._use(attention, compiled=False)
 
 
 def random_batch(layer: Layer, seed: int, **shape: int) -> PackedBatch:
@@ -97,17 +105,17 @@ def test_random_batches(shape: dict[str, int], block_cells: int, num_kv_heads: i
         layer = Layer(num_kv_heads=num_kv_heads, key_size=24, value_size=24, block_cells=block_cells)
         batch = random_batch(layer, seed, **shape)
         kernel = Varlen(page_step=block_cells)
-        step, ragged, inputs = layer.paged(batch, kernel), layer.ragged(batch), layer.inputs(len(batch.token_ids))
+        step, ragged, inputs = layer.paged(batch, kernel), layer.by_session(batch), layer.inputs(len(batch.token_ids))
         num_paths += step.parts.paths is not None
         with torch.inference_mode():
-            expected = ragged.attend(*inputs, 0, 0.2, 0.0, None)
-            found = step.attend(*inputs, 0, 0.2, 0.0, None)
+            expected = ragged.attend(*inputs, CALL)
+            found = step.attend(*inputs, CALL)
         assert 1 <= kernel.num_calls <= 3
         assert found.shape == expected.shape
         assert found.is_contiguous()
         torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
-        assert torch.equal(step.ragged.key_caches[0][:-1], ragged.key_caches[0][:-1])  # all but the scratch cell
-        assert torch.equal(step.ragged.value_caches[0][:-1], ragged.value_caches[0][:-1])
+        assert torch.equal(step.by_session.key_caches[0][:-1], ragged.key_caches[0][:-1])  # all but the scratch cell
+        assert torch.equal(step.by_session.value_caches[0][:-1], ragged.value_caches[0][:-1])
     assert (num_paths > 0) == (shape["max_nodes"] > 0)
 
 
@@ -119,7 +127,7 @@ def test_queries_of_any_layout() -> None:
     outputs: list[Tensor] = []
     for each in (inputs, tuple(part.contiguous() for part in inputs)):
         query, key, value = each
-        outputs.append(layer.paged(batch, Varlen(16)).attend(query, key, value, 0, 0.2, 0.0, None))
+        outputs.append(layer.paged(batch, Varlen(16)).attend(query, key, value, CALL))
     assert torch.equal(*outputs)
 
 
@@ -249,7 +257,7 @@ def test_a_paged_step_never_waits_for_its_device(family: str) -> None:
     is torch's own, as it traces it."""
     rig, _ = paged(family, device=META, dtype=torch.bfloat16)
     engine = rig.engine
-    engine._model._kernel = varlen_attn
+    page(rig, varlen_attn)
     slot, other = engine.acquire(), engine.acquire()
     line, other_line = random_line(5, seed=1), random_line(4, seed=2)
     for _ in range(2):
@@ -276,5 +284,5 @@ def test_which_layers_page() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_shapes_scores_is_seen_at_start(family: str) -> None:
-    layers = Rig(family).engine._model.layers
+    layers = Rig(family).engine._model.facts.layers
     assert {facts.shapes_scores for facts in layers} == {family in ("gemma2", "gpt_oss")}

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.attention.interface import model_facts
 from outrider.engine.batch import PackedBatch
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
-from outrider.engine.model import kv_bytes_per_token
 from tests.engine import histories
 from tests.engine.histories import Rig, check_fork, forked, random_line
 from tests.engine.tiny_models import FAMILIES, build
@@ -30,9 +30,9 @@ class Fed:
         self._forward = engine._model.forward
         setattr(engine._model, "forward", self.forward)  # noqa: B010
 
-    def forward(self, batch: PackedBatch, num_tokens: int) -> Tensor:
+    def forward(self, batch: PackedBatch) -> Tensor:
         self.num_tokens.append(len(batch.token_ids))
-        return self._forward(batch, num_tokens)
+        return self._forward(batch)
 
 
 def small_engine(kv_tokens: int, *, max_sessions: int = 4, family: str = "llama") -> Engine:
@@ -210,10 +210,11 @@ def test_memory_that_is_too_little_for_one_session_is_refused_in_words() -> None
 )
 def test_what_a_token_takes_is_told_before_and_after(family: str, num_bytes: int) -> None:
     model = build(family)
-    assert kv_bytes_per_token(model) == num_bytes
-    assert kv_bytes_per_token(model.to(torch.bfloat16)) == num_bytes // 2  # pyright: ignore[reportArgumentType]
+    assert model_facts(model).kv_bytes_per_token == num_bytes
+    in_16_bits = model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
+    assert model_facts(in_16_bits).kv_bytes_per_token == num_bytes // 2
     engine = Engine(model, max_sessions=1, max_context=MAX_CONTEXT)
-    caches = sum(storage.numel() * storage.itemsize for storage in engine._model._caches)
+    caches = sum(storage.numel() * storage.itemsize for storage in engine._model.cache.storages)
     assert caches == (engine.blocks.num_blocks + 1) * BLOCK_CELLS * engine.kv_bytes_per_token
 
 

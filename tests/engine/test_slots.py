@@ -209,7 +209,7 @@ def test_what_is_planned_but_not_settled_is_planned_again() -> None:
 # --- bounds ---
 
 
-def test_slots_share_no_block_that_is_not_published() -> None:
+def test_slots_share_no_block_that_is_not_cached() -> None:
     pool = SlotPool(3, MAX_CONTEXT, BlockPool(12, 16))
     slots = [pool.acquire() for _ in range(3)]
     for slot in slots:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from outrider.engine.batch import COMPILED_SIZES, COMPILED_TOKENS_MAX
 from outrider.engine.compile.graphs import CudaRecorder, Pass
-from outrider.engine.compile.just_in_time import COMPILED_SIZES, COMPILED_TOKENS_MAX, compiler_problem
+from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
@@ -111,7 +112,7 @@ def test_steps_queued_faster_than_they_run_keep_their_own_numbers() -> None:
 
 def test_caches_stay_where_they_were_captured() -> None:
     rig, _ = captured("llama")
-    caches = rig.engine._model._caches
+    caches = rig.engine._model.cache.storages
     places = [cache.data_ptr() for cache in caches]
     histories.any_history_equals_a_fresh_start(rig)
     assert [cache.data_ptr() for cache in caches] == places

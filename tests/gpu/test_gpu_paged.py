@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-from outrider.engine.attention.paged import CAPABILITY_MIN, PAGE_CELLS, runs_on
-from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compile.just_in_time import COMPILED_TOKENS_MAX
+from outrider.engine.attention.interface import LayerCall
+from outrider.engine.attention.paged import CAPABILITY_MIN, PAGE_CELLS, PagedAttention, runs_on
+from outrider.engine.attention.static import StaticAttention
+from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, pack
 from outrider.engine.jobs import LINE_END, Job, plan
 from tests.engine import histories
 from tests.engine.histories import HALF_TOLERANCES, Rig, random_line
@@ -112,10 +113,10 @@ def test_random_batches(dtype: torch.dtype, shape: dict[str, int], num_kv_heads:
     for seed in range(4):
         layer, kernel = layer_of(dtype, num_kv_heads=num_kv_heads, size=size), Compared(ATTENDED_TOLERANCE[dtype])
         batch = batch_of(layer, random_jobs(layer, random.Random(seed), max_held=1100, **shape))
-        step, ragged, inputs = layer.paged(batch, kernel), layer.ragged(batch), layer.inputs(len(batch.token_ids))
+        step, ragged, inputs = layer.paged(batch, kernel), layer.by_session(batch), layer.inputs(len(batch.token_ids))
         scale = size**-0.5
         with torch.inference_mode():
-            found, expected = (each.attend(*inputs, 0, scale, 0.0, None) for each in (step, ragged))
+            found, expected = (each.attend(*inputs, LayerCall(0, scale)) for each in (step, ragged))
         tolerance = 2 * ATTENDED_TOLERANCE[dtype]
         torch.testing.assert_close(found.float(), expected.float(), atol=tolerance, rtol=tolerance)
         assert kernel.num_log_sums > 0 or step.parts.paths is None
@@ -134,12 +135,12 @@ def test_what_nobody_sees_may_be_no_number(dtype: torch.dtype) -> None:
         path_cells = batch.path_cells[batch.path_offsets[session.first_token] : batch.path_offsets[session.end_token]]
         seen += [blocks[cell // PAGE_CELLS] * PAGE_CELLS + cell % PAGE_CELLS for cell in path_cells]
     with torch.inference_mode():
-        expected = layer.paged(batch, varlen_attn).attend(*inputs, 0, 0.125, 0.0, None)
+        expected = layer.paged(batch, varlen_attn).attend(*inputs, LayerCall(0, scale=0.125))
         unseen = torch.ones(layer.num_cells, dtype=torch.bool, device=CUDA)
         unseen[torch.tensor(seen, device=CUDA)] = False
         for cache in (layer.keys, layer.values):
             cache[unseen] = torch.nan
-        found = layer.paged(batch, varlen_attn).attend(*inputs, 0, 0.125, 0.0, None)
+        found = layer.paged(batch, varlen_attn).attend(*inputs, LayerCall(0, scale=0.125))
     assert found.isfinite().all()
     assert torch.equal(found, expected)
 
@@ -159,14 +160,16 @@ def test_a_session_is_attended_alike_whoever_else_is_in_the_batch(dtype: torch.d
         inputs = inputs or layer.inputs(len(batch.token_ids))
         query, key, value = (each[:, : len(batch.token_ids)] for each in inputs)
         with torch.inference_mode():
-            output = layer.paged(batch, varlen_attn).attend(query, key, value, 0, 0.125, 0.0, None)
+            output = layer.paged(batch, varlen_attn).attend(query, key, value, LayerCall(0, scale=0.125))
         outputs.append(output[:num_tokens])
     assert torch.equal(*outputs)
 
 
 def counted(family: str, dtype: torch.dtype) -> tuple[Rig, Counted]:
     rig, kernel = Rig(family, device=CUDA, dtype=dtype), Counted()
-    rig.engine._model._kernel = kernel
+    model = rig.engine._model
+    if model.attention.name == PagedAttention.name:
+        model._use(PagedAttention(model.facts, model.cache, kernel), compiled=False)
     return rig, kernel
 
 
@@ -195,9 +198,10 @@ def test_without_16_bits_nothing_pages() -> None:
 
 @paging_families
 def test_large_paged_steps_run_beside_captured_ones(family: str) -> None:
-    rig, kernel = counted(family, torch.bfloat16)
-    recorder = CountingRecorder()
-    graphed(rig.engine, recorder)
+    rig, kernel, recorder = Rig(family, device=CUDA, dtype=torch.bfloat16), Counted(), CountingRecorder()
+    model = graphed(rig.engine, recorder)._model
+    assert isinstance(model.attention, StaticAttention)
+    model.attention._large = PagedAttention(model.facts, model.cache, kernel)
     slot, other = rig.engine.acquire(), rig.engine.acquire()
     line, other_line = random_line(COMPILED_TOKENS_MAX + 1, seed=1), random_line(5, seed=2)
     for num_replays in (1, 2):

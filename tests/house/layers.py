@@ -46,18 +46,47 @@ _CLOCKS_PROBABILITY_AND_IO = (
     "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 )
 
+_ENGINE_FLOORS = (
+    ("transfer", "native", "load.probe"),
+    ("kv_cache",),
+    ("jobs",),
+    ("batch",),
+    ("attention",),
+    ("compile", "sample"),
+    ("model",),
+    ("",),
+    ("load", "device_thread"),
+)
+"""The rooms of `outrider.engine`, and the files beside them, lowest first: each imports from lower floors alone. ""
+is `engine.py`. A model's layers are probed further down than where models are loaded and checked."""
+
+
+def _engine() -> dict[str, Layer]:
+    found: dict[str, Layer] = {}
+    below: list[str] = ["core"]
+    for floor in _ENGINE_FLOORS:
+        names = ["engine" + (f".{name}" if name else "") for name in floor]
+        found |= {f"outrider.{name}": _layer(" ".join(below), _ENGINE, forbidden="asyncio") for name in names}
+        below += names
+    return found
+
+
+_ALL_ENGINE = " ".join(name.removeprefix("outrider.") for name in _engine())
+
 LAYERS = {
     "outrider": _layer(),
     "outrider.core": _layer(forbidden=_CLOCKS_PROBABILITY_AND_IO),
-    "outrider.engine": _layer("core", _ENGINE, forbidden="asyncio"),
+    **_engine(),
     "outrider.settings": _layer(packages="pydantic pydantic_settings"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
-    "outrider.worker": _layer("core engine rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"),
+    "outrider.worker": _layer(
+        f"core {_ALL_ENGINE} rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"
+    ),
     "outrider.client": _layer("core rpc v1", _GRPC),
     "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
-    "draft_service": _layer("core engine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "verify_service": _layer("core engine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "draft_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "verify_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
 }
 """Imports go down only, and siblings never import one another. Torch stays away from everything but the workers."""
@@ -213,7 +242,7 @@ def _layer_of(module: str) -> str | None:
     parts = module.split(".")
     if parts[:2] == ["outrider", "v1"]:
         return "outrider.v1"
-    for length in (2, 1):
+    for length in (4, 3, 2, 1):
         if ".".join(parts[:length]) in LAYERS:
             return ".".join(parts[:length])
     return None

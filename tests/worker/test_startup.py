@@ -7,9 +7,11 @@ import torch
 from structlog.testing import capture_logs
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
-from outrider.worker.startup import warm_up
+from outrider.worker.config import WorkerConfig
+from outrider.worker.startup import compiles, warm_up
 from tests.engine.tiny_models import build
 
 
@@ -18,7 +20,9 @@ def stubborn() -> Engine:
     """An engine whose model breaks the compiler's graph, so that no step of a compiled size runs."""
     model = build("llama", layers=1)
     engine = Engine(model, max_sessions=1, max_context=32)
-    engine._model._graph = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    decoder = engine._model.decoder
+    compiled = decoder.calling(torch.compile(model, fullgraph=True, dynamic=False, backend="eager"))
+    engine._model.forwards.insert(0, CompiledForward(compiled))
     model.get_submodule("model.layers.0").register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
     return engine
 
@@ -39,3 +43,15 @@ def test_where_the_worker_chooses_it_runs_eagerly_and_says_so(stubborn: Engine) 
     with torch.inference_mode():
         expected = build("llama", layers=1)(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("backend", ["torch", "one-by-one"])
+def test_a_compiled_pass_on_a_cpu_is_not_made_for_another_attention_backend(backend: str) -> None:
+    settings = {"model": "m", "listen": "", "attention_backend": backend}
+    with pytest.raises(
+        UnsupportedModelError, match=rf"--compile on: .* native, not by {backend}; or use --compile off"
+    ):
+        compiles(WorkerConfig.model_validate({**settings, "compile": "on"}), torch.device("cpu"))
+    with capture_logs() as logs:
+        assert not compiles(WorkerConfig.model_validate({**settings, "compile": "auto"}), torch.device("cpu"))
+    assert backend in logs[0]["reason"]

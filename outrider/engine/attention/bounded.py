@@ -1,4 +1,4 @@
-"""The ragged attention for models whose sessions share products: what its cells take is bounded.
+"""The ragged attention for models whose sessions share products: what a cell of the KV cache takes is bounded.
 
 Static batches need it (`outrider.engine.attention.static`), and so does every other batch over the same cells. It plugs
 into transformers' `AttentionInterface` under the name BOUNDED_ATTENTION.
@@ -6,12 +6,11 @@ into transformers' `AttentionInterface` under the name BOUNDED_ATTENTION.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from outrider.engine.attention.ragged import attend, register
+from outrider.engine.attention.interface import LayerCall
+from outrider.engine.attention.operator import attend, register
 
 BOUNDED_ATTENTION = "outrider-bounded"
 """Name under which the attention is registered with transformers."""
@@ -28,8 +27,8 @@ def _bounded(content: Tensor) -> Tensor:
     return content.nan_to_num(0.0).clamp(-largest, largest)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, engine: int, *rest: Any) -> Tensor:
-    return attend(query, _bounded(key), _bounded(value), engine, *rest)
+def _attend(query: Tensor, key: Tensor, value: Tensor, model: int, layer: LayerCall) -> Tensor:
+    return attend(query, _bounded(key), _bounded(value), model, layer)
 
 
 register(BOUNDED_ATTENTION, _attend)

@@ -7,12 +7,29 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from outrider.engine.attention.ragged import NO_MASK, SCATTERED, mask_stride
 from outrider.engine.batch import PackedBatch, SessionSpan
+
+NO_MASK = -1
+"""In a span: every query of the session sees every cell of it, so it has no mask."""
+
+SCATTERED = -1
+"""In a span: the session's blocks do not stand in a row in the KV cache."""
+
+NO_SPANS = torch.empty(0, 6, dtype=torch.int64)
+"""Of a batch over which no layer attends session by session."""
+
+MASK_ALIGNMENT = 16
+"""Elements that the rows of a mask, and so the masks of a batch, begin at multiples of. CUDA's memory-efficient kernel
+reads masks 16 bytes at a time, from wherever they begin."""
+
+
+def mask_stride(num_cells: int) -> int:
+    """Elements from one row of a mask over `num_cells` cells to the next."""
+    return -(-num_cells // MASK_ALIGNMENT) * MASK_ALIGNMENT
 
 
 def spans_and_masks(batch: PackedBatch, windows: Sequence[int | None]) -> tuple[Tensor, dict[int | None, Tensor]]:
-    """The spans of `RaggedBatch` and, for each sliding window (None: full attention), all sessions' masks.
+    """The spans of `SessionSteps` and, for each sliding window (None: full attention), all sessions' masks.
 
     The masks are bool, True is visible, raveled one after the other with their rows padded to `mask_stride`.
     """
@@ -33,7 +50,7 @@ def spans_and_masks(batch: PackedBatch, windows: Sequence[int | None]) -> tuple[
 
 
 def _first_cell(batch: PackedBatch, session: SessionSpan) -> int:
-    """Where in the caches the session's cells stand if they stand in a row there, SCATTERED if they do not."""
+    """Where in the KV cache the session's cells stand if they stand in a row there, SCATTERED if they do not."""
     num_blocks = -(-session.num_cells // batch.block_cells)
     first, *_ = blocks = batch.blocks[session.first_block : session.first_block + num_blocks]
     return first * batch.block_cells if blocks == list(range(first, first + num_blocks)) else SCATTERED

@@ -1,5 +1,4 @@
-"""Ragged tree attention without a loop over sessions: a few kernels for all of them, which read keys and values where
-their blocks lie.
+"""Paged attention: a few kernels for all sessions, which read keys and values where the block table says they lie.
 
 The kernel is FlashAttention (Dao, arXiv 2307.08691) by way of `torch.nn.attention.varlen`. It knows no trees, so what a
 tree node sees is read in two parts, the line and the node's own path, which are put together exactly.
@@ -14,8 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
-from outrider.engine.attention.paged_batch import Call, PagedBatch
-from outrider.engine.attention.ragged import RaggedBatch, write
+from outrider.engine.attention.by_session import SessionSteps, steps_of, write
+from outrider.engine.attention.interface import AttentionBackend, AttentionStep, BatchTensors, LayerCall, ModelFacts
+from outrider.engine.attention.paged_batch import Call, PagedBatch, load
+from outrider.engine.batch import PackedBatch
+from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.load.probe import LayerFacts
 
 PAGE_CELLS = 256
@@ -70,14 +72,14 @@ def can_page(layer: LayerFacts, dtype: torch.dtype) -> bool:
     )
 
 
-def merged(first: Tensor, first_log_sums: Tensor, second: Tensor, second_log_sums: Tensor) -> Tensor:
-    """Attention over two sets of keys, [Q, H, value_size], from the attention over each and its log-sums [H, Q].
+def merged(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> Tensor:
+    """Attention over two sets of keys, [Q, H, value_size], from the attention over each and its LSE [H, Q].
 
-    A log-sum is the logarithm of the sum of exponentials of the scores, so each part weighs what its keys weigh in the
-    softmax over both (Milakov and Gimelshein, arXiv 1805.02867, section 3.1; so do the parts of "Flash-Decoding", Dao,
-    Haziza, Massa and Sizov 2023).
+    The LSE (log-sum-exp) is the logarithm of the sum of exponentials of the scores, so each part weighs what its keys
+    weigh in the softmax over both (Milakov and Gimelshein, arXiv 1805.02867, section 3.1; so do the parts of
+    "Flash-Decoding", Dao, Haziza, Massa and Sizov 2023).
     """
-    weight = torch.sigmoid(first_log_sums - second_log_sums).transpose(0, 1).unsqueeze(-1)  # [Q, H, 1] of the first
+    weight = torch.sigmoid(first_lse - second_lse).transpose(0, 1).unsqueeze(-1)  # [Q, H, 1] of the first
     return torch.lerp(second.float(), first.float(), weight).to(first.dtype)
 
 
@@ -85,28 +87,20 @@ class PagedStep(NamedTuple):
     """What a layer needs beside its own queries, keys and values. L layers."""
 
     parts: PagedBatch
-    ragged: RaggedBatch
+    by_session: SessionSteps
     """The caches, where to write, and what the layers that do not page need, if there are any."""
     pages: tuple[bool, ...]
     """[L]: whether the layer pages, in this step."""
     kernel: Kernel
 
-    def attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        layer: int,
-        scale: float,
-        softcap: float,
-        sinks: Tensor | None,
-    ) -> Tensor:
-        """`Attending.attend`."""
-        if not self.pages[layer]:
-            return self.ragged.attend(query, key, value, layer, scale, softcap, sinks)
-        keys, values = self.ragged.key_caches[layer], self.ragged.value_caches[layer]
-        write(keys, values, self.ragged.write_cells, key, value)
-        key_blocks, value_blocks = (cache.unflatten(0, (-1, self.ragged.block_cells)) for cache in (keys, values))
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: LayerCall) -> Tensor:
+        """`AttentionStep.attend`."""
+        if not self.pages[layer.index]:
+            return self.by_session.attend(query, key, value, layer)
+        scale = layer.scale
+        keys, values = self.by_session.key_caches[layer.index], self.by_session.value_caches[layer.index]
+        write(keys, values, self.by_session.write_cells, key, value)
+        key_blocks, value_blocks = (cache.unflatten(0, (-1, self.by_session.block_cells)) for cache in (keys, values))
         queries = query.transpose(0, 1)  # [N, H, key_size]
         output = queries.new_zeros(*queries.shape[:2], value.shape[-1])  # padding tokens see nothing
         runs, fans, paths, path_cells, path_places = self.parts
@@ -114,21 +108,21 @@ class PagedStep(NamedTuple):
             attended, _ = self._call(runs, queries, key_blocks, value_blocks, scale, causal=True)
             output.index_copy_(0, runs.tokens, attended)
         if fans is not None:
-            attended, log_sums = self._call(fans, queries, key_blocks, value_blocks, scale)
+            attended, lse = self._call(fans, queries, key_blocks, value_blocks, scale)
             if paths is not None:
                 path_keys, path_values = keys.index_select(0, path_cells), values.index_select(0, path_cells)
-                below, below_log_sums = self._call(paths, queries, path_keys, path_values, scale)
-                line, line_log_sums = attended.index_select(0, path_places), log_sums.index_select(1, path_places)
-                attended.index_copy_(0, path_places, merged(line, line_log_sums, below, below_log_sums))
+                below, below_lse = self._call(paths, queries, path_keys, path_values, scale)
+                line, line_lse = attended.index_select(0, path_places), lse.index_select(1, path_places)
+                attended.index_copy_(0, path_places, merged(line, line_lse, below, below_lse))
             output.index_copy_(0, fans.tokens, attended)
         return output
 
     def _call(
         self, call: Call, queries: Tensor, keys: Tensor, values: Tensor, scale: float, *, causal: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Attention over the call's queries, [Q, H, value_size], and its log-sums [H, Q].
+        """Attention over the call's queries, [Q, H, value_size], and its LSE [H, Q].
 
-        The shape of the log-sums is the kernel's; the documentation of `varlen_attn` has it the other way round.
+        The shape of the LSE is the kernel's; the documentation of `varlen_attn` has it the other way round.
         """
         return self.kernel(
             queries.index_select(0, call.tokens),
@@ -146,3 +140,41 @@ class PagedStep(NamedTuple):
             block_table=call.table,
             num_splits=_NUM_SPLITS,
         )
+
+
+class PagedAttention(AttentionBackend):
+    """`paged`: by blocks the layers that the kernel knows, where no window hides anything; else session by session."""
+
+    name = "paged"
+
+    def __init__(self, facts: ModelFacts, cache: KVCache, kernel: Kernel = varlen_attn) -> None:
+        """See `AttentionBackend`."""
+        super().__init__(facts, cache)
+        self._can_page = [can_page(layer, facts.dtype) for layer in facts.layers]
+        self._kernel = kernel
+
+    @classmethod
+    def problem(cls, facts: ModelFacts) -> str:
+        """See `AttentionBackend.problem`."""
+        if not any(can_page(layer, facts.dtype) for layer in facts.layers):
+            return "its kernel takes 16-bit types, heads of a multiple of 8 up to 256 numbers, and plain scores alone"
+        if not runs_on(facts.device):
+            return "its kernel needs a CUDA device of architecture 8.0 or newer, and a torch that has FlashAttention"
+        return ""
+
+    @classmethod
+    def block_size(cls, facts: ModelFacts) -> int:
+        """What the kernel reads."""
+        return PAGE_CELLS
+
+    def prepare(self, batch: PackedBatch, tensors: BatchTensors) -> AttentionStep:
+        """See `AttentionBackend.prepare`."""
+        last_position = max(batch.positions)
+        pages = tuple(
+            can_page and (layer.window is None or layer.window > last_position)
+            for can_page, layer in zip(self._can_page, self._facts.layers, strict=True)
+        )
+        by_session = steps_of(batch, tensors, self._facts, self._cache, [not page for page in pages])
+        if not any(pages):
+            return by_session
+        return PagedStep(load(batch, self._facts.device), by_session, pages, self._kernel)

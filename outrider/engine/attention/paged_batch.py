@@ -3,8 +3,8 @@
 The kernel knows causal sequences and sequences that see all their keys, but no trees. So a batch is taken apart:
 
 - a *run* sees one cell more with every token: a stretch of the line, or a chain of nodes in a row behind it;
-- a *fan* sees the same cells with all its tokens: one token alone, or what sees just the line, that is its last token
-  and the nodes below it;
+- a *fan* (shared-prefix queries) sees the same cells with all its tokens: one token alone, or what sees just the line,
+  that is its last token and the nodes below it;
 - a *path* is what a node of a fan sees besides: the cells of the nodes above it, and its own.
 """
 
@@ -23,9 +23,9 @@ from outrider.engine.batch import PackedBatch, SessionSpan
 from outrider.engine.transfer import send
 
 MERGED_QUERIES_MIN = 2
-"""The least that a call is told of its longest sequence where its log-sums are wanted. Told of one query, the kernel
-makes query heads that share a key head into queries, and where it reads blocks, it writes the log-sums in another order
-than it then reads them in (FlashAttention 2, `compute_attn_1rowblock_splitkv` and `mha_varlen_fwd`)."""
+"""Smallest `max_queries` of a call whose LSE is wanted. With one query the kernel makes query heads that share a key
+head into queries, and where it reads blocks, it writes the LSE in another order than it then reads it in
+(FlashAttention 2, `compute_attn_1rowblock_splitkv` and `mha_varlen_fwd`)."""
 
 
 class Stretch(NamedTuple):

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
+from outrider.engine.attention.native import NATIVE_ATTENTION, NativeAttention
 from outrider.engine.batch import PackedBatch, rounded
 from outrider.engine.compile.linear import fuse_gates, fuse_siblings, pack
 
@@ -37,25 +38,25 @@ _C_TYPES = {
 
 
 class AheadForward:
-    """A package in use."""
+    """A package in use. It is a `Forward`, which takes every batch."""
 
-    def __init__(self, package: Path, engine: int, scratch_cell: int) -> None:
-        """Loads `package` for the engine with that number, whose caches the native operator knows."""
+    def __init__(self, package: Path, attention: NativeAttention, scratch_cell: int) -> None:
+        """Loads `package`, which `compile_ahead` wrote."""
         self._run = native.package_runner(package)
-        self._engine = engine
+        self._attention = attention
         self._scratch_cell = scratch_cell
 
-    def __call__(self, batch: PackedBatch, num_tokens: int) -> Tensor:
-        """Logits of the batch's wanted rows, [R, V], with the batch padded to at least `num_tokens` tokens."""
+    def run(self, batch: PackedBatch) -> Tensor:
+        """See `Forward`."""
         num_rows = len(batch.rows)
-        batch.pad(rounded(max(num_tokens, len(batch.token_ids), _TOKENS_MIN)), self._scratch_cell)
+        batch.pad(rounded(max(batch.num_tokens_min, len(batch.token_ids), _TOKENS_MIN)), self._scratch_cell)
         rows = batch.rows + [0] * (rounded(max(num_rows, _TOKENS_MIN)) - num_rows)
         (logits,) = self._run(
             [
                 native.integers(batch.token_ids),
                 native.integers(batch.positions),
                 native.integers(rows),
-                native.described(self._engine, batch),
+                self._attention.described(batch),
             ]
         )
         return logits if len(rows) == num_rows else logits[:num_rows]
@@ -83,7 +84,7 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     The weights are frozen into it in the layout that the kernels want, and the number of threads that torch has now.
     The native operator must be loaded. Raises UnsupportedModelError if the model cannot be compiled.
     """
-    model.set_attn_implementation(native.NATIVE_ATTENTION)
+    model.set_attn_implementation(NATIVE_ATTENTION)
     pack(model)
     num_tokens = torch.export.Dim("num_tokens", min=_TOKENS_MIN, max=TOKENS_MAX)
     num_rows = torch.export.Dim("num_rows", min=_TOKENS_MIN, max=TOKENS_MAX)

@@ -5,12 +5,13 @@ Why, and what a step then still costs: docs/decisions/0011-cuda-graphs.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from outrider.engine.attention.static import StaticBatch, StaticBuffer, StaticSize, static_size
+from outrider.engine.attention.interface import Capturable, StaticStep
 from outrider.engine.batch import PackedBatch
 
 Pass = Callable[[], Tensor]
@@ -60,35 +61,39 @@ class CudaRecorder:
 
 
 class StepGraphs:
-    """The captured forward passes of one model, one for each static size."""
+    """The captured forward passes of one model, one for each static size. It is a `Forward`."""
 
     def __init__(
         self,
-        forward: Callable[[StaticBatch], Tensor],
-        buffer: StaticBuffer,
+        forward: Callable[[StaticStep], Tensor],
+        attention: Capturable,
         record: Callable[[Pass], Pass],
     ) -> None:
         """`forward` computes the logits [N, V] of a static batch; `record` turns a pass into one that is replayed."""
         self._forward = forward
-        self._buffer = buffer
+        self._attention = attention
         self._record = record
-        self._passes: dict[StaticSize, Pass] = {}
+        self._passes: dict[Hashable, Pass] = {}
 
-    def capture(self, size: StaticSize) -> None:
-        """Records the pass of `size`, from a batch of nothing but padding: it writes to the scratch cell alone."""
-        self._buffer.load(PackedBatch(), size)
-        self._passes[size] = self._record(lambda: self._forward(self._buffer.read(size)))
+    def capture(self, num_tokens: int) -> None:
+        """Records the passes over that many tokens, a power of two, from batches of nothing but padding: they write to
+        the scratch cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
+        for size in self._attention.sizes(num_tokens):
+            self._attention.load(PackedBatch(), size)
+            self._passes[size] = self._record(partial(self._read_and_run, size))
 
-    def __call__(self, batch: PackedBatch, num_tokens: int) -> Tensor | None:
-        """Logits of the batch's wanted rows, [R, V], with the batch padded to at least `num_tokens` tokens.
+    def run(self, batch: PackedBatch) -> Tensor | None:
+        """See `Forward`; None if the batch fits no captured pass.
 
-        None if the batch fits no captured pass; it is then as it was. Copy, replay and whatever reads the logits are
-        queued on one stream, so none overtakes another, and the host waits for none. The logits are a copy: the next
-        replay overwrites its own.
+        Copy, replay and whatever reads the logits are queued on one stream, so none overtakes another, and the host
+        waits for none. The logits are a copy: the next replay overwrites its own.
         """
-        size = static_size(batch, num_tokens)
+        size = self._attention.size_of(batch)
         if size is None or size not in self._passes:
             return None
         num_rows = len(batch.rows)
-        self._buffer.load(batch, size)
+        self._attention.load(batch, size)
         return self._passes[size]()[:num_rows].clone()
+
+    def _read_and_run(self, size: Hashable) -> Tensor:
+        return self._forward(self._attention.read(size))

@@ -1,33 +1,21 @@
-"""Compiled forward passes: less time between the kernels of a step, which for a small model is half of it."""
+"""Forward passes compiled when first met: less time between the kernels of a small step."""
 
 from __future__ import annotations
 
 import importlib.util
 import sysconfig
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
-from transformers import PreTrainedModel
 
-COMPILED_TOKENS_MAX = 16
-"""Largest batch that runs compiled. Each power of two up to it is one graph; larger batches are prompts, in which the
-kernels themselves take the time."""
-
-COMPILED_SIZES = tuple(1 << power for power in range(COMPILED_TOKENS_MAX.bit_length()))
-"""Sizes of batches, in tokens, that have a graph of their own."""
-
+from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, bucket
+from outrider.engine.compile.decoder import Decoder
 
 GRAPHS_MAX = 64
 """Most graphs of one architecture in one process: that many engines times sizes. The compiler's own limit is 8."""
-
-
-def bucket(count: int) -> int:
-    """The static size that holds `count` tokens: the next power of two, so that few shapes ever occur."""
-    return 1 << (count - 1).bit_length() if count else 0
 
 
 def compiler_problem(device: torch.device) -> str:
@@ -43,12 +31,22 @@ def compiler_problem(device: torch.device) -> str:
     return ""
 
 
-def compile_forward(model: PreTrainedModel) -> Callable[..., Any]:
-    """`model` as graphs, each compiled at the first batch of its size.
-
-    On a CPU the weights are frozen into the graphs, in the layout that the kernels want: they are in memory twice.
-    """
-    if model.device.type == "cpu":
-        torch._inductor.config.freezing = True  # type: ignore[attr-defined]
+def compile_decoder(decoder: Decoder) -> Decoder:
+    """`decoder`, whose model runs as graphs from now on, each compiled at the first batch of its size."""
     torch._dynamo.config.recompile_limit = GRAPHS_MAX  # type: ignore[attr-defined]
-    return torch.compile(model, fullgraph=True, dynamic=False)
+    return decoder.calling(torch.compile(decoder.model, fullgraph=True, dynamic=False))
+
+
+class CompiledForward:
+    """Small batches, padded to a power of two of tokens."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        """`decoder` is what `compile_decoder` made."""
+        self._decoder = decoder
+
+    def run(self, batch: PackedBatch) -> Tensor | None:
+        """See `Forward`. Logits are computed for every token: then the size alone tells the shape."""
+        size = bucket(max(batch.num_tokens_min, len(batch.token_ids)))
+        if size > COMPILED_TOKENS_MAX:
+            return None
+        return self._decoder.run(batch, size, size)

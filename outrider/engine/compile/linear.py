@@ -1,4 +1,4 @@
-"""Matrix products of few rows on a CPU: a model's linear layers on the native operators, weights in their order."""
+"""Small-M GEMM (products of few rows) on a CPU: linear layers on the native operators, weights in their order."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Blocks: the memory for keys and values in equal pieces, which slots take as they grow and share where they agree.
+"""Blocks: the KV cache in equal pieces, which slots take as they grow; and prefix caching, by which slots share them.
 
-A full block of a line's tokens is *published* under what it holds: its own token ids and everything before them.
-Another slot whose line begins alike finds it and holds it too, so a prompt that many sessions have in common is
-computed and stored once. Published blocks that nobody holds stay findable until their room is needed, oldest first.
+A full block of a line's tokens is *cached* under what it holds: its own token ids and everything before them. Another
+slot whose line begins alike finds it and holds it too, so a prompt that many sessions have in common is computed and
+stored once. Cached blocks that nobody holds stay findable until their room is needed, oldest first.
 """
 
 from __future__ import annotations
@@ -12,24 +12,25 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
-START_CHAIN = 0
-"""Chain of the empty text: what stands before a line's first block."""
+ROOT_HASH = 0
+"""Block hash of the empty text: what stands before a line's first block."""
 
 BlockKey = tuple[int, tuple[int, ...]]
-"""What a published block is found by: the chain of the block before it, and its own token ids."""
+"""What a cached block is found by: the block hash of the one before it, and its own token ids."""
 
 
-class Published(NamedTuple):
-    """A published block."""
+class CachedBlock(NamedTuple):
+    """A cached block."""
 
     block: int
-    chain: int
-    """Stands for the whole text up to the block's end, so that keys do not grow with the text. Never given twice: where
-    a text's blocks were evicted and computed again, no block behind them is found by mistake."""
+    block_hash: int
+    """Stands for the whole text up to the block's end, so that keys do not grow with the text. It is counted, not
+    computed, and never given twice: two texts never have the same, and where a text's blocks were evicted and computed
+    again, no block behind them is found by mistake."""
 
 
 class BlockPool:
-    """A fixed number of blocks. Each is free, held by one or more slots, or published and held by none."""
+    """A fixed number of blocks. Each is free, held by one or more slots, or cached and held by none."""
 
     def __init__(self, num_blocks: int, block_cells: int) -> None:
         """`num_blocks` blocks of `block_cells` cells each, numbered from 0."""
@@ -38,15 +39,15 @@ class BlockPool:
         self.num_tokens_asked = 0
         """Line tokens that slots have begun with, ..."""
         self.num_tokens_found = 0
-        """... and how many of those were found published."""
+        """... and how many of those were found cached."""
         self._free = list(reversed(range(num_blocks)))
         self._num_holders = [0] * num_blocks
         self._idle: OrderedDict[int, None] = OrderedDict()
-        """Published blocks that nobody holds, in the order in which they are evicted."""
-        self._published: dict[BlockKey, Published] = {}
+        """Cached blocks that nobody holds, in the order in which they are evicted."""
+        self._cached: dict[BlockKey, CachedBlock] = {}
         self._keys: dict[int, BlockKey] = {}
-        """The key of each published block."""
-        self._chains = itertools.count(START_CHAIN + 1)
+        """The key of each cached block."""
+        self._hashes = itertools.count(ROOT_HASH + 1)
 
     @property
     def num_available(self) -> int:
@@ -59,7 +60,7 @@ class BlockPool:
             block = self._free.pop()
         elif self._idle:
             block, _ = self._idle.popitem(last=False)
-            del self._published[self._keys.pop(block)]
+            del self._cached[self._keys.pop(block)]
         else:
             raise RuntimeError(
                 f"all {self.num_blocks} blocks of keys and values are held; whoever runs a step has to ask "
@@ -68,32 +69,32 @@ class BlockPool:
         self._num_holders[block] = 1
         return block
 
-    def find(self, key: BlockKey) -> Published | None:
-        """The block published under `key`."""
-        return self._published.get(key)
+    def find(self, key: BlockKey) -> CachedBlock | None:
+        """The block cached under `key`."""
+        return self._cached.get(key)
 
     def is_held(self, block: int) -> bool:
         """Whether a slot holds `block`."""
         return self._num_holders[block] > 0
 
     def hold(self, block: int) -> None:
-        """Counts one more slot that holds a published block."""
+        """Counts one more slot that holds a cached block."""
         self._num_holders[block] += 1
         self._idle.pop(block, None)
 
-    def publish(self, block: int, key: BlockKey) -> Published:
+    def cache(self, block: int, key: BlockKey) -> CachedBlock:
         """Makes `block`, which one slot holds, findable under `key`; returns what is found from now on.
 
-        That is another block where one was published under `key` before; the slot then holds that in place of its own.
+        That is another block where one was cached under `key` before; the slot then holds that in place of its own.
         """
-        published = self._published.get(key)
-        if published is None:
-            published = self._published[key] = Published(block, next(self._chains))
+        cached = self._cached.get(key)
+        if cached is None:
+            cached = self._cached[key] = CachedBlock(block, next(self._hashes))
             self._keys[block] = key
         else:
-            self.hold(published.block)
+            self.hold(cached.block)
             self.release([block])
-        return published
+        return cached
 
     def release(self, blocks: Sequence[int]) -> None:
         """Ends a slot's hold on `blocks`, which stand in the order of the text.

@@ -1,11 +1,12 @@
 """Slots: one session's keys and values each, knowing which token ids they belong to.
 
-A slot's cells 0, 1, 2, ... hold the *trunk*, the part of the line that has been fed; tree nodes that have been fed
+A slot's cells 0, 1, 2, ... hold the *cached prefix*, the part of the line that has been fed; fed tree nodes
 stand in the cells after it. Whoever wants logits says which tokens; what to keep, move, drop and feed follows from
 comparing them with what the slot holds. No count of tokens to trim is ever passed around.
 
-Cells are logical here; a slot takes blocks for them as it grows, and only `Slot.places` knows where a cell lies in the
-caches. The blocks that the trunk has filled and gone beyond are published, and nobody writes to them again.
+Cells are logical here; a slot takes blocks for them as it grows (its block table), and only `Slot.places` knows where a
+cell lies in the KV cache. Blocks that the cached prefix has filled and gone beyond are offered to other slots (prefix
+caching), and nobody writes to them again.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from itertools import count, filterfalse, takewhile
 from typing import NamedTuple
 
 from outrider.core.protocol.errors import SlotsExhaustedError
-from outrider.engine.kv_cache.blocks import START_CHAIN, BlockKey, BlockPool, Published
+from outrider.engine.kv_cache.blocks import ROOT_HASH, BlockKey, BlockPool, CachedBlock
 
 TREE_CELLS_MAX = 256
 """Cells of a slot beyond its longest line: room for the fed nodes of a tree. Equal to the bounds of
@@ -41,8 +42,8 @@ class Slot:
     """What one session's cells hold."""
 
     __slots__ = (
-        "_chains",
         "_children",
+        "_hashes",
         "_line",
         "_num_agreed",
         "_pool",
@@ -61,23 +62,23 @@ class Slot:
         self.num_cells = num_cells
         """How many cells the slot may use."""
         self.blocks: list[int] = []
-        """The blocks that hold its cells, in the order of the cells. The first ones are published."""
+        """The blocks that hold its cells, in the order of the cells. The first ones are cached."""
         self.num_cached_tokens = 0
-        """How many tokens of the line were found published since the slot was empty."""
+        """How many tokens of the line were found cached since the slot was empty."""
         self.shares = True
-        """Whether the slot looks for published blocks and publishes its own."""
+        """Whether the slot looks for cached blocks and caches its own."""
         self.cached_prefix: list[int] = []
-        """Token ids of the cells 0 .. len(trunk) - 1, which are their positions too."""
+        """Token ids of the cells 0 .. len(cached_prefix) - 1, which are their positions too."""
         self.cells: dict[int, TreeCell] = {}
-        """The fed tree nodes by their cells, all at len(trunk) or above, parents fed before children."""
+        """The fed tree nodes by their cells, all at len(cached_prefix) or above, parents fed before children."""
         self._children: dict[tuple[int, int], int] = {}
         self._tree_end = 0
         """One past the highest of those cells, 0 if there are none."""
         self._line: Sequence[int] | None = None
         self._num_agreed = 0
         self._pool = pool
-        self._chains: list[int] = []
-        """For each of its published blocks the chain."""
+        self._hashes: list[int] = []
+        """For each of its cached blocks the block hash."""
 
     @property
     def block_cells(self) -> int:
@@ -90,11 +91,11 @@ class Slot:
         return max(self._tree_end, len(self.cached_prefix))
 
     def align(self, line: Sequence[int]) -> list[Move]:
-        """Makes what is held agree with `line`: drops what contradicts it, turns tree nodes that lie on it into trunk,
-        and holds the published blocks that continue it if the slot has nothing but such.
+        """Makes what is held agree with `line`: drops what contradicts it, makes tree nodes that lie on it a part of
+        the cached prefix, and holds the cached blocks that continue it if the slot has nothing but such.
 
         A line only grows, so the same list object is compared from where it last ended. Returns the moves that keep the
-        trunk contiguous; they happen at once, sources read before destinations are written.
+        cached prefix contiguous; they happen at once, sources read before destinations are written.
         """
         if line is not self._line:
             if self._line is None and self.shares:
@@ -108,7 +109,7 @@ class Slot:
         if num_agreed < len(self.cached_prefix):
             self._cut(num_agreed, line)
         moves = self._promote(line) if self.cells and len(self.cached_prefix) < len(line) else []
-        if self.has_only_published:
+        if self.has_only_cached:
             self._attach(line)
         self._num_agreed = len(self.cached_prefix)
         return moves
@@ -139,42 +140,43 @@ class Slot:
             self.blocks.append(self._pool.take())
 
     def settle(self) -> None:
-        """Publishes the blocks that the trunk has filled, and gives back those behind the last cell in use.
+        """Offers the blocks that the cached prefix has filled to other slots, and gives back those behind the last cell
+        in use.
 
-        Everything that the trunk says is held has been computed. A block is published only when the trunk goes beyond
-        it: the trunk's last token may be fed again, and nobody writes to a published block.
+        All of the cached prefix has been computed. A block is offered only when the prefix goes beyond it: the prefix's
+        last token may be fed again, and nobody writes to a cached block.
         """
         while (key := self.next_key(self.cached_prefix)) is not None:
-            place = len(self._chains)
-            self.blocks[place], chain = self._pool.publish(self.blocks[place], key)
-            self._chains.append(chain)
+            place = len(self._hashes)
+            self.blocks[place], block_hash = self._pool.cache(self.blocks[place], key)
+            self._hashes.append(block_hash)
         self._give_back(-(-self.end_cell // self._pool.block_cells))
 
     @property
-    def has_only_published(self) -> bool:
-        """Whether the slot holds published blocks and nothing else, so that more of them may follow."""
-        return len(self.blocks) == len(self._chains)
+    def has_only_cached(self) -> bool:
+        """Whether the slot holds cached blocks and nothing else, so that more of them may follow."""
+        return len(self.blocks) == len(self._hashes)
 
     def next_key(self, line: Sequence[int]) -> BlockKey | None:
-        """The key of the first block of `line` that is not known to be published; None if the line ends in it."""
-        first = len(self._chains) * self._pool.block_cells
+        """The key of the first block of `line` that is not known to be cached; None if the line ends in it."""
+        first = len(self._hashes) * self._pool.block_cells
         end = first + self._pool.block_cells
         if end >= len(line) or not self.shares:
             return None
-        return self._chains[-1] if self._chains else START_CHAIN, tuple(line[first:end])
+        return self._hashes[-1] if self._hashes else ROOT_HASH, tuple(line[first:end])
 
     def num_missing_blocks(self, line: Sequence[int], num_nodes: int) -> int:
         """How many available blocks a job of `line` and `num_nodes` tree nodes takes at most until it is done."""
         end_cell = max(self.end_cell, len(line) + num_nodes + len(self.cells))
         num_kept = len(self.blocks)
         if self._line is not None and line is not self._line:
-            num_kept -= len(self._chains)  # the line may contradict them
-        elif self.has_only_published:
+            num_kept -= len(self._hashes)  # the line may contradict them
+        elif self.has_only_cached:
             num_kept += sum(1 for _ in takewhile(self._pool.is_held, (found.block for found in self._findable(line))))
         return max(-(-min(end_cell, self.num_cells) // self._pool.block_cells) - num_kept, 0)
 
     def clear(self) -> None:
-        """Forgets everything held. What is published stays findable."""
+        """Forgets everything held. What is cached stays findable."""
         self.cached_prefix.clear()
         self._line = None
         self._num_agreed = 0
@@ -183,11 +185,11 @@ class Slot:
         self._give_back(0)
 
     def _cut(self, num_agreed: int, line: Sequence[int]) -> None:
-        """Drops the tree, and the trunk from `num_agreed` on; or from further ahead, so that neither what is fed next
-        nor the last token of `line`, which may be fed again, stands in a published block."""
+        """Drops the tree, and the cached prefix from `num_agreed` on; or from further ahead, so that neither what is
+        fed next nor the last token of `line`, which may be fed again, stands in a cached block."""
         block_cells = self._pool.block_cells
         num_blocks = min(num_agreed, max(len(line) - 1, 0)) // block_cells
-        if num_blocks < len(self._chains):
+        if num_blocks < len(self._hashes):
             num_agreed = num_blocks * block_cells
             self._give_back(num_blocks)
         del self.cached_prefix[num_agreed:]
@@ -198,26 +200,26 @@ class Slot:
         for found in self._findable(line):
             self._pool.hold(found.block)
             self.blocks.append(found.block)
-            self._chains.append(found.chain)
+            self._hashes.append(found.block_hash)
         end = len(self.blocks) * self._pool.block_cells
         self.cached_prefix.extend(line[first:end])
         self.num_cached_tokens += end - first
         self._pool.num_tokens_found += end - first
 
-    def _findable(self, line: Sequence[int]) -> Iterator[Published]:
-        """The published blocks that continue the slot's own along `line`, which goes beyond them."""
+    def _findable(self, line: Sequence[int]) -> Iterator[CachedBlock]:
+        """The cached blocks that continue the slot's own along `line`, which goes beyond them."""
         key = self.next_key(line)
-        end = (len(self._chains) + 1) * self._pool.block_cells
+        end = (len(self._hashes) + 1) * self._pool.block_cells
         while key is not None and (found := self._pool.find(key)) is not None:
             yield found
             first, end = end, end + self._pool.block_cells
-            key = (found.chain, tuple(line[first:end])) if end < len(line) else None
+            key = (found.block_hash, tuple(line[first:end])) if end < len(line) else None
 
     def _give_back(self, num_kept: int) -> None:
         """Gives back all blocks but the first `num_kept`."""
         if num_kept < len(self.blocks):
             self._pool.release(self.blocks[num_kept:])
-            del self.blocks[num_kept:], self._chains[num_kept:]
+            del self.blocks[num_kept:], self._hashes[num_kept:]
 
     def _promote(self, line: Sequence[int]) -> list[Move]:
         tip = len(self.cached_prefix) - 1

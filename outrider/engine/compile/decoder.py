@@ -1,0 +1,71 @@
+"""A model of transformers over packed batches: what all forward passes but those compiled ahead of time call."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
+
+from outrider.engine.attention.interface import AttentionBackend, AttentionStep, BatchTensors, StaticStep
+from outrider.engine.attention.operator import stepping
+from outrider.engine.batch import PackedBatch
+from outrider.engine.transfer import send
+
+_CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""Without cuDNN's, which builds a plan for each new number of queries and cells: while texts grow, at every step."""
+
+_numbers = itertools.count()
+
+
+class Decoder:
+    """Calls the model with its layers attending over a batch."""
+
+    def __init__(self, model: PreTrainedModel, attention: AttentionBackend, scratch_cell: int) -> None:
+        """From now on the model's layers attend by `attention`. Padding writes to `scratch_cell`."""
+        model.set_attn_implementation(attention.implementation)
+        self.model = model
+        self.attention = attention
+        self._scratch_cell = scratch_cell
+        self._number = next(_numbers)
+        self._call: Callable[..., Any] = model
+
+    def calling(self, compiled: Callable[..., Any]) -> Decoder:
+        """The same decoder, which calls `compiled` in place of the model."""
+        decoder = copy.copy(self)
+        decoder._call = compiled
+        return decoder
+
+    def run(self, batch: PackedBatch, num_tokens: int, num_rows: int) -> Tensor:
+        """Pads `batch` to `num_tokens` tokens and `num_rows` rows, and returns the logits of its own rows, [R, V]."""
+        batch.pad(num_tokens, self._scratch_cell)
+        rows = batch.rows + [0] * (num_rows - len(batch.rows))
+        numbers = (batch.token_ids, batch.positions, rows, batch.write_cells, batch.blocks)
+        tensors = BatchTensors(*send(numbers, self.model.device))
+        step = self.attention.prepare(batch, tensors)
+        logits = self._logits(tensors.token_ids[None], tensors.positions[None], tensors.rows, step)
+        return logits[: len(batch.rows)]
+
+    def run_static(self, step: StaticStep) -> Tensor:
+        """The logits of all rows of a static batch, [N, V]."""
+        return self._logits(step.token_ids, step.positions, step.rows, step)
+
+    def _logits(self, token_ids: Tensor, positions: Tensor, rows: Tensor, step: AttentionStep) -> Tensor:
+        with self._kernels(), stepping(self._number, step):
+            output = self._call(
+                input_ids=token_ids,
+                position_ids=positions,
+                use_cache=False,
+                logits_to_keep=rows,
+                ragged_batch=self._number,
+            )
+        return output.logits[0]
+
+    def _kernels(self) -> AbstractContextManager[object]:
+        """Which of torch's attention kernels may run on this device."""
+        return sdpa_kernel(_CUDA_KERNELS) if self.model.device.type == "cuda" else nullcontext()
