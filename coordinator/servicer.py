@@ -60,7 +60,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
                         parsed.completion(number),
                         session_id=f"{request_id}.{number}" if parsed.num_completions > 1 else request_id,
                         target=target,
-                        decoder=TextDecoder(tokenizer, parsed.stop),
+                        decoder=TextDecoder(tokenizer, parsed.stop, parsed.prompt_token_ids),
                         route=route,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,
