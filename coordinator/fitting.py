@@ -39,7 +39,8 @@ def check_pair(target: ModelInfo, draft: ModelInfo) -> None:
 def check_alike(target: ModelInfo, other: ModelInfo) -> None:
     """Raises ModelMismatchError unless a session may move from one of these verifiers to the other.
 
-    Both must give the same tokens, so the type of the weights counts; size of context, slots and device do not.
+    Both must give the same tokens, so what they compute and the type of the weights count; name, size of context, slots
+    and device do not.
     """
     if _identity(target) != _identity(other):
         raise ModelMismatchError(
@@ -49,16 +50,8 @@ def check_alike(target: ModelInfo, other: ModelInfo) -> None:
 
 
 def _identity(info: ModelInfo) -> tuple[object, ...]:
-    return (
-        info.name,
-        info.model_type,
-        info.vocab_size,
-        info.tokenizer_sha256,
-        info.eos_token_ids,
-        info.num_parameters,
-        info.dtype,
-    )
+    return (info.identity_sha256, info.tokenizer_sha256, info.vocab_size, info.eos_token_ids, info.dtype)
 
 
 def _described(info: ModelInfo) -> str:
-    return f"{info.name!r} ({info.num_parameters} parameters, {info.dtype}, vocabulary {info.tokenizer_sha256[:8]})"
+    return f"{info.name!r} ({info.num_parameters} parameters, {info.dtype}, identity {info.identity_sha256[:8]})"

@@ -44,7 +44,7 @@ class Workers:
         self.drafter_bandit = DrafterBandit()
         self.instruments = instruments
         self._tokenizers: dict[str, Tokenizer] = {}
-        """By the vocabulary's hash."""
+        """By the identity of the target that each belongs to."""
         self._misfits: dict[str, str] = {}
         """By address: why a worker that serves does not fit the others."""
         self._on_change = on_change
@@ -106,7 +106,7 @@ class Workers:
             raise WorkerUnavailableError(
                 f"no verify service serves ({self._reasons(self.verifiers)}); try again when one does"
             )
-        return self.target, self._tokenizers[self.target.tokenizer_sha256]
+        return self.target, self._tokenizers[self.target.identity_sha256]
 
     def draft_problem(self) -> str:
         """Why no drafter can be used at present; empty if one can.
@@ -131,9 +131,9 @@ class Workers:
         return summary(reasons) or "none has been found yet"
 
     async def _admit_verifier(self, replica: Replica, info: ModelInfo) -> None:
-        if info.tokenizer_sha256 not in self._tokenizers:
+        if info.identity_sha256 not in self._tokenizers:
             content = await fetch_tokenizer(replica.channel)
-            self._tokenizers[info.tokenizer_sha256] = Tokenizer.from_buffer(content)
+            self._tokenizers[info.identity_sha256] = Tokenizer.from_buffer(content)
 
     async def _admit_drafter(self, replica: Replica, info: ModelInfo) -> None:
         """Every drafter is welcome; whether it fits depends on the target."""
@@ -150,8 +150,8 @@ class Workers:
                     if problem != self._misfits.get(replica.address):
                         _log.error("worker does not fit", address=replica.address, reason=problem)
         self._misfits = misfits
-        known = {replica.model.tokenizer_sha256 for replica in self.verifiers if replica.model is not None}
-        self._tokenizers = {sha256: each for sha256, each in self._tokenizers.items() if sha256 in known}
+        known = {replica.model.identity_sha256 for replica in self.verifiers if replica.model is not None}
+        self._tokenizers = {identity: each for identity, each in self._tokenizers.items() if identity in known}
         self._on_change(self.target is not None and self.draft_answered)
 
     def _settled_target(self) -> ModelInfo | None:

@@ -56,7 +56,7 @@ async def _serve(config: WorkerConfig, service: Service, servicer: WorkerService
     _log.info("listening", address=config.listen, port=port)
     try:
         loaded = await asyncio.to_thread(load, config)
-    except OutriderError:
+    except Exception:
         await server.stop(None)
         raise
     if loaded.package is not None and config.compile == "on":
