@@ -41,7 +41,7 @@ def pair_refusal(target: ModelInfo, draft: ModelInfo) -> Refusal | None:
 def alike_refusal(target: ModelInfo, other: ModelInfo) -> Refusal | None:
     """Refuses a verifier to which a session of the target could not move with the same tokens.
 
-    The type of the weights counts; context length, number of slots and device do not.
+    What both compute and the type of their weights count; name, context length, number of slots and device do not.
     """
     if _identity(target) == _identity(other):
         return None
@@ -52,16 +52,8 @@ def alike_refusal(target: ModelInfo, other: ModelInfo) -> Refusal | None:
 
 
 def _identity(info: ModelInfo) -> tuple[object, ...]:
-    return (
-        info.name,
-        info.model_type,
-        info.vocab_size,
-        info.tokenizer_sha256,
-        info.eos_token_ids,
-        info.num_parameters,
-        info.dtype,
-    )
+    return (info.identity_sha256, info.tokenizer_sha256, info.vocab_size, info.eos_token_ids, info.dtype)
 
 
 def _described(info: ModelInfo) -> str:
-    return f"{info.name!r} ({info.num_parameters} parameters, {info.dtype}, vocabulary {info.tokenizer_sha256[:8]})"
+    return f"{info.name!r} ({info.num_parameters} parameters, {info.dtype}, identity {info.identity_sha256[:8]})"

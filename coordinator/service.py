@@ -62,7 +62,7 @@ class GenerationService:
                         request.completion(number),
                         session_id=f"{request_id}.{number}" if request.num_completions > 1 else request_id,
                         target=target,
-                        decoder=TextDecoder(tokenizer, request.stop),
+                        decoder=TextDecoder(tokenizer, request.stop, request.prompt_token_ids),
                         links=links,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
-from tokenizers.decoders import DecodeStream
+
+from coordinator.detokenizer import Detokenizer
 
 
 class TextDecoder:
@@ -15,32 +16,32 @@ class TextDecoder:
     until more is known.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(skip_special_tokens=True)
-        self._undecoded: list[int] = []
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt_token_ids: Sequence[int] = ()) -> None:
+        """The text continues that of the prompt: both together are what `tokenizer` makes of all ids.
+
+        A stop string that is a special token's name, which no text shows, ends the text at that token too.
+        """
+        detokenizer = Detokenizer.of(tokenizer)
+        self._stream = detokenizer.after(prompt_token_ids)
         self._stop = tuple(stop)
+        self._stop_token_ids = detokenizer.special_ids(stop)
         self._held = ""
         self.stopped = False
         """Whether a stop string has been met; the text ended before it."""
 
     def push(self, token_id: int) -> str:
         """Adds a token and returns the text that became certain with it."""
-        piece = self._stream.step(self._tokenizer, token_id)
-        if piece is None:
-            self._undecoded.append(token_id)
-            return ""
-        self._undecoded.clear()
-        return self._scan(piece)
+        if token_id in self._stop_token_ids:
+            text = self.finish()
+            self.stopped = True
+            return text
+        return self._scan(self._stream.push(token_id))
 
     def finish(self) -> str:
         """The text that was held back to the end. Bytes that never became a character decode to U+FFFD."""
         if self.stopped:
             return ""
-        tail = self._tokenizer.decode(self._undecoded, skip_special_tokens=True) if self._undecoded else ""
-        text = self._scan(tail)
-        if self.stopped:
-            return text
+        text = self._scan(self._stream.rest())
         held, self._held = self._held, ""
         return text + held
 

@@ -43,7 +43,7 @@ class Workers:
         self.drafter_bandit = DrafterBandit()
         self.instruments = instruments
         self._tokenizers: dict[str, Tokenizer] = {}
-        """By the vocabulary's hash."""
+        """By the identity of the target that each belongs to."""
         self._misfits: dict[str, Refusal] = {}
         """By address: why a worker that serves does not fit the others."""
         self._on_change: Callable[[bool], None] = lambda ready: None
@@ -112,7 +112,7 @@ class Workers:
             raise WorkerUnavailableError(
                 f"no verify service serves ({self._reasons(self.verifiers)}); try again when one does"
             )
-        return self.target, self._tokenizers[self.target.tokenizer_sha256]
+        return self.target, self._tokenizers[self.target.identity_sha256]
 
     def drafter_mismatch(self) -> Refusal | None:
         """Why no drafter of the pool ever fits the target; None if one does, or may. The operator must mend it."""
@@ -135,13 +135,13 @@ class Workers:
         return summary([*pool.refusals, *misfits]) or "none has been found yet"
 
     async def _admit_verifier(self, replica: Replica, info: ModelInfo) -> Refusal | None:
-        if info.tokenizer_sha256 not in self._tokenizers:
+        if info.identity_sha256 not in self._tokenizers:
             content = await replica.client.fetch_tokenizer()
             # In a thread: a large vocabulary takes seconds.
             tokenizer = await asyncio.to_thread(_parsed, content)
             if isinstance(tokenizer, Refusal):
                 return tokenizer
-            self._tokenizers[info.tokenizer_sha256] = tokenizer
+            self._tokenizers[info.identity_sha256] = tokenizer
         return None
 
     async def _admit_drafter(self, replica: Replica, info: ModelInfo) -> Refusal | None:
@@ -161,8 +161,8 @@ class Workers:
                     if misfit != self._misfits.get(replica.address):
                         replica.log.error("worker does not fit", reason=misfit.text)
         self._misfits = misfits
-        known = {replica.model.tokenizer_sha256 for replica in self.verifiers if replica.model is not None}
-        self._tokenizers = {sha256: each for sha256, each in self._tokenizers.items() if sha256 in known}
+        known = {replica.model.identity_sha256 for replica in self.verifiers if replica.model is not None}
+        self._tokenizers = {identity: each for identity, each in self._tokenizers.items() if identity in known}
         self._on_change(self.target is not None and self.draft_answered)
 
     def _settled_target(self) -> ModelInfo | None:

@@ -11,7 +11,7 @@ from typing import Any
 from outrider.core.protocol.messages import DraftWindow, EndDrafts, Verdict, VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
 from outrider.engine.device_thread import DeviceThread
-from outrider.engine.load.folder import chat_template, tokenizer_file
+from outrider.engine.load.folder import chat_template
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import prefilling
@@ -78,14 +78,14 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     @rpc_errors
     async def GetTokenizer(self, request: verify_pb2.GetTokenizerRequest, context: ServicerContext) -> None:
-        """The target's tokenizer.json in chunks."""
-        folder = self._require().folder
-        content = tokenizer_file(folder).read_bytes()
+        """The target's tokenizer in chunks."""
+        loaded = self._require()
+        content = loaded.tokenizer
         first = verify_pb2.GetTokenizerResponse(
             chunk=content[:TOKENIZER_CHUNK_BYTES],
             num_bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            chat_template=chat_template(folder),
+            chat_template=chat_template(loaded.folder),
         )
         await context.write(first)
         for start in range(TOKENIZER_CHUNK_BYTES, len(content), TOKENIZER_CHUNK_BYTES):

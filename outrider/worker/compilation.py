@@ -25,6 +25,7 @@ from outrider.engine.compile import ahead, linear
 from outrider.engine.engine import Engine
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
+from outrider.engine.load.identity import model_name
 
 _log = structlog.get_logger()
 
@@ -32,20 +33,24 @@ NICENESS = 10
 """How far a compilation stands back from what serves meanwhile."""
 
 
-def package_path(cache: Path, folder: Path, dtype: str, num_threads: int) -> Path:
+def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num_threads: int) -> Path:
     """Where the package belongs that is compiled from the model in `folder` by this software on this processor.
 
-    Weights count by name, size and time of change: who loads a package checks it against the model.
+    The weights, which are frozen into it, count by their content.
     """
     digest = hashlib.sha256()
-    for part in (torch.__version__, transformers.__version__, dtype, str(num_threads), native.processor()):
+    for part in (
+        weights_sha256,
+        torch.__version__,
+        transformers.__version__,
+        dtype,
+        str(num_threads),
+        native.processor(),
+    ):
         digest.update(part.encode() + b"\0")
     for source in (*native.SOURCES, Path(ahead.__file__), Path(linear.__file__), folder / "config.json"):
         digest.update(source.read_bytes())
-    for weights in sorted(folder.glob("*.safetensors")):
-        facts = weights.stat()
-        digest.update(f"{weights.name} {facts.st_size} {facts.st_mtime_ns}".encode())
-    return cache / f"{folder.name}-{dtype}-{digest.hexdigest()[:16]}.pt2"
+    return cache / f"{model_name(folder).replace('/', '--')}-{dtype}-{digest.hexdigest()[:16]}.pt2"
 
 
 async def compile_package(package: Path, folder: Path, dtype: str, num_threads: int, *, background: bool) -> None:

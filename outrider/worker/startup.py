@@ -24,7 +24,10 @@ from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.load import self_check
-from outrider.engine.load.folder import eos_token_ids, load_model, resolve_folder, tokenizer_file, vocabulary_sha256
+from outrider.engine.load.checkpoint import weights_sha256
+from outrider.engine.load.folder import check_folder, eos_token_ids, load_weights, resolve_folder, vocabulary_sha256
+from outrider.engine.load.identity import model_name, model_sha256
+from outrider.engine.load.tokenizer import portable_tokenizer
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
 from outrider.worker.memory import kv_bytes
@@ -37,6 +40,8 @@ class LoadedModel:
     engine: Engine
     info: ModelInfo
     folder: Path
+    tokenizer: bytes
+    """A tokenizer.json with which `tokenizers` alone makes AutoTokenizer's ids."""
     package: Path | None = None
     """Where the compiled forward pass is still to be made; None if it is in use, or not wanted, or not possible."""
 
@@ -52,11 +57,14 @@ def load(config: WorkerConfig) -> LoadedModel:
     torch.set_num_threads(config.num_threads)
     device = _device(config.device)
     folder = resolve_folder(config.model)
+    name = model_name(folder)
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    log.info("loading model", folder=folder.name, megabytes=round(num_bytes / 1e6, 1), device=str(device))
+    log.info("loading model", model=name, megabytes=round(num_bytes / 1e6, 1), device=str(device))
     started = time.monotonic()
-    tokenizer = tokenizer_file(folder)
-    model = load_model(folder, device=device, dtype=config.dtype)
+    check_folder(folder)
+    tokenizer = portable_tokenizer(folder)
+    model = load_weights(folder, device=device, dtype=config.dtype)
+    weights = weights_sha256(folder)
     reference = self_check.reference_logits(model)
     text_config = model.config.get_text_config()
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
@@ -81,7 +89,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     package = None
     if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
-        package = package_path(config.compile_cache, folder, dtype, config.num_threads)
+        package = package_path(config.compile_cache, folder, weights, dtype, config.num_threads)
         if package.exists():
             native.load(config.compile_cache)
             engine.adopt(package)
@@ -96,7 +104,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         seconds=round(time.monotonic() - started, 2),
     )
     info = ModelInfo(
-        name=folder.name,
+        name=name,
         model_type=text_config.model_type,
         vocab_size=engine.vocab_size,
         tokenizer_sha256=vocabulary_sha256(tokenizer),
@@ -108,8 +116,9 @@ def load(config: WorkerConfig) -> LoadedModel:
         device=str(engine.device),
         protocol_version=PROTOCOL_VERSION,
         instance_id=uuid.uuid4().hex,
+        identity_sha256=model_sha256(folder, weights, tokenizer),
     )
-    return LoadedModel(engine, info, folder, package)
+    return LoadedModel(engine, info, folder, tokenizer, package)
 
 
 def warm_up(engine: Engine, choice: str) -> None:

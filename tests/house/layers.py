@@ -40,7 +40,7 @@ def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
 
 
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
-_ENGINE = "torch transformers safetensors huggingface_hub"
+_ENGINE = "torch transformers tokenizers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
 _CLOCKS_PROBABILITY_AND_IO = (
     "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
@@ -80,9 +80,7 @@ LAYERS = {
     "outrider.settings": _layer(packages="pydantic pydantic_settings"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
-    "outrider.worker": _layer(
-        f"core {_ALL_ENGINE} rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE} tokenizers"
-    ),
+    "outrider.worker": _layer(f"core {_ALL_ENGINE} rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "outrider.client": _layer("core rpc v1", _GRPC),
     "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
     "draft_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),

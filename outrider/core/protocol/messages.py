@@ -65,6 +65,7 @@ class ModelInfo(NamedTuple):
     device: str
     protocol_version: int
     instance_id: str
+    identity_sha256: str = ""
 
 
 class WorkerLoad(NamedTuple):

@@ -12,8 +12,10 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AutoHfQuantizer
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.load.checkpoint import named, read_checkpoint
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -23,6 +25,14 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Floating-point types by the names that flags and ModelInfo use."""
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
+_MISFITS = {
+    "missing_keys": "missing tensors",
+    "unexpected_keys": "tensors too many",
+    "mismatched_keys": "tensors of another shape",
+}
+"""What transformers says of a checkpoint that is not the model's, and would make up or leave out."""
+_ERROR_CHARACTERS_MAX = 300
+"""As much of a library's error as is shown: the beginning says what is wrong."""
 _LAYER_TYPES = {"full_attention", "sliding_attention"}
 _BATCH_ROPE_TYPES = {"dynamic", "longrope"}
 """Rotary positions that are scaled by the longest text of a batch: one session would change another's logits."""
@@ -59,44 +69,102 @@ def resolve_folder(model: str) -> Path:
 
 
 def load_model(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedModel:
-    """The folder's model in evaluation mode, with transformers' eager attention until the engine sets its own.
+    """The folder's model: `check_folder`, then `load_weights`."""
+    check_folder(folder)
+    return load_weights(folder, device=device, dtype=dtype)
 
-    `dtype` is a name of DTYPES, or "auto" for the type that the weights are stored in. Raises UnsupportedModelError for
-    an architecture that is not a decoder with plain or sliding attention.
+
+def load_weights(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedModel:
+    """The model of a folder that was checked, in evaluation mode, with transformers' eager attention until the engine
+    sets its own.
+
+    `dtype` is a name of DTYPES, or "auto" for the type that the weights are stored in. Raises UnsupportedModelError if
+    the tensors are not exactly those of the model.
     """
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError, OSError) as error:
-        raise UnsupportedModelError(
-            f"transformers cannot read {folder / 'config.json'}: the architecture is unknown to the installed version "
-            "or needs code from the folder, which is never run"
-        ) from error
-    _check_architecture(config, folder)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
-            config=config,
             dtype="auto" if dtype == "auto" else DTYPES[dtype],
             attn_implementation="eager",
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are named below
         )
+        model: PreTrainedModel = loaded[0]
         # Not from_pretrained's device_map, which needs the accelerate package.
         model.to(device)  # pyright: ignore[reportArgumentType]
-    except (ValueError, OSError, RuntimeError) as error:
-        raise UnsupportedModelError(f"transformers cannot load {folder} as a causal language model: {error}") from error
+    except Exception as error:  # transformers and safetensors raise whatever they meet
+        raise _cannot(f"load {folder} as a causal language model", error) from error
+    found = loaded[1]
+    problems = [
+        f"{len(names)} {words} ({named(names)})"
+        for kind, words in _MISFITS.items()
+        if (names := sorted(each if isinstance(each, str) else each[0] for each in found[kind]))
+    ]
+    if problems:
+        raise UnsupportedModelError(
+            f"{folder} is not the weights that its config.json describes: {'; '.join(problems)}; download it again, or "
+            "take the config.json that belongs to it"
+        )
     return model.eval()
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UnsupportedModelError for what can be told of a folder without reading its weights: files that are missing
+    or cut off, and an architecture that is not a decoder with plain or sliding attention.
+    """
+    read_checkpoint(folder)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"transformers cannot read {folder / 'config.json'} ({_said(error)}): it is damaged, or the architecture "
+            "is unknown to the installed version or needs code from the folder, which is never run"
+        ) from error
+    _check_architecture(config, folder)
+    try:
+        quantization = getattr(config, "quantization_config", None)
+        if quantization is not None:
+            AutoHfQuantizer.from_config(quantization).validate_environment()
+        has_generation = (folder / "generation_config.json").is_file()
+        generation = GenerationConfig.from_pretrained(folder) if has_generation else None
+        with torch.device("meta"):  # shapes alone
+            AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
+    except Exception as error:
+        raise _cannot(f"make the model that {folder / 'config.json'} describes", error) from error
+    _end_tokens(config, generation)
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """Token ids that end a text, from the generation configuration or else the model's."""
-    generation: GenerationConfig | None = model.generation_config
-    eos = generation.eos_token_id if generation is not None else None
-    if eos is None:
-        eos = model.config.get_text_config().eos_token_id
-    if eos is None:
+    return _end_tokens(model.config, model.generation_config)
+
+
+def _end_tokens(config: PreTrainedConfig, generation: GenerationConfig | None) -> tuple[int, ...]:
+    text = config.get_text_config()
+    found = generation.eos_token_id if generation is not None else None
+    if found is None:
+        found = text.eos_token_id
+    if found is None:
         return ()
-    return tuple(eos) if isinstance(eos, list) else (int(eos),)
+    ids: list[object] = list(found) if isinstance(found, list) else [found]
+    if not all(type(token_id) is int and 0 <= token_id < text.vocab_size for token_id in ids):
+        raise UnsupportedModelError(
+            f"eos_token_id is {found!r} in generation_config.json or config.json; it must be one or several token ids "
+            f"below the vocabulary's size of {text.vocab_size}"
+        )
+    return tuple(found) if isinstance(found, list) else (found,)
+
+
+def _cannot(what: str, error: Exception) -> UnsupportedModelError:
+    return UnsupportedModelError(f"transformers cannot {what}: {_said(error)}")
+
+
+def _said(error: Exception) -> str:
+    """An error's kind and first words: what follows is a library's advice about its own calls."""
+    words = " ".join(str(error).split())
+    return f"{type(error).__name__}: {words[:_ERROR_CHARACTERS_MAX]}"
 
 
 def tokenizer_file(folder: Path) -> Path:
@@ -122,12 +190,12 @@ def chat_template(folder: Path) -> str:
     return ""
 
 
-def vocabulary_sha256(path: Path) -> str:
-    """SHA-256 of what a tokenizer.json says about ids: the vocabulary and the added tokens.
+def vocabulary_sha256(tokenizer: Path | bytes) -> str:
+    """SHA-256 of what a tokenizer.json, given as a file or its content, says about ids: vocabulary and added tokens.
 
     Two tokenizers that agree on it give one meaning to every id, however else their files differ.
     """
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads(tokenizer if isinstance(tokenizer, bytes) else tokenizer.read_bytes())
     added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
     meaning = [content.get("model", {}).get("vocab"), added]
     return hashlib.sha256(json.dumps(meaning, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -112,6 +112,7 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         device=message.device,
         protocol_version=message.protocol_version,
         instance_id=message.instance_id,
+        identity_sha256=message.identity_sha256,
     )
 
 

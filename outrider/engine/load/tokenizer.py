@@ -1,0 +1,63 @@
+"""The tokenizer of a model folder, as transformers loads it, in one text that whoever has no model folder can use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.load.folder import tokenizer_file
+
+_SAMPLES = (
+    "Hello world",
+    "  def f(x):\n\treturn x**2  # 1234567890\n\n",
+    "é ß 中文 日本 😀👩‍👩‍👧 e\u0301 \u00a0\u200b",
+    "I'll don't",
+)
+"""Spaces, digits, composed and decomposed letters, scripts, emoji, contractions: what tokenizers treat differently."""
+
+
+def portable_tokenizer(folder: Path) -> bytes:
+    """A tokenizer.json with which `tokenizers` alone makes the ids that AutoTokenizer makes of a prompt.
+
+    It has what other files of the folder add to the folder's own, and neither truncates nor pads. Raises
+    UnsupportedModelError if there is none.
+    """
+    tokenizer_file(folder)
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # transformers and tokenizers raise whatever they meet
+        raise UnsupportedModelError(
+            f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {_line(error)}); download it "
+            "again, or upgrade tokenizers and transformers"
+        ) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise UnsupportedModelError(
+            f"the tokenizer of {folder} ({type(tokenizer).__name__}) is written in Python, which cannot be handed to "
+            "the coordinator; convert it to a fast one and save_pretrained it into the folder"
+        )
+    portable = Tokenizer.from_str(backend.to_str())
+    portable.no_truncation()
+    portable.no_padding()
+    for text in _probes(portable):
+        if tokenizer(text).input_ids != portable.encode(text).ids:
+            raise UnsupportedModelError(
+                f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
+                "transformers than its tokenizer.json says, so the coordinator could not make them"
+            )
+    return portable.to_str().encode()
+
+
+def _probes(tokenizer: Tokenizer) -> Iterator[str]:
+    yield from _SAMPLES
+    added = [token.content for token in tokenizer.get_added_tokens_decoder().values()]
+    yield " a ".join(added)
+    yield "".join(added)
+
+
+def _line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "")[:200]

@@ -1,0 +1,108 @@
+"""The tokenizer that a worker hands over makes AutoTokenizer's ids."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.load.folder import vocabulary_sha256
+from outrider.engine.load.tokenizer import portable_tokenizer
+from tests.engine.folders import BUNDLED, copied, edit
+
+TEXT = "import os\n\n\ndef walk(path):\n    <|im_start|>return path<|endoftext|>  <extra> é"
+TRUNCATION = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+PADDING = {
+    "strategy": {"Fixed": 32},
+    "direction": "Left",
+    "pad_to_multiple_of": None,
+    "pad_id": 0,
+    "pad_type_id": 0,
+    "pad_token": "<|endoftext|>",
+}
+
+
+def spells_alike(folder: Path) -> Tokenizer:
+    handed = Tokenizer.from_str(portable_tokenizer(folder).decode())
+    expected = AutoTokenizer.from_pretrained(folder)(TEXT).input_ids
+    assert handed.encode(TEXT).ids == expected
+    return handed
+
+
+def special_tokens_map(folder: Path) -> None:
+    (folder / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<|im_start|>"]}')
+
+
+def added_in_config(folder: Path) -> None:
+    added = {"content": "<|im_start|>", "special": True, "lstrip": False, "rstrip": False, "normalized": False}
+    edit(folder / "tokenizer_config.json", added_tokens_decoder={"4096": {**added, "single_word": False}})
+
+
+FOLDERS: dict[str, Callable[[Path], None]] = {
+    "as it is": lambda folder: None,
+    "truncation": lambda folder: edit(folder / "tokenizer.json", truncation=TRUNCATION),
+    "padding": lambda folder: edit(folder / "tokenizer.json", padding=PADDING),
+    "tokens of special_tokens_map.json": special_tokens_map,
+    "tokens of tokenizer_config.json": added_in_config,
+    "extra special tokens": lambda folder: edit(
+        folder / "tokenizer_config.json", additional_special_tokens=["<extra>"], bos_token="<|endoftext|>"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_prompt_ids_are_those_of_autotokenizer(name: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    FOLDERS[name](folder)
+    spells_alike(folder)
+
+
+def test_an_added_token_is_handed_over(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    added_in_config(folder)
+    assert spells_alike(folder).token_to_id("<|im_start|>") == 4096
+    assert vocabulary_sha256(portable_tokenizer(folder)) != vocabulary_sha256(portable_tokenizer(BUNDLED))
+
+
+def test_truncation_leaves_no_trace(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "tokenizer.json", truncation=TRUNCATION, padding=PADDING)
+    assert portable_tokenizer(folder) == portable_tokenizer(BUNDLED)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3"])
+def test_so_it_is_with_real_ones(name: str, tmp_path: Path) -> None:
+    real = Path(__file__).parents[3] / "shared" / "tokenizers" / name
+    if not real.is_dir():
+        pytest.skip(f"{real} is not there")
+    folder = Path(shutil.copytree(real, tmp_path / name))
+    shutil.copy(BUNDLED / "config.json", folder)
+    handed = spells_alike(folder)
+    assert vocabulary_sha256(folder / "tokenizer.json") == vocabulary_sha256(handed.to_str().encode())
+
+
+@pytest.mark.parametrize(
+    "content", ["", "version https://git-lfs.github.com/spec/v1\n", '\ufeff{"version": "1.0"}', "unknown model"]
+)
+def test_one_that_cannot_be_read_is_refused(content: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    if content == "unknown model":
+        spoilt = json.loads((folder / "tokenizer.json").read_text())
+        spoilt["model"]["type"] = "NotYetInvented"
+        content = json.dumps(spoilt)
+    (folder / "tokenizer.json").write_text(content)
+    with pytest.raises(UnsupportedModelError, match="cannot load the tokenizer"):
+        portable_tokenizer(folder)
+
+
+def test_one_that_transformers_uses_otherwise_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "tokenizer_config.json", split_special_tokens=True)
+    with pytest.raises(UnsupportedModelError, match="makes other ids"):
+        portable_tokenizer(folder)
