@@ -7,10 +7,11 @@ from functools import partial
 from typing import Any
 
 from draft_service.config import DraftConfig
-from draft_service.drafter import Drafter, DraftEvent, Drafting
+from draft_service.drafter import Drafter, DraftEvent, DraftStream
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import DraftOpen, DraftWindow
 from outrider.core.protocol.validation import check_draft_open
+from outrider.core.schedule.policy import DraftPolicy
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
@@ -18,7 +19,6 @@ from outrider.rpc.streams import prefilling
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
-from outrider.worker.ngram_file import ngram_tables
 from outrider.worker.outbox import Outbox
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel
@@ -30,14 +30,15 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
 
     NAME = "draft"
 
-    def __init__(self, config: DraftConfig, telemetry: Telemetry) -> None:
+    def __init__(self, config: DraftConfig, telemetry: Telemetry, policy: DraftPolicy | None = None) -> None:
         super().__init__(telemetry)
         self._config = config
+        self._policy = policy
         self._drafter: Drafter
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
-        self._drafter = Drafter(loaded.engine, ngram_tables(self._config, loaded.info))
+        """See `WorkerServicer.begin`."""
+        self._drafter = Drafter(loaded.engine, self._policy)
         return self._take_over(loaded, self._drafter, on_death)
 
     @rpc_errors
@@ -47,7 +48,7 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
         opening = await self._opening(context, wire.decode_draft_command, DraftOpen)
         check_draft_open(opening, loaded.info.vocab_size, loaded.info.max_context)
         outbox: Outbox[DraftEvent] = Outbox()
-        session = Drafting(opening, outbox)
+        session = DraftStream(opening, outbox)
         self._device.submit(partial(self._drafter.open, session))
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
@@ -65,7 +66,7 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
         finally:
             self._device.submit_close(partial(self._drafter.close, session))
 
-    def _on_command(self, session: Drafting, message: draft_pb2.DraftCommand) -> None:
+    def _on_command(self, session: DraftStream, message: draft_pb2.DraftCommand) -> None:
         command = wire.decode_draft_command(message)
         if isinstance(command, DraftOpen):
             raise ProtocolViolationError("`open` was sent already; open another stream for another session")

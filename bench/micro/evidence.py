@@ -113,7 +113,7 @@ def gather(
         for token_id in answer:
             root = session.take()
             logits = complete(draft, expansion_job(slot, session, [root])).logits
-            rows = [expansion_row(slot, session, root)]
+            rows = [expansion_row(slot.index, session, root)]
             [guesses], [margins] = sampler.propose(logits, rows, session.width)
             session.expand(root, guesses, margins)
             evidence.num_places += 1

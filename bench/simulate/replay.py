@@ -69,7 +69,7 @@ class Replay:
     def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
         """See `Text.propose`."""
         output = complete(self._draft, expansion_job(self._slot, session, nodes))
-        rows = [expansion_row(self._slot, session, node) for node in nodes]
+        rows = [expansion_row(self._slot.index, session, node) for node in nodes]
         proposals = self._sampler.propose(output.logits, rows, session.width)
         return list(zip(*proposals, strict=True))
 

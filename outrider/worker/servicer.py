@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import EOF
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2
-from outrider.worker.admission import Admission
 from outrider.worker.load import LoadBoard
 from outrider.worker.startup import LoadedModel, report
+from outrider.worker.step_runner import StepRunner
 
 OpeningT = TypeVar("OpeningT")
 
@@ -27,6 +28,9 @@ class ModelWorker(Worker, Protocol):
 
     @property
     def admission(self) -> Admission[Any]: ...
+
+    @property
+    def runner(self) -> StepRunner: ...
 
     def relearn(self) -> None:
         """Measures the time of steps anew: another forward pass is in use."""
@@ -50,10 +54,10 @@ class ModelServicer:
         self, loaded: LoadedModel, worker: ModelWorker, on_death: Callable[[BaseException], None]
     ) -> DeviceThread:
         """From now on serves `loaded` by `worker`. Returns the device thread, not started yet."""
-        read_load = partial(worker.admission.load, loaded.info.instance_id)
+        read_load = partial(worker.runner.load, loaded.info.instance_id, worker.admission)
         self._worker = worker
         self._board = LoadBoard(read_load)
-        worker.admission.on_change = self._board.touch
+        worker.runner.on_change = self._board.touch
         self._telemetry.instruments.observe_load(read_load, model=loaded.info.name)
         self._device = DeviceThread(worker, on_death, loaded.engine.device)
         self._loaded = loaded
@@ -61,11 +65,11 @@ class ModelServicer:
 
     def adopt(self, package: Path) -> None:
         """See `WorkerServicer.adopt`."""
-        admission = self._worker.admission
-        admission.engine.adopt(package)
+        engine = self._worker.runner.engine
+        engine.adopt(package)
         self._worker.relearn()
-        if not admission.sessions:
-            report(admission.engine)
+        if not self._worker.admission.seated:
+            report(engine)
 
     def drain(self) -> None:
         """See `WorkerServicer.drain`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, Ngram, margin_bin, ngram_bin
@@ -68,9 +68,12 @@ class DraftSession:
         estimates: DraftEstimates | None = None,
         ngrams: NgramTable | None = None,
         ngram_log_acceptance_min: float = NGRAM_LOG_ACCEPTANCE_MIN,
+        *,
+        expands: Callable[[Node], bool] = lambda node: True,
     ) -> None:
         """Guesses from `ngrams`, a table of the opening's line, stand beside the draft model's proposals, below nodes
-        whose chance of being reached has at least the logarithm `ngram_log_acceptance_min`."""
+        whose chance of being reached has at least the logarithm `ngram_log_acceptance_min`. What follows a new node may
+        be drafted if `expands` says so."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         shared = (estimates or DraftEstimates()).calibration(greedy=opening.sampling.greedy)
         self._calibrations = shared.for_session(), shared
@@ -80,6 +83,7 @@ class DraftSession:
         self.penalized = opening.sampling.penalized
         """Whether what follows a node depends on which tokens its path holds, wherever they stand."""
         self._automatic = opening.tree_width == 0
+        self._expands = expands
         self._max_run_ahead = opening.max_run_ahead
         self._max_length = opening.max_length
         self._vocab_size = opening.vocab_size
@@ -241,7 +245,7 @@ class DraftSession:
         child = self.tree.attach(parent, token_id, log_acceptance)
         if child is not None:
             self._unsent.append(child)
-            if child.position + 1 < self._max_length:
+            if child.position + 1 < self._max_length and self._expands(child):
                 self._push(child)
 
     def _push(self, node: Node) -> None:
