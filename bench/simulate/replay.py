@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ from bench.compare.measuring import sampling_of
 from bench.compare.tables import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
-from bench.rivals.modes import COMPILED, PADDED, RIVALS, STAGED, Mode, choose_modes
+from bench.rivals.modes import COMPILED, PADDED, RIVALS, Mode, choose_modes
 from bench.rivals.ruled import policy_of
 from bench.rivals.rules import FREE_CREDIT
 from bench.simulate.virtual import Outcome, Speculation, Times, VirtualPair
@@ -32,6 +33,7 @@ from outrider.core.draft.session import DraftSession
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams
 from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.line import Line
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.engine.engine import Engine, StepOutput
@@ -61,9 +63,9 @@ class Replay:
         self._slot = draft.acquire()
         self._sampler.open(self._slot.index, sampling, prompt, [])
 
-    def token(self, position: int) -> int:
-        """See `Text.token`."""
-        index = position - len(self.prompt)
+    def next_token(self, line: Line, node: Node) -> int:
+        """See `Text.next_token`: the same on every path."""
+        index = node.position + 1 - len(self.prompt)
         return self._answer[index] if index < len(self._answer) else 0
 
     def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
@@ -163,14 +165,7 @@ def replay(
     outcomes: list[Outcome] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         text = Replay(draft, prompt, answer, sampling_of(temperature, index))
-        pair = VirtualPair(
-            text,
-            times,
-            _speculation(mode),
-            policy,
-            verify_ngrams=NgramTable(static=static),
-            draft_ngrams=NgramTable(prompt) if mode.pair == STAGED else None,
-        )
+        pair = VirtualPair(text, times, _speculation(mode), policy, partial(NgramTable, static=static))
         outcomes.append(pair.run())
         text.close()
     counted = outcomes[NUM_LEARNING:]
@@ -184,7 +179,7 @@ def replay(
 
 def _speculation(mode: Mode) -> Speculation:
     """The settings of the mode's coordinator. Raises UnreplayableModeError."""
-    if mode.external or mode.pair not in (COMPILED, STAGED) or (mode.policy is not None and mode.policy.name == PADDED):
+    if mode.external or mode.pair != COMPILED or (mode.policy is not None and mode.policy.name == PADDED):
         raise UnreplayableModeError(f"mode {mode.name!r} is a matter of engines: measure it with `outrider bench`")
     if mode.coordinator == RIVALS:
         return Speculation(tree_width=1, run_ahead=FREE_CREDIT, max_draft_tokens=FREE_CREDIT)
