@@ -86,6 +86,8 @@ class VirtualVerifier:
             ngram_table=ngram_table,
             policy=policy,
         )
+        self.steps: list[tuple[set[int], set[int]]] = []
+        """For each step who took part, of those who had not ended."""
         self._arrived: list[tuple[int, DraftWindow, float]] = []
         self._is_busy = False
         self._alarm: object = None
@@ -120,6 +122,7 @@ class VirtualVerifier:
     def _begin(self, step: VerifyStep[int]) -> None:
         seconds = self._step_seconds(sum(1 + len(part.nodes) for part in step.parts))
         self._is_busy = True
+        self.steps.append(({part.session.key for part in step.parts}, set(self.scheduler.sessions)))
         self._work.begin("verify", seconds)
         self._clock.after(seconds, partial(self._end, step, self._clock.now, seconds))
 
