@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from random import Random
 
+from bench.rivals.ruled import HastyRounds
+from bench.simulate.memory import AmpleMemory
 from outrider.core.coordinate.session import (
     CloseDrafter,
     Command,
@@ -31,11 +33,14 @@ from outrider.core.protocol.messages import (
     VerifyFinished,
     VerifyOpen,
 )
-from outrider.core.protocol.naming import Inbound
+from outrider.core.protocol.naming import Grafted, Inbound
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node, NodeState, SpeculationTree
-from outrider.core.verify.selection import most_probable
-from outrider.core.verify.session import VerifySession
+from outrider.core.protocol.validation import RUN_AHEAD_MAX
+from outrider.core.schedule.policy import VerifyPolicy
+from outrider.core.schedule.verify_scheduler import VerifyScheduler
+from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
+from outrider.core.verify.session import VerifyEstimates, VerifySession
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
 from .link import Link
@@ -50,6 +55,24 @@ VERIFY_MS = 1.0
 
 CALL_OFF_RATE = 0.1
 """How often a round is composed and then does not take place, for want of room."""
+
+SESSION = "the only one"
+
+
+class TimelessCurve(StepCurve):
+    """Learns nothing: time does not count, and all that is at hand is scored."""
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """Forgets it."""
+
+
+class WatchedRounds(HastyRounds):
+    """Never waits, and shows what became of the latest window."""
+
+    grafted: Grafted | None = None
+
+    def observe(self, session: VerifySession, grafted: Grafted) -> None:
+        self.grafted = grafted
 
 
 class World:
@@ -76,7 +99,7 @@ class World:
             max_draft_tokens=scenario.max_draft_tokens,
             expect_drafts=drafting,
         )
-        self.open_verifier(scenario.max_run_ahead)
+        self.open_verifier()
         self.drafter: HonestDrafter | Babbler | None = None
         if drafting:
             self.drafter = (Babbler if scenario.conduct is Conduct.BABBLING else HonestDrafter)(scenario, self.rng)
@@ -87,7 +110,6 @@ class World:
         self.num_events = 0
         self._slip_due = False
         self._broken: DraftWindow | None = None
-        self._curve = StepCurve()
         self._verifying = True
         self._num_rollbacks = 0
         self._drafts_ended = False
@@ -96,24 +118,31 @@ class World:
         self._num_windows = 0
         self._last_window_id = 0
 
-    def open_verifier(self, max_live_nodes: int) -> None:
+    def open_verifier(self) -> None:
         """A verifier at the end of the line of `verify_open`, and beside it the tree of what it is sent alone."""
         scenario, line = self.scenario, self.verify_open.token_ids
-        self.verifier = VerifySession(
-            self.verify_open,
+        self._memory = AmpleMemory()
+        self._rounds = WatchedRounds()
+        estimates = VerifyEstimates()
+        estimates.curve = TimelessCurve()
+        self._scheduler: VerifyScheduler[str] = VerifyScheduler(
+            self._memory,
             vocab_size=scenario.target.vocab_size,
             eos_token_ids=[EOS_TOKEN_ID],
-            max_live_nodes=max_live_nodes,
-            ngrams=NgramTable() if scenario.ngrams else None,
+            step_tokens_max=len(line),
+            ngram_table=NgramTable if scenario.ngrams else None,
+            policy=VerifyPolicy(estimates, rounds=lambda opening: self._rounds),
         )
+        self._scheduler.open(SESSION, self.verify_open, 0.0)
+        self._scheduler.admit(0.0)
+        self.verifier = self._scheduler.sessions[SESSION].state
         self._sent = SpeculationTree(len(line) - 1, line[-1])
-        self._sent_names = Inbound(vocab_size=scenario.target.vocab_size, max_live_nodes=max_live_nodes)
-        self._in_pass: list[Node] | None = None
+        self._sent_names = Inbound(vocab_size=scenario.target.vocab_size, max_live_nodes=RUN_AHEAD_MAX)
+        self._step: VerifyStep[str] | None = None
         self._drafted: set[Node] = set()
-        """What of the pass may have been sent; the rest was looked up."""
+        """What of the step may have been sent; the rest was looked up."""
         self._arrived: list[DraftWindow] = []
-        """Windows that came while the pass ran: they wait for its end, as one thread does both."""
-        self._num_stale_nodes = 0
+        """Windows that came while the step ran: they wait for its end, as one thread does both."""
 
     def run(self) -> None:
         """Runs to the end, delivers what is still under way, and checks everything."""
@@ -145,7 +174,7 @@ class World:
 
     def settle(self) -> None:
         """Ends the verifier's pass and delivers everything that has been drafted or decided."""
-        if self._in_pass is not None and self._verifying:
+        if self._step is not None and self._verifying:
             self._verify()
         self._send_drafted(self.drafter.flush() if self.drafter else None)
         while names := [name for name, link in self.links.items() if link.queue]:
@@ -180,53 +209,52 @@ class World:
 
     def _verify(self) -> None:
         session = self.verifier
-        if self._in_pass is None:
-            candidates = session.candidates
+        if self._step is None:
+            _ = session.candidates  # takes back what a round that was called off has looked up
             self._drafted = set(session.tree.live_nodes())
-            nodes = most_probable([candidates], self._curve).nodes[0]
-            assert len(nodes) <= self.scenario.max_draft_tokens
+            step = self._scheduler.plan(float(self.num_events))
+            assert isinstance(step, VerifyStep)
+            assert len(step.parts[0].nodes) <= self.scenario.max_draft_tokens
             if self.rng.random() >= CALL_OFF_RATE:
-                self._in_pass = nodes
+                self._step = step
             return
-        nodes, self._in_pass = self._in_pass, None
+        step, self._step = self._step, None
+        [part] = step.parts
+        nodes = part.nodes
         next_token = self.scenario.target.next_token
         places = [place_after(session.line, node) for node in (session.tree.root, *nodes)]
         assert all(place.position < self.scenario.max_length for place in places), "scored past the line's end"
         scored = _paths_of(session.tree.root, nodes)
-        decision = session.decide(nodes, [next_token(place) for place in places])
-        assert decision.token_ids, "a round without progress"
-        assert [places[row].position for row in decision.rows] == list(
-            range(decision.position, decision.position + len(decision.token_ids))
-        )
-        decided = tuple(decision.token_ids)
-        assert decision.num_accepted == sum(decided[:depth] in scored for depth in range(1, len(decided) + 1))
         prompt_lookup = [node for node in nodes if node not in self._drafted]
-        assert self.scenario.ngrams or not prompt_lookup
-        assert decision.num_prompt_lookup == len(prompt_lookup)
-        assert decision.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
-        to_coordinator = self.links["verifier->coordinator"].queue
-        to_coordinator.append(
-            Verdict(
-                position=decision.position,
-                token_ids=decision.token_ids,
-                num_accepted=decision.num_accepted,
-                num_draft_tokens=len(nodes),
-                bonus=decision.bonus,
-                num_stale_nodes=self._num_stale_nodes,
-                verify_ms=VERIFY_MS,
-                num_prompt_lookup=decision.num_prompt_lookup,
-                num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
-            )
+        self._memory.feed(part.slot, len(session.line))
+        outcome = VerifyOutcome(0.0, VERIFY_MS / 1000.0, [[next_token(place) for place in places]])
+        contents = [content for _, content in self._scheduler.settle(step, outcome, float(self.num_events))]
+        decided, *ending = contents
+        assert isinstance(decided, Decided)
+        verdict = decided.verdict
+        assert verdict.token_ids, "a round without progress"
+        assert [places[row].position for row in decided.rows] == list(
+            range(verdict.position, verdict.position + len(verdict.token_ids))
         )
-        self._num_stale_nodes = 0
-        self._sent.commit(decision.token_ids)
+        token_ids = tuple(verdict.token_ids)
+        assert verdict.num_accepted == sum(token_ids[:depth] in scored for depth in range(1, len(token_ids) + 1))
+        assert verdict.num_draft_tokens == len(nodes)
+        assert self.scenario.ngrams or not prompt_lookup
+        assert verdict.num_prompt_lookup == len(prompt_lookup)
+        assert verdict.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
+        to_coordinator = self.links["verifier->coordinator"].queue
+        to_coordinator.append(verdict)
+        self._sent.commit(verdict.token_ids)
         self._check_nothing_is_left()
+        if ending:
+            finished, end = ending
+            assert isinstance(finished, VerifyFinished)
+            assert end is None
+            self._verifying = False
+            to_coordinator.append(finished)
         for window in self._arrived:
             self._graft(window)
         self._arrived.clear()
-        if decision.finish_reason is not None:
-            self._verifying = False
-            to_coordinator.append(VerifyFinished(decision.finish_reason))
 
     def _deliver(self, name: str) -> None:
         message = self.links[name].take(self.rng, self.scenario.repeat_rate)
@@ -234,7 +262,7 @@ class World:
             case DraftWindow() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
             case DraftWindow():
-                if self._in_pass is None:
+                if self._step is None:
                     self._graft(message)
                 else:
                     self._arrived.append(message)
@@ -253,10 +281,15 @@ class World:
 
     def _graft(self, window: DraftWindow) -> None:
         """Between two passes: the window must find what a verifier without a table would have."""
-        found, expected = self.verifier.graft(window), self._sent_names.graft(self._sent, window)
+        self._rounds.grafted = None
+        assert not self._scheduler.graft(SESSION, window, float(self.num_events)), "a breach of the protocol passed"
+        found = self._rounds.grafted
+        if found is None:
+            assert not self._verifying
+            return
+        expected = self._sent_names.graft(self._sent, window)
         assert len(found.added) == len(expected.added)
         assert found[1:] == expected[1:]
-        self._num_stale_nodes += found.num_stale
         self._check_nothing_is_left()
 
     def _check_nothing_is_left(self) -> None:
