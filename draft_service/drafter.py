@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from itertools import islice
 
 import torch
 
-from outrider.core.draft.session import DraftSession
+from draft_service.batch import expansion_row
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
-from outrider.core.protocol.tree import Node, path_tokens
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftOutcome, DraftStep
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.core.schedule.step import Event
-from outrider.core.schedule.subtree import subtree
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import Job
-from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.sample.sampler import Row
 from outrider.worker.step_runner import StepRunner
 from outrider.worker.stream import SessionStream
@@ -104,16 +101,3 @@ class Drafter:
             else:
                 session.tell(content)
                 self.runner.on_change()
-
-
-def expansion_job(slot: Slot, state: DraftSession, nodes: Sequence[Node]) -> Job:
-    """The job whose logits say what comes below each of `nodes`, one row each in their order.
-
-    The nodes stand in the tree of `state`, the root among them or not; `slot` is the session's own.
-    """
-    return Job(slot, state.line.token_ids, *subtree(state.tree.root, nodes))
-
-
-def expansion_row(slot: int, state: DraftSession, node: Node) -> Row:
-    """The place of a token below `node`, with the path there from the end of the line of `state` if that matters."""
-    return Row(slot, node.position + 1, path_tokens(state.tree.root, node) if state.penalized else ())

@@ -15,14 +15,12 @@ from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.schedule.policy import VerifyPolicy
-from outrider.core.schedule.subtree import subtree
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
-from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyPart, VerifyStep
+from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
-from outrider.engine.jobs import Job
-from outrider.engine.sample.sampler import Row
 from outrider.worker.step_runner import StepRunner
 from outrider.worker.stream import SessionStream
+from verify_service.batch import verify_job, verify_rows
 
 VerifyEvent = Opened | Verdict | VerifyFinished
 VerifyStream = SessionStream[VerifyOpen, VerifyEvent]
@@ -100,17 +98,14 @@ class Verifier:
     def _compute(self, step: VerifyStep[VerifyStream]) -> tuple[Tensor, VerifyOutcome]:
         """The logits [R, V] of the scored tokens, part after part, and what the target chooses from them."""
         started = time.monotonic()
-        output = self.runner.forward([self._job(part) for part in step.parts], step.num_line_tokens)
+        output = self.runner.forward(
+            [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
+        )
         complete = [part for part, num_rows in zip(step.parts, output.num_rows, strict=True) if num_rows is not None]
-        rows = [row for part in complete for row in _rows(part)]
+        rows = [row for part in complete for row in verify_rows(part)]
         chosen = iter(self.runner.sampler.choose(output.logits, rows) if rows else ())
         choices = [None if num_rows is None else list(islice(chosen, num_rows)) for num_rows in output.num_rows]
         return output.logits, VerifyOutcome(started, time.monotonic() - started, choices)
-
-    def _job(self, part: VerifyPart[VerifyStream]) -> Job:
-        state = part.session.state
-        parents, token_ids, wanted = subtree(state.tree.root, [state.tree.root, *part.nodes])
-        return Job(self.runner.memory.slot(part.slot), state.line.token_ids, parents, token_ids, wanted)
 
     def _verdict(self, session: VerifyStream, decided: Decided, logits: Tensor) -> Verdict | OutriderError:
         """The verdict with its log-probabilities, if they are wanted."""
@@ -120,13 +115,3 @@ class Verifier:
         measure = partial(self.runner.sampler.logprobs, logits[decided.rows], verdict.token_ids, num_top)
         logprobs = self.runner.attempt(measure, [session.opening.session_id])
         return self.scheduler.fail_step(session) if logprobs is None else replace(verdict, logprobs=logprobs)
-
-
-def _rows(part: VerifyPart[VerifyStream]) -> list[Row]:
-    root = part.session.state.tree.root
-    path_of: dict[int, tuple[int, ...]] = {id(root): ()}
-    rows = [Row(part.slot, root.position + 1, ())]
-    for node in part.nodes:
-        path = path_of[id(node)] = (*path_of[id(node.parent)], node.token_id)
-        rows.append(Row(part.slot, node.position + 1, path))
-    return rows

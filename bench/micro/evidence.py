@@ -26,7 +26,7 @@ from bench.micro.ngrams import TEMPERATURES
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.simulate.replay import complete, write
-from draft_service.drafter import expansion_job, expansion_row
+from draft_service.batch import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import CLAIM_PROBABILITIES, Ngram, claim_bin, margin_bin, ngram_bin
 from outrider.core.propose.ngram import NgramTable

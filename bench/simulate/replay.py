@@ -28,7 +28,7 @@ from bench.rivals.modes import COMPILED, PADDED, RIVALS, Mode, choose_modes
 from bench.rivals.ruled import policy_of
 from bench.rivals.rules import FREE_CREDIT
 from bench.simulate.virtual import Outcome, Speculation, Times, VirtualPair
-from draft_service.drafter import expansion_job, expansion_row
+from draft_service.batch import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams

@@ -14,7 +14,7 @@ from outrider.core.schedule.admission import Admission
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Sampler
-from outrider.worker.slots import EngineMemory
+from outrider.worker.engine_memory import EngineMemory
 
 _SMOOTHING = 0.1
 """Weight of the newest step in the mean duration that a worker reports: the last ten or so decide."""

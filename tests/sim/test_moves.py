@@ -113,7 +113,7 @@ class MovingWorld(World):
 
     def _check_credit(self) -> None:
         assert self.coordinator.tree.num_live <= RUN_AHEAD_MAX
-        assert self._sent.num_live <= RUN_AHEAD_MAX
+        assert self._worker.sent.num_live <= RUN_AHEAD_MAX
 
     def _check_drafter(self) -> None:
         given_up = self.coordinator.drafter in (DrafterState.LOST, DrafterState.MISSED)

@@ -6,11 +6,8 @@ say something again; between links every order occurs. Workers begin and end the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from random import Random
 
-from bench.rivals.ruled import HastyRounds
-from bench.simulate.memory import AmpleMemory
 from outrider.core.coordinate.session import (
     CloseDrafter,
     Command,
@@ -22,8 +19,6 @@ from outrider.core.coordinate.session import (
     SendToVerifier,
     Session,
 )
-from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
@@ -33,46 +28,18 @@ from outrider.core.protocol.messages import (
     VerifyFinished,
     VerifyOpen,
 )
-from outrider.core.protocol.naming import Grafted, Inbound
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.protocol.tree import Node, NodeState, SpeculationTree
-from outrider.core.protocol.validation import RUN_AHEAD_MAX
-from outrider.core.schedule.policy import VerifyPolicy
-from outrider.core.schedule.verify_scheduler import VerifyScheduler
-from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
-from outrider.core.verify.session import VerifyEstimates, VerifySession
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
 from .link import Link
 from .scenario import ACTORS, Conduct, Scenario, draw_scenario
-from .toys import EOS_TOKEN_ID, place_after
+from .verifier import VERIFY_MS, CheckedVerifier, paths
 
 EVENTS_PER_TOKEN_MAX = 400
 """A schedule with more events than this for each token of its line runs in circles. The slowest ones take a quarter."""
 
-VERIFY_MS = 1.0
-"""What every verdict says that it took."""
-
 CALL_OFF_RATE = 0.1
 """How often a round is composed and then does not take place, for want of room."""
-
-SESSION = "the only one"
-
-
-class TimelessCurve(StepCurve):
-    """Learns nothing: time does not count, and all that is at hand is scored."""
-
-    def observe(self, num_tokens: int, seconds: float) -> None:
-        """Forgets it."""
-
-
-class WatchedRounds(HastyRounds):
-    """Never waits, and shows what became of the latest window."""
-
-    grafted: Grafted | None = None
-
-    def observe(self, session: VerifySession, grafted: Grafted) -> None:
-        self.grafted = grafted
 
 
 class World:
@@ -119,30 +86,11 @@ class World:
         self._last_window_id = 0
 
     def open_verifier(self) -> None:
-        """A verifier at the end of the line of `verify_open`, and beside it the tree of what it is sent alone."""
-        scenario, line = self.scenario, self.verify_open.token_ids
-        self._memory = AmpleMemory()
-        self._rounds = WatchedRounds()
-        estimates = VerifyEstimates()
-        estimates.curve = TimelessCurve()
-        self._scheduler: VerifyScheduler[str] = VerifyScheduler(
-            self._memory,
-            vocab_size=scenario.target.vocab_size,
-            eos_token_ids=[EOS_TOKEN_ID],
-            step_tokens_max=len(line),
-            ngram_table=NgramTable if scenario.ngrams else None,
-            policy=VerifyPolicy(estimates, rounds=lambda opening: self._rounds),
-        )
-        self._scheduler.open(SESSION, self.verify_open, 0.0)
-        self._scheduler.admit(0.0)
-        self.verifier = self._scheduler.sessions[SESSION].state
-        self._sent = SpeculationTree(len(line) - 1, line[-1])
-        self._sent_names = Inbound(vocab_size=scenario.target.vocab_size, max_live_nodes=RUN_AHEAD_MAX)
-        self._step: VerifyStep[str] | None = None
-        self._drafted: set[Node] = set()
-        """What of the step may have been sent; the rest was looked up."""
+        """A verifier at the end of the line of `verify_open`."""
+        self._worker = CheckedVerifier(self.scenario, self.verify_open)
+        self.verifier = self._worker.state
         self._arrived: list[DraftWindow] = []
-        """Windows that came while the step ran: they wait for its end, as one thread does both."""
+        """Windows that came while a step ran: they wait for its end, as one thread does both."""
 
     def run(self) -> None:
         """Runs to the end, delivers what is still under way, and checks everything."""
@@ -174,7 +122,7 @@ class World:
 
     def settle(self) -> None:
         """Ends the verifier's pass and delivers everything that has been drafted or decided."""
-        if self._step is not None and self._verifying:
+        if self._worker.step is not None and self._verifying:
             self._verify()
         self._send_drafted(self.drafter.flush() if self.drafter else None)
         while names := [name for name, link in self.links.items() if link.queue]:
@@ -208,52 +156,20 @@ class World:
         self.links["drafter->coordinator"].queue.append(window)
 
     def _verify(self) -> None:
-        session = self.verifier
-        if self._step is None:
-            _ = session.candidates  # takes back what a round that was called off has looked up
-            self._drafted = set(session.tree.live_nodes())
-            step = self._scheduler.plan(float(self.num_events))
-            assert isinstance(step, VerifyStep)
-            assert len(step.parts[0].nodes) <= self.scenario.max_draft_tokens
-            if self.rng.random() >= CALL_OFF_RATE:
-                self._step = step
+        if self._worker.step is None:
+            if self.rng.random() < CALL_OFF_RATE:
+                self._worker.call_off(self.num_events)
+            else:
+                self._worker.begin(self.num_events)
             return
-        step, self._step = self._step, None
-        [part] = step.parts
-        nodes = part.nodes
-        next_token = self.scenario.target.next_token
-        places = [place_after(session.line, node) for node in (session.tree.root, *nodes)]
-        assert all(place.position < self.scenario.max_length for place in places), "scored past the line's end"
-        scored = _paths_of(session.tree.root, nodes)
-        prompt_lookup = [node for node in nodes if node not in self._drafted]
-        self._memory.feed(part.slot, len(session.line))
-        outcome = VerifyOutcome(0.0, VERIFY_MS / 1000.0, [[next_token(place) for place in places]])
-        contents = [content for _, content in self._scheduler.settle(step, outcome, float(self.num_events))]
-        decided, *ending = contents
-        assert isinstance(decided, Decided)
-        verdict = decided.verdict
-        assert verdict.token_ids, "a round without progress"
-        assert [places[row].position for row in decided.rows] == list(
-            range(verdict.position, verdict.position + len(verdict.token_ids))
-        )
-        token_ids = tuple(verdict.token_ids)
-        assert verdict.num_accepted == sum(token_ids[:depth] in scored for depth in range(1, len(token_ids) + 1))
-        assert verdict.num_draft_tokens == len(nodes)
-        assert self.scenario.ngrams or not prompt_lookup
-        assert verdict.num_prompt_lookup == len(prompt_lookup)
-        assert verdict.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
+        verdict, finished = self._worker.end(self.num_events)
         to_coordinator = self.links["verifier->coordinator"].queue
         to_coordinator.append(verdict)
-        self._sent.commit(verdict.token_ids)
-        self._check_nothing_is_left()
-        if ending:
-            finished, end = ending
-            assert isinstance(finished, VerifyFinished)
-            assert end is None
+        if finished is not None:
             self._verifying = False
             to_coordinator.append(finished)
         for window in self._arrived:
-            self._graft(window)
+            self._worker.graft(window, self.num_events)
         self._arrived.clear()
 
     def _deliver(self, name: str) -> None:
@@ -262,8 +178,8 @@ class World:
             case DraftWindow() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
             case DraftWindow():
-                if self._step is None:
-                    self._graft(message)
+                if self._worker.step is None:
+                    self._worker.graft(message, self.num_events)
                 else:
                     self._arrived.append(message)
             case Commitment():
@@ -278,23 +194,6 @@ class World:
                 assert self.coordinator.on_drafter_lost("its stream was closed") == []
             case EndDrafts():
                 pass
-
-    def _graft(self, window: DraftWindow) -> None:
-        """Between two passes: the window must find what a verifier without a table would have."""
-        self._rounds.grafted = None
-        assert not self._scheduler.graft(SESSION, window, float(self.num_events)), "a breach of the protocol passed"
-        found = self._rounds.grafted
-        if found is None:
-            assert not self._verifying
-            return
-        expected = self._sent_names.graft(self._sent, window)
-        assert len(found.added) == len(expected.added)
-        assert found[1:] == expected[1:]
-        self._check_nothing_is_left()
-
-    def _check_nothing_is_left(self) -> None:
-        assert self.verifier.tree.num_live == self._sent.num_live
-        assert paths(self.verifier.tree) == paths(self._sent), "looked-up guesses outlived their round"
 
     def _deliver_drafted(self, window: DraftWindow) -> None:
         heard = self._drafter_heard()
@@ -348,7 +247,7 @@ class World:
 
     def _check_credit(self) -> None:
         credit = self.scenario.max_run_ahead
-        assert self._sent.num_live <= credit
+        assert self._worker.sent.num_live <= credit
         if self.coordinator.drafter is DrafterState.ACTIVE:
             assert self.coordinator.tree.num_live <= credit
         if isinstance(self.drafter, HonestDrafter):
@@ -402,16 +301,3 @@ class World:
             assert found.num_drafted_nodes == self._num_drafted_nodes
             assert found.draft_ms == DRAFT_MS * self._num_windows
         assert found.num_stale_nodes <= 2 * found.num_drafted_nodes
-
-
-def paths(tree: SpeculationTree) -> set[tuple[int, ...]]:
-    """The tree's live nodes by content: the tokens from below its root to each of them."""
-    return _paths_of(tree.root, tree.live_nodes())
-
-
-def _paths_of(root: Node, nodes: Iterable[Node]) -> set[tuple[int, ...]]:
-    path_of: dict[int, tuple[int, ...]] = {id(root): ()}
-    for node in nodes:
-        path_of[id(node)] = (*path_of[id(node.parent)], node.token_id)
-    assert len(set(path_of.values())) == len(path_of), "two nodes for one path"
-    return set(path_of.values()) - {()}

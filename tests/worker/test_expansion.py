@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from draft_service.drafter import expansion_job, expansion_row
+from draft_service.batch import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
 from outrider.core.protocol.messages import DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
