@@ -89,9 +89,8 @@ class Verifier:
         session_ids = [part.session.opening.session_id for part in step.parts]
         logits, outcome = self.runner.attempt(partial(self._compute, step), session_ids) or (torch.empty(0), None)
         for session, content in self.scheduler.settle(step, outcome, time.monotonic()):
-            session.tell(
-                self._verdict(session, content, logits) if isinstance(content, Decided) else content, started_ns
-            )
+            told = self._verdict(session, content, logits) if isinstance(content, Decided) else content
+            session.tell(told, started_ns)
         self.runner.observe(now)
         return 0.0
 
@@ -112,6 +111,8 @@ class Verifier:
         verdict, num_top = decided.verdict, session.opening.num_logprobs
         if num_top is None:
             return verdict
-        measure = partial(self.runner.sampler.logprobs, logits[decided.rows], verdict.token_ids, num_top)
-        logprobs = self.runner.attempt(measure, [session.opening.session_id])
+        logprobs = self.runner.attempt(
+            lambda: self.runner.sampler.logprobs(logits[decided.rows], verdict.token_ids, num_top),
+            [session.opening.session_id],
+        )
         return self.scheduler.fail_step(session) if logprobs is None else replace(verdict, logprobs=logprobs)

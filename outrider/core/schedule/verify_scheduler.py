@@ -63,7 +63,7 @@ class VerifyScheduler(Generic[KeyT]):
 
     def open(self, key: KeyT, opening: VerifyOpen, now: float) -> None:
         """Queues a session: by `admit` it finds room, waits for it, or is refused."""
-        looks_up = self._ngram_table is not None and self.policy.looks_up and opening.max_draft_tokens
+        looks_up = self.policy.looks_up and opening.max_draft_tokens > 0
         state = VerifySession(
             opening,
             vocab_size=self._vocab_size,
