@@ -10,6 +10,7 @@ from typing import Any
 
 from outrider.core.protocol.messages import DraftWindow, EndDrafts, Verdict, VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
+from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.load.folder import chat_template
 from outrider.rpc import wire
@@ -25,7 +26,7 @@ from outrider.worker.servicer import reopened
 from outrider.worker.startup import LoadedModel
 from outrider.worker.trace import SessionTrace
 from verify_service.config import VerifyConfig
-from verify_service.verifier import Verification, Verifier, VerifyEvent
+from verify_service.verifier import Verifier, VerifyEvent, VerifyStream
 
 TOKENIZER_CHUNK_BYTES = 1024 * 1024
 """Bytes of tokenizer.json in one message."""
@@ -36,9 +37,10 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     NAME = "verify"
 
-    def __init__(self, config: VerifyConfig, telemetry: Telemetry) -> None:
+    def __init__(self, config: VerifyConfig, telemetry: Telemetry, policy: VerifyPolicy | None = None) -> None:
         super().__init__(telemetry)
         self._config = config
+        self._policy = policy
         self._verifier: Verifier
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -49,6 +51,7 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
             loaded.info.eos_token_ids,
             max_queue=self._config.max_queue,
             ngram_table=ngram_table if self._config.ngram == "on" else None,
+            policy=self._policy,
         )
         return self._take_over(loaded, self._verifier, on_death)
 
@@ -59,7 +62,7 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
         opening = await self._opening(context, wire.decode_verify_command, VerifyOpen)
         check_verify_open(opening, loaded.info.vocab_size, loaded.info.max_context)
         outbox: Outbox[VerifyEvent] = Outbox()
-        session = Verification(opening, outbox)
+        session = VerifyStream(opening, outbox)
         self._device.submit(partial(self._verifier.open, session))
         try:
             with SessionTrace(self._telemetry, names.SPAN_VERIFY_SESSION, opening.session_id, opening.trace) as trace:
@@ -92,7 +95,7 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
             chunk = content[start : start + TOKENIZER_CHUNK_BYTES]
             await context.write(verify_pb2.GetTokenizerResponse(chunk=chunk))
 
-    def _on_command(self, session: Verification, message: verify_pb2.VerifyCommand) -> None:
+    def _on_command(self, session: VerifyStream, message: verify_pb2.VerifyCommand) -> None:
         match wire.decode_verify_command(message):
             case DraftWindow() as window:
                 self._device.submit(partial(self._verifier.graft, session, window, time.monotonic()))

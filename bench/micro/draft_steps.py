@@ -23,8 +23,9 @@ from bench.columns import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.stack.step_log import StepLog
-from draft_service.drafter import Drafter, Drafting
+from draft_service.drafter import Drafter, DraftStream
 from draft_service.drafts import DraftEvent
+from outrider.core.draft.session import DraftSession
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
@@ -89,7 +90,7 @@ async def _measured(
     drafter: Drafter, log: StepLog, engine: Engine, prompts: list[list[int]], temperature: float
 ) -> StepParts:
     choices: list[float] = []
-    propose = drafter.admission.sampler.propose
+    propose = drafter.runner.sampler.propose
 
     def timed(logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
         started = time.perf_counter()
@@ -97,21 +98,21 @@ async def _measured(
         choices.append((time.perf_counter() - started) * 1000.0)
         return proposals
 
-    drafter.admission.sampler.propose = timed
+    drafter.runner.sampler.propose = timed
     sessions = [_opened(drafter, index, prompt, engine.vocab_size, temperature) for index, prompt in enumerate(prompts)]
     readers = [asyncio.create_task(_read(session.outbox)) for session in sessions]
-    while any(session.is_prefilling for session in sessions):
+    while any(seated.is_prefilling for seated in drafter.admission.seated):
         drafter.step()
     log.take()
     choices.clear()
     for _ in range(NUM_ROUNDS):
         for session in sessions:
-            drafter.commit(session, _commitment(session))
+            drafter.commit(session, _commitment(drafter.scheduler.sessions[session].state))
             for _ in range(STEPS_PER_ROUND // len(sessions) or 1):
                 drafter.step()
             await asyncio.sleep(0)
     found = log.take()
-    drafter.admission.sampler.propose = propose
+    drafter.runner.sampler.propose = propose
     for session in sessions:
         session.outbox.end()
         drafter.close(session)
@@ -128,7 +129,7 @@ async def _read(outbox: Outbox[DraftEvent]) -> None:
         pass
 
 
-def _opened(drafter: Drafter, index: int, prompt: list[int], vocab_size: int, temperature: float) -> Drafting:
+def _opened(drafter: Drafter, index: int, prompt: list[int], vocab_size: int, temperature: float) -> DraftStream:
     opening = DraftOpen(
         session_id=str(index),
         token_ids=prompt,
@@ -139,18 +140,18 @@ def _opened(drafter: Drafter, index: int, prompt: list[int], vocab_size: int, te
         max_length=len(prompt) + (NUM_ROUNDS + 1) * COMMITTED_TOKENS + RUN_AHEAD_MAX,
         vocab_size=vocab_size,
     )
-    session = Drafting(opening, Outbox[DraftEvent]())
+    session = DraftStream(opening, Outbox[DraftEvent]())
     drafter.open(session)
     return session
 
 
-def _commitment(session: Drafting) -> Commitment:
+def _commitment(state: DraftSession) -> Commitment:
     token_ids: list[int] = []
-    node: Node | None = session.state.tree.root
+    node: Node | None = state.tree.root
     while node is not None and node.children and len(token_ids) < COMMITTED_TOKENS:
         node = max(node.children.values(), key=lambda child: child.path_log_prob)
         token_ids.append(node.token_id)
-    return Commitment(len(session.state.line), token_ids or [0], False, VERIFY_MS, PROBABILITY_MIN)
+    return Commitment(len(state.line), token_ids or [0], False, VERIFY_MS, PROBABILITY_MIN)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from bench.micro.ngrams import TEMPERATURES
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.simulate.replay import complete, write
-from draft_service.drafter import expansion_job, expansion_row
+from draft_service.batch import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import claim_bin, margin_bin
 from outrider.core.propose.ngram import NgramTable
@@ -108,7 +108,7 @@ def gather(
         for token_id in answer:
             root = session.take()
             logits = complete(draft, expansion_job(slot, session, [root])).logits
-            rows = [expansion_row(slot, session, root)]
+            rows = [expansion_row(slot.index, session, root)]
             [guesses], [margins] = sampler.propose(logits, rows, session.width)
             session.expand(root, guesses, margins)
             evidence.num_places += 1

@@ -1,25 +1,22 @@
-"""Sessions that decide otherwise than production does: by another system's rule, or with one feature off.
-
-Each is production's own session with a few methods overridden, for a production worker to use in its place.
-"""
+"""Policies that decide otherwise than production does: by another system's rule, or with one feature off."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.rivals.modes import PADDED, PolicyName
-from bench.rivals.rules import RULES
-from outrider.core.draft.session import DraftEstimates, DraftSession
+from bench.rivals.rules import RULES, Rule
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.protocol.messages import DraftOpen, DraftWindow, VerifyOpen
+from outrider.core.protocol.line import Line
 from outrider.core.protocol.naming import Grafted
-from outrider.core.protocol.tree import Node
+from outrider.core.protocol.tree import Node, SpeculationTree
+from outrider.core.schedule.policy import DraftPolicy, ExpectedGain, VerifyPolicy
 from outrider.core.verify.draft_wait import AT_ONCE, Wait
 from outrider.core.verify.selection import Candidates
-from outrider.core.verify.session import VerifyEstimates, VerifySession
+from outrider.core.verify.session import VerifySession
 
 WAIT_MAX = 60.0
 """A rule waits for drafts and not for time; should the drafter be gone, the round goes after this many seconds."""
@@ -34,19 +31,12 @@ class FlatCurve(StepCurve):
 
 
 class Policy(NamedTuple):
-    """What a mode puts in the place of production's own: makes of sessions, and what they learn into."""
+    """What a mode hands to both schedulers."""
 
-    verify_session: type[VerifySession]
-    draft_session: type[DraftSession]
-    verify_estimates: VerifyEstimates
-    draft_estimates: DraftEstimates
+    verify: VerifyPolicy
+    draft: DraftPolicy
     pads: bool = False
     """Whether the verifier pads its passes; see `padding.py`."""
-
-
-def production() -> Policy:
-    """Everything as production has it."""
-    return Policy(VerifySession, DraftSession, VerifyEstimates(), DraftEstimates())
 
 
 def policy_of(name: PolicyName | None) -> Policy:
@@ -55,96 +45,90 @@ def policy_of(name: PolicyName | None) -> Policy:
     A name is a rule of `rules.py` with its parameter, or an ablation, or padding (with a parameter, of drafting in
     turn); the list that JSON makes of it will do. Raises KeyError for a name that is none of these.
     """
-    return _named(*name) if name else production()
+    return _named(*name) if name else Policy(VerifyPolicy(), DraftPolicy())
 
 
 def _named(name: str, parameter: int) -> Policy:
-    policy = production()
+    policy = policy_of(None)
     if name == PADDED:
         return (_named("synchronous", parameter) if parameter else policy)._replace(pads=True)
-    if name in RULES:
-        policy.verify_estimates.curve = FlatCurve()
-        return policy._replace(
-            verify_session=_ruled(name, parameter), draft_session=_drafting_a_chain(RULES[name].credit(parameter))
-        )
-    return ABLATIONS[name](policy)
-
-
-class UntaughtSession(VerifySession):
-    """Looks nothing up."""
-
-    def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-        kwargs["ngrams"] = None
-        super().__init__(opening, **kwargs)
-
-
-def _ruled(name: str, parameter: int) -> type[VerifySession]:
-    class RuledSession(UntaughtSession):
-        """Goes when the rule says so, with what the rule names."""
-
-        def __init__(self, opening: VerifyOpen, **kwargs: Any) -> None:
-            super().__init__(opening, **kwargs)
-            self._rule = RULES[name].make(parameter, opening.max_length)
-            self._drafts: list[Node] = []
-            self.guessed_length = 0
-            """See `Mirror`."""
-
-        def graft(self, window: DraftWindow, now: float = 0.0) -> Grafted:
-            grafted = super().graft(window, now)
-            if grafted.num_known:
-                self.guessed_length = len(self.line)
-            return grafted
-
-        def wait(self, now: float, num_beside: int = 0) -> Wait:
-            drafts = self._rule.next_round(self)
-            self._drafts = drafts or []
-            return Wait(WAIT_MAX, WAIT_MAX, math.inf) if drafts is None else AT_ONCE
-
-        @property
-        def candidates(self) -> Candidates:
-            return super().candidates._replace(limit=len(self._drafts))
-
-    return RuledSession
-
-
-def _drafting_a_chain(credit: int) -> type[DraftSession]:
-    class ChainSession(DraftSession):
-        """Drafts a chain by the model alone, up to the credit that the rule gives, and sends each draft at once."""
-
-        def __init__(self, opening: DraftOpen, estimates: DraftEstimates | None = None) -> None:
-            super().__init__(replace(opening, tree_width=1, max_run_ahead=credit), estimates)
-
-        def is_window_due(self, now: float, idle: bool) -> bool:
-            return bool(self._unsent)
-
-    return ChainSession
-
-
-class HastySession(VerifySession):
-    """Never waits for drafts."""
-
-    def wait(self, now: float, num_beside: int = 0) -> Wait:
-        return AT_ONCE
-
-
-class TrunkSession(DraftSession):
-    """Drafts on below each node's first guess alone: the others stay leaves, and no outcome but the likeliest is
-    prepared."""
-
-    def _push(self, node: Node) -> None:
-        if node.parent is None or next(iter(node.parent.children.values())) is node:
-            super()._push(node)
-
-
-def _choosing_all(policy: Policy) -> Policy:
-    policy.verify_estimates.curve = FlatCurve()
+    if name not in RULES:
+        ABLATIONS[name](policy)
+        return policy
+    rule = RULES[name]
+    _choose_all(policy)
+    policy.verify.looks_up = False
+    policy.verify.rounds = lambda opening: RuledRounds(rule.make(parameter, opening.max_length))
+    policy.draft.opening = lambda opening: replace(opening, tree_width=1, max_run_ahead=rule.credit(parameter))
+    policy.draft.sends_at_once = True
     return policy
 
 
-ABLATIONS: dict[str, Callable[[Policy], Policy]] = {
-    "no_wait": lambda policy: policy._replace(verify_session=HastySession),
-    "no_choice": _choosing_all,
-    "no_ngram": lambda policy: policy._replace(verify_session=UntaughtSession),
-    "no_outcomes": lambda policy: policy._replace(draft_session=TrunkSession),
+class _Mirror(NamedTuple):
+    """See `rules.Mirror`."""
+
+    line: Line
+    tree: SpeculationTree
+    guessed_length: int
+
+
+class RuledRounds:
+    """Goes when the rule says so, with as many drafts as the rule names."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._num_drafts = 0
+        self._guessed_length = 0
+
+    def observe(self, session: VerifySession, grafted: Grafted) -> None:
+        """Notes that a draft came late, but was right."""
+        if grafted.num_known:
+            self._guessed_length = len(session.line)
+
+    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
+        """Not at all, or for the next event."""
+        drafts = self._rule.next_round(_Mirror(session.line, session.tree, self._guessed_length))
+        self._num_drafts = len(drafts or ())
+        return Wait(WAIT_MAX, WAIT_MAX, math.inf) if drafts is None else AT_ONCE
+
+    def candidates(self, session: VerifySession) -> Candidates:
+        """The first of the chain."""
+        return session.candidates._replace(limit=self._num_drafts)
+
+
+class HastyRounds(ExpectedGain):
+    """Never waits for drafts."""
+
+    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
+        """Not at all."""
+        return AT_ONCE
+
+
+def _is_first_guess(node: Node) -> bool:
+    return node.parent is None or next(iter(node.parent.children.values())) is node
+
+
+def _never_wait(policy: Policy) -> None:
+    policy.verify.rounds = lambda opening: HastyRounds()
+
+
+def _choose_all(policy: Policy) -> None:
+    policy.verify.estimates.curve = FlatCurve()
+
+
+def _look_nothing_up(policy: Policy) -> None:
+    policy.verify.looks_up = False
+
+
+def _follow_first_guesses(policy: Policy) -> None:
+    """Below each node's first guess alone: the others stay leaves, and no outcome but the likeliest is prepared."""
+    policy.draft.expands = _is_first_guess
+
+
+ABLATIONS: dict[str, Callable[[Policy], None]] = {
+    "no_wait": _never_wait,
+    "no_choice": _choose_all,
+    "no_ngram": _look_nothing_up,
+    "no_outcomes": _follow_first_guesses,
 }
-"""Production with one feature off."""
+"""What each takes away from production's policy."""

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 
 from outrider.core.draft.session import DraftSession
+from outrider.core.protocol.line import Line
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 
@@ -58,7 +59,7 @@ class Oracle:
 
 
 class OracleText:
-    """A text after PROMPT, as a `VirtualPair` wants it."""
+    """A text after PROMPT, as a `VirtualStack` wants it."""
 
     prompt = PROMPT
     vocab_size = VOCAB_SIZE
@@ -68,7 +69,10 @@ class OracleText:
         """An answer of `num_tokens`; the rest as for `Oracle`."""
         self.length = len(PROMPT) + num_tokens
         self._oracle = Oracle(alpha, self.length, width=width, seed=seed)
-        self.token = self._oracle.token
+
+    def next_token(self, line: Line, node: Node) -> int:
+        """See `Text.next_token`: the same on every path."""
+        return self._oracle.token(node.position + 1)
 
     def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
         """See `Text.propose`."""

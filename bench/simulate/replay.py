@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +28,12 @@ from bench.rivals.modes import COMPILED, PADDED, RIVALS, Mode, choose_modes
 from bench.rivals.ruled import policy_of
 from bench.rivals.rules import FREE_CREDIT
 from bench.simulate.virtual import Outcome, Speculation, Times, VirtualPair
-from draft_service.drafter import expansion_job, expansion_row
+from draft_service.batch import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams
 from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.line import Line
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.engine.engine import Engine, StepOutput
@@ -61,15 +63,15 @@ class Replay:
         self._slot = draft.acquire()
         self._sampler.open(self._slot.index, sampling, prompt, [])
 
-    def token(self, position: int) -> int:
-        """See `Text.token`."""
-        index = position - len(self.prompt)
+    def next_token(self, line: Line, node: Node) -> int:
+        """See `Text.next_token`: the same on every path."""
+        index = node.position + 1 - len(self.prompt)
         return self._answer[index] if index < len(self._answer) else 0
 
     def propose(self, session: DraftSession, nodes: Sequence[Node]) -> list[tuple[list[int], list[float]]]:
         """See `Text.propose`."""
         output = complete(self._draft, expansion_job(self._slot, session, nodes))
-        rows = [expansion_row(self._slot, session, node) for node in nodes]
+        rows = [expansion_row(self._slot.index, session, node) for node in nodes]
         proposals = self._sampler.propose(output.logits, rows, session.width)
         return list(zip(*proposals, strict=True))
 
@@ -163,7 +165,7 @@ def replay(
     outcomes: list[Outcome] = []
     for index, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         text = Replay(draft, prompt, answer, sampling_of(temperature, index))
-        pair = VirtualPair(text, times, _speculation(mode), policy, NgramTable(static=static))
+        pair = VirtualPair(text, times, _speculation(mode), policy, partial(NgramTable, static=static))
         outcomes.append(pair.run())
         text.close()
     counted = outcomes[NUM_LEARNING:]

@@ -5,26 +5,23 @@ One run takes milliseconds of real time, so a whole plane of acceptances, step t
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol
 
 from bench.rivals.ruled import Policy
+from bench.simulate.clock import Clock
+from bench.simulate.workers import Text, VirtualDrafter, VirtualVerifier, Work
 from coordinator.config import CoordinatorConfig
 from outrider.core.coordinate.session import Session
-from outrider.core.draft.session import DraftSession, choose_expansions
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyOpen
+from outrider.core.protocol.messages import DraftOpen, DraftWindow, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.protocol.tree import Node
-from outrider.core.verify.selection import most_probable
 
 
-class Text(Protocol):
-    """What the target writes after a prompt, and what a draft guesses of it."""
+class Answer(Text, Protocol):
+    """A text of one session."""
 
     @property
     def prompt(self) -> Sequence[int]: ...
@@ -35,18 +32,7 @@ class Text(Protocol):
         ...
 
     @property
-    def vocab_size(self) -> int: ...
-
-    @property
     def sampling(self) -> SamplingParams: ...
-
-    def token(self, position: int) -> int:
-        """The target's choice; beyond the end anything."""
-        ...
-
-    def propose(self, session: DraftSession, nodes: Sequence[Node]) -> Sequence[tuple[Sequence[int], Sequence[float]]]:
-        """The draft's guesses below each of `nodes`, with margins, as `DraftSession.expand` takes them."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,9 +42,13 @@ class Times:
     draft: Callable[[int], float]
     """A draft step that expands so many nodes."""
     verify: Callable[[int], float]
-    """A verify step that scores so many guesses beside the last token."""
+    """A verify step over one token and so many more."""
     delay: float = 0.0
-    """One way, between drafter and verifier."""
+    """From the coordinator to a worker; one way between drafter and verifier, where `report` is 0."""
+    report: float = 0.0
+    """From a worker to the coordinator."""
+    window: float = 0.0
+    """Windows of one draft step come that long after one another."""
     pause: float = 0.0
     """What a drafter does between two steps."""
     rest: float = 0.0
@@ -85,173 +75,125 @@ class Outcome(NamedTuple):
     """Tokens per round."""
 
 
-class VirtualPair:
-    """One session. Time starts when the prompt has been read."""
+class VirtualStack:
+    """Sessions that share a drafter and a verifier. Time starts when their prompts have been prefilled."""
 
     def __init__(
         self,
-        text: Text,
+        answers: Sequence[Answer],
         times: Times,
         speculation: Speculation,
         policy: Policy,
-        ngrams: NgramTable | None = None,
+        ngram_table: Callable[[], NgramTable] | None = None,
     ) -> None:
-        """With an n-gram table, empty, for a verifier that shall have one, where the policy does not do without."""
-        self._text, self._times = text, times
-        opening = {
-            "session_id": "",
-            "token_ids": text.prompt,
-            "num_prompt_tokens": len(text.prompt),
-            "sampling": text.sampling,
-        }
-        self._session = Session(
-            text.prompt, vocab_size=text.vocab_size, max_run_ahead=speculation.run_ahead, drafting=True
+        """`ngram_table` makes the verifier's n-gram tables, empty, where the policy does not do without."""
+        self._answers, self._times = answers, times
+        self.clock = Clock()
+        self.work = Work(self.clock)
+        self.wait = 0.0
+        """How long rounds have waited for drafts and for other sessions, altogether."""
+        self.verifier = VirtualVerifier(
+            self.clock,
+            self.work,
+            answers,
+            policy.verify,
+            lambda num_tokens: times.verify(num_tokens - 1),
+            self._on_told,
+            rest=times.rest,
+            ngram_table=ngram_table,
         )
-        self._draft_estimates, self._verify_estimates = policy.draft_estimates, policy.verify_estimates
-        self._drafter = policy.draft_session(
+        self.drafter = VirtualDrafter(
+            self.clock, self.work, answers, policy.draft, times.draft, self._on_drafted, pause=times.pause
+        )
+        self.sessions = [
+            Session(each.prompt, vocab_size=each.vocab_size, max_run_ahead=speculation.run_ahead, drafting=True)
+            for each in answers
+        ]
+        """The coordinator's."""
+        self.num_committed = [0] * len(answers)
+        """How many tokens the verifier has decided for each."""
+        for index, answer in enumerate(answers):
+            self._open(index, answer, speculation)
+
+    def run(self, until: Callable[[], bool]) -> None:
+        """From the start until an event has made `until` true."""
+        self.drafter.wake()
+        self.verifier.wake()
+        self.clock.run(until)
+
+    def is_done(self, index: int) -> bool:
+        """Whether the verifier has decided the whole answer."""
+        answer = self._answers[index]
+        return self.num_committed[index] >= answer.length - len(answer.prompt)
+
+    def _open(self, index: int, answer: Answer, speculation: Speculation) -> None:
+        opening = {
+            "session_id": str(index),
+            "token_ids": answer.prompt,
+            "num_prompt_tokens": len(answer.prompt),
+            "sampling": answer.sampling,
+            "max_length": answer.length,
+        }
+        self.drafter.open(
+            index,
             DraftOpen(
                 **opening,
                 max_run_ahead=speculation.run_ahead,
                 tree_width=speculation.tree_width,
-                max_length=text.length,
-                vocab_size=text.vocab_size,
+                vocab_size=answer.vocab_size,
             ),
-            self._draft_estimates,
         )
-        self._verifier = policy.verify_session(
-            VerifyOpen(
-                **opening, max_length=text.length, ignore_eos=True, max_draft_tokens=speculation.max_draft_tokens
-            ),
-            vocab_size=text.vocab_size,
-            eos_token_ids=(),
-            max_live_nodes=speculation.run_ahead,
-            estimates=self._verify_estimates,
-            ngrams=ngrams,
+        self.verifier.open(
+            index,
+            VerifyOpen(**opening, ignore_eos=True, max_draft_tokens=speculation.max_draft_tokens, expect_drafts=True),
         )
-        self._now = 0.0
-        self._drafting_until = self._verifying_until = 0.0
-        self._both = self._unsent_step = 0.0
-        self._num_rounds = 0
-        self._is_drafting = self._is_verifying = self._is_stepping = False
-        self._arrived: list[tuple[DraftWindow, float]] = []
-        """Windows that came while a step of the verifier ran, and when."""
-        self._asked: object = None
-        self._order = itertools.count()
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+
+    def _on_drafted(self, index: int, window: DraftWindow) -> None:
+        self._after(self._times.report + index * self._times.window, partial(self._relay, index, window))
+
+    def _relay(self, index: int, window: DraftWindow) -> None:
+        relayed = self.sessions[index].on_drafted(window)
+        if isinstance(relayed, DraftWindow):
+            self.clock.after(self._times.delay, partial(self.verifier.graft, index, relayed))
+
+    def _on_told(self, index: int, message: Verdict | VerifyFinished) -> None:
+        if isinstance(message, VerifyFinished):
+            return
+        self.num_committed[index] += len(message.token_ids)
+        self.wait += message.wait_ms / 1000.0
+        self._after(self._times.report, partial(self._commit, index, message))
+
+    def _commit(self, index: int, verdict: Verdict) -> None:
+        outcome = self.sessions[index].on_verdict(verdict)
+        if outcome is not None and outcome.commitment is not None:
+            self.clock.after(self._times.delay, partial(self.drafter.commit, index, outcome.commitment))
+
+    def _after(self, seconds: float, happen: Callable[[], None]) -> None:
+        """At once if there is nothing to wait for, as within one process."""
+        if seconds:
+            self.clock.after(seconds, happen)
+        else:
+            happen()
+
+
+class VirtualPair:
+    """One session."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        times: Times,
+        speculation: Speculation,
+        policy: Policy,
+        ngram_table: Callable[[], NgramTable] | None = None,
+    ) -> None:
+        """See `VirtualStack`."""
+        self._num_tokens = answer.length - len(answer.prompt)
+        self._stack = VirtualStack([answer], times, speculation, policy, ngram_table)
 
     def run(self) -> Outcome:
         """Runs to the end of the line."""
-        self._draft()
-        self._consider()
-        while len(self._verifier.line) < self._text.length:
-            self._now, _, happen = heapq.heappop(self._events)
-            happen()
-        num_tokens = self._text.length - len(self._text.prompt)
-        return Outcome(self._now / num_tokens, self._both / self._now, num_tokens / self._num_rounds)
-
-    def _after(self, seconds: float, happen: Callable[[], None]) -> None:
-        heapq.heappush(self._events, (self._now + seconds, next(self._order), happen))
-
-    def _draft(self) -> None:
-        if self._is_drafting:
-            return
-        [nodes] = choose_expansions([self._drafter], self._draft_estimates.curve)
-        self._send(idle=not nodes)
-        if not nodes:
-            return
-        step = self._times.draft(len(nodes))
-        proposals = self._text.propose(self._drafter, nodes)
-        self._is_drafting = True
-        self._drafting_until = self._now + step
-        self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
-
-        def expanded() -> None:
-            self._draft_estimates.curve.observe(len(nodes), step)
-            self._unsent_step += step
-            for node, (token_ids, margins) in zip(nodes, proposals, strict=True):
-                self._drafter.expand(node, token_ids, margins)
-            self._send(idle=False)
-            self._after(self._times.pause, draft_on)
-
-        def draft_on() -> None:
-            self._is_drafting = False
-            self._draft()
-
-        self._after(step, expanded)
-
-    def _send(self, *, idle: bool) -> None:
-        if not self._drafter.is_window_due(self._now, idle):
-            return
-        window = self._drafter.take_window(self._unsent_step * 1000.0, self._now)
-        self._unsent_step = 0.0
-        if window is None:
-            return
-        relayed = self._session.on_drafted(window)
-        if relayed is not None:
-            assert isinstance(relayed, DraftWindow)
-            self._after(self._times.delay, partial(self._graft, relayed))
-
-    def _graft(self, window: DraftWindow) -> None:
-        if self._is_stepping:
-            self._arrived.append((window, self._now))
-        elif self._verifier.graft(window, self._now).added:
-            self._consider()
-
-    def _consider(self) -> None:
-        """As the verifier does after a round and when drafts arrive: go, or wait and then go."""
-        if self._is_verifying or len(self._verifier.line) >= self._text.length:
-            return
-        asked = self._asked = object()
-
-        def go() -> None:
-            if self._asked is asked:
-                self._verify()
-
-        wait = self._verifier.wait(self._now).longest
-        if wait > 0.0:
-            self._after(wait, go)
-        else:
-            go()
-
-    def _verify(self) -> None:
-        self._asked = None
-        self._is_verifying = self._is_stepping = True
-        selection = most_probable([self._verifier.candidates], self._verify_estimates.curve)
-        [nodes] = selection.nodes
-        self._verifier.begin(nodes, self._now)
-        step = self._times.verify(len(nodes))
-        self._verifying_until = self._now + step
-        self._both += max(0.0, min(self._drafting_until, self._verifying_until) - self._now)
-
-        def decided() -> None:
-            choices = [self._text.token(node.position + 1) for node in (self._verifier.tree.root, *nodes)]
-            decision = self._verifier.decide(nodes, choices, self._now)
-            self._is_stepping = False
-            for window, arrived in self._arrived:
-                self._verifier.graft(window, arrived)
-            self._arrived.clear()
-            self._verify_estimates.curve.observe(1 + len(nodes), step)
-            self._num_rounds += 1
-            verdict = Verdict(
-                position=decision.position,
-                token_ids=decision.token_ids,
-                num_accepted=decision.num_accepted,
-                num_draft_tokens=len(nodes),
-                bonus=decision.bonus,
-                verify_ms=step * 1000.0,
-                probability_min=selection.probability_min,
-            )
-            outcome = self._session.on_verdict(verdict)
-            if outcome is not None and outcome.commitment is not None:
-                self._after(self._times.delay, partial(self._commit, outcome.commitment))
-            self._after(self._times.rest, consider)
-
-        def consider() -> None:
-            self._is_verifying = False
-            self._consider()
-
-        self._after(step, decided)
-
-    def _commit(self, commitment: Commitment) -> None:
-        self._drafter.commit(commitment)
-        self._draft()
+        stack = self._stack
+        stack.run(lambda: stack.is_done(0))
+        now, num_rounds = stack.clock.now, stack.sessions[0].statistics.num_rounds
+        return Outcome(now / self._num_tokens, stack.work.both / now, self._num_tokens / num_rounds)

@@ -19,6 +19,7 @@ from bench.stack.forced import Forcing
 from bench.stack.step_log import StepLog
 from draft_service.config import DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
+from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.engine import Engine
 from outrider.telemetry.logging import set_up_logging
@@ -64,7 +65,7 @@ class Measured:
         name = mode["mode"]
         if name not in self._policies:
             policy = policy_of(mode["policy"])
-            for estimates in (policy.verify_estimates, policy.draft_estimates):
+            for estimates in (policy.verify.estimates, policy.draft.estimates):
                 estimates.curve.restart(self._step_times)
             self._policies[name] = policy
         return self._policies[name]
@@ -80,7 +81,8 @@ class MeasuredDraftServicer(ModelDraftServicer):
     """The draft service with a log and a choice of policies."""
 
     def __init__(self, telemetry: Telemetry) -> None:
-        super().__init__(telemetry)
+        self.policy = DraftPolicy()
+        super().__init__(telemetry, self.policy)
         self.measured = Measured()
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -91,9 +93,9 @@ class MeasuredDraftServicer(ModelDraftServicer):
 
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
-        policy = self.measured.policy(mode)
-        self._drafter.session_type = policy.draft_session
-        self._drafter.estimates = policy.draft_estimates
+        own, other = self.policy, self.measured.policy(mode).draft
+        own.estimates, own.opening, own.expands = other.estimates, other.opening, other.expands
+        own.sends_at_once = other.sends_at_once
         self._device.submit(partial(self.measured.begin, pads=False))
 
 
@@ -101,7 +103,8 @@ class MeasuredVerifyServicer(VerifyServicer):
     """The verify service with the same."""
 
     def __init__(self, config: VerifyConfig, telemetry: Telemetry) -> None:
-        super().__init__(config, telemetry)
+        self.policy = VerifyPolicy()
+        super().__init__(config, telemetry, self.policy)
         self.measured = Measured()
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
@@ -113,8 +116,8 @@ class MeasuredVerifyServicer(VerifyServicer):
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
-        self._verifier.session_type = policy.verify_session
-        self._verifier.estimates = policy.verify_estimates
+        own, other = self.policy, policy.verify
+        own.estimates, own.looks_up, own.rounds = other.estimates, other.looks_up, other.rounds
         self._device.submit(partial(self.measured.begin, pads=policy.pads))
 
 

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
-from outrider.worker.admission import Admission
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel, report
+from outrider.worker.step_runner import StepRunner
 
 
 class ModelWorker(Worker, Protocol):
@@ -18,6 +19,9 @@ class ModelWorker(Worker, Protocol):
 
     @property
     def admission(self) -> Admission[Any]: ...
+
+    @property
+    def runner(self) -> StepRunner: ...
 
     def relearn(self) -> None:
         """Measures the time of steps anew: another forward pass is in use."""
@@ -37,17 +41,17 @@ class DeviceServicer(ModelServicer):
         """From now on serves `loaded` by `worker`. Returns the device thread, not started yet."""
         self._loaded, self._worker = loaded, worker
         self._device = DeviceThread(worker, on_death, loaded.engine.device)
-        board = self.serve(loaded.info, partial(worker.admission.load, loaded.info.instance_id))
-        worker.admission.on_change = board.touch
+        board = self.serve(loaded.info, partial(worker.runner.load, loaded.info.instance_id, worker.admission))
+        worker.runner.on_change = board.touch
         return self._device
 
     def adopt(self, package: Path) -> None:
         """See `WorkerServicer.adopt`."""
-        admission = self._worker.admission
-        admission.engine.adopt(package)
+        engine = self._worker.runner.engine
+        engine.adopt(package)
         self._worker.relearn()
-        if not admission.sessions:
-            report(admission.engine)
+        if not self._worker.admission.seated:
+            report(engine)
 
     def _require(self) -> LoadedModel:
         """The model. Raises WorkerUnavailableError while it is being loaded."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from draft_service.drafter import Drafter, Drafting
+from draft_service.drafter import Drafter, DraftStream
 from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
@@ -22,7 +22,7 @@ from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
 from outrider.engine.load.folder import load_model
 from outrider.worker.outbox import Outbox
-from verify_service.verifier import Verification, Verifier
+from verify_service.verifier import Verifier, VerifyStream
 
 MAX_RUN_AHEAD = 24
 MAX_DRAFT_TOKENS = 8
@@ -90,7 +90,7 @@ class Pair:
         """Continues a prompt by exactly `num_tokens`; `tree_width` 0 is the target alone."""
         drafts = tree_width > 0
         session = Session(prompt, vocab_size=self._vocab_size, max_run_ahead=MAX_RUN_AHEAD, drafting=drafts)
-        verification = Verification(
+        verification = VerifyStream(
             VerifyOpen(
                 session_id="",
                 token_ids=prompt,
@@ -102,7 +102,7 @@ class Pair:
             ),
             Outbox(),
         )
-        drafting = Drafting(
+        drafting = DraftStream(
             DraftOpen(
                 session_id="",
                 token_ids=prompt,
@@ -137,7 +137,7 @@ class Pair:
                 relay.result()
         return Generated(session.line.token_ids[len(prompt) :], session.statistics)
 
-    async def _relay(self, session: Session, verification: Verification, drafting: Drafting) -> None:
+    async def _relay(self, session: Session, verification: VerifyStream, drafting: DraftStream) -> None:
         self._draft_thread.submit(partial(self._drafter.open, drafting))
         while (stamped := await drafting.outbox.take()) is not None:
             if isinstance(stamped.event, DraftWindow):

@@ -7,11 +7,12 @@ from functools import cache
 
 import pytest
 
+from bench.rivals.ruled import policy_of
 from outrider.core.schedule import batching_delay
 from outrider.core.schedule.batching_delay import ReadyTime
 
 from .toys import ToyTarget
-from .virtual_crowd import CrowdOutcome, VirtualCrowd
+from .virtual_crowd import CrowdOutcome, run_crowd
 from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances, sloped
 
 DEMONSTRATION = (0.55, 0.67, 0.75, 0.8)
@@ -35,21 +36,22 @@ def run(
 ) -> tuple[CrowdOutcome, float]:
     """What experienced workers make of so many sessions, and how many times as fast as the target alone that is."""
 
-    def crowd(seed: int, before: VirtualCrowd | None = None) -> VirtualCrowd:
+    policy = policy_of(None)
+
+    def crowd(seed: int) -> CrowdOutcome:
         circumstances = Circumstances(
             draft_step=draft_step or sloped(0.6e-3, 0.03),
             verify_step=verify_step,
             coverage=DEMONSTRATION,
             hop=hop,
-            node_handling=20e-6,
+            window=20e-6,
             num_tokens=max(80, 400 // num_sessions),
             seed=seed,
         )
-        return VirtualCrowd(circumstances, num_sessions, before)
+        return run_crowd(circumstances, num_sessions, policy)
 
-    before = crowd(1000)
-    before.run()
-    outcome = crowd(5, before).run()
+    crowd(1000)
+    outcome = crowd(5)
     return outcome, verify_step(num_sessions) / num_sessions / outcome.seconds_per_token
 
 

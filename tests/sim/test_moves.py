@@ -53,7 +53,7 @@ class MovingWorld(World):
     def _open_verifier(self) -> None:
         """At the end of the line as the coordinator has it."""
         self.verify_open = replace(self.verify_open, token_ids=tuple(self.coordinator.line.token_ids))
-        self.open_verifier(RUN_AHEAD_MAX)
+        self.open_verifier()
 
     def _lose_drafter(self) -> None:
         event = self.rng.choice((self.coordinator.on_drafter_lost, self.coordinator.on_drafter_refused))
@@ -117,7 +117,7 @@ class MovingWorld(World):
 
     def _check_credit(self) -> None:
         assert self.coordinator.tree.num_live <= RUN_AHEAD_MAX
-        assert self._sent.num_live <= RUN_AHEAD_MAX
+        assert self._worker.sent.num_live <= RUN_AHEAD_MAX
 
     def _check_drafter(self) -> None:
         given_up = self.coordinator.drafter in (DrafterState.LOST, DrafterState.MISSED)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench.rivals.ruled import policy_of
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.protocol.messages import VerifyOpen
-from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.protocol.validation import RUN_AHEAD_MAX
-from outrider.core.verify.session import VerifySession
 
-from .toys import Place, TieredDraft
-from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances, Outcome, VirtualPair, sloped
+from .toys import Place, ToyTarget
+from .virtual_pair import VOCAB_SIZE, Circumstances, Outcome, outcome, sloped
 
 COVERAGE = (0.55, 0.65, 0.7, 0.75)
 VERIFY_SECONDS = 2.6e-3
@@ -34,30 +31,10 @@ def run(*, ngrams: bool, loops: bool, draft_share: float, num_tokens: int = 1200
         verify_step=sloped(VERIFY_SECONDS, 0.035),
         coverage=COVERAGE,
         hop=0.25e-3,
-        node_handling=4e-6,
         num_tokens=num_tokens,
     )
-    pair = VirtualPair(circumstances)
-    if loops:
-        pair._target = LoopingTarget()
-        pair._draft = TieredDraft(pair._target, COVERAGE)
-    pair.verifier = VerifySession(
-        VerifyOpen(
-            session_id="",
-            token_ids=PROMPT,
-            num_prompt_tokens=len(PROMPT),
-            sampling=SamplingParams(),
-            max_length=len(PROMPT) + num_tokens,
-            ignore_eos=True,
-            max_draft_tokens=circumstances.max_draft_tokens,
-        ),
-        vocab_size=VOCAB_SIZE,
-        eos_token_ids=(),
-        max_live_nodes=RUN_AHEAD_MAX,
-        estimates=pair._verify_estimates,
-        ngrams=NgramTable() if ngrams else None,
-    )
-    return pair.run()
+    target = LoopingTarget() if loops else ToyTarget(circumstances.seed, VOCAB_SIZE)
+    return outcome(circumstances, circumstances.writing([target], policy_of(None), NgramTable if ngrams else None))
 
 
 @pytest.mark.parametrize("draft_share", [0.05, 0.2, 0.35, 1.0])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from bench.rivals.modes import PolicyName
+from bench.rivals.ruled import policy_of
 from outrider.core.protocol.messages import FinishReason
-from outrider.core.verify.draft_wait import AT_ONCE
 
 from .toys import ToyTarget
-from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances, Outcome, VirtualPair, flat, sloped
+from .virtual_pair import PROMPT, VOCAB_SIZE, Circumstances, Outcome, flat, run_pair, sloped
 
 TREE_OF_FOUR = (0.8, 0.93, 0.96, 0.98)
 """A draft whose first guess is right 0.8 of the time, and that has the right one among four 0.98 of the time."""
@@ -18,7 +19,7 @@ DEMONSTRATION = (0.55, 0.67, 0.75, 0.8)
 
 
 def run(**circumstances: object) -> Outcome:
-    return VirtualPair(Circumstances(**circumstances)).run()  # type: ignore[arg-type]
+    return run_pair(Circumstances(**circumstances))  # type: ignore[arg-type]
 
 
 def best_in_turn(alpha: float, draft_step: float) -> float:
@@ -57,7 +58,7 @@ def test_the_tokens_are_those_of_the_target_alone() -> None:
     expected, reason = ToyTarget(circumstances.seed, VOCAB_SIZE).decode_alone(
         PROMPT, len(PROMPT) + 300, frozenset(), True
     )
-    assert (VirtualPair(circumstances).run().token_ids, reason) == (expected, FinishReason.LENGTH)
+    assert (run_pair(circumstances).token_ids, reason) == (expected, FinishReason.LENGTH)
 
 
 def test_a_chain_beats_the_best_lookahead_in_turn_and_keeps_both_devices_busy() -> None:
@@ -99,13 +100,10 @@ def test_the_automatic_tree_beats_chain_and_target_alone_where_the_demonstration
 
 @pytest.mark.parametrize("draft_step", [0.02, 0.1])
 @pytest.mark.parametrize("hop", [0.0, 0.05])
-def test_where_the_draft_is_quick_waiting_beats_never_waiting(
-    draft_step: float, hop: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_the_draft_is_quick_waiting_beats_never_waiting(draft_step: float, hop: float) -> None:
     given = {"draft_step": flat(draft_step), "verify_step": sloped(1.0, 0.017), "coverage": (0.8,), "tree_width": 1}
     waiting = run(hop=hop, **given)
-    monkeypatch.setattr("outrider.core.verify.session.VerifySession.wait", lambda self, now: AT_ONCE)
-    never = run(hop=hop, **given)
+    never = run_pair(Circumstances(hop=hop, **given), policy_of(PolicyName("no_wait")))  # type: ignore[arg-type]
     assert waiting.seconds_per_token < 1.02 * never.seconds_per_token
     if draft_step < 0.1:
         assert waiting.wait > 0.0

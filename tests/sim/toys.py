@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import FinishReason
@@ -29,6 +29,18 @@ def place_after(line: Line, node: Node) -> Place:
     else:
         previous = line.token_ids[node.position - 1] if node.position else 0
     return Place(node.position + 1, (previous, node.token_id))
+
+
+class Target(Protocol):
+    """Whoever writes the text."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def next_token(self, place: Place) -> int: ...
 
 
 class ToyTarget(NamedTuple):
@@ -89,7 +101,7 @@ class TieredDraft(NamedTuple):
     The margins are those of scores that say how often each rank is right.
     """
 
-    target: ToyTarget
+    target: Target
     coverage: tuple[float, ...]
 
     def propose(self, place: Place) -> tuple[list[int], list[float]]:

@@ -6,13 +6,10 @@ say something again; between links every order occurs. Workers begin and end the
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from random import Random
 
 from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.session import DrafterLost, Emit, Session, VerdictOutcome
-from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import (
     Commitment,
     DraftWindow,
@@ -23,22 +20,15 @@ from outrider.core.protocol.messages import (
     VerifyFinished,
     VerifyOpen,
 )
-from outrider.core.protocol.naming import Inbound
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.protocol.tree import Node, NodeState, SpeculationTree
-from outrider.core.verify.selection import most_probable
-from outrider.core.verify.session import VerifySession
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
 from .link import Closed, Link
 from .scenario import ACTORS, Conduct, Scenario, draw_scenario
-from .toys import EOS_TOKEN_ID, place_after
+from .verifier import VERIFY_MS, CheckedVerifier, paths
 
 EVENTS_PER_TOKEN_MAX = 400
 """A schedule with more events than this for each token of its line runs in circles. The slowest ones take a quarter."""
-
-VERIFY_MS = 1.0
-"""What every verdict says that it took."""
 
 CALL_OFF_RATE = 0.1
 """How often a round is composed and then does not take place, for want of room."""
@@ -68,7 +58,7 @@ class World:
             max_draft_tokens=scenario.max_draft_tokens,
             expect_drafts=drafting,
         )
-        self.open_verifier(scenario.max_run_ahead)
+        self.open_verifier()
         self.drafter: HonestDrafter | Babbler | None = None
         if drafting:
             self.drafter = (Babbler if scenario.conduct is Conduct.BABBLING else HonestDrafter)(scenario, self.rng)
@@ -79,7 +69,6 @@ class World:
         self.num_events = 0
         self._slip_due = False
         self._broken: DraftWindow | None = None
-        self._curve = StepCurve()
         self._verifying = True
         self._num_rollbacks = 0
         self._drafts_ended = False
@@ -88,24 +77,12 @@ class World:
         self._num_windows = 0
         self._last_window_id = 0
 
-    def open_verifier(self, max_live_nodes: int) -> None:
-        """A verifier at the end of the line of `verify_open`, and beside it the tree of what it is sent alone."""
-        scenario, line = self.scenario, self.verify_open.token_ids
-        self.verifier = VerifySession(
-            self.verify_open,
-            vocab_size=scenario.target.vocab_size,
-            eos_token_ids=[EOS_TOKEN_ID],
-            max_live_nodes=max_live_nodes,
-            ngrams=NgramTable() if scenario.ngrams else None,
-        )
-        self._sent = SpeculationTree(len(line) - 1, line[-1])
-        self._sent_names = Inbound(vocab_size=scenario.target.vocab_size, max_live_nodes=max_live_nodes)
-        self._in_pass: list[Node] | None = None
-        self._drafted: set[Node] = set()
-        """What of the pass may have been sent; the rest was looked up."""
+    def open_verifier(self) -> None:
+        """A verifier at the end of the line of `verify_open`."""
+        self._worker = CheckedVerifier(self.scenario, self.verify_open)
+        self.verifier = self._worker.state
         self._arrived: list[DraftWindow] = []
-        """Windows that came while the pass ran: they wait for its end, as one thread does both."""
-        self._num_stale_nodes = 0
+        """Windows that came while a step ran: they wait for its end, as one thread does both."""
 
     def run(self) -> None:
         """Runs to the end, delivers what is still under way, and checks everything."""
@@ -137,7 +114,7 @@ class World:
 
     def settle(self) -> None:
         """Ends the verifier's pass and delivers everything that has been drafted or decided."""
-        if self._in_pass is not None and self._verifying:
+        if self._worker.step is not None and self._verifying:
             self._verify()
         self._send_drafted(self.drafter.flush() if self.drafter else None)
         while names := [name for name, link in self.links.items() if link.queue]:
@@ -171,54 +148,21 @@ class World:
         self.links["drafter->coordinator"].queue.append(window)
 
     def _verify(self) -> None:
-        session = self.verifier
-        if self._in_pass is None:
-            candidates = session.candidates
-            self._drafted = set(session.tree.live_nodes())
-            nodes = most_probable([candidates], self._curve).nodes[0]
-            assert len(nodes) <= self.scenario.max_draft_tokens
-            if self.rng.random() >= CALL_OFF_RATE:
-                self._in_pass = nodes
+        if self._worker.step is None:
+            if self.rng.random() < CALL_OFF_RATE:
+                self._worker.call_off(self.num_events)
+            else:
+                self._worker.begin(self.num_events)
             return
-        nodes, self._in_pass = self._in_pass, None
-        next_token = self.scenario.target.next_token
-        places = [place_after(session.line, node) for node in (session.tree.root, *nodes)]
-        assert all(place.position < self.scenario.max_length for place in places), "scored past the line's end"
-        scored = _paths_of(session.tree.root, nodes)
-        decision = session.decide(nodes, [next_token(place) for place in places])
-        assert decision.token_ids, "a round without progress"
-        assert [places[row].position for row in decision.rows] == list(
-            range(decision.position, decision.position + len(decision.token_ids))
-        )
-        decided = tuple(decision.token_ids)
-        assert decision.num_accepted == sum(decided[:depth] in scored for depth in range(1, len(decided) + 1))
-        prompt_lookup = [node for node in nodes if node not in self._drafted]
-        assert self.scenario.ngrams or not prompt_lookup
-        assert decision.num_prompt_lookup == len(prompt_lookup)
-        assert decision.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
+        verdict, finished = self._worker.end(self.num_events)
         to_coordinator = self.links["verifier->coordinator"].queue
-        to_coordinator.append(
-            Verdict(
-                position=decision.position,
-                token_ids=decision.token_ids,
-                num_accepted=decision.num_accepted,
-                num_draft_tokens=len(nodes),
-                bonus=decision.bonus,
-                num_stale_nodes=self._num_stale_nodes,
-                verify_ms=VERIFY_MS,
-                num_prompt_lookup=decision.num_prompt_lookup,
-                num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
-            )
-        )
-        self._num_stale_nodes = 0
-        self._sent.commit(decision.token_ids)
-        self._check_nothing_is_left()
-        for window in self._arrived:
-            self._graft(window)
-        self._arrived.clear()
-        if decision.finish_reason is not None:
+        to_coordinator.append(verdict)
+        if finished is not None:
             self._verifying = False
-            to_coordinator.append(VerifyFinished(decision.finish_reason))
+            to_coordinator.append(finished)
+        for window in self._arrived:
+            self._worker.graft(window, self.num_events)
+        self._arrived.clear()
 
     def _deliver(self, name: str) -> None:
         message = self.links[name].take(self.rng, self.scenario.repeat_rate)
@@ -226,8 +170,8 @@ class World:
             case DraftWindow() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
             case DraftWindow():
-                if self._in_pass is None:
-                    self._graft(message)
+                if self._worker.step is None:
+                    self._worker.graft(message, self.num_events)
                 else:
                     self._arrived.append(message)
             case Commitment():
@@ -242,18 +186,6 @@ class World:
                 assert self.coordinator.on_drafter_lost("its stream was closed") is None
             case EndDrafts():
                 pass
-
-    def _graft(self, window: DraftWindow) -> None:
-        """Between two passes: the window must find what a verifier without a table would have."""
-        found, expected = self.verifier.graft(window), self._sent_names.graft(self._sent, window)
-        assert len(found.added) == len(expected.added)
-        assert found[1:] == expected[1:]
-        self._num_stale_nodes += found.num_stale
-        self._check_nothing_is_left()
-
-    def _check_nothing_is_left(self) -> None:
-        assert self.verifier.tree.num_live == self._sent.num_live
-        assert paths(self.verifier.tree) == paths(self._sent), "looked-up guesses outlived their round"
 
     def _deliver_drafted(self, window: DraftWindow) -> None:
         heard = self._drafter_heard()
@@ -324,7 +256,7 @@ class World:
 
     def _check_credit(self) -> None:
         credit = self.scenario.max_run_ahead
-        assert self._sent.num_live <= credit
+        assert self._worker.sent.num_live <= credit
         if self.coordinator.drafter.is_feeding:
             assert self.coordinator.tree.num_live <= credit
         if isinstance(self.drafter, HonestDrafter):
@@ -378,16 +310,3 @@ class World:
             assert found.num_drafted_nodes == self._num_drafted_nodes
             assert found.draft_ms == DRAFT_MS * self._num_windows
         assert found.num_stale_nodes <= 2 * found.num_drafted_nodes
-
-
-def paths(tree: SpeculationTree) -> set[tuple[int, ...]]:
-    """The tree's live nodes by content: the tokens from below its root to each of them."""
-    return _paths_of(tree.root, tree.live_nodes())
-
-
-def _paths_of(root: Node, nodes: Iterable[Node]) -> set[tuple[int, ...]]:
-    path_of: dict[int, tuple[int, ...]] = {id(root): ()}
-    for node in nodes:
-        path_of[id(node)] = (*path_of[id(node.parent)], node.token_id)
-    assert len(set(path_of.values())) == len(path_of), "two nodes for one path"
-    return set(path_of.values()) - {()}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
-from draft_service.drafter import Drafter, Drafting
+from draft_service.drafter import Drafter, DraftStream
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import (
     Commitment,
@@ -16,13 +16,16 @@ from outrider.core.protocol.messages import (
     Verdict,
     VerifyFinished,
     VerifyOpen,
+    WorkerLoad,
 )
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.schedule.admission import Seated
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
+from outrider.engine.kv_cache.slots import Slot
 from outrider.worker.outbox import Outbox
 from tests.engine.tiny_models import VOCAB_SIZE, build
-from verify_service.verifier import Verification, Verifier
+from verify_service.verifier import Verifier, VerifyStream
 
 MAX_CONTEXT = 128
 ONE_SESSION_TOKENS = MAX_CONTEXT + 256
@@ -78,7 +81,7 @@ class Session:
     def __init__(self, log: list[tuple[str, Any]], name: str, opening: VerifyOpen) -> None:
         self.name = name
         self.record = Record(log, name)
-        self.verification = Verification(opening, self.record)
+        self.verification = VerifyStream(opening, self.record)
 
     @property
     def token_ids(self) -> list[int]:
@@ -105,7 +108,9 @@ class Bench:
         """On a device that takes so long for a step; if that is not said, more tokens cost it hardly more."""
         self.engine = engine
         self.verifier = Verifier(engine, (), max_queue=max_queue)
-        self.verifier.estimates.curve = curve or FixedCurve(1.0, 0.001)
+        self.estimates = self.verifier.scheduler.policy.estimates
+        self.estimates.curve = curve or FixedCurve(1.0, 0.001)
+        self.admission = self.verifier.admission
         self.log: list[tuple[str, Any]] = []
         """Every event of every session, in order."""
         self.passes: list[list[int]] = []
@@ -143,6 +148,23 @@ class Bench:
 
     def graft(self, session: Session, window: DraftWindow) -> None:
         self.verifier.graft(session.verification, window, 0.0)
+
+    def line_of(self, session: Session) -> list[int]:
+        """The session's line as it is by now."""
+        return self.verifier.scheduler.sessions[session.verification].token_ids
+
+    def seat_of(self, session: Session) -> Seated[Any]:
+        """The session's place, which it has while it is preempted too."""
+        seated = self.admission.place_of(self.verifier.scheduler.sessions[session.verification])
+        assert isinstance(seated, Seated)
+        return seated
+
+    def slot_of(self, session: Session) -> Slot:
+        """The engine's slot of the session."""
+        return self.verifier.runner.memory.slot(self.seat_of(session).slot)
+
+    def load(self) -> WorkerLoad:
+        return self.verifier.runner.load("me", self.admission)
 
     def run(self, until: Callable[[], bool] = lambda: False) -> None:
         """Steps until there is nothing to do, or `until` says so."""
@@ -183,8 +205,10 @@ class Drafts:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.drafter = Drafter(engine)
+        self.estimates = self.drafter.scheduler.policy.estimates
+        self.admission = self.drafter.admission
 
-    def open(self, prompt: Sequence[int], *, max_run_ahead: int = 12, num_tokens: int = 60) -> Drafting:
+    def open(self, prompt: Sequence[int], *, max_run_ahead: int = 12, num_tokens: int = 60) -> DraftStream:
         opening = DraftOpen(
             session_id="",
             token_ids=prompt,
@@ -195,7 +219,7 @@ class Drafts:
             max_length=len(prompt) + num_tokens,
             vocab_size=VOCAB_SIZE,
         )
-        session = Drafting(opening, Record())
+        session = DraftStream(opening, Record())
         self.drafter.open(session)
         return session
 
@@ -206,12 +230,25 @@ class Drafts:
                 return
         raise AssertionError("no end in sight")
 
-    def commit(self, session: Drafting, token_ids: Sequence[int]) -> None:
-        commitment = Commitment(len(session.token_ids), token_ids, rollback=False)
+    def commit(self, session: DraftStream, token_ids: Sequence[int]) -> None:
+        commitment = Commitment(len(self.line_of(session)), token_ids, rollback=False)
         self.drafter.commit(session, commitment)
 
+    def line_of(self, session: DraftStream) -> list[int]:
+        """The session's line as it is by now."""
+        return self.drafter.scheduler.sessions[session].token_ids
 
-def drafted(session: Drafting) -> list[int]:
+    def place_of(self, session: DraftStream) -> Any:
+        """Where the session is; None if it has ended."""
+        found = self.drafter.scheduler.sessions.get(session)
+        return found and self.admission.place_of(found)
+
+    def slot_of(self, session: DraftStream) -> Slot:
+        """The engine's slot of the session."""
+        return self.drafter.runner.memory.slot(self.place_of(session).slot)
+
+
+def drafted(session: DraftStream) -> list[int]:
     """The token ids that a session has sent, in order."""
     record = session.outbox
     assert isinstance(record, Record)

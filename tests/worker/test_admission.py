@@ -144,33 +144,33 @@ async def test_what_is_shared_needs_room_once() -> None:
 async def test_a_drafter_refuses_at_once() -> None:
     drafts = Drafts(engine_of(max_sessions=1))
     first, second = drafts.open(PROMPT), drafts.open(PROMPT)
-    assert first.slot is not None
-    assert second.slot is None
+    assert drafts.place_of(first) in drafts.admission.seated
+    assert drafts.place_of(second) is None
     assert isinstance(second.outbox.error, SlotsExhaustedError)  # type: ignore[attr-defined]
     drafts.run()
     drafts.drafter.close(first)
     third = drafts.open(PROMPT)
-    assert third.slot is not None
+    assert drafts.place_of(third) in drafts.admission.seated
 
 
 async def test_what_a_worker_reports_of_its_load() -> None:
     bench = Bench(engine_of(max_sessions=2, kv_tokens=ONE_SESSION_TOKENS))
     changes: list[None] = []
-    bench.verifier.admission.on_change = lambda: changes.append(None)
-    idle = bench.verifier.admission.load("me")
+    bench.verifier.runner.on_change = lambda: changes.append(None)
+    idle = bench.load()
     assert idle == ("me", 0, 0, 0, ONE_SESSION_TOKENS, ONE_SESSION_TOKENS, 0.0, 0, 0)
     sessions = [bench.open(name, PROMPT, 8) for name in ("a", "b", "c")]
     assert changes
-    waiting = bench.verifier.admission.load("me")
+    waiting = bench.load()
     assert (waiting.num_sessions, waiting.num_queued, waiting.num_queued_tokens) == (0, 3, 60)
     bench.run(until=lambda: len(sessions[1].verdicts) == 2)
-    busy = bench.verifier.admission.load("me")
+    busy = bench.load()
     assert (busy.num_sessions, busy.num_queued, busy.num_queued_tokens) == (2, 1, 20)
     assert busy.num_free_kv_tokens < busy.num_kv_tokens
     assert busy.step_ms > 0.0
     changes.clear()
     bench.run()
-    done = bench.verifier.admission.load("me")
+    done = bench.load()
     assert changes
     assert (done.num_sessions, done.num_queued, done.num_queued_tokens) == (0, 0, 0)
     assert done.num_free_kv_tokens == done.num_kv_tokens

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from draft_service.drafter import expansion_job, expansion_row
+from draft_service.batch import expansion_job, expansion_row
 from outrider.core.draft.session import DraftSession
 from outrider.core.protocol.messages import DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
@@ -67,7 +67,7 @@ def test_a_job_asks_for_each_node_by_its_path_and_feeds_no_token_twice(seed: int
 
 @pytest.mark.parametrize("penalty", [0.0, 0.5])
 def test_a_row_says_which_tokens_stand_before_it_where_penalties_count_them(penalty: float) -> None:
-    session, slot = session_of(SamplingParams(presence_penalty=penalty)), Slot(2, 100, BlockPool(8, 16))
+    session, slot = session_of(SamplingParams(presence_penalty=penalty)), 2
     node = session.tree.root
     for token_id in (7, 8, 7):
         child = session.tree.attach(node, token_id, -0.1)

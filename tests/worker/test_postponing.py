@@ -48,8 +48,8 @@ async def test_the_last_to_come_gives_way_and_the_first_never_does(forgotten: li
     bench = Bench(engine_of(max_sessions=4, kv_tokens=ONE_SESSION_TOKENS))
     sessions = [bench.open(str(number), random_line(20, seed=number), 108) for number in range(4)]
     bench.run(until=lambda: bool(forgotten))
-    first, *_, last = (session.verification for session in sessions)
-    assert forgotten == [last.slot]
+    first = bench.seat_of(sessions[0])
+    assert forgotten == [bench.slot_of(sessions[-1])]
     num_verdicts = len(sessions[-1].verdicts)
     bench.run(until=lambda: sessions[0].is_finished)
     assert first.priority.num_overtaken == 0
@@ -63,8 +63,8 @@ async def test_who_has_given_way_once_comes_before_all_that_wait(forgotten: list
     bench.run(until=lambda: bool(forgotten))
     late = bench.open("late", random_line(20, seed=9), 4, time_left_ms=1)
     bench.run(until=lambda: late.is_admitted)
-    seated = bench.verifier.admission.sessions
-    assert seated.index(sessions[3].verification) < seated.index(late.verification)
+    seated = bench.admission.seated
+    assert seated.index(bench.seat_of(sessions[3])) < seated.index(bench.seat_of(late))
     bench.run()
     assert late.is_finished
     assert bench.is_empty
@@ -80,7 +80,7 @@ async def test_a_tree_shrinks_before_anybody_gives_way(forgotten: list[Slot]) ->
     blocks = bench.engine.blocks
     held = [blocks.take() for _ in range(blocks.num_available - 9)]  # what is left holds the lines up to cell 80
     for session, tokens, line in zip(sessions, expected, lines, strict=True):
-        _graft_chain(bench, session.verification.state.line.token_ids, tokens, len(line), session)
+        _graft_chain(bench, bench.line_of(session), tokens, len(line), session)
     bench.run(until=lambda: all(len(session.token_ids) >= 8 for session in sessions))
     blocks.release(held)
     bench.run()
@@ -118,8 +118,8 @@ async def test_many_sessions_through_a_small_memory_leave_nothing_behind(forgott
         len(session.token_ids) == num_tokens for session, (_, num_tokens, _) in zip(sessions, requests, strict=True)
     )
     assert bench.is_empty
-    assert not bench.verifier.admission.sessions
-    assert bench.verifier.admission.load("").num_queued == 0
+    assert not bench.admission.seated
+    assert bench.load().num_queued == 0
 
 
 async def test_one_session_fits_however_long_it_gets(forgotten: list[Slot]) -> None:
@@ -152,9 +152,9 @@ async def test_a_drafter_whose_memory_is_full_drafts_on_later(forgotten: list[Sl
             drafts.commit(session, line[position : position + 12])
         drafts.run()
     *others, last = sessions
-    assert last.slot in forgotten
-    assert last not in drafts.drafter.admission.sessions
-    assert len(last.token_ids) == 104
+    assert drafts.slot_of(last) in forgotten
+    assert drafts.place_of(last) not in drafts.admission.seated
+    assert len(drafts.line_of(last)) == 104
     num_drafted = len(drafted(last))
     for session in others:
         drafts.drafter.close(session)

@@ -76,7 +76,7 @@ async def test_a_long_prompt_is_read_although_short_ones_keep_coming() -> None:
 
     def is_read() -> bool:
         nonlocal num_short
-        if len(bench.verifier.admission.sessions) < 4:
+        if len(bench.admission.seated) < 4:
             num_short += 1
             bench.open(f"short {num_short}", random_line(8, seed=100 + num_short), 1)
         return bool(long.verdicts)
@@ -115,7 +115,7 @@ async def test_a_prompt_without_a_deadline_is_read_although_urgent_ones_keep_com
 
     def is_read() -> bool:
         nonlocal num_urgent
-        if len(bench.verifier.admission.sessions) < 4 and num_urgent < 60:
+        if len(bench.admission.seated) < 4 and num_urgent < 60:
             num_urgent += 1
             bench.open(f"urgent {num_urgent}", random_line(16, seed=100 + num_urgent), 1, time_left_ms=1000)
         return bool(patient.verdicts)
@@ -154,7 +154,7 @@ async def test_a_busy_device_scores_roots_alone() -> None:
     bench = Bench(engine_of(), curve=FixedCurve(0.0, 1.0))
     sessions = decoding(bench, 3, 12)
     for session in sessions:
-        line = session.verification.state.line.token_ids
+        line = bench.line_of(session)
         bench.graft(session, DraftWindow(len(line) - 1, 1, [0, 1], [5, 6], [-0.001, -0.001]))
         bench.verifier.end_drafts(session.verification)
     bench.run()
@@ -165,7 +165,7 @@ async def test_a_busy_device_scores_roots_alone() -> None:
 async def test_a_session_that_waits_for_drafts_is_not_left_behind() -> None:
     """Its drafts never come, though it has every reason to expect them; beside it others decode."""
     bench = Bench(engine_of(), curve=FixedCurve(0.005, 1e-5))
-    _, draft_wait = bench.verifier.estimates.of(greedy=True)
+    _, draft_wait = bench.estimates.of(greedy=True)
     for _ in range(20):
         draft_wait.observe_places([1.0] * 10)
         draft_wait.observe_first_draft(1e-3)
@@ -174,7 +174,7 @@ async def test_a_session_that_waits_for_drafts_is_not_left_behind() -> None:
     for number in range(2):
         bench.open(str(number), random_line(6, seed=2 + number), 40)
     bench.run(until=lambda: bool(waiting.verdicts))
-    slot = waiting.verification.slot
+    slot = bench.slot_of(waiting)
     bench.jobs.clear()
     bench.run(until=lambda: waiting.is_finished)
     takes_part = [any(job.slot is slot for job in jobs) for jobs in bench.jobs]
@@ -184,7 +184,7 @@ async def test_a_session_that_waits_for_drafts_is_not_left_behind() -> None:
 
 async def test_a_drafter_reads_in_chunks_too() -> None:
     drafts = Drafts(engine_of())
-    drafts.drafter.estimates.curve = FixedCurve(1.0, 0.1)
+    drafts.estimates.curve = FixedCurve(1.0, 0.1)
     passes: list[list[int]] = []
     step = drafts.engine.step
 

@@ -58,7 +58,14 @@ class DraftEstimates:
 class DraftSession:
     """One session's line and tree as the drafter sees them. All times are in seconds, by any clock that only rises."""
 
-    def __init__(self, opening: DraftOpen, estimates: DraftEstimates | None = None) -> None:
+    def __init__(
+        self,
+        opening: DraftOpen,
+        estimates: DraftEstimates | None = None,
+        *,
+        expands: Callable[[Node], bool] = lambda node: True,
+    ) -> None:
+        """What follows a new node may be drafted if `expands` says so."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or DraftEstimates()
         self._confidence_bin = estimates.confidence_bin
@@ -70,6 +77,7 @@ class DraftSession:
         self.penalized = opening.sampling.penalized
         """Whether what follows a node depends on which tokens its path holds, wherever they stand."""
         self._automatic = opening.tree_width == 0
+        self._expands = expands
         self._max_run_ahead = opening.max_run_ahead
         self._max_length = opening.max_length
         self._outbound = Outbound()
@@ -156,7 +164,7 @@ class DraftSession:
             child = self.tree.attach(parent, token_id, found[token_id])
             if child is not None:
                 self._unsent.append(child)
-                if child.position + 1 < self._max_length:
+                if child.position + 1 < self._max_length and self._expands(child):
                     self._push(child)
 
     def is_window_due(self, now: float, idle: bool) -> bool:

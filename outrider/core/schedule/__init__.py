@@ -1,1 +1,1 @@
-"""The scheduler's rules: queue, admission, chunked prefill and batching delay."""
+"""The schedulers of verifier and drafter, and their rules: admission, preemption, queue, prefill, batching delay."""

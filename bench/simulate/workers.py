@@ -1,0 +1,226 @@
+"""Workers on a virtual clock: production's schedulers, with steps that take as long as told.
+
+Like a device thread, a worker reads what has arrived between its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
+
+from bench.simulate.clock import Clock
+from bench.simulate.memory import AmpleMemory
+from outrider.core.draft.session import DraftSession
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.tree import Node
+from outrider.core.schedule.draft_scheduler import DraftScheduler
+from outrider.core.schedule.draft_step import Drafted, DraftStep, Proposal
+from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
+from outrider.core.schedule.step import WaitUntil
+from outrider.core.schedule.verify_scheduler import VerifyScheduler
+from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyPart, VerifyStep
+
+STEP_TOKENS_MAX = 512
+"""Most line tokens in one step: the engine's."""
+
+
+class Text(Protocol):
+    """What the target writes after a prompt, and what a draft guesses of it."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def next_token(self, line: Line, node: Node) -> int:
+        """The target's choice after `node`, the end of `line` or a guess below it; beyond the text's end anything."""
+        ...
+
+    def propose(self, session: DraftSession, nodes: Sequence[Node]) -> Sequence[Proposal]:
+        """The draft's guesses below each of `nodes`."""
+        ...
+
+
+class Work:
+    """How long each of two workers was busy, and both at once."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until = {"draft": 0.0, "verify": 0.0}
+        self.busy = {"draft": 0.0, "verify": 0.0}
+        self.both = 0.0
+
+    def begin(self, worker: str, seconds: float) -> None:
+        """A step begins that takes so long."""
+        now = self._clock.now
+        self._until[worker] = now + seconds
+        self.busy[worker] += seconds
+        self.both += max(0.0, min(self._until.values()) - now)
+
+
+class VirtualVerifier:
+    """Steps take `step_seconds` of their number of tokens, and the next one begins `rest` later at the earliest."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        work: Work,
+        texts: Sequence[Text],
+        policy: VerifyPolicy,
+        step_seconds: Callable[[int], float],
+        tell: Callable[[int, Verdict | VerifyFinished], None],
+        *,
+        rest: float = 0.0,
+        ngram_table: Callable[[], NgramTable] | None = None,
+    ) -> None:
+        """Session i is about `texts[i]`, and `tell` hears what it is told."""
+        self._clock, self._work, self._texts = clock, work, texts
+        self._step_seconds, self._tell, self._rest = step_seconds, tell, rest
+        self._memory = AmpleMemory()
+        self.scheduler: VerifyScheduler[int] = VerifyScheduler(
+            self._memory,
+            vocab_size=texts[0].vocab_size,
+            eos_token_ids=(),
+            step_tokens_max=STEP_TOKENS_MAX,
+            ngram_table=ngram_table,
+            policy=policy,
+        )
+        self.steps: list[tuple[set[int], set[int]]] = []
+        """For each step who took part, of those who had not ended."""
+        self._arrived: list[tuple[int, DraftWindow, float]] = []
+        self._is_busy = False
+        self._alarm: object = None
+
+    def open(self, index: int, opening: VerifyOpen) -> None:
+        """Opens a session now."""
+        self.scheduler.open(index, opening, self._clock.now)
+
+    def graft(self, index: int, window: DraftWindow) -> None:
+        """A window arrives."""
+        self._arrived.append((index, window, self._clock.now))
+        self.wake()
+
+    def wake(self) -> None:
+        """Reads what has arrived, and steps if that is due."""
+        if self._is_busy:
+            return
+        now = self._clock.now
+        for index, window, arrived in self._arrived:
+            assert not self.scheduler.graft(index, window, arrived), "an honest drafter broke the protocol"
+        self._arrived.clear()
+        self.scheduler.admit(now)
+        alarm = self._alarm = object()
+        match self.scheduler.plan(now):
+            case VerifyStep() as step:
+                self._begin(step)
+            case WaitUntil(time):
+                self._clock.at(time, lambda: self.wake() if self._alarm is alarm else None)
+            case None:
+                pass
+
+    def _begin(self, step: VerifyStep[int]) -> None:
+        seconds = self._step_seconds(sum(1 + len(part.nodes) for part in step.parts))
+        self._is_busy = True
+        self.steps.append(({part.session.key for part in step.parts}, set(self.scheduler.sessions)))
+        self._work.begin("verify", seconds)
+        self._clock.after(seconds, partial(self._end, step, self._clock.now, seconds))
+
+    def _end(self, step: VerifyStep[int], started: float, seconds: float) -> None:
+        choices = [self._choose(part) for part in step.parts]
+        for part in step.parts:
+            self._memory.feed(part.slot, len(part.session.token_ids))
+        for index, content in self.scheduler.settle(step, VerifyOutcome(started, seconds, choices), self._clock.now):
+            if isinstance(content, Decided):
+                self._tell(index, content.verdict)
+            elif isinstance(content, VerifyFinished):
+                self._tell(index, content)
+        if self._rest:
+            self._clock.after(self._rest, self._go_on)
+        else:
+            self._go_on()
+
+    def _choose(self, part: VerifyPart[int]) -> list[int]:
+        state, text = part.session.state, self._texts[part.session.key]
+        return [text.next_token(state.line, node) for node in (state.tree.root, *part.nodes)]
+
+    def _go_on(self) -> None:
+        self._is_busy = False
+        self.wake()
+
+
+class VirtualDrafter:
+    """Steps take `step_seconds` of their number of expanded nodes, and the next one begins `pause` later."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        work: Work,
+        texts: Sequence[Text],
+        policy: DraftPolicy,
+        step_seconds: Callable[[int], float],
+        tell: Callable[[int, DraftWindow], None],
+        *,
+        pause: float = 0.0,
+    ) -> None:
+        """Session i is about `texts[i]`, and `tell` hears what it is told."""
+        self._clock, self._work, self._texts = clock, work, texts
+        self._step_seconds, self._tell, self._pause = step_seconds, tell, pause
+        self._memory = AmpleMemory()
+        self.scheduler: DraftScheduler[int] = DraftScheduler(
+            self._memory, vocab_size=texts[0].vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
+        )
+        self._arrived: list[tuple[int, Commitment]] = []
+        self._is_busy = False
+
+    def open(self, index: int, opening: DraftOpen) -> None:
+        """Opens a session now."""
+        self.scheduler.open(index, opening)
+        self.scheduler.admit()
+
+    def commit(self, index: int, commitment: Commitment) -> None:
+        """A commitment arrives."""
+        self._arrived.append((index, commitment))
+        self.wake()
+
+    def wake(self) -> None:
+        """Reads what has arrived, and steps if there is anything to draft."""
+        if self._is_busy:
+            return
+        now = self._clock.now
+        for index, commitment in self._arrived:
+            assert not self.scheduler.commit(index, commitment), "the coordinator broke the protocol"
+        self._arrived.clear()
+        step = self.scheduler.plan(now)
+        for index, content in self.scheduler.flush(now):
+            self._send(index, content)
+        if isinstance(step, DraftStep):
+            self._begin(step)
+
+    def _begin(self, step: DraftStep[int]) -> None:
+        seconds = self._step_seconds(sum(len(part.nodes) for part in step.parts))
+        self._is_busy = True
+        self._work.begin("draft", seconds)
+        self._clock.after(seconds, partial(self._end, step, seconds))
+
+    def _end(self, step: DraftStep[int], seconds: float) -> None:
+        proposals: list[Sequence[Proposal]] = []
+        for part in step.parts:
+            proposals.append(self._texts[part.session.key].propose(part.session.state, part.nodes))
+            self._memory.feed(part.slot, len(part.session.token_ids))
+        events = self.scheduler.settle(step, proposals, self._clock.now)
+        self.scheduler.observe(seconds)
+        for index, content in events:
+            self._send(index, content)
+        if self._pause:
+            self._clock.after(self._pause, self._go_on)
+        else:
+            self._go_on()
+
+    def _send(self, index: int, content: object) -> None:
+        if isinstance(content, Drafted):
+            self._tell(index, content.window)
+
+    def _go_on(self) -> None:
+        self._is_busy = False
+        self.wake()

@@ -1,0 +1,202 @@
+"""The drafter's scheduler: which nodes of all sessions the next step expands, and when what was drafted is sent.
+
+A driver tells it what happens (`open`, `commit`, `finish`, `close`), then asks in turn who was let in (`admit`), what
+the device is to do (`plan`), and what is to be sent meanwhile (`flush`); it runs the step, and tells what came out
+(`settle`). All times are in seconds, by any clock that only rises.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Generic
+
+from outrider.core.draft.session import DraftSession, choose_expansions
+from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
+from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
+from outrider.core.protocol.tree import Node
+from outrider.core.schedule.admission import Admission, Seated
+from outrider.core.schedule.draft_step import Drafted, Drafting, DraftOutcome, DraftPart, DraftStep
+from outrider.core.schedule.memory import Memory
+from outrider.core.schedule.policy import DraftPolicy
+from outrider.core.schedule.prefill import prefill_budget
+from outrider.core.schedule.step import Event, KeyT, WaitUntil
+from outrider.core.schedule.subtree import subtree
+
+
+class DraftScheduler(Generic[KeyT]):
+    """Expands the most promising nodes of all sessions together, and prefills the lines of others beside them."""
+
+    def __init__(
+        self, memory: Memory, *, vocab_size: int, step_tokens_max: int, policy: DraftPolicy | None = None
+    ) -> None:
+        """A step feeds at most `step_tokens_max` tokens of lines; committed token ids are below `vocab_size`."""
+        self.policy = policy or DraftPolicy()
+        # Nobody waits for a drafter: its coordinator lets the target decode alone rather than be late.
+        self.admission: Admission[Drafting[KeyT]] = Admission(memory, max_queue=0)
+        self.sessions: dict[KeyT, Drafting[KeyT]] = {}
+        """Those that have not ended."""
+        self._memory = memory
+        self._vocab_size = vocab_size
+        self._step_tokens_max = step_tokens_max
+        self._num_steps = 0
+        self._num_tokens = 0
+        """How many tokens the latest step computed."""
+        self._isolated: deque[Seated[Drafting[KeyT]]] = deque()
+        """Those that failed together and are to be tried alone."""
+
+    def open(self, key: KeyT, opening: DraftOpen) -> None:
+        """Takes a session in: `admit` seats or refuses it."""
+        opening = self.policy.opening(opening)
+        state = DraftSession(opening, self.policy.estimates, expands=self.policy.expands)
+        self.sessions[key] = session = Drafting(key, opening, state)
+        self.admission.join(session)
+
+    def commit(self, key: KeyT, commitment: Commitment) -> Iterable[Event[KeyT, OutriderError]]:
+        """Moves a session's line and tree along; a rollback is the same movement."""
+        session = self.sessions.get(key)
+        place = self.admission.place_of(session) if session is not None else None
+        if session is None or not isinstance(place, Seated):
+            return ()
+        num_before = len(session.token_ids)
+        try:
+            session.state.commit(commitment)
+            if any(not 0 <= token_id < self._vocab_size for token_id in commitment.token_ids):
+                raise ProtocolViolationError("a committed token id is beyond the draft model's vocabulary")
+        except ProtocolViolationError as violation:
+            self.close(key)
+            return (Event(key, violation),)
+        self._memory.commit(place.slot, session.token_ids[num_before:])
+        return ()
+
+    def finish(self, key: KeyT) -> None:
+        """No more commits will come: the session drafts on while that is worth it, then ends."""
+        if (session := self.sessions.get(key)) is not None:
+            session.is_finishing = True
+
+    def close(self, key: KeyT) -> None:
+        """Ends a session; does nothing if it has ended."""
+        if (session := self.sessions.pop(key, None)) is not None:
+            self.admission.dismiss(session)
+
+    def admit(self) -> Iterable[Event[KeyT, Opened | OutriderError]]:
+        """Lets in those for whom there is room, and refuses the others, but for those that were preempted."""
+        admitted = self.admission.admit()
+        events: list[Event[KeyT, Opened | OutriderError]] = []
+        for seated in admitted.seated:
+            events.append(Event(seated.session.key, Opened(len(seated.session.opening.token_ids))))
+        for queued in admitted.refused:
+            del self.sessions[queued.session.key]
+            events.append(Event(queued.session.key, self.admission.refusal()))
+        return events
+
+    def plan(self, now: float) -> DraftStep[KeyT] | WaitUntil | None:
+        """What to do next; None: nothing before something happens."""
+        while self._isolated:
+            seated = self._isolated.popleft()
+            seated.session.part = None
+            if seated in self.admission.seated and (step := self._compose([seated], now)) is not None:
+                return step
+        for seated in self.admission.seated:
+            seated.session.part = None
+        return self._compose(self.admission.seated, now)
+
+    def flush(self, now: float) -> Iterator[Event[KeyT, Drafted | None]]:
+        """After `plan`: what commits have made urgent to send, and the end of those who have no more to draft."""
+        for session in list(self.sessions.values()):
+            yield from self._due(session, now)
+            if session.is_finishing and session.part is None and self._is_seated(session):
+                self.close(session.key)
+                yield Event(session.key, None)
+
+    def settle(
+        self, step: DraftStep[KeyT], outcome: DraftOutcome | None, now: float
+    ) -> Iterable[Event[KeyT, Drafted | OutriderError]]:
+        """What a step's outcome adds to the trees, and what is to be sent of it. None: it failed; then each session is
+        tried alone, and if it was alone, ended. Nothing else but `flush` is called between its `plan` and this."""
+        if outcome is None:
+            return self._fail(step)
+        complete = [part for part, proposals in zip(step.parts, outcome, strict=True) if proposals is not None]
+        num_beside = self.admission.observe_prefill(step.num_held, [part.seated for part in complete])
+        self._num_tokens = sum(len(part.nodes) for part in complete) + num_beside
+        for part, proposals in zip(step.parts, outcome, strict=True):
+            session = part.session
+            if proposals is None:
+                session.state.postpone(part.nodes)
+                continue
+            if session.draft_seconds == 0.0:
+                session.drafting_since = step.started
+            session.draft_seconds += now - step.started
+            for node, (token_ids, confidences) in zip(part.nodes, proposals, strict=True):
+                session.state.expand(node, token_ids, confidences)
+        return [event for part in step.parts for event in self._due(part.session, now)]
+
+    def observe(self, seconds: float) -> None:
+        """The step that was settled last took so long, its settling included: each node costs time there as well."""
+        self.policy.estimates.curve.observe(self._num_tokens, seconds)
+
+    def _compose(self, sessions: Iterable[Seated[Drafting[KeyT]]], now: float) -> DraftStep[KeyT] | WaitUntil | None:
+        """One step for those of `sessions` that expand nodes and, as far as it has time for that, those who prefill."""
+        admission, curve = self.admission, self.policy.estimates.curve
+        expanding, prefilling = admission.apart(sessions)
+        prefilling = [seated for seated in prefilling if seated.session.state.best() is not None]
+        budget = 0
+        if prefilling:
+            num_expanding = sum(seated.session.state.best() is not None for seated in expanding) or int(bool(expanding))
+            budget = prefill_budget(curve, num_expanding, self._step_tokens_max)
+        chunks = admission.assign(prefilling, budget)
+        self._num_steps += 1
+        expanding.sort(key=lambda seated: seated.session.last_step)
+        num_beside = sum(chunk.num_tokens for chunk in chunks)
+        chosen = choose_expansions([seated.session.state for seated in expanding], curve, num_beside)
+        parts: list[DraftPart[KeyT]] = []
+        for seated, nodes in zip(expanding, chosen, strict=True):
+            if nodes:
+                seated.session.last_step = self._num_steps
+                # It feeds so many tokens, or fewer: what was drafted may be held.
+                parts.append(_part(seated, nodes, admission.num_uncomputed_tokens(seated)))
+        for chunk in chunks:
+            nodes = [chunk.seated.session.state.take()] if chunk.completes else []
+            parts.append(_part(chunk.seated, nodes, chunk.num_tokens))
+        for part in parts:
+            part.session.part = part
+        num_nodes = {part.seated: len(part.subtree.token_ids) for part in parts}
+        if not admission.has_room(num_nodes):
+            staying = admission.make_room(num_nodes)
+            for part in parts:
+                if part.seated not in staying:
+                    part.session.state.postpone(part.nodes)
+                    part.session.part = part._replace(nodes=[])
+            parts = [part for part in parts if part.seated in staying]
+            if not parts:
+                return WaitUntil(now)  # those who stay may have something to draft yet
+        if not parts:
+            return None
+        num_held = {part.seated: self._memory.num_tokens(part.slot) for part in parts if part.seated.is_prefilling}
+        return DraftStep(parts, now, num_held)
+
+    def _is_seated(self, session: Drafting[KeyT]) -> bool:
+        return self.admission.place_of(session) in self.admission.seated
+
+    def _due(self, session: Drafting[KeyT], now: float) -> Iterator[Event[KeyT, Drafted]]:
+        is_idle = self.policy.sends_at_once or session.part is None or not session.part.nodes
+        if not session.state.is_window_due(now, is_idle):
+            return
+        window = session.state.take_window(session.draft_seconds * 1000.0, now)
+        if window is not None:
+            session.draft_seconds = 0.0
+            yield Event(session.key, Drafted(window, session.drafting_since))
+
+    def _fail(self, step: DraftStep[KeyT]) -> Iterable[Event[KeyT, OutriderError]]:
+        for part in step.parts:
+            part.session.state.postpone(part.nodes)
+        if len(step.parts) > 1:
+            self._isolated.extend(part.seated for part in step.parts)
+            return ()
+        key = step.parts[0].session.key
+        self.close(key)
+        return (Event(key, StepFailedError("the forward pass failed for this session; see the worker's log")),)
+
+
+def _part(seated: Seated[Drafting[KeyT]], nodes: list[Node], num_line_tokens: int) -> DraftPart[KeyT]:
+    return DraftPart(seated, nodes, subtree(seated.session.state.tree.root, nodes), num_line_tokens)

@@ -1,0 +1,85 @@
+"""A step of the drafter: which nodes of whose trees it expands, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, NamedTuple
+
+from outrider.core.draft.session import DraftSession
+from outrider.core.protocol.messages import DraftOpen, DraftWindow
+from outrider.core.protocol.tree import Node
+from outrider.core.schedule.admission import Seated
+from outrider.core.schedule.step import KeyT
+from outrider.core.schedule.subtree import Subtree
+
+
+class Drafting(Generic[KeyT]):
+    """What the scheduler knows of one session."""
+
+    def __init__(self, key: KeyT, opening: DraftOpen, state: DraftSession) -> None:
+        self.key = key
+        self.opening = opening
+        self.state = state
+        self.token_ids = state.line.token_ids
+        self.part: DraftPart[KeyT] | None = None
+        """Its part in the present step, or in the one that has just ended."""
+        self.last_step = 0
+        """Number of the last step that expanded any of its nodes."""
+        self.is_finishing = False
+        """Whether no more commits will come: the session ends when there is nothing left to draft."""
+        self.draft_seconds = 0.0
+        """Time in steps that drafted, since the last window."""
+        self.drafting_since = 0.0
+        """Start of the first of them."""
+
+
+class DraftPart(NamedTuple, Generic[KeyT]):
+    """One session's part in a step."""
+
+    seated: Seated[Drafting[KeyT]]
+    nodes: list[Node]
+    """What is expanded; nothing while the line is prefilled."""
+    subtree: Subtree
+    """Their paths from the end of the line."""
+    num_line_tokens: int
+    """How much of the line may be fed."""
+
+    @property
+    def session(self) -> Drafting[KeyT]:
+        """Whose part it is."""
+        return self.seated.session
+
+    @property
+    def slot(self) -> int:
+        """The session's slot."""
+        return self.seated.slot
+
+
+class DraftStep(NamedTuple, Generic[KeyT]):
+    """What the device is to do: one forward pass, and proposals of what follows each node."""
+
+    parts: list[DraftPart[KeyT]]
+    """In the order in which their lines are fed: who expands before who prefills."""
+    started: float
+    num_held: dict[Seated[Drafting[KeyT]], int]
+    """Tokens that the slots of those who prefill held before."""
+
+    @property
+    def num_line_tokens(self) -> int:
+        """How many tokens of lines may be fed altogether."""
+        return sum(part.num_line_tokens for part in self.parts)
+
+
+Proposal = tuple[Sequence[int], Sequence[float]]
+"""Token ids below a node, best first, and for each how sure that is; see `DraftSession.expand`."""
+
+DraftOutcome = Sequence[Sequence[Proposal] | None]
+"""What came out of a step: for each part the proposals below its nodes, or None if its line is not fed yet."""
+
+
+class Drafted(NamedTuple):
+    """A window to send."""
+
+    window: DraftWindow
+    since: float
+    """Start of the first step that drafted of it."""

@@ -1,0 +1,75 @@
+"""What a scheduler decides by. The defaults are production's; a benchmark hands in rivals' rules and ablations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from outrider.core.draft.session import DraftEstimates
+from outrider.core.protocol.messages import DraftOpen, VerifyOpen
+from outrider.core.protocol.naming import Grafted
+from outrider.core.protocol.tree import Node
+from outrider.core.verify.draft_wait import Wait
+from outrider.core.verify.selection import Candidates
+from outrider.core.verify.session import VerifyEstimates, VerifySession
+
+
+class RoundPolicy(Protocol):
+    """When one session's rounds go, and what they may score."""
+
+    def observe(self, session: VerifySession, grafted: Grafted) -> None:
+        """Drafts have arrived."""
+        ...
+
+    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
+        """See `VerifySession.wait`; asked after each verdict and whenever drafts arrive."""
+        ...
+
+    def candidates(self, session: VerifySession) -> Candidates:
+        """See `VerifySession.candidates`."""
+        ...
+
+
+class ExpectedGain:
+    """Rounds go when that promises the most tokens per second, and may score all that is at hand."""
+
+    def observe(self, session: VerifySession, grafted: Grafted) -> None:
+        """Has nothing to learn that the session has not."""
+
+    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
+        """As the session finds best."""
+        return session.wait(now, num_beside)
+
+    def candidates(self, session: VerifySession) -> Candidates:
+        """All of them."""
+        return session.candidates
+
+
+_EXPECTED_GAIN = ExpectedGain()
+
+
+@dataclass(slots=True)
+class VerifyPolicy:
+    """What a verifier's scheduler decides by. A change holds for sessions that open after it."""
+
+    estimates: VerifyEstimates = field(default_factory=VerifyEstimates)
+    """What was learned about the device and the drafts."""
+    looks_up: bool = True
+    """Whether sessions guess from their own lines where the scheduler has tables for that."""
+    rounds: Callable[[VerifyOpen], RoundPolicy] = lambda opening: _EXPECTED_GAIN
+    """Makes the policy of a session that opens."""
+
+
+@dataclass(slots=True)
+class DraftPolicy:
+    """What a drafter's scheduler decides by. A change holds for sessions that open after it."""
+
+    estimates: DraftEstimates = field(default_factory=DraftEstimates)
+    """What was learned about the device and the guesses."""
+    sends_at_once: bool = False
+    """Whether each node is sent when it is drafted, rather than gathered into windows."""
+    opening: Callable[[DraftOpen], DraftOpen] = lambda opening: opening
+    """What a session opens with: how wide it drafts, and how far ahead."""
+    expands: Callable[[Node], bool] = lambda node: True
+    """Whether what follows a new node may be drafted too."""

@@ -1,0 +1,255 @@
+"""The verifier's scheduler: which sessions' next rounds share a step, what each scores, and what follows from it.
+
+A driver tells it what happens (`open`, `graft`, `end_drafts`, `close`), then asks in turn who was let in (`admit`) and
+what the device is to do (`plan`); it runs the step, and tells what came out (`settle`). All times are in seconds, by
+any clock that only rises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic
+
+from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
+from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.validation import RUN_AHEAD_MAX
+from outrider.core.schedule import batching_delay
+from outrider.core.schedule.admission import Admission, Seated
+from outrider.core.schedule.memory import Memory
+from outrider.core.schedule.policy import VerifyPolicy
+from outrider.core.schedule.prefill import prefill_budget
+from outrider.core.schedule.step import Event, KeyT, WaitUntil
+from outrider.core.schedule.verify_step import Decided, Verification, VerifyOutcome, VerifyPart, VerifyStep
+from outrider.core.verify.draft_wait import AT_ONCE
+from outrider.core.verify.selection import Beside, Candidates, most_probable
+from outrider.core.verify.session import Decision, VerifySession
+
+Decisions = Iterable[Event[KeyT, Decided | VerifyFinished | OutriderError | None]]
+
+
+class VerifyScheduler(Generic[KeyT]):
+    """Steps all sessions whose next round is due together, and prefills the lines of others beside them."""
+
+    def __init__(
+        self,
+        memory: Memory,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        step_tokens_max: int,
+        max_queue: int = 0,
+        ngram_table: Callable[[], NgramTable] | None = None,
+        policy: VerifyPolicy | None = None,
+    ) -> None:
+        """At most `max_queue` sessions wait for room, and a step feeds at most `step_tokens_max` tokens of lines.
+
+        `ngram_table` makes a session's n-gram table, empty; without it the drafters guess alone.
+        """
+        self.policy = policy or VerifyPolicy()
+        self.admission: Admission[Verification[KeyT]] = Admission(memory, max_queue=max_queue)
+        self._memory = memory
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._step_tokens_max = step_tokens_max
+        self._ngram_table = ngram_table
+        self.sessions: dict[KeyT, Verification[KeyT]] = {}
+        """Those that have not ended."""
+        self._isolated: deque[Seated[Verification[KeyT]]] = deque()
+        """Those that failed together and are to be tried alone."""
+
+    def open(self, key: KeyT, opening: VerifyOpen, now: float) -> None:
+        """Queues a session: by `admit` it finds room, waits for it, or is refused."""
+        looks_up = self.policy.looks_up and opening.max_draft_tokens > 0
+        state = VerifySession(
+            opening,
+            vocab_size=self._vocab_size,
+            eos_token_ids=self._eos_token_ids,
+            max_live_nodes=RUN_AHEAD_MAX,
+            estimates=self.policy.estimates,
+            ngrams=self._ngram_table() if self._ngram_table is not None and looks_up else None,
+        )
+        self.sessions[key] = session = Verification(key, opening, state, self.policy.rounds(opening))
+        time_left = math.inf if opening.time_left_ms is None else opening.time_left_ms / 1000.0
+        self.admission.join(session, now + time_left)
+
+    def graft(self, key: KeyT, window: DraftWindow, now: float) -> Iterable[Event[KeyT, OutriderError]]:
+        """Adds draft nodes that arrived at `now`, maybe while a step was running."""
+        session = self.sessions.get(key)
+        if session is None:
+            return ()
+        session.expect_drafts = True
+        try:
+            grafted = session.state.graft(window, now)
+        except ProtocolViolationError as violation:
+            self.close(key)
+            return (Event(key, violation),)
+        session.rounds.observe(session.state, grafted)
+        session.num_stale_nodes += grafted.num_stale
+        session.stirred = True
+        return ()
+
+    def end_drafts(self, key: KeyT) -> None:
+        """No drafts will come: never waits for any."""
+        if (session := self.sessions.get(key)) is not None:
+            session.expect_drafts = False
+            session.stirred = True
+
+    def close(self, key: KeyT) -> None:
+        """Ends a session, wherever it is; does nothing if it has ended."""
+        if (session := self.sessions.pop(key, None)) is not None:
+            self.admission.dismiss(session)
+
+    def fail_step(self, key: KeyT) -> OutriderError:
+        """Ends a session for which the device fails even alone. Returns what to tell it."""
+        self.close(key)
+        return StepFailedError("the forward pass failed for this session; see the worker's log")
+
+    def admit(self, now: float) -> Iterable[Event[KeyT, Opened | OutriderError]]:
+        """Lets in those who wait, as far as there is room, and refuses those for whom there is none to wait in."""
+        admitted = self.admission.admit()
+        events: list[Event[KeyT, Opened | OutriderError]] = []
+        for seated in admitted.seated:
+            seated.session.last_verdict = now
+            events.append(Event(seated.session.key, Opened(len(seated.session.opening.token_ids))))
+        for queued in admitted.refused:
+            del self.sessions[queued.session.key]
+            events.append(Event(queued.session.key, self.admission.refusal()))
+        return events
+
+    def plan(self, now: float) -> VerifyStep[KeyT] | WaitUntil | None:
+        """What to do next; None: nothing before something happens."""
+        admission = self.admission
+        while self._isolated:
+            seated = self._isolated.popleft()
+            if seated in admission.seated:
+                return self._compose(*admission.apart([seated]), now)
+        deciding, prefilling = admission.apart(admission.seated)
+        if not deciding:
+            return self._compose([], prefilling, now) if prefilling else None
+        for seated in deciding:
+            if seated.session.stirred:
+                seated.session.stirred = False
+                self._reconsider(seated.session, now, len(deciding) - 1)
+        ready_times = [seated.session.ready_time(now) for seated in deciding]
+        seconds = self._curve.seconds(len(deciding))
+        start = batching_delay.start(ready_times, now, seconds)
+        if start > now and not prefilling:
+            return WaitUntil(start)
+        going = [
+            seated
+            for seated, ready_time in zip(deciding, ready_times, strict=True)
+            if batching_delay.goes(ready_time, now, seconds)
+        ]
+        return self._compose(going, prefilling, now)
+
+    def settle(self, step: VerifyStep[KeyT], outcome: VerifyOutcome | None, now: float) -> Decisions[KeyT]:
+        """What a step's outcome decides. None: it failed; then each session is tried alone, and if it was alone, ended.
+
+        Nothing else is called between the `plan` of a step and this. Ask for all events: a round is decided when its
+        verdict is asked for, so that the first need not wait for the last.
+        """
+        if outcome is not None:
+            return self._decide_all(step, outcome, now)
+        if len(step.parts) > 1:
+            self._isolated.extend(part.seated for part in step.parts)
+            return ()
+        key = step.parts[0].session.key
+        return (Event(key, self.fail_step(key)),)
+
+    @property
+    def _curve(self) -> StepCurve:
+        """The time of steps as they are at present."""
+        drafting = any(seated.session.expect_drafts for seated in self.admission.seated)
+        return self.policy.estimates.steps(drafting=drafting)
+
+    def _reconsider(self, session: Verification[KeyT], now: float, num_beside: int) -> None:
+        """Sets when the session's next round is due, by what is at hand and what may come. What is due stays due."""
+        if session.go_at <= now:
+            return
+        wait = session.rounds.wait(session.state, now, num_beside) if session.expect_drafts else AT_ONCE
+        session.ready_at, session.go_at, session.gain = now + wait.expected, now + wait.longest, wait.gain
+
+    def _compose(
+        self, deciding: list[Seated[Verification[KeyT]]], prefilling: list[Seated[Verification[KeyT]]], now: float
+    ) -> VerifyStep[KeyT] | WaitUntil:
+        """One step for those who decide and, as far as it has time for that, those who prefill."""
+        admission, curve = self.admission, self._curve
+        is_awaited = bool(deciding) or any(not seated.is_prefilling for seated in admission.seated)
+        num_rows = len(deciding) or int(is_awaited)
+        if deciding and prefilling:
+            num_rows += sum(map(len, most_probable(_candidates(deciding), curve).nodes))
+        chunks = admission.assign(prefilling, prefill_budget(curve, num_rows, self._step_tokens_max))
+        scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
+        num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
+        selection = most_probable(_candidates(scoring), curve, Beside(num_beside))
+        if scoring:
+            self.policy.estimates.probability_min = selection.probability_min
+        nodes_of = dict(zip(scoring, selection.nodes, strict=True))
+        shares = [(seated, 1) for seated in deciding] + [(chunk.seated, chunk.num_tokens) for chunk in chunks]
+        if not admission.has_room({seated: len(nodes_of.get(seated, ())) for seated, _ in shares}):
+            nodes_of.clear()
+            staying = admission.make_room({seated: 0 for seated, _ in shares})
+            shares = [share for share in shares if share[0] in staying]
+        if not shares:
+            return WaitUntil(now)
+        parts = [VerifyPart(seated, nodes_of.get(seated, []), num_tokens) for seated, num_tokens in shares]
+        for part in parts:
+            part.session.state.begin(part.nodes, now)
+        num_held = {
+            each.seated: self._memory.num_tokens(each.seated.slot) for each in parts if each.seated.is_prefilling
+        }
+        return VerifyStep(parts, selection.probability_min, num_held)
+
+    def _decide_all(self, step: VerifyStep[KeyT], outcome: VerifyOutcome, now: float) -> Decisions[KeyT]:
+        complete = [
+            part.seated for part, choices in zip(step.parts, outcome.choices, strict=True) if choices is not None
+        ]
+        num_rows = sum(len(choices) for choices in outcome.choices if choices is not None)
+        num_beside = self.admission.observe_prefill(step.num_held, complete)
+        self._curve.observe(num_rows + num_beside, outcome.seconds)
+        first_row = 0
+        for part, choices in zip(step.parts, outcome.choices, strict=True):
+            if choices is None:
+                continue
+            session = part.session
+            decision = session.state.decide(part.nodes, choices, now)
+            self._memory.commit(part.seated.slot, decision.token_ids)
+            verdict = self._verdict(part, decision, step, outcome)
+            session.last_verdict = now
+            session.num_rounds += 1
+            session.num_stale_nodes = 0
+            session.ready_at = session.go_at = math.inf
+            session.stirred = True
+            yield Event(session.key, Decided(verdict, [first_row + row for row in decision.rows]))
+            first_row += len(choices)
+            if decision.finish_reason is not None:
+                self.close(session.key)
+                yield Event(session.key, VerifyFinished(decision.finish_reason))
+                yield Event(session.key, None)
+
+    def _verdict(
+        self, part: VerifyPart[KeyT], decision: Decision, step: VerifyStep[KeyT], outcome: VerifyOutcome
+    ) -> Verdict:
+        session = part.session
+        return Verdict(
+            position=decision.position,
+            token_ids=decision.token_ids,
+            num_accepted=decision.num_accepted,
+            num_draft_tokens=len(part.nodes),
+            bonus=decision.bonus,
+            num_stale_nodes=session.num_stale_nodes,
+            verify_ms=outcome.seconds * 1000.0,
+            wait_ms=max((outcome.started - session.last_verdict) * 1000.0, 0.0),
+            probability_min=step.probability_min,
+            num_cached_tokens=0 if session.num_rounds else self._memory.num_cached_tokens(part.seated.slot),
+            num_prompt_lookup=decision.num_prompt_lookup,
+            num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
+        )
+
+
+def _candidates(sessions: Iterable[Seated[Verification[KeyT]]]) -> list[Candidates]:
+    return [seated.session.rounds.candidates(seated.session.state) for seated in sessions]

@@ -1,0 +1,80 @@
+"""What runs a scheduler's steps on a device: engine, sampler, and a mean of how long that takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+import torch
+
+from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.schedule.admission import Admission
+from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.jobs import Job
+from outrider.engine.sample.sampler import Sampler
+from outrider.worker.engine_memory import EngineMemory
+
+_SMOOTHING = 0.1
+"""Weight of the newest step in the mean duration that a worker reports: the last ten or so decide."""
+
+Outcome = TypeVar("Outcome")
+
+
+class StepRunner:
+    """Engine and sampler of one worker. Device thread only, but for `load`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device)
+        self.memory = EngineMemory(engine, self.sampler)
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when `load` may have changed."""
+        self._step_seconds = 0.0
+        self._log = structlog.get_logger()
+
+    def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
+        """One forward pass; see `Engine.step`. Logits that nobody wants are waited for: else the next step would seem
+        to take this one's time."""
+        output = self.engine.step(jobs, max_line_tokens)
+        if not any(output.num_rows):
+            output.logits.sum().item()
+        return output
+
+    def attempt(self, compute: Callable[[], Outcome], session_ids: Sequence[str]) -> Outcome | None:
+        """What `compute` returns, or None if it fails; then the log says so of a session that was alone.
+
+        Raises torch.AcceleratorError: then the device is beyond repair for this process.
+        """
+        try:
+            return compute()
+        except torch.AcceleratorError:
+            raise
+        except Exception as error:
+            if len(session_ids) == 1:
+                self._log.error("step failed", session=session_ids[0], exc_info=error)
+            return None
+
+    def observe(self, started: float) -> None:
+        """A step that began then, on the monotonic clock, is over."""
+        seconds = time.monotonic() - started
+        self._step_seconds += (_SMOOTHING if self._step_seconds else 1.0) * (seconds - self._step_seconds)
+        self.on_change()
+
+    def load(self, instance_id: str, admission: Admission[Any]) -> WorkerLoad:
+        """How busy the worker is. Any thread: each number is right by itself, though a step may end between them."""
+        blocks = self.engine.blocks
+        seated, waiting = list(admission.seated), list(admission.waiting)
+        prefilling = (each for each in seated if each.is_prefilling)
+        return WorkerLoad(
+            instance_id=instance_id,
+            num_sessions=len(seated),
+            num_queued=len(waiting),
+            num_queued_tokens=sum(map(admission.num_uncomputed_tokens, (*prefilling, *waiting))),
+            num_kv_tokens=blocks.num_blocks * blocks.block_cells,
+            num_free_kv_tokens=blocks.num_available * blocks.block_cells,
+            step_ms=self._step_seconds * 1000.0,
+            num_prompt_tokens=blocks.num_tokens_asked,
+            num_cached_prompt_tokens=blocks.num_tokens_found,
+        )

@@ -1,0 +1,34 @@
+"""One session's stream at a worker, as the device thread sees it."""
+
+from __future__ import annotations
+
+import time
+from typing import Generic, TypeVar
+
+from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.messages import DraftOpen, VerifyOpen
+from outrider.worker.outbox import Outbox
+
+OpeningT = TypeVar("OpeningT", bound=DraftOpen | VerifyOpen)
+EventT = TypeVar("EventT")
+
+
+class SessionStream(Generic[OpeningT, EventT]):
+    """How it was opened, and the way to its reader. A scheduler knows the session by it."""
+
+    def __init__(self, opening: OpeningT, outbox: Outbox[EventT]) -> None:
+        """It arrives now."""
+        self.opening = opening
+        self.outbox = outbox
+        self.arrived = time.monotonic()
+
+    def tell(self, content: EventT | OutriderError | None, started_ns: int | None = None) -> None:
+        """Tells the reader of an event, or of its end (None), the work behind which began at that wall-clock time."""
+        match content:
+            case None:
+                self.outbox.end()
+            case OutriderError():
+                self.outbox.fail(content)
+            case _:
+                now_ns = time.time_ns()
+                self.outbox.put(content, now_ns if started_ns is None else started_ns, now_ns)
