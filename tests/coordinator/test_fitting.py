@@ -34,15 +34,13 @@ def test_a_target_with_more_ids_than_a_drafter_without_tokenizer_can_count_is_re
 
 
 def test_verifiers_are_alike_if_they_give_the_same_tokens() -> None:
-    same = MODEL._replace(max_context=64, max_sessions=1, device="cuda:0", instance_id="second")
+    same = MODEL._replace(name="other", max_context=64, max_sessions=1, device="cuda:0", instance_id="second")
     assert alike_refusal(MODEL, same) is None
     for other in (
-        MODEL._replace(name="other"),
-        MODEL._replace(model_type="qwen3"),
+        MODEL._replace(identity_sha256="b" * 64),
         MODEL._replace(vocab_size=101),
         MODEL._replace(tokenizer_sha256="b" * 64),
         MODEL._replace(eos_token_ids=(3,)),
-        MODEL._replace(num_parameters=1001),
         MODEL._replace(dtype="bfloat16"),
     ):
         assert "no session could move between them" in str(alike_refusal(MODEL, other))

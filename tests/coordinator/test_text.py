@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from coordinator.text import TextDecoder
 
@@ -11,15 +11,15 @@ from .script import letters
 
 
 def of_bytes() -> Tokenizer:
-    """A tokenizer whose token i is the byte i."""
-    tokenizer = Tokenizer(models.BPE({f"<0x{byte:02X}>": byte for byte in range(256)}, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(  # pyright: ignore[reportAttributeAccessIssue]
-        [decoders.ByteFallback(), decoders.Fuse()]
-    )
+    """A tokenizer whose tokens are single bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue]
     return tokenizer
 
 
-def pieces(decoder: TextDecoder, token_ids: list[int] | bytes) -> list[str]:
+def pieces(decoder: TextDecoder, token_ids: list[int]) -> list[str]:
     """The text that becomes certain with each token, and what comes at the end."""
     return [*map(decoder.push, token_ids), decoder.finish()]
 
@@ -29,12 +29,13 @@ def test_each_token_gives_its_text_at_once() -> None:
 
 
 def test_half_a_character_is_held_back_until_it_is_whole() -> None:
-    decoder = TextDecoder(of_bytes(), ())
-    assert pieces(decoder, "xé€!".encode()) == ["x", "", "é", "", "", "€", "!", ""]
+    tokenizer = of_bytes()
+    assert pieces(TextDecoder(tokenizer, ()), tokenizer.encode("xé€!").ids) == ["x", "", "é", "", "", "€", "!", ""]
 
 
 def test_bytes_that_never_become_a_character_are_said_to_be_so() -> None:
-    (told, held) = pieces(TextDecoder(of_bytes(), ()), "é".encode()[:1])
+    tokenizer = of_bytes()
+    (told, held) = pieces(TextDecoder(tokenizer, ()), tokenizer.encode("é").ids[:1])
     assert (told, held) == ("", "\ufffd")
 
 

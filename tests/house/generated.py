@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from coordinator.config import CoordinatorConfig
 from draft_service.config import DraftConfig
+from outrider.core.coordinate.drafter_state import diagram
 from outrider.settings import Settings
 from outrider.telemetry.setup import TRACE_DETAIL_VARIABLE
 from outrider.telemetry.tracing import TraceDetail
@@ -103,7 +104,18 @@ def results() -> str:
     )
 
 
-PARTS: dict[str, Callable[[], str]] = {"settings": settings, "rooms": rooms, "layers": layers, "results": results}
+def drafter() -> str:
+    """The states of a session's drafter, as a diagram."""
+    return f"\n```mermaid\n{diagram()}```\n\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "settings": settings,
+    "rooms": rooms,
+    "layers": layers,
+    "results": results,
+    "drafter": drafter,
+}
 """How each part is made."""
 
 
