@@ -31,6 +31,10 @@ up: $(VENV)/.installed ## Start the three services with the bundled pair in the 
 test: $(VENV)/.installed ## Run the tests
 	$(BIN)/python -m pytest $(ARGS)
 
+.PHONY: test-fast
+test-fast: $(VENV)/.installed ## Run the tests that need no model and start no service
+	$(BIN)/python -m pytest tests/core tests/coordinator tests/client tests/cli tests/house tests/k8s $(ARGS)
+
 .PHONY: fmt
 fmt: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff format .

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,7 @@ from tokenizers import Tokenizer
 
 from bench.columns import new_table
 from bench.compare.measuring import sampling_of
+from bench.flags import with_flags
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.rivals.modes import COMPILED, PADDED, RIVALS, Mode, choose_modes
@@ -80,7 +82,33 @@ class Replay:
         self._draft.release(self._slot)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milliseconds:
+    """What things take on the clock. The defaults are those of the wide pair."""
+
+    verify_ms: Annotated[float, typer.Option(help="A target step of one token.")] = 18.0
+    verify_guess_ms: Annotated[float, typer.Option(help="What each guess adds to it.")] = 0.15
+    rest_ms: Annotated[float, typer.Option(help="Between a verdict and the next target step.")] = 1.0
+    draft_ms: Annotated[float, typer.Option(help="A draft step.")] = 0.7
+    draft_node_ms: Annotated[float, typer.Option(help="What each node adds to it.")] = 0.03
+    pause_ms: Annotated[float, typer.Option(help="Between two draft steps.")] = 0.2
+    delay_ms: Annotated[float, typer.Option(help="A message between drafter and verifier.")] = 1.0
+
+    @property
+    def times(self) -> Times:
+        """As the clock takes them."""
+        return Times(
+            draft=lambda num_nodes: self.draft_ms + self.draft_node_ms * num_nodes,
+            verify=lambda num_nodes: self.verify_ms + self.verify_guess_ms * num_nodes,
+            delay=self.delay_ms,
+            pause=self.pause_ms,
+            rest=self.rest_ms,
+        )
+
+
+@with_flags
 def main(
+    milliseconds: Milliseconds,
     target: Annotated[Path, typer.Option(help="Folder of the model whose text it is.")] = Path("models/target"),
     draft: Annotated[Path, typer.Option(help="Folder of the draft model.")] = Path("models/draft"),
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
@@ -90,24 +118,10 @@ def main(
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.0,
     num_prompts: Annotated[int, typer.Option(min=NUM_LEARNING + 1)] = 24,
     max_tokens: Annotated[int, typer.Option(min=2, help="Tokens of each answer.")] = 64,
-    verify_ms: Annotated[float, typer.Option(help="A target step of one token.")] = 18.0,
-    verify_guess_ms: Annotated[float, typer.Option(help="What each guess adds to it.")] = 0.15,
-    rest_ms: Annotated[float, typer.Option(help="Between a verdict and the next target step.")] = 1.0,
-    draft_ms: Annotated[float, typer.Option(help="A draft step.")] = 0.7,
-    draft_node_ms: Annotated[float, typer.Option(help="What each node adds to it.")] = 0.03,
-    pause_ms: Annotated[float, typer.Option(help="Between two draft steps.")] = 0.2,
-    delay_ms: Annotated[float, typer.Option(help="A message between drafter and verifier.")] = 1.0,
     ngram_table: Annotated[Path | None, typer.Option(help="The verifier's --ngram-table.")] = None,
 ) -> None:
     """Replays modes over the target's own answers on a virtual clock. The default times are those of the wide pair."""
     console = Console()
-    times = Times(
-        draft=lambda num_nodes: draft_ms + draft_node_ms * num_nodes,
-        verify=lambda num_nodes: verify_ms + verify_guess_ms * num_nodes,
-        delay=delay_ms,
-        pause=pause_ms,
-        rest=rest_ms,
-    )
     try:
         chosen = [mode for mode in choose_modes(modes.split(",")) if mode.speculate]
         for mode in chosen:
@@ -120,14 +134,17 @@ def main(
     with torch.inference_mode():
         answers = write(load_engine(target, dtype, compiled=True), prompts, temperature, max_tokens)
         drafter = load_engine(draft, dtype, compiled=True)
-        outcomes = {mode.name: replay(mode, drafter, prompts, answers, temperature, times, static) for mode in chosen}
+        outcomes = {
+            mode.name: replay(mode, drafter, prompts, answers, temperature, milliseconds.times, static)
+            for mode in chosen
+        }
     title = f"{num_prompts - NUM_LEARNING} answers at temperature {temperature:g}, on the virtual clock"
     table = new_table(title, "ms/token", "x target", "a round", "overlap")
     for name, outcome in outcomes.items():
         table.add_row(
             name,
             f"{outcome.time_per_token:.3f}",
-            f"{(verify_ms + rest_ms) / outcome.time_per_token:.2f}",
+            f"{(milliseconds.verify_ms + milliseconds.rest_ms) / outcome.time_per_token:.2f}",
             f"{outcome.acceptance_length:.2f}",
             f"{outcome.overlap:.0%}",
         )

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from coordinator.detokenizer import REPLACEMENT, Detokenizer
+from coordinator.detokenizer import Detokenizer
+from coordinator.joint import REPLACEMENT
 from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL
 
 TEXTS = st.text(st.sampled_from("ab \n\té中\u0301😀<|>"), max_size=12)

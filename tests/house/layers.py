@@ -11,6 +11,12 @@ from typing import NamedTuple
 FILE_LINES_MAX = 400
 """A longer file holds more than one idea."""
 
+PRODUCT_LINES_MAX = 350
+"""The same for a file of the product."""
+
+PARAMETERS_MAX = 10
+"""A function with more of them takes one value that holds them together."""
+
 VAGUE_NAMES = frozenset({"utils", "util", "helpers", "helper", "common", "misc"})
 """Names of files that say nothing about what is in them."""
 
@@ -136,15 +142,32 @@ def check(path: PurePosixPath, source: str) -> list[Violation]:
         imports = list(_imports(path, tree))
         found += _check_imports(path, imports)
         found += _check_names(path, tree)
+    if path.parts[0] != "tests":
+        found += _check_parameters(path, ast.parse(source))
     return found
 
 
 def _check_file(path: PurePosixPath, source: str) -> Iterator[Violation]:
     num_lines = len(source.splitlines())
-    if num_lines > FILE_LINES_MAX:
-        yield Violation(path, num_lines, f"has {num_lines} lines; at most {FILE_LINES_MAX} are allowed")
+    most = PRODUCT_LINES_MAX if path.parts[0] in PRODUCT else FILE_LINES_MAX
+    if num_lines > most:
+        yield Violation(path, num_lines, f"has {num_lines} lines; at most {most} are allowed")
     if path.stem in VAGUE_NAMES or path.parent.name in VAGUE_NAMES:
         yield Violation(path, 1, "has a name that says nothing about what is in it")
+
+
+def _check_parameters(path: PurePosixPath, tree: ast.Module) -> Iterator[Violation]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            given = node.args
+            names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            num_parameters = len([name for name in names if name not in {"self", "cls"}])
+            if num_parameters > PARAMETERS_MAX:
+                yield Violation(
+                    path,
+                    node.lineno,
+                    f"{node.name} has {num_parameters} parameters; at most {PARAMETERS_MAX} are allowed",
+                )
 
 
 def _check_imports(path: PurePosixPath, imports: list[_Import]) -> Iterator[Violation]:

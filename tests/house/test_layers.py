@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from .layers import FILE_LINES_MAX, LAYERS, PRODUCT, check
+from .layers import FILE_LINES_MAX, LAYERS, PRODUCT, PRODUCT_LINES_MAX, check
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (*sorted(PRODUCT), "tests", "bench", "recipes")
@@ -132,6 +132,8 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
         ("tests/helpers.py", "", "says nothing"),
         ("coordinator/common/a.py", "", "says nothing"),
         ("tests/a.py", "\n" * (FILE_LINES_MAX + 1), "401 lines"),
+        ("coordinator/a.py", "\n" * (PRODUCT_LINES_MAX + 1), "351 lines"),
+        ("bench/a.py", "def f(a, b, c, d, e, f, g, h, i, j, *, k): ...", "f has 11 parameters"),
         ("outrider/novelty/a.py", "", "belongs to no layer"),
         ("outrider/a.py", "", "belongs to no layer"),
     ],
@@ -153,6 +155,7 @@ def test_a_breach_is_found(path: str, source: str, message: str) -> None:
         ),
         ("outrider/telemetry/a.py", "def f(environ):\n    return environ.get('OTEL_SDK_DISABLED')"),
         ("coordinator/config.py", "import os\nos.environ['X']"),
+        ("coordinator/a.py", "class C:\n    def f(self, a, b, c, d, e, f, g, h, i, *, j): ..."),
         ("coordinator/servicer.py", "from outrider.v1 import generation_pb2"),
         ("coordinator/a.py", "from outrider.v1 import draft_pb2_grpc\nfrom outrider import PROTOCOL_VERSION"),
         ("coordinator/a.py", "from opentelemetry.trace import Span"),
