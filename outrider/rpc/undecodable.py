@@ -31,7 +31,7 @@ class UndecodableRequests(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The method's handler, with a request that may be refused."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or handler.request_streaming:
+        if handler is None or handler.request_streaming or handler.request_deserializer is None:
             return handler
         kind = "unary_stream" if handler.response_streaming else "unary_unary"
         serve = getattr(handler, kind)

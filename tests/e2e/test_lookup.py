@@ -99,7 +99,7 @@ async def test_a_verifier_that_shall_not_look_up_makes_no_tables() -> None:
     for ngram in ("on", "off"):
         servicer = VerifyServicer(VerifyConfig(model="target", ngram=ngram), SILENT)
         servicer.begin(bundled("target"), raise_it)
-        assert (servicer._verifier._ngram_table is None) == (ngram == "off")
+        assert (servicer._verifier.scheduler._ngram_table is None) == (ngram == "off")
 
 
 def raise_it(error: BaseException) -> None:

@@ -106,3 +106,13 @@ def test_one_that_transformers_uses_otherwise_is_refused(tmp_path: Path) -> None
     edit(folder / "tokenizer_config.json", split_special_tokens=True)
     with pytest.raises(UnsupportedModelError, match="makes other ids"):
         portable_tokenizer(folder)
+
+
+def test_one_that_fails_on_ordinary_text_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    spoilt = json.loads((folder / "tokenizer.json").read_text())
+    spoilt["model"] = {"type": "WordLevel", "vocab": {"Hello": 0}, "unk_token": "<none>"}
+    (folder / "tokenizer.json").write_text(json.dumps(spoilt))
+    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(UnsupportedModelError, match="name the tokenizer_class"):
+        portable_tokenizer(folder)

@@ -44,7 +44,14 @@ def portable_tokenizer(folder: Path) -> bytes:
     portable.no_truncation()
     portable.no_padding()
     for text in _probes(portable):
-        if tokenizer(text).input_ids != portable.encode(text).ids:
+        try:
+            expected = tokenizer(text).input_ids
+        except Exception as error:  # tokenizers raises whatever it met
+            raise UnsupportedModelError(
+                f"the tokenizer of {folder} ({type(tokenizer).__name__}) fails on {text[:40]!r} ({_line(error)}); name "
+                "the tokenizer_class in tokenizer_config.json that its tokenizer.json was made for"
+            ) from error
+        if expected != portable.encode(text).ids:
             raise UnsupportedModelError(
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
                 "transformers than its tokenizer.json says, so the coordinator could not make them"
