@@ -33,7 +33,7 @@ from outrider.core.protocol.messages import (
 )
 from outrider.core.protocol.naming import Inbound
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.protocol.tree import Node, NodeState, SpeculationTree
+from outrider.core.protocol.tree import Node, SpeculationTree, path_tokens
 from outrider.core.verify.selection import most_probable
 from outrider.core.verify.session import VerifySession
 
@@ -192,7 +192,9 @@ class World:
         next_token = self.scenario.target.next_token
         places = [place_after(session.line, node) for node in (session.tree.root, *nodes)]
         assert all(place.position < self.scenario.max_length for place in places), "scored past the line's end"
-        scored = _paths_of(session.tree.root, nodes)
+        root = session.tree.root
+        scored = _paths_of(root, nodes)
+        prompt_lookup = [tuple(path_tokens(root, node)) for node in nodes if node not in self._drafted]
         decision = session.decide(nodes, [next_token(place) for place in places])
         assert decision.token_ids, "a round without progress"
         assert [places[row].position for row in decision.rows] == list(
@@ -200,10 +202,9 @@ class World:
         )
         decided = tuple(decision.token_ids)
         assert decision.num_accepted == sum(decided[:depth] in scored for depth in range(1, len(decided) + 1))
-        prompt_lookup = [node for node in nodes if node not in self._drafted]
         assert self.scenario.ngrams or not prompt_lookup
         assert decision.num_prompt_lookup == len(prompt_lookup)
-        assert decision.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
+        assert decision.num_accepted_prompt_lookup == sum(path == decided[: len(path)] for path in prompt_lookup)
         to_coordinator = self.links["verifier->coordinator"].queue
         to_coordinator.append(
             Verdict(

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider.core.draft.session import EXPANSIONS_MAX
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 PREFILL_TOKENS_PER_STEP = 64
 """So many line tokens are taken to be read in the time of one step of decoding: fewer on a processor, more on a GPU. It

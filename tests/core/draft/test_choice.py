@@ -7,12 +7,13 @@ import random
 
 import pytest
 
-from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.estimate.confidence import margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 VOCAB_SIZE = 12
 MAX_LENGTH = 400
@@ -62,7 +63,7 @@ def plain_candidates(session: DraftSession) -> list[float]:
     """The chances of what the session may expand if nobody else is there, the likeliest first."""
     root, opening_width = session.tree.root, session.width
     nodes = [
-        node for node in (root, *session.tree.live_nodes()) if not node.expanded and node.position + 1 < MAX_LENGTH
+        node for node in (root, *session.tree.live_nodes()) if node.proposals is None and node.position + 1 < MAX_LENGTH
     ]
     probabilities = sorted((node.path_log_prob - root.path_log_prob for node in nodes), reverse=True)
     worth = [probability for probability in probabilities if probability >= session._log_floor]

@@ -6,13 +6,14 @@ import math
 
 import pytest
 
-from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 
 def draft_session(
