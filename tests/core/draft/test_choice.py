@@ -140,3 +140,9 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int) -> None:
         num_added += len(children)
         assert session.tree.num_live == len(list(session.tree.live_nodes()))
     assert num_added > 20
+
+
+def test_many_sessions_get_a_place_each() -> None:
+    sessions = [draft_session(random.Random(seed), DraftEstimates()) for seed in range(EXPANSIONS_MAX + 3)]
+    chosen = choose_expansions(sessions, StepCurve())
+    assert [len(nodes) for nodes in chosen] == [1] * len(sessions)

@@ -328,12 +328,6 @@ def test_a_step_has_a_bound() -> None:
     assert sizes == [1, 2, 4, 8, 16, EXPANSIONS_MAX, EXPANSIONS_MAX]
 
 
-def test_many_sessions_get_a_place_each() -> None:
-    sessions = [draft_session(max_run_ahead=100) for _ in range(EXPANSIONS_MAX + 3)]
-    chosen = choose_expansions(sessions, flat_curve())
-    assert [len(nodes) for nodes in chosen] == [1] * len(sessions)
-
-
 def test_of_equal_chances_the_first_come_first() -> None:
     curve = StepCurve()
     for num_tokens in range(1, 17):

@@ -13,7 +13,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invar
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin, lookup_bin
 from outrider.core.propose.lookup import READ_TOKENS_MAX, PromptLookup
-from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, ORDERS, NgramTable, extend, path_context
+from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, NgramTable, extend
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
 from outrider.core.verify import overlay
@@ -50,8 +50,7 @@ class Bench:
 
     def begin(self) -> None:
         """A round begins: nothing has been guessed in it."""
-        self.overlay = Overlay(self.tree, self.lookup, self.calibration.log_acceptance)
-        self.overlay.prepare()
+        self.overlay = begun(self.tree, self.lookup, self.calibration)
 
     def commit(self, token_ids: Sequence[int]) -> Growth:
         """As a round does."""
@@ -75,6 +74,14 @@ class Bench:
 def believed(calibration: Calibration) -> Callable[[float], float]:
     """How likely a drafter's guess is right, from what it claims."""
     return lambda log_prob: calibration.log_acceptance(claim_bin(log_prob))
+
+
+def begun(tree: SpeculationTree, lookup: PromptLookup, calibration: Calibration) -> Overlay:
+    """A round's overlay, which has been prepared twice, as when a round is called off."""
+    found = Overlay(tree, lookup, calibration.log_acceptance)
+    found.prepare()
+    found.prepare()
+    return found
 
 
 def packed(token_ids: Sequence[int]) -> int:
@@ -142,22 +149,6 @@ def test_what_comes_next_follows_from_the_whole_path_and_the_line_above_it() -> 
     # Below a draft that the line has not: what followed its last token, after whatever.
     drafted = bench.draft(bench.draft(bench.tree.root, 6, 0.9), 2, 0.9)
     assert followed(bench.overlay, drafted, 1) == [4]
-
-
-@pytest.mark.parametrize("depth", range(ORDERS[0] + 3))
-def test_the_context_of_a_node_is_the_end_of_its_path(depth: int) -> None:
-    line = [11, 12, 13, 14, 15]
-    tree = SpeculationTree(4, 15)
-    # The root has a parent no longer, and others stand beside the path.
-    node = tree.root
-    for token_id in range(21, 21 + depth):
-        tree.attach(node, 99, -1.0)
-        child = tree.attach(node, token_id, -1.0)
-        assert child is not None
-        node = child
-    longest = packed([2**21 - 1] * ORDERS[0])
-    found = path_context(node, tree.root, packed(line))
-    assert found & longest == packed([*line, *range(21, 21 + depth)])
 
 
 def test_guesses_on_an_unlikely_path_are_not_made_but_are_learned_about() -> None:
@@ -278,16 +269,11 @@ def test_a_long_line_is_read_over_several_rounds_and_what_was_decided_meanwhile_
     lookup = PromptLookup(NgramTable(), whole)
     next_ids = LOOP * 2
     for token_id in next_ids[:2]:
-        overlay = Overlay(tree, lookup, calibration.log_acceptance)
-        for _ in range(2):
-            overlay.prepare()
-        assert not overlay.below(tree.root)
+        assert not begun(tree, lookup, calibration).below(tree.root)
         whole.commit(len(whole), [token_id])
         tree.commit([token_id])
         lookup.commit([token_id])
-    overlay = Overlay(tree, lookup, calibration.log_acceptance)
-    overlay.prepare()
-    assert followed(overlay, tree.root, 4) == next_ids[2:6]
+    assert followed(begun(tree, lookup, calibration), tree.root, 4) == next_ids[2:6]
 
 
 def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
@@ -299,9 +285,7 @@ def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
     num_rounds = next(number for number in range(1, 100) if lookup.prepare())
     assert num_rounds == -(-HISTORY_TOKENS_MAX // READ_TOKENS_MAX)
     assert table.probabilities(packed([beginning[0]])) == {}
-    overlay = Overlay(tree, lookup, Calibration(VERIFY_PROBABILITIES).log_acceptance)
-    overlay.prepare()
-    assert followed(overlay, tree.root, 2) == LOOP[:2]
+    assert followed(begun(tree, lookup, Calibration(VERIFY_PROBABILITIES)), tree.root, 2) == LOOP[:2]
 
 
 TOKEN_IDS = st.integers(0, 3)
