@@ -10,7 +10,8 @@ from collections.abc import Callable
 from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftEstimates, DraftSession
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
-from outrider.core.propose.ngram import NgramTable, path_context
+from outrider.core.propose.lookup import PromptLookup
+from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams
 from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened, WorkerLoad
@@ -26,8 +27,8 @@ class NgramDrafting:
     """One session. A guess takes microseconds, so sessions need neither a device nor each other's steps."""
 
     def __init__(self, opening: DraftOpen, estimates: DraftEstimates, static: StaticNgrams | None) -> None:
-        self._ngrams = NgramTable(opening.token_ids, static)
         self._session = DraftSession(opening, estimates)
+        self._proposer = PromptLookup(NgramTable(static=static), self._session.line)
         self._vocab_size = opening.vocab_size
 
     def commit(self, commitment: Commitment) -> None:
@@ -36,10 +37,14 @@ class NgramDrafting:
             raise ProtocolViolationError("a committed token id is beyond the target's vocabulary")
         num_before = len(self._session.line)
         self._session.commit(commitment)
-        self._ngrams.commit(self._session.line.token_ids[num_before:])
+        self._proposer.commit(self._session.line.token_ids[num_before:])
+
+    def prepare(self) -> bool:
+        """Reads some of a long line, for a millisecond at most. Returns whether there is none left to read."""
+        return self._proposer.prepare()
 
     def draft(self) -> DraftWindow | None:
-        """The next best guesses, while there is credit and anything worth guessing; None when there is not."""
+        """After `prepare`: the next best guesses, while there is credit and anything worth guessing; None when not."""
         session = self._session
         started = time.monotonic()
         num_expanded, window = 0, None
@@ -52,12 +57,8 @@ class NgramDrafting:
         return window
 
     def _expand(self, node: Node) -> None:
-        context = path_context(node, self._session.tree.root, self._ngrams.context)
-        probabilities = {
-            token_id: probability
-            for token_id, probability in self._ngrams.probabilities(context).items()
-            if token_id < self._vocab_size
-        }
+        proposed = self._proposer.propose(self._session.tree.root, node)
+        probabilities = {token_id: each for token_id, each in proposed.items() if token_id < self._vocab_size}
         token_ids = sorted(probabilities, key=probabilities.__getitem__, reverse=True)
         self._session.expand(node, token_ids, [probabilities[token_id] for token_id in token_ids])
 
@@ -74,6 +75,8 @@ class _Streamed:
 
     def draft(self) -> bool:
         """Sends the next window, if there is one. Returns whether to ask again before anything is committed."""
+        if not self.drafting.prepare():
+            return True
         started_ns = time.time_ns()
         window = self.drafting.draft()
         if window is not None:

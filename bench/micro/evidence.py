@@ -112,7 +112,8 @@ def gather(
             [guesses], [margins] = sampler.propose(logits, rows, session.width)
             session.expand(root, guesses, margins)
             evidence.num_places += 1
-            evidence.by_cell.update((confidence_bin, guess == token_id) for guess, confidence_bin in root.guesses)
+            proposals = root.proposals or ()
+            evidence.by_cell.update((confidence_bin, guess == token_id) for guess, confidence_bin in proposals)
             log_probs = (logits[0].double() / (temperature or 1.0)).log_softmax(-1)
             for guess, by_log_prob in zip(guesses, evidence.by_log_prob, strict=False):
                 by_log_prob[claim_bin(log_probs[guess].item()), guess == token_id] += 1

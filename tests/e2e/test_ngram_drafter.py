@@ -220,6 +220,7 @@ async def test_a_session_too_many_is_refused_until_one_ends() -> None:
 
 def test_guesses_follow_what_is_committed() -> None:
     session = NgramDrafting(opening(), DraftEstimates(NGRAM_PROBABILITIES, ngram_bin), None)
+    assert session.prepare()
     first = session.draft()
     assert first is not None
     assert list(first.token_ids) == [3, 4, 1, 2, 3, 4, 1, 2]
@@ -239,6 +240,7 @@ def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
         DraftEstimates(NGRAM_PROBABILITIES, ngram_bin),
         file.table,
     )
+    assert session.prepare()
     window = session.draft()
     assert window is not None
     assert set(window.token_ids) <= {1, 2}

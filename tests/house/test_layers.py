@@ -62,21 +62,21 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
     ("path", "source", "message"),
     [
         # Downwards only.
-        ("outrider/core/a.py", "import torch", "outrider.core must not import torch"),
-        ("outrider/core/a.py", "import hypothesis", "must not import hypothesis"),
-        ("outrider/core/a.py", "from outrider.rpc import wire", "must not import outrider.rpc.wire"),
-        ("outrider/core/a.py", "from outrider import rpc", "must not import outrider.rpc"),
-        ("outrider/core/a.py", "from .. import rpc", "must not import outrider.rpc"),
-        ("outrider/core/a.py", "from ..engine.jobs import Job", "must not import outrider.engine.jobs.Job"),
-        ("outrider/core/a.py", "def f():\n    import torch", "must not import torch"),
-        ("outrider/core/a.py", "if TYPE_CHECKING:\n    import grpc", "must not import grpc"),
-        ("outrider/core/a.py", "import importlib\nimportlib.import_module('torch')", "must not import torch"),
-        ("outrider/core/a.py", "__import__('torch')", "must not import torch"),
+        ("outrider/core/estimate/a.py", "import torch", "outrider.core.estimate must not import torch"),
+        ("outrider/core/estimate/a.py", "import hypothesis", "must not import hypothesis"),
+        ("outrider/core/estimate/a.py", "from outrider.rpc import wire", "must not import outrider.rpc.wire"),
+        ("outrider/core/estimate/a.py", "from outrider import rpc", "must not import outrider.rpc"),
+        ("outrider/core/estimate/a.py", "from ... import rpc", "must not import outrider.rpc"),
+        ("outrider/core/estimate/a.py", "from ...engine.jobs import Job", "must not import outrider.engine.jobs.Job"),
+        ("outrider/core/estimate/a.py", "def f():\n    import torch", "must not import torch"),
+        ("outrider/core/estimate/a.py", "if TYPE_CHECKING:\n    import grpc", "must not import grpc"),
+        ("outrider/core/estimate/a.py", "import importlib\nimportlib.import_module('torch')", "must not import torch"),
+        ("outrider/core/estimate/a.py", "__import__('torch')", "must not import torch"),
         *[
-            ("outrider/core/a.py", f"import {module}", f"must do without {module}")
+            ("outrider/core/estimate/a.py", f"import {module}", f"must do without {module}")
             for module in ("asyncio", "time", "random", "logging", "threading")
         ],
-        ("outrider/core/a.py", "from time import monotonic", "must do without time"),
+        ("outrider/core/estimate/a.py", "from time import monotonic", "must do without time"),
         ("outrider/engine/a.py", "import asyncio", "must do without asyncio"),
         ("outrider/engine/a.py", "import grpc.aio", "must not import grpc"),
         ("outrider/engine/a.py", "import outrider.rpc.wire", "must not import outrider.rpc.wire"),
@@ -100,7 +100,28 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
         ("coordinator/a.py", "import outrider.engine", "must not import outrider.engine"),
         ("coordinator/a.py", "import outrider.worker", "must not import outrider.worker"),
         ("coordinator/a.py", "from opentelemetry.sdk.trace import TracerProvider", "set up in outrider.telemetry"),
-        ("outrider/core/a.py", "from opentelemetry import trace", "must not import opentelemetry"),
+        ("outrider/core/estimate/a.py", "from opentelemetry import trace", "must not import opentelemetry"),
+        # Rooms of the core.
+        *[
+            (
+                f"outrider/core/{room}/a.py",
+                f"from outrider.core.{above}.a import b",
+                f"must not import outrider.core.{above}.a",
+            )
+            for room, above in (
+                ("protocol", "estimate"),
+                ("estimate", "propose"),
+                ("propose", "verify"),
+                ("verify", "draft"),
+                ("draft", "verify"),
+                ("verify", "schedule"),
+                ("coordinate", "draft"),
+                ("coordinate", "schedule"),
+                ("schedule", "coordinate"),
+            )
+        ],
+        ("outrider/core/verify/a.py", "from ..draft import session", "must not import outrider.core.draft.session"),
+        ("outrider/core/a.py", "", "belongs to no layer"),
         # Siblings.
         ("coordinator/a.py", "import draft_service", "must not import draft_service"),
         ("draft_service/a.py", "from verify_service import verifier", "must not import verify_service"),
@@ -110,7 +131,7 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
         ("coordinator/a.py", "from outrider.v1 import draft_pb2", "stop at the wire"),
         ("coordinator/__main__.py", "from outrider.v1.draft_pb2 import DraftOpen", "stop at the wire"),
         ("draft_service/drafter.py", "from google.protobuf import struct_pb2", "stop at the wire"),
-        ("outrider/core/a.py", "from outrider.v1 import draft_pb2", "must not import outrider.v1.draft_pb2"),
+        ("outrider/core/estimate/a.py", "from outrider.v1 import draft_pb2", "must not import outrider.v1.draft_pb2"),
         # The environment.
         ("coordinator/a.py", "import os\nos.environ['X']", "environment"),
         ("coordinator/a.py", "import os as o\no.getenv('X')", "environment"),
@@ -147,7 +168,12 @@ def test_a_breach_is_found(path: str, source: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("outrider/core/a.py", "import math\nfrom outrider.core.protocol.tree import Node\nfrom .line import Line"),
+        (
+            "outrider/core/estimate/a.py",
+            "import math\nfrom outrider.core.protocol.tree import Node\nfrom .line import Line",
+        ),
+        ("outrider/core/schedule/a.py", "from outrider.core.verify import session\nfrom ..draft import session"),
+        ("coordinator/a.py", "from outrider.core.schedule import queue\nfrom outrider.core import protocol"),
         ("outrider/engine/a.py", "import torch, threading, time\nfrom outrider.core import tree\ntime.monotonic()"),
         (
             "outrider/rpc/wire/a.py",

@@ -10,7 +10,7 @@ from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import DraftWindow, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.naming import Grafted, Inbound
-from outrider.core.protocol.tree import Node, NodeState, SpeculationTree
+from outrider.core.protocol.tree import Node, SpeculationTree, path_tokens
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
@@ -71,7 +71,6 @@ class CheckedVerifier:
 
     def begin(self, now: int) -> None:
         """A step starts."""
-        _ = self.state.candidates  # takes back what a round that was called off has looked up
         self._drafted = set(self.state.tree.live_nodes())
         step = self._scheduler.plan(float(now))
         assert isinstance(step, VerifyStep)
@@ -92,7 +91,8 @@ class CheckedVerifier:
         places = [place_after(state.line, node) for node in (state.tree.root, *nodes)]
         assert all(place.position < self._scenario.max_length for place in places), "scored past the line's end"
         scored = paths_of(state.tree.root, nodes)
-        prompt_lookup = [node for node in nodes if node not in self._drafted]
+        root = state.tree.root
+        prompt_lookup = [tuple(path_tokens(root, node)) for node in nodes if node not in self._drafted]
         self._memory.feed(part.slot, len(state.line))
         choices = [self._scenario.target.next_token(place) for place in places]
         outcome = VerifyOutcome(0.0, VERIFY_MS / 1000.0, [choices])
@@ -108,7 +108,7 @@ class CheckedVerifier:
         assert verdict.num_draft_tokens == len(nodes)
         assert self._scenario.ngrams or not prompt_lookup
         assert verdict.num_prompt_lookup == len(prompt_lookup)
-        assert verdict.num_accepted_prompt_lookup == sum(node.state is NodeState.COMMITTED for node in prompt_lookup)
+        assert verdict.num_accepted_prompt_lookup == sum(path == token_ids[: len(path)] for path in prompt_lookup)
         self.sent.commit(verdict.token_ids)
         self._check_nothing_is_left()
         if not ending:

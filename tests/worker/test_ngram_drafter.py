@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from draft_service.drafts import DraftEvent
 from draft_service.ngram_drafter import WINDOW_EXPANSIONS_MAX, NgramDrafter, NgramDrafting
+from outrider.core.propose.lookup import READ_TOKENS_MAX
 from outrider.core.protocol.errors import SlotsExhaustedError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.core.protocol.sampling import SamplingParams
@@ -61,6 +64,17 @@ async def test_sessions_take_turns_and_end_when_nothing_is_left_to_draft() -> No
         token_ids = [token_id for window in windows if isinstance(window, DraftWindow) for token_id in window.token_ids]
         assert token_ids == (LOOP * 2)[: WINDOW_EXPANSIONS_MAX * NUM_WINDOWS]
     assert order == ["a", "b"] * NUM_WINDOWS
+
+
+async def test_a_long_line_is_read_between_the_windows_of_others() -> None:
+    drafter, order = NgramDrafter("me", max_sessions=2), list[str]()
+    long = LOOP * (NUM_WINDOWS * READ_TOKENS_MAX // len(LOOP) + 1)
+    outboxes = [Order(name, order) for name in "ab"]
+    for outbox, line in zip(outboxes, (long, LOOP), strict=True):
+        drafter.finish(drafter.open(replace(opening(), token_ids=line, max_length=10_000), outbox))
+    for outbox in outboxes:
+        assert len(await everything(outbox)) == 1 + NUM_WINDOWS
+    assert order == ["b"] * NUM_WINDOWS + ["a"] * NUM_WINDOWS
 
 
 async def test_a_session_that_fails_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from outrider.core.draft.session import EXPANSIONS_MAX
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.protocol.refusal import Refusal
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 PREFILL_TOKENS_PER_STEP = 64
 """Tokens that a verifier is assumed to prefill in the time of one decoding step: fewer on a CPU, more on a GPU. The

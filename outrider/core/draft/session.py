@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
@@ -13,11 +13,7 @@ from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import Outbound
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree
-from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
-
-EXPANSIONS_MAX = 16
-"""Most nodes expanded in one step, over all sessions, or one for each where those are more: the largest batch that runs
-compiled. Up to it the step-time curve decides."""
+from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, EXPANSIONS_MAX
 
 WINDOW_GAIN_MIN = 0.1
 """Expected tokens for which a window is sent at once: a message costs the three processes about 0.3 ms together, a
@@ -95,7 +91,7 @@ class DraftSession:
         Raises ProtocolViolationError for a gap or a contradiction.
         """
         new = self.line.commit(commitment.position, commitment.token_ids)
-        decided(self.tree.root, new, self._calibrations)
+        decided(self._proposals(new), self._calibrations)
         growth = self.tree.commit(new)
         self._unsent = [node for node in self._unsent if node.state is LIVE]
         self._verify_seconds = commitment.verify_ms / 1000.0
@@ -118,11 +114,11 @@ class DraftSession:
         if self.tree.num_live + self._num_reserved + self.width > self._max_run_ahead:
             return None
         root, frontier = self.tree.root, self._frontier
-        if not root.expanded and not self._num_reserved:
+        if root.proposals is None and not self._num_reserved:
             return 0.0 if root.position + 1 < self._max_length else None
         while frontier:
             node = frontier[0][2]
-            if node.state is LIVE and not node.expanded:
+            if node.state is LIVE and node.proposals is None:
                 log_acceptance = node.path_log_prob - root.path_log_prob
                 return log_acceptance if log_acceptance >= self._log_floor else None
             heapq.heappop(frontier)
@@ -131,7 +127,7 @@ class DraftSession:
     def take(self) -> Node:
         """The node that `best` spoke of. It must be given to `expand` or `postpone`."""
         root = self.tree.root
-        node = root if not root.expanded and not self._num_reserved else heapq.heappop(self._frontier)[2]
+        node = root if root.proposals is None and not self._num_reserved else heapq.heappop(self._frontier)[2]
         self._num_reserved += self.width
         return node
 
@@ -150,13 +146,11 @@ class DraftSession:
         """
         width = self.width
         self._num_reserved -= width
-        parent.expanded = True
-        log_acceptance, guesses = self._calibrations[0].log_acceptance, parent.guesses
-        found: dict[int, float] = {}
-        for rank, token_id in enumerate(token_ids[:width]):
-            confidence_bin = self._confidence_bin(rank, confidences[rank])
-            guesses.append((token_id, confidence_bin))
-            found[token_id] = log_acceptance(confidence_bin)
+        log_acceptance, confidence_bin = self._calibrations[0].log_acceptance, self._confidence_bin
+        parent.proposals = proposals = [
+            (token_id, confidence_bin(rank, confidences[rank])) for rank, token_id in enumerate(token_ids[:width])
+        ]
+        found = {token_id: log_acceptance(its_bin) for token_id, its_bin in proposals}
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
         for token_id in sorted(found, key=found.__getitem__, reverse=True):
             if found[token_id] < floor:
@@ -185,6 +179,15 @@ class DraftSession:
         unsent, self._unsent = self._unsent, []
         self._last_sent = now
         return self._outbound.window(self.tree, unsent, draft_ms)
+
+    def _proposals(self, token_ids: Iterable[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+        """What was proposed for the places that `token_ids` decide, as far as that goes."""
+        node: Node | None = self.tree.root
+        for token_id in token_ids:
+            if node is None:
+                return
+            yield token_id, node.proposals or ()
+            node = node.children.get(token_id)
 
     def _push(self, node: Node) -> None:
         self._num_pushed += 1

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 
-from outrider.core.protocol.tree import Node
-
 _PRIOR_WEIGHT = 4.0
 """What is believed before the first observation counts as this many: enough to be sane, gone after a few rounds."""
 
@@ -21,7 +19,7 @@ _PROBABILITY_MIN, _PROBABILITY_MAX = 1e-4, 0.999
 
 
 class Calibration:
-    """The probability that a guess is the target's choice given that its parent is, by cell; see `evidence.py`.
+    """The probability that a guess is the target's choice given that its parent is, by bin; see `confidence.py`.
 
     Keep one of these per worker and kind of sampling, and one per session made from it.
     """
@@ -54,17 +52,14 @@ class Calibration:
         self._log_acceptances[confidence_bin] = math.log(probability)
 
 
-def decided(root: Node, token_ids: Iterable[int], calibrations: Sequence[Calibration]) -> None:
-    """Tells `calibrations` what a commit of `token_ids` below `root` decides. Call it before the tree is moved.
+def decided(places: Iterable[tuple[int, Iterable[tuple[int, int]]]], calibrations: Sequence[Calibration]) -> None:
+    """Tells `calibrations` of each place that was decided: the committed token, and what was guessed for it, token ids
+    with their bins.
 
     The committed token decides all guesses for its place, whether they became nodes and were scored or not: a kind that
     is not worth drafting today is still learned about.
     """
-    node: Node | None = root
-    for token_id in token_ids:
-        if node is None:
-            return
-        for guess, confidence_bin in node.guesses:
+    for token_id, guesses in places:
+        for guess, confidence_bin in guesses:
             for calibration in calibrations:
                 calibration.observe(confidence_bin, guess == token_id)
-        node = node.children.get(token_id)

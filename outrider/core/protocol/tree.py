@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from outrider.core.estimate.confidence import claim_bin
-
 RECENT_COMMITS_MAX = 1024
 """How many committed nodes a tree remembers, so that guesses still in flight find their place. A guess whose parent is
 older counts as stale, which is harmless."""
@@ -35,13 +33,12 @@ class Node:
 
     __slots__ = (
         "children",
-        "expanded",
-        "guesses",
         "log_prob",
         "node_id",
         "parent",
         "path_log_prob",
         "position",
+        "proposals",
         "state",
         "token_id",
     )
@@ -59,13 +56,12 @@ class Node:
         """Logarithm of the chance that the target chooses all of the path, from the first root on: compare it only
         within one tree, subtract the present root's for the chance itself."""
         self.children: dict[int, Node] = {}
-        self.guesses: list[tuple[int, int]] = []
-        """Token ids that were guessed below it, nodes or not, with the cell of what spoke for each (`evidence.py`)."""
+        self.proposals: Sequence[tuple[int, int]] | None = None
+        """Token ids that were proposed below it, nodes or not, with their confidence bins; None until then. The
+        drafter's mirror alone has them."""
         self.state = LIVE
         self.node_id = 0
         """Id under which the owner of this mirror sent the node on; 0 while it has not."""
-        self.expanded = False
-        """Whether the draft model has proposed this node's children. Used by the drafter's mirror alone."""
 
 
 def path_tokens(root: Node, node: Node) -> list[int]:
@@ -92,11 +88,11 @@ class SpeculationTree:
 
     __slots__ = ("_log_acceptance", "_recent", "num_live", "root")
 
-    def __init__(self, position: int, token_id: int, log_acceptance: Callable[[int], float] | None = None) -> None:
+    def __init__(self, position: int, token_id: int, log_acceptance: Callable[[float], float] | None = None) -> None:
         """Roots the tree at the token committed last: `token_id` at absolute `position`.
 
-        `log_acceptance` tells how likely a guess is right, given that its parent is, from the cell of what its drafter
-        claims; without it the claim is taken at its word.
+        `log_acceptance` tells how likely a guess is right, given that its parent is, from what its drafter claims; both
+        are natural logarithms. Without it the claim is taken at its word.
         """
         self._log_acceptance = log_acceptance
         self.root = Node(None, position, token_id, 0.0)
@@ -122,21 +118,10 @@ class SpeculationTree:
             return child if child.state is not DROPPED else None
         if parent.state is not LIVE and parent is not self.root:
             return None
-        if self._log_acceptance is None:
-            child = Node(parent, parent.position + 1, token_id, log_prob, log_prob)
-        else:
-            confidence_bin = claim_bin(log_prob)
-            child = Node(parent, parent.position + 1, token_id, log_prob, self._log_acceptance(confidence_bin))
-            parent.guesses.append((token_id, confidence_bin))
-        siblings[token_id] = child
+        log_acceptance = log_prob if self._log_acceptance is None else self._log_acceptance(log_prob)
+        child = siblings[token_id] = Node(parent, parent.position + 1, token_id, log_prob, log_acceptance)
         self.num_live += 1
         return child
-
-    def add(self, parent: Node, token_id: int, log_acceptance: float) -> None:
-        """Adds a child with that token, which no child has yet, to the root or a live node: a guess that is the owner's
-        own, and right with that chance."""
-        parent.children[token_id] = Node(parent, parent.position + 1, token_id, log_acceptance, log_acceptance)
-        self.num_live += 1
 
     def commit(self, token_ids: Sequence[int]) -> Growth:
         """Moves the root along newly committed `token_ids`, which follow the present root directly.
@@ -168,11 +153,6 @@ class SpeculationTree:
         assert node.parent is not None
         del node.parent.children[node.token_id]
         self.num_live -= _drop([node])
-
-    def drop_below(self, node: Node) -> None:
-        """Takes all below the root or a live node out of the tree."""
-        self.num_live -= _drop(list(node.children.values()))
-        node.children.clear()
 
     def live_nodes(self) -> Iterator[Node]:
         """All live nodes, parents before children."""

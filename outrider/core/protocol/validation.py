@@ -33,6 +33,9 @@ AUTOMATIC_WIDTH_MAX = 4
 """Most children of a node when the width is automatic. With the bundled pair at temperature 0.8 the target's token is
 among the first 1, 2, 3, 4, 5 guesses in 0.75, 0.88, 0.92, 0.95, 0.96 of all places: `coverage` of that temperature in
 bench/results/bundled.json, counted by `outrider bench`."""
+EXPANSIONS_MAX = 16
+"""Most nodes that a drafter expands in one step, over all sessions, or one for each where those are more: the largest
+batch that runs compiled. Up to it the step-time curve decides."""
 RUN_AHEAD_MAX = 256
 """Most live nodes that a drafter may be granted."""
 DRAFT_TOKENS_MAX = 256

@@ -8,8 +8,8 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.lookup import Lookup
 from outrider.core.protocol.tree import Node, SpeculationTree
+from outrider.core.verify.overlay import Overlay
 
 _GAIN_MIN = 0.02
 """Share by which guesses must promise to raise the rate, or none is scored. A promise of less is mostly chance: among
@@ -25,16 +25,16 @@ class Candidates(NamedTuple):
     """Most nodes of it in one step."""
     max_position: int
     """Nodes beyond this position are left out."""
-    lookup: Lookup | None = None
+    overlay: Overlay | None = None
     """Guesses below nodes that have no children."""
 
     def below(self, node: Node) -> Collection[Node]:
         """The children of `node` that may ask for a place."""
         if node.position >= self.max_position:
             return ()
-        if node.children or self.lookup is None:
+        if node.children or self.overlay is None:
             return node.children.values()
-        return self.lookup.below(node)
+        return self.overlay.below(node).values()
 
 
 class Beside(NamedTuple):
@@ -74,6 +74,8 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
     num_pushed = 0
     for index, each in enumerate(trees):
         if each.limit > 0:
+            if each.overlay is not None:
+                each.overlay.prepare()
             for child in each.below(each.tree.root):
                 num_pushed += 1
                 heap.append((each.tree.root.path_log_prob - child.path_log_prob, num_pushed, index, child))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.lookup import Lookup
+from outrider.core.propose.lookup import PromptLookup
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.line import Line
@@ -18,6 +18,7 @@ from outrider.core.protocol.messages import DraftWindow, FinishReason, VerifyOpe
 from outrider.core.protocol.naming import Grafted, Inbound
 from outrider.core.protocol.tree import Node, SpeculationTree
 from outrider.core.verify.draft_wait import AT_ONCE, DraftWait, ReadyDrafts, Wait
+from outrider.core.verify.overlay import Overlay
 from outrider.core.verify.selection import Beside, Candidates, most_probable
 
 _SMOOTHING = 0.2
@@ -100,8 +101,12 @@ class VerifySession:
         calibration = shared_calibration.for_session()
         self._calibrations = calibration, shared_calibration
         self._draft_wait = DraftWait(self._shared_draft_wait)
-        self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1], calibration.log_acceptance)
-        self._lookup = None if ngrams is None else Lookup(ngrams, self.line, self.tree, calibration)
+        log_acceptance = calibration.log_acceptance
+        self.tree = SpeculationTree(
+            len(self.line) - 1, self.line.token_ids[-1], lambda log_prob: log_acceptance(claim_bin(log_prob))
+        )
+        self._proposer = None if ngrams is None else PromptLookup(ngrams, self.line)
+        self._overlay = self._fresh_overlay()
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
@@ -120,7 +125,7 @@ class VerifySession:
 
     def graft(self, window: DraftWindow, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
-        self._withdraw()
+        self._overlay = self._fresh_overlay()
         grafted = self._inbound.graft(self.tree, window)
         for _, log_prob, right in grafted.late:
             for calibration in self._calibrations:
@@ -134,25 +139,15 @@ class VerifySession:
     def candidates(self) -> Candidates:
         """What the next round may score. A node at the line's last position is not: the token there comes with its
         parent's row."""
-        self._withdraw()
-        ready = self._lookup is not None and self._lookup.read_on()
-        return self._drafted._replace(lookup=self._lookup) if ready else self._drafted
+        return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2, self._overlay)
 
-    @property
-    def _drafted(self) -> Candidates:
-        """Those of them that the drafter sent."""
-        return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2)
-
-    def _is_prompt_lookup(self, node: Node) -> bool:
-        """Whether what stands below `node` is not the drafter's."""
-        return self._lookup is not None and self._lookup.has_guessed(node)
+    def _fresh_overlay(self) -> Overlay | None:
+        if self._proposer is None:
+            return None
+        return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance)
 
     def _num_prompt_lookup(self, nodes: Sequence[Node]) -> int:
-        return 0 if self._lookup is None else self._lookup.num_among(nodes)
-
-    def _withdraw(self) -> None:
-        if self._lookup is not None:
-            self._lookup.withdraw()
+        return 0 if self._overlay is None else self._overlay.num_among(nodes)
 
     @property
     def num_ready_levels(self) -> int:
@@ -171,7 +166,6 @@ class VerifySession:
         """
         if self._last_verdict is None or not self._max_draft_tokens:
             return AT_ONCE
-        self._withdraw()
         probability_min = self._estimates.probability_min
         self._log_acceptance_min = math.log(probability_min) if probability_min > 0.0 else -math.inf
         self._price = probability_min * num_beside / (num_beside + 1)
@@ -182,7 +176,8 @@ class VerifySession:
         if wait.longest > 0.0 and not no_drafts:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
-            nodes = most_probable([self._drafted], self._curve, beside).nodes[0]
+            drafted = self.candidates._replace(overlay=None)
+            nodes = most_probable([drafted], self._curve, beside).nodes[0]
             ready_drafts = self._ready_drafts(
                 num_beside, len(nodes), self._leaf_probability(nodes), no_drafts=not nodes
             )
@@ -209,7 +204,7 @@ class VerifySession:
     def begin(self, nodes: Sequence[Node], now: float) -> None:
         """A round over `nodes` starts. If it follows a wait that nothing came of, that is learned."""
         if self._waits and self._last_verdict is not None:
-            no_drafts = not nodes or self._is_prompt_lookup(self.tree.root)
+            no_drafts = not nodes or not self.tree.root.children
             since = self._last_verdict if no_drafts else max(self._last_verdict, self._deepest[1])
             for draft_wait in (self._draft_wait, self._shared_draft_wait):
                 draft_wait.observe_no_draft(now - since, at_hand=not no_drafts)
@@ -220,33 +215,37 @@ class VerifySession:
 
         `choices[0]` is the target's token after the root, `choices[i + 1]` the one after `nodes[i]`.
         """
-        row_of = {id(self.tree.root): 0} | {id(node): row for row, node in enumerate(nodes, 1)}
+        rows_below: dict[Node | None, dict[int, int]] = {}
+        for row, node in enumerate(nodes, 1):
+            rows_below.setdefault(node.parent, {})[node.token_id] = row
         position = len(self.line)
         token_ids: list[int] = []
         rows: list[int] = []
         accepted: list[Node] = []
         reason: FinishReason | None = None
-        node: Node | None = self.tree.root
-        bonus = False
-        while node is not None and reason is None and (row := row_of.get(id(node))) is not None:
+        node, row, bonus = self.tree.root, 0, False
+        while row is not None and reason is None:
             token_id = choices[row]
             token_ids.append(token_id)
             rows.append(row)
             reason = self._ending.reason(token_id, position + len(token_ids))
-            bonus = bool(nodes) and not any(id(child) in row_of for child in node.children.values())
-            node = node.children.get(token_id)
-            if node is not None and id(node) in row_of:
+            below = rows_below.get(node)
+            bonus = bool(nodes) and below is None
+            row = below.get(token_id) if below is not None else None
+            if row is not None:
+                node = nodes[row - 1]
                 accepted.append(node)
         num_prompt_lookup, num_accepted_prompt_lookup = (
             self._num_prompt_lookup(nodes),
             self._num_prompt_lookup(accepted),
         )
         self._observe_places(self._worths(token_ids))
-        decided(self.tree.root, token_ids, self._calibrations)
+        decided(self._guesses(token_ids), self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
-        if self._lookup is not None:
-            self._lookup.commit(token_ids)
+        if self._proposer is not None:
+            self._proposer.commit(token_ids)
+            self._overlay = self._fresh_overlay()
         if nodes:
             self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
         self._last_verdict = now
@@ -259,12 +258,25 @@ class VerifySession:
             position, token_ids, len(accepted), rows, bonus, reason, num_prompt_lookup, num_accepted_prompt_lookup
         )
 
+    def _guesses(self, token_ids: Iterable[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+        """What was guessed for the places that `token_ids` decide, by the drafter or else by the session itself."""
+        node: Node | None = self.tree.root
+        for token_id in token_ids:
+            if node is None:
+                return
+            if node.children or self._overlay is None:
+                yield token_id, [(child.token_id, claim_bin(child.log_prob)) for child in node.children.values()]
+                node = node.children.get(token_id)
+            else:
+                yield token_id, self._overlay.guesses(node)
+                node = self._overlay.made(node, token_id)
+
     def _worths(self, token_ids: Sequence[int]) -> list[float]:
         """What the guesses for each place that `token_ids` decide were worth; see `DraftWait.observe_places`."""
         worths: list[float] = []
         node: Node | None = self.tree.root
         for token_id in token_ids:
-            if node is None or not node.children or self._is_prompt_lookup(node):
+            if node is None or not node.children:
                 break
             floor = node.path_log_prob + self._log_acceptance_min
             worths.append(

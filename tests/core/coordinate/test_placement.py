@@ -20,8 +20,8 @@ from outrider.core.coordinate.placement import (
     level_ms,
     overload,
 )
-from outrider.core.draft.session import EXPANSIONS_MAX
 from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 
 def load(

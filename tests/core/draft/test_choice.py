@@ -7,12 +7,13 @@ import random
 
 import pytest
 
-from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.estimate.confidence import margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 VOCAB_SIZE = 12
 MAX_LENGTH = 400
@@ -62,7 +63,7 @@ def plain_candidates(session: DraftSession) -> list[float]:
     """The chances of what the session may expand if nobody else is there, the likeliest first."""
     root, opening_width = session.tree.root, session.width
     nodes = [
-        node for node in (root, *session.tree.live_nodes()) if not node.expanded and node.position + 1 < MAX_LENGTH
+        node for node in (root, *session.tree.live_nodes()) if node.proposals is None and node.position + 1 < MAX_LENGTH
     ]
     probabilities = sorted((node.path_log_prob - root.path_log_prob for node in nodes), reverse=True)
     worth = [probability for probability in probabilities if probability >= session._log_floor]
@@ -139,3 +140,9 @@ def test_what_is_added_is_what_the_plain_definition_adds(seed: int) -> None:
         num_added += len(children)
         assert session.tree.num_live == len(list(session.tree.live_nodes()))
     assert num_added > 20
+
+
+def test_many_sessions_get_a_place_each() -> None:
+    sessions = [draft_session(random.Random(seed), DraftEstimates()) for seed in range(EXPANSIONS_MAX + 3)]
+    chosen = choose_expansions(sessions, StepCurve())
+    assert [len(nodes) for nodes in chosen] == [1] * len(sessions)

@@ -6,13 +6,14 @@ import math
 
 import pytest
 
-from outrider.core.draft.session import EXPANSIONS_MAX, DraftEstimates, DraftSession, choose_expansions
+from outrider.core.draft.session import DraftEstimates, DraftSession, choose_expansions
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
+from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 
 def draft_session(
@@ -325,12 +326,6 @@ def test_a_step_has_a_bound() -> None:
         for node in nodes:
             session.expand(node, [1, 2], [0.0, 0.0])
     assert sizes == [1, 2, 4, 8, 16, EXPANSIONS_MAX, EXPANSIONS_MAX]
-
-
-def test_many_sessions_get_a_place_each() -> None:
-    sessions = [draft_session(max_run_ahead=100) for _ in range(EXPANSIONS_MAX + 3)]
-    chosen = choose_expansions(sessions, flat_curve())
-    assert [len(nodes) for nodes in chosen] == [1] * len(sessions)
 
 
 def test_of_equal_chances_the_first_come_first() -> None:

@@ -71,15 +71,9 @@ def test_a_session_starts_from_what_all_have_learned_and_departs_from_it_soon() 
 
 
 def test_a_commit_decides_every_guess_for_its_places() -> None:
-    tree = SpeculationTree(4, 0)
-    right = tree.attach(tree.root, 11, -1.0)
-    assert right is not None
-    # 12 was guessed and did not become a node.
-    tree.root.guesses.extend([(10, 0), (11, 1), (12, 2)])
-    right.guesses.append((20, 3))
     before, after = Calibration([0.5] * 5), Calibration([0.5] * 5)
     # 11 was guessed, a guess of cell 1; below it 20 was wrong, of cell 3; nothing was guessed for the third place.
-    decided(tree.root, [11, 21, 30], [after])
+    decided([(11, [(10, 0), (11, 1), (12, 2)]), (21, [(20, 3)]), (30, ())], [after])
     changes = [
         after.log_acceptance(confidence_bin) - before.log_acceptance(confidence_bin) for confidence_bin in range(5)
     ]
@@ -93,12 +87,12 @@ def test_the_chances_of_a_path_multiply_along_it() -> None:
     claimed = math.log(0.59)
     for _ in range(50):
         calibration.observe(claim_bin(claimed), False)
-    tree = SpeculationTree(4, 0, calibration.log_acceptance)
+    tree = SpeculationTree(4, 0, lambda log_prob: calibration.log_acceptance(claim_bin(log_prob)))
     path = [tree.root]
     for token_id in range(1, 5):
         node = tree.attach(path[-1], token_id, claimed)
         assert node is not None
-        assert (path[-1].guesses, node.log_prob) == ([(node.token_id, claim_bin(claimed))], claimed)
+        assert node.log_prob == claimed
         path.append(node)
     known = calibration.log_acceptance(claim_bin(claimed))
     assert known < math.log(0.1)

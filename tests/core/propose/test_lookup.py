@@ -1,9 +1,9 @@
-"""The verifier's own guesses: what they are, how far they go, and that no trace of them is left."""
+"""The verifier's own guesses: what they are, how far they go, and that the tree never holds any of them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 from hypothesis import settings
@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, multiple, rule
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, lookup_bin
-from outrider.core.propose import lookup
-from outrider.core.propose.lookup import READ_TOKENS_MAX, Lookup
-from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, ORDERS, NgramTable, extend, path_context
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin, lookup_bin
+from outrider.core.propose.lookup import READ_TOKENS_MAX, PromptLookup
+from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, NgramTable, extend
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
+from outrider.core.verify import overlay
+from outrider.core.verify.overlay import Overlay
 
 LOOP = [1, 2, 3, 4, 5]
 PROBABILITY_MIN, ASKING_PROBABILITY_MIN = 0.05, 0.2
@@ -26,8 +27,8 @@ PROBABILITY_MIN, ASKING_PROBABILITY_MIN = 0.05, 0.2
 @pytest.fixture(autouse=True, scope="module")
 def _probability_min() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lookup, "_LOG_ACCEPTANCE_MIN", math.log(PROBABILITY_MIN))
-        patch.setattr(lookup, "_ASKING_LOG_ACCEPTANCE_MIN", math.log(ASKING_PROBABILITY_MIN))
+        patch.setattr(overlay, "_LOG_ACCEPTANCE_MIN", math.log(PROBABILITY_MIN))
+        patch.setattr(overlay, "_ASKING_LOG_ACCEPTANCE_MIN", math.log(ASKING_PROBABILITY_MIN))
         yield
 
 
@@ -36,17 +37,27 @@ class Bench:
 
     def __init__(self, line: Sequence[int]) -> None:
         self.calibration = Calibration(VERIFY_PROBABILITIES)
-        self.tree = SpeculationTree(len(line) - 1, line[-1], self.calibration.log_acceptance)
+        self.tree = SpeculationTree(len(line) - 1, line[-1], believed(self.calibration))
         self.line = Line(line)
-        self.ngrams = NgramTable()
-        self.lookup = Lookup(self.ngrams, self.line, self.tree, self.calibration)
-        assert self.lookup.read_on()
+        self.use(NgramTable())
+
+    def use(self, ngrams: NgramTable) -> None:
+        """Looks up in `ngrams`, which is empty yet."""
+        self.ngrams = ngrams
+        self.lookup = PromptLookup(ngrams, self.line)
+        self.begin()
+        assert self.lookup.prepare()
+
+    def begin(self) -> None:
+        """A round begins: nothing has been guessed in it."""
+        self.overlay = begun(self.tree, self.lookup, self.calibration)
 
     def commit(self, token_ids: Sequence[int]) -> Growth:
         """As a round does."""
         self.line.commit(len(self.line), token_ids)
         growth = self.tree.commit(token_ids)
         self.lookup.commit(token_ids)
+        self.begin()
         return growth
 
     def draft(self, parent: Node, token_id: int, probability: float) -> Node:
@@ -60,6 +71,19 @@ class Bench:
         return math.exp(node.path_log_prob - self.tree.root.path_log_prob)
 
 
+def believed(calibration: Calibration) -> Callable[[float], float]:
+    """How likely a drafter's guess is right, from what it claims."""
+    return lambda log_prob: calibration.log_acceptance(claim_bin(log_prob))
+
+
+def begun(tree: SpeculationTree, lookup: PromptLookup, calibration: Calibration) -> Overlay:
+    """A round's overlay, which has been prepared twice, as when a round is called off."""
+    found = Overlay(tree, lookup, calibration.log_acceptance)
+    found.prepare()
+    found.prepare()
+    return found
+
+
 def packed(token_ids: Sequence[int]) -> int:
     context = 0
     for token_id in token_ids:
@@ -67,11 +91,11 @@ def packed(token_ids: Sequence[int]) -> int:
     return context
 
 
-def followed(guesses: Lookup, node: Node, depth: int) -> list[int]:
+def followed(guesses: Overlay, node: Node, depth: int) -> list[int]:
     """The likeliest path below `node`, each node of it asked for what comes next."""
     token_ids: list[int] = []
     while len(token_ids) < depth and (below := guesses.below(node)):
-        node = max(below, key=lambda child: child.path_log_prob)
+        node = max(below.values(), key=lambda child: child.path_log_prob)
         token_ids.append(node.token_id)
     return token_ids
 
@@ -81,15 +105,19 @@ def test_below_a_bare_root_stands_what_the_table_says_with_the_chances_of_its_ce
     bench = Bench([7, 1, 5, 7, 1, 6, 7, 2, 8, 7, 1, 9, 7, 3, 4, 7])
     root, probabilities = bench.tree.root, bench.ngrams.probabilities(bench.ngrams.context)
     assert set(probabilities) == {1, 2, 3}
-    below = bench.lookup.below(root)
-    assert {node.token_id: node for node in below} == root.children
-    assert list(root.children) == list(probabilities)
-    assert root.guesses == [(token_id, lookup_bin(probability)) for token_id, probability in probabilities.items()]
+    below = bench.overlay.below(root)
+    assert bench.overlay.below(root) is below
+    assert list(below) == list(probabilities)
+    assert bench.overlay.guesses(root) == [
+        (token_id, lookup_bin(probability)) for token_id, probability in probabilities.items()
+    ]
     for token_id, probability in probabilities.items():
-        node = root.children[token_id]
+        node = below[token_id]
+        assert bench.overlay.made(root, token_id) is node
         assert bench.probability(node) == pytest.approx(VERIFY_PROBABILITIES[lookup_bin(probability)])
         assert (node.parent, node.position, node.state) == (root, root.position + 1, LIVE)
-    assert bench.tree.num_live == 3
+        assert node.token_id == token_id
+    assert (root.children, bench.tree.num_live) == ({}, 0)
 
 
 def test_a_guess_is_worth_what_guesses_like_it_have_proved_to_be_worth() -> None:
@@ -97,46 +125,30 @@ def test_a_guess_is_worth_what_guesses_like_it_have_proved_to_be_worth() -> None
     [(_, probability)] = bench.ngrams.probabilities(bench.ngrams.context).items()
     for index in range(100):
         bench.calibration.observe(lookup_bin(probability), index % 4 == 0)
-    [node] = bench.lookup.below(bench.tree.root)
+    [node] = bench.overlay.below(bench.tree.root).values()
     assert bench.probability(node) == pytest.approx(0.25, abs=0.05)
 
 
 def test_where_nothing_has_been_seen_before_there_is_nothing() -> None:
     bench = Bench([1, 2, 3])
-    assert not bench.lookup.below(bench.tree.root)
-    assert not bench.lookup.has_guessed(bench.tree.root)
+    assert not bench.overlay.below(bench.tree.root)
+    assert not bench.overlay.guesses(bench.tree.root)
     assert bench.tree.num_live == 0
 
 
 def test_chains_go_on_below_what_was_looked_up() -> None:
     bench = Bench(LOOP * 4)
-    assert followed(bench.lookup, bench.tree.root, 7) == [1, 2, 3, 4, 5, 1, 2]
+    assert followed(bench.overlay, bench.tree.root, 7) == [1, 2, 3, 4, 5, 1, 2]
 
 
 def test_what_comes_next_follows_from_the_whole_path_and_the_line_above_it() -> None:
     # After 2 alone mostly 4, after 1 2 always 3; the line ends with 1.
     line = [1, 2, 3, 9, 2, 4, 9, 2, 4, 8, 2, 4, 1, 2, 3, 9, 1]
     bench = Bench(line)
-    assert followed(bench.lookup, bench.tree.root, 2) == [2, 3]
+    assert followed(bench.overlay, bench.tree.root, 2) == [2, 3]
     # Below a draft that the line has not: what followed its last token, after whatever.
     drafted = bench.draft(bench.draft(bench.tree.root, 6, 0.9), 2, 0.9)
-    assert followed(bench.lookup, drafted, 1) == [4]
-
-
-@pytest.mark.parametrize("depth", range(ORDERS[0] + 3))
-def test_the_context_of_a_node_is_the_end_of_its_path(depth: int) -> None:
-    line = [11, 12, 13, 14, 15]
-    tree = SpeculationTree(4, 15)
-    # The root has a parent no longer, and others stand beside the path.
-    node = tree.root
-    for token_id in range(21, 21 + depth):
-        tree.attach(node, 99, -1.0)
-        child = tree.attach(node, token_id, -1.0)
-        assert child is not None
-        node = child
-    longest = packed([2**21 - 1] * ORDERS[0])
-    found = path_context(node, tree.root, packed(line))
-    assert found & longest == packed([*line, *range(21, 21 + depth)])
+    assert followed(bench.overlay, drafted, 1) == [4]
 
 
 def test_guesses_on_an_unlikely_path_are_not_made_but_are_learned_about() -> None:
@@ -152,14 +164,13 @@ def test_guesses_on_an_unlikely_path_are_not_made_but_are_learned_about() -> Non
         > PROBABILITY_MIN
         > bench.probability(drafted) * VERIFY_PROBABILITIES[confidence_bins[1]]
     )
-    assert not bench.lookup.below(drafted)
+    assert not bench.overlay.below(drafted)
     assert not drafted.children
     assert bench.tree.num_live == 1
-    assert drafted.guesses == list(confidence_bins.items())
-    assert bench.lookup.has_guessed(drafted)
+    assert bench.overlay.guesses(drafted) == list(confidence_bins.items())
 
     before = bench.calibration.log_acceptance(confidence_bins[1])
-    decided(bench.tree.root, [7, 9], [bench.calibration])
+    decided([(9, bench.overlay.guesses(drafted))], [bench.calibration])
     assert bench.calibration.log_acceptance(confidence_bins[1]) < before
 
 
@@ -169,9 +180,10 @@ def test_siblings_become_nodes_or_not_each_by_its_own_chance() -> None:
     bench = Bench(line)
     drafted = bench.draft(bench.tree.root, 7, 0.25)
     probabilities = bench.ngrams.probabilities(packed([*line, 7]))
-    assert [node.token_id for node in bench.lookup.below(drafted)] == [1]
-    assert [token_id for token_id, _ in drafted.guesses] == list(probabilities)
-    assert all(bench.probability(node) >= PROBABILITY_MIN for node in bench.tree.live_nodes())
+    below = bench.overlay.below(drafted)
+    assert list(below) == [1]
+    assert [token_id for token_id, _ in bench.overlay.guesses(drafted)] == list(probabilities)
+    assert bench.probability(below[1]) >= PROBABILITY_MIN
     assert bench.probability(drafted) * VERIFY_PROBABILITIES[lookup_bin(probabilities[2])] < PROBABILITY_MIN
 
 
@@ -187,19 +199,19 @@ class CountingTable(NgramTable):
 
 def test_a_node_that_is_hardly_reached_is_not_even_asked_about() -> None:
     bench = Bench(LOOP * 4)
-    bench.ngrams = CountingTable()
-    bench.lookup = Lookup(bench.ngrams, bench.line, bench.tree, bench.calibration)
-    assert bench.lookup.read_on()
+    table = CountingTable()
+    bench.use(table)
     likely = bench.draft(bench.tree.root, 3, 0.35)
     hopeless = bench.draft(likely, 4, 0.45)
     assert bench.probability(likely) > ASKING_PROBABILITY_MIN > bench.probability(hopeless) > PROBABILITY_MIN
-    assert not bench.lookup.below(hopeless)
-    assert (bench.ngrams.num_asked, hopeless.guesses) == (0, [])
-    assert not bench.lookup.has_guessed(hopeless)
+    assert not bench.overlay.below(hopeless)
+    assert table.num_asked == 0
+    assert not bench.overlay.guesses(hopeless)
     likely = bench.draft(bench.tree.root, 4, 0.35)
-    bench.lookup.below(likely)
-    assert bench.ngrams.num_asked == 1
-    assert bench.lookup.has_guessed(likely)
+    for _ in range(2):
+        bench.overlay.below(likely)
+    assert table.num_asked == 1
+    assert bench.overlay.guesses(likely)
 
 
 def test_how_likely_a_node_is_counts_from_the_present_root() -> None:
@@ -207,7 +219,7 @@ def test_how_likely_a_node_is_counts_from_the_present_root() -> None:
     unlikely = bench.draft(bench.draft(bench.tree.root, 3, 0.15), 4, 0.15)
     bench.commit([3, 4])
     assert bench.tree.root is unlikely
-    [node] = bench.lookup.below(unlikely)
+    [node] = bench.overlay.below(unlikely).values()
     assert node.token_id == 5
     assert bench.probability(node) > 0.5
 
@@ -216,19 +228,19 @@ def test_it_knows_which_guesses_are_its_own() -> None:
     bench = Bench(LOOP * 4)
     root = bench.tree.root
     drafted = bench.draft(root, 1, 0.9)
-    [found] = bench.lookup.below(drafted)
-    assert [bench.lookup.has_guessed(node) for node in (root, drafted, found)] == [False, True, False]
-    assert bench.lookup.num_among([drafted, found]) == 1
-    assert bench.lookup.num_among([drafted]) == bench.lookup.num_among([]) == 0
-    bench.lookup.withdraw()
-    assert not bench.lookup.has_guessed(drafted)
+    [found] = bench.overlay.below(drafted).values()
+    assert [bool(bench.overlay.guesses(node)) for node in (root, drafted, found)] == [False, True, False]
+    assert bench.overlay.num_among([drafted, found]) == 1
+    assert bench.overlay.num_among([drafted]) == bench.overlay.num_among([]) == 0
+    bench.begin()
+    assert not bench.overlay.guesses(drafted)
 
 
 def test_tokens_that_were_decided_are_learned() -> None:
     bench = Bench([1, 2, 3])
-    assert not bench.lookup.below(bench.tree.root)
+    assert not bench.overlay.below(bench.tree.root)
     bench.commit([1, 2])
-    assert followed(bench.lookup, bench.tree.root, 2) == [3, 1]
+    assert followed(bench.overlay, bench.tree.root, 2) == [3, 1]
 
 
 def test_a_table_that_is_often_wrong_is_trusted_less() -> None:
@@ -242,27 +254,26 @@ def test_a_table_that_is_often_wrong_is_trusted_less() -> None:
 
 def test_what_was_looked_up_and_chosen_becomes_the_root_with_nothing_below() -> None:
     bench = Bench(LOOP * 4)
-    assert followed(bench.lookup, bench.tree.root, 4) == [1, 2, 3, 4]
-    assert bench.commit([1, 2]).followed
+    assert followed(bench.overlay, bench.tree.root, 4) == [1, 2, 3, 4]
+    bench.commit([1, 2])
     root = bench.tree.root
-    assert (root.token_id, root.children, root.guesses, bench.tree.num_live) == (2, {}, [], 0)
-    assert not bench.lookup.has_guessed(root)
-    assert followed(bench.lookup, root, 3) == [3, 4, 5]
+    assert (root.token_id, root.children, bench.tree.num_live) == (2, {}, 0)
+    assert not bench.overlay.guesses(root)
+    assert followed(bench.overlay, root, 3) == [3, 4, 5]
 
 
 def test_a_long_line_is_read_over_several_rounds_and_what_was_decided_meanwhile_too() -> None:
     line = LOOP * ((2 * READ_TOKENS_MAX + 100) // len(LOOP))
     tree = SpeculationTree(len(line) - 1, line[-1])
-    whole = Line(line)
-    lookup = Lookup(NgramTable(), whole, tree, Calibration(VERIFY_PROBABILITIES))
+    whole, calibration = Line(line), Calibration(VERIFY_PROBABILITIES)
+    lookup = PromptLookup(NgramTable(), whole)
     next_ids = LOOP * 2
     for token_id in next_ids[:2]:
-        assert not lookup.read_on()
+        assert not begun(tree, lookup, calibration).below(tree.root)
         whole.commit(len(whole), [token_id])
         tree.commit([token_id])
         lookup.commit([token_id])
-    assert lookup.read_on()
-    assert followed(lookup, tree.root, 4) == next_ids[2:6]
+    assert followed(begun(tree, lookup, calibration), tree.root, 4) == next_ids[2:6]
 
 
 def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
@@ -270,17 +281,17 @@ def test_of_a_line_beyond_its_history_a_table_reads_the_end() -> None:
     line = Line([*beginning, *LOOP * (HISTORY_TOKENS_MAX // len(LOOP))])
     tree = SpeculationTree(len(line) - 1, line.token_ids[-1])
     table = NgramTable()
-    lookup = Lookup(table, line, tree, Calibration(VERIFY_PROBABILITIES))
-    num_rounds = next(number for number in range(1, 100) if lookup.read_on())
+    lookup = PromptLookup(table, line)
+    num_rounds = next(number for number in range(1, 100) if lookup.prepare())
     assert num_rounds == -(-HISTORY_TOKENS_MAX // READ_TOKENS_MAX)
     assert table.probabilities(packed([beginning[0]])) == {}
-    assert followed(lookup, tree.root, 2) == LOOP[:2]
+    assert followed(begun(tree, lookup, Calibration(VERIFY_PROBABILITIES)), tree.root, 2) == LOOP[:2]
 
 
 TOKEN_IDS = st.integers(0, 3)
 
 
-class Withdrawal(RuleBasedStateMachine):
+class Rounds(RuleBasedStateMachine):
     """A tree below which things are looked up between what happens to it, beside one that nobody looks at."""
 
     nodes = Bundle("nodes")
@@ -289,14 +300,14 @@ class Withdrawal(RuleBasedStateMachine):
     def begin(self, line: list[int]) -> tuple[Node, Node]:
         self.line = line
         self.bench = Bench(line)
-        self.plain = SpeculationTree(len(line) - 1, line[-1], self.bench.calibration.log_acceptance)
-        self.asked: list[Node] = []
+        self.plain = SpeculationTree(len(line) - 1, line[-1], believed(self.bench.calibration))
+        self.guessed: list[Node] = []
         return self.bench.tree.root, self.plain.root
 
     @rule(target=nodes, pair=nodes, token_id=TOKEN_IDS, tenths=st.integers(1, 10))
     def draft(self, pair: tuple[Node, Node], token_id: int, tenths: int) -> object:
-        """Drafts come to a tree that holds drafts alone, as in a session."""
-        self.withdraw()
+        """Drafts come: what was guessed before them is void, as in a session."""
+        self.begin_again()
         found, expected = (
             tree.attach(node, token_id, math.log(tenths / 10))
             for tree, node in zip((self.bench.tree, self.plain), pair, strict=True)
@@ -309,42 +320,43 @@ class Withdrawal(RuleBasedStateMachine):
         """Below any nodes that have no children, drafted or looked up."""
         for place in places:
             tree = self.bench.tree
-            no_drafts = [
-                node for node in (tree.root, *tree.live_nodes()) if not node.children and node not in self.asked
-            ]
-            if not no_drafts:
-                return
-            node = no_drafts[place % len(no_drafts)]
-            self.asked.append(node)
+            leaves = [node for node in (tree.root, *tree.live_nodes(), *self.guessed) if not node.children]
+            node = leaves[place % len(leaves)]
             expected = self.bench.ngrams.probabilities(packed([*self.line, *path_tokens(tree.root, node)]))
-            below = list(self.bench.lookup.below(node))
+            below = self.bench.overlay.below(node)
+            self.guessed += [child for child in below.values() if child not in self.guessed]
             if node.path_log_prob - tree.root.path_log_prob < math.log(ASKING_PROBABILITY_MIN):
                 expected = {}
-            assert [token_id for token_id, _ in node.guesses] == list(expected)
-            assert {child.token_id for child in below} <= set(expected)
-            assert all(self.bench.probability(child) >= PROBABILITY_MIN - 1e-9 for child in below)
-            assert self.bench.lookup.has_guessed(node) == bool(expected)
+            assert [token_id for token_id, _ in self.bench.overlay.guesses(node)] == list(expected)
+            assert set(below) <= set(expected)
+            assert all(self.bench.probability(child) >= PROBABILITY_MIN - 1e-9 for child in below.values())
+            assert self.bench.overlay.num_among([*tree.live_nodes(), *below.values()]) == len(below)
 
     @rule()
-    def withdraw(self) -> None:
-        self.bench.lookup.withdraw()
-        self.asked.clear()
+    def begin_again(self) -> None:
+        self.bench.begin()
+        self.guessed.clear()
         self.check_same()
 
     @rule(target=nodes, steps=st.lists(st.integers(0, 9), min_size=1, max_size=4))
     def commit(self, steps: list[int]) -> tuple[Node, Node]:
-        """Along a path of the tree as long as the lot wants that, and off it."""
-        tree = self.bench.tree
+        """Along a path of drafts and then guesses as long as the lot wants that, and off it."""
+        tree, overlay = self.bench.tree, self.bench.overlay
         node: Node | None = tree.root
         token_ids: list[int] = []
         for step in steps:
-            known = list(node.children) if node is not None else []
+            known: list[int] = []
+            if node is not None:
+                known = list(node.children) or [
+                    guess for guess, _ in overlay.guesses(node) if overlay.made(node, guess)
+                ]
             token_ids.append(known[step % len(known)] if known and step > 1 else step % 4)
-            node = node.children.get(token_ids[-1]) if node is not None else None
+            if node is not None:
+                node = node.children.get(token_ids[-1]) or overlay.made(node, token_ids[-1])
         self.bench.commit(token_ids)
         self.plain.commit(token_ids)
         self.line = [*self.line, *token_ids]
-        self.asked.clear()
+        self.guessed.clear()
         self.check_same()
         return tree.root, self.plain.root
 
@@ -354,7 +366,7 @@ class Withdrawal(RuleBasedStateMachine):
         assert self.bench.ngrams.context == packed(self.line)
 
     def check_same(self) -> None:
-        """Node by node: below the roots nothing but the drafts."""
+        """Node by node: the tree holds the drafts and nothing else."""
         assert self.bench.tree.num_live == self.plain.num_live
         pairs = [(self.bench.tree.root, self.plain.root)]
         for found, expected in pairs:
@@ -363,14 +375,13 @@ class Withdrawal(RuleBasedStateMachine):
                 expected.token_id,
                 expected.state,
             )
-            assert found.guesses == expected.guesses
             assert list(found.children) == list(expected.children)
-            assert not self.bench.lookup.has_guessed(found)
+            assert not self.bench.overlay.guesses(found)
             assert found.path_log_prob - self.bench.tree.root.path_log_prob == pytest.approx(
                 expected.path_log_prob - self.plain.root.path_log_prob
             )
             pairs.extend(zip(found.children.values(), expected.children.values(), strict=True))
 
 
-TestWithdrawal = Withdrawal.TestCase
-TestWithdrawal.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestRounds = Rounds.TestCase
+TestRounds.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)

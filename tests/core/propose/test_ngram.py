@@ -11,8 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.core.propose import ngram
-from outrider.core.propose.ngram import OCCURRENCES_MAX, ORDERS, PROBABILITY_MAX, GuessTree, NgramTable, extend
+from outrider.core.propose.ngram import (
+    OCCURRENCES_MAX,
+    ORDERS,
+    PROBABILITY_MAX,
+    GuessTree,
+    NgramTable,
+    extend,
+    path_context,
+)
 from outrider.core.propose.ngram_static import SHARE_UNIT, TOKEN_BITS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
+from outrider.core.protocol.tree import SpeculationTree
 
 
 def packed(token_ids: Sequence[int]) -> int:
@@ -265,3 +274,19 @@ def test_probabilities_stay_finite_as_logarithms() -> None:
     tree = table.tree(table.context, limit=256, width=8)
     assert len(tree.parents) == 256
     assert all(math.isfinite(math.log(probability)) for probability in tree.probabilities)
+
+
+@pytest.mark.parametrize("depth", range(ORDERS[0] + 3))
+def test_the_context_of_a_node_is_the_end_of_its_path(depth: int) -> None:
+    line = [11, 12, 13, 14, 15]
+    tree = SpeculationTree(4, 15)
+    # The root has a parent no longer, and others stand beside the path.
+    node = tree.root
+    for token_id in range(21, 21 + depth):
+        tree.attach(node, 99, -1.0)
+        child = tree.attach(node, token_id, -1.0)
+        assert child is not None
+        node = child
+    longest = packed([2**21 - 1] * ORDERS[0])
+    found = path_context(node, tree.root, packed(line))
+    assert found & longest == packed([*line, *range(21, 21 + depth)])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.core.estimate.calibration import Calibration
-from outrider.core.estimate.confidence import VERIFY_PROBABILITIES
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.lookup import Lookup
+from outrider.core.propose.lookup import PromptLookup
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import Node, SpeculationTree
+from outrider.core.verify.overlay import Overlay
 from outrider.core.verify.selection import Beside, Candidates, most_probable
 
 FREE = StepCurve()
@@ -46,23 +47,25 @@ def curves(draw: st.DrawFn) -> StepCurve:
     return curve
 
 
-class NosyLookup(Lookup):
-    """Remembers below which nodes it was asked, and that nothing stood there."""
+class NosyOverlay(Overlay):
+    """Remembers below which nodes it was asked, and that nothing stood there, and all that it guessed."""
 
     def __init__(self, line: Sequence[int], tree: SpeculationTree, calibration: Calibration) -> None:
-        super().__init__(NgramTable(), Line(line), tree, calibration)
-        assert self.read_on()
+        super().__init__(tree, PromptLookup(NgramTable(), Line(line)), calibration.log_acceptance)
         self.asked: list[Node] = []
+        self.guessed: list[Node] = []
 
-    def below(self, node: Node) -> Collection[Node]:
+    def below(self, node: Node) -> Mapping[int, Node]:
         assert not node.children
         assert node not in self.asked
         self.asked.append(node)
-        return super().below(node)
+        below = super().below(node)
+        self.guessed += below.values()
+        return below
 
 
 @st.composite
-def guessing_trees(draw: st.DrawFn) -> tuple[SpeculationTree, NosyLookup]:
+def guessing_trees(draw: st.DrawFn) -> tuple[SpeculationTree, NosyOverlay]:
     """Random trees of up to 8 drafts at the end of a line of few different tokens."""
     line = draw(st.lists(st.integers(0, 3), min_size=1, max_size=25))
     return guessing(
@@ -70,16 +73,17 @@ def guessing_trees(draw: st.DrawFn) -> tuple[SpeculationTree, NosyLookup]:
     )
 
 
-def guessing(line: Sequence[int], drafts: Sequence[tuple[int, int, int]] = ()) -> tuple[SpeculationTree, NosyLookup]:
+def guessing(line: Sequence[int], drafts: Sequence[tuple[int, int, int]] = ()) -> tuple[SpeculationTree, NosyOverlay]:
     """A tree at the end of `line`, in which each of `drafts` names its parent, a token and a chance in tenths."""
     calibration = Calibration(VERIFY_PROBABILITIES)
-    tree = SpeculationTree(len(line) - 1, line[-1], calibration.log_acceptance)
+    log_acceptance = calibration.log_acceptance
+    tree = SpeculationTree(len(line) - 1, line[-1], lambda log_prob: log_acceptance(claim_bin(log_prob)))
     nodes = [tree.root]
     for place, token_id, tenths in drafts:
         node = tree.attach(nodes[place % len(nodes)], token_id, math.log(tenths / 10))
         assert node is not None
         nodes.append(node)
-    return tree, NosyLookup(line, tree, calibration)
+    return tree, NosyOverlay(line, tree, calibration)
 
 
 def chain(*probabilities: float) -> SpeculationTree:
@@ -258,66 +262,64 @@ LOOP = [1, 2, 3, 4, 5] * 4
 
 @given(guessing_trees(), st.integers(0, 12), st.integers(0, 12))
 def test_what_is_looked_up_is_chosen_like_drafts(
-    guessing_tree: tuple[SpeculationTree, NosyLookup], limit: int, room: int
+    guessing_tree: tuple[SpeculationTree, NosyOverlay], limit: int, room: int
 ) -> None:
-    tree, lookup = guessing_tree
-    drafted = set(tree.live_nodes())
+    tree, overlay = guessing_tree
+    drafted = list(tree.live_nodes())
     max_position = tree.root.position + room
-    chosen = most_probable([Candidates(tree, limit, max_position, lookup)], FREE).nodes[0]
+    chosen = most_probable([Candidates(tree, limit, max_position, overlay)], FREE).nodes[0]
     check_subtree(tree, chosen)
-    eligible = sorted((node.path_log_prob for node in tree.live_nodes() if node.position <= max_position), reverse=True)
+    nodes = [*drafted, *overlay.guessed]
+    eligible = sorted((node.path_log_prob for node in nodes if node.position <= max_position), reverse=True)
     assert [node.path_log_prob for node in chosen] == eligible[:limit]
-    assert all(node.position <= max_position for node in tree.live_nodes() if node not in drafted)
+    assert all(node.position <= max_position for node in overlay.guessed)
+    assert list(tree.live_nodes()) == drafted
     # It was asked below each node that was taken, had no draft below it and left room for more; below no other.
     may_go_on = [tree.root, *chosen][:limit]
-    leaves = [
-        node
-        for node in may_go_on
-        if node.position < max_position and not any(child in drafted for child in node.children.values())
-    ]
-    assert lookup.asked == leaves
+    leaves = [node for node in may_go_on if node.position < max_position and not node.children]
+    assert overlay.asked == leaves
 
 
 @given(trees(), curves(), st.integers(0, 8), st.integers(3, 10))
-def test_a_lookup_that_knows_nothing_changes_nothing(
+def test_a_proposer_that_knows_nothing_changes_nothing(
     tree: SpeculationTree, curve: StepCurve, limit: int, max_position: int
 ) -> None:
     alone = Candidates(tree, limit, max_position)
     num_live = tree.num_live
     expected = most_probable([alone], curve)
-    lookup = Lookup(NgramTable(), Line([]), tree, Calibration(VERIFY_PROBABILITIES))
-    assert most_probable([alone._replace(lookup=lookup)], curve) == expected
+    overlay = Overlay(tree, PromptLookup(NgramTable(), Line([])), Calibration(VERIFY_PROBABILITIES).log_acceptance)
+    assert most_probable([alone._replace(overlay=overlay)], curve) == expected
     assert tree.num_live == num_live
 
 
-def test_without_a_lookup_a_bare_root_stays_bare() -> None:
-    tree, lookup = guessing(LOOP)
+def test_without_an_overlay_a_bare_root_stays_bare() -> None:
+    tree, overlay = guessing(LOOP)
     assert most_probable([Candidates(tree, 8, 100)], FREE).nodes == [[]]
-    assert (tree.num_live, lookup.asked) == (0, [])
+    assert (tree.num_live, overlay.asked) == (0, [])
 
 
 def test_below_the_last_draft_the_line_goes_on() -> None:
-    tree, lookup = guessing(LOOP, [(0, 1, 9), (1, 2, 9)])
-    [chosen] = most_probable([Candidates(tree, 5, 100, lookup)], FREE).nodes
+    tree, overlay = guessing(LOOP, [(0, 1, 9), (1, 2, 9)])
+    [chosen] = most_probable([Candidates(tree, 5, 100, overlay)], FREE).nodes
     assert [node.token_id for node in chosen] == [1, 2, 3, 4, 5]
 
 
 def test_each_tree_is_looked_up_in_its_own_line_and_none_beyond_its_bounds() -> None:
     forest = [guessing(LOOP), guessing([6, 7, 8] * 5), guessing(LOOP), guessing(LOOP), guessing(LOOP)]
-    candidates = [Candidates(tree, 3, 100, lookup) for tree, lookup in forest]
-    candidates[2] = candidates[2]._replace(lookup=None)
+    candidates = [Candidates(tree, 3, 100, overlay) for tree, overlay in forest]
+    candidates[2] = candidates[2]._replace(overlay=None)
     candidates[3] = candidates[3]._replace(limit=0)
     candidates[4] = candidates[4]._replace(max_position=len(LOOP))
     chosen = most_probable(candidates, FREE).nodes
     assert [[node.token_id for node in nodes] for nodes in chosen] == [[1, 2, 3], [6, 7, 8], [], [], [1]]
-    assert [len(lookup.asked) for _, lookup in forest] == [3, 3, 0, 0, 1]
-    assert [tree.num_live for tree, _ in forest] == [3, 3, 0, 0, 1]
+    assert [len(overlay.asked) for _, overlay in forest] == [3, 3, 0, 0, 1]
+    assert [len(overlay.guessed) for _, overlay in forest] == [3, 3, 0, 0, 1]
+    assert [tree.num_live for tree, _ in forest] == [0] * 5
 
 
 def test_what_is_looked_up_must_be_worth_its_time() -> None:
-    tree, lookup = guessing(LOOP)
-    assert most_probable([Candidates(tree, 8, 100, lookup)], linear(2.0)).nodes == [[]]
-    lookup.withdraw()
-    lookup.asked.clear()
-    [few] = most_probable([Candidates(tree, 8, 100, lookup)], linear(0.6)).nodes
+    tree, overlay = guessing(LOOP)
+    assert most_probable([Candidates(tree, 8, 100, overlay)], linear(2.0)).nodes == [[]]
+    overlay.asked.clear()
+    [few] = most_probable([Candidates(tree, 8, 100, overlay)], linear(0.6)).nodes
     assert 0 < len(few) < 8
