@@ -72,7 +72,7 @@ def _rows(answer: Answer) -> list[_Row]:
     total_ms = max(each.timings.total_ms for each in finished)
     tokens_per_second = num_tokens / total_ms * 1000.0 if total_ms else 0.0
     return [
-        _Row("prompt tokens", f"{num_prompt_tokens} ({num_cached_tokens} found already read)"),
+        _Row("prompt tokens", f"{num_prompt_tokens} ({num_cached_tokens} cached)"),
         _Row("tokens", f"{num_tokens} ({_counted(each.reason.name for each in finished)})"),
         _Row("acceptance length", f"{speculation.acceptance_length:.2f} tokens per round"),
         _Row("acceptance rate", _acceptance_rate(speculation)),

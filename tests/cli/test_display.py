@@ -169,7 +169,7 @@ async def test_the_table_of_completions_tells_of_all_together() -> None:
     answer, _ = await displayed_two(pipe())
     err = pipe()
     conclude(answer, None, pipe(), err)
-    for part in ("4 (2 found already read)", "5 (length)", "25% (4 of 16)", "40 ms", "500 ms", "10.0"):
+    for part in ("4 (2 cached)", "5 (length)", "25% (4 of 16)", "40 ms", "500 ms", "10.0"):
         assert part in written(err)
 
 

@@ -64,7 +64,7 @@ COUNTERS: Final[Sequence[Counter]] = (
         "{token}",
         "Those of them that the target accepted",
         "outrider.accepted.prompt_lookup.tokens",
-        row="looked up",
+        row="prompt lookup",
         whole="num_prompt_lookup_tokens",
         of_what="accepted",
     ),
