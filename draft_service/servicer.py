@@ -10,7 +10,7 @@ from outrider.core.protocol.messages import DraftOpen, DraftWindow
 from outrider.core.protocol.validation import check_draft_open
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import prefilling
+from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
@@ -42,7 +42,7 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
         session = self._drafts.open(opening, outbox)
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
-                async with prefilling(
+                async with reading(
                     context, partial(self._on_command, session), partial(self._drafts.finish, session), outbox.fail
                 ):
                     while (stamped := await outbox.take()) is not None:

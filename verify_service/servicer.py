@@ -15,7 +15,7 @@ from outrider.engine.device_thread import DeviceThread
 from outrider.engine.load.folder import chat_template
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import prefilling
+from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import verify_pb2, verify_pb2_grpc
@@ -66,7 +66,7 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
         self._device.submit(partial(self._verifier.open, session))
         try:
             with SessionTrace(self._telemetry, names.SPAN_VERIFY_SESSION, opening.session_id, opening.trace) as trace:
-                async with prefilling(
+                async with reading(
                     context,
                     partial(self._on_command, session),
                     partial(self._device.submit, partial(self._verifier.end_drafts, session)),

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from outrider.core.schedule.subtree import LINE_END
 from outrider.engine.kv_cache.blocks import BlockKey
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, TreeCell
-
-LINE_END = -1
-"""Index that stands for the line's last token where node indices are expected."""
 
 
 class Job(NamedTuple):

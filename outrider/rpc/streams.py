@@ -43,12 +43,12 @@ EOF: Final[object] = grpc.aio.EOF  # pyright: ignore
 _SPOILED_DETAILS: Final = "Internal error from Core"
 """Status details that grpcio writes over the server's when a write fails."""
 
-_prefill: Final[set[asyncio.Task[None]]] = set()
+_readers: Final[set[asyncio.Task[None]]] = set()
 """Kept here until they have ended, because the event loop does not keep its tasks."""
 
 
 @contextlib.asynccontextmanager
-async def prefilling(
+async def reading(
     context: ServicerContext,
     on_request: Callable[[Any], None],
     on_end: Callable[[], None],
@@ -71,8 +71,8 @@ async def prefilling(
             on_failure(failure)
 
     reader = asyncio.create_task(read())
-    _prefill.add(reader)
-    reader.add_done_callback(_prefill.discard)
+    _readers.add(reader)
+    reader.add_done_callback(_readers.discard)
     try:
         yield
     finally:

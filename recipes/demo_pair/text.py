@@ -120,10 +120,10 @@ class Windows:
         return Batch(self._windows[places].long(), torch.tensor(temperatures))
 
     def _place(self, index: int) -> int:
-        priority, place = divmod(index, len(self._windows))
-        if self._order[0] != priority:
-            generator = torch.Generator().manual_seed(self._seed + priority)
-            self._order = (priority, torch.randperm(len(self._windows), generator=generator))
+        turn, place = divmod(index, len(self._windows))
+        if self._order[0] != turn:
+            generator = torch.Generator().manual_seed(self._seed + turn)
+            self._order = (turn, torch.randperm(len(self._windows), generator=generator))
         return int(self._order[1][place])
 
 
@@ -135,6 +135,6 @@ class Turns:
 
     def batch(self, step: int) -> Batch:
         """The windows of one step."""
-        priority, place = divmod(step, len(self._texts))
+        turn, place = divmod(step, len(self._texts))
         text = self._texts[place]
-        return text.batch(priority * self._texts.count(text) + self._texts[:place].count(text))
+        return text.batch(turn * self._texts.count(text) + self._texts[:place].count(text))

@@ -99,21 +99,21 @@ def test_a_path_counts_as_output(params):
     logits = random_logits(50)
     path = (480, 4, 4, 17, 480)
     sampler = opened(params)
-    no_drafts = [Row(0, position) for position in range(50)]
-    without = processed_log_probs(sampler, logits, no_drafts)
+    bare = [Row(0, position) for position in range(50)]
+    without = processed_log_probs(sampler, logits, bare)
     with_path = [Row(0, position, path) for position in range(50)]
     ahead = processed_log_probs(sampler, logits, with_path)
     choices = sampler.choose(logits, with_path)
-    torch.testing.assert_close(processed_log_probs(sampler, logits, no_drafts), without, rtol=0, atol=0)
+    torch.testing.assert_close(processed_log_probs(sampler, logits, bare), without, rtol=0, atol=0)
     assert not torch.equal(ahead, without)
 
     sampler.commit(0, path[:2])
     sampler.commit(0, path[2:])
-    assert torch.equal(processed_log_probs(sampler, logits, no_drafts), ahead)
-    assert sampler.choose(logits, no_drafts) == choices
+    assert torch.equal(processed_log_probs(sampler, logits, bare), ahead)
+    assert sampler.choose(logits, bare) == choices
 
     sampler.open(0, params, PROMPT, [*OUTPUT, *path])
-    assert sampler.choose(logits, no_drafts) == choices
+    assert sampler.choose(logits, bare) == choices
 
 
 def test_paths_of_one_tree_do_not_touch_each_other():

@@ -48,9 +48,7 @@ def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers tokenizers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
-_CLOCKS_PROBABILITY_AND_IO = (
-    "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
-)
+_CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 
 _ENGINE_FLOORS = (
     ("transfer", "native", "load.probe"),
@@ -82,7 +80,7 @@ _ALL_ENGINE = " ".join(name.removeprefix("outrider.") for name in _engine())
 
 def _room(lower: str = "") -> Layer:
     """A room of the core: what it may use of the rooms below it."""
-    return _layer(" ".join(f"core.{name}" for name in lower.split()), forbidden=_CLOCKS_PROBABILITY_AND_IO)
+    return _layer(" ".join(f"core.{name}" for name in lower.split()), forbidden=_CLOCKS_CHANCE_AND_IO)
 
 
 LAYERS = {

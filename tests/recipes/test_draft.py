@@ -111,8 +111,8 @@ def test_text_is_a_function_of_its_seed(
 
 def test_turns_go_round_and_each_text_keeps_its_own_length() -> None:
     long, short = torch.arange(40).view(4, 10), torch.arange(40, 70).view(6, 5)
-    priorities = Turns([Windows(long, (1.0,), 1, seed=0), Windows(short, (0.5,), 2, seed=1)])
-    batches = [priorities.batch(step) for step in range(6)]
+    turns = Turns([Windows(long, (1.0,), 1, seed=0), Windows(short, (0.5,), 2, seed=1)])
+    batches = [turns.batch(step) for step in range(6)]
     assert [tuple(batch.windows.shape) for batch in batches] == [(1, 10), (2, 5)] * 3
     assert [batch.temperatures.tolist() for batch in batches] == [[1.0], [0.5, 0.5]] * 3
     seen = torch.cat([batch.windows for batch in batches[1::2]])
@@ -121,8 +121,8 @@ def test_turns_go_round_and_each_text_keeps_its_own_length() -> None:
 
 def test_a_text_that_stands_twice_has_two_turns() -> None:
     once, twice = (Windows(torch.arange(12).view(6, 2) + first, (1.0,), 1, seed=0) for first in (0, 12))
-    priorities = Turns([twice, once, twice])
-    seen = [priorities.batch(step).windows for step in range(9)]
+    turns = Turns([twice, once, twice])
+    seen = [turns.batch(step).windows for step in range(9)]
     assert torch.equal(torch.cat(seen[1::3]), torch.cat([once.batch(step).windows for step in range(3)]))
     del seen[1::3]
     assert torch.equal(torch.cat(seen), torch.cat([twice.batch(step).windows for step in range(6)]))

@@ -14,7 +14,7 @@ from served import Serve
 
 from outrider.core.protocol.errors import ProtocolViolationError, QueueFullError, SlotsExhaustedError
 from outrider.rpc.status import rpc_errors
-from outrider.rpc.streams import EOF, OutgoingStream, prefilling
+from outrider.rpc.streams import EOF, OutgoingStream, reading
 from outrider.v1 import draft_pb2_grpc
 from outrider.v1.draft_pb2 import Commit, DraftCommand, DraftEvent, DraftOpened
 
@@ -82,7 +82,7 @@ async def received(stream: OutgoingStream[DraftCommand, DraftEvent]) -> list[int
 async def test_the_body_writes_while_requests_arrive(serve: Serve) -> None:
     async def handle(context: Any) -> None:
         echoes: asyncio.Queue[int | None] = asyncio.Queue()
-        async with prefilling(
+        async with reading(
             context, lambda request: echoes.put_nowait(request.commit.position), lambda: echoes.put_nowait(None), ignore
         ):
             while (position := await echoes.get()) is not None:
@@ -98,7 +98,7 @@ async def test_the_body_writes_while_requests_arrive(serve: Serve) -> None:
 
 async def test_the_handler_may_return_while_a_read_is_pending(serve: Serve) -> None:
     async def handle(context: Any) -> None:
-        async with prefilling(context, ignore, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             await context.write(event(1))
 
     served = await serve(Drafter(handle))
@@ -114,7 +114,7 @@ async def test_reading_ends_by_itself_with_the_rpc(serve: Serve, refusal: SlotsE
 
     async def handle(context: Any) -> None:
         others = asyncio.all_tasks()
-        async with prefilling(context, heard.append, lambda: heard.append(EOF), heard.append):
+        async with reading(context, heard.append, lambda: heard.append(EOF), heard.append):
             readers.update(asyncio.all_tasks() - others)
             await context.write(event(1))
         if refusal is not None:
@@ -135,7 +135,7 @@ async def test_sessions_leave_no_memory_behind(serve: Serve) -> None:
 
     async def handle(context: Any) -> None:
         await context.read()
-        async with prefilling(context, ignore, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             await context.write(event(1))
 
     served = await serve(Drafter(handle))
@@ -160,7 +160,7 @@ async def test_what_a_callback_raises_reaches_the_client_through_the_body(serve:
 
     async def handle(context: Any) -> None:
         failures: list[Exception] = []
-        async with prefilling(context, refuse, ignore, failures.append):
+        async with reading(context, refuse, ignore, failures.append):
             while not failures:
                 await context.write(event(1))
         raise failures[0]
@@ -175,7 +175,7 @@ async def test_what_a_callback_raises_reaches_the_client_through_the_body(serve:
 
 async def test_what_the_body_raises_reaches_the_client(serve: Serve) -> None:
     async def handle(context: Any) -> None:
-        async with prefilling(context, ignore, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             raise SlotsExhaustedError("all 4 slots are taken")
 
     served = await serve(Drafter(handle))
@@ -188,7 +188,7 @@ async def test_what_the_body_raises_reaches_the_client(serve: Serve) -> None:
 
 async def test_a_client_that_leaves_cancels_the_handler(serve: Serve) -> None:
     async def handle(context: Any) -> None:
-        async with prefilling(context, ignore, ignore, ignore):
+        async with reading(context, ignore, ignore, ignore):
             await context.write(event(1))
             await asyncio.Event().wait()
 
@@ -207,7 +207,7 @@ async def test_a_client_that_leaves_while_a_write_waits_for_it_ends_the_handler(
     async def handle(context: Any) -> None:
         large = DraftEvent()
         large.drafted.token_ids.extend([2**31] * 500_000)
-        async with prefilling(context, lambda _: blocked.set(), ignore, ignore):
+        async with reading(context, lambda _: blocked.set(), ignore, ignore):
             while True:
                 await context.write(large)
 

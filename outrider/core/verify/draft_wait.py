@@ -150,8 +150,8 @@ class DraftWait:
             num_arrived = (now - until_next) / level + 1.0 if now >= until_next else 0.0
             depth = max(depth, num_arrived) + 1.0
             now += step
-        step_time = max(step / level, 1.0)
-        return total + ready_drafts.leaf_probability * coverage**depth / (1.0 - coverage**step_time) * step
+        levels_per_step = max(step / level, 1.0)
+        return total + ready_drafts.leaf_probability * coverage**depth / (1.0 - coverage**levels_per_step) * step
 
 
 def _smoothed(mean: float, value: float) -> float:
