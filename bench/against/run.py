@@ -24,9 +24,7 @@ from bench.stack.checkout import HERE, checkout_at
 from bench.stack.models import settings
 from bench.stack.preparing import prepared
 from bench.stack.services import Setup, running, split_cores
-from outrider.cli.board import Board
-from outrider.cli.child import ServiceDiedError
-from outrider.core.protocol.errors import OutriderError
+from bench.stack.watching import watched
 
 SESSIONS_MIN = 2
 """Room of the workers: one session may not have left when the next one comes."""
@@ -49,9 +47,7 @@ async def _run(options: AgainstOptions, console: Console) -> Result:
         checkouts=checkouts,
     )
     modes = [Mode(name=name, about="", pair=name) for name in checkouts]
-    board = Board(console, show_logs=False)
-    board.begin()
-    try:
+    with watched(console) as board:
         async with contextlib.AsyncExitStack() as leaving:
             stack = await leaving.enter_async_context(running(modes, models, board, setup))
             clients: dict[str, LoadClient] = {}
@@ -66,13 +62,6 @@ async def _run(options: AgainstOptions, console: Console) -> Result:
                 rounds = await measure(
                     clients, corpus, options, lambda description: progress.update(task, description=description)
                 )
-    except ServiceDiedError:
-        raise
-    except OutriderError:
-        board.show_tails()
-        raise
-    finally:
-        board.settle()
     said = settings(replace(options, other=Path(options.other.name), other_python=None), models)
     return Result(
         machine=machine.facts(),

@@ -23,10 +23,8 @@ from bench.rivals.transformers_source import TransformersSource, transformers_pr
 from bench.stack.models import Models, settings
 from bench.stack.preparing import prepared
 from bench.stack.services import running
-from outrider.cli.board import Board
-from outrider.cli.child import ServiceDiedError
+from bench.stack.watching import watched
 from outrider.client import GenerationClient
-from outrider.core.protocol.errors import OutriderError
 
 
 async def run(options: BenchOptions, console: Console) -> Result:
@@ -34,9 +32,7 @@ async def run(options: BenchOptions, console: Console) -> Result:
     modes = [*choose_modes(options.modes), *_external_modes(options)]
     models = prepared(options.models, console)
     prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(models.target)))
-    board = Board(console, show_logs=False)
-    board.begin()
-    try:
+    with watched(console) as board:
         async with contextlib.AsyncExitStack() as leaving:
             stack = await leaving.enter_async_context(running(modes, models, board))
             sources = sources_of(
@@ -46,13 +42,6 @@ async def run(options: BenchOptions, console: Console) -> Result:
             board.settle()
             measured = await _measure(options, sources, prompts, console)
             round_trip_ms = await stack.pair(modes[0]).round_trip_ms()
-    except ServiceDiedError:
-        raise
-    except OutriderError:
-        board.show_tails()
-        raise
-    finally:
-        board.settle()
     said = {
         **settings(options, models),
         "prompts": str(options.prompts) if options.prompts else "bundled",

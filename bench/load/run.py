@@ -26,9 +26,7 @@ from bench.rivals.modes import UnknownModeError, choose_modes
 from bench.stack.models import settings
 from bench.stack.preparing import prepared
 from bench.stack.services import Setup, running, split_cores
-from outrider.cli.board import Board
-from outrider.cli.child import ServiceDiedError
-from outrider.core.protocol.errors import OutriderError
+from bench.stack.watching import watched
 from recipes.stretch import stretch
 
 OPEN_SESSIONS = 64
@@ -59,9 +57,7 @@ async def _run(options: LoadOptions, console: Console) -> Result:
         verify_flags=(f"--max-queue={options.max_queue}",) if options.max_queue is not None else (),
         coordinator_flags=(f"--max-requests={2 * num_sessions}",),
     )
-    board = Board(console, show_logs=False)
-    board.begin()
-    try:
+    with watched(console) as board:
         async with contextlib.AsyncExitStack() as leaving:
             stretched: dict[str, str] = {}
             if options.long_prompt:
@@ -88,13 +84,6 @@ async def _run(options: LoadOptions, console: Console) -> Result:
                     loaded, corpus, options, lambda description: progress.update(task, description=description)
                 )
             round_trip_ms = await stack.pair(modes[0]).round_trip_ms()
-    except ServiceDiedError:
-        raise
-    except OutriderError:
-        board.show_tails()
-        raise
-    finally:
-        board.settle()
     said = {
         **settings(options, models),
         "prompts": str(options.prompts) if options.prompts else "bundled",
