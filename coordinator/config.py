@@ -33,6 +33,9 @@ class CoordinatorConfig(Settings):
     max_draft_tokens: int = Field(
         15, ge=0, le=DRAFT_TOKENS_MAX, description="most draft tokens that one round verifies; fewer where that pays"
     )
+    adaptive_speculation: bool = Field(
+        True, description="let the target decode alone while that serves the present load sooner"
+    )
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running generations get to finish")

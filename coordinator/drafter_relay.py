@@ -11,9 +11,10 @@ import structlog
 
 from coordinator.links import DrafterLink, Links, VerifierLink, Worker
 from coordinator.verifier_failover import VerifierFailover
+from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
-from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts, LimitDrafts
 
 RELAY_END_SECONDS = 1.0
 """Longest that the relay is given to see that its streams are over: it takes a round of the event loop or two."""
@@ -24,27 +25,46 @@ _log = structlog.get_logger()
 class DrafterRelay:
     """Once the session is open at a verifier, this is the one writer of its stream."""
 
-    def __init__(self, session: Session, links: Links, verifiers: VerifierFailover, opening: DraftOpen) -> None:
-        """`opening` is that of the first drafter; later ones begin at the end of the line."""
+    def __init__(
+        self,
+        session: Session,
+        links: Links,
+        verifiers: VerifierFailover,
+        opening: DraftOpen,
+        max_draft_tokens: int,
+    ) -> None:
+        """`opening` is that of the first drafter; later ones begin at the end of the line.
+
+        A round verifies at most `max_draft_tokens`, and none while speculation is paused.
+        """
         self.model_name = ""
         """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
         self._session = session
         self._links = links
         self._verifiers = verifiers
         self._opening = opening
+        self._max_draft_tokens = max_draft_tokens
+        self._limit_told = max_draft_tokens
+        """What the verifier goes by, as far as this has told it."""
         self._link: DrafterLink | None = None
         self._avoided: set[Worker] = set()
-        """Those that the session has had."""
+        """Those that the session has had and lost."""
+        self._reopening: OpenDrafter | None = None
+        """What speculation resumes with, before that is done."""
+        self._is_turned = asyncio.Event()
+        """Set when a pause has ended: speculation resumes, or the session is over."""
+        self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
     def open(self, verifier: Worker) -> None:
         """Opens the first drafter, for a session at `verifier`, unless that is done or none is wanted."""
-        if self._link is None and self._session.hears_drafter:
+        if self._link is None and self._reopening is None and self._session.hears_drafter:
             self._open(verifier, self._opening.max_run_ahead, "")
 
     def start(self) -> None:
-        """Begins to relay, if there is a drafter and that has not begun."""
-        if self._task is None and self._link is not None:
+        """Begins to relay, if there is a drafter or may be one, and that has not begun."""
+        if self._task is None and (self._link is not None or self._session.drafter is DrafterState.PAUSED):
+            self._limit_told = 0 if self._session.drafter is DrafterState.PAUSED else self._max_draft_tokens
             self._task = asyncio.create_task(self._relay())
 
     def send(self, commitment: Commitment) -> None:
@@ -52,11 +72,24 @@ class DrafterRelay:
         if self._link is not None:
             self._link.send(commitment)
 
+    def pause(self, reason: str) -> None:
+        """Closes the drafter, and lets the target decode alone until `resume`."""
+        if self._session.on_paused(reason):
+            self._reopening = None
+            self._is_turned.clear()
+            self._leave()
+
+    def resume(self) -> None:
+        """Opens a drafter again after a pause."""
+        self._reopening = self._session.on_resumed()
+        if self._reopening is not None:
+            self._is_turned.set()
+
     def close(self) -> None:
         """The session is over: the drafter frees its slot."""
-        if self._link is not None:
-            self._link.close(failed=False)
-            self._link = None
+        self._is_closed = True
+        self._is_turned.set()
+        self._leave()
 
     async def end(self) -> None:
         """Waits for the relay's end. Call it when the drafter is closed and the verifiers are over: that ends it.
@@ -72,31 +105,51 @@ class DrafterRelay:
         await asyncio.gather(task, return_exceptions=True)
 
     async def _relay(self) -> None:
-        while (link := self._link) is not None:
-            try:
-                async with aclosing(link.windows()) as windows:
-                    async for window in windows:
-                        if (verifier := await self._verifiers.ready()) is None:
-                            return
-                        await self._obey(self._session.on_drafted(window), verifier)
-                        if self._link is not link:
-                            break
-            except OutriderError as error:
-                if self._verifiers.is_over:
-                    return
-                if self._session.finish_reason is None:
-                    _log.warning(
-                        "drafter lost",
-                        session=self._opening.session_id,
-                        address=link.worker.address,
-                        reason=str(error),
-                    )
-                if (verifier := await self._verifiers.ready()) is None:
-                    return
-                on_loss = self._session.on_drafter_lost if link.is_open else self._session.on_drafter_refused
-                await self._obey(on_loss(str(error)), verifier)
+        while not self._is_closed:
+            if (link := self._link) is not None:
+                await self._listen(link)
                 if self._link is link:
                     return
+            elif self._reopening is not None:
+                await self._limit(self._max_draft_tokens)
+                await self._reopen()
+            elif self._session.drafter is DrafterState.PAUSED:
+                await self._limit(0)
+                await self._is_turned.wait()
+            else:
+                return
+
+    async def _listen(self, link: DrafterLink) -> None:
+        """Relays what one drafter sends, to its end."""
+        try:
+            async with aclosing(link.windows()) as windows:
+                async for window in windows:
+                    if (verifier := await self._verifiers.ready()) is None:
+                        return
+                    await self._obey(self._session.on_drafted(window), verifier)
+                    if self._link is not link:
+                        return
+        except OutriderError as error:
+            if self._link is not link or self._verifiers.is_over:
+                return
+            if self._session.finish_reason is None:
+                _log.warning(
+                    "drafter lost", session=self._opening.session_id, address=link.worker.address, reason=str(error)
+                )
+            if (verifier := await self._verifiers.ready()) is not None and self._link is link:
+                on_loss = self._session.on_drafter_lost if link.is_open else self._session.on_drafter_refused
+                await self._obey(on_loss(str(error)), verifier)
+
+    async def _limit(self, max_draft_tokens: int) -> None:
+        if max_draft_tokens != self._limit_told and (verifier := await self._verifiers.ready()) is not None:
+            self._limit_told = max_draft_tokens
+            await verifier.send(LimitDrafts(max_draft_tokens))
+
+    async def _reopen(self) -> None:
+        """Resumes speculation, unless it was paused again meanwhile."""
+        if (verifier := await self._verifiers.ready()) is not None:
+            reopening, self._reopening = self._reopening, None
+            await self._obey(reopening, verifier)
 
     async def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: VerifierLink) -> None:
         match outcome:
@@ -117,7 +170,13 @@ class DrafterRelay:
 
     def _give_up(self) -> None:
         if self._link is not None:
+            self._avoided.add(self._link.worker)
             self._link.close(failed=True)
+            self._link = None
+
+    def _leave(self) -> None:
+        if self._link is not None:
+            self._link.close(failed=False)
             self._link = None
 
     def _open(self, verifier: Worker, credit: int, lost_reason: str) -> EndDrafts | None:
@@ -130,7 +189,6 @@ class DrafterRelay:
             link = self._links.drafter(opening, verifier, self._avoided, self._session.statistics)
         except WorkerUnavailableError as none_left:
             return self._session.on_no_drafter(lost_reason or str(none_left))
-        self._avoided.add(link.worker)
         self.model_name = link.model_name
         self._link = link
         return None

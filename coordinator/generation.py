@@ -9,6 +9,7 @@ from typing import Final, assert_never
 
 from coordinator.drafter_relay import DrafterRelay
 from coordinator.emission import Emission, EmittedTokens
+from coordinator.gated_rounds import GatedRounds
 from coordinator.links import Links, VerifierLink
 from coordinator.request import GenerationRequest
 from coordinator.stopwatch import Stopwatch
@@ -17,6 +18,7 @@ from coordinator.verifier_failover import VERIFIER_GONE, VerifierFailover
 from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
 from outrider.core.coordinate.session import Session
+from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import (
@@ -41,6 +43,8 @@ _MODES: Final = {
     DrafterState.REPLACED: GenerationMode.SPECULATIVE,
     DrafterState.LOST: GenerationMode.DEGRADED,
 }
+_MODES_PAUSED: Final = {False: GenerationMode.TARGET_ONLY, True: GenerationMode.SPECULATIVE}
+"""By whether anything was drafted before the pause."""
 
 
 class Generation:
@@ -54,16 +58,22 @@ class Generation:
         target: ModelInfo,
         decoder: TextDecoder,
         links: Links,
+        gate: SpeculationGate,
         max_run_ahead: int,
         trace: TraceContext,
         deadline: float | None = None,
     ) -> None:
-        """`links` are the request's, shared by its completions. `deadline` is the caller's, on the monotonic clock."""
+        """`links` are the request's, shared by its completions, and `gate` is the coordinator's.
+
+        `deadline` is the caller's, on the monotonic clock.
+        """
+        self._gated = GatedRounds(gate, greedy=request.sampling.greedy)
         self.session = Session(
             request.prompt_token_ids,
             vocab_size=target.vocab_size,
             max_run_ahead=max_run_ahead,
             drafting=request.speculate,
+            pause_reason=gate.reason,
             num_spare_drafters=SPARE_DRAFTERS,
         )
         self._num_cached_prompt_tokens = 0
@@ -94,7 +104,9 @@ class Generation:
             vocab_size=target.vocab_size,
             trace=trace,
         )
-        self._drafters = DrafterRelay(self.session, links, self._verifiers, draft_opening)
+        self._drafters = DrafterRelay(
+            self.session, links, self._verifiers, draft_opening, self._opening.max_draft_tokens
+        )
 
     @property
     def draft_model(self) -> str:
@@ -106,10 +118,11 @@ class Generation:
         session, statistics, stopwatch = self.session, self.session.statistics, self._stopwatch
         if session.finish_reason is None:
             raise RuntimeError("run has not come to its end")
+        is_paused = session.drafter is DrafterState.PAUSED
         return Finished(
             reason=session.finish_reason,
-            mode=_MODES[session.drafter],
-            mode_reason=session.drafter_lost_reason,
+            mode=_MODES_PAUSED[statistics.num_drafted_nodes > 0] if is_paused else _MODES[session.drafter],
+            mode_reason=session.mode_reason,
             text=self._emission.final_text,
             usage=Usage(session.line.num_prompt_tokens, self._emission.num_emitted, self._num_cached_prompt_tokens),
             speculation=statistics.speculation,
@@ -133,6 +146,7 @@ class Generation:
                         await self._open(verifier)
                         async for emitted in self._rounds(verifier):
                             self._stopwatch.on_tokens()
+                            self._follow_gate(len(emitted.emit.token_ids))
                             yield emitted
                     break
                 except VERIFIER_GONE as error:
@@ -141,6 +155,7 @@ class Generation:
             self._emission.finish()
         finally:
             self._stopwatch.stop()
+            self._gated.end()
             self._drafters.close()
             self._verifiers.end()
             await self._drafters.end()
@@ -152,6 +167,7 @@ class Generation:
         opening = replace(
             self._opening,
             token_ids=tuple(session.line.token_ids),
+            max_draft_tokens=0 if session.drafter is DrafterState.PAUSED else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
         )
@@ -202,6 +218,18 @@ class Generation:
         if self._emission.stopped:
             self._stop(FinishReason.STOP_STRING)
         return emitted
+
+    def _follow_gate(self, num_tokens: int) -> None:
+        """After a round of `num_tokens`: pauses speculation, or resumes it, as the gate stands."""
+        is_paused = self.session.drafter is DrafterState.PAUSED
+        if not is_paused and not self.session.hears_drafter:
+            return
+        self._gated.observe(num_tokens)
+        if self._gated.gate.is_open == is_paused:
+            if is_paused:
+                self._drafters.resume()
+            else:
+                self._drafters.pause(self._gated.gate.reason)
 
     def _stop(self, reason: FinishReason) -> None:
         self.session.on_stopped(reason)

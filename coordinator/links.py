@@ -10,11 +10,10 @@ from outrider.core.protocol.messages import (
     Commitment,
     DraftOpen,
     DraftWindow,
-    EndDrafts,
     Opened,
     Verdict,
+    VerifyCommand,
     VerifyFinished,
-    VerifyOpen,
 )
 
 
@@ -37,7 +36,7 @@ class VerifierLink(Protocol):
         """Whether a verdict has come."""
         ...
 
-    async def send(self, command: VerifyOpen | DraftWindow | EndDrafts) -> None:
+    async def send(self, command: VerifyCommand) -> None:
         """Writes a command, waiting for flow control; one task at a time. If the stream is over, `events` tells how."""
         ...
 

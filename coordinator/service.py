@@ -19,6 +19,7 @@ from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.server_info import Replica, ServerInfo
+from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.messages import NOT_TRACED, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
 from outrider.telemetry.setup import Telemetry
@@ -32,6 +33,8 @@ class GenerationService:
         self._workers = workers
         self._telemetry = telemetry
         self._admission = Admission(config.max_requests)
+        self._gate = SpeculationGate(adaptive=config.adaptive_speculation)
+        telemetry.instruments.observe_gate(lambda: self._gate.is_open)
 
     async def generate(
         self,
@@ -64,6 +67,7 @@ class GenerationService:
                         target=target,
                         decoder=TextDecoder(tokenizer, request.stop, request.prompt_token_ids),
                         links=links,
+                        gate=self._gate,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,
                         deadline=deadline,

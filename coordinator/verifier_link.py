@@ -7,7 +7,7 @@ from typing import Any
 
 from coordinator.replica import Replica, Seat
 from outrider.core.protocol.errors import WorkerUnavailableError
-from outrider.core.protocol.messages import DraftWindow, EndDrafts, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import Opened, Verdict, VerifyCommand, VerifyFinished
 from outrider.rpc import wire
 from outrider.rpc.streams import OutgoingStream
 from outrider.v1 import verify_pb2_grpc
@@ -23,7 +23,7 @@ class GrpcVerifierLink:
         stub = verify_pb2_grpc.VerifyServiceStub(seat.replica.channel)
         self._stream: OutgoingStream[Any, Any] = OutgoingStream(stub.Verify())
 
-    async def send(self, command: VerifyOpen | DraftWindow | EndDrafts) -> None:
+    async def send(self, command: VerifyCommand) -> None:
         """See `VerifierLink.send`."""
         await self._stream.send(wire.encode_verify_command(command))
 

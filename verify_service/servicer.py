@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from outrider.core.protocol.messages import DraftWindow, EndDrafts, Verdict, VerifyOpen
-from outrider.core.protocol.validation import check_verify_open
+from outrider.core.protocol.messages import DraftWindow, EndDrafts, LimitDrafts, Verdict, VerifyOpen
+from outrider.core.protocol.validation import check_max_draft_tokens, check_verify_open
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.load.folder import chat_template
@@ -101,6 +101,9 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
                 self._device.submit(partial(self._verifier.graft, session, window, time.monotonic()))
             case EndDrafts():
                 self._device.submit(partial(self._verifier.end_drafts, session))
+            case LimitDrafts(max_draft_tokens):
+                check_max_draft_tokens(max_draft_tokens)
+                self._device.submit(partial(self._verifier.limit_drafts, session, max_draft_tokens))
             case VerifyOpen():
                 raise reopened()
 

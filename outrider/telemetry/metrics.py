@@ -93,6 +93,18 @@ class Instruments:
         for name, unit, about, field in _LOAD_COUNTERS:
             self._meter.create_observable_counter(name, observe(field), unit, about)
 
+    def observe_gate(self, is_open: Callable[[], bool]) -> None:
+        """Reports whether speculation is paused whenever metrics are collected, on the collector's thread."""
+
+        def observe(_: CallbackOptions) -> list[Observation]:
+            return [Observation(int(not is_open()))]
+
+        name, about = (
+            names.METRIC_SPECULATION_PAUSED,
+            "Whether the target decodes alone because speculation does not pay",
+        )
+        self._meter.create_observable_gauge(name, [observe], "1", about)
+
     def record_first_token(self, seconds: float, *, model: str) -> None:
         """The first token of a request was committed, `seconds` after its arrival."""
         self._time_to_first_token.record(seconds, _labels(model))

@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class VerifyCommand(_message.Message):
-    __slots__ = ("open", "drafted", "drafts_ended")
+    __slots__ = ("open", "drafted", "drafts_ended", "draft_limit")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTS_ENDED_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LIMIT_FIELD_NUMBER: _ClassVar[int]
     open: VerifyOpen
     drafted: _common_pb2.Drafted
     drafts_ended: DraftsEnded
-    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ...) -> None: ...
+    draft_limit: DraftLimit
+    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ...) -> None: ...
 
 class VerifyOpen(_message.Message):
     __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms")
@@ -48,6 +50,12 @@ class VerifyOpen(_message.Message):
 class DraftsEnded(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DraftLimit(_message.Message):
+    __slots__ = ("max_draft_tokens",)
+    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_draft_tokens: int
+    def __init__(self, max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class VerifyEvent(_message.Message):
     __slots__ = ("opened", "verdict", "finished")

@@ -14,8 +14,10 @@ from outrider.core.protocol.messages import (
     DraftOpen,
     DraftWindow,
     EndDrafts,
+    LimitDrafts,
     Opened,
     Verdict,
+    VerifyCommand,
     VerifyFinished,
     VerifyOpen,
 )
@@ -64,18 +66,23 @@ class MemoryVerifier:
         self._note = note
         self._inbound = Inbound(vocab_size=VOCAB_SIZE, max_live_nodes=256)
 
-    async def send(self, command: VerifyOpen | DraftWindow | EndDrafts) -> None:
+    async def send(self, command: VerifyCommand) -> None:
         await self._reads.wait()
         match command:
             case VerifyOpen():
                 self._tree = SpeculationTree(len(command.token_ids) - 1, command.token_ids[-1])
                 drafts = "expects drafts" if command.expect_drafts else "expects no drafts"
-                self._note(f"{self.worker.address} < open {_ids(command.token_ids)}, {drafts}")
+                self._limit = command.max_draft_tokens
+                alone = ", none verified" if not self._limit else ""
+                self._note(f"{self.worker.address} < open {_ids(command.token_ids)}, {drafts}{alone}")
             case DraftWindow():
                 self._inbound.graft(self._tree, command)
                 self._note(f"{self.worker.address} < drafted {_nodes(command)}")
             case EndDrafts():
                 self._note(f"{self.worker.address} < drafts ended")
+            case LimitDrafts(max_draft_tokens):
+                self._limit = max_draft_tokens
+                self._note(f"{self.worker.address} < at most {max_draft_tokens} draft tokens a round")
 
     async def events(self) -> AsyncGenerator[Opened | Verdict | VerifyFinished]:
         async for event in self.inbox.heard():
@@ -91,7 +98,7 @@ class MemoryVerifier:
     def decide(self, num_accepted: int, next_token: int | None) -> Verdict:
         """A round that scores all nodes, accepts so many along the first children, and adds the next token."""
         tree = self._tree
-        num_draft_tokens, position, node = tree.num_live, tree.root.position + 1, tree.root
+        num_draft_tokens, position, node = tree.num_live if self._limit else 0, tree.root.position + 1, tree.root
         accepted: list[int] = []
         for _ in range(num_accepted):
             node = next(iter(node.children.values()))

@@ -15,6 +15,8 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
     hold verifiers          none of them reads what is sent from here on, until `release verifiers`
     lose drafter            its connection breaks; before it has taken the session that is a refusal
     end drafter             it ends the stream without a word
+    shut gate               speculation does not pay; a generation asks after its next round
+    open gate               it pays again
     leave                   the client goes away
 
 Tokens are letters: 1 is b, 2 is c; 0, the letter a, is the end of text. What is seen is what each worker hears
@@ -35,6 +37,7 @@ from tokenizers import Tokenizer, decoders, models
 from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
+from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import (
     OutriderError,
     QueueFullError,
@@ -85,6 +88,14 @@ async def play(blocks: list[Block]) -> list[Block]:
         await stage.end()
 
 
+class HandGate(SpeculationGate):
+    """Opens and shuts by hand."""
+
+    @property
+    def reason(self) -> str:
+        return "" if self.is_open else "it does not pay"
+
+
 class Stage:
     """One generation, its links, and what is seen of it."""
 
@@ -92,6 +103,7 @@ class Stage:
         self._seen: list[str] = []
         self._running: asyncio.Task[None] | None = None
         self._last_verdict: Verdict | None = None
+        self._gate = HandGate(adaptive=False)
 
     async def play(self, commands: list[str]) -> list[str]:
         """Carries out commands, one after another, and tells what was seen."""
@@ -143,6 +155,10 @@ class Stage:
                 self._drafter.inbox.say(WorkerUnavailableError("the connection broke"))
             case ["end", "drafter"]:
                 self._drafter.inbox.say(None)
+            case ["shut", "gate"]:
+                self._gate.is_open = False
+            case ["open", "gate"]:
+                self._gate.is_open = True
             case ["leave"]:
                 assert self._running is not None
                 self._running.cancel()
@@ -187,6 +203,7 @@ class Stage:
             target=TARGET,
             decoder=TextDecoder(letters(), request.stop),
             links=self._links,
+            gate=self._gate,
             max_run_ahead=MAX_RUN_AHEAD,
             trace=NOT_TRACED,
         )

@@ -40,7 +40,7 @@ def verify_session(
         eos_token_ids=[EOS],
         max_live_nodes=20,
         estimates=estimates,
-        ngrams=NgramTable() if ngrams else None,
+        ngram_table=NgramTable if ngrams else None,
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.protocol.ending import Ending
-from outrider.core.protocol.messages import DraftWindow, EndDrafts
+from outrider.core.protocol.messages import DraftWindow, EndDrafts, LimitDrafts
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
 from .drafters import HonestDrafter
@@ -43,16 +43,20 @@ class MovingWorld(World):
         self.num_drafters_replaced = 0
         self.num_verifiers_replaced = 0
         self.num_nodes_retold = 0
+        self.num_pauses = 0
 
     def step(self) -> None:
         if self.rng.random() < ACCIDENT_RATE and self.coordinator.finish_reason is None:
-            self.rng.choice((self._lose_drafter, self._lose_drafter_by_a_breach, self._lose_verifier))()
+            accidents = self._lose_drafter, self._lose_drafter_by_a_breach, self._lose_verifier, self._pause_or_resume
+            self.rng.choice(accidents)()
         else:
             super().step()
 
     def _open_verifier(self) -> None:
         """At the end of the line as the coordinator has it."""
-        self.verify_open = replace(self.verify_open, token_ids=tuple(self.coordinator.line.token_ids))
+        limit = 0 if self.coordinator.drafter is DrafterState.PAUSED else self.scenario.max_draft_tokens
+        token_ids = tuple(self.coordinator.line.token_ids)
+        self.verify_open = replace(self.verify_open, token_ids=token_ids, max_draft_tokens=limit)
         self.open_verifier()
 
     def _lose_drafter(self) -> None:
@@ -68,6 +72,16 @@ class MovingWorld(World):
             parents = [0, *range(first_id, first_id + 199)]
             broken = DraftWindow(len(line) - 1, first_id, parents, tokens, [-0.1] * 200)
             self._on_drafted(self.coordinator.on_drafted(broken))
+
+    def _pause_or_resume(self) -> None:
+        """Speculation does not pay, or pays again: what was drafted until then may still be under way."""
+        if self.coordinator.on_paused("it does not pay"):
+            self.num_pauses += 1
+            self._close_links_of_drafter()
+            self.links["coordinator->verifier"].queue.append(LimitDrafts(0))
+        elif (opening := self.coordinator.on_resumed()) is not None:
+            self.links["coordinator->verifier"].queue.append(LimitDrafts(self.scenario.max_draft_tokens))
+            self._replace_drafter(opening.credit)
 
     def _lose_verifier(self) -> None:
         """Whatever was under way from or to it is lost with it."""
@@ -91,13 +105,16 @@ class MovingWorld(World):
     def _give_up_drafter(self, lost: DrafterLost | None) -> None:
         if lost is None:
             return
-        self.drafter = None
-        for name in ("drafter->coordinator", "coordinator->drafter"):
-            self.links[name] = Link()
+        self._close_links_of_drafter()
         if isinstance(lost, OpenDrafter):
             self._replace_drafter(lost.credit)
         else:
             self._end_drafts(lost)
+
+    def _close_links_of_drafter(self) -> None:
+        self.drafter = None
+        for name in ("drafter->coordinator", "coordinator->drafter"):
+            self.links[name] = Link()
 
     def _end_drafts(self, command: EndDrafts | None) -> None:
         assert command is not None
@@ -121,7 +138,9 @@ class MovingWorld(World):
 
     def _check_drafter(self) -> None:
         given_up = self.coordinator.drafter in (DrafterState.LOST, DrafterState.MISSED)
-        assert self._drafts_ended == given_up == bool(self.coordinator.drafter_lost_reason)
+        is_paused = self.coordinator.drafter is DrafterState.PAUSED
+        assert self._drafts_ended == given_up
+        assert bool(self.coordinator.mode_reason) == (given_up or is_paused)
 
     def _check_statistics(self) -> None:
         found = self.coordinator.statistics
@@ -141,9 +160,17 @@ def test_whoever_is_lost_the_text_is_the_targets_own() -> None:
         seen[world.coordinator.drafter] += 1
         seen["drafters"] += world.num_drafters_replaced
         seen["verifiers"] += world.num_verifiers_replaced
+        seen["pauses"] += world.num_pauses
         seen["nodes"] += world.num_nodes_retold
         seen["accepted"] += world.coordinator.statistics.num_accepted_tokens
         seen["looked up"] += world.num_verifiers_replaced > 0 < world.coordinator.statistics.num_prompt_lookup_tokens
-    whats = ("drafters", "verifiers", "nodes", "accepted", "looked up")
-    wanted = (DrafterState.ACTIVE, DrafterState.REPLACED, DrafterState.LOST, DrafterState.MISSED, *whats)
+    whats = ("drafters", "verifiers", "pauses", "nodes", "accepted", "looked up")
+    wanted = (
+        DrafterState.ACTIVE,
+        DrafterState.REPLACED,
+        DrafterState.LOST,
+        DrafterState.MISSED,
+        DrafterState.PAUSED,
+        *whats,
+    )
     assert min(seen[each] for each in wanted) >= NUM_SCHEDULES // 50, seen

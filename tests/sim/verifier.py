@@ -47,6 +47,7 @@ class CheckedVerifier:
 
     def __init__(self, scenario: Scenario, opening: VerifyOpen) -> None:
         self._scenario = scenario
+        self._max_draft_tokens = opening.max_draft_tokens
         self._memory = AmpleMemory()
         self._rounds = WatchedRounds()
         estimates = VerifyEstimates()
@@ -74,7 +75,7 @@ class CheckedVerifier:
         self._drafted = set(self.state.tree.live_nodes())
         step = self._scheduler.plan(float(now))
         assert isinstance(step, VerifyStep)
-        assert len(step.parts[0].nodes) <= self._scenario.max_draft_tokens
+        assert len(step.parts[0].nodes) <= self._max_draft_tokens
         self.step = step
 
     def call_off(self, now: int) -> None:
@@ -130,6 +131,11 @@ class CheckedVerifier:
         assert len(found.added) == len(expected.added)
         assert found[1:] == expected[1:]
         self._check_nothing_is_left()
+
+    def limit_drafts(self, max_draft_tokens: int) -> None:
+        """Between two steps: the next one scores no more than that."""
+        self._scheduler.limit_drafts(SESSION, max_draft_tokens)
+        self._max_draft_tokens = max_draft_tokens
 
     def _check_nothing_is_left(self) -> None:
         assert self.state.tree.num_live == self.sent.num_live

@@ -15,6 +15,7 @@ from outrider.core.protocol.messages import (
     DraftWindow,
     EndDrafts,
     FinishReason,
+    LimitDrafts,
     TokenOrigin,
     Verdict,
     VerifyFinished,
@@ -81,8 +82,8 @@ class World:
         """A verifier at the end of the line of `verify_open`."""
         self._worker = CheckedVerifier(self.scenario, self.verify_open)
         self.verifier = self._worker.state
-        self._arrived: list[DraftWindow] = []
-        """Windows that came while a step ran: they wait for its end, as one thread does both."""
+        self._arrived: list[DraftWindow | LimitDrafts] = []
+        """What came while a step ran: they wait for its end, as one thread does both."""
 
     def run(self) -> None:
         """Runs to the end, delivers what is still under way, and checks everything."""
@@ -160,8 +161,8 @@ class World:
         if finished is not None:
             self._verifying = False
             to_coordinator.append(finished)
-        for window in self._arrived:
-            self._worker.graft(window, self.num_events)
+        for message in self._arrived:
+            self._tell_verifier(message)
         self._arrived.clear()
 
     def _deliver(self, name: str) -> None:
@@ -169,9 +170,9 @@ class World:
         match message:
             case DraftWindow() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
-            case DraftWindow():
+            case DraftWindow() | LimitDrafts():
                 if self._worker.step is None:
-                    self._worker.graft(message, self.num_events)
+                    self._tell_verifier(message)
                 else:
                     self._arrived.append(message)
             case Commitment():
@@ -186,6 +187,12 @@ class World:
                 assert self.coordinator.on_drafter_lost("its stream was closed") is None
             case EndDrafts():
                 pass
+
+    def _tell_verifier(self, message: DraftWindow | LimitDrafts) -> None:
+        if isinstance(message, LimitDrafts):
+            self._worker.limit_drafts(message.max_draft_tokens)
+        else:
+            self._worker.graft(message, self.num_events)
 
     def _deliver_drafted(self, window: DraftWindow) -> None:
         heard = self._drafter_heard()
@@ -288,7 +295,7 @@ class World:
             assert self._drafter_closed
         assert self._drafter_closed == (self.scenario.conduct is not Conduct.ABSENT)
         assert self._drafts_ended == (self.coordinator.drafter is DrafterState.LOST)
-        assert bool(self.coordinator.drafter_lost_reason) == self._drafts_ended
+        assert bool(self.coordinator.mode_reason) == self._drafts_ended
 
     def _check_statistics(self) -> None:
         found = self.coordinator.statistics

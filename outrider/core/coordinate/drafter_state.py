@@ -15,11 +15,13 @@ class DrafterState(Enum):
     ACTIVE = 1
     """One feeds it, or is being opened; none was lost before."""
     LOST = 2
-    """One did, and none does any more."""
+    """One did, or might have but for a pause, and none does any more."""
     MISSED = 3
     """None ever did: there was none, or none took the session."""
     REPLACED = 4
-    """One was lost; another feeds it in its place, or is being opened."""
+    """One was lost, or speculation was paused; another feeds it now, or is being opened."""
+    PAUSED = 5
+    """One is wanted, but none is to feed it at present: speculation does not pay."""
 
     @property
     def is_feeding(self) -> bool:
@@ -36,6 +38,10 @@ class DrafterEvent(Enum):
     """It had the session, and its stream failed, ended, or broke the protocol."""
     HAS_NO_SUCCESSOR = 3
     """No other is opened: there is none, or the session has had as many as it may."""
+    PAUSES = 4
+    """The speculation gate shuts: the drafter is closed, though nothing is wrong with it."""
+    RESUMES = 5
+    """The speculation gate opens: a drafter is opened."""
 
 
 TRANSITIONS: Final[Mapping[DrafterState, Mapping[DrafterEvent, DrafterState]]] = {
@@ -43,12 +49,15 @@ TRANSITIONS: Final[Mapping[DrafterState, Mapping[DrafterEvent, DrafterState]]] =
         DrafterEvent.REFUSES: DrafterState.ACTIVE,
         DrafterEvent.IS_LOST: DrafterState.REPLACED,
         DrafterEvent.HAS_NO_SUCCESSOR: DrafterState.MISSED,
+        DrafterEvent.PAUSES: DrafterState.PAUSED,
     },
     DrafterState.REPLACED: {
         DrafterEvent.REFUSES: DrafterState.REPLACED,
         DrafterEvent.IS_LOST: DrafterState.REPLACED,
         DrafterEvent.HAS_NO_SUCCESSOR: DrafterState.LOST,
+        DrafterEvent.PAUSES: DrafterState.PAUSED,
     },
+    DrafterState.PAUSED: {DrafterEvent.RESUMES: DrafterState.REPLACED},
     DrafterState.NONE: {},
     DrafterState.LOST: {},
     DrafterState.MISSED: {},
@@ -59,6 +68,7 @@ TRANSITIONS: Final[Mapping[DrafterState, Mapping[DrafterEvent, DrafterState]]] =
 def diagram() -> str:
     """The table as a Mermaid state diagram, for docs/protocol.md."""
     lines = ["stateDiagram-v2", "    [*] --> NONE: speculation is off", "    [*] --> ACTIVE: a drafter is opened"]
+    lines.append("    [*] --> PAUSED: the speculation gate is shut")
     for state, following in TRANSITIONS.items():
         words_of: dict[DrafterState, list[str]] = {}
         for event, after in following.items():

@@ -30,7 +30,7 @@ class OpenDrafter:
     credit: int
     """Its `max_run_ahead`."""
     reason: str
-    """Why the last one is gone."""
+    """Why the last one is gone; empty after a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +76,22 @@ class Session:
         vocab_size: int,
         max_run_ahead: int,
         drafting: bool,
+        pause_reason: str = "",
         num_spare_drafters: int = 0,
     ) -> None:
         """Starts at the end of the prompt. `drafting` says whether a drafter is being opened.
 
-        A drafter that is lost is replaced `num_spare_drafters` times.
+        If there is a `pause_reason`, it is not opened before speculation resumes. A drafter that is lost is replaced
+        `num_spare_drafters` times.
         """
         self.line = Line(prompt_token_ids)
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.statistics = SpeculationStatistics()
-        self.drafter = DrafterState.ACTIVE if drafting else DrafterState.NONE
-        self.drafter_lost_reason = ""
+        self.drafter = DrafterState.NONE
+        if drafting:
+            self.drafter = DrafterState.PAUSED if pause_reason else DrafterState.ACTIVE
+        self.mode_reason = pause_reason if drafting else ""
+        """Why no drafter feeds the session though one was wanted; empty while one does."""
         self.finish_reason: FinishReason | None = None
         self._vocab_size = vocab_size
         self._max_run_ahead = max_run_ahead
@@ -125,8 +130,24 @@ class Session:
         """There is no drafter, or no other one, to be opened: the verifier continues alone."""
         if not self._advance(DrafterEvent.HAS_NO_SUCCESSOR):
             return None
-        self.drafter_lost_reason = reason
+        self.mode_reason = reason
         return EndDrafts()
+
+    def on_paused(self, reason: str) -> bool:
+        """Speculation is not to go on for the present. Returns whether the drafter is to be closed."""
+        if not self._advance(DrafterEvent.PAUSES):
+            return False
+        self._forget_unnamed()
+        self.mode_reason = reason
+        return True
+
+    def on_resumed(self) -> OpenDrafter | None:
+        """Speculation is to go on: a drafter is opened at the end of the line, unless old drafts leave no credit."""
+        credit = self._next_credit()
+        if credit is None or not self._advance(DrafterEvent.RESUMES):
+            return None
+        self.mode_reason = ""
+        return self._opened(credit, "")
 
     def on_verifier_changed(self) -> DraftWindow | None:
         """Another verifier was opened at the end of the line. It is told all nodes that are live, as news."""
@@ -190,15 +211,26 @@ class Session:
     def _replace_drafter(self, event: DrafterEvent, reason: str) -> DrafterLost | None:
         if not self._advance(event):
             return None
-        # What a broken window left behind was never sent on, so nobody else knows it.
+        self._forget_unnamed()
+        credit = self._next_credit()
+        if self._num_spare_drafters == 0 or credit is None:
+            return self.on_no_drafter(reason)
+        self._num_spare_drafters -= 1
+        return self._opened(credit, reason)
+
+    def _forget_unnamed(self) -> None:
+        """What a broken window left behind was never sent on, so nobody else knows it."""
         for node in [node for node in self.tree.live_nodes() if node.node_id == 0]:
             if node.state is NodeState.LIVE:
                 self.tree.drop(node)
-        # The next drafter is not told of the nodes that are live, and the verifier bears no more than RUN_AHEAD_MAX.
+
+    def _next_credit(self) -> int | None:
+        """The next drafter's; None if there is too little. It is not told of the nodes that are live, and the verifier
+        bears no more than RUN_AHEAD_MAX."""
         credit = min(self._max_run_ahead, RUN_AHEAD_MAX - self.tree.num_live)
-        if self._num_spare_drafters == 0 or credit < min(self._max_run_ahead, TREE_WIDTH_MAX):
-            return self.on_no_drafter(reason)
-        self._num_spare_drafters -= 1
+        return credit if credit >= min(self._max_run_ahead, TREE_WIDTH_MAX) else None
+
+    def _opened(self, credit: int, reason: str) -> OpenDrafter:
         self._inbound = Inbound(vocab_size=self._vocab_size, max_live_nodes=self.tree.num_live + credit)
         return OpenDrafter(credit, reason)
 

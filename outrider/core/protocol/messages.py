@@ -102,6 +102,13 @@ class EndDrafts:
     """Tells a verifier that no drafts will come."""
 
 
+@dataclass(frozen=True, slots=True)
+class LimitDrafts:
+    """Tells a verifier how many draft tokens a round may verify from now on; none while speculation does not pay."""
+
+    max_draft_tokens: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOpen:
     """Opens a session at a drafter."""
@@ -134,6 +141,10 @@ class VerifyOpen:
     trace: TraceContext = NOT_TRACED
     time_left_ms: int | None = None
     """Until the request's deadline, if it has one."""
+
+
+VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
+"""What a coordinator tells a verifier."""
 
 
 @dataclass(frozen=True, slots=True)

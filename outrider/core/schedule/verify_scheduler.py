@@ -1,8 +1,8 @@
 """The verifier's scheduler: which sessions' next rounds share a step, what each scores, and what follows from it.
 
-A driver tells it what happens (`open`, `graft`, `end_drafts`, `close`), then asks in turn who was let in (`admit`) and
-what the device is to do (`plan`); it runs the step, and tells what came out (`settle`). All times are in seconds, by
-any clock that only rises.
+A driver tells it what happens (`open`, `graft`, `end_drafts`, `limit_drafts`, `close`), then asks in turn who was let
+in (`admit`) and what the device is to do (`plan`); it runs the step, and tells what came out (`settle`). All times are
+in seconds, by any clock that only rises.
 """
 
 from __future__ import annotations
@@ -63,14 +63,13 @@ class VerifyScheduler(Generic[KeyT]):
 
     def open(self, key: KeyT, opening: VerifyOpen, now: float) -> None:
         """Queues a session: by `admit` it finds room, waits for it, or is refused."""
-        looks_up = self.policy.looks_up and opening.max_draft_tokens > 0
         state = VerifySession(
             opening,
             vocab_size=self._vocab_size,
             eos_token_ids=self._eos_token_ids,
             max_live_nodes=RUN_AHEAD_MAX,
             estimates=self.policy.estimates,
-            ngrams=self._ngram_table() if self._ngram_table is not None and looks_up else None,
+            ngram_table=self._ngram_table if self.policy.looks_up else None,
         )
         self.sessions[key] = session = Verification(key, opening, state, self.policy.rounds(opening))
         time_left = math.inf if opening.time_left_ms is None else opening.time_left_ms / 1000.0
@@ -96,6 +95,13 @@ class VerifyScheduler(Generic[KeyT]):
         """No drafts will come: never waits for any."""
         if (session := self.sessions.get(key)) is not None:
             session.expect_drafts = False
+            session.stirred = True
+
+    def limit_drafts(self, key: KeyT, max_draft_tokens: int) -> None:
+        """A round verifies at most so many draft tokens from the next one on; of 0 drafts no round waits for any."""
+        if (session := self.sessions.get(key)) is not None:
+            session.state.limit_drafts(max_draft_tokens)
+            session.expect_drafts = session.expect_drafts and max_draft_tokens > 0
             session.stirred = True
 
     def close(self, key: KeyT) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.calibration import Calibration, decided
@@ -90,9 +90,9 @@ class VerifySession:
         eos_token_ids: Sequence[int],
         max_live_nodes: int,
         estimates: VerifyEstimates | None = None,
-        ngrams: NgramTable | None = None,
+        ngram_table: Callable[[], NgramTable] | None = None,
     ) -> None:
-        """Guesses by itself from `ngrams`, an empty table, which reads the line, below what its drafter has sent."""
+        """Guesses by itself below what its drafter has sent, if `ngram_table` makes an empty table to read the line."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or VerifyEstimates()
         self._estimates = estimates
@@ -105,11 +105,12 @@ class VerifySession:
         self.tree = SpeculationTree(
             len(self.line) - 1, self.line.token_ids[-1], lambda log_prob: log_acceptance(claim_bin(log_prob))
         )
-        self._proposer = None if ngrams is None else PromptLookup(ngrams, self.line)
-        self._overlay = self._fresh_overlay()
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
+        self._ngram_table = ngram_table
+        self._proposer: PromptLookup | None = None
+        self._overlay = self._fresh_overlay()
         self._ending = Ending.of(opening, eos_token_ids)
         self._last_verdict: float | None = None
         self._no_drafts_since: dict[int, float] = {}
@@ -135,6 +136,11 @@ class VerifySession:
         self._observe_arrival(window, grafted, now)
         return grafted
 
+    def limit_drafts(self, max_draft_tokens: int) -> None:
+        """A round verifies at most so many draft tokens from the next one on."""
+        self._max_draft_tokens = max_draft_tokens
+        self._overlay = self._fresh_overlay()
+
     @property
     def candidates(self) -> Candidates:
         """What the next round may score. A node at the line's last position is not: the token there comes with its
@@ -142,8 +148,9 @@ class VerifySession:
         return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2, self._overlay)
 
     def _fresh_overlay(self) -> Overlay | None:
-        if self._proposer is None:
+        if self._ngram_table is None or not self._max_draft_tokens:
             return None
+        self._proposer = self._proposer or PromptLookup(self._ngram_table(), self.line)
         return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance)
 
     def _num_prompt_lookup(self, nodes: Sequence[Node]) -> int:
@@ -243,7 +250,7 @@ class VerifySession:
         decided(self._guesses(token_ids), self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
-        if self._proposer is not None:
+        if self._proposer is not None and self._overlay is not None:
             self._proposer.commit(token_ids)
             self._overlay = self._fresh_overlay()
         if nodes:

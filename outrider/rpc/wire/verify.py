@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from outrider.core.protocol.messages import DraftWindow, EndDrafts, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import (
+    DraftWindow,
+    EndDrafts,
+    LimitDrafts,
+    Opened,
+    Verdict,
+    VerifyCommand,
+    VerifyFinished,
+    VerifyOpen,
+)
 from outrider.rpc.wire.parts import (
     decode_drafted,
     decode_finish_reason,
@@ -19,16 +28,18 @@ from outrider.rpc.wire.parts import (
 from outrider.v1 import verify_pb2
 
 
-def encode_verify_command(command: VerifyOpen | DraftWindow | EndDrafts) -> verify_pb2.VerifyCommand:
+def encode_verify_command(command: VerifyCommand) -> verify_pb2.VerifyCommand:
     """What the coordinator tells a verifier."""
     if isinstance(command, DraftWindow):
         return verify_pb2.VerifyCommand(drafted=encode_drafted(command))
+    if isinstance(command, LimitDrafts):
+        return verify_pb2.VerifyCommand(draft_limit=verify_pb2.DraftLimit(max_draft_tokens=command.max_draft_tokens))
     if isinstance(command, VerifyOpen):
         return verify_pb2.VerifyCommand(open=_encode_verify_open(command))
     return verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded())
 
 
-def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyOpen | DraftWindow | EndDrafts:
+def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyCommand:
     """Raises ProtocolViolationError for an empty command."""
     match message.WhichOneof("command"):
         case "drafted":
@@ -37,8 +48,10 @@ def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyOpen | Dra
             return _decode_verify_open(message.open)
         case "drafts_ended":
             return EndDrafts()
+        case "draft_limit":
+            return LimitDrafts(message.draft_limit.max_draft_tokens)
         case _:
-            refuse_empty("VerifyCommand", "open, drafted or drafts_ended")
+            refuse_empty("VerifyCommand", "open, drafted, drafts_ended or draft_limit")
 
 
 def encode_verify_event(event: Opened | Verdict | VerifyFinished) -> verify_pb2.VerifyEvent:

@@ -16,21 +16,23 @@ def test_every_state_has_its_row() -> None:
 
 
 @pytest.mark.parametrize("state", DrafterState)
-def test_a_drafter_that_feeds_hears_every_event_and_one_that_does_not_hears_none(state: DrafterState) -> None:
-    assert TRANSITIONS[state].keys() == (set(DrafterEvent) if state.is_feeding else set())
+def test_a_drafter_that_feeds_hears_every_event_but_the_one_that_ends_a_pause(state: DrafterState) -> None:
+    in_a_pause = {DrafterEvent.RESUMES}
+    hears = set(DrafterEvent) - in_a_pause if state.is_feeding else set()
+    assert TRANSITIONS[state].keys() == (in_a_pause if state is DrafterState.PAUSED else hears)
 
 
-def test_only_having_no_successor_ends_the_drafts() -> None:
+def test_only_a_pause_or_having_no_successor_ends_the_drafts() -> None:
     for following in TRANSITIONS.values():
         for event, after in following.items():
-            assert after.is_feeding is (event is not DrafterEvent.HAS_NO_SUCCESSOR)
+            assert after.is_feeding is (event not in (DrafterEvent.HAS_NO_SUCCESSOR, DrafterEvent.PAUSES))
 
 
 def test_a_loss_is_never_forgotten() -> None:
     reached = {DrafterState.REPLACED}
     for _ in DrafterState:
         reached |= {after for state in reached for after in TRANSITIONS[state].values()}
-    assert reached == {DrafterState.REPLACED, DrafterState.LOST}
+    assert reached == {DrafterState.REPLACED, DrafterState.LOST, DrafterState.PAUSED}
 
 
 def test_the_documentation_shows_the_table() -> None:

@@ -187,7 +187,7 @@ def test_a_lost_drafter_ends_the_drafts_once() -> None:
     assert session.on_drafter_lost("the connection broke") == EndDrafts()
     assert session.on_drafter_lost("again") is None
     assert session.drafter is DrafterState.LOST
-    assert session.drafter_lost_reason == "the connection broke"
+    assert session.mode_reason == "the connection broke"
     assert session.on_drafted(DRAFTS) is None
     outcome = session.on_verdict(verdict(3, 1))
     assert outcome is not None
@@ -211,7 +211,7 @@ def test_a_drafter_that_breaks_the_protocol_is_lost_and_nothing_else(nonsense: D
     session = new_session()
     assert session.on_drafted(nonsense) == EndDrafts()
     assert session.drafter is DrafterState.LOST
-    assert "broke the protocol" in session.drafter_lost_reason
+    assert "broke the protocol" in session.mode_reason
     assert session.statistics.num_drafted_nodes == 0
     assert only_emit(session.on_verdict(verdict(3, 1))).token_ids == (1,)
 
@@ -219,7 +219,7 @@ def test_a_drafter_that_breaks_the_protocol_is_lost_and_nothing_else(nonsense: D
 def test_a_drafter_that_exceeds_its_credit_is_lost() -> None:
     session = new_session(max_run_ahead=2)
     assert session.on_drafted(DRAFTS) == EndDrafts()
-    assert "credit of 2" in session.drafter_lost_reason
+    assert "credit of 2" in session.mode_reason
 
 
 def pooled_session(*, max_run_ahead: int = 8, num_spare_drafters: int = 2) -> Session:
@@ -238,10 +238,10 @@ def test_a_lost_drafter_is_replaced_while_there_are_spare_ones() -> None:
     assert isinstance(session.on_drafted(DRAFTS), DraftWindow), "the next one counts its ids from 1 again"
     assert session.on_drafter_lost("two") == OpenDrafter(8, "two")
     assert session.drafter is DrafterState.REPLACED
-    assert session.drafter_lost_reason == ""
+    assert session.mode_reason == ""
     assert session.on_drafter_lost("three") == EndDrafts()
     assert session.drafter is DrafterState.LOST
-    assert session.drafter_lost_reason == "three"
+    assert session.mode_reason == "three"
 
 
 def test_guesses_of_a_lost_drafter_stay_and_are_not_relayed_twice() -> None:
@@ -292,7 +292,7 @@ def test_a_drafter_that_refuses_was_never_there() -> None:
     assert session.on_drafter_refused("full") == OpenDrafter(8, "full")
     assert session.on_drafter_refused("full too") == EndDrafts()
     assert session.drafter is DrafterState.MISSED
-    assert session.drafter_lost_reason == "full too"
+    assert session.mode_reason == "full too"
     after_a_loss = pooled_session(num_spare_drafters=1)
     after_a_loss.on_drafter_lost("gone")
     after_a_loss.on_drafter_refused("full")
@@ -303,7 +303,7 @@ def test_when_there_is_no_drafter_to_be_had_the_verifier_goes_on_alone() -> None
     session = pooled_session()
     assert session.on_no_drafter("none there") == EndDrafts()
     assert session.on_no_drafter("again") is None
-    assert (session.drafter, session.drafter_lost_reason) == (DrafterState.MISSED, "none there")
+    assert (session.drafter, session.mode_reason) == (DrafterState.MISSED, "none there")
     assert not only_emit(session.on_verdict(verdict(3, 1))).rolled_back
 
 
@@ -345,7 +345,7 @@ def test_a_drafter_whose_stream_ends_after_the_end_was_not_lost() -> None:
     session.on_stopped(FinishReason.STOP_STRING)
     assert session.on_drafter_lost("the stream was closed") is None
     assert session.drafter is DrafterState.ACTIVE
-    assert session.drafter_lost_reason == ""
+    assert session.mode_reason == ""
 
 
 def test_statistics_add_up() -> None:

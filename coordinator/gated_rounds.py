@@ -1,0 +1,31 @@
+"""One completion's rounds as the speculation gate is told of them."""
+
+from __future__ import annotations
+
+import time
+
+from outrider.core.coordinate.speculation_gate import SpeculationGate
+
+
+class GatedRounds:
+    """Takes the time between rounds that brought tokens, from the first one on."""
+
+    def __init__(self, gate: SpeculationGate, *, greedy: bool) -> None:
+        self.gate = gate
+        self._greedy = greedy
+        self._last: float | None = None
+
+    def observe(self, num_tokens: int) -> None:
+        """A round brought `num_tokens`. The first one tells how long the prompt took, so it does not count."""
+        now = time.monotonic()
+        if self._last is None:
+            self.gate.begin(greedy=self._greedy)
+        else:
+            self.gate.observe(num_tokens, now - self._last)
+        self._last = now
+
+    def end(self) -> None:
+        """No more rounds will come."""
+        if self._last is not None:
+            self._last = None
+            self.gate.end(greedy=self._greedy)

@@ -1,0 +1,146 @@
+"""The speculation gate against worlds whose costs are known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+import pytest
+
+from outrider.core.coordinate.speculation_gate import SpeculationGate
+
+Costs = Callable[[bool, int], tuple[float, float]]
+"""By the gate's position and the number running: tokens per round and seconds per round."""
+
+
+def costs(speculating: tuple[float, float], alone: float) -> Costs:
+    return lambda is_open, num_running: speculating if is_open else (1.0, alone)
+
+
+class Client:
+    """`num_running` completions that have rounds in turn, with the scatter of real ones."""
+
+    def __init__(self, gate: SpeculationGate, num_running: int, *, greedy: bool = False, seed: int = 0) -> None:
+        self.gate = gate
+        self.num_running = num_running
+        self.greedy = greedy
+        self.rng = Random(seed)
+        for _ in range(num_running):
+            gate.begin(greedy=greedy)
+
+    def leave(self) -> None:
+        for _ in range(self.num_running):
+            self.gate.end(greedy=self.greedy)
+
+    def run(self, num_tokens: int, costs: Costs) -> tuple[float, float]:
+        """Seconds that so many tokens took in all, and the share of them that came while the gate was open."""
+        total = made = made_open = 0.0
+        while made < num_tokens:
+            tokens_mean, seconds = costs(self.gate.is_open, self.num_running)
+            tokens = 1
+            while self.rng.random() < 1.0 - 1.0 / tokens_mean:
+                tokens += 1
+            seconds *= self.rng.lognormvariate(-0.02, 0.2)  # their mean is 1
+            made += tokens
+            made_open += tokens * self.gate.is_open
+            total += seconds
+            self.gate.observe(tokens, seconds)
+        return total, made_open / made
+
+
+@pytest.mark.parametrize("num_running", [1, 3, 24])
+@pytest.mark.parametrize("gain", [0.5, 0.75, 0.9, 1.1, 1.3, 2.0, 4.0])
+def test_the_better_way_is_found_and_kept(num_running: int, gain: float) -> None:
+    tokens_mean, alone = 1.6, 0.01
+    world = costs((tokens_mean, alone * tokens_mean / gain), alone)
+    client = Client(SpeculationGate(), num_running, seed=num_running)
+    client.run(12_000 + 600 * num_running, world)
+    seconds, share_open = client.run(60_000 + 4_000 * num_running, world)
+    if not 0.85 < gain < 1.15:  # what is nearly as good may be mistaken for better once
+        assert (share_open > 0.95) if gain > 1.0 else (share_open < 0.05)
+    best = (60_000 + 4_000 * num_running) * alone / max(gain, 1.0)
+    assert seconds < 1.02 * best
+
+
+def test_the_first_seconds_cost_little_where_speculation_pays() -> None:
+    client = Client(SpeculationGate(), 1)
+    _, share_open = client.run(2_000, costs((2.0, 0.01), 0.01))
+    assert share_open > 0.98
+
+
+def test_a_machine_that_changes_is_followed() -> None:
+    client = Client(SpeculationGate(), 16)
+    client.run(40_000, costs((2.0, 0.01), 0.01))
+    assert client.gate.is_open
+    _, share_open = client.run(300_000, costs((1.2, 0.02), 0.01))
+    assert share_open < 0.5
+    assert not client.gate.is_open
+    _, share_open = client.run(300_000, costs((2.0, 0.01), 0.01))
+    assert share_open > 0.5
+
+
+def test_each_load_is_learned_apart() -> None:
+    def by_load(is_open: bool, num_running: int) -> tuple[float, float]:
+        if not is_open:
+            return 1.0, 0.01
+        return (1.6, 0.01) if num_running < 4 else (1.6, 0.03)
+
+    gate = SpeculationGate()
+    for _ in range(6):
+        for num_running in (1, 16):
+            client = Client(gate, num_running)
+            client.run(8_000, by_load)
+            client.leave()
+    client = Client(gate, 1)
+    client.run(64, by_load)
+    assert client.run(1_000, by_load)[1] > 0.9
+    client.leave()
+    client = Client(gate, 16)
+    client.run(512, by_load)
+    assert client.run(8_000, by_load)[1] < 0.1
+
+
+def test_greedy_and_sampled_are_learned_apart() -> None:
+    gate = SpeculationGate()
+    for greedy, world in ((True, costs((3.0, 0.01), 0.01)), (False, costs((1.1, 0.02), 0.01))):
+        client = Client(gate, 8, greedy=greedy)
+        client.run(40_000, world)
+        assert gate.is_open == greedy
+        client.leave()
+    client = Client(gate, 8, greedy=True)
+    assert client.run(2_000, costs((3.0, 0.01), 0.01))[1] > 0.9
+
+
+def test_a_new_load_begins_as_the_nearest_known_one_ended() -> None:
+    gate = SpeculationGate()
+    losing = costs((1.1, 0.02), 0.01)
+    client = Client(gate, 8)
+    client.run(40_000, losing)
+    client.leave()
+    client = Client(gate, 32)
+    client.run(1_000, losing)
+    assert not gate.is_open
+
+
+def test_the_reason_says_what_was_measured() -> None:
+    client = Client(SpeculationGate(), 8)
+    assert client.gate.reason == ""
+    reasons: set[str] = set()
+    for _ in range(2_000):
+        client.run(8, costs((1.0, 0.02), 0.01))
+        reasons.add(client.gate.reason)
+    assert "the target alone is being tried, to see whether speculation pays at this load" in reasons
+    assert any("does not pay at this load: a token takes " in reason for reason in reasons)
+    assert not client.gate.is_open
+
+
+def test_one_round_that_never_came_is_no_verdict() -> None:
+    client = Client(SpeculationGate(), 4)
+    client.run(20_000, costs((2.0, 0.01), 0.01))
+    client.gate.observe(1, 3600.0)
+    assert client.run(2_000, costs((2.0, 0.01), 0.01))[1] > 0.9
+
+
+def test_a_gate_that_does_not_adapt_stays_open() -> None:
+    client = Client(SpeculationGate(adaptive=False), 8)
+    assert client.run(20_000, costs((1.0, 0.05), 0.01))[1] == 1.0
