@@ -114,9 +114,9 @@ class SpeculationGate:
     @property
     def reason(self) -> str:
         """Why the gate is shut; empty while it is open."""
-        if self.is_open or self._present is None:
+        if self.is_open:
             return ""
-        if self._trial is not None:
+        if self._trial is not None or self._present is None:
             return "the target alone is being tried, to see whether speculation pays at this load"
         return (
             f"speculation does not pay at this load: a token takes {self._present.open_ms:.3g} ms with it "
