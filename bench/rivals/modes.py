@@ -75,7 +75,10 @@ PAIRS: Mapping[str, str] = {
 """The pairs of worker processes. Modes on the same pair share engine, caches and warm-up."""
 
 
-RIVALS = (f"--max-run-ahead={FREE_CREDIT}", f"--max-draft-tokens={FREE_CREDIT}", "--tree-width=1")
+OPEN_GATE = "--adaptive-speculation=false"
+"""Flag of a coordinator whose speculation gate stays open. What it learns of one mode would be wrong of another."""
+
+RIVALS = (OPEN_GATE, f"--max-run-ahead={FREE_CREDIT}", f"--max-draft-tokens={FREE_CREDIT}", "--tree-width=1")
 """Flags of the coordinator for other systems' rules, which bound themselves."""
 
 
@@ -88,9 +91,12 @@ def _all_modes() -> Iterable[Mode]:
         speculate=False,
     )
     yield Mode(name="outrider", about="everything on")
-    yield Mode(name="no_tree", about="outrider with chains for trees", coordinator=("--tree-width=1",), in_chain=True)
+    yield Mode(
+        name="no_tree", about="outrider with chains for trees", coordinator=(OPEN_GATE, "--tree-width=1"), in_chain=True
+    )
+    yield Mode(name="no_gate", about="outrider that never lets the target decode alone", coordinator=(OPEN_GATE,))
     for name, about in ABLATIONS.items():
-        yield Mode(name=name, about=f"outrider {about}", policy=PolicyName(name))
+        yield Mode(name=name, about=f"outrider {about}", policy=PolicyName(name), coordinator=(OPEN_GATE,))
     yield Mode(name="ngram_alone", about="outrider with n-grams in the place of a draft model", pair=NGRAM)
     yield Mode(name="no_compile", about="outrider with forward passes not compiled", pair=EAGER)
     yield Mode(
@@ -128,6 +134,7 @@ def _all_modes() -> Iterable[Mode]:
         name=PADDED,
         about="outrider with all rounds of a step padded to the longest, inputs and caches",
         policy=PolicyName(PADDED),
+        coordinator=(OPEN_GATE,),
     )
     for lookahead in LOOKAHEADS:
         yield Mode(
@@ -150,8 +157,8 @@ MODES: Mapping[str, Mode] = {mode.name: mode for mode in _all_modes()}
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "default": ("target", "outrider", "sync", "amusd", "pearl", "transformers", "transformers_assisted"),
-    "ablations": ("no_tree", *ABLATIONS, "no_compile"),
-    "load": ("target", "outrider", PADDED),
+    "ablations": ("no_tree", "no_gate", *ABLATIONS, "no_compile"),
+    "load": ("target", "outrider", "no_gate", PADDED),
     "all": tuple(MODES),
 }
 """Names that stand for several modes; the name of a family stands for all of it."""
