@@ -1,4 +1,7 @@
-"""The measurement: each round of requests is put to both checkouts before the next; they take turns at first."""
+"""The measurement: each round of requests is put to both checkouts before the next; they take turns at first.
+
+So do their processes: whichever starts first may have the worse memory for all of its life, so there are several lives.
+"""
 
 from __future__ import annotations
 
@@ -32,18 +35,21 @@ class Round(NamedTuple):
 
 
 def num_rounds(options: AgainstOptions) -> int:
-    """How many rounds count at each temperature."""
-    return max(ROUNDS_MIN, -(-options.num_prompts // options.num_clients))
+    """How many rounds count at each temperature, in one life of the services."""
+    return max(ROUNDS_MIN, -(-options.num_prompts // (options.num_clients * options.num_lives)))
+
+
+Works = Mapping[float, Iterator[ClosedWork]]
+"""By temperature what is asked, round by round: no prompt twice."""
 
 
 async def measure(
-    clients: Mapping[str, LoadClient],
-    corpus: Sequence[Sequence[int]],
-    options: AgainstOptions,
-    on_progress: Callable[[str], None],
+    clients: Mapping[str, LoadClient], works: Works, options: AgainstOptions, on_progress: Callable[[str], None]
 ) -> list[Round]:
-    """All rounds that count. `on_progress` is told what comes next. Raises the OutriderError of a failed answer."""
-    works = {temperature: _works(corpus, options, temperature) for temperature in options.temperatures}
+    """The rounds of one life that count. `on_progress` is told what comes next.
+
+    Raises the OutriderError of a failed answer.
+    """
     rounds: list[Round] = []
     for number in range(options.warm_ups + num_rounds(options)):
         for temperature in options.temperatures:
@@ -61,8 +67,12 @@ async def measure(
     return rounds
 
 
+def works(corpus: Sequence[Sequence[int]], options: AgainstOptions) -> Works:
+    """What is asked in all lives."""
+    return {temperature: _works(corpus, options, temperature) for temperature in options.temperatures}
+
+
 def _works(corpus: Sequence[Sequence[int]], options: AgainstOptions, temperature: float) -> Iterator[ClosedWork]:
-    """What is asked round by round."""
     shape = Shape(prompt_lengths=(PROMPT_TOKENS,), output_lengths=(options.max_tokens,), temperature=temperature)
     if options.num_clients > 1:
         return (closed_work(corpus, shape, options.num_clients, seed) for seed in itertools.count())

@@ -32,6 +32,10 @@ class AgainstOptions:
         Option(help="Prompts to measure at each temperature; three rounds of all clients are made at least.", min=2),
     ] = 24
     warm_ups: Annotated[int, Option(help="Rounds of all clients before those that count.", min=1)] = 2
+    num_lives: Annotated[
+        int,
+        Option("--lives", help="How many times the services are started; the checkouts take turns at first.", min=1),
+    ] = 2
     max_tokens: Annotated[int, Option(help="Tokens of each answer.", min=2)] = 64
     temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0, 0.8)
     target_only: Annotated[bool, Option("--target-only", help="Do not speculate: compare the targets alone.")] = False

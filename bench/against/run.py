@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,16 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import machine
-from bench.against.measuring import OTHER, PROMPT_TOKENS, THIS, measure
+from bench.against.measuring import OTHER, PROMPT_TOKENS, THIS, Round, Works, measure, works
 from bench.against.options import AgainstOptions
 from bench.against.result import Result, compared
+from bench.compare.measuring import order
 from bench.load.client import LoadClient
 from bench.load.run import keeping_to
 from bench.prompts import load_prompts, tokenizer
 from bench.rivals.modes import Mode
 from bench.stack.checkout import HERE, checkout_at
-from bench.stack.models import settings
+from bench.stack.models import Models, settings
 from bench.stack.preparing import prepared
 from bench.stack.services import Setup, running, split_cores
 from bench.stack.watching import watched
@@ -46,7 +48,24 @@ async def _run(options: AgainstOptions, console: Console) -> Result:
         coordinator_flags=(f"--max-requests={2 * num_sessions}",),
         checkouts=checkouts,
     )
-    modes = [Mode(name=name, about="", pair=name) for name in checkouts]
+    asked = works(corpus, options)
+    rounds: list[Round] = []
+    for life in range(options.num_lives):
+        modes = [Mode(name=name, about="", pair=name) for name in order([THIS, OTHER], life)]
+        rounds += await _live(modes, models, setup, asked, options, console)
+    said = settings(replace(options, other=Path(options.other.name), other_python=None), models)
+    return Result(
+        machine=machine.facts(),
+        settings={**said, "other": options.other.name},
+        revisions={name: _revision(checkout.root) for name, checkout in checkouts.items()},
+        comparisons=compared(rounds),
+    )
+
+
+async def _live(
+    modes: Sequence[Mode], models: Models, setup: Setup, asked: Works, options: AgainstOptions, console: Console
+) -> list[Round]:
+    """Starts the services in the order of `modes`, measures, and stops them."""
     with watched(console) as board:
         async with contextlib.AsyncExitStack() as leaving:
             stack = await leaving.enter_async_context(running(modes, models, board, setup))
@@ -59,16 +78,9 @@ async def _run(options: AgainstOptions, console: Console) -> Result:
             columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
             with Progress(*columns, console=console, transient=True) as progress:
                 task = progress.add_task("")
-                rounds = await measure(
-                    clients, corpus, options, lambda description: progress.update(task, description=description)
+                return await measure(
+                    clients, asked, options, lambda description: progress.update(task, description=description)
                 )
-    said = settings(replace(options, other=Path(options.other.name), other_python=None), models)
-    return Result(
-        machine=machine.facts(),
-        settings={**said, "other": options.other.name},
-        revisions={name: _revision(checkout.root) for name, checkout in checkouts.items()},
-        comparisons=compared(rounds),
-    )
 
 
 def _revision(root: Path) -> str:
