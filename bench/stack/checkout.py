@@ -49,7 +49,7 @@ def main() -> None:
     python, root, *command = sys.argv[1:]
     os.environ["PYTHONPATH"] = root
     # With -P the folder that we are in does not come before it.
-    os.execv(python, [python, "-P", "-u", "-m", "outrider.cli.tether", *command])
+    os.execv(python, [python, "-P", "-u", "-m", "outrider.machine.tether", *command])
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Child:
             sys.executable,
             "-u",
             "-m",
-            "outrider.cli.tether",
+            "outrider.machine.tether",
             *self._command,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

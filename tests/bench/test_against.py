@@ -28,11 +28,11 @@ print(outrider.__file__, sys.argv[1:])
 
 
 def test_services_of_a_checkout_run_its_own_sources(tmp_path: Path) -> None:
-    for folder in ("outrider/cli", "coordinator", "draft_service", "verify_service"):
+    for folder in ("outrider/machine", "coordinator", "draft_service", "verify_service"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "__init__.py").touch()
     (tmp_path / "outrider" / "__init__.py").touch()
-    (tmp_path / "outrider" / "cli" / "tether.py").write_text(STRANGER)
+    (tmp_path / "outrider" / "machine" / "tether.py").write_text(STRANGER)
     checkout = checkout_at(tmp_path)
     assert checkout.python == Path(sys.executable), "it has no environment of its own"
     command = [sys.executable, "-m", *checkout.command("coordinator"), "--listen=nowhere"]

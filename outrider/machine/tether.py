@@ -1,4 +1,4 @@
-"""Runs a service that cannot outlive the command that started it: `python -m outrider.cli.tether MODULE ARGUMENT...`
+"""Runs a service that cannot outlive the command that started it: `python -m outrider.machine.tether MODULE ARGUMENT...`
 
 The starter holds the other end of standard input and never writes to it. When the starter is gone, however it went, the
 kernel closes that end, and the service's process ends at once. Unlike Linux's parent-death signal this needs no code
