@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +18,8 @@ import structlog
 from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.native import CannotCompileError
+from outrider.machine.descendants import kill_descendants
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Service, SetReady
@@ -27,6 +31,9 @@ from outrider.worker.startup import LoadedModel, load, report
 SWITCH_INTERVAL_SECONDS = 0.0005
 """How long the event loop may keep the interpreter from the device thread. Python's default of 5 ms is longer than a
 whole verify step of a small model."""
+
+_ABANDONABLE = "loading"
+"""Name of threads that the end of the process does not wait for."""
 
 T = TypeVar("T")
 
@@ -54,15 +61,17 @@ def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], Non
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
     run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+    if any(thread.name == _ABANDONABLE for thread in threading.enumerate()):
+        atexit.register(_leave)  # when the caller is done, too
 
 
 async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetReady) -> NoReturn:
     """Loads the model and steps until it is cancelled. Raises OutriderError if the worker cannot go on."""
-    loaded = await _abandonable(partial(load, config))
-    if loaded.package is not None and config.compile == "on":
-        await _compile(config, loaded, loaded.package)
-        loaded.engine.adopt(loaded.package)
-    await _abandonable(partial(report, loaded.engine))
+    try:
+        loaded = await _loaded(config)
+    except asyncio.CancelledError:
+        _log.info("stopped before it was ready")
+        raise
     loop = asyncio.get_running_loop()
     deaths: asyncio.Queue[BaseException] = asyncio.Queue(1)
 
@@ -83,11 +92,31 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
         device.stop()
 
 
+async def _loaded(config: WorkerConfig) -> LoadedModel:
+    """The model as it is served first. Raises UnsupportedModelError."""
+    loaded = await _abandonable(partial(load, config))
+    if loaded.package is not None and config.compile != "auto":
+        await _compile_first(config, loaded, loaded.package)
+    await _abandonable(partial(report, loaded.engine))
+    return loaded
+
+
+async def _compile_first(config: WorkerConfig, loaded: LoadedModel, package: Path) -> None:
+    """Compiles before the worker serves. Raises CannotCompileError if that fails and the worker must not go on so."""
+    try:
+        await _compile(config, loaded, package)
+        loaded.engine.adopt(package)
+    except CannotCompileError as error:
+        if config.compile == "on":
+            raise
+        _log.warning("not compiled", reason=str(error))
+
+
 async def _adopt_later(
     config: WorkerConfig, loaded: LoadedModel, device: DeviceThread, servicer: WorkerServicer
 ) -> None:
     """Compiles while the worker serves, and from then on runs what was compiled."""
-    if loaded.package is None or config.compile == "on":
+    if loaded.package is None or config.compile != "auto":
         return
     try:
         await _compile(config, loaded, loaded.package)
@@ -114,5 +143,11 @@ async def _abandonable(call: Callable[[], T]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    threading.Thread(target=run, name="loading", daemon=True).start()
+    threading.Thread(target=run, name=_ABANDONABLE, daemon=True).start()
     return await asyncio.wrap_future(result)
+
+
+def _leave() -> None:
+    """Ends a process whose threads are still busy: the interpreter would take the ground from under them."""
+    kill_descendants()
+    os._exit(0)
