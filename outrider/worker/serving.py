@@ -32,12 +32,13 @@ SWITCH_INTERVAL_SECONDS = 0.0005
 """How long the event loop may keep the interpreter from the device thread. Python's default of 5 ms is longer than a
 whole verify step of a small model."""
 
-_ABANDONABLE = "loading"
-"""Name of threads that the end of the process does not wait for."""
-
 T = TypeVar("T")
 
 _log = structlog.get_logger()
+
+
+class StoppedEarlyError(Exception):
+    """The worker was told to stop while it loaded or compiled its model."""
 
 
 class WorkerServicer(Protocol):
@@ -60,18 +61,22 @@ def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], Non
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
-    run_process(config.cores, partial(serve, config, service, PLAINTEXT))
-    if any(thread.name == _ABANDONABLE for thread in threading.enumerate()):
-        atexit.register(_leave)  # when the caller is done, too
+    try:
+        run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+    except StoppedEarlyError:
+        _log.info("stopped before it was ready")
+        atexit.register(_leave)  # when the caller has tidied up
 
 
 async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetReady) -> NoReturn:
-    """Loads the model and steps until it is cancelled. Raises OutriderError if the worker cannot go on."""
+    """Loads the model and steps until it is cancelled.
+
+    Raises OutriderError if the worker cannot go on, and StoppedEarlyError if it is cancelled before it is ready.
+    """
     try:
         loaded = await _loaded(config)
     except asyncio.CancelledError:
-        _log.info("stopped before it was ready")
-        raise
+        raise StoppedEarlyError from None
     loop = asyncio.get_running_loop()
     deaths: asyncio.Queue[BaseException] = asyncio.Queue(1)
 
@@ -143,11 +148,11 @@ async def _abandonable(call: Callable[[], T]) -> T:
         except BaseException as error:
             result.set_exception(error)
 
-    threading.Thread(target=run, name=_ABANDONABLE, daemon=True).start()
+    threading.Thread(target=run, name="loading", daemon=True).start()
     return await asyncio.wrap_future(result)
 
 
 def _leave() -> None:
-    """Ends a process whose threads are still busy: the interpreter would take the ground from under them."""
+    """Ends a process at once. Its interpreter would tidy up for seconds, under threads that still load."""
     kill_descendants()
     os._exit(0)
