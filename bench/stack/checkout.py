@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from outrider.core.protocol.errors import OutriderError
+from outrider.machine.tether import tethered
 
 
 class NotACheckoutError(OutriderError):
@@ -47,9 +48,8 @@ HERE = Checkout(Path(__file__).resolve().parents[2], Path(sys.executable))
 def main() -> None:
     """Replaces this process, which keeps its id and its standard streams: whoever started it sees one service."""
     python, root, *command = sys.argv[1:]
-    os.environ["PYTHONPATH"] = root
-    # With -P the folder that we are in does not come before it.
-    os.execv(python, [python, "-P", "-u", "-m", "outrider.cli.tether", *command])
+    os.environ["PYTHONPATH"] = root  # before a checkout that its Python may know of
+    os.execv(python, tethered(*command, packages=Path(root), python=python))
 
 
 if __name__ == "__main__":

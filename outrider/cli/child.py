@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from enum import Enum
@@ -16,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.cli.record import readable
 from outrider.core.protocol.errors import OutriderError
+from outrider.machine.tether import tethered
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
 
@@ -84,11 +84,7 @@ class Child:
         """Starts the process in a session of its own, so that the terminal's Ctrl-C does not reach it."""
         self._observer.phase(self.name, Phase.STARTING)
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-u",
-            "-m",
-            "outrider.cli.tether",
-            *self._command,
+            *tethered(*self._command),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,20 +24,22 @@ from tests.engine.tiny_models import build
 
 STRANGER = """
 import outrider, sys
-print(outrider.__file__, sys.argv[1:])
+print(outrider.__file__, [__spec__.parent, *sys.argv[1:]])
 """
 
 
 def test_services_of_a_checkout_run_its_own_sources(tmp_path: Path) -> None:
-    for folder in ("outrider/cli", "coordinator", "draft_service", "verify_service"):
+    for folder in ("outrider", "coordinator", "draft_service", "verify_service"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "__init__.py").touch()
-    (tmp_path / "outrider" / "__init__.py").touch()
-    (tmp_path / "outrider" / "cli" / "tether.py").write_text(STRANGER)
+    (tmp_path / "coordinator" / "__main__.py").write_text(STRANGER)
     checkout = checkout_at(tmp_path)
     assert checkout.python == Path(sys.executable), "it has no environment of its own"
     command = [sys.executable, "-m", *checkout.command("coordinator"), "--listen=nowhere"]
-    done = subprocess.run(command, cwd=HERE.root, capture_output=True, text=True, check=True)
+    held, holding = os.pipe()
+    done = subprocess.run(command, cwd=HERE.root, stdin=held, capture_output=True, text=True, check=True)
+    os.close(held)
+    os.close(holding)
     assert done.stdout.split(maxsplit=1) == [
         str(tmp_path / "outrider" / "__init__.py"),
         "['coordinator', '--listen=nowhere']\n",

@@ -76,6 +76,19 @@ async def test_a_service_becomes_ready_and_stops_cleanly() -> None:
     assert record.phases[-3:] == [Phase.READY, Phase.STOPPING, Phase.ENDED]
 
 
+async def test_files_in_the_present_folder_are_not_taken_for_ours_or_for_pythons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("asyncio", "grpc", "outrider", "runpy", "signal", "tests", "threading"):
+        (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')")
+    monkeypatch.chdir(tmp_path)
+    child = stub(Record())
+    async with started(child):
+        await child.ready()
+        await child.stop()
+        assert child.end.result() == 0
+
+
 async def test_a_service_that_dies_at_start_says_why() -> None:
     child = stub(Record(), "refuse")
     async with started(child):
