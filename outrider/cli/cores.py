@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from outrider.machine import limits
+
 
 class Cores(NamedTuple):
     """The cores of each service, as its `--cores` takes them: an empty string is any."""
@@ -45,6 +47,11 @@ def share_cores(available: Sequence[int], num_verifiers: int, num_drafters: int)
 def num_cores(share: str) -> int:
     """How many cores a share names."""
     return len(share.split(",")) if share else 0
+
+
+def num_threads(share: str) -> int:
+    """How many threads keep a share busy: one a core, or fewer where a quota does not pay for all cores."""
+    return max(1, num_cores(share) * limits.num_cores() // max(1, len(available_cores())))
 
 
 def _divided(cores: Sequence[int], num_shares: int) -> list[str]:

@@ -13,7 +13,7 @@ from typing import NamedTuple, NoReturn
 
 import outrider
 from outrider.cli.child import Child, Observer
-from outrider.cli.cores import available_cores, num_cores, share_cores
+from outrider.cli.cores import available_cores, num_threads, share_cores
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.errors import OutriderError
 
@@ -257,7 +257,7 @@ def _numbered(name: str, count: int) -> list[str]:
 
 def _core_flags(share: str, *, divided: bool) -> list[str]:
     """Workers that divide the cores must not each take threads for half of the machine."""
-    return [f"--cores={share}", *([f"--num-threads={num_cores(share)}"] if divided and share else [])]
+    return [f"--cores={share}", *([f"--num-threads={num_threads(share)}"] if divided and share else [])]
 
 
 def _worker_command(module: str, model: str, address: str, device: str, options: UpOptions) -> list[str]:

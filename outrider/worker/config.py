@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from outrider.core.protocol.validation import SESSIONS_MAX
+from outrider.machine.limits import num_cores
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
 
 PAD_TOKENS_MAX = 256
@@ -19,6 +21,15 @@ AUTO_KV_MEMORY = "auto"
 
 KV_MEMORY_PATTERN = r"^(auto|\d+(\.\d+)?\s*(%|[KMGTkmgt]i?[Bb]))$"
 """What `kv_memory` looks like."""
+
+
+def default_num_threads(settings: Mapping[str, Any]) -> int:
+    """Threads of a worker that is not told: half of what the process may use, since another worker takes the rest."""
+    usable = num_cores()
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested loops
+    wanted = min(int(asked), usable) if asked.isdecimal() else usable // 2
+    cores = settings.get("cores", "")
+    return max(1, min(wanted, cores.count(",") + 1) if cores else wanted)
 
 
 class WorkerConfig(Settings):
@@ -41,12 +52,13 @@ class WorkerConfig(Settings):
         "what the device has left, such as 50%; auto: what all sessions could need, at most half of what a GPU or a "
         "quarter of what a computer has left",
     )
-    num_threads: int = Field(
-        default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),
-        ge=1,
-        description="threads for tensor arithmetic on the CPU; default: half of the cores",
-    )
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
+    num_threads: int = Field(
+        default_factory=default_num_threads,
+        ge=1,
+        description="threads for tensor arithmetic on the CPU; default: OMP_NUM_THREADS, else half of the cores that "
+        "affinity and the container's quota allow, and no more than --cores names",
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="compiled forward passes, twice as fast or more; on: compile before serving (a minute, once for a "

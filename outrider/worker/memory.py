@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-from pathlib import Path
 
 import torch
 
+from outrider.machine.limits import memory_left
 from outrider.worker.config import AUTO_KV_MEMORY
 
 AUTO_SHARES = {"cuda": 0.5, "cpu": 0.25}
@@ -15,8 +14,6 @@ AUTO_SHARES = {"cuda": 0.5, "cpu": 0.25}
 the rest of it for what passes through them; a computer's is there for much else, mostly for another worker too."""
 
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
-
-_CGROUP_ROOT = Path("/sys/fs/cgroup")
 
 
 def kv_bytes(setting: str, device: torch.device, num_bytes_most: int) -> int:
@@ -39,39 +36,4 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(device)[0]
-    found = [_host_bytes(), *_cgroup_bytes()]
-    return max(min(found), 0)
-
-
-def _host_bytes() -> int:
-    try:
-        text = Path("/proc/meminfo").read_text()
-    except OSError:
-        text = ""
-    if found := re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE):
-        return int(found[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_bytes(root: Path = _CGROUP_ROOT, own: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What is left below each limit of a container that this process is in (cgroup v2)."""
-    try:
-        found = re.search(r"^0::/(.*)$", own.read_text(), re.MULTILINE)
-    except OSError:
-        return []
-    group = root / (found[1] if found else "")
-    left: list[int] = []
-    for folder in (group, *group.parents):
-        if not folder.is_relative_to(root):
-            break
-        try:
-            limit = (folder / "memory.max").read_text().strip()
-            used = int((folder / "memory.current").read_text())
-            statistics = (folder / "memory.stat").read_text()
-        except (OSError, ValueError):
-            continue
-        if limit != "max":
-            # Pages of files that nobody has touched lately count as used, and are given up before anything fails.
-            idle = re.search(r"^inactive_file (\d+)$", statistics, re.MULTILINE)
-            left.append(int(limit) - used + int(idle[1] if idle else 0))
-    return left
+    return memory_left()

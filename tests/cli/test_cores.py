@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from outrider.cli.cores import Cores, available_cores, num_cores, share_cores
+from outrider.cli import cores
+from outrider.cli.cores import Cores, available_cores, num_cores, num_threads, share_cores
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,12 @@ def test_available_cores_are_those_that_the_process_may_use(monkeypatch: pytest.
 def test_a_share_names_its_cores() -> None:
     assert num_cores("4,5,6") == 3
     assert num_cores("") == 0
+
+
+@pytest.mark.parametrize(("usable", "expected"), [(16, 4), (4, 1), (7, 1), (8, 2), (1, 1)])
+def test_threads_of_a_share_are_its_part_of_the_quota(
+    monkeypatch: pytest.MonkeyPatch, usable: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.setattr(cores.limits, "num_cores", lambda: usable)
+    assert num_threads("4,5,6,7") == expected

@@ -49,20 +49,6 @@ def test_some_of_this_machine_is_left() -> None:
     assert memory.available_bytes(CPU) > 0
 
 
-def test_a_containers_limit_counts_and_so_do_those_around_it(tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.write_text("1:name=systemd:/x\n0::/pods/one\n")
-    for folder, limit, used, idle in (("pods", 900, 500, 0), ("pods/one", 1000, 300, 50)):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / "memory.max").write_text(f"{limit}\n")
-        (tmp_path / folder / "memory.current").write_text(f"{used}\n")
-        (tmp_path / folder / "memory.stat").write_text(f"anon 5\ninactive_file {idle}\nactive_file 7\n")
-    assert memory._cgroup_bytes(tmp_path, own) == [750, 400]
-    (tmp_path / "pods/memory.max").write_text("max\n")
-    assert memory._cgroup_bytes(tmp_path, own) == [750]
-    assert memory._cgroup_bytes(tmp_path, tmp_path / "missing") == []
-
-
 def test_a_worker_has_the_memory_that_it_was_given(tmp_path: Path) -> None:
     """One layer of two heads of eight: 128 bytes a token."""
     folder = save_tiny(build("llama", layers=1), tmp_path)
