@@ -2,7 +2,8 @@
 //
 // The largest of score + noise is found with float32 arithmetic, sixteen tokens at a time; whatever comes so close to it
 // that rounding might decide is computed again in float64 as noise.py does. The filters are not applied beforehand, which
-// takes sorting: the best token is looked at, and only if a filter drops it, the next.
+// takes sorting: the best token is looked at, and only if a filter drops it, the next. A row in which rounding may decide
+// what top-p keeps is left to candidates.py: its token ids are -1.
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
@@ -29,6 +30,9 @@ constexpr int64_t kWords = 8;
 // Scores of float32 arithmetic may be off by this and this share of their size. Both are generous: three roundings of
 // half a unit in the last place and a logarithm good to 1e-6 make 2e-6 and 2e-7.
 constexpr float kRounding = 1e-4f, kRelativeRounding = 1e-6f;
+
+// Sums of float32 weights may be off by this share of the row's. Generous: a weight of exp(-10) is off by 1e-6 of itself.
+constexpr double kDoubt = 1e-5;
 
 using Words = uint64_t __attribute__((vector_size(kWords * sizeof(uint64_t))));
 using SignedWords = int64_t __attribute__((vector_size(kWords * sizeof(int64_t))));
@@ -116,8 +120,14 @@ class Row {
     if (!by_rank && !by_mass) return true;
     const auto [num_before, mass_before] = before(logits_[token], token);
     if (by_rank && static_cast<double>(num_before) >= shape_.top_k) return false;
-    return !by_mass || mass_before < shape_.top_p * (by_rank ? surviving_mass() : mass());
+    if (!by_mass) return true;
+    const double whole = by_rank ? surviving_mass() : mass();
+    doubtful_ |= std::abs(mass_before - shape_.top_p * whole) <= kDoubt * whole;
+    return mass_before < shape_.top_p * whole;
   }
+
+  // Whether a token was looked at for which rounding may have decided what top-p keeps.
+  bool doubtful() const { return doubtful_; }
 
   // Whether `other` is `token` or ranks behind it: each filter keeps the front of the ranking.
   bool is_from(int64_t token, int64_t other) const {
@@ -185,6 +195,7 @@ class Row {
   const Shape shape_;
   float largest_;
   double mass_ = -1.0, surviving_mass_ = -1.0;
+  bool doubtful_ = false;
 };
 
 // A row's perturbed scores in blocks, and the largest of each block, so that finding the best does not look at them all.
@@ -313,7 +324,7 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
       double* values = best_scores.mutable_data_ptr<double>() + r * width;
       for (int64_t i = 0; i < width; ++i) {
         const bool there = i < static_cast<int64_t>(best.size());
-        ids[i] = there ? best[i].token : 0;
+        ids[i] = row.doubtful() ? -1 : there ? best[i].token : 0;
         values[i] = there ? best[i].score : kNothing;
       }
     }

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from outrider.engine.sample.best import Best
+
 
 def best_of(
     logits: Tensor,
@@ -16,17 +18,18 @@ def best_of(
     slots: Sequence[int],
     positions: Sequence[int],
     width: int,
-) -> tuple[list[list[int]], list[list[float]]]:
-    """The `width` best tokens of each row of `logits` [R, V] by perturbed score, and those scores.
+) -> list[Best | None]:
+    """The `width` best tokens of each row of `logits` [R, V]; None for a row in which rounding may decide what
+    top-p keeps.
 
-    Fewer where the filters leave fewer. `slots` and `positions` are those of the rows; for each slot there is a column
-    of `shaping` [5, num_slots]: temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds`
-    [num_slots].
+    `slots` and `positions` are those of the rows; for each slot there is a column of `shaping` [5, num_slots]:
+    temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds` [num_slots].
     """
-    found = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
-    token_ids, scores = (table.tolist() for table in found)
-    for row_token_ids, row in zip(token_ids, scores, strict=True):
-        if row[-1] == -math.inf:
-            num = row.index(-math.inf)
-            del row_token_ids[num:], row[num:]
-    return token_ids, scores
+    tables = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
+    found: list[Best | None] = []
+    for token_ids, scores in zip(*(table.tolist() for table in tables), strict=True):
+        if scores[-1] == -math.inf:
+            num = scores.index(-math.inf)
+            del token_ids[num:], scores[num:]
+        found.append(None if token_ids and token_ids[0] < 0 else Best(token_ids, scores))
+    return found

@@ -3,8 +3,9 @@
 A token is `argmax_v(processed_logit[v] / T + G(seed, position, v))` with the noise of `noise.py`; at temperature 0 it
 is the argmax of the processed logits. Processing, in this order: bias, repetition penalty (Keskar et al. 2019, CTRL),
 frequency and presence penalties (as OpenAI defines them), temperature, top-k, top-p, min-p, each filter on what the one
-before it left. Top-k is in fact taken before the temperature, which changes no order: only its survivors need to be
-scaled, sorted and given noise.
+before it left. That is the definition, and `candidates.py` does it. Top-k is in fact taken before the temperature,
+which changes no order: only its survivors need to be scaled, sorted and given noise. Without top-k nothing is sorted:
+the token that noise prefers is found first, and then asked whether top-p keeps it (`unranked.py`).
 
 Ties: of equal logits the one with the lowest token id ranks first, on every device. Top-k therefore keeps exactly k
 tokens, and top-p drops the highest ids among equals.
@@ -13,7 +14,7 @@ Everything up to the penalties is float32. From the temperature on it is float64
 and sums over a row round so finely that which rows share a batch does not decide what top-p keeps.
 
 A CPU worker that compiles does all of it in one native pass over each row (`native/sampling.cpp`), after bias and
-penalties.
+penalties. Where a sum of probabilities is so close to top_p that rounding may decide, the definition is asked.
 
 A row with a NaN among its logits raises nothing: it chooses some token id of the vocabulary, and what it proposes means
 nothing. Whoever feeds the sampler looks at the logits.
@@ -29,13 +30,15 @@ from torch import Tensor
 from outrider.core.protocol.messages import TokenLogprobs
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
-from outrider.engine.sample.candidates import Candidates, candidates, margins, shaping_of
+from outrider.engine.sample.best import Best
+from outrider.engine.sample.candidates import candidates, shaping_of
 from outrider.engine.sample.logit_bias import LogitBias
 from outrider.engine.sample.native import best_of
 from outrider.engine.sample.noise import as_int64
 from outrider.engine.sample.penalties import Penalties
 from outrider.engine.sample.processor import LogitsProcessor, Row
 from outrider.engine.sample.ranking import ranked
+from outrider.engine.sample.unranked import best_unranked
 from outrider.engine.transfer import tensor_on
 
 NATIVE_TEMPERATURE_MIN = 1e-30
@@ -107,13 +110,10 @@ class Sampler:
     def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
         """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each."""
         slots = [row.slot for row in rows]
-        if self._native(slots):
-            best, _ = self._best_of(logits, rows, slots, 1)
-            return [tokens[0] if tokens else 0 for tokens in best]
-        if self._taking_part.keys().isdisjoint(slots) and all(self._params[slot].greedy for slot in slots):
+        plain = self._taking_part.keys().isdisjoint(slots) and not self._native(slots)
+        if plain and all(self._params[slot].greedy for slot in slots):
             return logits.argmax(-1).tolist()
-        candidates = self._candidates(logits, rows, num_greedy=1)
-        return candidates.tokens_at(candidates.perturbed.argmax(-1, keepdim=True)).squeeze(-1).tolist()
+        return [best.token_ids[0] if best.token_ids else 0 for best in self._best(logits, rows, 1)]
 
     def propose(self, logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
         """The `width` tokens of each row that the choice prefers, best first: the first is what `choose` takes.
@@ -125,13 +125,8 @@ class Sampler:
         """
         if not rows:
             return [], []
-        slots = [row.slot for row in rows]
-        num_best = max(width, 2)
-        if self._native(slots):
-            token_ids, scores = self._best_of(logits, rows, slots, num_best)
-        else:
-            token_ids, scores = self._candidates(logits, rows, num_greedy=num_best).best(num_best)
-        return [row[:width] for row in token_ids], [margins(row)[:width] for row in scores]
+        found = self._best(logits, rows, max(width, 2))
+        return [best.token_ids[:width] for best in found], [best.margins[:width] for best in found]
 
     def logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
         """Log-probabilities of `token_ids`, one for each row of the unprocessed `logits` [R, V], and of the `num_top`
@@ -147,23 +142,41 @@ class Sampler:
             for row in table
         )
 
-    def _candidates(self, logits: Tensor, rows: Sequence[Row], num_greedy: int) -> Candidates:
-        slots, positions = self._tensor([[row.slot for row in rows], [row.position for row in rows]], torch.int64)
-        params = [self._params[row.slot] for row in rows]
-        processed = self._processed(logits, rows)
-        return candidates(processed, params, self._shaping[:, slots], self._seeds[slots], positions, num_greedy)
+    def _best(self, logits: Tensor, rows: Sequence[Row], width: int) -> list[Best]:
+        """The `width` best tokens of each row."""
+        slots = [row.slot for row in rows]
+        if not self._taking_part.keys().isdisjoint(slots):
+            logits = self._processed(logits, rows)
+        found: dict[int, Best | None] = {}
+        if self._native(slots):
+            positions = [row.position for row in rows]
+            found = dict(enumerate(best_of(logits, self._shaping, self._seeds, slots, positions, width)))
+        elif unranked := [index for index, slot in enumerate(slots) if self._is_unranked(self._params[slot])]:
+            some = self._described(logits, rows, unranked)
+            found = dict(zip(unranked, best_unranked(*some, width), strict=True))
+        if left := [index for index in range(len(rows)) if found.get(index) is None]:
+            some = self._described(logits, rows, left)
+            found.update(zip(left, candidates(*some, width).best(width), strict=True))
+        return [best for index in range(len(rows)) if (best := found[index])]
+
+    def _is_unranked(self, params: SamplingParams) -> bool:
+        """Whether nothing is asked for that takes a ranking: what is greedy or has a top-k ranks a few tokens only."""
+        return not params.greedy and not 0 < params.top_k < self._vocab_size
+
+    def _described(
+        self, logits: Tensor, rows: Sequence[Row], indices: Sequence[int]
+    ) -> tuple[Tensor, list[SamplingParams], Tensor, Tensor, Tensor]:
+        """Of the rows at `indices` what `candidates` takes: logits, parameters, shaping, seeds and positions."""
+        some = [rows[index] for index in indices]
+        slots, positions = self._tensor([[row.slot for row in some], [row.position for row in some]], torch.int64)
+        if len(indices) < len(rows):
+            logits = logits.index_select(0, self._tensor(indices, torch.int64))
+        params = [self._params[row.slot] for row in some]
+        return logits.float(), params, self._shaping[:, slots], self._seeds[slots], positions
 
     def _native(self, slots: Sequence[int]) -> bool:
         """Whether the native operator can choose for rows of these slots."""
         return native.available(self._device) and self._for_native.issuperset(slots)
-
-    def _best_of(
-        self, logits: Tensor, rows: Sequence[Row], slots: Sequence[int], width: int
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        positions = [row.position for row in rows]
-        if not self._taking_part.keys().isdisjoint(slots):
-            logits = self._processed(logits, rows)
-        return best_of(logits, self._shaping, self._seeds, slots, positions, width)
 
     def _processed(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """Logits [R, V] in float32 after all processors; the logits themselves stay as they are."""
