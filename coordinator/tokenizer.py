@@ -30,6 +30,11 @@ INLINE_MAX = 512
 thread and back takes half as long again."""
 
 
+PROMPT_INLINE_MAX = 4096
+"""Token ids of a prompt that are looked at on the event loop, for how the text after them begins. Mostly that takes a
+few microseconds, at worst three for each id."""
+
+
 class TargetTokenizer:
     """Encodes and decodes by the tokenizer of the target. A few threads do what is long, outside of the interpreter's
     lock, while the event loop serves others."""
@@ -41,6 +46,8 @@ class TargetTokenizer:
         self._encoders = ThreadPoolExecutor(ENCODERS_MAX, "encoder")
         self._encoding: dict[Future[Any], int] = {}
         """How much each encoder has, or will have, to do."""
+        self._prompt_reader = ThreadPoolExecutor(1, "prompt-reader")
+        """Apart from the encoders, because it seldom has much to do and they may have."""
         self.longest_token_bytes = longest_token_bytes(tokenizer)
         """See the function of that name."""
 
@@ -69,7 +76,11 @@ class TargetTokenizer:
     async def text_decoder(self, stop: Sequence[str], prompt_token_ids: Sequence[int]) -> TextDecoder:
         """What turns the tokens after a prompt into text. The text continues that of the prompt: both together are what
         the tokenizer makes of all ids."""
-        stream = await self._detokenizer.after(prompt_token_ids)
+        if len(prompt_token_ids) <= PROMPT_INLINE_MAX:
+            stream = self._detokenizer.after(prompt_token_ids)
+        else:
+            loop = asyncio.get_running_loop()
+            stream = await loop.run_in_executor(self._prompt_reader, self._detokenizer.after, prompt_token_ids)
         return TextDecoder(stream, stop, self._detokenizer.special_ids(stop))
 
     def _checked(self, text: str, num_tokens_max: int | None) -> int:

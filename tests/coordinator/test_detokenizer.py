@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from coordinator.detokenizer import PAUSE_TOKENS, Detokenizer, TextStream
+from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.joint import REPLACEMENT
 from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL, real
 
@@ -21,7 +20,7 @@ TEXTS = st.text(st.sampled_from("ab \n\té中\u0301😀<|>"), max_size=12)
 def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) -> None:
     detokenizer = Detokenizer(tokenizer)
     prompt_ids, generated = token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:]
-    stream = asyncio.run(detokenizer.after(prompt_ids))
+    stream = detokenizer.after(prompt_ids)
     text = "".join(stream.push(token_id) for token_id in generated) + stream.rest()
     whole, prompt = tokenizer.decode(token_ids), tokenizer.decode(prompt_ids)
     if whole.startswith(prompt):
@@ -62,7 +61,7 @@ def streamed(tokenizer: Tokenizer, prompt: list[str], tokens: list[str]) -> list
         assert None not in found
         return found
 
-    stream = asyncio.run(Detokenizer(tokenizer).after(ids(prompt)))
+    stream = Detokenizer(tokenizer).after(ids(prompt))
     return [*(stream.push(token_id) for token_id in ids(tokens)), stream.rest()]
 
 
@@ -90,31 +89,6 @@ def test_text_comes_with_the_token_that_completes_it() -> None:
     assert streamed(MADE_UP["byte level"], [], ["a", "ð", "Ł", "ĺ", "Ģ", "b"]) == ["a", "", "", "", "😀", "b", ""]
     assert streamed(MADE_UP["WordPiece"], ["a"], ["##b", "don", "."]) == ["b", " don", ".", ""]
     assert streamed(MADE_UP["Unigram"], ["▁a"], ["▁a", "b"]) == [" a", "b", ""]
-
-
-@pytest.mark.parametrize(
-    ("name", "token"),
-    [
-        ("byte level", "<s>"),
-        ("byte fallback, as Llama 2", BYTE_TOKENS[0xE4]),
-        ("a decoder that cannot be streamed", "a"),
-    ],
-)
-async def test_the_event_loop_runs_while_a_long_prompt_is_looked_at(name: str, token: str) -> None:
-    token_id, num_turns = MADE_UP[name].token_to_id(token), 8
-    assert token_id is not None
-    looking = asyncio.create_task(Detokenizer(MADE_UP[name]).after([token_id] * PAUSE_TOKENS * num_turns))
-    for _ in range(num_turns):
-        await asyncio.sleep(0)
-        assert not looking.done()
-    assert (await looking).push(token_id) is not None
-
-
-async def test_of_an_ordinary_prompt_only_the_end_is_looked_at() -> None:
-    tokenizer = MADE_UP["byte level"]
-    looking = Detokenizer(tokenizer).after([tokenizer.token_to_id("a")] * PAUSE_TOKENS * 8)
-    with pytest.raises(StopIteration):
-        looking.send(None)  # it is done without a turn of the event loop
 
 
 @pytest.mark.parametrize(

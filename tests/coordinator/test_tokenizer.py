@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from coordinator.config import CoordinatorConfig
 from coordinator.request import settle
 from coordinator.service import GenerationService
-from coordinator.tokenizer import ENCODERS_MAX, ENCODING_MAX, INLINE_MAX, TargetTokenizer
+from coordinator.tokenizer import ENCODERS_MAX, ENCODING_MAX, INLINE_MAX, PROMPT_INLINE_MAX, TargetTokenizer
 from coordinator.workers import Workers
 from outrider.core.protocol.errors import InvalidRequestError, QueueFullError
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions
@@ -31,17 +31,24 @@ TURNS = 100
 
 
 class Slow:
-    """A real tokenizer that begins to encode when it may, and encodes the beginning of what is very long."""
+    """A real tokenizer that works when it may, and encodes the beginning of what is very long."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self.may_encode = threading.Event()
+        self.may_work = threading.Event()
         self.threads: list[str] = []
         self._tokenizer = tokenizer
 
     def encode_batch_fast(self, texts: list[str], **options: Any) -> Any:
-        self.threads.append(threading.current_thread().name)
-        assert self.may_encode.wait(60)
+        self._wait()
         return self._tokenizer.encode_batch_fast([text[: len(LONG)] for text in texts], **options)
+
+    def id_to_token(self, token_id: int) -> str | None:
+        self._wait()
+        return self._tokenizer.id_to_token(token_id)
+
+    def _wait(self) -> None:
+        self.threads.append(threading.current_thread().name)
+        assert self.may_work.wait(60)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
@@ -51,7 +58,7 @@ class Slow:
 def slow() -> Iterator[Slow]:
     slow = Slow(of_bytes())
     yield slow
-    slow.may_encode.set()
+    slow.may_work.set()
 
 
 @pytest.fixture(scope="module")
@@ -79,12 +86,12 @@ async def test_the_event_loop_runs_while_a_long_text_is_encoded(slow: Slow) -> N
     encoding = asyncio.create_task(target(slow).encode(LONG))
     await turns()
     assert not encoding.done()
-    slow.may_encode.set()
+    slow.may_work.set()
     assert await encoding == [slow.token_to_id("x")] * len(LONG)
 
 
 async def test_a_short_text_is_encoded_at_once(slow: Slow) -> None:
-    slow.may_encode.set()
+    slow.may_work.set()
     assert len(await target(slow).encode(LONG[:-1])) == INLINE_MAX
     assert slow.threads == [threading.current_thread().name]
 
@@ -96,7 +103,7 @@ async def test_a_few_threads_encode_and_what_waits_for_them_is_bounded(slow: Slo
     await turns()
     with pytest.raises(QueueFullError, match=f"{len(encodings)} long prompts wait"):
         await tokenizer.encode(LONG)
-    slow.may_encode.set()
+    slow.may_work.set()
     assert {len(token_ids) for token_ids in await asyncio.gather(*encodings)} == {len(LONG)}
     assert len(set(slow.threads)) == ENCODERS_MAX
     assert len(await tokenizer.encode(LONG)) == len(LONG), "they have made room"
@@ -113,7 +120,7 @@ async def test_what_nobody_waits_for_counts_until_its_encoder_is_free(slow: Slow
     await turns()
     with pytest.raises(QueueFullError):
         await tokenizer.encode(LONG)
-    slow.may_encode.set()
+    slow.may_work.set()
     await asyncio.gather(*more)
     assert len(slow.threads) == ENCODERS_MAX + 2, "what had not begun never did"
 
@@ -133,6 +140,16 @@ async def test_requests_that_are_tokenized_count_as_running(slow: Slow) -> None:
     await asyncio.wait(starting)
     with pytest.raises(InvalidRequestError):  # they have made room
         await anext(service.generate([]))
+
+
+async def test_the_event_loop_runs_while_a_long_prompt_is_looked_at(slow: Slow) -> None:
+    half, rest = slow.encode("é").ids
+    prompt = [half] * PROMPT_INLINE_MAX + [half]
+    looking = asyncio.create_task(target(slow).text_decoder((), prompt))
+    await turns()
+    assert not looking.done()
+    slow.may_work.set()
+    assert (await looking).push(rest) == "é"
 
 
 async def test_a_text_that_cannot_fit_is_refused_by_its_bytes(slow: Slow) -> None:
