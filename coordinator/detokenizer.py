@@ -7,7 +7,6 @@ earlier characters invalid.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -49,13 +48,6 @@ class Detokenizer:
         self.joint, self._single = joint, _decoder(parts[:num_single])
         self.strips = [(part["content"], part["start"]) for part in strips]
 
-    @classmethod
-    @functools.lru_cache(maxsize=2)
-    def of(cls, tokenizer: Tokenizer) -> Detokenizer:
-        """The tokenizer's one: what it has learnt of tokens serves all texts. Two at a time: a pool has one target, and
-        perhaps the next one."""
-        return cls(tokenizer)
-
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """The special tokens that are called by one of `texts`."""
         return self._special & {self._tokenizer.token_to_id(text) for text in texts}
@@ -80,7 +72,8 @@ class Detokenizer:
         return self._single.decode(list(tokens))
 
     def after(self, token_ids: Sequence[int]) -> TextStream:
-        """The text that follows a prompt. Looks at no more of the prompt than what the text depends on."""
+        """The text that follows a prompt. Looks at no more of the prompt than the text depends on: mostly a token or two,
+        though it may be all of them."""
         stream = TextStream(self)
         begin = len(token_ids)
         while begin > 0:

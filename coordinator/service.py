@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from coordinator.admission import Admission
@@ -14,7 +14,6 @@ from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
 from coordinator.request import settle
 from coordinator.route import Route
-from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
@@ -54,8 +53,8 @@ class GenerationService:
         other OutriderErrors where it cannot be served.
         """
         target, tokenizer = self._workers.require_target()
-        self._admission.require_room(1)  # before the work of tokenizing
-        request = settle(prompt, options, self._config, target, tokenizer)
+        with self._admission.admitted(1):  # while it is tokenized
+            request = await settle(prompt, options, self._config, target, tokenizer)
         with self._admission.admitted(request.num_completions):
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
@@ -65,7 +64,7 @@ class GenerationService:
                         request.completion(number),
                         session_id=f"{request_id}.{number}" if request.num_completions > 1 else request_id,
                         target=target,
-                        decoder=TextDecoder(tokenizer, request.stop, request.prompt_token_ids),
+                        decoder=await tokenizer.text_decoder(request.stop, request.prompt_token_ids),
                         links=links,
                         gate=self._gate,
                         max_run_ahead=self._config.max_run_ahead,
@@ -85,6 +84,23 @@ class GenerationService:
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids that the target reads for `text`, be they more than its context has room for. Raises what
+        `TargetTokenizer.encode` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids. Raises what `TargetTokenizer.decode` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the target's vocabulary spells it. Raises what `TargetTokenizer.tokens` raises, and
+        WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.tokens(token_ids)
 
     def server_info(self) -> ServerInfo:
         """What is served, and whether speculation is possible at present. Raises WorkerUnavailableError."""

@@ -34,6 +34,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer, decoders, models
 
+from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
@@ -201,7 +202,7 @@ class Stage:
             request,
             session_id="s",
             target=TARGET,
-            decoder=TextDecoder(letters(), request.stop),
+            decoder=TextDecoder(TextStream(Detokenizer(letters())), request.stop),
             links=self._links,
             gate=self._gate,
             max_run_ahead=MAX_RUN_AHEAD,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,22 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from coordinator.detokenizer import Detokenizer
+from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.joint import REPLACEMENT
-from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL
+from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL, real
 
 TEXTS = st.text(st.sampled_from("ab \n\té中\u0301😀<|>"), max_size=12)
 
 
-@cache
-def real(path: Path) -> Tokenizer:
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    return Tokenizer.from_file(str(path))
-
-
 def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) -> None:
-    detokenizer = Detokenizer.of(tokenizer)
+    detokenizer = Detokenizer(tokenizer)
     prompt_ids, generated = token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:]
     stream = detokenizer.after(prompt_ids)
     text = "".join(stream.push(token_id) for token_id in generated) + stream.rest()
@@ -36,7 +28,7 @@ def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) ->
     else:  # the prompt ended within a character
         assert whole.endswith(text)
         assert whole.removesuffix(text) == prompt[: len(whole) - len(text)]
-    alone = detokenizer.after([])
+    alone = TextStream(detokenizer)
     assert "".join(alone.push(token_id) for token_id in token_ids) + alone.rest() == whole
 
 
@@ -69,7 +61,7 @@ def streamed(tokenizer: Tokenizer, prompt: list[str], tokens: list[str]) -> list
         assert None not in found
         return found
 
-    stream = Detokenizer.of(tokenizer).after(ids(prompt))
+    stream = Detokenizer(tokenizer).after(ids(prompt))
     return [*(stream.push(token_id) for token_id in ids(tokens)), stream.rest()]
 
 
@@ -113,7 +105,7 @@ def test_tokens_that_bring_no_text_take_linear_time(name: str, token: str) -> No
     token_id = tokenizer.token_to_id(token)
     seconds: dict[int, float] = {}
     for count in (4_000, 16_000):
-        stream, begun = Detokenizer.of(tokenizer).after([]), time.perf_counter()
+        stream, begun = TextStream(Detokenizer(tokenizer)), time.perf_counter()
         for _ in range(count):
             stream.push(token_id)
         seconds[count] = time.perf_counter() - begun
