@@ -11,7 +11,6 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 # Before what follows imports grpc. The coordinator's encoders are its only threads that tokenize.
 os.environ |= GRPC_ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false"} | os.environ
-os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 if __name__ == "__main__":
     end_at_once_until_serving("coordinator")  # before what follows imports a lot
 
