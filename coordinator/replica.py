@@ -16,6 +16,7 @@ from outrider.core.coordinate.placement import ReplicaState, StepTime
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.core.protocol.refusal import Refusal
+from outrider.rpc.status import own_task_is_cancelled
 from outrider.rpc.worker_client import WorkerClient
 
 REPORT_LAG_SECONDS = 0.1
@@ -163,7 +164,9 @@ class Replica:
                             self._refuse(refusal)
             except OutriderError as error:
                 self._refuse(Refusal(str(error)))
-            except Exception as error:
+            except BaseException as error:  # a cancelled call and a panic in Rust are no Exception
+                if isinstance(error, asyncio.CancelledError) and own_task_is_cancelled():
+                    raise
                 _log.exception("unexpected error at a worker's start", service=self.service, address=self.address)
                 self._refuse(
                     Refusal(f"it could not be taken into use ({type(error).__name__}); see the coordinator's log")

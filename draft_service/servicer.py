@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from draft_service.drafts import DraftEvent, Drafts
-from outrider.core.protocol.messages import DraftOpen, DraftWindow
+from outrider.core.protocol.messages import DraftOpen, DraftWindow, Opened
 from outrider.core.protocol.validation import check_draft_open
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
@@ -14,7 +14,7 @@ from outrider.rpc.streams import reading
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import draft_pb2, draft_pb2_grpc
-from outrider.worker.outbox import Outbox
+from outrider.worker.outbox import Outbox, Stamped
 from outrider.worker.servicer import ModelServicer, reopened
 from outrider.worker.trace import SessionTrace
 
@@ -43,18 +43,39 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
                 async with reading(
-                    context, partial(self._on_command, session), partial(self._drafts.finish, session), outbox.fail
+                    context,
+                    partial(self._on_command, session, trace),
+                    partial(self._drafts.finish, session),
+                    outbox.fail,
                 ):
                     while (stamped := await outbox.take()) is not None:
+                        if trace.is_recording:  # before the peer, who may leave at once, hears of it
+                            _record(trace, stamped)
                         await context.write(wire.encode_draft_event(stamped.event))
-                        if trace.records_steps and isinstance(stamped.event, DraftWindow):
-                            attributes = {names.STEP_NUM_NODES: len(stamped.event)}
-                            trace.step(names.SPAN_DRAFT_STEP, stamped.started_ns, stamped.ended_ns, attributes)
         finally:
             self._drafts.close(session)
 
-    def _on_command(self, session: Any, message: draft_pb2.DraftCommand) -> None:
+    def _on_command(self, session: Any, trace: SessionTrace, message: draft_pb2.DraftCommand) -> None:
         command = wire.decode_draft_command(message)
         if isinstance(command, DraftOpen):
             raise reopened()
+        if trace.is_recording:
+            trace.count(
+                {
+                    names.SESSION_NUM_ROUNDS: 1,
+                    names.SESSION_NUM_TOKENS: len(command.token_ids),
+                    names.SESSION_NUM_ROLLBACKS: command.rollback,
+                }
+            )
         self._drafts.commit(session, command)
+
+
+def _record(trace: SessionTrace, stamped: Stamped[DraftEvent]) -> None:
+    match stamped.event:
+        case Opened():
+            trace.seated(stamped.ended_ns)
+        case DraftWindow() as window:
+            trace.count({names.SESSION_NUM_NODES: len(window), names.SESSION_STEP_MS: window.draft_ms})
+            if trace.records_steps:
+                attributes = {names.STEP_NUM_NODES: len(window)}
+                trace.step(names.SPAN_DRAFT_STEP, stamped.started_ns, stamped.ended_ns, attributes)

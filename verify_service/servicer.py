@@ -8,7 +8,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from outrider.core.protocol.messages import DraftWindow, EndDrafts, LimitDrafts, Verdict, VerifyOpen
+from outrider.core.protocol.messages import (
+    DraftWindow,
+    EndDrafts,
+    LimitDrafts,
+    Opened,
+    Verdict,
+    VerifyFinished,
+    VerifyOpen,
+)
 from outrider.core.protocol.validation import check_max_draft_tokens, check_verify_open
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
@@ -21,7 +29,7 @@ from outrider.telemetry.setup import Telemetry
 from outrider.v1 import verify_pb2, verify_pb2_grpc
 from outrider.worker.device_servicer import DeviceServicer
 from outrider.worker.ngram_file import ngram_tables
-from outrider.worker.outbox import Outbox
+from outrider.worker.outbox import Outbox, Stamped
 from outrider.worker.servicer import reopened
 from outrider.worker.startup import LoadedModel
 from outrider.worker.trace import SessionTrace
@@ -73,9 +81,9 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
                     outbox.fail,
                 ):
                     while (stamped := await outbox.take()) is not None:
+                        if trace.is_recording:  # before the peer, who may leave at once, hears of it
+                            _record(trace, stamped)
                         await context.write(wire.encode_verify_event(stamped.event))
-                        if trace.records_steps and isinstance(stamped.event, Verdict):
-                            _record(trace, stamped.event, stamped.started_ns, stamped.ended_ns)
         finally:
             self._device.submit_close(partial(self._verifier.close, session))
 
@@ -108,10 +116,27 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
                 raise reopened()
 
 
-def _record(trace: SessionTrace, verdict: Verdict, started_ns: int, ended_ns: int) -> None:
-    attributes = {
-        names.ROUND_POSITION: verdict.position,
-        names.ROUND_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
-        names.ROUND_NUM_ACCEPTED: verdict.num_accepted,
-    }
-    trace.step(names.SPAN_VERIFY_STEP, started_ns, ended_ns, attributes)
+def _record(trace: SessionTrace, stamped: Stamped[VerifyEvent]) -> None:
+    match stamped.event:
+        case Opened():
+            trace.seated(stamped.ended_ns)
+        case Verdict() as verdict:
+            trace.count(
+                {
+                    names.SESSION_NUM_ROUNDS: 1,
+                    names.SESSION_NUM_TOKENS: len(verdict.token_ids),
+                    names.SESSION_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
+                    names.SESSION_NUM_ACCEPTED: verdict.num_accepted,
+                    names.SESSION_STEP_MS: verdict.verify_ms,
+                    names.SESSION_WAIT_MS: verdict.wait_ms,
+                }
+            )
+            if trace.records_steps:
+                attributes = {
+                    names.ROUND_POSITION: verdict.position,
+                    names.ROUND_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
+                    names.ROUND_NUM_ACCEPTED: verdict.num_accepted,
+                }
+                trace.step(names.SPAN_VERIFY_STEP, stamped.started_ns, stamped.ended_ns, attributes)
+        case VerifyFinished():
+            pass

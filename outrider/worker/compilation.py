@@ -30,6 +30,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
 from outrider.engine.load.identity import model_name
+from outrider.engine.load.probe import probe_layers
 from outrider.engine.native import CannotCompileError
 from outrider.machine.limits import num_cores
 from outrider.machine.tether import tethered
@@ -132,12 +133,12 @@ def _compile(folder: Path, dtype: str, num_threads: int, package: Path, niceness
     native.load(package.parent)
     cpu = torch.device("cpu")
     model = load_model(folder, device=cpu, dtype=dtype)
-    reference = self_check.reference_logits(model)
+    reference = self_check.reference(model, probe_layers(model), self_check.LINE_TOKENS_MAX)
     handle, unfinished = tempfile.mkstemp(dir=package.parent, suffix=".unfinished.pt2")
     os.close(handle)
     try:
         ahead.compile_ahead(model, Path(unfinished))
-        engine = Engine(model, max_sessions=1, max_context=64)
+        engine = Engine(model, max_sessions=1, max_context=self_check.LINE_TOKENS_MAX)
         engine.adopt(Path(unfinished))
         self_check.check(engine, reference)
         Path(unfinished).replace(package)

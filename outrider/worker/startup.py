@@ -11,13 +11,12 @@ import structlog
 import torch
 import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.engine import native
-from outrider.engine.attention.interface import model_facts
+from outrider.engine.attention.interface import ModelFacts, model_facts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO
 from outrider.engine.batch import COMPILED_TOKENS_MAX
@@ -28,6 +27,7 @@ from outrider.engine.load import self_check
 from outrider.engine.load.checkpoint import weights_sha256
 from outrider.engine.load.folder import check_folder, eos_token_ids, load_weights, resolve_folder, vocabulary_sha256
 from outrider.engine.load.identity import model_name, model_sha256
+from outrider.engine.load.positions import check_positions
 from outrider.engine.load.tokenizer import portable_tokenizer
 from outrider.worker.compilation import cache_problem, package_path
 from outrider.worker.config import WorkerConfig
@@ -66,9 +66,11 @@ def load(config: WorkerConfig) -> LoadedModel:
     tokenizer = portable_tokenizer(folder)
     model = load_weights(folder, device=device, dtype=config.dtype)
     weights = weights_sha256(folder)
-    reference = self_check.reference_logits(model)
+    check_positions(model)
     text_config = model.config.get_text_config()
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
+    facts = model_facts(model)
+    reference = self_check.reference(model, facts.layers, max_context)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
     compiled = compiles(config, device)
@@ -79,7 +81,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         model,
         max_sessions=config.max_sessions,
         max_context=max_context,
-        kv_tokens=_kv_tokens(config, model, max_context),
+        kv_tokens=_kv_tokens(config, facts, max_context),
         compiled=graphs,
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
@@ -142,11 +144,11 @@ def report(engine: Engine) -> None:
     structlog.get_logger().info("forward pass", attention=engine.attention, logits_depend_on_batch=depends)
 
 
-def _kv_tokens(config: WorkerConfig, model: PreTrainedModel, max_context: int) -> int:
+def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int) -> int:
     """For how many tokens there shall be keys and values."""
-    bytes_per_token = model_facts(model).kv_bytes_per_token
+    bytes_per_token = facts.kv_bytes_per_token
     most = config.max_sessions * (max_context + TREE_CELLS_MAX) * bytes_per_token
-    return kv_bytes(config.kv_memory, model.device, most) // bytes_per_token
+    return kv_bytes(config.kv_memory, facts.device, most) // bytes_per_token
 
 
 def compiles(config: WorkerConfig, device: torch.device) -> bool:

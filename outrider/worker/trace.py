@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
+from collections import Counter
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
@@ -15,13 +18,29 @@ from outrider.telemetry.tracing import extract, record_span, within
 
 
 class SessionTrace:
-    """Use it as a context manager around one stream."""
+    """Use it as a context manager around one stream.
+
+    A peer that leaves is no error: that is how a coordinator ends a session, and of a session that it ends early the
+    request's own span tells why.
+    """
 
     def __init__(self, telemetry: Telemetry, span_name: str, session_id: str, trace: TraceContext) -> None:
         self._telemetry = telemetry
         self._span = telemetry.tracer.start_span(span_name, extract(trace), attributes={names.SESSION_ID: session_id})
+        self.is_recording = self._span.is_recording()
+        """Whether to call `count`."""
         self.records_steps = telemetry.records_rounds(self._span)
         """Whether to call `step`."""
+        self._opened_ns = time.time_ns()
+        self._counts: Counter[str] = Counter()
+
+    def seated(self, at_ns: int) -> None:
+        """The session has a slot since that wall-clock time."""
+        self._span.set_attribute(names.SESSION_QUEUE_MS, (at_ns - self._opened_ns) / 1e6)
+
+    def count(self, amounts: Mapping[str, float]) -> None:
+        """Adds to what the span says at its end."""
+        self._counts.update(amounts)  # pyright: ignore[reportArgumentType]
 
     def step(self, span_name: str, started_ns: int, ended_ns: int, attributes: Mapping[str, AttributeValue]) -> None:
         """Records work of the device thread that is over."""
@@ -33,6 +52,7 @@ class SessionTrace:
     def __exit__(
         self, exception_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if exception_type is not None:
+        self._span.set_attributes(self._counts)
+        if exception_type is not None and exception_type is not asyncio.CancelledError:
             self._span.set_attribute(names.ERROR_TYPE, exception_type.__name__)
         self._span.end()

@@ -111,16 +111,23 @@ async def test_an_error_of_the_peer_is_the_replicas_refusal_until_it_reconnects(
     assert watched.replica.is_serving
 
 
-async def test_an_unexpected_error_ends_no_watch_and_is_logged_with_its_traceback(watched: Watched) -> None:
+class Panic(BaseException):
+    """As tokenizers raises one: no Exception."""
+
+
+@pytest.mark.parametrize("error", [KeyError, Panic, asyncio.CancelledError])
+async def test_an_unexpected_error_ends_no_watch_and_is_logged_with_its_traceback(
+    watched: Watched, error: type[BaseException]
+) -> None:
     async def fail(replica: Replica, info: ModelInfo) -> Refusal | None:
-        raise KeyError("secret")
+        raise error("secret")
 
     watched.admit = fail
     with capture_logs() as logs:
         await watched.worker.serve()
-    assert watched.replica.refusal == Refusal("it could not be taken into use (KeyError); see the coordinator's log"), (
-        "the peer is told no text that was not written for it"
-    )
+    assert watched.replica.refusal == Refusal(
+        f"it could not be taken into use ({error.__name__}); see the coordinator's log"
+    ), "the peer is told no text that was not written for it"
     assert [each["event"] for each in logs] == ["unexpected error at a worker's start", "worker cannot be used"]
     assert logs[0]["exc_info"]
     watched.admit = watched._admit_all

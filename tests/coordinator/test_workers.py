@@ -75,9 +75,17 @@ async def test_generations_are_possible_with_a_target_and_an_answer_of_the_draft
     assert watching.workers.drafter_refusal() is None
 
 
-async def test_a_tokenizer_that_cannot_be_parsed_is_said_in_log_and_answer(watching: Watching) -> None:
-    content = json.loads(TOKENIZER)
-    content["model"]["type"] = "NotYetInvented"
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"model": {"type": "NotYetInvented"}}, id="unknown"),
+        pytest.param({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "YWJj"}}, id="panic"),
+    ],
+)
+async def test_a_tokenizer_that_cannot_be_parsed_is_said_in_log_and_answer(
+    watching: Watching, changes: dict[str, object]
+) -> None:
+    content = {**json.loads(TOKENIZER), **changes}
     watching.scripted[VERIFIERS[0]].tokenizer = json.dumps(content).encode()
     with capture_logs() as logs:
         await watching.serve(VERIFIERS[0])

@@ -115,6 +115,30 @@ async def test_the_root_span_says_what_was_asked_and_what_happened() -> None:
     assert {span.name for span in spans} == {root.name, names.SPAN_DRAFT_SESSION, names.SPAN_VERIFY_SESSION}
 
 
+async def test_sessions_that_end_well_say_what_they_did_and_have_no_error() -> None:
+    answer, spans = await traced({})
+    assert answer is not None
+    assert not [span.name for span in spans if names.ERROR_TYPE in (span.attributes or {})]
+    (verify_session,) = named(spans, names.SPAN_VERIFY_SESSION)
+    (draft_session,) = named(spans, names.SPAN_DRAFT_SESSION)
+    verified, drafted = dict(verify_session.attributes or {}), dict(draft_session.attributes or {})
+    speculation, timings = answer.finished.speculation, answer.finished.timings
+    assert verified[names.SESSION_NUM_ROUNDS] == speculation.num_rounds
+    assert verified[names.SESSION_NUM_TOKENS] == 60
+    assert verified[names.SESSION_NUM_DRAFT_TOKENS] == speculation.num_draft_tokens
+    assert verified[names.SESSION_NUM_ACCEPTED] == speculation.num_accepted_tokens
+    assert verified[names.SESSION_STEP_MS] == pytest.approx(timings.verify_ms)
+    assert verified[names.SESSION_WAIT_MS] == pytest.approx(timings.verify_wait_ms)
+    assert verified[names.SESSION_QUEUE_MS] >= 0
+    # The drafter may be gone before it hears of the last verdicts, and the coordinator before it reads the last nodes.
+    assert 0 < drafted[names.SESSION_NUM_ROUNDS] <= speculation.num_rounds
+    assert 0 < drafted[names.SESSION_NUM_TOKENS] <= 60
+    assert drafted[names.SESSION_NUM_ROLLBACKS] <= speculation.num_rollbacks
+    assert drafted[names.SESSION_NUM_NODES] >= speculation.num_drafted_nodes
+    assert drafted[names.SESSION_STEP_MS] > 0
+    assert drafted[names.SESSION_QUEUE_MS] >= 0
+
+
 async def test_the_callers_trace_is_continued() -> None:
     _, spans = await traced({}, TraceContext("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", ""))
     assert {format(span.context.trace_id, "032x") for span in spans} == {"0af7651916cd43dd8448eb211c80319c"}

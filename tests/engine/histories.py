@@ -18,6 +18,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.load import self_check
+from outrider.engine.load.probe import probe_layers
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
 CPU = torch.device("cpu")
@@ -297,5 +298,5 @@ def a_whole_model_traces_into_one_graph(rig: Rig) -> None:
 
 def the_self_check_passes_what_is_right(family: str, device: torch.device, dtype: torch.dtype) -> None:
     model = built(family, device, dtype)
-    expected = self_check.reference_logits(model)
+    expected = self_check.reference(model, probe_layers(model), 64)
     self_check.check(Engine(model, max_sessions=1, max_context=64), expected)

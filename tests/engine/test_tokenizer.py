@@ -116,3 +116,20 @@ def test_one_that_fails_on_ordinary_text_is_refused(tmp_path: Path) -> None:
     edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     with pytest.raises(UnsupportedModelError, match="name the tokenizer_class"):
         portable_tokenizer(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "YWJj"}}, "cannot load the tokenizer"),
+        ({"pre_tokenizer": {"type": "FixedLength", "length": 0}}, "fails on"),
+    ],
+    ids=["parsing", "encoding"],
+)
+def test_one_in_which_rust_panics_is_refused(changes: dict[str, object], words: str, tmp_path: Path) -> None:
+    """A panic is no Exception."""
+    folder = copied(tmp_path)
+    edit(folder / "tokenizer.json", **changes)
+    edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
+    with pytest.raises(UnsupportedModelError, match=words):
+        portable_tokenizer(folder)

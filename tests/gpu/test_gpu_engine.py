@@ -14,6 +14,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
+from outrider.engine.load.probe import probe_layers
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line
 from tests.engine.tiny_models import FAMILIES, build
@@ -121,7 +122,8 @@ def test_the_self_check_passes_what_is_right_in_16_bits(family: str, dtype: torc
 
 
 def test_the_self_check_finds_what_is_wrong() -> None:
-    expected = self_check.reference_logits(built("llama", CUDA, torch.float32, seed=1))
+    other = built("llama", CUDA, torch.float32, seed=1)
+    expected = self_check.reference(other, probe_layers(other), 64)
     with pytest.raises(UnsupportedModelError, match="off by"):
         self_check.check(Engine(built("llama", CUDA, torch.float32), max_sessions=1, max_context=64), expected)
 

@@ -51,7 +51,8 @@ _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
 _CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 
 _ENGINE_FLOORS = (
-    ("transfer", "native", "load.probe"),
+    ("transfer", "native", "load.mask"),
+    ("load.probe",),
     ("kv_cache",),
     ("jobs",),
     ("batch",),

@@ -29,7 +29,7 @@ def portable_tokenizer(folder: Path) -> bytes:
     tokenizer_file(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # transformers and tokenizers raise whatever they meet
+    except BaseException as error:  # tokenizers, written in Rust, also panics, with an error that is no Exception
         raise UnsupportedModelError(
             f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {_line(error)}); download it "
             "again, or upgrade tokenizers and transformers"
@@ -45,13 +45,13 @@ def portable_tokenizer(folder: Path) -> bytes:
     portable.no_padding()
     for text in _probes(portable):
         try:
-            expected = tokenizer(text).input_ids
-        except Exception as error:  # tokenizers raises whatever it met
+            expected, found = tokenizer(text).input_ids, portable.encode(text).ids
+        except BaseException as error:  # as above
             raise UnsupportedModelError(
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) fails on {text[:40]!r} ({_line(error)}); name "
                 "the tokenizer_class in tokenizer_config.json that its tokenizer.json was made for"
             ) from error
-        if expected != portable.encode(text).ids:
+        if expected != found:
             raise UnsupportedModelError(
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
                 "transformers than its tokenizer.json says, so the coordinator could not make them"
