@@ -69,6 +69,13 @@ class UpOptions:
         return [draft for draft in (self.draft or "").split(",") if draft]
 
     @property
+    def num_on_cpu(self) -> int:
+        """How many workers hold a model in this machine's own memory."""
+        num_drafters = self.num_drafters * sum(draft != NGRAM_MODEL for draft in self.drafts)
+        devices = [self.target_device] * self.num_verifiers + [self.draft_device] * num_drafters
+        return devices.count("cpu")
+
+    @property
     def names(self) -> Sequence[str]:
         """What the services are called: numbered where there are several of a kind."""
         num_drafters = self.num_drafters * len(self.drafts)
@@ -261,6 +268,8 @@ def _worker_command(module: str, model: str, address: str, device: str, options:
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
     compiled = options.compiled or ("first" if device == "cpu" else "auto")
     flags = {"model": model, "device": device, "dtype": dtype, "compile": compiled, "listen": address}
+    if device == "cpu" and options.num_on_cpu > 1:
+        flags["memory-share"] = f"{1 / options.num_on_cpu:.3f}"
     return [module, *(f"--{name}={value}" for name, value in flags.items())]
 
 

@@ -8,7 +8,7 @@ from typing import Final
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from outrider.core.coordinate.statistics import COUNTERS, SpeculationStatistics
-from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.telemetry import names
 
 DURATION_BUCKETS: Final = (
@@ -104,6 +104,16 @@ class Instruments:
             "Whether the target decodes alone because speculation does not pay",
         )
         self._meter.create_observable_gauge(name, [observe], "1", about)
+
+    def observe_memory(self, info: ModelInfo) -> None:
+        """Reports a worker's memory limit and the bound of its KV cache whenever metrics are collected."""
+        labels = {names.GEN_AI_REQUEST_MODEL: info.name}
+        for name, about, num_bytes in (
+            (names.METRIC_WORKER_MEMORY_LIMIT, "Most memory that the worker may use", info.memory_limit_bytes),
+            (names.METRIC_WORKER_KV_MEMORY, "Most memory for keys and values", info.kv_cache_bytes),
+        ):
+            observed = [Observation(num_bytes, labels)]
+            self._meter.create_observable_gauge(name, [lambda _, observed=observed: observed], "By", about)
 
     def record_first_token(self, seconds: float, *, model: str) -> None:
         """The first token of a request was committed, `seconds` after its arrival."""

@@ -48,9 +48,16 @@ class WorkerConfig(Settings):
     kv_memory: str = Field(
         AUTO_KV_MEMORY,
         pattern=KV_MEMORY_PATTERN,
-        description="memory for keys and values, which all sessions share: a size such as 2GiB or 500MB, or a share of "
-        "what the device has left, such as 50%; auto: what all sessions could need, at most half of what a GPU or a "
-        "quarter of what a computer has left",
+        description="most memory for keys and values, which all sessions share: a size such as 2GiB or 500MB, or a "
+        "share such as 50% of what a GPU has left, or on a CPU of what the machine or its container allows beside the "
+        "weights; auto: what all sessions could need, at most 50%",
+    )
+    memory_share: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="on a CPU: the part of that memory which is this worker's, where others use the machine too; "
+        "outrider up divides it equally",
     )
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     num_threads: int = Field(

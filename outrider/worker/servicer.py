@@ -33,6 +33,8 @@ class ModelServicer:
         """From now on serves the model of `info`. Returns the board that is to be told when the load changes."""
         self._board = LoadBoard(read_load)
         self._telemetry.instruments.observe_load(read_load, model=info.name)
+        if info.memory_limit_bytes:
+            self._telemetry.instruments.observe_memory(info)
         self._info = info
         return self._board
 

@@ -11,6 +11,7 @@ import structlog
 import torch
 import transformers
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
@@ -31,7 +32,7 @@ from outrider.engine.load.positions import check_positions
 from outrider.engine.load.tokenizer import portable_tokenizer
 from outrider.worker.compilation import cache_problem, package_path
 from outrider.worker.config import WorkerConfig
-from outrider.worker.memory import kv_bytes
+from outrider.worker.memory import Demand, kv_bytes, limit_bytes, room_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
     compiled = compiles(config, device)
+    weight_bytes = _weight_bytes(model, packed=compiled and device.type == "cpu")
     if config.attention_backend == NativeAttention.name and device.type == "cpu":
         native.load(config.compile_cache)
     graphs = compiled and device.type != "cpu"
@@ -81,7 +83,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         model,
         max_sessions=config.max_sessions,
         max_context=max_context,
-        kv_tokens=_kv_tokens(config, facts, max_context),
+        kv_tokens=_kv_tokens(config, facts, max_context, weight_bytes),
         compiled=graphs,
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
@@ -95,12 +97,19 @@ def load(config: WorkerConfig) -> LoadedModel:
         package = package_path(config.compile_cache, folder, weights, dtype, config.num_threads)
         if _adopted(engine, package, reference) or _hindered(config, cache_problem(config.compile_cache)):
             package = None
+    kv_tokens = engine.blocks.num_blocks * engine.blocks.block_cells
+    memory_limit, kv_cache = limit_bytes(device), kv_tokens * engine.kv_bytes_per_token
+    log.info(
+        "memory",
+        limit_megabytes=round(memory_limit / 1e6, 1),
+        weights_megabytes=round(weight_bytes / 1e6, 1),
+        kv_megabytes_max=round(kv_cache / 1e6, 1),
+        kv_tokens_max=kv_tokens,
+    )
     log.info(
         "model ready",
         parameters=num_parameters,
         attention=engine.attention,
-        kv_tokens=engine.blocks.num_blocks * engine.blocks.block_cells,
-        kv_megabytes=round(engine.blocks.num_blocks * engine.blocks.block_cells * engine.kv_bytes_per_token / 1e6, 1),
         seconds=round(time.monotonic() - started, 2),
     )
     info = ModelInfo(
@@ -117,6 +126,8 @@ def load(config: WorkerConfig) -> LoadedModel:
         protocol_version=PROTOCOL_VERSION,
         instance_id=uuid.uuid4().hex,
         identity_sha256=model_sha256(folder, weights, tokenizer),
+        memory_limit_bytes=memory_limit,
+        kv_cache_bytes=kv_cache,
     )
     return LoadedModel(engine, info, folder, tokenizer, package)
 
@@ -144,11 +155,18 @@ def report(engine: Engine) -> None:
     structlog.get_logger().info("forward pass", attention=engine.attention, logits_depend_on_batch=depends)
 
 
-def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int) -> int:
+def _weight_bytes(model: PreTrainedModel, *, packed: bool) -> int:
+    """What the weights take; twice that where a compiled forward pass has them `packed`, too."""
+    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
+    return 2 * num_bytes if packed else num_bytes
+
+
+def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int, weight_bytes: int) -> int:
     """For how many tokens there shall be keys and values."""
     bytes_per_token = facts.kv_bytes_per_token
-    most = config.max_sessions * (max_context + TREE_CELLS_MAX) * bytes_per_token
-    return kv_bytes(config.kv_memory, facts.device, most) // bytes_per_token
+    session = (max_context + TREE_CELLS_MAX) * bytes_per_token
+    room = room_bytes(facts.device, weight_bytes, config.memory_share)
+    return kv_bytes(config.kv_memory, room, Demand(session, config.max_sessions * session)) // bytes_per_token
 
 
 def compiles(config: WorkerConfig, device: torch.device) -> bool:

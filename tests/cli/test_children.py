@@ -160,6 +160,24 @@ def test_one_service_of_each_kind_is_started_by_default() -> None:
     assert not any("num-threads" in flag for command in commands_of().values() for flag in command)
 
 
+def test_workers_on_the_cpu_divide_its_memory() -> None:
+    def shares(**changes: Any) -> dict[str, list[str]]:
+        flags = {
+            name: [flag for flag in command if "memory-share" in flag]
+            for name, command in commands_of(**changes).items()
+        }
+        return {name: found for name, found in flags.items() if found}
+
+    assert shares() == {"verify": ["--memory-share=0.500"], "draft": ["--memory-share=0.500"]}
+    assert shares(draft=None) == {}
+    assert shares(draft="draft,ngram", num_drafters=2, num_verifiers=2)["verify-1"] == ["--memory-share=0.250"]
+    assert shares(target_device="cuda") == {}
+    assert shares(target_device="cuda", num_drafters=2) == {
+        "draft-1": ["--memory-share=0.500"],
+        "draft-2": ["--memory-share=0.500"],
+    }
+
+
 def test_counted_ngrams_are_for_verifiers_and_for_drafters_without_a_model() -> None:
     commands = commands_of(ngram_table="counted", draft="draft,ngram")
     assert "--ngram-table=counted" in commands["verify"]

@@ -138,6 +138,8 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
         max_context=UINT32,
         max_sessions=UINT32,
         num_parameters=UINT64,
+        memory_limit_bytes=UINT64,
+        kv_cache_bytes=UINT64,
         dtype=TEXT,
         device=TEXT,
         protocol_version=UINT32,

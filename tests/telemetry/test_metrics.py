@@ -7,7 +7,7 @@ from typing import Any
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from outrider.core.coordinate.statistics import SpeculationStatistics
-from outrider.core.protocol.messages import WorkerLoad
+from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
 
@@ -110,3 +110,14 @@ def test_a_workers_load_is_read_when_metrics_are_collected() -> None:
     [second] = points(reader)[names.METRIC_WORKER_SESSIONS]
     assert second.value > first.value
     assert first.attributes == {names.GEN_AI_REQUEST_MODEL: "target"}
+
+
+def test_a_workers_memory_limit_and_the_bound_of_its_kv_cache_are_reported() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("verify", environ={}, metric_reader=reader).instruments
+    info = ModelInfo("target", "llama", 512, "", (0,), 64, 4, 0, "float32", "cpu", 2, "", "", 8 << 30, 3 << 30)
+    instruments.observe_memory(info)
+    assert {name: (point.value, point.attributes) for name, [point] in points(reader).items()} == {
+        names.METRIC_WORKER_MEMORY_LIMIT: (8 << 30, {names.GEN_AI_REQUEST_MODEL: "target"}),
+        names.METRIC_WORKER_KV_MEMORY: (3 << 30, {names.GEN_AI_REQUEST_MODEL: "target"}),
+    }

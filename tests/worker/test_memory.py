@@ -7,37 +7,55 @@ from pathlib import Path
 
 import pytest
 import torch
+from structlog.testing import capture_logs
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.worker import memory
 from outrider.worker.config import KV_MEMORY_PATTERN
+from outrider.worker.memory import Demand
 from tests.e2e.stack import load_tiny, save_tiny
 from tests.engine.tiny_models import build
 
 CPU = torch.device("cpu")
 GIB = 2**30
-
-
-@pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> int:
-    """What the device has left."""
-    monkeypatch.setattr(memory, "available_bytes", lambda device: 8 * GIB)
-    return 8 * GIB
+ROOM = 8 * GIB
 
 
 @pytest.mark.parametrize(
     ("setting", "num_bytes"),
     [("2GiB", 2 * GIB), ("500MB", 500_000_000), ("1.5 gib", 3 * GIB // 2), ("64KiB", 65536), ("50%", 4 * GIB)],
 )
-def test_a_size_or_a_share(left: int, setting: str, num_bytes: int) -> None:
+def test_a_size_or_a_share(setting: str, num_bytes: int) -> None:
     assert re.match(KV_MEMORY_PATTERN, setting)
-    assert memory.kv_bytes(setting, CPU, 1) == num_bytes
+    assert memory.kv_bytes(setting, ROOM, Demand(1, 1)) == num_bytes
 
 
-def test_left_to_itself_it_takes_what_could_be_needed_or_a_share(left: int) -> None:
-    assert memory.kv_bytes("auto", CPU, GIB) == GIB
-    assert memory.kv_bytes("auto", CPU, 100 * GIB) == 2 * GIB
-    assert memory.kv_bytes("auto", torch.device("cuda"), 100 * GIB) == 4 * GIB
+@pytest.mark.parametrize(
+    ("session", "sessions", "num_bytes"),
+    [
+        (GIB // 64, GIB, GIB),  # all that could be needed
+        (GIB, 64 * GIB, 4 * GIB),  # half of the room
+        (6 * GIB, 64 * GIB, 6 * GIB),  # one session needs more than that
+        (9 * GIB, 64 * GIB, 8 * GIB),  # more than there is: the engine refuses it in words
+    ],
+)
+def test_left_to_itself_it_takes_what_could_be_needed_or_a_share(session: int, sessions: int, num_bytes: int) -> None:
+    assert memory.kv_bytes("auto", ROOM, Demand(session, sessions)) == num_bytes
+
+
+def test_room_is_what_the_limit_leaves_beside_weights_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: 8 * GIB)
+    left = 5 * GIB - memory.PROCESS_BYTES
+    assert memory.room_bytes(CPU, 3 * GIB, 1.0) == left
+    assert memory.room_bytes(CPU, 3 * GIB, 0.25) == left // 4
+    assert memory.room_bytes(CPU, 9 * GIB, 1.0) == 0
+
+
+def test_room_does_not_depend_on_what_is_free() -> None:
+    before = memory.room_bytes(CPU, GIB, 0.5)
+    held = torch.ones(2**28, dtype=torch.uint8)
+    assert memory.room_bytes(CPU, GIB, 0.5) == before > 0
+    del held
 
 
 @pytest.mark.parametrize("setting", ["", "2", "lots", "-1GiB", "GiB", "5 %%", "auto "])
@@ -45,8 +63,19 @@ def test_what_is_no_size_is_refused(setting: str) -> None:
     assert not re.match(KV_MEMORY_PATTERN, setting)
 
 
-def test_some_of_this_machine_is_left() -> None:
-    assert memory.available_bytes(CPU) > 0
+def test_the_limit_and_the_bound_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One layer of two heads of eight: 128 bytes a token."""
+    folder = save_tiny(build("llama", layers=1), tmp_path)
+    monkeypatch.setattr(memory, "memory_limit", lambda: memory.PROCESS_BYTES + 10 * 2**20)
+    with capture_logs() as logs:
+        loaded = load_tiny(folder, max_context=1000, memory_share=0.5)
+    [said] = [log for log in logs if log["event"] == "memory"]
+    num_tokens = loaded.engine.blocks.num_blocks * loaded.engine.blocks.block_cells
+    assert loaded.info.kv_cache_bytes == num_tokens * 128
+    assert 2.4 * 2**20 < loaded.info.kv_cache_bytes <= 2.5 * 2**20
+    assert loaded.info.memory_limit_bytes == memory.PROCESS_BYTES + 10 * 2**20
+    assert said["limit_megabytes"] == round(loaded.info.memory_limit_bytes / 1e6, 1)
+    assert (said["kv_megabytes_max"], said["kv_tokens_max"]) == (round(num_tokens * 128 / 1e6, 1), num_tokens)
 
 
 def test_a_worker_has_the_memory_that_it_was_given(tmp_path: Path) -> None:

@@ -66,6 +66,8 @@ class ModelInfo(NamedTuple):
     protocol_version: int
     instance_id: str
     identity_sha256: str = ""
+    memory_limit_bytes: int = 0
+    kv_cache_bytes: int = 0
 
 
 class WorkerLoad(NamedTuple):

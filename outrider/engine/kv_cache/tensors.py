@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 
 import torch
@@ -28,7 +29,8 @@ class KVCache:
         """`num_blocks` blocks of `block_cells` cells, and one more for what padding writes.
 
         Layers of one shape share one tensor, so that moving a cell is one operation for all. Cells start as zeros: a
-        masked cell contributes 0 times its value, which must be finite.
+        masked cell contributes 0 times its value, which must be finite. On a CPU they take no memory until they are
+        written to.
 
         Raises UnsupportedModelError if the device has no room for them.
         """
@@ -46,8 +48,8 @@ class KVCache:
         for (num_kv_heads, size), members in planes.items():
             shape = (len(members), num_cells, num_kv_heads, size)
             try:
-                storage = torch.zeros(shape, dtype=dtype, device=device)
-            except RuntimeError as error:
+                storage = _zeros(shape, dtype, device)
+            except (RuntimeError, OSError, OverflowError) as error:
                 gigabytes = math.prod(shape) * dtype.itemsize / 1e9
                 raise UnsupportedModelError(
                     f"{device} has no room for {gigabytes:.1f} GB of keys and values beside the model; "
@@ -67,3 +69,14 @@ class KVCache:
         sources, destinations = send(list(zip(*moves, strict=True)), self.storages[0].device)
         for storage in self.storages:
             storage.index_copy_(1, destinations, storage.index_select(1, sources))
+
+
+def _zeros(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros, which on a CPU are pages that the operating system has only promised and hands out at their first write.
+
+    Raises what torch or the operating system does where there is no room.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap.mmap(-1, math.prod(shape) * dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -113,6 +113,8 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         protocol_version=message.protocol_version,
         instance_id=message.instance_id,
         identity_sha256=message.identity_sha256,
+        memory_limit_bytes=message.memory_limit_bytes,
+        kv_cache_bytes=message.kv_cache_bytes,
     )
 
 
