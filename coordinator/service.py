@@ -9,6 +9,7 @@ from contextlib import aclosing
 from coordinator.admission import Admission
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
+from coordinator.detokenizer import Detokenizer
 from coordinator.generation import Generation
 from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
@@ -19,7 +20,7 @@ from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.server_info import Replica, ServerInfo
-from outrider.core.protocol.messages import NOT_TRACED, TraceContext
+from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
 from outrider.telemetry.setup import Telemetry
 
@@ -81,6 +82,27 @@ class GenerationService:
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """TEMPORARY"""
+        return self._workers.require_target()[1].encode(text, add_special_tokens=add_special_tokens).ids
+
+    async def detokenize(self, ids: list[int]) -> str:
+        """TEMPORARY"""
+        return self._workers.require_target()[1].decode(ids)
+
+    def target(self) -> ModelInfo:
+        """The model that is served. Raises WorkerUnavailableError."""
+        return self._workers.require_target()[0]
+
+    def detokenizer(self) -> Detokenizer:
+        """The target's way from ids to text. Raises WorkerUnavailableError."""
+        return Detokenizer.of(self._workers.require_target()[1])
+
+    def max_draft_tokens(self, options: GenerationOptions) -> int:
+        """Most draft tokens of a round under valid `options`; 0 if there is no speculation."""
+        wanted = options.max_draft_tokens
+        return (self._config.max_draft_tokens if wanted is None else wanted) if options.speculate else 0
 
     def server_info(self) -> ServerInfo:
         """What is served, and whether speculation is possible at present. Raises WorkerUnavailableError."""
