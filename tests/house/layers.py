@@ -45,6 +45,11 @@ def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
     )
 
 
+def _above(rooms: set[str], layer: Layer) -> Layer:
+    """A layer that may use rooms of its own package which are layers."""
+    return layer._replace(layers=layer.layers | rooms)
+
+
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers tokenizers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
@@ -102,7 +107,10 @@ LAYERS = {
     "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
     "draft_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "verify_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
+    "coordinator.chat": _layer("core", "jinja2", forbidden="asyncio io os selectors socket subprocess threading"),
+    "coordinator": _above(
+        {"coordinator.chat"}, _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers")
+    ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
 the core may import any room. Torch stays away from everything but the workers."""
