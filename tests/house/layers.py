@@ -107,8 +107,13 @@ LAYERS = {
     "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
     "draft_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "verify_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
-    "coordinator.openai": _above({"coordinator"}, _layer("core rpc", "fastapi grpc pydantic pydantic_core starlette")),
+    "coordinator.chat": _layer("core", "jinja2", forbidden="asyncio io os selectors socket subprocess threading"),
+    "coordinator": _above(
+        {"coordinator.chat"}, _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers")
+    ),
+    "coordinator.openai": _above(
+        {"coordinator", "coordinator.chat"}, _layer("core rpc", "fastapi grpc pydantic pydantic_core starlette")
+    ),
     "coordinator.http": _layer("core rpc", "fastapi structlog uvicorn"),
     "coordinator.__main__": _above(
         {"coordinator", "coordinator.http", "coordinator.openai"}, _layer("rpc telemetry v1")
