@@ -74,9 +74,9 @@ class EventStream(Response):
 
     def __init__(self, events: AsyncGenerator[bytes], headers: Callable[[], Mapping[str, str]]) -> None:
         """`events` raise ApiError alone. The `headers` are asked for after the first event."""
-        super().__init__()
+        super().__init__(None)
         self._events = events
-        self._headers = headers
+        self._first_headers = headers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Sends the events. Raises ApiError as long as nothing has been sent."""
@@ -100,6 +100,6 @@ class EventStream(Response):
 
     async def _begin(self, send: Send) -> None:
         # A proxy that gathers events before it passes them on would undo the streaming.
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **self._headers()})
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **self._first_headers()})
         del self.headers["content-length"]
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

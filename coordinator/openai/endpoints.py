@@ -56,11 +56,7 @@ class Endpoints:
         target = self._target(body.model)
         detokenizer = self._service.detokenizer()
         prompts = body.prompts()
-        echoes = [
-            prompt if isinstance(prompt, str) else await self._text(list(prompt), body)
-            for prompt in prompts
-            if body.echo
-        ]
+        echoes = [await self._echo(prompt, body) if body.echo else "" for prompt in prompts]
         asked = Asked(prompts=prompts, options=body.options(), body=body, caller=_caller(request))
         return await self._answer(request, target, asked, CompletionShape(body, echoes, detokenizer))
 
