@@ -12,13 +12,8 @@ from coordinator.chat.expectations import Expectations, expectations_of
 from coordinator.chat.families import Tool
 from coordinator.chat.messages import conformed, refused
 from coordinator.chat.sandbox import RefusedError, compiled
+from outrider.core.protocol.messages import DEFAULT_TEMPLATE, TOOL_USE_TEMPLATE
 from outrider.core.protocol.validation import PROMPT_CHARACTERS_MAX
-
-DEFAULT = "default"
-"""Name of a model's only template, or of that for what no other is for."""
-
-TOOL_USE = "tool_use"
-"""Name of the template for conversations with tools, where a model has one of its own for them."""
 
 _RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
@@ -41,7 +36,7 @@ class ChatTemplate:
 
     def source(self, tools: Sequence[Tool] | None = None) -> str:
         """The text of the template for a conversation with these tools. Raises InvalidRequestError if there is none."""
-        name = TOOL_USE if tools and TOOL_USE in self.templates else DEFAULT
+        name = TOOL_USE_TEMPLATE if tools and TOOL_USE_TEMPLATE in self.templates else DEFAULT_TEMPLATE
         if name not in self.templates:
             raise refused(
                 "messages",

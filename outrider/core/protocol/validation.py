@@ -49,6 +49,10 @@ SEED_MAX = 2**64 - 1
 PROMPT_CHARACTERS_MAX = 4_000_000
 """Longest prompt text; it is checked before tokenizing."""
 
+CHAT_TEMPLATE_BYTES_MAX = 1024 * 1024
+"""Largest chat templates and special tokens of a model, together: they travel in one message. Published templates have
+some kilobytes."""
+
 
 class Violations:
     """Collects what is wrong with one request, so that the caller hears everything at once."""
