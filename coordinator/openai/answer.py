@@ -16,7 +16,7 @@ from coordinator.openai.connection import DONE, data
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.steps import Steps, metrics, mode, timings
 from coordinator.service import GenerationService
-from outrider.core.coordinate.events import Event, Finished, Started, Token
+from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
 from outrider.core.protocol.messages import ModelInfo, TraceContext
 from outrider.core.protocol.options import GenerationOptions, Prompt
 
@@ -30,6 +30,10 @@ class Shape(Protocol):
 
     def echo(self, choice: Choice) -> str:
         """The text in front of a choice's own."""
+        ...
+
+    def text(self, event: Tokens) -> str:
+        """A round's text."""
         ...
 
     def chunk_choice(self, piece: Piece) -> dict[str, Any] | None:
@@ -133,12 +137,12 @@ class Answer:
                 self._choices[index] = Choice(index, prompt, completion, event, self._steps())
             return None
         choice = self._choices[prompt * self._num_completions + event.completion]
-        text = event.text if choice.has_begun else self._shape.echo(choice) + event.text
+        echo = "" if choice.has_begun else self._shape.echo(choice)
         if isinstance(event, Finished):
             choice.finished = event
-            return choice.piece(text, ())
+            return choice.piece(echo + event.text, ())
         choice.steps.on_round(event)
-        return choice.piece(text, event.tokens)
+        return choice.piece(echo + self._shape.text(event), event.tokens)
 
     @property
     def _num_completions(self) -> int:
@@ -159,8 +163,7 @@ class Answer:
 
     @staticmethod
     def _choice(choice: Choice, told: Mapping[str, Any]) -> dict[str, Any]:
-        found = {"index": choice.index, **told, "finish_reason": choice.finish_reason}
-        return found if choice.finished is None else found | {"seed": choice.seed}
+        return {"index": choice.index, **told, **({} if choice.finished is None else {"seed": choice.seed})}
 
     @staticmethod
     def _told_of(choice: Choice) -> dict[str, Any]:

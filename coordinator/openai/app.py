@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from coordinator.openai.api_error import ApiError, api_error
 from coordinator.openai.body import Body
+from coordinator.openai.chat_body import ChatBody
 from coordinator.openai.completion import CompletionBody
 from coordinator.openai.connection import Json
 from coordinator.openai.endpoints import Endpoints
@@ -44,6 +45,7 @@ def make_app(service: GenerationService) -> FastAPI:
         app.get(path, response_model=None)(endpoint)
     for path, kind, endpoint in (
         ("/v1/completions", CompletionBody, answers.completions),
+        ("/v1/chat/completions", ChatBody, answers.chat_completions),
         ("/tokenize", TokenizeBody, answers.tokenize),
         ("/detokenize", DetokenizeBody, answers.detokenize),
     ):

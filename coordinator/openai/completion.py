@@ -11,7 +11,7 @@ from coordinator.openai.body import Int
 from coordinator.openai.choice import Choice, Piece
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.logprobs import completion_logprobs
-from outrider.core.coordinate.events import Token
+from outrider.core.coordinate.events import Token, Tokens
 from outrider.core.protocol.options import Prompt
 
 PROMPTS_MAX = 64
@@ -82,19 +82,23 @@ class CompletionShape:
         """See `Shape`."""
         return self._echoes[choice.prompt]
 
+    def text(self, event: Tokens) -> str:
+        """See `Shape`."""
+        return event.text
+
     def chunk_choice(self, piece: Piece) -> dict[str, Any] | None:
         """See `Shape`."""
         has_tokens = bool(piece.tokens) and (self._body.logprobs is not None or self._body.return_token_ids)
         if not piece.text and not has_tokens and not piece.is_last:
             return None
-        found = self._choice(piece.text, piece.tokens, piece.offset)
+        found = self._told(piece.choice, piece.text, piece.tokens, piece.offset)
         if self._body.return_token_ids:
             found |= {"prompt_token_ids": piece.choice.started.prompt_token_ids if piece.is_first else None}
         return found
 
     def whole_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         """See `Shape`."""
-        found = self._choice(text, tokens, 0)
+        found = self._told(choice, text, tokens, 0)
         if self._body.return_token_ids:
             found |= {"prompt_token_ids": choice.started.prompt_token_ids}
         return found
@@ -103,11 +107,11 @@ class CompletionShape:
         """See `Shape`."""
         return {}
 
-    def _choice(self, text: str, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
+    def _told(self, choice: Choice, text: str, tokens: Sequence[Token], offset: int) -> dict[str, Any]:
         logprobs = None
         if self._body.logprobs is not None:
             logprobs = completion_logprobs(tokens, self._detokenizer, offset)
-        found = {"text": text, "logprobs": logprobs}
+        found = {"text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason}
         if self._body.return_token_ids:
             found |= {"token_ids": [token.token_id for token in tokens]}
         return found

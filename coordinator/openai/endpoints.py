@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response
 
+from coordinator.chat.tool_choice import offered_tools
 from coordinator.openai.answer import Answer, Asked, Shape
 from coordinator.openai.api_error import SERVICE_UNAVAILABLE, ApiError, explained, model_not_found
 from coordinator.openai.body import Body, read_body
+from coordinator.openai.chat_body import ChatBody
+from coordinator.openai.chat_shape import ChatShape
 from coordinator.openai.completion import CompletionBody, CompletionShape
 from coordinator.openai.connection import EventStream, Json, while_connected
+from coordinator.openai.conversation import rendered
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
 from coordinator.service import GenerationService
 from outrider import PROTOCOL_VERSION, __version__
@@ -59,6 +64,25 @@ class Endpoints:
         echoes = [await self._echo(prompt, body) if body.echo else "" for prompt in prompts]
         asked = Asked(prompts=prompts, options=body.options(), body=body, caller=_caller(request))
         return await self._answer(request, target, asked, CompletionShape(body, echoes, detokenizer))
+
+    async def chat_completions(self, request: Request) -> Response:
+        """Answers a conversation."""
+        body = await read_body(request, ChatBody)
+        target = self._target(body.model)
+        detokenizer = self._service.detokenizer()
+        with explained(body.field_names):
+            conversation = await rendered(
+                self._service.chat_template(),
+                detokenizer,
+                body.messages,
+                offered_tools(body.tools, body.tool_choice),
+                add_generation_prompt=body.add_generation_prompt is not False,
+                continue_final_message=body.continue_final_message is True,
+                chat_template_kwargs=body.chat_template_kwargs,
+            )
+        options = replace(body.options(), add_special_tokens=False)
+        asked = Asked(prompts=[conversation.prompt], options=options, body=body, caller=_caller(request))
+        return await self._answer(request, target, asked, ChatShape(body, conversation, detokenizer))
 
     async def tokenize(self, request: Request) -> Response:
         """The token ids of a text."""
