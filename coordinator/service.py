@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from coordinator.admission import Admission
+from coordinator.chat.template import ChatTemplate
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
 from coordinator.detokenizer import Detokenizer
@@ -15,7 +16,6 @@ from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
 from coordinator.request import settle
 from coordinator.route import Route
-from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
@@ -52,8 +52,8 @@ class GenerationService:
         other OutriderErrors where it cannot be served.
         """
         target, tokenizer = self._workers.require_target()
-        self._admission.require_room(1)  # before the work of tokenizing
-        request = settle(prompt, options, self._config, target, tokenizer)
+        with self._admission.admitted(1):  # while it is tokenized
+            request = await settle(prompt, options, self._config, target, tokenizer)
         with self._admission.admitted(request.num_completions):
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
@@ -63,7 +63,7 @@ class GenerationService:
                         request.completion(number),
                         session_id=f"{request_id}.{number}" if request.num_completions > 1 else request_id,
                         target=target,
-                        decoder=TextDecoder(tokenizer, request.stop, request.prompt_token_ids),
+                        decoder=await tokenizer.text_decoder(request.stop, request.prompt_token_ids),
                         links=links,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,
@@ -84,12 +84,21 @@ class GenerationService:
                             yield finished
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """TEMPORARY"""
-        return self._workers.require_target()[1].encode(text, add_special_tokens=add_special_tokens).ids
+        """The ids that the target reads for `text`, be they more than its context has room for. Raises what
+        `TargetTokenizer.encode` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
-    async def detokenize(self, ids: list[int]) -> str:
-        """TEMPORARY"""
-        return self._workers.require_target()[1].decode(ids)
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids. Raises what `TargetTokenizer.decode` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def tokens(self, token_ids: Sequence[int]) -> list[str | None]:
+        """Each token as the target's vocabulary spells it; None for an id that it does not have. Raises
+        WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return [tokenizer.token(token_id) for token_id in token_ids]
 
     def target(self) -> ModelInfo:
         """The model that is served. Raises WorkerUnavailableError."""
@@ -97,7 +106,11 @@ class GenerationService:
 
     def detokenizer(self) -> Detokenizer:
         """The target's way from ids to text. Raises WorkerUnavailableError."""
-        return Detokenizer.of(self._workers.require_target()[1])
+        return self._workers.require_target()[1].detokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """What makes prompts of conversations with the target. Raises WorkerUnavailableError."""
+        return self._workers.require_chat_template()
 
     def max_draft_tokens(self, options: GenerationOptions) -> int:
         """Most draft tokens of a round under valid `options`; 0 if there is no speculation."""

@@ -15,6 +15,7 @@ from coordinator.openai.chat_body import ChatBody
 from coordinator.openai.completion import CompletionBody
 from coordinator.openai.connection import Json
 from coordinator.openai.endpoints import Endpoints
+from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
 from coordinator.service import GenerationService
 from outrider import __version__
@@ -46,6 +47,7 @@ def make_app(service: GenerationService) -> FastAPI:
     for path, kind, endpoint in (
         ("/v1/completions", CompletionBody, answers.completions),
         ("/v1/chat/completions", ChatBody, answers.chat_completions),
+        ("/v1/responses", ResponsesBody, answers.responses),
         ("/tokenize", TokenizeBody, answers.tokenize),
         ("/detokenize", DetokenizeBody, answers.detokenize),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 from coordinator.detokenizer import Detokenizer
@@ -12,7 +13,7 @@ from coordinator.openai.choice import Choice, Piece
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.logprobs import completion_logprobs
 from outrider.core.coordinate.events import Token, Tokens
-from outrider.core.protocol.options import Prompt
+from outrider.core.protocol.options import GenerationOptions, Prompt
 
 PROMPTS_MAX = 64
 """Most prompts in one request: as many as a coordinator runs at a time unless it is told otherwise."""
@@ -38,6 +39,10 @@ class CompletionBody(ChoicesBody):
     def num_logprobs(self) -> int | None:
         """See `GenerationBody`."""
         return self.logprobs
+
+    def options(self) -> GenerationOptions:
+        """See `GenerationBody`."""
+        return replace(super().options(), add_special_tokens=self.add_special_tokens is not False)
 
     def prompts(self) -> Sequence[Prompt]:
         """The prompts one by one. Raises ApiError."""

@@ -41,14 +41,20 @@ class Conversation:
 async def rendered(
     template: ChatTemplate,
     detokenizer: Detokenizer,
-    messages: Sequence[Mapping[str, Any]],
+    messages: Sequence[Any],
     tools: Sequence[Tool] | None = None,
     **settings: Any,
 ) -> Conversation:
     """Renders it in a thread, with the `settings` of `ChatTemplate.render`. Raises InvalidRequestError."""
     source = template.source(tools)
+    if "developer" not in source:  # OpenAI's newer name of the same role
+        messages = [message | {"role": "system"} if _is_developers(message) else message for message in messages]
     prompt = await asyncio.to_thread(template.render, messages, tools, **settings)
     tags = tags_of(source)
     markers = SPECIAL_MARKERS if tools else set(tags or ())
     names = {token_id: detokenizer.content(token_id).decode() for token_id in detokenizer.special_ids(markers)}
     return Conversation(prompt, source, tools, names)
+
+
+def _is_developers(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") == "developer"

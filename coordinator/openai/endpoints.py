@@ -18,6 +18,8 @@ from coordinator.openai.chat_shape import ChatShape
 from coordinator.openai.completion import CompletionBody, CompletionShape
 from coordinator.openai.connection import EventStream, Json, while_connected
 from coordinator.openai.conversation import rendered
+from coordinator.openai.response import ResponseAnswer
+from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
 from coordinator.service import GenerationService
 from outrider import PROTOCOL_VERSION, __version__
@@ -84,6 +86,20 @@ class Endpoints:
         asked = Asked(prompts=[conversation.prompt], options=options, body=body, caller=_caller(request))
         return await self._answer(request, target, asked, ChatShape(body, conversation, detokenizer))
 
+    async def responses(self, request: Request) -> Response:
+        """Answers a conversation, with text alone."""
+        body = await read_body(request, ResponsesBody)
+        target = self._target(body.model)
+        detokenizer = self._service.detokenizer()
+        with explained(body.field_names):
+            conversation = await rendered(self._service.chat_template(), detokenizer, body.messages())
+        options, caller = replace(body.options(), add_special_tokens=False), _caller(request)
+        answer = ResponseAnswer(self._service, target, body, conversation, detokenizer)
+        if body.stream:
+            return EventStream(answer.chunks(options, caller), answer.headers)
+        told, headers = await while_connected(request.receive, answer.whole(options, caller))
+        return Json(told, headers=headers)
+
     async def tokenize(self, request: Request) -> Response:
         """The token ids of a text."""
         body = await read_body(request, TokenizeBody)
@@ -98,7 +114,7 @@ class Endpoints:
         """The text of token ids."""
         body = await read_body(request, DetokenizeBody)
         self._target(body.model)
-        return Json({"prompt": await self._text(body.tokens, body)})
+        return Json({"prompt": await self._text(body.tokens, body, skip_special_tokens=False)})
 
     async def _answer(self, request: Request, target: ModelInfo, asked: Asked, shape: Shape) -> Response:
         answer = Answer(self._service, target, asked, shape)
@@ -110,11 +126,11 @@ class Endpoints:
         return Json(body, headers=headers)
 
     async def _echo(self, prompt: Prompt, body: Body) -> str:
-        return prompt if isinstance(prompt, str) else await self._text(list(prompt), body)
+        return prompt if isinstance(prompt, str) else await self._text(list(prompt), body, skip_special_tokens=True)
 
-    async def _text(self, token_ids: list[int], body: Body) -> str:
+    async def _text(self, token_ids: list[int], body: Body, *, skip_special_tokens: bool) -> str:
         with explained(body.field_names):
-            return await self._service.detokenize(token_ids)
+            return await self._service.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
 
     def _target(self, model: str | None = None) -> ModelInfo:
         """The model that is served, if the client means it or none by name. Raises ApiError."""

@@ -87,6 +87,11 @@ class GenerationBody(Body):
         return None
 
     @property
+    def temperature_in_force(self) -> float:
+        """OpenAI's default where none is given."""
+        return TEMPERATURE_DEFAULT if self.temperature is None else self.temperature
+
+    @property
     def detailed(self) -> bool:
         """Whether the answer tells of each step of speculation."""
         return self.speculation is not None and self.speculation.detailed is True
@@ -113,7 +118,7 @@ class GenerationBody(Body):
         names = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
         return SamplingParams(
-            temperature=TEMPERATURE_DEFAULT if self.temperature is None else self.temperature,
+            temperature=self.temperature_in_force,
             top_k=0 if self.top_k in {None, -1} else self.top_k or 0,
             logit_bias=tuple(sorted((_token_id(key), bias) for key, bias in (self.logit_bias or {}).items())),
             **given,

@@ -31,7 +31,9 @@ PARAMETERS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "logit_bias": ({"temperature": 0, "logit_bias": {"10": 100}}, {"logit_bias": ((10, 100.0),)}, {}),
     "stop": ({"temperature": 0, "stop": ["return", "\n\n"]}, {}, {"stop": ["return", "\n\n"]}),
     "one stop": ({"temperature": 0, "stop": ":"}, {}, {"stop": [":"]}),
-    "stop_token_ids": ({"temperature": 0, "extra_body": {"stop_token_ids": [10, 11, 12, 13]}}, {}, {"stop_token_ids": [10, 11, 12, 13]}),
+    "stop_token_ids": (
+        {"extra_body": {"stop_token_ids": [*range(1000)]}}, {"temperature": 1.0}, {"stop_token_ids": [*range(1000)]}
+    ),
     "ignore_eos": ({"temperature": 0, "extra_body": {"ignore_eos": True}}, {}, {"ignore_eos": True}),
     "no speculation": ({"extra_body": {"speculation": {"enabled": False}}}, {"temperature": 1.0}, {}),
     "a chain": (
