@@ -23,6 +23,10 @@ from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny
 MAX_REQUESTS = 8
 """Completions that this coordinator runs at a time."""
 
+TEMPLATE = """{% for message in messages %}[{{ message.role }}] {{ message.content }}
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+"""The random model's chat template."""
+
 sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)  # all services share this interpreter
 
 
@@ -72,6 +76,7 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODELS / "target" / name, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 
