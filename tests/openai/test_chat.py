@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+import pytest_asyncio
 from openai import AsyncOpenAI, BadRequestError
 from openai.types.chat import ChatCompletion
 
@@ -24,7 +25,7 @@ NUM_TOKENS = 12
 ASKED: dict[str, Any] = {"model": "target", "messages": MESSAGES, "seed": 5, "max_tokens": NUM_TOKENS}
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
 async def expected(served: Served) -> Answer:
     sampling = SamplingParams(temperature=1.0, seed=5)
     return await ask(
@@ -61,7 +62,9 @@ async def test_log_probabilities_have_tokens_and_bytes(client: AsyncOpenAI, expe
     assert bytes(byte for each in content for byte in each.bytes or ()).decode(errors="replace") == expected.text
     chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
     parts = [chunk.choices[0].logprobs for chunk in chunks]
-    assert [each for part in parts if part is not None for each in part.content or ()] == content
+    streamed = [each for part in parts if part is not None for each in part.content or ()]
+    assert [(each.token, each.bytes) for each in streamed] == [(each.token, each.bytes) for each in content]
+    assert [each.logprob for each in streamed] == pytest.approx([each.logprob for each in content])
 
 
 async def test_the_other_bounds_of_an_answer(client: AsyncOpenAI) -> None:
@@ -136,13 +139,11 @@ async def test_speculation_is_told_and_switched(served: Served, client: AsyncOpe
     body = {**ASKED, "speculation": {"detailed": True, "max_draft_tokens": 4}}
     answer = await plain.post("/v1/chat/completions", json=body)
     told = answer.json()
-    counts = told["metrics"]["speculative_decoding"]
+    counts, timings = told["metrics"]["speculative_decoding"], told["timings"]
     assert len(counts["acceptance_histogram"]) == 5
     assert sum(counts["acceptance_histogram"]) == counts["num_spec_steps"] == len(counts["per_step_drafted"])
-    assert (
-        sum(counts["per_step_accepted"]) == counts["num_accepted_draft_tokens"] == told["timings"]["draft_n_accepted"]
-    )
-    assert sum(counts["per_step_drafted"]) == counts["num_draft_tokens"] == told["timings"]["draft_n"]
+    assert sum(counts["per_step_accepted"]) == counts["num_accepted_draft_tokens"] == timings["draft_n_accepted"]
+    assert sum(counts["per_step_drafted"]) == counts["num_draft_tokens"] == timings["draft_n"]
     assert counts["num_spec_tokens"] == 4
     assert answer.headers["x-outrider-mode"] == told["speculation"]["mode"] == "speculative"
     assert answer.headers["x-request-id"] in told["id"]
