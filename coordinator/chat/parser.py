@@ -129,12 +129,12 @@ class Parser:
         seen = ""
         while self.char:
             seen += self.char
-            yield from self.advance()
-            if seen in markers:
-                return seen
             while seen and not any(marker.startswith(seen) for marker in markers):
                 write(seen[0])
                 seen = seen[1:]
+            yield from self.advance()
+            if seen in markers:
+                return seen
         for char in seen:
             write(char)
         return END
