@@ -127,7 +127,12 @@ class Parser:
         Returns the marker, which it has taken; the empty string if the text ends before.
         """
         seen = ""
+        beginnings = {marker[0] for marker in markers}
         while self.char:
+            if not seen and self.char not in beginnings:  # most text; all else is slower
+                write(self.char)
+                yield from self.advance()
+                continue
             seen += self.char
             while seen and not any(marker.startswith(seen) for marker in markers):
                 write(seen[0])
