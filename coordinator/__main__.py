@@ -11,6 +11,8 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from coordinator.config import CoordinatorConfig
+from coordinator.http import HttpServer
+from coordinator.openai.app import make_app
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
@@ -32,10 +34,12 @@ def main() -> None:
     try:
         connect = partial(WorkerClient.connect, transport=PLAINTEXT)
         workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
-        servicer = GenerationServicer(GenerationService(config, workers, telemetry))
+        generation = GenerationService(config, workers, telemetry)
         add_to_server = add_GenerationServiceServicer_to_server
+        servicer = GenerationServicer(generation)
         service = Service("outrider.v1.GenerationService", add_to_server, servicer, workers.watch)
-        run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+        doors = [HttpServer(make_app(generation), config.http)] if config.http else []
+        run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()
 

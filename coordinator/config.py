@@ -13,6 +13,11 @@ class CoordinatorConfig(Settings):
     """What the coordinator is told."""
 
     listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
+    http: str = Field(
+        "127.0.0.1:8080",
+        description="host:port of the OpenAI-compatible HTTP interface; empty turns it off; there is no authentication "
+        "of clients",
+    )
     verify: str = Field(
         "127.0.0.1:50052",
         description="verify services of one target: host:port or dns:///name:port, several with commas; a name stands "

@@ -7,7 +7,7 @@ earlier characters invalid.
 
 from __future__ import annotations
 
-import functools
+import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,6 +18,9 @@ from coordinator.joint import ByteFallback, ByteLevel, Joint, Plain, Suffixed, W
 
 _NEIGHBOUR = "\ue000"
 """A private character, for the token in front of the one whose own text is asked for."""
+
+PAUSE_TOKENS = 1024
+"""Tokens of a prompt that are looked at before the event loop gets its turn: some three milliseconds."""
 
 _SINGLE = {"Replace", "Strip", "Metaspace", "WordPiece"}
 """Decoders that change each token by itself, the first one perhaps otherwise than the others."""
@@ -49,13 +52,6 @@ class Detokenizer:
         self.joint, self._single = joint, _decoder(parts[:num_single])
         self.strips = [(part["content"], part["start"]) for part in strips]
 
-    @classmethod
-    @functools.lru_cache(maxsize=2)
-    def of(cls, tokenizer: Tokenizer) -> Detokenizer:
-        """The tokenizer's one: what it has learnt of tokens serves all texts. Two at a time: a pool has one target, and
-        perhaps the next one."""
-        return cls(tokenizer)
-
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """The special tokens that are called by one of `texts`."""
         return self._special & {self._tokenizer.token_to_id(text) for text in texts}
@@ -75,27 +71,38 @@ class Detokenizer:
             self._later[token_id] = token
         return token
 
+    def content(self, token_id: int) -> bytes:
+        """The bytes of one token alone: a part of a character perhaps. A special token's are those of its name."""
+        token = self.token(token_id, first=False)
+        if token is None:
+            return (self._tokenizer.id_to_token(token_id) or "").encode()
+        return self.joint().content(token)
+
     def _decode(self, *tokens: str) -> str:
         assert self._single is not None
         return self._single.decode(list(tokens))
 
-    def after(self, token_ids: Sequence[int]) -> TextStream:
-        """The text that follows a prompt. Looks at no more of the prompt than what the text depends on."""
+    async def after(self, token_ids: Sequence[int]) -> TextStream:
+        """The text that follows a prompt. Looks at no more of the prompt than what the text depends on, mostly a token
+        or two, and lets the event loop run while it looks at more."""
         stream = TextStream(self)
         begin = len(token_ids)
         while begin > 0:
             begin -= 1
+            await _pause(begin)
             token = self.token(token_ids[begin], first=False)
             if token is not None and stream.begins(token):
                 break
         head = 0
         while head < begin and not stream.is_settled:
+            await _pause(head)
             stream.push(token_ids[head])
             head += 1
         if head < begin:
             stream.jump()
-        for token_id in token_ids[max(head, begin) :]:
-            stream.push(token_id)
+        for index in range(max(head, begin), len(token_ids)):
+            await _pause(index)
+            stream.push(token_ids[index])
         stream.continue_from_here()
         return stream
 
@@ -159,6 +166,11 @@ class TextStream:
                 left.append((content, num_max - num_stripped))
         self._strips = [(content, num_left) for content, num_left in left if num_left]
         return text
+
+
+async def _pause(index: int) -> None:
+    if index % PAUSE_TOKENS == PAUSE_TOKENS - 1:
+        await asyncio.sleep(0)
 
 
 def _parts(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from tokenizers import Tokenizer
-
 from coordinator.config import CoordinatorConfig
+from coordinator.tokenizer import TargetTokenizer
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.options import GenerationOptions, Prompt
 from outrider.core.protocol.sampling import SamplingParams, completion_seed
 from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
     DRAFT_TOKENS_MAX,
-    PROMPT_CHARACTERS_MAX,
     STOP_STRING_CHARACTERS_MAX,
     STOP_STRINGS_MAX,
     TREE_WIDTH_MAX,
@@ -54,13 +53,32 @@ class GenerationRequest:
         return replace(self, sampling=sampling, num_completions=1)
 
 
-def settle(
-    prompt: Prompt, options: GenerationOptions, config: CoordinatorConfig, target: ModelInfo, tokenizer: Tokenizer
+async def settle(
+    prompt: Prompt, options: GenerationOptions, config: CoordinatorConfig, target: ModelInfo, tokenizer: TargetTokenizer
 ) -> GenerationRequest:
-    """Checks and completes a request. Raises InvalidRequestError with everything that is wrong."""
+    """Checks and completes a request. Raises InvalidRequestError for what is wrong with it, QueueFullError if too much
+    text waits to be tokenized."""
+    if not isinstance(prompt, str):
+        return settle_token_ids(prompt, options, config, target)
+    if not prompt:
+        raise InvalidRequestError([FieldViolation("text", "must not be empty")])
+    token_ids = await tokenizer.encode(
+        prompt, add_special_tokens=options.add_special_tokens, num_tokens_max=target.max_context - 1
+    )
+    return settle_token_ids(token_ids, options, config, target, "text")
+
+
+def settle_token_ids(
+    prompt_token_ids: Sequence[int],
+    options: GenerationOptions,
+    config: CoordinatorConfig,
+    target: ModelInfo,
+    prompt_field: str = "token_ids.ids",
+) -> GenerationRequest:
+    """The same when the prompt, which came in `prompt_field`, has been tokenized. Raises InvalidRequestError with
+    everything that is wrong."""
     found = Violations()
     sampling = replace(options.sampling, seed=secrets.randbits(32)) if options.draw_seed else options.sampling
-    prompt_field, prompt_token_ids = _prompt(prompt, tokenizer, found)
     check_line(found, prompt_token_ids, target.vocab_size, target.max_context, prompt_field)
     check_sampling(found, sampling, target.vocab_size)
     check_stop_token_ids(found, options.stop_token_ids, target.vocab_size, "stop_token_ids")
@@ -110,13 +128,3 @@ def settle(
         tree_width=tree_width,
         num_completions=num_completions,
     )
-
-
-def _prompt(prompt: Prompt, tokenizer: Tokenizer, found: Violations) -> tuple[str, Sequence[int]]:
-    """The field that the prompt came in, and its token ids. Raises InvalidRequestError for a text that is not read."""
-    if not isinstance(prompt, str):
-        return "token_ids.ids", prompt
-    found.check(len(prompt) <= PROMPT_CHARACTERS_MAX, "text", f"must have at most {PROMPT_CHARACTERS_MAX} characters")
-    found.check(prompt != "", "text", "must not be empty")
-    found.raise_if_any()
-    return "text", tokenizer.encode(prompt).ids

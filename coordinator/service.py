@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from coordinator.admission import Admission
+from coordinator.chat.template import ChatTemplate
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
+from coordinator.detokenizer import Detokenizer
 from coordinator.generation import Generation
 from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
 from coordinator.request import settle
 from coordinator.route import Route
-from coordinator.text import TextDecoder
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.server_info import Replica, ServerInfo
-from outrider.core.protocol.messages import NOT_TRACED, TraceContext
+from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
 from outrider.telemetry.setup import Telemetry
 
@@ -51,8 +52,8 @@ class GenerationService:
         other OutriderErrors where it cannot be served.
         """
         target, tokenizer = self._workers.require_target()
-        self._admission.require_room(1)  # before the work of tokenizing
-        request = settle(prompt, options, self._config, target, tokenizer)
+        with self._admission.admitted(1):  # while it is tokenized
+            request = await settle(prompt, options, self._config, target, tokenizer)
         with self._admission.admitted(request.num_completions):
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
@@ -62,7 +63,7 @@ class GenerationService:
                         request.completion(number),
                         session_id=f"{request_id}.{number}" if request.num_completions > 1 else request_id,
                         target=target,
-                        decoder=TextDecoder(tokenizer, request.stop, request.prompt_token_ids),
+                        decoder=await tokenizer.text_decoder(request.stop, request.prompt_token_ids),
                         links=links,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,
@@ -81,6 +82,40 @@ class GenerationService:
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The ids that the target reads for `text`, be they more than its context has room for. Raises what
+        `TargetTokenizer.encode` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    async def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of token ids. Raises what `TargetTokenizer.decode` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def tokens(self, token_ids: Sequence[int]) -> list[str | None]:
+        """Each token as the target's vocabulary spells it; None for an id that it does not have. Raises
+        WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return [tokenizer.token(token_id) for token_id in token_ids]
+
+    def target(self) -> ModelInfo:
+        """The model that is served. Raises WorkerUnavailableError."""
+        return self._workers.require_target()[0]
+
+    def detokenizer(self) -> Detokenizer:
+        """The target's way from ids to text. Raises WorkerUnavailableError."""
+        return self._workers.require_target()[1].detokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """What makes prompts of conversations with the target. Raises WorkerUnavailableError."""
+        return self._workers.require_chat_template()
+
+    def max_draft_tokens(self, options: GenerationOptions) -> int:
+        """Most draft tokens of a round under valid `options`; 0 if there is no speculation."""
+        wanted = options.max_draft_tokens
+        return (self._config.max_draft_tokens if wanted is None else wanted) if options.speculate else 0
 
     def server_info(self) -> ServerInfo:
         """What is served, and whether speculation is possible at present. Raises WorkerUnavailableError."""

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tokenizers import Tokenizer
-
-from coordinator.detokenizer import Detokenizer
+from coordinator.detokenizer import TextStream
 
 
 class TextDecoder:
@@ -16,15 +14,13 @@ class TextDecoder:
     until more is known.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], prompt_token_ids: Sequence[int] = ()) -> None:
-        """The text continues that of the prompt: both together are what `tokenizer` makes of all ids.
-
-        A stop string that is a special token's name, which no text shows, ends the text at that token too.
+    def __init__(self, stream: TextStream, stop: Sequence[str], stop_token_ids: frozenset[int] = frozenset()) -> None:
+        """`stop_token_ids` are the special tokens, which no text shows, whose names are stop strings: they end the text
+        too.
         """
-        detokenizer = Detokenizer.of(tokenizer)
-        self._stream = detokenizer.after(prompt_token_ids)
+        self._stream = stream
         self._stop = tuple(stop)
-        self._stop_token_ids = detokenizer.special_ids(stop)
+        self._stop_token_ids = stop_token_ids
         self._held = ""
         self.stopped = False
         """Whether a stop string has been met; the text ended before it."""

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 
 import tokenizers
-from tokenizers import Tokenizer
 
 from coordinator.chat.template import ChatTemplate
 from coordinator.fitting import alike_refusal, pair_refusal
 from coordinator.pool import Connect, Pool
 from coordinator.replica import Replica
 from coordinator.resolution import Resolve, parse_endpoints, resolve
+from coordinator.tokenizer import TargetTokenizer
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
@@ -43,7 +43,7 @@ class Workers:
         """The model that the verifiers serve: that of the first one found, for as long as one of them serves it."""
         self.drafter_bandit = DrafterBandit()
         self.instruments = instruments
-        self._tokenizers: dict[str, tuple[Tokenizer, ChatTemplate]] = {}
+        self._tokenizers: dict[str, tuple[TargetTokenizer, ChatTemplate]] = {}
         """By the identity of the target that they belong to."""
         self._misfits: dict[str, Refusal] = {}
         """By address: why a worker that serves does not fit the others."""
@@ -107,7 +107,7 @@ class Workers:
         """The replicas of a pool that serve and fit."""
         return [replica for replica in pool.serving if replica.address not in self._misfits]
 
-    def require_target(self) -> tuple[ModelInfo, Tokenizer]:
+    def require_target(self) -> tuple[ModelInfo, TargetTokenizer]:
         """The target and its tokenizer. Raises WorkerUnavailableError."""
         if self.target is None:
             raise WorkerUnavailableError(
@@ -186,9 +186,9 @@ def summary(refusals: Sequence[Refusal]) -> str:
     return "; ".join([*(refusal.text for refusal in refusals[:_REASONS_MAX]), *more])
 
 
-def _parsed(content: bytes) -> Tokenizer | Refusal:
+def _parsed(content: bytes) -> TargetTokenizer | Refusal:
     try:
-        return Tokenizer.from_buffer(content)
+        return TargetTokenizer(tokenizers.Tokenizer.from_buffer(content))
     except BaseException as error:  # the parser, written in Rust, also panics, with an error that is no Exception
         return Refusal(
             f"its tokenizer.json cannot be parsed by tokenizers {tokenizers.__version__} ({error}); install the "

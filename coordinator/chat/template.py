@@ -13,7 +13,7 @@ from coordinator.chat.messages import conformed, refused
 from coordinator.chat.sandbox import RefusedError, compiled
 from outrider.core.protocol.conversation import Tool
 from outrider.core.protocol.messages import DEFAULT_TEMPLATE, TOOL_USE_TEMPLATE
-from outrider.core.protocol.validation import PROMPT_CHARACTERS_MAX
+from outrider.core.protocol.validation import PROMPT_BYTES_MAX
 
 _RESERVED = frozenset(
     {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "tokenize"}
@@ -101,8 +101,8 @@ def _rendered(source: str, variables: Mapping[str, Any]) -> str:
     try:
         for piece in compiled(source).generate(variables):
             num_characters += len(piece)
-            if num_characters > PROMPT_CHARACTERS_MAX:
-                raise RefusedError(f"a prompt may have {PROMPT_CHARACTERS_MAX} characters, and this one has more")
+            if num_characters > PROMPT_BYTES_MAX:
+                raise RefusedError(f"a prompt may have {PROMPT_BYTES_MAX} bytes, and this one has more")
             pieces.append(piece)
     except RefusedError as error:
         raise refused("messages", f"the model's chat template refuses them: {_words(error)}") from error

@@ -132,6 +132,9 @@ class _PromptFlags:
 
 
 _OPTION_FLAGS: Mapping[str, Any] = {
+    "add_special_tokens": typer.Option(
+        help="Whether PROMPT gets the special tokens that the target's tokenizer adds, such as a BOS."
+    ),
     "max_tokens": typer.Option(help="Most tokens to generate; default: the server's."),
     "temperature": typer.Option(help="0 takes the most likely token; above it tokens are drawn."),
     "top_p": typer.Option(help="Keep the likeliest tokens up to this probability; 1 keeps all."),

@@ -32,6 +32,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer, decoders, models
 
+from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
@@ -185,7 +186,7 @@ class Stage:
             request,
             session_id="s",
             target=TARGET,
-            decoder=TextDecoder(letters(), request.stop),
+            decoder=TextDecoder(TextStream(Detokenizer(letters())), request.stop),
             links=self._links,
             max_run_ahead=MAX_RUN_AHEAD,
             trace=NOT_TRACED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from coordinator.detokenizer import Detokenizer
+from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.joint import REPLACEMENT
 from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL
 
@@ -26,9 +27,9 @@ def real(path: Path) -> Tokenizer:
 
 
 def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) -> None:
-    detokenizer = Detokenizer.of(tokenizer)
+    detokenizer = Detokenizer(tokenizer)
     prompt_ids, generated = token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:]
-    stream = detokenizer.after(prompt_ids)
+    stream = asyncio.run(detokenizer.after(prompt_ids))
     text = "".join(stream.push(token_id) for token_id in generated) + stream.rest()
     whole, prompt = tokenizer.decode(token_ids), tokenizer.decode(prompt_ids)
     if whole.startswith(prompt):
@@ -36,7 +37,7 @@ def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) ->
     else:  # the prompt ended within a character
         assert whole.endswith(text)
         assert whole.removesuffix(text) == prompt[: len(whole) - len(text)]
-    alone = detokenizer.after([])
+    alone = TextStream(detokenizer)
     assert "".join(alone.push(token_id) for token_id in token_ids) + alone.rest() == whole
 
 
@@ -69,7 +70,7 @@ def streamed(tokenizer: Tokenizer, prompt: list[str], tokens: list[str]) -> list
         assert None not in found
         return found
 
-    stream = Detokenizer.of(tokenizer).after(ids(prompt))
+    stream = asyncio.run(Detokenizer(tokenizer).after(ids(prompt)))
     return [*(stream.push(token_id) for token_id in ids(tokens)), stream.rest()]
 
 
@@ -113,8 +114,25 @@ def test_tokens_that_bring_no_text_take_linear_time(name: str, token: str) -> No
     token_id = tokenizer.token_to_id(token)
     seconds: dict[int, float] = {}
     for count in (4_000, 16_000):
-        stream, begun = Detokenizer.of(tokenizer).after([]), time.perf_counter()
+        stream, begun = TextStream(Detokenizer(tokenizer)), time.perf_counter()
         for _ in range(count):
             stream.push(token_id)
         seconds[count] = time.perf_counter() - begun
     assert seconds[16_000] < 8 * seconds[4_000] + 0.1
+
+
+@pytest.mark.parametrize("path", [BUNDLED, *REAL.values()], ids=["bundled", *REAL])
+@settings(deadline=None)  # the first example reads the vocabulary
+@given(text=TEXTS)
+def test_the_bytes_of_single_tokens_are_together_those_of_the_text(path: Path, text: str) -> None:
+    tokenizer = real(path)
+    detokenizer = Detokenizer(tokenizer)
+    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+    content = b"".join(map(detokenizer.content, token_ids))
+    assert content.decode() == tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+def test_the_bytes_of_single_tokens_where_a_byte_is_a_token() -> None:
+    tokenizer = MADE_UP["byte fallback, as Gemma"]
+    found = [Detokenizer(tokenizer).content(tokenizer.token_to_id(name)) for name in ("▁a", "<0xE2>", "<s>")]
+    assert found == [b" a", b"\xe2", b"<s>"]

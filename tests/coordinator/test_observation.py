@@ -15,7 +15,7 @@ from opentelemetry.trace import StatusCode
 from coordinator.config import CoordinatorConfig
 from coordinator.emission import EmittedTokens
 from coordinator.observation import Observation
-from coordinator.request import settle
+from coordinator.request import settle_token_ids
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
 from outrider.core.coordinate.session import Emit
 from outrider.core.coordinate.statistics import SpeculationStatistics
@@ -25,7 +25,7 @@ from outrider.core.protocol.options import GenerationOptions
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
 
-from .script import TARGET, letters
+from .script import TARGET
 
 ROUND = EmittedTokens(
     Emit(
@@ -53,7 +53,7 @@ class Seen:
 
     def observation(self, caller: TraceContext | None = None, num_completions: int = 1) -> Observation:
         options = GenerationOptions(max_tokens=8, num_completions=num_completions)
-        request = settle([1, 2, 3], options, CoordinatorConfig(), TARGET, letters())  # pyright: ignore[reportCallIssue]
+        request = settle_token_ids([1, 2, 3], options, CoordinatorConfig(), TARGET)  # pyright: ignore[reportCallIssue]
         return Observation(self.telemetry, "r1", request, TARGET, *([caller] if caller is not None else []))
 
     @property

@@ -9,7 +9,7 @@ import pytest
 
 from coordinator.config import CoordinatorConfig
 from coordinator.replica import Replica
-from coordinator.request import settle
+from coordinator.request import settle_token_ids
 from coordinator.route import Route
 from coordinator.workers import Workers
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
@@ -18,7 +18,7 @@ from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.options import GenerationOptions
 
-from .script import TARGET, letters
+from .script import TARGET
 
 
 class Standing:
@@ -58,7 +58,7 @@ class Pools:
 
 
 def route(pools: Pools) -> Route:
-    request = settle([1, 2, 3], GenerationOptions(max_tokens=8), CoordinatorConfig(), TARGET, letters())  # pyright: ignore[reportCallIssue]
+    request = settle_token_ids([1, 2, 3], GenerationOptions(max_tokens=8), CoordinatorConfig(), TARGET)  # pyright: ignore[reportCallIssue]
     # Whether any drafter fits at all is the workers' to say, which they are not asked here.
     return Route(cast("Workers", pools), replace(request, speculate=False), TARGET)
 

@@ -111,6 +111,13 @@ LAYERS = {
     "coordinator": _above(
         {"coordinator.chat"}, _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers")
     ),
+    "coordinator.openai": _above(
+        {"coordinator", "coordinator.chat"}, _layer("core rpc", "fastapi grpc pydantic pydantic_core starlette")
+    ),
+    "coordinator.http": _layer("core rpc", "fastapi structlog uvicorn"),
+    "coordinator.__main__": _above(
+        {"coordinator", "coordinator.http", "coordinator.openai"}, _layer("rpc telemetry v1")
+    ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
 the core may import any room. Torch stays away from everything but the workers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import json
 import re
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from tokenizers import Tokenizer
 
 from coordinator.config import CoordinatorConfig
 from coordinator.request import settle
+from coordinator.tokenizer import TargetTokenizer
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, ModelInfo, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX, check_draft_open, check_verify_open
 from outrider.core.verify.session import VerifySession
@@ -67,7 +69,8 @@ def test_what_grpcurl_is_told_to_send_is_accepted() -> None:
     for page, method, messages in found:
         match messages[0]:
             case generation_pb2.GenerateRequest() as request:
-                settle(*wire.decode_generate_request(request), CoordinatorConfig(), BUNDLED, tokenizer)
+                decoded = wire.decode_generate_request(request)
+                asyncio.run(settle(*decoded, CoordinatorConfig(), BUNDLED, TargetTokenizer(tokenizer)))
             case draft_pb2.DraftCommand():
                 _check_draft_session(messages, tokenizer)
             case verify_pb2.VerifyCommand():

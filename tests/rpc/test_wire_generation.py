@@ -27,6 +27,7 @@ from tests.rpc.test_wire import FLOAT32, TEXT, UINT32, UINT32S, UINT64, model_in
 def options() -> st.SearchStrategy[GenerationOptions]:
     return st.builds(
         GenerationOptions,
+        add_special_tokens=st.booleans(),
         sampling=samplings(),
         max_tokens=st.none() | UINT32,
         stop=st.lists(TEXT, max_size=3).map(tuple),

@@ -22,6 +22,9 @@ class GenerationOptions:
     The fields are those of `GenerateRequest` in generation.proto.
     """
 
+    add_special_tokens: bool = True
+    """Whether a prompt that is a text gets the special tokens of the target's tokenizer, such as a BOS in front. The
+    text of a chat template has them already."""
     sampling: SamplingParams = GREEDY
     draw_seed: bool = False
     """Whether the coordinator chooses the seed in place of `sampling.seed`; `Started` names it."""
@@ -46,6 +49,7 @@ DEFAULT_OPTIONS: Final = GenerationOptions()
 class OptionFields(TypedDict, total=False):
     """The fields of `GenerationOptions` as keyword arguments; a test proves that they are the same."""
 
+    add_special_tokens: bool
     sampling: SamplingParams
     draw_seed: bool
     max_tokens: int | None

@@ -46,8 +46,9 @@ SESSION_ID_CHARACTERS_MAX = 128
 """Longest session name."""
 SEED_MAX = 2**64 - 1
 """Seeds are unsigned 64-bit integers."""
-PROMPT_CHARACTERS_MAX = 4_000_000
-"""Longest prompt text; it is checked before tokenizing."""
+PROMPT_BYTES_MAX = 1024 * 1024
+"""Longest prompt text, a quarter of a million tokens of English; a longer one can be sent as token ids. Tokenizing it
+takes a second, and 350 MB at the coordinator."""
 
 CHAT_TEMPLATE_BYTES_MAX = 1024 * 1024
 """Largest chat templates and special tokens of a model, together: they travel in one message. Published templates have

@@ -48,6 +48,7 @@ def encode_generate_request(prompt: Prompt, options: GenerationOptions) -> pb.Ge
         message = pb.GenerateRequest(
             text=prompt if isinstance(prompt, str) else None,
             token_ids=None if isinstance(prompt, str) else pb.TokenIds(ids=prompt),
+            add_special_tokens=options.add_special_tokens,
             sampling=encode_sampling(options.sampling),
             max_tokens=options.max_tokens,
             stop=options.stop,
@@ -79,6 +80,7 @@ def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt, Genera
             raise InvalidRequestError([FieldViolation("prompt", "set text or token_ids")])
     speculation = message.speculation
     return prompt, GenerationOptions(
+        add_special_tokens=not message.HasField("add_special_tokens") or message.add_special_tokens,
         sampling=decode_sampling(message.sampling),
         draw_seed=not message.sampling.HasField("seed"),
         max_tokens=_optional(message, "max_tokens"),

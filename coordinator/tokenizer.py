@@ -1,0 +1,119 @@
+"""The target's tokenizer at the coordinator: text to token ids and back, nothing of it slow on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, TypeVar
+
+from tokenizers import Tokenizer
+
+from coordinator.detokenizer import Detokenizer
+from coordinator.longest_token import longest_token_bytes
+from coordinator.text import TextDecoder
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, QueueFullError
+from outrider.core.protocol.validation import PROMPT_BYTES_MAX
+
+T = TypeVar("T")
+
+ENCODERS_MAX: Final = 2
+"""Threads that tokenize, so that one long prompt does not hold up the next. Each holds a third of a kilobyte for a byte
+of its prompt at most; more threads would take the processors from the event loop."""
+
+ENCODING_MAX: Final = 4 * PROMPT_BYTES_MAX
+"""Bytes of text, and token ids, that are with the encoders or wait for one; more are refused. A megabyte takes an
+encoder about a second."""
+
+INLINE_MAX: Final = 512
+"""Bytes of text, or token ids, that are done at once: they take a quarter of a millisecond, and the way to another
+thread and back takes half as long again."""
+
+
+class TargetTokenizer:
+    """Encodes and decodes by the tokenizer of the target. A few threads do what is long, outside of the interpreter's
+    lock, while the event loop serves others."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes a second or two for a large vocabulary."""
+        self._tokenizer = tokenizer
+        self.detokenizer = Detokenizer(tokenizer)
+        self._encoders = ThreadPoolExecutor(ENCODERS_MAX, "encoder")
+        self._encoding: dict[Future[Any], int] = {}
+        """How much each encoder has, or will have, to do."""
+        self.longest_token_bytes = longest_token_bytes(tokenizer)
+        """See the function of that name."""
+
+    async def encode(
+        self, text: str, *, add_special_tokens: bool = True, num_tokens_max: int | None = None
+    ) -> list[int]:
+        """The ids that the target reads for `text`, with the special tokens that its tokenizer adds, or without.
+
+        Raises InvalidRequestError for a text that has more than PROMPT_BYTES_MAX bytes, that cannot but make more than
+        `num_tokens_max` tokens, or that is no Unicode; QueueFullError if too much text waits already.
+        """
+        num_bytes = self._checked(text, num_tokens_max)
+        return await self._run(num_bytes, lambda: self._encode(text, add_special_tokens))
+
+    async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of token ids. Raises InvalidRequestError for ids that the tokenizer does not have or that are more
+        than PROMPT_BYTES_MAX, QueueFullError if too much waits already."""
+        if len(token_ids) > PROMPT_BYTES_MAX:
+            raise _invalid("token_ids", f"has {len(token_ids)} ids; at most {PROMPT_BYTES_MAX} are allowed")
+        unknown = next((each for each in token_ids if self.token(each) is None), None)
+        if unknown is not None:
+            raise _invalid("token_ids", f"token id {unknown} is not in the tokenizer's vocabulary")
+        return await self._run(len(token_ids), lambda: self._decode(token_ids, skip_special_tokens))
+
+    async def text_decoder(self, stop: Sequence[str], prompt_token_ids: Sequence[int]) -> TextDecoder:
+        """What turns the tokens after a prompt into text. The text continues that of the prompt: both together are what
+        the tokenizer makes of all ids."""
+        stream = await self.detokenizer.after(prompt_token_ids)
+        return TextDecoder(stream, stop, self.detokenizer.special_ids(stop))
+
+    def token(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it; None if there is no such token."""
+        return self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+
+    def _checked(self, text: str, num_tokens_max: int | None) -> int:
+        """Bytes of `text`, which are not too many."""
+        try:
+            num_bytes = len(text) if len(text) > PROMPT_BYTES_MAX else len(text.encode())
+        except UnicodeEncodeError as error:
+            raise _invalid("text", "has half of a surrogate pair; send whole characters") from error
+        if num_bytes > PROMPT_BYTES_MAX:
+            raise _invalid("text", f"has more than {PROMPT_BYTES_MAX} bytes; send less, or token ids")
+        longest = self.longest_token_bytes
+        if num_tokens_max is not None and longest is not None and num_bytes > num_tokens_max * longest:
+            raise _invalid(
+                "text",
+                f"has {num_bytes} bytes; {num_tokens_max} tokens, which the context has room for, make at most "
+                f"{num_tokens_max * longest}",
+            )
+        return num_bytes
+
+    async def _run(self, size: int, work: Callable[[], T]) -> T:
+        if size <= INLINE_MAX:
+            return work()
+        # Counted until an encoder has really done it, also where nobody waits for it any more.
+        self._encoding = {future: each for future, each in self._encoding.items() if not future.done()}
+        if sum(self._encoding.values()) + size > ENCODING_MAX:
+            raise QueueFullError(f"{len(self._encoding)} long prompts wait for being tokenized; try again later")
+        future = self._encoders.submit(work)
+        self._encoding[future] = size
+        return await asyncio.wrap_future(future)
+
+    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        # In a batch of one: `encode` would keep offsets, which cost half of its time, and drop them under the lock.
+        try:
+            return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        except Exception as error:  # tokenizers raises whatever it met, such as a word without a token
+            raise _invalid("text", f"the target's tokenizer fails on it: {error}") from error
+
+    def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        # In a batch of one: `decode` would hold the lock.
+        return self._tokenizer.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0]
+
+
+def _invalid(field: str, description: str) -> InvalidRequestError:
+    return InvalidRequestError([FieldViolation(field, description)])
