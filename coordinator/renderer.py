@@ -11,7 +11,7 @@ from dataclasses import asdict
 from typing import Any
 
 from coordinator.chat.template import ChatTemplate
-from outrider.core.protocol.conversation import Conversation
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 
 SECONDS_MAX = 2.0
@@ -26,7 +26,7 @@ class Renderer:
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
 
-    async def render(self, template: ChatTemplate, conversation: Conversation) -> str:
+    async def render(self, template: ChatTemplate, conversation: ChatPrompt) -> str:
         """What `ChatTemplate.render` says, and raises, of a conversation.
 
         Raises InvalidRequestError also where the template takes too much time or memory.

@@ -9,12 +9,12 @@ import pytest
 
 from coordinator.chat.template import ChatTemplate
 from coordinator.renderer import Renderer
-from outrider.core.protocol.conversation import Conversation
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import InvalidRequestError
 from tests.chat.conversations import TOOLS, user
 from tests.chat.templates import template
 
-HELLO = Conversation(messages=[user("Hello é 👩‍👩‍👧")])
+HELLO = ChatPrompt(messages=[user("Hello é 👩‍👩‍👧")])
 
 
 def of(source: str) -> ChatTemplate:
@@ -31,7 +31,7 @@ async def renderer() -> AsyncIterator[Renderer]:
 async def test_prompts_are_those_of_the_template(renderer: Renderer) -> None:
     found = template("chatml")
     conversations = [
-        Conversation(messages=case.messages, tools=case.tools, chat_template_kwargs=case.kwargs)
+        ChatPrompt(messages=case.messages, tools=case.tools, chat_template_kwargs=case.kwargs)
         for case in TOOLS.values()
     ]
     prompts = await asyncio.gather(*(renderer.render(found, each) for each in conversations))
@@ -43,7 +43,7 @@ async def test_refusals_are_those_of_the_template(renderer: Renderer) -> None:
     with pytest.raises(InvalidRequestError, match="messages: the model's chat template refuses them: not so"):
         await renderer.render(of("{{ raise_exception('not so') }}"), HELLO)
     with pytest.raises(InvalidRequestError, match="they are no JSON"):
-        await renderer.render(of(""), Conversation(messages=[user({1, 2})]))
+        await renderer.render(of(""), ChatPrompt(messages=[user({1, 2})]))
 
 
 ENDLESS = {

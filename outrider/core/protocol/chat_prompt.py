@@ -1,4 +1,4 @@
-"""Conversation: messages that a model's own chat template makes one prompt of."""
+"""Chat prompt: messages that a model's own chat template makes one prompt of."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Tool = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Conversation:
+class ChatPrompt:
     """What was said so far, in JSON's types as OpenAI's chat interface has them, unchecked."""
 
     messages: Sequence[Mapping[str, Any]]
