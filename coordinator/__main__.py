@@ -37,7 +37,7 @@ def main() -> None:
         generation = GenerationService(config, workers, telemetry)
         add_to_server = add_GenerationServiceServicer_to_server
         servicer = GenerationServicer(generation)
-        service = Service("outrider.v1.GenerationService", add_to_server, servicer, workers.watch)
+        service = Service("outrider.v1.GenerationService", add_to_server, servicer, generation.watch)
         doors = [HttpServer(make_app(generation), config.http)] if config.http else []
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from coordinator.admission import Admission
 from coordinator.chat.template import ChatTemplate
@@ -14,12 +15,14 @@ from coordinator.detokenizer import Detokenizer
 from coordinator.generation import Generation
 from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
+from coordinator.renderer import Renderer
 from coordinator.request import settle
 from coordinator.route import Route
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.server_info import Replica, ServerInfo
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
 from outrider.telemetry.setup import Telemetry
@@ -33,10 +36,18 @@ class GenerationService:
         self._workers = workers
         self._telemetry = telemetry
         self._admission = Admission(config.max_requests)
+        self._renderer = Renderer()
+
+    async def watch(self, on_change: Callable[[bool], None]) -> None:
+        """As `Workers.watch`. What was started for this service ends with it."""
+        try:
+            await self._workers.watch(on_change)
+        finally:
+            await self._renderer.close()
 
     async def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | ChatPrompt,
         options: GenerationOptions = DEFAULT_OPTIONS,
         *,
         caller: TraceContext = NOT_TRACED,
@@ -52,7 +63,10 @@ class GenerationService:
         other OutriderErrors where it cannot be served.
         """
         target, tokenizer = self._workers.require_target()
-        with self._admission.admitted(1):  # while it is tokenized
+        with self._admission.admitted(1):  # while it is rendered and tokenized
+            if isinstance(prompt, ChatPrompt):
+                prompt = await self.render(prompt)
+                options = replace(options, add_special_tokens=False)
             request = await settle(prompt, options, self._config, target, tokenizer)
         with self._admission.admitted(request.num_completions):
             links = GrpcLinks(Route(self._workers, request, target))
@@ -82,6 +96,11 @@ class GenerationService:
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
+
+    async def render(self, prompt: ChatPrompt) -> str:
+        """What the target's chat template makes of a conversation: a text that has its special tokens. Raises what
+        `Renderer.render` raises, and WorkerUnavailableError."""
+        return await self._renderer.render(self._workers.require_chat_template(), prompt)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids that the target reads for `text`, be they more than its context has room for. Raises what

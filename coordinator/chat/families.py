@@ -11,9 +11,7 @@ from coordinator.chat.calls import DEEPSEEK, deepseek_v3, hermes, llama3_json, m
 from coordinator.chat.parser import Parser, Steps
 from coordinator.chat.qwen3_coder import Strings, qwen3_coder
 from coordinator.chat.reasoning import is_open, reasoning, tags_of
-
-Tool = Mapping[str, Any]
-"""A tool as OpenAI's chat interface describes it."""
+from outrider.core.protocol.chat_prompt import Tool
 
 TOOL_CALL_PARSERS: Final[Mapping[str, Sequence[str]]] = {
     "qwen3_coder": ("<function=", "<parameter="),

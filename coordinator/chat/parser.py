@@ -127,14 +127,19 @@ class Parser:
         Returns the marker, which it has taken; the empty string if the text ends before.
         """
         seen = ""
+        beginnings = {marker[0] for marker in markers}
         while self.char:
+            if not seen and self.char not in beginnings:  # most text; all else is slower
+                write(self.char)
+                yield from self.advance()
+                continue
             seen += self.char
-            yield from self.advance()
-            if seen in markers:
-                return seen
             while seen and not any(marker.startswith(seen) for marker in markers):
                 write(seen[0])
                 seen = seen[1:]
+            yield from self.advance()
+            if seen in markers:
+                return seen
         for char in seen:
             write(char)
         return END

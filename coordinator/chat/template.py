@@ -9,9 +9,9 @@ from typing import Any
 import jinja2
 
 from coordinator.chat.expectations import Expectations, expectations_of
-from coordinator.chat.families import Tool
 from coordinator.chat.messages import conformed, refused
 from coordinator.chat.sandbox import RefusedError, compiled
+from outrider.core.protocol.chat_prompt import Tool
 from outrider.core.protocol.messages import DEFAULT_TEMPLATE, TOOL_USE_TEMPLATE
 from outrider.core.protocol.validation import PROMPT_BYTES_MAX
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from coordinator.chat.families import Tool
+from outrider.core.protocol.chat_prompt import Tool
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 
 TOOLS_MAX = 128

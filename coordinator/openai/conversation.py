@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from coordinator.chat.families import SPECIAL_MARKERS, Tool, parser_for
+from coordinator.chat.families import SPECIAL_MARKERS, parser_for
 from coordinator.chat.parser import Parser
 from coordinator.chat.reasoning import tags_of
-from coordinator.chat.template import ChatTemplate
-from coordinator.detokenizer import Detokenizer
+from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Tokens
+from outrider.core.protocol.chat_prompt import ChatPrompt, Tool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +38,17 @@ class Conversation:
 
 
 async def rendered(
-    template: ChatTemplate,
-    detokenizer: Detokenizer,
+    service: GenerationService,
     messages: Sequence[Any],
     tools: Sequence[Tool] | None = None,
     **settings: Any,
 ) -> Conversation:
-    """Renders it in a thread, with the `settings` of `ChatTemplate.render`. Raises InvalidRequestError."""
-    source = template.source(tools)
+    """Renders it, with the `settings` of `ChatPrompt`. Raises InvalidRequestError."""
+    source = service.chat_template().source(tools)
     if "developer" not in source:  # OpenAI's newer name of the same role
         messages = [message | {"role": "system"} if _is_developers(message) else message for message in messages]
-    prompt = await asyncio.to_thread(template.render, messages, tools, **settings)
+    prompt = await service.render(ChatPrompt(messages=messages, tools=tools, **settings))
+    detokenizer = service.detokenizer()
     tags = tags_of(source)
     markers = SPECIAL_MARKERS if tools else set(tags or ())
     names = {token_id: detokenizer.content(token_id).decode() for token_id in detokenizer.special_ids(markers)}

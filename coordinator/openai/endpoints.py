@@ -74,13 +74,12 @@ class Endpoints:
         detokenizer = self._service.detokenizer()
         with explained(body.field_names):
             conversation = await rendered(
-                self._service.chat_template(),
-                detokenizer,
+                self._service,
                 body.messages,
                 offered_tools(body.tools, body.tool_choice),
                 add_generation_prompt=body.add_generation_prompt is not False,
                 continue_final_message=body.continue_final_message is True,
-                chat_template_kwargs=body.chat_template_kwargs,
+                chat_template_kwargs=body.chat_template_kwargs or {},
             )
         options = replace(body.options(), add_special_tokens=False)
         asked = Asked(prompts=[conversation.prompt], options=options, body=body, caller=_caller(request))
@@ -92,7 +91,7 @@ class Endpoints:
         target = self._target(body.model)
         detokenizer = self._service.detokenizer()
         with explained(body.field_names):
-            conversation = await rendered(self._service.chat_template(), detokenizer, body.messages())
+            conversation = await rendered(self._service, body.messages())
         options, caller = replace(body.options(), add_special_tokens=False), _caller(request)
         answer = ResponseAnswer(self._service, target, body, conversation, detokenizer)
         if body.stream:
