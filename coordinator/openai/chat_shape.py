@@ -26,6 +26,8 @@ class ChatShape:
         self._conversation = conversation
         self._parsers: dict[int, Parser] = {}
         """Of choices that are streamed, by index."""
+        self._begun: set[int] = set()
+        """Indices of choices of which something has been sent."""
         self._calling: set[int] = set()
         """Indices of choices that call tools."""
 
@@ -41,15 +43,16 @@ class ChatShape:
         """See `Shape`."""
         choice = piece.choice
         parser = self._parsers.get(choice.index)
-        begins = parser is None
-        parser = self._parsers.setdefault(choice.index, parser or self._conversation.parser(choice.started))
+        if parser is None:
+            parser = self._parsers[choice.index] = self._conversation.parser(choice.started)
         delta = delta_message([*parser.push(piece.text), *(parser.finish() if piece.is_last else ())])
         if "tool_calls" in delta:
             self._calling.add(choice.index)
         has_tokens = bool(piece.tokens) and bool(self._body.logprobs or self._body.return_token_ids)
         if not delta and not has_tokens and not piece.is_last:
             return None
-        if begins:
+        if choice.index not in self._begun:
+            self._begun.add(choice.index)
             delta = {"role": "assistant", "content": ""} | delta
         return {"delta": delta, **self._beside(choice, piece.tokens)}
 
