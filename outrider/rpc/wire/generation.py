@@ -48,7 +48,7 @@ def encode_generate_request(prompt: Prompt, options: GenerationOptions) -> pb.Ge
         message = pb.GenerateRequest(
             text=prompt if isinstance(prompt, str) else None,
             token_ids=None if isinstance(prompt, str) else pb.TokenIds(ids=prompt),
-            add_special_tokens=options.add_special_tokens,
+            add_special_tokens=None if options.add_special_tokens else False,
             sampling=encode_sampling(options.sampling),
             max_tokens=options.max_tokens,
             stop=options.stop,
