@@ -51,7 +51,7 @@ def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOpti
             text=prompt if isinstance(prompt, str) else None,
             chat=_encode_chat(prompt) if isinstance(prompt, ChatPrompt) else None,
             token_ids=None if isinstance(prompt, str | ChatPrompt) else pb.TokenIds(ids=prompt),
-            add_special_tokens=options.add_special_tokens,
+            add_special_tokens=None if options.add_special_tokens else False,
             sampling=encode_sampling(options.sampling),
             max_tokens=options.max_tokens,
             stop=options.stop,
