@@ -8,7 +8,8 @@ from functools import partial
 
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
-os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
+# Before what follows imports grpc. The coordinator's encoders are its only threads that tokenize.
+os.environ |= GRPC_ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false"} | os.environ
 
 from coordinator.config import CoordinatorConfig
 from coordinator.http import HttpServer

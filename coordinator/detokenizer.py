@@ -7,7 +7,6 @@ earlier characters invalid.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -18,9 +17,6 @@ from coordinator.joint import ByteFallback, ByteLevel, Joint, Plain, Suffixed, W
 
 _NEIGHBOUR = "\ue000"
 """A private character, for the token in front of the one whose own text is asked for."""
-
-PAUSE_TOKENS = 1024
-"""Tokens of a prompt that are looked at before the event loop gets its turn: some three milliseconds."""
 
 _SINGLE = {"Replace", "Strip", "Metaspace", "WordPiece"}
 """Decoders that change each token by itself, the first one perhaps otherwise than the others."""
@@ -82,27 +78,24 @@ class Detokenizer:
         assert self._single is not None
         return self._single.decode(list(tokens))
 
-    async def after(self, token_ids: Sequence[int]) -> TextStream:
-        """The text that follows a prompt. Looks at no more of the prompt than what the text depends on, mostly a token
-        or two, and lets the event loop run while it looks at more."""
+    def after(self, token_ids: Sequence[int]) -> TextStream:
+        """The text that follows a prompt. Looks at no more of the prompt than the text depends on: mostly a token or two,
+        though it may be all of them."""
         stream = TextStream(self)
         begin = len(token_ids)
         while begin > 0:
             begin -= 1
-            await _pause(begin)
             token = self.token(token_ids[begin], first=False)
             if token is not None and stream.begins(token):
                 break
         head = 0
         while head < begin and not stream.is_settled:
-            await _pause(head)
             stream.push(token_ids[head])
             head += 1
         if head < begin:
             stream.jump()
-        for index in range(max(head, begin), len(token_ids)):
-            await _pause(index)
-            stream.push(token_ids[index])
+        for token_id in token_ids[max(head, begin) :]:
+            stream.push(token_id)
         stream.continue_from_here()
         return stream
 
@@ -166,11 +159,6 @@ class TextStream:
                 left.append((content, num_max - num_stripped))
         self._strips = [(content, num_left) for content, num_left in left if num_left]
         return text
-
-
-async def _pause(index: int) -> None:
-    if index % PAUSE_TOKENS == PAUSE_TOKENS - 1:
-        await asyncio.sleep(0)
 
 
 def _parts(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-_SHRINKS: Final = {"NFC": 3, "NFD": 3, "NFKC": 4, "NFKD": 4, "Lowercase": 3, "Prepend": 1}
-"""Bytes of text from which a normalizer makes one byte at most: three of U+212A KELVIN SIGN become the one of K, four
-of U+1D400 MATHEMATICAL BOLD CAPITAL A that of A. A test counts them over all of Unicode."""
+SHRINKS: Final = {"NFC": 4, "NFD": 3, "NFKC": 4, "NFKD": 4, "Lowercase": 3, "Prepend": 1}
+"""Bytes of text from which a normalizer makes one byte at most: the three of U+212A KELVIN SIGN become a K, the four of
+U+1D400 MATHEMATICAL BOLD CAPITAL A an A, the seven of U+1FBE U+0308 U+0301 the two of U+0390. A test counts them over
+all of Unicode."""
 
 _KEEPING: Final = {"ByteLevel", "Digits", "Metaspace", "Punctuation", "Split", "UnicodeScripts"}
 """Pre-tokenizers that drop no text, unless their behavior is Removed."""
@@ -61,8 +62,8 @@ def _shrink(normalizers: Sequence[Mapping[str, Any]]) -> int | None:
     for part in normalizers:
         if part["type"] == "Replace" and "String" in part["pattern"] and part["content"]:
             shrink *= -(-len(part["pattern"]["String"].encode()) // len(part["content"].encode())) or 1
-        elif part["type"] in _SHRINKS:
-            shrink *= _SHRINKS[part["type"]]
+        elif part["type"] in SHRINKS:
+            shrink *= SHRINKS[part["type"]]
         else:
             return None
     return shrink

@@ -113,11 +113,11 @@ class GenerationService:
         _, tokenizer = self._workers.require_target()
         return await tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
-    def tokens(self, token_ids: Sequence[int]) -> list[str | None]:
-        """Each token as the target's vocabulary spells it; None for an id that it does not have. Raises
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the target's vocabulary spells it. Raises what `TargetTokenizer.tokens` raises, and
         WorkerUnavailableError."""
         _, tokenizer = self._workers.require_target()
-        return [tokenizer.token(token_id) for token_id in token_ids]
+        return await tokenizer.tokens(token_ids)
 
     def target(self) -> ModelInfo:
         """The model that is served. Raises WorkerUnavailableError."""

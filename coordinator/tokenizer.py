@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from tokenizers import Tokenizer
 
@@ -17,17 +17,22 @@ from outrider.core.protocol.validation import PROMPT_BYTES_MAX
 
 T = TypeVar("T")
 
-ENCODERS_MAX: Final = 2
+ENCODERS_MAX = 2
 """Threads that tokenize, so that one long prompt does not hold up the next. Each holds a third of a kilobyte for a byte
 of its prompt at most; more threads would take the processors from the event loop."""
 
-ENCODING_MAX: Final = 4 * PROMPT_BYTES_MAX
+ENCODING_MAX = 4 * PROMPT_BYTES_MAX
 """Bytes of text, and token ids, that are with the encoders or wait for one; more are refused. A megabyte takes an
 encoder about a second."""
 
-INLINE_MAX: Final = 512
+INLINE_MAX = 512
 """Bytes of text, or token ids, that are done at once: they take a quarter of a millisecond, and the way to another
 thread and back takes half as long again."""
+
+
+PROMPT_INLINE_MAX = 4096
+"""Token ids of a prompt that are looked at on the event loop, for how the text after them begins. Mostly that takes a
+few microseconds, at worst three for each id."""
 
 
 class TargetTokenizer:
@@ -41,6 +46,8 @@ class TargetTokenizer:
         self._encoders = ThreadPoolExecutor(ENCODERS_MAX, "encoder")
         self._encoding: dict[Future[Any], int] = {}
         """How much each encoder has, or will have, to do."""
+        self._prompt_reader = ThreadPoolExecutor(1, "prompt-reader")
+        """Apart from the encoders, because it seldom has much to do and they may have."""
         self.longest_token_bytes = longest_token_bytes(tokenizer)
         """See the function of that name."""
 
@@ -58,22 +65,23 @@ class TargetTokenizer:
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids. Raises InvalidRequestError for ids that the tokenizer does not have or that are more
         than PROMPT_BYTES_MAX, QueueFullError if too much waits already."""
-        if len(token_ids) > PROMPT_BYTES_MAX:
-            raise _invalid("token_ids", f"has {len(token_ids)} ids; at most {PROMPT_BYTES_MAX} are allowed")
-        unknown = next((each for each in token_ids if self.token(each) is None), None)
-        if unknown is not None:
-            raise _invalid("token_ids", f"token id {unknown} is not in the tokenizer's vocabulary")
+        _check_number(token_ids)
         return await self._run(len(token_ids), lambda: self._decode(token_ids, skip_special_tokens))
+
+    async def tokens(self, token_ids: Sequence[int]) -> list[str]:
+        """Each token as the vocabulary spells it. Raises what `decode` raises."""
+        _check_number(token_ids)
+        return await self._run(len(token_ids), lambda: [self._token(token_id) for token_id in token_ids])
 
     async def text_decoder(self, stop: Sequence[str], prompt_token_ids: Sequence[int]) -> TextDecoder:
         """What turns the tokens after a prompt into text. The text continues that of the prompt: both together are what
         the tokenizer makes of all ids."""
-        stream = await self.detokenizer.after(prompt_token_ids)
+        if len(prompt_token_ids) <= PROMPT_INLINE_MAX:
+            stream = self.detokenizer.after(prompt_token_ids)
+        else:
+            loop = asyncio.get_running_loop()
+            stream = await loop.run_in_executor(self._prompt_reader, self.detokenizer.after, prompt_token_ids)
         return TextDecoder(stream, stop, self.detokenizer.special_ids(stop))
-
-    def token(self, token_id: int) -> str | None:
-        """A token as the vocabulary spells it; None if there is no such token."""
-        return self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
 
     def _checked(self, text: str, num_tokens_max: int | None) -> int:
         """Bytes of `text`, which are not too many."""
@@ -87,8 +95,8 @@ class TargetTokenizer:
         if num_tokens_max is not None and longest is not None and num_bytes > num_tokens_max * longest:
             raise _invalid(
                 "text",
-                f"has {num_bytes} bytes; {num_tokens_max} tokens, which the context has room for, make at most "
-                f"{num_tokens_max * longest}",
+                f"has {num_bytes} bytes; the context has room for {num_tokens_max} tokens, which are at most "
+                f"{num_tokens_max * longest} bytes",
             )
         return num_bytes
 
@@ -111,8 +119,21 @@ class TargetTokenizer:
             raise _invalid("text", f"the target's tokenizer fails on it: {error}") from error
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
+        for token_id in token_ids:
+            self._token(token_id)
         # In a batch of one: `decode` would hold the lock.
         return self._tokenizer.decode_batch([list(token_ids)], skip_special_tokens=skip_special_tokens)[0]
+
+    def _token(self, token_id: int) -> str:
+        token = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
+        if token is None:
+            raise _invalid("token_ids", f"token id {token_id} is not in the tokenizer's vocabulary")
+        return token
+
+
+def _check_number(token_ids: Sequence[int]) -> None:
+    if len(token_ids) > PROMPT_BYTES_MAX:
+        raise _invalid("token_ids", f"has {len(token_ids)} ids; at most {PROMPT_BYTES_MAX} are allowed")
 
 
 def _invalid(field: str, description: str) -> InvalidRequestError:

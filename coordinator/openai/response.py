@@ -43,6 +43,8 @@ class ResponseAnswer:
         self._request_id = ""
         self._seed = 0
         self._items: list[Item] = []
+        self._logprobs: list[dict[str, Any]] = []
+        """Of tokens whose text is not certain yet."""
 
     async def whole(self, options: GenerationOptions, caller: TraceContext) -> tuple[dict[str, Any], dict[str, str]]:
         """The answer in one piece, and its headers. Raises ApiError."""
@@ -89,15 +91,16 @@ class ResponseAnswer:
             yield from self._grow([*self._parser.push(event.text), *self._parser.finish()], ())
             if not self._items:  # an answer without a word
                 yield from self._begin(ItemKind.MESSAGE)
+            if self._logprobs:
+                yield self._items[-1].grow("", self._taken_logprobs())
             yield from self._items[-1].end(_status(event))
         else:
             steps.on_round(event)
             yield from self._grow(self._parser.push(self._conversation.text(event)), event.tokens)
 
     def _grow(self, deltas: Sequence[Delta], tokens: Sequence[Token]) -> Iterator[dict[str, Any]]:
-        logprobs: list[dict[str, Any]] = []
         if self._body.num_logprobs is not None:
-            logprobs = chat_logprobs(tokens, self._detokenizer)["content"]
+            self._logprobs += chat_logprobs(tokens, self._detokenizer)["content"]
         for delta in deltas:
             assert isinstance(delta, Content | Reasoning), "no tools are offered"
             kind = ItemKind.MESSAGE if isinstance(delta, Content) else ItemKind.REASONING
@@ -105,8 +108,11 @@ class ResponseAnswer:
                 if self._items:
                     yield from self._items[-1].end("completed")
                 yield from self._begin(kind)
-            yield self._items[-1].grow(delta.text, logprobs)
-            logprobs = []
+            yield self._items[-1].grow(delta.text, self._taken_logprobs())
+
+    def _taken_logprobs(self) -> list[dict[str, Any]]:
+        taken, self._logprobs = self._logprobs, []
+        return taken
 
     def _begin(self, kind: ItemKind) -> Iterator[dict[str, Any]]:
         self._items.append(Item(kind, len(self._items), self._request_id))

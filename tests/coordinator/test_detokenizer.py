@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,22 +12,15 @@ from tokenizers import Tokenizer
 
 from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.joint import REPLACEMENT
-from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL
+from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL, real
 
 TEXTS = st.text(st.sampled_from("ab \n\té中\u0301😀<|>"), max_size=12)
-
-
-@cache
-def real(path: Path) -> Tokenizer:
-    if not path.is_file():
-        pytest.skip(f"{path} is not there")
-    return Tokenizer.from_file(str(path))
 
 
 def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) -> None:
     detokenizer = Detokenizer(tokenizer)
     prompt_ids, generated = token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:]
-    stream = asyncio.run(detokenizer.after(prompt_ids))
+    stream = detokenizer.after(prompt_ids)
     text = "".join(stream.push(token_id) for token_id in generated) + stream.rest()
     whole, prompt = tokenizer.decode(token_ids), tokenizer.decode(prompt_ids)
     if whole.startswith(prompt):
@@ -70,7 +61,7 @@ def streamed(tokenizer: Tokenizer, prompt: list[str], tokens: list[str]) -> list
         assert None not in found
         return found
 
-    stream = asyncio.run(Detokenizer(tokenizer).after(ids(prompt)))
+    stream = Detokenizer(tokenizer).after(ids(prompt))
     return [*(stream.push(token_id) for token_id in ids(tokens)), stream.rest()]
 
 

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
+import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "models" / "target" / "tokenizer.json"
 REAL = {name: ROOT.parent / "shared" / "tokenizers" / name / "tokenizer.json" for name in ("qwen3", "deepseek_v3")}
 """Published vocabularies, where the folder beside the checkout has them."""
+
+
+@cache
+def real(path: Path) -> Tokenizer:
+    """A tokenizer of those; the test that asks is skipped without it."""
+    if not path.is_file():
+        pytest.skip(f"{path} is not there")
+    return Tokenizer.from_file(str(path))
+
 
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 

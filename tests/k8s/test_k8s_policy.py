@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 PORTS = {"coordinator": 50050, "draft": 50051, "verify": 50052}
 """The services' default ports."""
 
+HTTP_PORT = 8080
+"""Where the coordinator answers HTTP, too."""
+
 HEALTH_SERVICES = {
     "coordinator": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     "draft": draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name,
@@ -90,9 +93,17 @@ def test_one_port_from_address_to_socket(manifests: Manifests, name: str) -> Non
     port = PORTS[name]
     service = manifests.named("Service")[name]["spec"]
     assert manifests.environment(name)["OUTRIDER_LISTEN"] == f"0.0.0.0:{port}"
-    assert manifests.container(name)["ports"] == [{"name": "grpc", "containerPort": port}]
+    assert manifests.environment(name).get("OUTRIDER_HTTP") == (
+        f"0.0.0.0:{HTTP_PORT}" if name == "coordinator" else None
+    )
+    http = [HTTP_PORT] if name == "coordinator" else []
+    assert manifests.container(name)["ports"] == [
+        {"name": "grpc", "containerPort": port},
+        *({"name": "http", "containerPort": each} for each in http),
+    ]
     assert service["ports"] == [
-        {"name": "grpc", "port": port, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"}
+        {"name": "grpc", "port": port, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"},
+        *({"name": "http", "port": each, "targetPort": "http", "appProtocol": "http"} for each in http),
     ]
     if name in WORKERS:
         assert service["clusterIP"] == "None"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -17,13 +18,33 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from coordinator.http import HttpServer
 from coordinator.openai.app import make_app
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
+from outrider.engine.jobs import Job
 from outrider.worker.serving import SWITCH_INTERVAL_SECONDS
 from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny, worker
 
 MAX_REQUESTS = 8
 """Completions that this coordinator runs at a time."""
 
+TEMPLATE = """{% for message in messages %}[{{ message.role }}] {{ message.content }}
+{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
+"""The random model's chat template."""
+
 sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)  # all services share this interpreter
+
+
+POISON = 13
+"""First token of a prompt whose line no step survives once it is longer than POISONED_TOKENS."""
+POISONED_TOKENS = 8
+
+
+class FragileEngine(Engine):
+    """An engine that fails for poisoned lines."""
+
+    def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
+        if any(job.line[0] == POISON and len(job.line) > POISONED_TOKENS for job in jobs):
+            raise RuntimeError("poisoned")
+        return super().step(jobs, max_line_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +93,7 @@ def saved(model: PreTrainedModel, folder: Path) -> Path:
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(MODELS / "target" / name, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
     return folder
 
 
@@ -80,7 +102,8 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """A random target and its drafter behind HTTP."""
     folder = tmp_path_factory.mktemp("models")
     model = random_target()
-    target = load_tiny(saved(model, folder / "target"))
+    engine = FragileEngine(random_target(), max_sessions=MAX_REQUESTS, max_context=1024)
+    target = replace(load_tiny(saved(model, folder / "target")), engine=engine)
     async with (
         worker(target) as verify,
         worker(load_tiny(saved(blurred(model), folder / "draft")), draft=True) as draft,
@@ -91,6 +114,23 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
         http.set_ready(True)
         yield Served(stack, verify, draft, http)
         await http.stop(None)
+
+
+@asynccontextmanager
+async def http_at(stack: Stack) -> AsyncIterator[str]:
+    """The URL of another HTTP door to a stack, which is not told to be ready."""
+    http = HttpServer(make_app(stack.service), "127.0.0.1:0")
+    await http.open()
+    yield f"http://127.0.0.1:{http.port}"
+    await http.stop(None)
+
+
+async def until_idle(served: Served) -> None:
+    """Returns when nothing runs any more at the coordinator nor at the workers."""
+    while (await served.stack.client.server_info()).num_running:
+        pass
+    await served.verify.all_slots_free()
+    await served.draft.all_slots_free()
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
