@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from coordinator.chat.calls import DEEPSEEK
 from coordinator.chat.deltas import Content, Delta, Reasoning, ToolCallArguments, ToolCallStart
-from coordinator.chat.families import TOOL_CALL_PARSERS, parser_for, tool_call_parser_of
+from coordinator.chat.families import TOOL_CALL_PARSERS, parser_for, require_tool_call_parser, tool_call_parser_of
 from coordinator.chat.parser import NAME_CHARACTERS_MAX
+from outrider.core.protocol.errors import InvalidRequestError
 from tests.chat.conversations import WEATHER
 from tests.chat.templates import template
 
@@ -352,6 +353,10 @@ def test_a_template_tells_its_family(name: str, family: str) -> None:
 
 def test_a_template_of_no_family_tells_none() -> None:
     assert tool_call_parser_of("{{ messages }}") is None
+    assert require_tool_call_parser("{{ messages }}", "mistral") == "mistral"
+    assert require_tool_call_parser("<tool_call>") == "hermes"
+    with pytest.raises(InvalidRequestError, match=r"tools: .* --tool-call-parser qwen3_coder"):
+        require_tool_call_parser("{{ messages }}")
     assert parsed(["a<tool_call>"], None) == Answer("a<tool_call>", "", [])
 
 
