@@ -17,6 +17,7 @@ from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.steps import Steps, metrics, mode, timings
 from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.messages import ModelInfo, TraceContext
 from outrider.core.protocol.options import GenerationOptions, Prompt
 
@@ -53,7 +54,7 @@ class Shape(Protocol):
 class Asked:
     """A request, ready for the service."""
 
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt | ChatPrompt]
     options: GenerationOptions
     body: ChoicesBody
     caller: TraceContext

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from coordinator.chat.parser import Parser
-from coordinator.detokenizer import Detokenizer
 from coordinator.openai.chat_body import ChatBody
 from coordinator.openai.choice import Choice, Piece
 from coordinator.openai.conversation import Conversation
@@ -22,10 +21,9 @@ class ChatShape:
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
-    def __init__(self, body: ChatBody, conversation: Conversation, detokenizer: Detokenizer) -> None:
+    def __init__(self, body: ChatBody, conversation: Conversation) -> None:
         self._body = body
         self._conversation = conversation
-        self._detokenizer = detokenizer
         self._parsers: dict[int, Parser] = {}
         """Of choices that are streamed, by index."""
         self._calling: set[int] = set()
@@ -44,7 +42,7 @@ class ChatShape:
         choice = piece.choice
         parser = self._parsers.get(choice.index)
         begins = parser is None
-        parser = self._parsers.setdefault(choice.index, parser or self._conversation.parser())
+        parser = self._parsers.setdefault(choice.index, parser or self._conversation.parser(choice.started))
         delta = delta_message([*parser.push(piece.text), *(parser.finish() if piece.is_last else ())])
         if "tool_calls" in delta:
             self._calling.add(choice.index)
@@ -57,7 +55,7 @@ class ChatShape:
 
     def whole_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         """See `Shape`."""
-        parser = self._conversation.parser()
+        parser = self._conversation.parser(choice.started)
         message = whole_message([*parser.push(text), *parser.finish()])
         if "tool_calls" in message:
             self._calling.add(choice.index)
@@ -67,7 +65,7 @@ class ChatShape:
         """What stands beside a message or its delta."""
         calls = choice.index in self._calling and choice.finish_reason == "stop"
         found: dict[str, Any] = {
-            "logprobs": chat_logprobs(tokens, self._detokenizer) if self._body.logprobs else None,
+            "logprobs": chat_logprobs(tokens, self._conversation.detokenizer) if self._body.logprobs else None,
             "finish_reason": "tool_calls" if calls else choice.finish_reason,
         }
         if self._body.return_token_ids:

@@ -1,58 +1,55 @@
-"""A conversation on its way through the target's chat template, and what tells apart the parts of an answer to it."""
+"""A conversation as the service takes it, and what tells apart the parts of an answer to it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from coordinator.chat.families import SPECIAL_MARKERS, parser_for
 from coordinator.chat.parser import Parser
 from coordinator.chat.reasoning import tags_of
+from coordinator.detokenizer import Detokenizer
 from coordinator.service import GenerationService
-from outrider.core.coordinate.events import Tokens
+from outrider.core.coordinate.events import Started, Tokens
 from outrider.core.protocol.chat_prompt import ChatPrompt, Tool
 
+PROMPT_END_TOKENS = 32
+"""Tokens of a prompt that are looked at to see whether it has begun the reasoning: a tag and space behind it."""
 
-@dataclass(frozen=True, slots=True)
+
 class Conversation:
-    """The prompt that a template has made of messages and tools."""
+    """Messages, and the tools that the model is told of."""
 
-    prompt: str
-    """With its special tokens: none are to be added."""
-    source: str
-    """The template's text."""
-    tools: Sequence[Tool] | None
-    markers: Mapping[int, str]
-    """By their ids the special tokens that a parser must see, though no text shows them."""
+    def __init__(
+        self, service: GenerationService, messages: Sequence[Any], tools: Sequence[Tool] | None = None, **settings: Any
+    ) -> None:
+        """`settings` are those of `ChatPrompt`.
 
-    def parser(self) -> Parser:
+        Raises WorkerUnavailableError, and InvalidRequestError if the target has no template for conversations.
+        """
+        self._source = service.chat_template().source(tools)
+        self._tools = tools
+        self.detokenizer: Detokenizer = service.detokenizer()
+        if "developer" not in self._source:  # OpenAI's newer name of a role that templates know by the older one
+            messages = [message | {"role": "system"} if _is_developers(message) else message for message in messages]
+        self.prompt = ChatPrompt(messages=messages, tools=tools, **settings)
+        tags = tags_of(self._source)
+        markers = SPECIAL_MARKERS if tools else frozenset(tags or ())
+        self._markers: Mapping[int, str] = {
+            token_id: self.detokenizer.content(token_id).decode() for token_id in self.detokenizer.special_ids(markers)
+        }
+        """By their ids the special tokens that a parser must see, though no text shows them."""
+
+    def parser(self, started: Started) -> Parser:
         """The parser of one answer."""
-        return parser_for(self.source, self.tools, prompt=self.prompt)
+        end = b"".join(map(self.detokenizer.content, started.prompt_token_ids[-PROMPT_END_TOKENS:]))
+        return parser_for(self._source, self._tools, prompt=end.decode(errors="replace"))
 
     def text(self, event: Tokens) -> str:
         """A round's text, with the markers in it."""
-        if not self.markers:
+        if not self._markers:
             return event.text
-        return "".join(self.markers.get(token.token_id, "") + token.text for token in event.tokens)
-
-
-async def rendered(
-    service: GenerationService,
-    messages: Sequence[Any],
-    tools: Sequence[Tool] | None = None,
-    **settings: Any,
-) -> Conversation:
-    """Renders it, with the `settings` of `ChatPrompt`. Raises InvalidRequestError."""
-    source = service.chat_template().source(tools)
-    if "developer" not in source:  # OpenAI's newer name of the same role
-        messages = [message | {"role": "system"} if _is_developers(message) else message for message in messages]
-    prompt = await service.render(ChatPrompt(messages=messages, tools=tools, **settings))
-    detokenizer = service.detokenizer()
-    tags = tags_of(source)
-    markers = SPECIAL_MARKERS if tools else set(tags or ())
-    names = {token_id: detokenizer.content(token_id).decode() for token_id in detokenizer.special_ids(markers)}
-    return Conversation(prompt, source, tools, names)
+        return "".join(self._markers.get(token.token_id, "") + token.text for token in event.tokens)
 
 
 def _is_developers(message: Any) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
@@ -17,7 +16,7 @@ from coordinator.openai.chat_body import ChatBody
 from coordinator.openai.chat_shape import ChatShape
 from coordinator.openai.completion import CompletionBody, CompletionShape
 from coordinator.openai.connection import EventStream, Json, while_connected
-from coordinator.openai.conversation import rendered
+from coordinator.openai.conversation import Conversation
 from coordinator.openai.response import ResponseAnswer
 from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
@@ -71,9 +70,8 @@ class Endpoints:
         """Answers a conversation."""
         body = await read_body(request, ChatBody)
         target = self._target(body.model)
-        detokenizer = self._service.detokenizer()
         with explained(body.field_names):
-            conversation = await rendered(
+            conversation = Conversation(
                 self._service,
                 body.messages,
                 offered_tools(body.tools, body.tool_choice),
@@ -81,19 +79,16 @@ class Endpoints:
                 continue_final_message=body.continue_final_message is True,
                 chat_template_kwargs=body.chat_template_kwargs or {},
             )
-        options = replace(body.options(), add_special_tokens=False)
-        asked = Asked(prompts=[conversation.prompt], options=options, body=body, caller=_caller(request))
-        return await self._answer(request, target, asked, ChatShape(body, conversation, detokenizer))
+        asked = Asked(prompts=[conversation.prompt], options=body.options(), body=body, caller=_caller(request))
+        return await self._answer(request, target, asked, ChatShape(body, conversation))
 
     async def responses(self, request: Request) -> Response:
         """Answers a conversation, with text alone."""
         body = await read_body(request, ResponsesBody)
         target = self._target(body.model)
-        detokenizer = self._service.detokenizer()
+        options, caller = body.options(), _caller(request)
         with explained(body.field_names):
-            conversation = await rendered(self._service, body.messages())
-        options, caller = replace(body.options(), add_special_tokens=False), _caller(request)
-        answer = ResponseAnswer(self._service, target, body, conversation, detokenizer)
+            answer = ResponseAnswer(self._service, target, body, Conversation(self._service, body.messages()))
         if body.stream:
             return EventStream(answer.chunks(options, caller), answer.headers)
         told, headers = await while_connected(request.receive, answer.whole(options, caller))
