@@ -79,8 +79,8 @@ class Detokenizer:
         return self._single.decode(list(tokens))
 
     def after(self, token_ids: Sequence[int]) -> TextStream:
-        """The text that follows a prompt. Looks at no more of the prompt than the text depends on: mostly a token or two,
-        though it may be all of them."""
+        """The text that follows a prompt. Looks at no more of the prompt than the text depends on: mostly a token or
+        two, at worst all of it."""
         stream = TextStream(self)
         begin = len(token_ids)
         while begin > 0:
