@@ -102,9 +102,10 @@ class GenerationService:
         """What the target's chat template makes of a conversation: a text that has its special tokens. Raises what
         `Renderer.render` raises, and WorkerUnavailableError."""
         template = self._workers.require_chat_template()
+        text = await self._renderer.render(template, prompt)
         if prompt.tools:
             self.tool_call_parser(template.source(prompt.tools))
-        return await self._renderer.render(template, prompt)
+        return text
 
     def tool_call_parser(self, template: str) -> str:
         """The name of the family whose calls are looked for in answers to prompts of this template. Raises
