@@ -58,7 +58,7 @@ def _text(part: Any, field: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in _TEXT_KINDS:
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _TEXT_KINDS:
         raise refused(field, f"is of type {kind!r}; only text is served, no images, audio or files")
     if not isinstance(part.get("text"), str):
         raise refused(f"{field}.text", "must be a string")

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import jinja2
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -79,6 +82,10 @@ REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
         {"messages": [user([{"type": "image_url", "image_url": {"url": "x"}}])]},
         r"messages\[0\].content\[0\]: is of type 'image_url'; only text is served",
     ),
+    "a part of no kind": (
+        {"messages": [user([{"type": ["text"], "text": "a"}])]},
+        r"content\[0\]: is of type .'text'.; only text",
+    ),
     "content that is no text": ({"messages": [user(5)]}, "must be a string or a list of parts"),
     "a part without text": ({"messages": [user([{"type": "text"}])]}, r"content\[0\].text: must be a string"),
     "arguments that are no JSON": (
@@ -105,6 +112,35 @@ def test_what_is_no_conversation_is_refused(title: str) -> None:
     arguments, words = REFUSED[title]
     with pytest.raises(InvalidRequestError, match=words):
         template("chatml").render(**arguments)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "text", "name", "x"]), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+PARTS = st.lists(st.fixed_dictionaries({"type": st.just("text") | JSON, "text": st.text(max_size=3) | JSON}) | JSON)
+CALLS = st.lists(
+    st.fixed_dictionaries({"function": st.fixed_dictionaries({"name": st.just("f") | JSON, "arguments": JSON}) | JSON})
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "tool"]) | JSON},
+        optional={"content": PARTS | JSON, "tool_calls": CALLS | JSON, "reasoning": JSON, "name": JSON},
+    )
+    | JSON,
+    max_size=3,
+)
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
+@settings(max_examples=60, deadline=None)
+@given(messages=MESSAGES, continues=st.booleans())
+def test_whatever_is_sent_becomes_a_prompt_or_a_refusal(name: str, messages: Any, continues: bool) -> None:
+    with suppress(InvalidRequestError):
+        template(name).render(messages, add_generation_prompt=not continues, continue_final_message=continues)
 
 
 BROKEN: Mapping[str, tuple[str, str]] = {
