@@ -15,11 +15,17 @@ _TEXT_KINDS = frozenset({"text", "input_text", "output_text"})
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """What clients call a message's reasoning; templates know it by the first name, a few by the last."""
 
+MESSAGES_MAX = 4096
+"""Most messages of a conversation. A template may look at all of them for each of them."""
+
 
 def conformed(messages: Sequence[Mapping[str, Any]], expects: Expectations) -> list[dict[str, Any]]:
-    """New messages, with nothing in them but what JSON has. Raises InvalidRequestError for what is no text."""
+    """New messages, with nothing in them but what JSON has. Raises InvalidRequestError for what is no text
+    and for too many."""
     if not messages:
         raise refused("messages", "must not be empty")
+    if len(messages) > MESSAGES_MAX:
+        raise refused("messages", f"are {len(messages)}; at most {MESSAGES_MAX} are allowed")
     return [_conformed(message, expects, f"messages[{number}]") for number, message in enumerate(messages)]
 
 

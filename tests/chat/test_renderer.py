@@ -24,7 +24,7 @@ def of(source: str) -> ChatTemplate:
 
 @pytest.fixture
 async def renderer() -> AsyncIterator[Renderer]:
-    renderer = Renderer(seconds_max=0.3)
+    renderer = Renderer(seconds_max=0.2)
     yield renderer
     await renderer.close()
 

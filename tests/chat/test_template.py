@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -15,10 +16,11 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from coordinator.chat.messages import MESSAGES_MAX
 from coordinator.chat.template import ChatTemplate
 from outrider.core.protocol.errors import InvalidRequestError
 from tests.chat.conversations import PLAIN, TOOLS, WEATHER, Case, for_transformers, user
-from tests.chat.templates import SHAPES, template
+from tests.chat.templates import SHAPES, SPECIAL, template
 
 CASES = {**PLAIN, **TOOLS}
 
@@ -33,6 +35,15 @@ def rendered(template: ChatTemplate, case: Case) -> str:
     )
 
 
+@cache
+def tokenizer_with(source: str, bos_token: str | None, eos_token: str | None) -> PreTrainedTokenizerFast:
+    """Transformers' tokenizer with a chat template, and words that do not matter."""
+    words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, chat_template=source, bos_token=bos_token, eos_token=eos_token
+    )
+
+
 def by_transformers(template: ChatTemplate, case: Case, messages: list[dict[str, Any]]) -> str:
     options: dict[str, Any] = {
         "add_generation_prompt": case.add_generation_prompt,
@@ -43,11 +54,7 @@ def by_transformers(template: ChatTemplate, case: Case, messages: list[dict[str,
     if any(message["content"] is None for message in messages):
         # apply_chat_template drops what is none, on which DeepSeek's own template then fails.
         return render_jinja_template([messages], case.tools, None, source, **template.special_tokens, **options)[0][0]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")),
-        chat_template=source,
-        **template.special_tokens,
-    )
+    tokenizer = tokenizer_with(source, *map(template.special_tokens.get, SPECIAL))
     return str(tokenizer.apply_chat_template(messages, tools=case.tools, tokenize=False, **options))
 
 
@@ -76,6 +83,7 @@ def test_most_conversations_have_a_prompt() -> None:
 
 REFUSED: Mapping[str, tuple[dict[str, Any], str]] = {
     "no messages": ({"messages": []}, "must not be empty"),
+    "too many messages": ({"messages": [user("a")] * (MESSAGES_MAX + 1)}, "at most 4096 are allowed"),
     "a message that is none": ({"messages": ["hello"]}, r"messages\[0\]: must be an object with a role"),
     "a message without role": ({"messages": [{"content": "a"}]}, r"messages\[0\]: must be an object with a role"),
     "an image": (
@@ -136,7 +144,7 @@ MESSAGES = st.lists(
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(messages=MESSAGES, continues=st.booleans())
 def test_whatever_is_sent_becomes_a_prompt_or_a_refusal(name: str, messages: Any, continues: bool) -> None:
     with suppress(InvalidRequestError):
