@@ -11,14 +11,18 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from coordinator.chat.calls import DEEPSEEK
 from coordinator.chat.deltas import Content, Delta, Reasoning, ToolCallArguments, ToolCallStart
 from coordinator.chat.families import TOOL_CALL_PARSERS, parser_for, require_tool_call_parser, tool_call_parser_of
 from coordinator.chat.parser import NAME_CHARACTERS_MAX
+from coordinator.detokenizer import Detokenizer
+from coordinator.text import TextDecoder
 from outrider.core.protocol.errors import InvalidRequestError
 from tests.chat.conversations import WEATHER
 from tests.chat.templates import template
+from tests.coordinator.tokenizers import REAL
 
 F = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"s": {"type": "string"}, "n": {}}}}}
 TOOLS = [F, WEATHER]
@@ -305,6 +309,21 @@ def test_arguments_come_out_as_they_were_written(arguments: dict[str, Any], fami
     }[family]
     if "Infinity" not in written:
         assert parsed([text], family) == parsed(list(text), family) == Answer("", "", [("f", written)] * 2)
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_published_vocabularies_show_their_markup(name: str) -> None:
+    """Its tokens are no special ones there, so the text edge leaves them in."""
+    family = {"qwen3": "hermes", "deepseek_v3": "deepseek_v3"}[name]
+    if not REAL[name].is_file():
+        pytest.skip(f"{REAL[name]} is not there")
+    tokenizer = Tokenizer.from_file(str(REAL[name]))
+    written = '{"s": "é 👩‍👩‍👧 日本"}'
+    call = hermes(f'{{"name": "f", "arguments": {written}}}') if family == "hermes" else fenced(("f", written))
+    token_ids = tokenizer.encode(f"<think>\nHm.\n</think>\n\nSo ß:\n{call}", add_special_tokens=False).ids
+    decoder = TextDecoder(Detokenizer(tokenizer).after([]), ())
+    pieces = [*map(decoder.push, token_ids), decoder.finish()]
+    assert parsed(pieces, family) == Answer("So ß:", "Hm.", [("f", written)])
 
 
 def test_arguments_stream() -> None:
