@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from coordinator.chat.families import AUTO, TOOL_CALL_PARSERS
 from coordinator.resolution import parse_endpoints
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
@@ -37,6 +38,12 @@ class CoordinatorConfig(Settings):
     )
     max_draft_tokens: int = Field(
         15, ge=0, le=DRAFT_TOKENS_MAX, description="most draft tokens that one round verifies; fewer where that pays"
+    )
+    tool_call_parser: str = Field(
+        AUTO,
+        pattern="|".join(f"^{name}$" for name in (AUTO, *TOOL_CALL_PARSERS)),
+        description=f"how the target writes tool calls: {', '.join(TOOL_CALL_PARSERS)}, or auto: as its chat template "
+        "tells",
     )
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)

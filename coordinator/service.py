@@ -8,6 +8,7 @@ from contextlib import aclosing
 from dataclasses import replace
 
 from coordinator.admission import Admission
+from coordinator.chat.families import require_tool_call_parser
 from coordinator.chat.template import ChatTemplate
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
@@ -100,7 +101,16 @@ class GenerationService:
     async def render(self, prompt: ChatPrompt) -> str:
         """What the target's chat template makes of a conversation: a text that has its special tokens. Raises what
         `Renderer.render` raises, and WorkerUnavailableError."""
-        return await self._renderer.render(self._workers.require_chat_template(), prompt)
+        template = self._workers.require_chat_template()
+        text = await self._renderer.render(template, prompt)
+        if prompt.tools:
+            self.tool_call_parser(template.source(prompt.tools))
+        return text
+
+    def tool_call_parser(self, template: str) -> str:
+        """The name of the family whose calls are looked for in answers to prompts of this template. Raises
+        InvalidRequestError if it is not known."""
+        return require_tool_call_parser(template, self._config.tool_call_parser)
 
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids that the target reads for `text`, be they more than its context has room for. Raises what

@@ -18,8 +18,8 @@ from typing import Any
 from coordinator.chat.template import ChatTemplate
 from outrider.core.protocol.errors import InvalidRequestError
 
-MEMORY_BYTES_MAX = 1024**3
-"""Address space of the process: some times what the longest prompt takes."""
+MEMORY_BYTES_MAX = 256 * 1024**2
+"""Address space of the process: three times what the longest prompt takes."""
 
 
 def main(seconds_max: float) -> None:

@@ -12,6 +12,7 @@ from coordinator.chat.parser import Parser, Steps
 from coordinator.chat.qwen3_coder import Strings, qwen3_coder
 from coordinator.chat.reasoning import is_open, reasoning, tags_of
 from outrider.core.protocol.chat_prompt import Tool
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 
 TOOL_CALL_PARSERS: Final[Mapping[str, Sequence[str]]] = {
     "qwen3_coder": ("<function=", "<parameter="),
@@ -21,6 +22,9 @@ TOOL_CALL_PARSERS: Final[Mapping[str, Sequence[str]]] = {
     "llama3_json": ("<|start_header_id|>", '"parameters": '),
 }
 """vLLM's names of the families, and what the chat templates of each hold; the first that fits is taken."""
+
+AUTO: Final = "auto"
+"""Stands for the family that the template tells."""
 
 SPECIAL_MARKERS: Final = frozenset(
     {"[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "[THINK]", "[/THINK]", "<|python_tag|>", "<think>", "</think>"}
@@ -33,6 +37,23 @@ def tool_call_parser_of(template: str) -> str | None:
     """The name of the family that a chat template is for, or None."""
     fits = (name for name, signs in TOOL_CALL_PARSERS.items() if all(sign in template for sign in signs))
     return next(fits, None)
+
+
+def require_tool_call_parser(template: str, chosen: str = AUTO) -> str:
+    """The name of the family whose calls are looked for: what was `chosen`, or the template's. Raises
+    InvalidRequestError if neither says one."""
+    name = tool_call_parser_of(template) if chosen == AUTO else chosen
+    if name is None:
+        raise InvalidRequestError(
+            [
+                FieldViolation(
+                    "tools",
+                    "the model's chat template does not tell how the model writes calls; leave them out, or start the "
+                    f"coordinator with --tool-call-parser {'|'.join(TOOL_CALL_PARSERS)}",
+                )
+            ]
+        )
+    return name
 
 
 def parser_for(

@@ -15,11 +15,17 @@ _TEXT_KINDS = frozenset({"text", "input_text", "output_text"})
 _REASONING_FIELDS = ("reasoning_content", "reasoning", "thinking")
 """What clients call a message's reasoning; templates know it by the first name, a few by the last."""
 
+MESSAGES_MAX = 4096
+"""Most messages of a conversation. A template may look at all of them for each of them."""
+
 
 def conformed(messages: Sequence[Mapping[str, Any]], expects: Expectations) -> list[dict[str, Any]]:
-    """New messages, with nothing in them but what JSON has. Raises InvalidRequestError for what is no text."""
+    """New messages, with nothing in them but what JSON has. Raises InvalidRequestError for what is no text
+    and for too many."""
     if not messages:
         raise refused("messages", "must not be empty")
+    if len(messages) > MESSAGES_MAX:
+        raise refused("messages", f"are {len(messages)}; at most {MESSAGES_MAX} are allowed")
     return [_conformed(message, expects, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
@@ -58,7 +64,7 @@ def _text(part: Any, field: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(part, Mapping) or kind not in _TEXT_KINDS:
+    if not isinstance(part, Mapping) or not isinstance(kind, str) or kind not in _TEXT_KINDS:
         raise refused(field, f"is of type {kind!r}; only text is served, no images, audio or files")
     if not isinstance(part.get("text"), str):
         raise refused(f"{field}.text", "must be a string")

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
-from coordinator.openai.api_error import ApiError
+from coordinator.openai.api_error import api_error
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, events: AsyncGenerator[bytes], headers: Callable[[], Mapping[str, str]]) -> None:
-        """`events` raise ApiError alone. The `headers` are asked for after the first event."""
+        """The `headers` are asked for after the first event."""
         super().__init__(None)
         self._events = events
         self._first_headers = headers
@@ -92,10 +92,11 @@ class EventStream(Response):
                         await self._begin(send)
                         has_begun = True
                     await send({"type": "http.response.body", "body": event, "more_body": True})
-            except ApiError as error:
+            except Exception as error:
+                told = api_error(error, {})
                 if not has_begun:
-                    raise
-                await send({"type": "http.response.body", "body": data(error.body), "more_body": True})
+                    raise told from error
+                await send({"type": "http.response.body", "body": data(told.body), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:

@@ -29,6 +29,7 @@ class Conversation:
         """
         self._source = service.chat_template().source(tools)
         self._tools = tools
+        self._service = service
         self.detokenizer: Detokenizer = service.detokenizer()
         if "developer" not in self._source:  # OpenAI's newer name of a role that templates know by the older one
             messages = [message | {"role": "system"} if _is_developers(message) else message for message in messages]
@@ -43,7 +44,8 @@ class Conversation:
     def parser(self, started: Started) -> Parser:
         """The parser of one answer."""
         end = b"".join(map(self.detokenizer.content, started.prompt_token_ids[-PROMPT_END_TOKENS:]))
-        return parser_for(self._source, self._tools, prompt=end.decode(errors="replace"))
+        family = self._service.tool_call_parser(self._source) if self._tools else None
+        return parser_for(self._source, self._tools, prompt=end.decode(errors="replace"), family=family)
 
     def text(self, event: Tokens) -> str:
         """A round's text, with the markers in it."""

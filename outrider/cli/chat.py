@@ -79,7 +79,6 @@ class Conversation:
                 answer = await gather(client.generate(prompt, self._options), show)
             self._tell(_summary(answer))
         except asyncio.CancelledError:
-            self._out.print()
             self._remember(prompt, said)
             raise
         except WorkerUnavailableError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
@@ -23,7 +24,7 @@ def of(source: str) -> ChatTemplate:
 
 @pytest.fixture
 async def renderer() -> AsyncIterator[Renderer]:
-    renderer = Renderer(seconds_max=0.3)
+    renderer = Renderer(seconds_max=0.2)
     yield renderer
     await renderer.close()
 
@@ -63,6 +64,14 @@ async def test_a_template_that_fills_memory_is_refused(renderer: Renderer) -> No
     with pytest.raises(InvalidRequestError, match=r"fails on them .MemoryError"):
         await renderer.render(of("{% set a = 'x' * 10 ** 10 %}"), HELLO)
     assert await renderer.render(of("next"), HELLO) == "next"
+
+
+async def test_the_process_ends_with_its_input() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "coordinator.chat", "1"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    assert await process.communicate(b"") == (b"", None)
+    assert process.returncode == 0
 
 
 async def test_a_request_that_is_given_up_leaves_nothing_to_the_next(renderer: Renderer) -> None:

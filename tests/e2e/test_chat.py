@@ -9,7 +9,7 @@ import pytest
 
 from outrider.client import ChatPrompt, GenerationOptions, gather
 from outrider.core.protocol.errors import InvalidRequestError
-from tests.e2e.stack import MODELS, load_tiny, stack
+from tests.e2e.stack import MODELS, coordinator, load_tiny, stack, worker
 
 TEMPLATE = (
     "{% for message in messages %}{{ eos_token }}# {{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -43,3 +43,16 @@ async def test_a_target_without_a_template_says_so(tmp_path: Path) -> None:
     async with stack(load_tiny(MODELS / "draft"), None) as running:
         with pytest.raises(InvalidRequestError, match=r"no chat template, .* use completions"):
             await gather(running.client.generate(ChatPrompt(messages=MESSAGES)))
+
+
+async def test_tools_are_offered_where_their_calls_can_be_told(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(MODELS / "draft", tmp_path / "model"))
+    (folder / "chat_template.jinja").write_text("{{ tools | tojson }}")
+    prompt = ChatPrompt(messages=MESSAGES, tools=[{"type": "function", "function": {"name": "f"}}])
+    async with worker(load_tiny(folder)) as verify:
+        async with coordinator(verify.address, "") as running:
+            with pytest.raises(InvalidRequestError, match="does not tell how the model writes calls"):
+                await running.service.render(prompt)
+        async with coordinator(verify.address, "", tool_call_parser="mistral") as running:
+            assert "function" in await running.service.render(prompt)
+            assert running.service.tool_call_parser("{{ tools }}") == "mistral"
