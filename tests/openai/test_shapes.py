@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+from coordinator.chat.families import require_tool_call_parser
 from coordinator.chat.template import ChatTemplate
 from coordinator.detokenizer import Detokenizer
 from coordinator.openai.chat_body import ChatBody
@@ -52,6 +53,9 @@ class Service:
 
     def detokenizer(self) -> Detokenizer:
         return Detokenizer(byte_tokenizer())
+
+    def tool_call_parser(self, template: str) -> str:
+        return require_tool_call_parser(template)
 
 
 def conversation(tools: Sequence[Any] | None) -> Conversation:
