@@ -15,6 +15,8 @@ if __name__ == "__main__":
     end_at_once_until_serving("coordinator")  # before what follows imports a lot
 
 from coordinator.config import CoordinatorConfig
+from coordinator.http import HttpServer
+from coordinator.openai.app import make_app
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
@@ -36,10 +38,12 @@ def main() -> None:
     try:
         connect = partial(WorkerClient.connect, transport=PLAINTEXT)
         workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
-        servicer = GenerationServicer(GenerationService(config, workers, telemetry))
+        generation = GenerationService(config, workers, telemetry)
         add_to_server = add_GenerationServiceServicer_to_server
-        service = Service("outrider.v1.GenerationService", add_to_server, servicer, workers.watch)
-        run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+        servicer = GenerationServicer(generation)
+        service = Service("outrider.v1.GenerationService", add_to_server, servicer, generation.watch)
+        doors = [HttpServer(make_app(generation), config.http)] if config.http else []
+        run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()
 

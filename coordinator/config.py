@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
+from coordinator.chat.families import AUTO, TOOL_CALL_PARSERS
 from coordinator.resolution import parse_endpoints
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
@@ -13,6 +14,11 @@ class CoordinatorConfig(Settings):
     """What the coordinator is told."""
 
     listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
+    http: str = Field(
+        "127.0.0.1:8080",
+        description="host:port of the OpenAI-compatible HTTP interface; empty turns it off; there is no authentication "
+        "of clients",
+    )
     verify: str = Field(
         "127.0.0.1:50052",
         description="verify services of one target: host:port or dns:///name:port, several with commas; a name stands "
@@ -35,6 +41,12 @@ class CoordinatorConfig(Settings):
     )
     adaptive_speculation: bool = Field(
         True, description="let the target decode alone while that serves the present load sooner"
+    )
+    tool_call_parser: str = Field(
+        AUTO,
+        pattern="|".join(f"^{name}$" for name in (AUTO, *TOOL_CALL_PARSERS)),
+        description=f"how the target writes tool calls: {', '.join(TOOL_CALL_PARSERS)}, or auto: as its chat template "
+        "tells",
     )
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)

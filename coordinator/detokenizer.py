@@ -67,13 +67,20 @@ class Detokenizer:
             self._later[token_id] = token
         return token
 
+    def content(self, token_id: int) -> bytes:
+        """The bytes of one token alone: a part of a character perhaps. A special token's are those of its name."""
+        token = self.token(token_id, first=False)
+        if token is None:
+            return (self._tokenizer.id_to_token(token_id) or "").encode()
+        return self.joint().content(token)
+
     def _decode(self, *tokens: str) -> str:
         assert self._single is not None
         return self._single.decode(list(tokens))
 
     def after(self, token_ids: Sequence[int]) -> TextStream:
-        """The text that follows a prompt. Looks at no more of the prompt than the text depends on: mostly a token or two,
-        though it may be all of them."""
+        """The text that follows a prompt. Looks at no more of the prompt than the text depends on: mostly a token or
+        two, at worst all of it."""
         stream = TextStream(self)
         begin = len(token_ids)
         while begin > 0:

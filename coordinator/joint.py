@@ -42,6 +42,10 @@ class Joint(Protocol):
         """What would follow if this were the end. Changes nothing."""
         ...
 
+    def content(self, token: str) -> bytes:
+        """What `token` alone stands for, in UTF-8 if it is text. Changes nothing."""
+        ...
+
 
 class Plain:
     """Tokens stand side by side."""
@@ -57,6 +61,10 @@ class Plain:
     def rest(self) -> str:
         """See `Joint.rest`."""
         return ""
+
+    def content(self, token: str) -> bytes:
+        """See `Joint.content`."""
+        return token.encode()
 
 
 class ByteLevel:
@@ -79,6 +87,10 @@ class ByteLevel:
     def rest(self) -> str:
         """See `Joint.rest`."""
         return self._pending.decode("utf-8", "replace")
+
+    def content(self, token: str) -> bytes:
+        """See `Joint.content`."""
+        return self._bytes(token)
 
     @staticmethod
     def _bytes(token: str) -> bytes:
@@ -127,6 +139,11 @@ class ByteFallback:
             return ""
         return REPLACEMENT * self._num_bytes if self._pending else "".join(self._text)
 
+    def content(self, token: str) -> bytes:
+        """See `Joint.content`."""
+        found = _BYTE_TOKEN.fullmatch(token)
+        return bytes([int(found[1], 16)]) if found else token.encode()
+
 
 class Suffixed:
     """A suffix such as </w> is a space, and nothing at the end of the text."""
@@ -148,6 +165,10 @@ class Suffixed:
         """See `Joint.rest`."""
         return self._held.replace(self._suffix, "")
 
+    def content(self, token: str) -> bytes:
+        """See `Joint.content`."""
+        return token.replace(self._suffix, " ").encode()
+
 
 class Whole:
     """A decoder of which nothing is known: the text is certain at the end."""
@@ -168,3 +189,7 @@ class Whole:
     def rest(self) -> str:
         """See `Joint.rest`."""
         return self._decoder.decode(self._tokens) if self._tokens else ""
+
+    def content(self, token: str) -> bytes:
+        """See `Joint.content`."""
+        return self._decoder.decode([token]).encode()

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from coordinator.admission import Admission
+from coordinator.chat.families import require_tool_call_parser
+from coordinator.chat.template import ChatTemplate
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
+from coordinator.detokenizer import Detokenizer
 from coordinator.generation import Generation
 from coordinator.grpc_links import GrpcLinks
 from coordinator.observation import Observation
+from coordinator.renderer import Renderer
 from coordinator.request import settle
 from coordinator.route import Route
 from coordinator.workers import Workers
@@ -19,7 +24,8 @@ from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.speculation_gate import SpeculationGate
-from outrider.core.protocol.messages import NOT_TRACED, TraceContext
+from outrider.core.protocol.chat_prompt import ChatPrompt
+from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
 from outrider.telemetry.setup import Telemetry
 
@@ -34,10 +40,18 @@ class GenerationService:
         self._admission = Admission(config.max_requests)
         self._gate = SpeculationGate(adaptive=config.adaptive_speculation)
         telemetry.instruments.observe_gate(lambda: self._gate.is_open)
+        self._renderer = Renderer()
+
+    async def watch(self, on_change: Callable[[bool], None]) -> None:
+        """As `Workers.watch`. What was started for this service ends with it."""
+        try:
+            await self._workers.watch(on_change)
+        finally:
+            await self._renderer.close()
 
     async def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | ChatPrompt,
         options: GenerationOptions = DEFAULT_OPTIONS,
         *,
         caller: TraceContext = NOT_TRACED,
@@ -53,7 +67,10 @@ class GenerationService:
         other OutriderErrors where it cannot be served.
         """
         target, tokenizer = self._workers.require_target()
-        with self._admission.admitted(1):  # while it is tokenized
+        with self._admission.admitted(1):  # while it is rendered and tokenized
+            if isinstance(prompt, ChatPrompt):
+                prompt = await self.render(prompt)
+                options = replace(options, add_special_tokens=False)
             request = await settle(prompt, options, self._config, target, tokenizer)
         with self._admission.admitted(request.num_completions):
             links = GrpcLinks(Route(self._workers, request, target))
@@ -85,6 +102,20 @@ class GenerationService:
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
 
+    async def render(self, prompt: ChatPrompt) -> str:
+        """What the target's chat template makes of a conversation: a text that has its special tokens. Raises what
+        `Renderer.render` raises, and WorkerUnavailableError."""
+        template = self._workers.require_chat_template()
+        text = await self._renderer.render(template, prompt)
+        if prompt.tools:
+            self.tool_call_parser(template.source(prompt.tools))
+        return text
+
+    def tool_call_parser(self, template: str) -> str:
+        """The name of the family whose calls are looked for in answers to prompts of this template. Raises
+        InvalidRequestError if it is not known."""
+        return require_tool_call_parser(template, self._config.tool_call_parser)
+
     async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids that the target reads for `text`, be they more than its context has room for. Raises what
         `TargetTokenizer.encode` raises, and WorkerUnavailableError."""
@@ -101,6 +132,23 @@ class GenerationService:
         WorkerUnavailableError."""
         _, tokenizer = self._workers.require_target()
         return await tokenizer.tokens(token_ids)
+
+    def target(self) -> ModelInfo:
+        """The model that is served. Raises WorkerUnavailableError."""
+        return self._workers.require_target()[0]
+
+    def detokenizer(self) -> Detokenizer:
+        """The target's way from ids to text. Raises WorkerUnavailableError."""
+        return self._workers.require_target()[1].detokenizer
+
+    def chat_template(self) -> ChatTemplate:
+        """What makes prompts of conversations with the target. Raises WorkerUnavailableError."""
+        return self._workers.require_chat_template()
+
+    def max_draft_tokens(self, options: GenerationOptions) -> int:
+        """Most draft tokens of a round under valid `options`; 0 if there is no speculation."""
+        wanted = options.max_draft_tokens
+        return (self._config.max_draft_tokens if wanted is None else wanted) if options.speculate else 0
 
     def server_info(self) -> ServerInfo:
         """What is served, and whether speculation is possible at present. Raises WorkerUnavailableError."""

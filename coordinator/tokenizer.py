@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer
 
@@ -29,7 +30,6 @@ INLINE_MAX = 512
 """Bytes of text, or token ids, that are done at once: they take a quarter of a millisecond, and the way to another
 thread and back takes half as long again."""
 
-
 PROMPT_INLINE_MAX = 4096
 """Token ids of a prompt that are looked at on the event loop, for how the text after them begins. Mostly that takes a
 few microseconds, at worst three for each id."""
@@ -42,10 +42,10 @@ class TargetTokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Takes a second or two for a large vocabulary."""
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer)
+        self.detokenizer = Detokenizer(tokenizer)
         self._encoders = ThreadPoolExecutor(ENCODERS_MAX, "encoder")
-        self._encoding: dict[Future[Any], int] = {}
-        """How much each encoder has, or will have, to do."""
+        self._sizes: WeakKeyDictionary[Future[Any], int] = WeakKeyDictionary()
+        """Of all that the encoders do or will do; they alone keep it, until it is done."""
         self._prompt_reader = ThreadPoolExecutor(1, "prompt-reader")
         """Apart from the encoders, because it seldom has much to do and they may have."""
         self.longest_token_bytes = longest_token_bytes(tokenizer)
@@ -77,11 +77,11 @@ class TargetTokenizer:
         """What turns the tokens after a prompt into text. The text continues that of the prompt: both together are what
         the tokenizer makes of all ids."""
         if len(prompt_token_ids) <= PROMPT_INLINE_MAX:
-            stream = self._detokenizer.after(prompt_token_ids)
+            stream = self.detokenizer.after(prompt_token_ids)
         else:
             loop = asyncio.get_running_loop()
-            stream = await loop.run_in_executor(self._prompt_reader, self._detokenizer.after, prompt_token_ids)
-        return TextDecoder(stream, stop, self._detokenizer.special_ids(stop))
+            stream = await loop.run_in_executor(self._prompt_reader, self.detokenizer.after, prompt_token_ids)
+        return TextDecoder(stream, stop, self.detokenizer.special_ids(stop))
 
     def _checked(self, text: str, num_tokens_max: int | None) -> int:
         """Bytes of `text`, which are not too many."""
@@ -103,19 +103,19 @@ class TargetTokenizer:
     async def _run(self, size: int, work: Callable[[], T]) -> T:
         if size <= INLINE_MAX:
             return work()
-        # Counted until an encoder has really done it, also where nobody waits for it any more.
-        self._encoding = {future: each for future, each in self._encoding.items() if not future.done()}
-        if sum(self._encoding.values()) + size > ENCODING_MAX:
-            raise QueueFullError(f"{len(self._encoding)} long prompts wait for being tokenized; try again later")
+        # It counts until an encoder is rid of it, also where nobody waits for it any more.
+        sizes = [each for future, each in self._sizes.items() if not future.done()]
+        if sum(sizes) + size > ENCODING_MAX:
+            raise QueueFullError(f"{len(sizes)} long texts wait to be tokenized; try again later")
         future = self._encoders.submit(work)
-        self._encoding[future] = size
+        self._sizes[future] = size
         return await asyncio.wrap_future(future)
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
         # In a batch of one: `encode` would keep offsets, which cost half of its time, and drop them under the lock.
         try:
             return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
-        except Exception as error:  # tokenizers raises whatever it met, such as a word without a token
+        except BaseException as error:  # tokenizers raises whatever it met, and panics with what is no Exception
             raise _invalid("text", f"the target's tokenizer fails on it: {error}") from error
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import tokenizers
 
+from coordinator.chat.template import ChatTemplate
 from coordinator.fitting import alike_refusal, pair_refusal
 from coordinator.pool import Connect, Pool
 from coordinator.replica import Replica
@@ -42,8 +43,8 @@ class Workers:
         """The model that the verifiers serve: that of the first one found, for as long as one of them serves it."""
         self.drafter_bandit = DrafterBandit()
         self.instruments = instruments
-        self._tokenizers: dict[str, TargetTokenizer] = {}
-        """By the identity of the target that each belongs to."""
+        self._tokenizers: dict[str, tuple[TargetTokenizer, ChatTemplate]] = {}
+        """By the identity of the target that they belong to."""
         self._misfits: dict[str, Refusal] = {}
         """By address: why a worker that serves does not fit the others."""
         self._on_change: Callable[[bool], None] = lambda ready: None
@@ -112,7 +113,11 @@ class Workers:
             raise WorkerUnavailableError(
                 f"no verify service serves ({self._reasons(self.verifiers)}); try again when one does"
             )
-        return self.target, self._tokenizers[self.target.identity_sha256]
+        return self.target, self._tokenizers[self.target.identity_sha256][0]
+
+    def require_chat_template(self) -> ChatTemplate:
+        """What makes prompts of conversations with the target. Raises WorkerUnavailableError."""
+        return self._tokenizers[self.require_target()[0].identity_sha256][1]
 
     def drafter_mismatch(self) -> Refusal | None:
         """Why no drafter of the pool ever fits the target; None if one does, or may. The operator must mend it."""
@@ -136,12 +141,13 @@ class Workers:
 
     async def _admit_verifier(self, replica: Replica, info: ModelInfo) -> Refusal | None:
         if info.identity_sha256 not in self._tokenizers:
-            content = await replica.client.fetch_tokenizer()
+            handed = await replica.client.fetch_tokenizer()
             # In a thread: a large vocabulary takes seconds.
-            tokenizer = await asyncio.to_thread(_parsed, content)
+            tokenizer = await asyncio.to_thread(_parsed, handed.json)
             if isinstance(tokenizer, Refusal):
                 return tokenizer
-            self._tokenizers[info.identity_sha256] = tokenizer
+            chat_template = ChatTemplate(handed.chat_templates, handed.special_tokens)
+            self._tokenizers[info.identity_sha256] = tokenizer, chat_template
         return None
 
     async def _admit_drafter(self, replica: Replica, info: ModelInfo) -> Refusal | None:

@@ -20,7 +20,6 @@ from outrider.core.protocol.messages import (
 from outrider.core.protocol.validation import check_max_draft_tokens, check_verify_open
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
-from outrider.engine.load.folder import chat_template
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.streams import reading
@@ -90,13 +89,14 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
     @rpc_errors
     async def GetTokenizer(self, request: verify_pb2.GetTokenizerRequest, context: ServicerContext) -> None:
         """The target's tokenizer in chunks."""
-        loaded = self._require()
-        content = loaded.tokenizer
+        tokenizer = self._require().tokenizer
+        content = tokenizer.json
         first = verify_pb2.GetTokenizerResponse(
             chunk=content[:TOKENIZER_CHUNK_BYTES],
             num_bytes=len(content),
             sha256=hashlib.sha256(content).hexdigest(),
-            chat_template=chat_template(loaded.folder),
+            chat_templates=tokenizer.chat_templates,
+            special_tokens=tokenizer.special_tokens,
         )
         await context.write(first)
         for start in range(TOKENIZER_CHUNK_BYTES, len(content), TOKENIZER_CHUNK_BYTES):

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import sys
+from contextlib import suppress
+from functools import partial
 from typing import Annotated
 
 import typer
@@ -19,6 +21,7 @@ os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from outrider.cli import flags
 from outrider.cli.answer import json_object
+from outrider.cli.chat import Conversation, hold
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
@@ -27,6 +30,7 @@ from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
 from outrider.cli.up import COORDINATOR_PORT, HOST, UpOptions
+from outrider.client import GenerationOptions, SamplingParams
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 
 _EXIT_ERROR = 1
@@ -112,6 +116,31 @@ def run(request: Request, options: UpOptions) -> None:
     """
     if until_signalled(run_services(options, request, Console(), Console(stderr=True))):
         raise typer.Exit(_EXIT_INTERRUPTED)
+
+
+@app.command()
+def chat(
+    system: Annotated[str | None, typer.Option(help="What the model is told before all else.", metavar="TEXT")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer; default: the server's.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.")] = 0.0,
+    target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
+    address: Annotated[str, typer.Option(help="The coordinator.", metavar="HOST:PORT")] = f"{HOST}:{COORDINATOR_PORT}",
+) -> None:
+    """Talk with the target of a running coordinator, by the model's own chat template.
+
+    Each line of standard input is answered. In a terminal the colours tell where each token came from, and /help tells
+    what else can be said.
+    """
+    out = Console()
+    options = GenerationOptions(
+        sampling=SamplingParams(temperature=temperature),
+        draw_seed=True,
+        max_tokens=max_tokens,
+        speculate=not target_only,
+    )
+    with suppress(ModuleNotFoundError):
+        import readline  # noqa: F401  gives `input` editing and a history
+    hold(Conversation(address, options, system, out), partial(input, "> " if out.is_terminal else ""))
 
 
 def main() -> None:

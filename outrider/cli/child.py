@@ -68,11 +68,20 @@ class Child:
     """One service. It ends with this process, whatever ends that; see `tether.py`."""
 
     def __init__(
-        self, name: str, command: Sequence[str], *, address: str, health_service: str, observer: Observer
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        address: str,
+        health_service: str,
+        observer: Observer,
+        http_address: str | None = None,
     ) -> None:
         """`command` is the module to run and its arguments; it is ready once `health_service` serves at `address`."""
         self.name = name
         self.address = address
+        self.http_address = http_address
+        """Where it answers HTTP, if it does."""
         self._command = command
         self._health_service = health_service
         self._observer = observer

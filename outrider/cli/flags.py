@@ -11,7 +11,7 @@ import typer
 
 from outrider.cli.group import Group, parameters_of
 from outrider.cli.request import Request
-from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, VERIFY_PORT, UpOptions, choose_models
+from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, choose_models
 from outrider.client import GREEDY, GenerationOptions, SamplingParams
 
 Target = Annotated[
@@ -92,11 +92,14 @@ class _UpFlags(_ModelFlags):
     port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.")] = COORDINATOR_PORT
     draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT
     verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT
+    http_port: Annotated[
+        int | None, typer.Option(help="Port of the coordinator's OpenAI-compatible HTTP interface.")
+    ] = HTTP_PORT
 
 
 def _pair(**flags: Any) -> UpOptions:
     """One service of each kind, on free ports."""
-    return _services(_UpFlags(**flags, port=0, draft_port=0, verify_port=0))
+    return _services(_UpFlags(**flags, port=0, draft_port=0, verify_port=0, http_port=None))
 
 
 def _services(flags: _UpFlags) -> UpOptions:
@@ -113,6 +116,7 @@ def _services(flags: _UpFlags) -> UpOptions:
         port=flags.port,
         draft_port=flags.draft_port,
         verify_port=flags.verify_port,
+        http_port=flags.http_port,
     )
 
 

@@ -48,6 +48,8 @@ async def serve(options: UpOptions, console: Console) -> None:
             board.settle()
             others = running.coordinators[1:]
             also = f" (or at {', '.join(others)})" if others else ""
+            if running.http is not None:
+                console.print(Text(f"OpenAI-compatible: http://{running.http}/v1"), soft_wrap=True)
             console.print(
                 Text(
                     f"Ready. Ctrl-C stops. Try: outrider generate --address {running.coordinator} 'import os'{also}",

@@ -25,6 +25,8 @@ DRAFT_PORT = 50051
 """The draft service's default port."""
 VERIFY_PORT = 50052
 """The verify service's default port."""
+HTTP_PORT = 8080
+"""The default port of the coordinator's HTTP interface."""
 
 _BUNDLED_MODELS = Path(outrider.__file__).parents[1] / "models"
 """The pair that comes with a checkout."""
@@ -62,6 +64,8 @@ class UpOptions:
     draft_port: int = DRAFT_PORT
     verify_port: int = VERIFY_PORT
     """Of the first service of each kind; port 0 takes a free one, and so does every other service."""
+    http_port: int | None = None
+    """The same of the first coordinator's HTTP interface; None: no coordinator has one."""
 
     @property
     def drafts(self) -> Sequence[str]:
@@ -129,6 +133,11 @@ class Running:
         return [child.address for child in self._coordinators]
 
     @property
+    def http(self) -> str | None:
+        """Address of the first coordinator's HTTP interface, if it has one."""
+        return self._coordinators[0].http_address
+
+    @property
     def verify(self) -> str:
         """Address of the first verify service."""
         return self._verifiers[0].address
@@ -189,6 +198,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
     addresses = _addresses(
         {
             "--port": (options.port, options.num_coordinators),
+            "--http-port": (options.http_port or 0, options.num_coordinators),
             "--draft-port": (options.draft_port, len(drafts)),
             "--verify-port": (options.verify_port, options.num_verifiers),
         }
@@ -236,6 +246,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             [
                 "coordinator",
                 f"--listen={address}",
+                f"--http={http or ''}",
                 f"--verify={','.join(child.address for child in verifiers)}",
                 f"--draft={','.join(child.address for child in drafters)}",
                 f"--cores={cores.others}",
@@ -243,8 +254,14 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             address=address,
             health_service="outrider.v1.GenerationService",
             observer=observer,
+            http_address=http,
         )
-        for name, address in zip(_numbered("coordinator", options.num_coordinators), addresses["--port"], strict=True)
+        for name, address, http in zip(
+            _numbered("coordinator", options.num_coordinators),
+            addresses["--port"],
+            [None if options.http_port is None else each for each in addresses["--http-port"]],
+            strict=True,
+        )
     ]
     return coordinators, verifiers, drafters
 

@@ -5,6 +5,7 @@ from outrider.client.client import GenerationClient
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
 from outrider.core.protocol.options import GREEDY, GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
@@ -12,6 +13,7 @@ from outrider.core.protocol.sampling import SamplingParams
 __all__ = [
     "GREEDY",
     "Answer",
+    "ChatPrompt",
     "Completion",
     "Event",
     "FinishReason",

@@ -11,6 +11,7 @@ import grpc.aio
 
 from outrider.core.coordinate.events import Event, Finished, Started
 from outrider.core.coordinate.server_info import ServerInfo
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, OptionFields, Prompt
 from outrider.rpc.channels import open_channel
@@ -49,13 +50,13 @@ class GenerationClient:
 
     async def generate(
         self,
-        prompt: Prompt,
+        prompt: Prompt | ChatPrompt,
         options: GenerationOptions = DEFAULT_OPTIONS,
         *,
         timeout_s: float | None = None,
         **changes: Unpack[OptionFields],
     ) -> AsyncGenerator[Event, None]:
-        """Continues `prompt`, a text or token ids: yields Started, then Tokens for each round, then Finished.
+        """Continues `prompt`, a text, token ids or a conversation: yields Started, Tokens for each round, and Finished.
 
         What `options` say may be said, or changed, by keyword: `generate("import os", max_tokens=64)`. With
         `num_completions` several continuations are written at the same time; their Tokens come mixed and say which they

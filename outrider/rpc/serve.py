@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
 
-from outrider.rpc.server import Server, Service
+from outrider.rpc.server import Door, Server, Service
 from outrider.rpc.transport import Transport
 
 _log = structlog.get_logger()
@@ -27,13 +28,13 @@ class ServeConfig(Protocol):
         ...
 
 
-async def serve(config: ServeConfig, service: Service, transport: Transport) -> None:
+async def serve(config: ServeConfig, service: Service, transport: Transport, doors: Sequence[Door] = ()) -> None:
     """Listens, then runs `service.work` while RPCs are answered, until SIGTERM or SIGINT. Only in the main thread.
 
     The work is cancelled once the last RPC has ended. Raises ListenError, or what the work raises: the server then
     stops at once.
     """
-    server = Server(service, transport=transport)
+    server = Server(service, transport=transport, doors=doors)
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)
     serving = asyncio.create_task(server.run_until_signalled(config.drain_seconds))

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import signal
-import socket
-from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
-from outrider.core.protocol.errors import OutriderError
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
+from outrider.rpc.listening import ListenError, bind, parse_address
 from outrider.rpc.reflection import add_reflection
 from outrider.rpc.transport import PLAINTEXT, Transport
 from outrider.rpc.undecodable import UndecodableRequests
@@ -27,13 +25,7 @@ CONCURRENT_RPCS_MAX = 1024
 """Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuses
 sessions in better words, so that probes and information calls get through when every slot is taken."""
 
-_PORT_MAX = 65535
-
 _log = logging.getLogger(__name__)
-
-
-class ListenError(OutriderError):
-    """The server cannot listen on the configured address."""
 
 
 SetReady: TypeAlias = Callable[[bool], None]
@@ -65,11 +57,28 @@ class Service(NamedTuple):
     """Called when a stop begins: it ends RPCs that would go on for ever."""
 
 
+class Door(Protocol):
+    """Another way to the same services than gRPC, which opens, becomes ready and drains with the gRPC server."""
+
+    async def open(self) -> None:
+        """Listens. Raises ListenError."""
+        ...
+
+    def set_ready(self, ready: bool) -> None:
+        """Says whether the services take requests."""
+        ...
+
+    async def stop(self, grace_seconds: float | None) -> None:
+        """As `Server.stop`."""
+        ...
+
+
 class Server:
     """One gRPC server with health and reflection. Make it inside a running event loop, and start it once."""
 
-    def __init__(self, *services: Service, transport: Transport = PLAINTEXT) -> None:
+    def __init__(self, *services: Service, transport: Transport = PLAINTEXT, doors: Sequence[Door] = ()) -> None:
         self._transport = transport
+        self._doors = doors
         self._server = grpc.aio.server(
             interceptors=[UndecodableRequests()],
             options=SERVER_OPTIONS,
@@ -88,18 +97,24 @@ class Server:
 
         Raises ListenError, in words for the user, if that is no address or the port is taken.
         """
-        host, port = _parsed(listen)
-        await _check_free(host, port, listen)
+        host, port = parse_address(listen)
+        # gRPC is content with any one of the host's addresses and does not say what is wrong with the others.
+        for probe in await bind(host, port):
+            probe.close()
         try:
             bound = self._transport.listen(self._server, listen)
         except RuntimeError as error:
             raise ListenError(f"cannot listen on {listen}; choose another address with --listen HOST:PORT") from error
+        for door in self._doors:
+            await door.open()
         await self._server.start()
         return bound
 
     def set_ready(self, ready: bool) -> None:
         """Says through health whether the services take requests. Once a stop has begun they never do again."""
         self._health.set_ready(ready)
+        for door in self._doors:
+            door.set_ready(ready)
 
     async def stop(self, grace_seconds: float | None) -> None:
         """Turns health to NOT_SERVING, refuses new RPCs, lets those in flight end, cancels them after `grace_seconds`.
@@ -109,12 +124,13 @@ class Server:
         self._health.drain()
         for service in self._services:
             service.on_stop()
-        await self._server.stop(grace_seconds)
+        await asyncio.gather(self._server.stop(grace_seconds), *(door.stop(grace_seconds) for door in self._doors))
 
     async def run_until_signalled(self, drain_seconds: float) -> None:
         """Serves until SIGTERM or SIGINT, then stops with `drain_seconds` of grace. A second signal stops at once.
 
-        Returns when the last RPC has ended, so that the process can exit with 0. Only in the main thread.
+        Returns when the last RPC has ended and every door is shut, so that the process can exit with 0. Only in the
+        main thread.
         """
         loop = asyncio.get_running_loop()
         graces = iter((drain_seconds,))
@@ -135,35 +151,3 @@ class Server:
             finally:
                 for number in (signal.SIGTERM, signal.SIGINT):
                     loop.remove_signal_handler(number)
-
-
-def _parsed(listen: str) -> tuple[str, int]:
-    """Host and port. gRPC itself would read a missing port as 443 and a port beyond the range modulo 65536."""
-    host, _, port = listen.rpartition(":")
-    bare_host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare_host or (":" in host and bare_host == host) or not port.isdecimal() or int(port) > _PORT_MAX:
-        raise ListenError(f"{listen!r} is not an address to listen on; use --listen HOST:PORT, such as 127.0.0.1:50050")
-    return bare_host, int(port)
-
-
-async def _check_free(host: str, port: int, listen: str) -> None:
-    """Binds and frees each address of `host`: gRPC is content with any one of them and does not say what is wrong."""
-    try:
-        addresses = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
-        raise ListenError(
-            f"the host of {listen!r} is not known; use --listen HOST:PORT with a host or address"
-        ) from error
-    for family, kind, protocol, _, address in addresses:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise ListenError(
-                        f"port {port} of {host} is in use; stop what listens there or use --listen with another port"
-                    ) from error
-                if error.errno == errno.EACCES:
-                    raise ListenError(f"port {port} needs privileges; use --listen with a port above 1023") from error
-                # An address that this machine lacks is no harm while the host has others; gRPC tells if none is left.

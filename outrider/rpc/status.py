@@ -130,6 +130,26 @@ async def abort(context: ServicerContext, error: BaseException) -> NoReturn:
         raise
 
 
+class Told(NamedTuple):
+    """What a peer is told of an error, by whichever door it came."""
+
+    code: grpc.StatusCode
+    reason: str
+    """`ErrorInfo.reason`; tells errors with one code apart."""
+    text: str
+    """Fixed for an error that is not in the table: the peer sees no text that was not written for it."""
+    retry_seconds: int | None
+    """After which the same request may succeed; None if it will not."""
+
+
+def told(error: BaseException) -> Told:
+    """What is told of `error`, or of the first OutriderError in an exception group."""
+    error = _leading(error)
+    row = _TABLE.get(type(error), _UNEXPECTED) if isinstance(error, OutriderError) else _UNEXPECTED
+    text = _UNEXPECTED_TEXT if row is _UNEXPECTED else str(error)
+    return Told(row.code, row.reason, text, _RETRY_SECONDS if row.retry else None)
+
+
 def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:
     """Decorates a servicer's coroutine method, be it unary or streaming by `context.read` and `context.write`: what it
     raises becomes the status of the RPC, by `abort`.
@@ -186,10 +206,9 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
 
 
 def _status(error: BaseException) -> Status:
-    row = _TABLE.get(type(error), _UNEXPECTED) if isinstance(error, OutriderError) else _UNEXPECTED
-    text = _UNEXPECTED_TEXT if row is _UNEXPECTED else str(error)
-    status = Status(code=row.code.value[0], message=_clipped(text, MESSAGE_TEXT_BYTES_MAX))
-    status.details.add().Pack(ErrorInfo(reason=row.reason, domain=ERROR_DOMAIN))
+    code, reason, text, retry_seconds = told(error)
+    status = Status(code=code.value[0], message=_clipped(text, MESSAGE_TEXT_BYTES_MAX))
+    status.details.add().Pack(ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
     if isinstance(error, InvalidRequestError):
         violations = [
             BadRequest.FieldViolation(
@@ -199,8 +218,8 @@ def _status(error: BaseException) -> Status:
             for field, description in error.violations[:VIOLATIONS_MAX]
         ]
         status.details.add().Pack(BadRequest(field_violations=violations))
-    if row.retry:
-        status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=_RETRY_SECONDS)))
+    if retry_seconds is not None:
+        status.details.add().Pack(RetryInfo(retry_delay=Duration(seconds=retry_seconds)))
     return status
 
 

@@ -15,7 +15,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.core.protocol.errors import ProtocolViolationError
-from outrider.core.protocol.messages import ModelInfo, WorkerLoad
+from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
+from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
@@ -96,21 +97,24 @@ class WorkerClient:
         await self._until(lambda state: state is not grpc.ChannelConnectivity.READY)
         await self._until(lambda state: state is grpc.ChannelConnectivity.READY)
 
-    async def fetch_tokenizer(self) -> bytes:
-        """The target's tokenizer.json, from a verifier. Raises OutriderError."""
+    async def fetch_tokenizer(self) -> PortableTokenizer:
+        """The target's tokenizer, from a verifier. Raises OutriderError."""
         content = bytearray()
-        expected = ""
+        first: verify_pb2.GetTokenizerResponse | None = None
         try:
             async for response in self._stub.GetTokenizer(verify_pb2.GetTokenizerRequest()):
-                expected = expected or response.sha256
+                first = first or response
                 content += response.chunk
                 if len(content) > TOKENIZER_BYTES_MAX:
                     raise ProtocolViolationError(f"the worker's tokenizer exceeds {TOKENIZER_BYTES_MAX} bytes")
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
-        if hashlib.sha256(content).hexdigest() != expected:
+        if first is None or hashlib.sha256(content).hexdigest() != first.sha256:
             raise ProtocolViolationError("the worker's tokenizer arrived damaged; restart the verify service")
-        return bytes(content)
+        tokenizer = PortableTokenizer(bytes(content), dict(first.chat_templates), dict(first.special_tokens))
+        if tokenizer.num_template_bytes > CHAT_TEMPLATE_BYTES_MAX:
+            raise ProtocolViolationError(f"the worker's chat templates exceed {CHAT_TEMPLATE_BYTES_MAX} bytes")
+        return tokenizer
 
     async def close(self) -> None:
         """Closes the channel, and with it every session's stream."""

@@ -25,45 +25,53 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import common_pb2 as outrider_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/v1/generation.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"\xb3\x03\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x00\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x19\n\x0cnum_logprobs\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x33\n\x0bspeculation\x18\t \x01(\x0b\x32\x1e.outrider.v1.SpeculationParams\x12\x1c\n\x0fnum_completions\x18\n \x01(\rH\x03\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x0b \x01(\x08H\x04\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0f\n\r_num_logprobsB\x12\n\x10_num_completionsB\x15\n\x13_add_special_tokens\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x91\x01\n\x11SpeculationParams\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10max_draft_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x17\n\ntree_width\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\n\n\x08_enabledB\x13\n\x11_max_draft_tokensB\r\n\x0b_tree_width\"\xaf\x01\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.outrider.v1.GenerateStartedH\x00\x12.\n\x06tokens\x18\x02 \x01(\x0b\x32\x1c.outrider.v1.GeneratedTokensH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.outrider.v1.GenerateFinishedH\x00\x42\x07\n\x05\x65vent\"_\n\x0fGenerateStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x10\n\x08trace_id\x18\x04 \x01(\t\"\xa1\x01\n\x0fGeneratedTokens\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x06tokens\x18\x03 \x03(\x0b\x32\x1b.outrider.v1.GeneratedToken\x12\x13\n\x0brolled_back\x18\x04 \x01(\x08\x12\x18\n\x10num_draft_tokens\x18\x05 \x01(\r\x12\x12\n\ncompletion\x18\x06 \x01(\r\"\x88\x01\n\x0eGeneratedToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12(\n\x06origin\x18\x03 \x01(\x0e\x32\x18.outrider.v1.TokenOrigin\x12,\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1a.outrider.v1.TokenLogprobs\"\xa2\x02\n\x10GenerateFinished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.outrider.v1.FinishReason\x12)\n\x04mode\x18\x02 \x01(\x0e\x32\x1b.outrider.v1.GenerationMode\x12\x13\n\x0bmode_reason\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.outrider.v1.Usage\x12\x37\n\x0bspeculation\x18\x06 \x01(\x0b\x32\".outrider.v1.SpeculationStatistics\x12%\n\x07timings\x18\x07 \x01(\x0b\x32\x14.outrider.v1.Timings\x12\x12\n\ncompletion\x18\x08 \x01(\r\"b\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x02 \x01(\r\x12 \n\x18num_cached_prompt_tokens\x18\x03 \x01(\r\"\x9a\x03\n\x15SpeculationStatistics\x12\x12\n\nnum_rounds\x18\x01 \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x02 \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\x03 \x01(\r\x12\x15\n\rnum_rollbacks\x18\x04 \x01(\r\x12\x19\n\x11num_drafted_nodes\x18\x05 \x01(\r\x12\x17\n\x0fnum_stale_nodes\x18\x06 \x01(\r\x12\x19\n\x11\x61\x63\x63\x65ptance_length\x18\x07 \x01(\x02\x12\x1c\n\x14\x61\x63\x63\x65ptance_histogram\x18\x08 \x03(\r\x12\x16\n\x0enum_rejections\x18\t \x01(\r\x12 \n\x18num_recovered_token_hits\x18\n \x01(\r\x12\x13\n\x0bnum_bonuses\x18\x0b \x01(\r\x12\x16\n\x0enum_bonus_hits\x18\x0c \x01(\r\x12 \n\x18num_prompt_lookup_tokens\x18\r \x01(\r\x12)\n!num_accepted_prompt_lookup_tokens\x18\x0e \x01(\r\"p\n\x07Timings\x12\x16\n\x0e\x66irst_token_ms\x18\x01 \x01(\x02\x12\x10\n\x08total_ms\x18\x02 \x01(\x02\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x16\n\x0everify_wait_ms\x18\x04 \x01(\x02\x12\x10\n\x08\x64raft_ms\x18\x05 \x01(\x02\"\x16\n\x14GetServerInfoRequest\"\xea\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12&\n\x06target\x18\x03 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\x12%\n\x05\x64raft\x18\x04 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\x12\x1a\n\x12target_only_reason\x18\x05 \x01(\t\x12\x13\n\x0bnum_running\x18\x06 \x01(\r\x12&\n\x08replicas\x18\x07 \x03(\x0b\x32\x14.outrider.v1.Replica\"\xb5\x01\n\x07Replica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12%\n\x05model\x18\x05 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.outrider.v1.WorkerLoad\x12\x18\n\x10num_own_sessions\x18\x07 \x01(\r*\x93\x01\n\x0bTokenOrigin\x12\x1c\n\x18TOKEN_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_ORIGIN_ACCEPTED\x10\x01\x12\x1a\n\x16TOKEN_ORIGIN_RECOVERED\x10\x02\x12\x16\n\x12TOKEN_ORIGIN_BONUS\x10\x03\x12\x17\n\x13TOKEN_ORIGIN_TARGET\x10\x04*\x91\x01\n\x0eGenerationMode\x12\x1f\n\x1bGENERATION_MODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bGENERATION_MODE_SPECULATIVE\x10\x01\x12\x1f\n\x1bGENERATION_MODE_TARGET_ONLY\x10\x02\x12\x1c\n\x18GENERATION_MODE_DEGRADED\x10\x03\x32\xb6\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.outrider.v1.GenerateRequest\x1a\x1d.outrider.v1.GenerateResponse0\x01\x12V\n\rGetServerInfo\x12!.outrider.v1.GetServerInfoRequest\x1a\".outrider.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1coutrider/v1/generation.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"\xdc\x03\n\x0fGenerateRequest\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x02 \x01(\x0b\x32\x15.outrider.v1.TokenIdsH\x00\x12\'\n\x04\x63hat\x18\x0c \x01(\x0b\x32\x17.outrider.v1.ChatPromptH\x00\x12-\n\x08sampling\x18\x03 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x19\n\x0cnum_logprobs\x18\x08 \x01(\rH\x02\x88\x01\x01\x12\x33\n\x0bspeculation\x18\t \x01(\x0b\x32\x1e.outrider.v1.SpeculationParams\x12\x1c\n\x0fnum_completions\x18\n \x01(\rH\x03\x88\x01\x01\x12\x1f\n\x12\x61\x64\x64_special_tokens\x18\x0b \x01(\x08H\x04\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0f\n\r_num_logprobsB\x12\n\x10_num_completionsB\x15\n\x13_add_special_tokens\"\xe2\x01\n\nChatPrompt\x12*\n\x08messages\x18\x01 \x03(\x0b\x32\x18.outrider.v1.ChatMessage\x12\x1e\n\x16\x63ontinue_final_message\x18\x02 \x01(\x08\x12M\n\x14\x63hat_template_kwargs\x18\x03 \x03(\x0b\x32/.outrider.v1.ChatPrompt.ChatTemplateKwargsEntry\x1a\x39\n\x17\x43hatTemplateKwargsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\x91\x01\n\x11SpeculationParams\x12\x14\n\x07\x65nabled\x18\x01 \x01(\x08H\x00\x88\x01\x01\x12\x1d\n\x10max_draft_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x17\n\ntree_width\x18\x03 \x01(\rH\x02\x88\x01\x01\x42\n\n\x08_enabledB\x13\n\x11_max_draft_tokensB\r\n\x0b_tree_width\"\xaf\x01\n\x10GenerateResponse\x12/\n\x07started\x18\x01 \x01(\x0b\x32\x1c.outrider.v1.GenerateStartedH\x00\x12.\n\x06tokens\x18\x02 \x01(\x0b\x32\x1c.outrider.v1.GeneratedTokensH\x00\x12\x31\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1d.outrider.v1.GenerateFinishedH\x00\x42\x07\n\x05\x65vent\"_\n\x0fGenerateStarted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\x10prompt_token_ids\x18\x02 \x03(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x10\n\x08trace_id\x18\x04 \x01(\t\"\xa1\x01\n\x0fGeneratedTokens\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12+\n\x06tokens\x18\x03 \x03(\x0b\x32\x1b.outrider.v1.GeneratedToken\x12\x13\n\x0brolled_back\x18\x04 \x01(\x08\x12\x18\n\x10num_draft_tokens\x18\x05 \x01(\r\x12\x12\n\ncompletion\x18\x06 \x01(\r\"\x88\x01\n\x0eGeneratedToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12(\n\x06origin\x18\x03 \x01(\x0e\x32\x18.outrider.v1.TokenOrigin\x12,\n\x08logprobs\x18\x04 \x01(\x0b\x32\x1a.outrider.v1.TokenLogprobs\"\xa2\x02\n\x10GenerateFinished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.outrider.v1.FinishReason\x12)\n\x04mode\x18\x02 \x01(\x0e\x32\x1b.outrider.v1.GenerationMode\x12\x13\n\x0bmode_reason\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12!\n\x05usage\x18\x05 \x01(\x0b\x32\x12.outrider.v1.Usage\x12\x37\n\x0bspeculation\x18\x06 \x01(\x0b\x32\".outrider.v1.SpeculationStatistics\x12%\n\x07timings\x18\x07 \x01(\x0b\x32\x14.outrider.v1.Timings\x12\x12\n\ncompletion\x18\x08 \x01(\r\"b\n\x05Usage\x12\x19\n\x11num_prompt_tokens\x18\x01 \x01(\r\x12\x1c\n\x14num_generated_tokens\x18\x02 \x01(\r\x12 \n\x18num_cached_prompt_tokens\x18\x03 \x01(\r\"\x9a\x03\n\x15SpeculationStatistics\x12\x12\n\nnum_rounds\x18\x01 \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x02 \x01(\r\x12\x1b\n\x13num_accepted_tokens\x18\x03 \x01(\r\x12\x15\n\rnum_rollbacks\x18\x04 \x01(\r\x12\x19\n\x11num_drafted_nodes\x18\x05 \x01(\r\x12\x17\n\x0fnum_stale_nodes\x18\x06 \x01(\r\x12\x19\n\x11\x61\x63\x63\x65ptance_length\x18\x07 \x01(\x02\x12\x1c\n\x14\x61\x63\x63\x65ptance_histogram\x18\x08 \x03(\r\x12\x16\n\x0enum_rejections\x18\t \x01(\r\x12 \n\x18num_recovered_token_hits\x18\n \x01(\r\x12\x13\n\x0bnum_bonuses\x18\x0b \x01(\r\x12\x16\n\x0enum_bonus_hits\x18\x0c \x01(\r\x12 \n\x18num_prompt_lookup_tokens\x18\r \x01(\r\x12)\n!num_accepted_prompt_lookup_tokens\x18\x0e \x01(\r\"p\n\x07Timings\x12\x16\n\x0e\x66irst_token_ms\x18\x01 \x01(\x02\x12\x10\n\x08total_ms\x18\x02 \x01(\x02\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x16\n\x0everify_wait_ms\x18\x04 \x01(\x02\x12\x10\n\x08\x64raft_ms\x18\x05 \x01(\x02\"\x16\n\x14GetServerInfoRequest\"\xea\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x18\n\x10protocol_version\x18\x02 \x01(\r\x12&\n\x06target\x18\x03 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\x12%\n\x05\x64raft\x18\x04 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\x12\x1a\n\x12target_only_reason\x18\x05 \x01(\t\x12\x13\n\x0bnum_running\x18\x06 \x01(\r\x12&\n\x08replicas\x18\x07 \x03(\x0b\x32\x14.outrider.v1.Replica\"\xb5\x01\n\x07Replica\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0f\n\x07service\x18\x02 \x01(\t\x12\x0f\n\x07serving\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12%\n\x05model\x18\x05 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\x12%\n\x04load\x18\x06 \x01(\x0b\x32\x17.outrider.v1.WorkerLoad\x12\x18\n\x10num_own_sessions\x18\x07 \x01(\r*\x93\x01\n\x0bTokenOrigin\x12\x1c\n\x18TOKEN_ORIGIN_UNSPECIFIED\x10\x00\x12\x19\n\x15TOKEN_ORIGIN_ACCEPTED\x10\x01\x12\x1a\n\x16TOKEN_ORIGIN_RECOVERED\x10\x02\x12\x16\n\x12TOKEN_ORIGIN_BONUS\x10\x03\x12\x17\n\x13TOKEN_ORIGIN_TARGET\x10\x04*\x91\x01\n\x0eGenerationMode\x12\x1f\n\x1bGENERATION_MODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bGENERATION_MODE_SPECULATIVE\x10\x01\x12\x1f\n\x1bGENERATION_MODE_TARGET_ONLY\x10\x02\x12\x1c\n\x18GENERATION_MODE_DEGRADED\x10\x03\x32\xb6\x01\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.outrider.v1.GenerateRequest\x1a\x1d.outrider.v1.GenerateResponse0\x01\x12V\n\rGetServerInfo\x12!.outrider.v1.GetServerInfoRequest\x1a\".outrider.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'outrider.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TOKENORIGIN']._serialized_start=2626
-  _globals['_TOKENORIGIN']._serialized_end=2773
-  _globals['_GENERATIONMODE']._serialized_start=2776
-  _globals['_GENERATIONMODE']._serialized_end=2921
+  _globals['_CHATPROMPT_CHATTEMPLATEKWARGSENTRY']._loaded_options = None
+  _globals['_CHATPROMPT_CHATTEMPLATEKWARGSENTRY']._serialized_options = b'8\001'
+  _globals['_TOKENORIGIN']._serialized_start=2942
+  _globals['_TOKENORIGIN']._serialized_end=3089
+  _globals['_GENERATIONMODE']._serialized_start=3092
+  _globals['_GENERATIONMODE']._serialized_end=3237
   _globals['_GENERATEREQUEST']._serialized_start=72
-  _globals['_GENERATEREQUEST']._serialized_end=507
-  _globals['_TOKENIDS']._serialized_start=509
-  _globals['_TOKENIDS']._serialized_end=532
-  _globals['_SPECULATIONPARAMS']._serialized_start=535
-  _globals['_SPECULATIONPARAMS']._serialized_end=680
-  _globals['_GENERATERESPONSE']._serialized_start=683
-  _globals['_GENERATERESPONSE']._serialized_end=858
-  _globals['_GENERATESTARTED']._serialized_start=860
-  _globals['_GENERATESTARTED']._serialized_end=955
-  _globals['_GENERATEDTOKENS']._serialized_start=958
-  _globals['_GENERATEDTOKENS']._serialized_end=1119
-  _globals['_GENERATEDTOKEN']._serialized_start=1122
-  _globals['_GENERATEDTOKEN']._serialized_end=1258
-  _globals['_GENERATEFINISHED']._serialized_start=1261
-  _globals['_GENERATEFINISHED']._serialized_end=1551
-  _globals['_USAGE']._serialized_start=1553
-  _globals['_USAGE']._serialized_end=1651
-  _globals['_SPECULATIONSTATISTICS']._serialized_start=1654
-  _globals['_SPECULATIONSTATISTICS']._serialized_end=2064
-  _globals['_TIMINGS']._serialized_start=2066
-  _globals['_TIMINGS']._serialized_end=2178
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=2180
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=2202
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=2205
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=2439
-  _globals['_REPLICA']._serialized_start=2442
-  _globals['_REPLICA']._serialized_end=2623
-  _globals['_GENERATIONSERVICE']._serialized_start=2924
-  _globals['_GENERATIONSERVICE']._serialized_end=3106
+  _globals['_GENERATEREQUEST']._serialized_end=548
+  _globals['_CHATPROMPT']._serialized_start=551
+  _globals['_CHATPROMPT']._serialized_end=777
+  _globals['_CHATPROMPT_CHATTEMPLATEKWARGSENTRY']._serialized_start=720
+  _globals['_CHATPROMPT_CHATTEMPLATEKWARGSENTRY']._serialized_end=777
+  _globals['_CHATMESSAGE']._serialized_start=779
+  _globals['_CHATMESSAGE']._serialized_end=823
+  _globals['_TOKENIDS']._serialized_start=825
+  _globals['_TOKENIDS']._serialized_end=848
+  _globals['_SPECULATIONPARAMS']._serialized_start=851
+  _globals['_SPECULATIONPARAMS']._serialized_end=996
+  _globals['_GENERATERESPONSE']._serialized_start=999
+  _globals['_GENERATERESPONSE']._serialized_end=1174
+  _globals['_GENERATESTARTED']._serialized_start=1176
+  _globals['_GENERATESTARTED']._serialized_end=1271
+  _globals['_GENERATEDTOKENS']._serialized_start=1274
+  _globals['_GENERATEDTOKENS']._serialized_end=1435
+  _globals['_GENERATEDTOKEN']._serialized_start=1438
+  _globals['_GENERATEDTOKEN']._serialized_end=1574
+  _globals['_GENERATEFINISHED']._serialized_start=1577
+  _globals['_GENERATEFINISHED']._serialized_end=1867
+  _globals['_USAGE']._serialized_start=1869
+  _globals['_USAGE']._serialized_end=1967
+  _globals['_SPECULATIONSTATISTICS']._serialized_start=1970
+  _globals['_SPECULATIONSTATISTICS']._serialized_end=2380
+  _globals['_TIMINGS']._serialized_start=2382
+  _globals['_TIMINGS']._serialized_end=2494
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=2496
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=2518
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=2521
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=2755
+  _globals['_REPLICA']._serialized_start=2758
+  _globals['_REPLICA']._serialized_end=2939
+  _globals['_GENERATIONSERVICE']._serialized_start=3240
+  _globals['_GENERATIONSERVICE']._serialized_end=3422
 # @@protoc_insertion_point(module_scope)

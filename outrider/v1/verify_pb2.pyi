@@ -114,13 +114,29 @@ class GetTokenizerRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetTokenizerResponse(_message.Message):
-    __slots__ = ("chunk", "num_bytes", "sha256", "chat_template")
+    __slots__ = ("chunk", "num_bytes", "sha256", "chat_templates", "special_tokens")
+    class ChatTemplatesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class SpecialTokensEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     CHUNK_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
-    CHAT_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    CHAT_TEMPLATES_FIELD_NUMBER: _ClassVar[int]
+    SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     chunk: bytes
     num_bytes: int
     sha256: str
-    chat_template: str
-    def __init__(self, chunk: _Optional[bytes] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., chat_template: _Optional[str] = ...) -> None: ...
+    chat_templates: _containers.ScalarMap[str, str]
+    special_tokens: _containers.ScalarMap[str, str]
+    def __init__(self, chunk: _Optional[bytes] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., chat_templates: _Optional[_Mapping[str, str]] = ..., special_tokens: _Optional[_Mapping[str, str]] = ...) -> None: ...

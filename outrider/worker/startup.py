@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.core.protocol.messages import ModelInfo
+from outrider.core.protocol.messages import ModelInfo, PortableTokenizer
 from outrider.engine import native
 from outrider.engine.attention.interface import ModelFacts, model_facts
 from outrider.engine.attention.native import NativeAttention
@@ -42,8 +42,7 @@ class LoadedModel:
     engine: Engine
     info: ModelInfo
     folder: Path
-    tokenizer: bytes
-    """A tokenizer.json with which `tokenizers` alone makes AutoTokenizer's ids."""
+    tokenizer: PortableTokenizer
     package: Path | None = None
     """Where the compiled forward pass is still to be made; None if it is in use, or not wanted, or not possible."""
 
@@ -116,7 +115,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         name=name,
         model_type=text_config.model_type,
         vocab_size=engine.vocab_size,
-        tokenizer_sha256=vocabulary_sha256(tokenizer),
+        tokenizer_sha256=vocabulary_sha256(tokenizer.json),
         eos_token_ids=end_tokens,
         max_context=max_context,
         max_sessions=config.max_sessions,
@@ -125,7 +124,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         device=str(engine.device),
         protocol_version=PROTOCOL_VERSION,
         instance_id=uuid.uuid4().hex,
-        identity_sha256=model_sha256(folder, weights, tokenizer),
+        identity_sha256=model_sha256(folder, weights, tokenizer.json),
         memory_limit_bytes=memory_limit,
         kv_cache_bytes=kv_cache,
     )

@@ -123,6 +123,16 @@ async def test_a_request_arrives_as_it_was_made() -> None:
     )
 
 
+async def test_a_text_may_have_its_special_tokens_already() -> None:
+    coordinator = ScriptedCoordinator()
+    async with serving(coordinator) as address, GenerationClient(address) as client:
+        async for _ in client.generate("<s>x", add_special_tokens=False):
+            pass
+    (request,) = coordinator.requests
+    assert request.HasField("add_special_tokens")
+    assert not request.add_special_tokens
+
+
 async def test_what_is_not_said_is_not_sent() -> None:
     coordinator = ScriptedCoordinator()
     async with serving(coordinator) as address, GenerationClient(address) as client:
@@ -130,6 +140,7 @@ async def test_what_is_not_said_is_not_sent() -> None:
             pass
     (request,) = coordinator.requests
     assert request.WhichOneof("prompt") == "text"
+    assert not request.HasField("add_special_tokens")
     assert not request.sampling.HasField("seed")
     assert not request.HasField("max_tokens")
     assert not request.HasField("num_logprobs")

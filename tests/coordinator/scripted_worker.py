@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from outrider import PROTOCOL_VERSION
-from outrider.core.protocol.messages import ModelInfo, WorkerLoad
+from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
 from outrider.rpc.worker_client import WorkerClient
 
 MODEL = ModelInfo(
@@ -81,10 +81,10 @@ class ScriptedWorker(WorkerClient):
         await self._reconnected.wait()
         self._reconnected.clear()
 
-    async def fetch_tokenizer(self) -> bytes:
+    async def fetch_tokenizer(self) -> PortableTokenizer:
         if isinstance(self.tokenizer, Exception):
             raise self.tokenizer
-        return self.tokenizer
+        return PortableTokenizer(self.tokenizer, {"default": "{{ bos_token }}"}, {"bos_token": "<s>"})
 
     async def close(self) -> None:
         self.is_closed = True

@@ -9,8 +9,9 @@ from typing import cast
 
 import pytest
 
-from coordinator.completions import UNREAD_ROUNDS_MAX, run_together
+from coordinator.completions import run_together
 from coordinator.generation import Generation
+from coordinator.interleave import UNREAD_VALUES_MAX
 from outrider.core.protocol.errors import StepFailedError
 
 
@@ -38,7 +39,7 @@ async def test_rounds_that_nobody_reads_do_not_pile_up() -> None:
                 ended.append(completion)
     assert sorted(ended) == [0, 1, 2, 3]
     assert Counted.num_taken == Counted.num_made == 200
-    assert Counted.num_ahead_max <= UNREAD_ROUNDS_MAX + len(generations) + 1  # and the one on its way to the client
+    assert Counted.num_ahead_max <= UNREAD_VALUES_MAX + len(generations) + 1  # and the one on its way to the client
 
 
 class Told:

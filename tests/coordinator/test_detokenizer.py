@@ -110,3 +110,20 @@ def test_tokens_that_bring_no_text_take_linear_time(name: str, token: str) -> No
             stream.push(token_id)
         seconds[count] = time.perf_counter() - begun
     assert seconds[16_000] < 8 * seconds[4_000] + 0.1
+
+
+@pytest.mark.parametrize("path", [BUNDLED, *REAL.values()], ids=["bundled", *REAL])
+@settings(deadline=None)  # the first example reads the vocabulary
+@given(text=TEXTS)
+def test_the_bytes_of_single_tokens_are_together_those_of_the_text(path: Path, text: str) -> None:
+    tokenizer = real(path)
+    detokenizer = Detokenizer(tokenizer)
+    token_ids = tokenizer.encode(text, add_special_tokens=False).ids
+    content = b"".join(map(detokenizer.content, token_ids))
+    assert content.decode() == tokenizer.decode(token_ids, skip_special_tokens=False)
+
+
+def test_the_bytes_of_single_tokens_where_a_byte_is_a_token() -> None:
+    tokenizer = MADE_UP["byte fallback, as Gemma"]
+    found = [Detokenizer(tokenizer).content(tokenizer.token_to_id(name)) for name in ("▁a", "<0xE2>", "<s>")]
+    assert found == [b" a", b"\xe2", b"<s>"]

@@ -101,7 +101,7 @@ async def test_a_few_threads_encode_and_what_waits_for_them_is_bounded(slow: Slo
     largest = "x" * PROMPT_BYTES_MAX
     encodings = [asyncio.create_task(tokenizer.encode(largest)) for _ in range(ENCODING_MAX // PROMPT_BYTES_MAX)]
     await turns()
-    with pytest.raises(QueueFullError, match=f"{len(encodings)} long prompts wait"):
+    with pytest.raises(QueueFullError, match=f"{len(encodings)} long texts wait"):
         await tokenizer.encode(LONG)
     slow.may_work.set()
     assert {len(token_ids) for token_ids in await asyncio.gather(*encodings)} == {len(LONG)}

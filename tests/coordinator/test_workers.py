@@ -72,6 +72,7 @@ async def test_generations_are_possible_with_a_target_and_an_answer_of_the_draft
     assert watching.ready
     target, tokenizer = watching.workers.require_target()
     assert (target.name, await tokenizer.encode("b")) == ("target", [1])
+    assert watching.workers.require_chat_template().render([{"role": "user", "content": "a"}]) == "<s>"
     assert watching.workers.drafter_refusal() is None
 
 

@@ -200,7 +200,7 @@ async def coordinator(
     servicer = GenerationServicer(service)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
     address = f"127.0.0.1:{await server.start(config.listen)}"
-    watching = asyncio.create_task(workers.watch(on_change))
+    watching = asyncio.create_task(service.watch(on_change))
     try:
         async with GenerationClient(address) as client:
             running = Stack(client, address, service, workers, changed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import grpc.aio
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
+from openai import AsyncOpenAI
 
 from outrider.cli.up import UpOptions, choose_models, services
 from outrider.rpc.channels import open_channel
@@ -97,7 +99,8 @@ async def test_run_starts_generates_compares_and_stops() -> None:
 async def test_up_starts_what_it_is_told_drains_and_exits_with_zero(number: signal.Signals, draft: str) -> None:
     """The bundled draft model, or the drafter without a model."""
     address = free_address()
-    flags = ["--port=0", f"--draft-port={address.rpartition(':')[2]}", "--verify-port=0", "--compile=off"]
+    flags = ["--port=0", "--verify-port=0", "--http-port=0", "--compile=off"]
+    flags.append(f"--draft-port={address.rpartition(':')[2]}")
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "outrider.cli", "up", *flags, *(["--draft=ngram"] if draft == "ngram" else [])),
         stdout=asyncio.subprocess.PIPE,
@@ -112,6 +115,9 @@ async def test_up_starts_what_it_is_told_drains_and_exits_with_zero(number: sign
     async with open_channel(address) as channel:
         info = await draft_pb2_grpc.DraftServiceStub(channel).GetModelInfo(common_pb2.GetModelInfoRequest())
     assert info.model.name == draft
+    (url,) = re.findall(r"OpenAI-compatible: (http://\S+)", printed)
+    async with AsyncOpenAI(base_url=url, api_key="none") as client:
+        assert [model.id async for model in client.models.list()] == ["target"]
     process.send_signal(number)
     output, _ = await process.communicate()
     assert process.returncode == 0, printed + output.decode()

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
 from outrider.engine.load.folder import vocabulary_sha256
 from outrider.engine.load.tokenizer import portable_tokenizer
 from tests.engine.folders import BUNDLED, copied, edit
@@ -29,7 +30,7 @@ PADDING = {
 
 
 def spells_alike(folder: Path) -> Tokenizer:
-    handed = Tokenizer.from_str(portable_tokenizer(folder).decode())
+    handed = Tokenizer.from_str(portable_tokenizer(folder).json.decode())
     expected = AutoTokenizer.from_pretrained(folder)(TEXT).input_ids
     assert handed.encode(TEXT).ids == expected
     return handed
@@ -67,7 +68,7 @@ def test_an_added_token_is_handed_over(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     added_in_config(folder)
     assert spells_alike(folder).token_to_id("<|im_start|>") == 4096
-    assert vocabulary_sha256(portable_tokenizer(folder)) != vocabulary_sha256(portable_tokenizer(BUNDLED))
+    assert vocabulary_sha256(portable_tokenizer(folder).json) != vocabulary_sha256(portable_tokenizer(BUNDLED).json)
 
 
 def test_truncation_leaves_no_trace(tmp_path: Path) -> None:
@@ -132,4 +133,50 @@ def test_one_in_which_rust_panics_is_refused(changes: dict[str, object], words: 
     edit(folder / "tokenizer.json", **changes)
     edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     with pytest.raises(UnsupportedModelError, match=words):
+        portable_tokenizer(folder)
+
+
+def as_jinja_files(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("plain")
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
+
+
+def as_named(folder: Path) -> None:
+    named = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    edit(folder / "tokenizer_config.json", chat_template=named)
+
+
+TEMPLATES: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
+    "none": (lambda folder: None, {}),
+    "one": (lambda folder: edit(folder / "tokenizer_config.json", chat_template="plain"), {"default": "plain"}),
+    "one as a file": (
+        lambda folder: (folder / "chat_template.jinja").write_text("plain é", encoding="utf-8"),
+        {"default": "plain é"},
+    ),
+    "several": (as_named, {"default": "plain", "tool_use": "tools"}),
+    "several as files": (as_jinja_files, {"default": "plain", "tool_use": "tools"}),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_chat_templates_are_handed_over_by_name(name: str, tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    write, expected = TEMPLATES[name]
+    write(folder)
+    assert portable_tokenizer(folder).chat_templates == expected
+
+
+def test_special_tokens_are_handed_over_as_templates_know_them(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "tokenizer_config.json", bos_token={"content": "<|endoftext|>", "__type": "AddedToken"})
+    handed = portable_tokenizer(folder).special_tokens
+    assert handed["bos_token"] == "<|endoftext|>"
+    assert handed == AutoTokenizer.from_pretrained(folder).special_tokens_map
+
+
+def test_a_chat_template_too_large_for_a_message_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "tokenizer_config.json", chat_template="é" * (CHAT_TEMPLATE_BYTES_MAX // 2))
+    with pytest.raises(UnsupportedModelError, match="take the templates that the model was published with"):
         portable_tokenizer(folder)

@@ -45,6 +45,11 @@ def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
     )
 
 
+def _above(rooms: set[str], layer: Layer) -> Layer:
+    """A layer that may use rooms of its own package which are layers."""
+    return layer._replace(layers=layer.layers | rooms)
+
+
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers tokenizers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
@@ -108,7 +113,17 @@ LAYERS = {
     "verify_service": _layer(
         f"core {_ALL_ENGINE} machine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
     ),
-    "coordinator": _layer("core machine rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
+    "coordinator.chat": _layer("core", "jinja2", forbidden="asyncio io os selectors socket subprocess threading"),
+    "coordinator": _above(
+        {"coordinator.chat"}, _layer("core machine rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers")
+    ),
+    "coordinator.openai": _above(
+        {"coordinator", "coordinator.chat"}, _layer("core rpc", "fastapi grpc pydantic pydantic_core starlette")
+    ),
+    "coordinator.http": _layer("core rpc", "fastapi structlog uvicorn"),
+    "coordinator.__main__": _above(
+        {"coordinator", "coordinator.http", "coordinator.openai"}, _layer("machine rpc telemetry v1")
+    ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
 the core may import any room. Torch stays away from everything but the workers."""

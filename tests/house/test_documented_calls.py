@@ -6,6 +6,7 @@ import ast
 import asyncio
 import json
 import re
+from dataclasses import asdict
 from typing import NamedTuple
 
 from google.protobuf import json_format, symbol_database
@@ -14,9 +15,11 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from tokenizers import Tokenizer
 
+from coordinator.chat.template import ChatTemplate
 from coordinator.config import CoordinatorConfig
 from coordinator.request import settle
 from coordinator.tokenizer import TargetTokenizer
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, ModelInfo, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX, check_draft_open, check_verify_open
 from outrider.core.verify.session import VerifySession
@@ -69,8 +72,10 @@ def test_what_grpcurl_is_told_to_send_is_accepted() -> None:
     for page, method, messages in found:
         match messages[0]:
             case generation_pb2.GenerateRequest() as request:
-                decoded = wire.decode_generate_request(request)
-                asyncio.run(settle(*decoded, CoordinatorConfig(), BUNDLED, TargetTokenizer(tokenizer)))
+                prompt, options = wire.decode_generate_request(request)
+                if isinstance(prompt, ChatPrompt):
+                    prompt = ChatTemplate({"default": "{{ messages[-1].content }}"}).render(**asdict(prompt))
+                asyncio.run(settle(prompt, options, CoordinatorConfig(), BUNDLED, TargetTokenizer(tokenizer)))
             case draft_pb2.DraftCommand():
                 _check_draft_session(messages, tokenizer)
             case verify_pb2.VerifyCommand():

@@ -52,7 +52,8 @@ def test_the_image_starts_its_own_service_as_the_manifests_user(base: Manifests,
     user = base.pod(name)["securityContext"]
     assert json.loads(only(name, "ENTRYPOINT")) == ["python", "-m", FOLDERS[name]]
     assert only(name, "USER") == f"{user['runAsUser']}:{user['runAsGroup']}"
-    assert only(name, "EXPOSE") == str(base.container(name)["ports"][0]["containerPort"])
+    ports = [str(port["containerPort"]) for port in base.container(name)["ports"]]
+    assert only(name, "EXPOSE").split() == ports
     assert not {"command", "args"} & base.container(name).keys()
 
 

@@ -24,6 +24,8 @@ PORTS = {"coordinator": 50050, "draft": 50051, "verify": 50052}
 
 COLLECTOR_PORT = 4318
 """Where a telemetry collector takes OTLP over HTTP."""
+HTTP_PORT = 8080
+"""Where the coordinator answers HTTP, too."""
 
 HEALTH_SERVICES = {
     "coordinator": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
@@ -152,9 +154,17 @@ def test_one_port_from_address_to_socket(manifests: Manifests, name: str) -> Non
     port = PORTS[name]
     service = manifests.named("Service")[name]["spec"]
     assert manifests.environment(name)["OUTRIDER_LISTEN"] == f"0.0.0.0:{port}"
-    assert manifests.container(name)["ports"] == [{"name": "grpc", "containerPort": port}]
+    assert manifests.environment(name).get("OUTRIDER_HTTP") == (
+        f"0.0.0.0:{HTTP_PORT}" if name == "coordinator" else None
+    )
+    http = [HTTP_PORT] if name == "coordinator" else []
+    assert manifests.container(name)["ports"] == [
+        {"name": "grpc", "containerPort": port},
+        *({"name": "http", "containerPort": each} for each in http),
+    ]
     assert service["ports"] == [
-        {"name": "grpc", "port": port, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"}
+        {"name": "grpc", "port": port, "targetPort": "grpc", "appProtocol": "kubernetes.io/h2c"},
+        *({"name": "http", "port": each, "targetPort": "http", "appProtocol": "http"} for each in http),
     ]
     if name in WORKERS:
         assert service["clusterIP"] == "None"

@@ -22,8 +22,9 @@ from served import DRAFT_SERVICE, Serve
 from outrider.core.protocol.errors import InvalidRequestError, SlotsExhaustedError
 from outrider.rpc import server as server_module
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
+from outrider.rpc.listening import ListenError
 from outrider.rpc.reflection import V1_SERVICE_NAME, V1ALPHA_SERVICE_NAME
-from outrider.rpc.server import ListenError, Server, Service
+from outrider.rpc.server import Server, Service
 from outrider.rpc.status import error_from, rpc_errors
 from outrider.rpc.streams import EOF, OutgoingStream
 from outrider.v1 import draft_pb2_grpc

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from outrider.core.coordinate.events import Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import COUNTERS, Speculation, SpeculationCounts
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.messages import FinishReason, TokenOrigin, WorkerLoad
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, OptionFields
@@ -107,8 +108,24 @@ def test_a_value_survives_the_wire(
     assert decode(type(message).FromString(message.SerializeToString())) == value
 
 
-@given(prompt=TEXT | UINT32S, wanted=options())
-def test_a_request_survives_the_wire(prompt: str | list[int], wanted: GenerationOptions) -> None:
+def chat_prompts() -> st.SearchStrategy[ChatPrompt]:
+    messages = st.lists(st.fixed_dictionaries({"role": TEXT, "content": TEXT}), max_size=3)
+    kwargs = st.dictionaries(TEXT, st.none() | st.booleans() | TEXT | st.lists(UINT32, max_size=2), max_size=2)
+
+    def prompt(continues: bool) -> st.SearchStrategy[ChatPrompt]:
+        return st.builds(
+            ChatPrompt,
+            messages=messages,
+            add_generation_prompt=st.just(not continues),
+            continue_final_message=st.just(continues),
+            chat_template_kwargs=kwargs,
+        )
+
+    return st.booleans().flatmap(prompt)
+
+
+@given(prompt=TEXT | UINT32S | chat_prompts(), wanted=options())
+def test_a_request_survives_the_wire(prompt: str | list[int] | ChatPrompt, wanted: GenerationOptions) -> None:
     raw = wire.encode_generate_request(prompt, wanted).SerializeToString()
     assert wire.decode_generate_request(pb.GenerateRequest.FromString(raw)) == (prompt, wanted)
 
@@ -131,6 +148,27 @@ def test_a_request_without_a_prompt_names_the_field() -> None:
     with pytest.raises(InvalidRequestError) as refused:
         wire.decode_generate_request(pb.GenerateRequest(max_tokens=3))
     assert [violation.field for violation in refused.value.violations] == ["prompt"]
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        ChatPrompt(messages=[{"role": "user", "content": "a"}], tools=[{"type": "function"}]),
+        ChatPrompt(messages=[{"role": "user", "content": "a"}], add_generation_prompt=False),
+        ChatPrompt(messages=[{"role": "user", "content": [{"type": "text", "text": "a"}]}]),
+        ChatPrompt(messages=[{"role": "user", "content": "a", "name": "b"}]),
+        ChatPrompt(messages=[], chat_template_kwargs={"a": {1}}),
+    ],
+)
+def test_a_conversation_that_no_message_can_hold_is_refused(prompt: ChatPrompt) -> None:
+    with pytest.raises(InvalidRequestError, match="request: cannot be sent"):
+        wire.encode_generate_request(prompt, DEFAULT_OPTIONS)
+
+
+@pytest.mark.parametrize("value", ["{", "", "[" * 100_000])
+def test_a_variable_of_a_template_that_is_no_json_names_the_field(value: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"chat\.chat_template_kwargs: must be JSON"):
+        wire.decode_generate_request(pb.GenerateRequest(chat=pb.ChatPrompt(chat_template_kwargs={"a": value})))
 
 
 def test_an_empty_list_of_ids_is_a_prompt_to_be_refused_by_its_own_field() -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from outrider.core.protocol.sampling import SamplingParams
 
@@ -68,6 +68,28 @@ class ModelInfo(NamedTuple):
     identity_sha256: str = ""
     memory_limit_bytes: int = 0
     kv_cache_bytes: int = 0
+
+
+DEFAULT_TEMPLATE: Final = "default"
+"""Name of a model's only chat template, or of that for what no other is for."""
+TOOL_USE_TEMPLATE: Final = "tool_use"
+"""Name of the chat template for conversations with tools, where a model has one of its own for them."""
+
+
+class PortableTokenizer(NamedTuple):
+    """A target's tokenizer, and what makes prompts of conversations, for who has no model folder."""
+
+    json: bytes
+    """A tokenizer.json with which `tokenizers` alone makes AutoTokenizer's ids, without truncation and padding."""
+    chat_templates: Mapping[str, str]
+    """Jinja by name: "default", perhaps "tool_use" and others; none if the model has none."""
+    special_tokens: Mapping[str, str]
+    """By the names that templates know them by, such as "bos_token"."""
+
+    @property
+    def num_template_bytes(self) -> int:
+        """Size of what is there for conversations."""
+        return sum(len(text.encode()) for part in self[1:] for pair in part.items() for text in pair)
 
 
 class WorkerLoad(NamedTuple):

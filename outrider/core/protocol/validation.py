@@ -50,6 +50,10 @@ PROMPT_BYTES_MAX = 1024 * 1024
 """Longest prompt text, a quarter of a million tokens of English; a longer one can be sent as token ids. Tokenizing it
 takes a second, and 350 MB at the coordinator."""
 
+CHAT_TEMPLATE_BYTES_MAX = 1024 * 1024
+"""Largest chat templates and special tokens of a model, together: they travel in one message. Published templates have
+some kilobytes."""
+
 
 class Violations:
     """Collects what is wrong with one request, so that the caller hears everything at once."""

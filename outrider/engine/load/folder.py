@@ -178,18 +178,6 @@ def tokenizer_file(folder: Path) -> Path:
     return path
 
 
-def chat_template(folder: Path) -> str:
-    """The model's chat template in Jinja, or the empty string."""
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        return template.read_text(encoding="utf-8")
-    config = folder / "tokenizer_config.json"
-    if config.is_file():
-        found = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-        return found if isinstance(found, str) else ""
-    return ""
-
-
 def vocabulary_sha256(tokenizer: Path | bytes) -> str:
     """SHA-256 of what a tokenizer.json, given as a file or its content, says about ids: vocabulary and added tokens.
 

@@ -1,14 +1,16 @@
-"""The tokenizer of a model folder, as transformers loads it, in one text that whoever has no model folder can use."""
+"""The tokenizer and chat templates of a model folder, as transformers loads them, for whoever has no model folder."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.messages import DEFAULT_TEMPLATE, PortableTokenizer
+from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
 from outrider.engine.load.folder import tokenizer_file
 
 _SAMPLES = (
@@ -20,11 +22,10 @@ _SAMPLES = (
 """Spaces, digits, composed and decomposed letters, scripts, emoji, contractions: what tokenizers treat differently."""
 
 
-def portable_tokenizer(folder: Path) -> bytes:
-    """A tokenizer.json with which `tokenizers` alone makes the ids that AutoTokenizer makes of a prompt.
+def portable_tokenizer(folder: Path) -> PortableTokenizer:
+    """The folder's tokenizer with what other files of the folder add to tokenizer.json.
 
-    It has what other files of the folder add to the folder's own, and neither truncates nor pads. Raises
-    UnsupportedModelError if there is none.
+    Raises UnsupportedModelError if there is none, or if what comes with it is too large.
     """
     tokenizer_file(folder)
     try:
@@ -56,7 +57,21 @@ def portable_tokenizer(folder: Path) -> bytes:
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
                 "transformers than its tokenizer.json says, so the coordinator could not make them"
             )
-    return portable.to_str().encode()
+    handed = PortableTokenizer(
+        portable.to_str().encode(), _chat_templates(tokenizer.chat_template), tokenizer.special_tokens_map
+    )
+    if handed.num_template_bytes > CHAT_TEMPLATE_BYTES_MAX:
+        raise UnsupportedModelError(
+            f"the chat templates of {folder} have {handed.num_template_bytes} bytes with its special tokens; at most "
+            f"{CHAT_TEMPLATE_BYTES_MAX} are allowed: take the templates that the model was published with"
+        )
+    return handed
+
+
+def _chat_templates(found: object) -> Mapping[str, str]:
+    """By name; a model's only one is its default."""
+    named = found if isinstance(found, dict) else {DEFAULT_TEMPLATE: found}
+    return {str(name): template for name, template in named.items() if isinstance(template, str)}
 
 
 def _probes(tokenizer: Tokenizer) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from outrider.core.coordinate.events import (
@@ -16,6 +17,7 @@ from outrider.core.coordinate.events import (
 )
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import COUNTERS, Speculation
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.options import GenerationOptions, Prompt
 from outrider.rpc.wire.parts import (
@@ -42,13 +44,14 @@ _MODES = {
 _MODE_OF: dict[int, GenerationMode] = {number: mode for mode, number in _MODES.items()}
 
 
-def encode_generate_request(prompt: Prompt, options: GenerationOptions) -> pb.GenerateRequest:
+def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOptions) -> pb.GenerateRequest:
     """Raises InvalidRequestError for what no message can hold, such as a negative token id."""
     try:
         message = pb.GenerateRequest(
             text=prompt if isinstance(prompt, str) else None,
-            token_ids=None if isinstance(prompt, str) else pb.TokenIds(ids=prompt),
-            add_special_tokens=options.add_special_tokens,
+            chat=_encode_chat(prompt) if isinstance(prompt, ChatPrompt) else None,
+            token_ids=None if isinstance(prompt, str | ChatPrompt) else pb.TokenIds(ids=prompt),
+            add_special_tokens=None if options.add_special_tokens else False,
             sampling=encode_sampling(options.sampling),
             max_tokens=options.max_tokens,
             stop=options.stop,
@@ -62,22 +65,24 @@ def encode_generate_request(prompt: Prompt, options: GenerationOptions) -> pb.Ge
             ),
             num_completions=options.num_completions,
         )
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
     if options.draw_seed:
         message.sampling.ClearField("seed")
     return message
 
 
-def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt, GenerationOptions]:
+def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt | ChatPrompt, GenerationOptions]:
     """Raises InvalidRequestError for a request without a prompt; bounds are not checked here."""
     match message.WhichOneof("prompt"):
         case "token_ids":
             prompt = message.token_ids.ids[:]
         case "text":
             prompt = message.text
+        case "chat":
+            prompt = _decode_chat(message.chat)
         case _:
-            raise InvalidRequestError([FieldViolation("prompt", "set text or token_ids")])
+            raise InvalidRequestError([FieldViolation("prompt", "set text, token_ids or chat")])
     speculation = message.speculation
     return prompt, GenerationOptions(
         add_special_tokens=not message.HasField("add_special_tokens") or message.add_special_tokens,
@@ -92,6 +97,29 @@ def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt, Genera
         max_draft_tokens=_optional(speculation, "max_draft_tokens"),
         tree_width=_optional(speculation, "tree_width"),
         num_completions=_optional(message, "num_completions"),
+    )
+
+
+def _encode_chat(prompt: ChatPrompt) -> pb.ChatPrompt:
+    if prompt.tools or prompt.add_generation_prompt is prompt.continue_final_message:
+        raise ValueError("a conversation with tools, or without a place for the answer, has no form in gRPC")
+    return pb.ChatPrompt(
+        messages=[pb.ChatMessage(**message) for message in prompt.messages],
+        continue_final_message=prompt.continue_final_message,
+        chat_template_kwargs={name: json.dumps(value) for name, value in prompt.chat_template_kwargs.items()},
+    )
+
+
+def _decode_chat(message: pb.ChatPrompt) -> ChatPrompt:
+    try:
+        kwargs = {name: json.loads(value) for name, value in message.chat_template_kwargs.items()}
+    except (RecursionError, ValueError) as error:
+        raise InvalidRequestError([FieldViolation("chat.chat_template_kwargs", f"must be JSON: {error}")]) from error
+    return ChatPrompt(
+        messages=[{"role": each.role, "content": each.content} for each in message.messages],
+        add_generation_prompt=not message.continue_final_message,
+        continue_final_message=message.continue_final_message,
+        chat_template_kwargs=kwargs,
     )
 
 

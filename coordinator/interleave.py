@@ -1,0 +1,53 @@
+"""Several streams of values as one: whatever comes next, from whichever of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from outrider.rpc.status import own_task_is_cancelled
+
+UNREAD_VALUES_MAX = 1
+"""Values that wait for a client that does not read; beyond it no stream is read."""
+
+V = TypeVar("V")
+
+
+async def interleaved(streams: Sequence[AsyncGenerator[V]]) -> AsyncGenerator[tuple[int, V | None]]:
+    """Yields each value with its stream's number as it comes, and None in place of a value when a stream has ended.
+
+    Raises what the first of them to fail raises, and then reads none of the others on; they are closed at the end.
+    """
+    values: asyncio.Queue[tuple[int, V | BaseException | None]] = asyncio.Queue(UNREAD_VALUES_MAX)
+
+    async def feed(number: int, stream: AsyncGenerator[V]) -> None:
+        try:
+            async with aclosing(stream):
+                async for value in stream:
+                    await values.put((number, value))
+            await values.put((number, None))
+        except (Exception, asyncio.CancelledError) as error:
+            if own_task_is_cancelled():
+                raise
+            await values.put((number, error))
+
+    # Not a TaskGroup: when one of its tasks fails it cancels the task around it, which may be writing to the client.
+    feeds = [asyncio.create_task(feed(number, stream)) for number, stream in enumerate(streams)]
+    num_running = len(feeds)
+    try:
+        while num_running:
+            number, value = await values.get()
+            if isinstance(value, BaseException):
+                try:
+                    raise value
+                finally:
+                    del value  # or the error would hold this frame and the frame the error
+            if value is None:
+                num_running -= 1
+            yield number, value
+    finally:
+        for feed_task in feeds:
+            feed_task.cancel()
+        await asyncio.gather(*feeds, return_exceptions=True)

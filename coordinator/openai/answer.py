@@ -1,0 +1,191 @@
+"""An answer in choices: what completions and chat have in common, whole and streamed."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from coordinator.interleave import interleaved
+from coordinator.openai.api_error import explained
+from coordinator.openai.choice import Choice, Piece
+from coordinator.openai.connection import DONE, data
+from coordinator.openai.generation_body import ChoicesBody
+from coordinator.openai.steps import Steps, metrics, mode, timings
+from coordinator.service import GenerationService
+from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
+from outrider.core.protocol.chat_prompt import ChatPrompt
+from outrider.core.protocol.messages import ModelInfo, TraceContext
+from outrider.core.protocol.options import GenerationOptions, Prompt
+
+
+class Shape(Protocol):
+    """How one of OpenAI's interfaces writes choices."""
+
+    id_prefix: str
+    whole_object: str
+    chunk_object: str
+
+    def echo(self, choice: Choice) -> str:
+        """The text in front of a choice's own."""
+        ...
+
+    def text(self, event: Tokens) -> str:
+        """A round's text."""
+        ...
+
+    def chunk_choice(self, piece: Piece) -> dict[str, Any] | None:
+        """A piece of a choice in a stream, as far as the interfaces differ; None if it has nothing to tell."""
+        ...
+
+    def whole_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
+        """A whole choice, as far as the interfaces differ."""
+        ...
+
+    def root(self, choice: Choice) -> dict[str, Any]:
+        """What stands beside the choices of a whole answer, or of the chunk that is a choice's first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A request, ready for the service."""
+
+    prompts: Sequence[Prompt | ChatPrompt]
+    options: GenerationOptions
+    body: ChoicesBody
+    caller: TraceContext
+
+
+class Answer:
+    """The answer to one request."""
+
+    def __init__(self, service: GenerationService, target: ModelInfo, asked: Asked, shape: Shape) -> None:
+        self._service = service
+        self._target = target
+        self._asked = asked
+        self._shape = shape
+        self._created = int(time.time())
+        self._request_id = ""
+        self._choices: dict[int, Choice] = {}
+
+    async def whole(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The answer in one piece, and its headers. Raises ApiError."""
+        texts: dict[int, list[str]] = defaultdict(list)
+        tokens: dict[int, list[Token]] = defaultdict(list)
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                texts[piece.choice.index].append(piece.text)
+                tokens[piece.choice.index] += piece.tokens
+        choices = [self._choices[index] for index in sorted(self._choices)]
+        told = [
+            self._choice(choice, self._shape.whole_choice(choice, "".join(texts[choice.index]), tokens[choice.index]))
+            for choice in choices
+        ]
+        root = self._root(self._shape.whole_object, told)
+        root |= {"usage": self._usage(), "metrics": None, **self._shape.root(choices[0])}
+        if len(choices) == 1:
+            root |= self._told_of(choices[0])
+        how = mode([choice.finished for choice in choices if choice.finished is not None])
+        return root | {"speculation": how.body}, self.headers() | how.headers
+
+    async def chunks(self) -> AsyncGenerator[bytes]:
+        """The answer as server-sent events, one for each round of each choice. Raises ApiError."""
+        shape, include_usage = self._shape, self._asked.body.include_usage
+        async with aclosing(self._pieces()) as pieces:
+            async for piece in pieces:
+                choice = piece.choice
+                told = shape.chunk_choice(piece)
+                if told is None:
+                    continue
+                root = self._root(shape.chunk_object, [self._choice(choice, told)])
+                if piece.is_first:
+                    root |= shape.root(choice)
+                if choice.finished is not None:
+                    root |= {**self._told_of(choice), "speculation": mode([choice.finished]).body}
+                if include_usage:
+                    root["usage"] = None
+                yield data(root)
+        if include_usage:
+            root = self._root(shape.chunk_object, [])
+            (only, *others) = self._choices.values()
+            yield data(root | {"usage": self._usage(), **({} if others else self._told_of(only))})
+        yield DONE
+
+    def headers(self) -> dict[str, str]:
+        """Headers that are known when the first piece is."""
+        return {"x-request-id": self._request_id}
+
+    async def _pieces(self) -> AsyncGenerator[Piece]:
+        """Raises ApiError."""
+        asked, service = self._asked, self._service
+        with explained(asked.body.field_names):
+            streams = [service.generate(prompt, asked.options, caller=asked.caller) for prompt in asked.prompts]
+            async with aclosing(interleaved(streams)) as events:
+                async for prompt, event in events:
+                    piece = self._on_event(prompt, event) if event is not None else None
+                    if piece is not None:
+                        yield piece
+
+    def _on_event(self, prompt: int, event: Event) -> Piece | None:
+        if isinstance(event, Started):
+            self._request_id = self._request_id or event.request_id
+            for completion in range(self._num_completions):
+                index = prompt * self._num_completions + completion
+                self._choices[index] = Choice(index, prompt, completion, event, self._steps())
+            return None
+        choice = self._choices[prompt * self._num_completions + event.completion]
+        echo = "" if choice.has_begun else self._shape.echo(choice)
+        if isinstance(event, Finished):
+            choice.finished = event
+            return choice.piece(echo + event.text, ())
+        choice.steps.on_round(event)
+        return choice.piece(echo + self._shape.text(event), event.tokens)
+
+    @property
+    def _num_completions(self) -> int:
+        return self._asked.options.num_completions or 1
+
+    def _steps(self) -> Steps:
+        return Steps(self._service.max_draft_tokens(self._asked.options), detailed=self._asked.body.detailed)
+
+    def _root(self, kind: str, choices: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        return {
+            "id": f"{self._shape.id_prefix}{self._request_id}",
+            "object": kind,
+            "created": self._created,
+            "model": self._target.name,
+            "system_fingerprint": f"fp_{self._target.identity_sha256[:16]}",
+            "choices": choices,
+        }
+
+    @staticmethod
+    def _choice(choice: Choice, told: Mapping[str, Any]) -> dict[str, Any]:
+        return {"index": choice.index, **told, **({} if choice.finished is None else {"seed": choice.seed})}
+
+    @staticmethod
+    def _told_of(choice: Choice) -> dict[str, Any]:
+        """What is told of a choice that is finished where it stands alone."""
+        assert choice.finished is not None
+        return {"metrics": metrics(choice.finished, choice.steps), "timings": timings(choice.finished)}
+
+    def _usage(self) -> dict[str, Any]:
+        """Token counts of all choices; those of a prompt count once."""
+        first = [choice for choice in self._choices.values() if choice.completion == 0]
+        usages = [choice.finished.usage for choice in first if choice.finished is not None]
+        num_prompt_tokens = sum(usage.num_prompt_tokens for usage in usages)
+        num_cached = sum(usage.num_cached_prompt_tokens for usage in usages)
+        num_generated = sum(
+            choice.finished.usage.num_generated_tokens
+            for choice in self._choices.values()
+            if choice.finished is not None
+        )
+        return {
+            "prompt_tokens": num_prompt_tokens,
+            "completion_tokens": num_generated,
+            "total_tokens": num_prompt_tokens + num_generated,
+            "prompt_tokens_details": {"cached_tokens": num_cached},
+        }

@@ -1,0 +1,81 @@
+"""The application: which paths there are, and how errors leave it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from coordinator.openai.api_error import ApiError, api_error
+from coordinator.openai.body import Body
+from coordinator.openai.chat_body import ChatBody
+from coordinator.openai.completion import CompletionBody
+from coordinator.openai.connection import Json
+from coordinator.openai.endpoints import Endpoints
+from coordinator.openai.responses_body import ResponsesBody
+from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
+from coordinator.service import GenerationService
+from outrider import __version__
+
+_CLIENT_LEFT = 499
+"""What web servers call a request whose client did not wait. Nobody receives it."""
+
+
+def make_app(service: GenerationService) -> FastAPI:
+    """Everything that is answered over HTTP. Whoever serves it sets `state.ready`."""
+    app = FastAPI(
+        title="Outrider",
+        version=__version__,
+        docs_url=None,  # they would load their scripts from other hosts
+        redoc_url=None,
+        # The service traces requests itself; FastAPI's records may hold what a client sent.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.state.ready = False
+    answers = Endpoints(service)
+    for path, endpoint in {
+        "/healthz": answers.healthz,
+        "/readyz": answers.readyz,
+        "/version": answers.version,
+        "/v1/models": answers.models,
+        "/v1/models/{model:path}": answers.model,
+    }.items():
+        app.get(path, response_model=None)(endpoint)
+    for path, kind, endpoint in (
+        ("/v1/completions", CompletionBody, answers.completions),
+        ("/v1/chat/completions", ChatBody, answers.chat_completions),
+        ("/v1/responses", ResponsesBody, answers.responses),
+        ("/tokenize", TokenizeBody, answers.tokenize),
+        ("/detokenize", DetokenizeBody, answers.detokenize),
+    ):
+        app.post(path, response_model=None, openapi_extra=_body(kind))(endpoint)
+    app.add_exception_handler(ApiError, _tell)
+    app.add_exception_handler(HTTPException, _tell_path)
+    app.add_exception_handler(ClientDisconnect, _tell_nobody)
+    app.add_exception_handler(Exception, _tell)
+    return app
+
+
+def _body(kind: type[Body]) -> dict[str, Any]:
+    """For the OpenAPI document: what a path is sent."""
+    schema = kind.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _tell(_: Request, error: Exception) -> Response:
+    told = api_error(error, {})
+    return Json(told.body, told.status, told.headers)
+
+
+async def _tell_path(request: Request, error: Exception) -> Response:
+    """No such path, or not by this method."""
+    assert isinstance(error, HTTPException)
+    text = f"{request.method} {request.url.path} is not answered here; GET /openapi.json has what is"
+    return Json(ApiError(text).body, error.status_code, error.headers)
+
+
+async def _tell_nobody(_: Request, __: Exception) -> Response:
+    return Response(status_code=_CLIENT_LEFT)

@@ -1,0 +1,106 @@
+"""Work that a client waits for: it ends when the client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar
+
+from fastapi.responses import Response
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Message, Receive, Scope, Send
+
+from coordinator.openai.api_error import api_error
+
+T = TypeVar("T")
+
+DONE = b"data: [DONE]\n\n"
+"""Ends a stream of events as OpenAI's clients expect it."""
+
+
+def data(value: Mapping[str, Any]) -> bytes:
+    """A server-sent event without a name."""
+    return b"data: %b\n\n" % to_json(value)
+
+
+def named(value: Mapping[str, Any]) -> bytes:
+    """A server-sent event that is named by its `type`."""
+    return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), to_json(value))
+
+
+class Json(Response):
+    """A JSON body."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Its bytes."""
+        return to_json(content)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. Cancels it and raises ClientDisconnect when the client leaves first.
+
+    The request's body must have been read.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_until_left(receive))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(leaving, working, return_exceptions=True)
+    return working.result()
+
+
+async def _until_left(receive: Receive) -> None:
+    message: Message = {"type": ""}
+    while message["type"] != "http.disconnect":
+        message = await receive()
+
+
+class EventStream(Response):
+    """Server-sent events. The status waits for the first one: what fails before it has a status of its own.
+
+    What fails later is told by an event.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes], headers: Callable[[], Mapping[str, str]]) -> None:
+        """The `headers` are asked for after the first event."""
+        super().__init__(None)
+        self._events = events
+        self._first_headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the events. Raises ApiError as long as nothing has been sent."""
+        with suppress(ClientDisconnect):
+            await while_connected(receive, self._send(send))
+
+    async def _send(self, send: Send) -> None:
+        has_begun = False
+        async with aclosing(self._events) as events:
+            try:
+                async for event in events:
+                    if not has_begun:
+                        await self._begin(send)
+                        has_begun = True
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+            except Exception as error:
+                told = api_error(error, {})
+                if not has_begun:
+                    raise told from error
+                await send({"type": "http.response.body", "body": data(told.body), "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _begin(self, send: Send) -> None:
+        # A proxy that gathers events before it passes them on would undo the streaming.
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **self._first_headers()})
+        del self.headers["content-length"]
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
