@@ -6,13 +6,15 @@ from pydantic import Field, field_validator
 
 from coordinator.resolution import parse_endpoints
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, ListenAddress, Settings
 
 
 class CoordinatorConfig(Settings):
     """What the coordinator is told."""
 
-    listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
+    listen: ListenAddress = Field(
+        "127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients"
+    )
     verify: str = Field(
         "127.0.0.1:50052",
         description="verify services of one target: host:port or dns:///name:port, several with commas; a name stands "
@@ -35,7 +37,9 @@ class CoordinatorConfig(Settings):
     )
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
-    drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running generations get to finish")
+    drain_seconds: float = Field(
+        20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running generations get to finish"
+    )
 
     @field_validator("verify", "draft")
     @classmethod

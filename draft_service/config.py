@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.settings import ListenAddress, Problem
 from outrider.worker.config import WorkerConfig
 
 
@@ -18,4 +21,12 @@ class DraftConfig(WorkerConfig):
     ngram_table: str = Field(
         "", description=f"{WorkerConfig.model_fields['ngram_table'].description}; with --model {NGRAM_MODEL} alone"
     )
-    listen: str = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
+    listen: ListenAddress = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
+
+    def absent(self) -> Iterator[Problem]:
+        """See `Settings`."""
+        for setting, text in super().absent():
+            if setting != "model":
+                yield Problem(setting, text)
+            elif self.model != NGRAM_MODEL:
+                yield Problem(setting, f"{text}; or use {NGRAM_MODEL}, which needs no model")

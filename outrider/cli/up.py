@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 import outrider
 from outrider.cli.child import Child, Observer
 from outrider.cli.cores import available_cores, num_cores, share_cores
+from outrider.cli.take_up import taken_up
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.errors import OutriderError
 
@@ -60,7 +61,9 @@ class UpOptions:
     dtype: str | None = None
     """None: float32 on a CPU, where it is exact and fast, else the type of the stored weights."""
     compiled: str | None = None
-    """What `--compile` of the workers shall be; None: on, if a C++ compiler is found and the device is a CPU."""
+    """What `--compile` of the workers shall be; None leaves it to `compile_first`."""
+    compile_first: bool = False
+    """Whether workers on a CPU compile before they serve, if a C++ compiler is found, or, as `auto` does, meanwhile."""
     port: int = COORDINATOR_PORT
     draft_port: int = DRAFT_PORT
     verify_port: int = VERIFY_PORT
@@ -157,8 +160,8 @@ class Running:
 async def services(options: UpOptions, observer: Observer | None = None) -> AsyncIterator[Running]:
     """Starts the services, yields when all are ready, and on leaving drains them, the coordinators first.
 
-    A cancellation while they drain kills them. Raises PortTakenError, and ServiceDiedError if a service ends before it
-    is ready.
+    A cancellation while they drain kills them. Raises PortTakenError, ServiceDiedError if a service ends before it is
+    ready, and NotTakenUpError if a coordinator cannot use workers that are.
     """
     observer = observer or Observer()
     coordinators, verifiers, drafters = _children(options, observer)
@@ -169,7 +172,9 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
         # The coordinators last: they then find all workers at once, and the first request has a drafter.
         await _start(pioneers)
         await _start([worker for worker in workers if worker not in pioneers])
-        await _start(coordinators)
+        for coordinator in coordinators:
+            await coordinator.start()
+        await asyncio.gather(*map(taken_up, coordinators))
         yield Running(coordinators, verifiers, drafters, observer)
     finally:
         try:
@@ -198,8 +203,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
         Child(
             name,
             [
-                *_worker_command("verify_service", options.target, address, options.target_device, options),
-                f"--ngram-table={options.ngram_table}",
+                *_command("verify_service", verifier_settings(options), address),
                 *_core_flags(next(verifier_shares, ""), divided=options.num_verifiers > 1),
             ],
             address=address,
@@ -212,8 +216,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
         Child(
             name,
             [
-                *_worker_command("draft_service", draft, address, options.draft_device, options),
-                f"--ngram-table={options.ngram_table if draft == NGRAM_MODEL else ''}",
+                *_command("draft_service", drafter_settings(options, draft), address),
                 *(
                     _core_flags(next(drafter_shares, ""), divided=len(computing) > 1)
                     if draft in computing
@@ -260,11 +263,34 @@ def _core_flags(share: str, *, divided: bool) -> list[str]:
     return [f"--cores={share}", *([f"--num-threads={num_cores(share)}"] if divided and share else [])]
 
 
-def _worker_command(module: str, model: str, address: str, device: str, options: UpOptions) -> list[str]:
-    dtype = options.dtype or ("float32" if device == "cpu" else "auto")
-    compiled = options.compiled or ("on" if device == "cpu" and any(map(shutil.which, _COMPILERS)) else "auto")
-    flags = {"model": model, "device": device, "dtype": dtype, "compile": compiled, "listen": address}
-    return [module, *(f"--{name}={value}" for name, value in flags.items())]
+def verifier_settings(options: UpOptions) -> dict[str, str]:
+    """What each verify service is told, beside its address and its cores."""
+    return _worker_settings(options, options.target, options.target_device, options.ngram_table)
+
+
+def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
+    """The same of a draft service with the model `draft`."""
+    ngram_table = options.ngram_table if draft == NGRAM_MODEL else ""
+    return _worker_settings(options, draft, options.draft_device, ngram_table)
+
+
+def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:
+    return {
+        "model": model,
+        "device": device,
+        "dtype": options.dtype or ("float32" if device == "cpu" else "auto"),
+        "compile": options.compiled or ("on" if options.compile_first and _can_compile(device) else "auto"),
+        "ngram_table": ngram_table,
+    }
+
+
+def _can_compile(device: str) -> bool:
+    return device == "cpu" and any(map(shutil.which, _COMPILERS))
+
+
+def _command(module: str, settings: Mapping[str, str], address: str) -> list[str]:
+    flags = {**settings, "listen": address}
+    return [module, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())]
 
 
 def _addresses(wanted: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 
+from outrider.core.protocol.address import Address, parse_address
 from outrider.core.protocol.errors import OutriderError
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
@@ -26,8 +27,6 @@ from outrider.rpc.undecodable import UndecodableRequests
 CONCURRENT_RPCS_MAX = 1024
 """Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuses
 sessions in better words, so that probes and information calls get through when every slot is taken."""
-
-_PORT_MAX = 65535
 
 _log = logging.getLogger(__name__)
 
@@ -137,13 +136,11 @@ class Server:
                     loop.remove_signal_handler(number)
 
 
-def _parsed(listen: str) -> tuple[str, int]:
-    """Host and port. gRPC itself would read a missing port as 443 and a port beyond the range modulo 65536."""
-    host, _, port = listen.rpartition(":")
-    bare_host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare_host or (":" in host and bare_host == host) or not port.isdecimal() or int(port) > _PORT_MAX:
-        raise ListenError(f"{listen!r} is not an address to listen on; use --listen HOST:PORT, such as 127.0.0.1:50050")
-    return bare_host, int(port)
+def _parsed(listen: str) -> Address:
+    try:
+        return parse_address(listen, port_min=0)
+    except ValueError as error:
+        raise ListenError(f"cannot listen: {error}; use --listen HOST:PORT") from error
 
 
 async def _check_free(host: str, port: int, listen: str) -> None:

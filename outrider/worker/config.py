@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from outrider.core.protocol.model_name import is_hub_name
 from outrider.core.protocol.validation import SESSIONS_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, ListenAddress, Problem, Settings
+from outrider.worker.extras import ENGINE, NGRAM_TABLE, lacking
 
 PAD_TOKENS_MAX = 256
 """Most tokens that small steps may be padded to: as many as one round may verify, and by far more than it does."""
 
 AUTO_KV_MEMORY = "auto"
 """Lets the worker choose."""
+
+DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
+"""What `device` looks like."""
 
 KV_MEMORY_PATTERN = r"^(auto|\d+(\.\d+)?\s*(%|[KMGTkmgt]i?[Bb]))$"
 """What `kv_memory` looks like."""
@@ -25,11 +31,11 @@ class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
 
     model: str = Field(description="model folder (config.json, *.safetensors, tokenizer.json), or a hub name org/name")
-    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device: cpu, cuda, cuda:0, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of weights and activations; auto takes the type of the stored weights"
     )
-    listen: str = Field(description="host:port to serve on; keep it on loopback or a private network")
+    listen: ListenAddress = Field(description="host:port to serve on; keep it on loopback or a private network")
     max_sessions: int = Field(64, ge=1, le=SESSIONS_MAX, description="most sessions at a time")
     max_context: int = Field(
         4096, ge=2, description="most tokens of prompt and output together; the model's own limit if that is less"
@@ -73,4 +79,24 @@ class WorkerConfig(Settings):
     ngram_table: str = Field(
         "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"
     )
-    drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running sessions get to finish")
+    drain_seconds: float = Field(
+        20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
+    )
+
+    def absent(self) -> Iterator[Problem]:
+        """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""
+        if text := lacking(ENGINE, "engine"):
+            yield Problem("model", f"a model {text}")
+        elif not Path(self.model).expanduser().is_dir() and not is_hub_name(self.model):
+            yield Problem(
+                "model",
+                f"there is no model folder {self.model!r}; name a folder with config.json and *.safetensors, or a hub "
+                "name such as org/name",
+            )
+        if self.ngram_table and (text := lacking(NGRAM_TABLE, "ngram-table")):
+            yield Problem("ngram_table", f"an n-gram table {text}")
+        elif self.ngram_table and not Path(self.ngram_table).is_file():
+            yield Problem(
+                "ngram_table",
+                f"there is no file {self.ngram_table!r}; python -m recipes.ngram_table in a checkout writes one",
+            )

@@ -37,14 +37,16 @@ class Layer(NamedTuple):
     """Modules of the standard library that it must do without."""
 
 
-def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
+def _layer(layers: str = "", packages: str = "", forbidden: str = "", *, services: str = "") -> Layer:
+    """`layers` are those of `outrider` that may be imported, `services` those beside it."""
     return Layer(
-        frozenset({"outrider", *(f"outrider.{name}" for name in layers.split())}),
+        frozenset({"outrider", *(f"outrider.{name}" for name in layers.split()), *services.split()}),
         frozenset(packages.split()),
         frozenset(forbidden.split()),
     )
 
 
+_WORKER_SETTINGS = "worker.config worker.extras"
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers tokenizers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
@@ -94,18 +96,44 @@ LAYERS = {
     "outrider.core.schedule": _room("protocol estimate propose verify draft"),
     "outrider.core.coordinate": _room("protocol estimate propose"),
     **_engine(),
-    "outrider.settings": _layer(packages="pydantic pydantic_settings"),
+    "outrider.output": _layer(),
+    "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
+    "outrider.worker.extras": _layer(),
+    "outrider.worker.config": _layer("core settings worker.extras", "pydantic"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
-    "outrider.worker": _layer(f"core {_ALL_ENGINE} rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "outrider.worker": _layer(
+        f"core {_ALL_ENGINE} rpc settings telemetry {_WORKER_SETTINGS} v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
+    ),
     "outrider.client": _layer("core rpc v1", _GRPC),
-    "outrider.cli": _layer("core rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
-    "draft_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "verify_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
+    **{
+        f"{service}.config": _layer(f"core settings {_WORKER_SETTINGS}", "pydantic")
+        for service in ("draft_service", "verify_service")
+    },
+    "coordinator.resolution": _layer("core"),
+    "coordinator.config": _layer("core settings", "pydantic", services="coordinator.resolution"),
+    "outrider.cli": _layer(
+        "core output rpc settings telemetry v1 client",
+        f"{_GRPC} structlog typer rich bench",
+        services="coordinator.config draft_service.config verify_service.config",
+    ),
+    **{
+        service: _layer(
+            f"core {_ALL_ENGINE} rpc settings telemetry worker {_WORKER_SETTINGS} v1",
+            f"{_ENGINE} {_GRPC} {_SERVICE}",
+            services=f"{service}.config",
+        )
+        for service in ("draft_service", "verify_service")
+    },
+    "coordinator": _layer(
+        "core rpc settings telemetry v1",
+        f"{_GRPC} {_SERVICE} tokenizers",
+        services="coordinator.config coordinator.resolution",
+    ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
-the core may import any room. Torch stays away from everything but the workers."""
+the core may import any room. Torch stays away from everything but the workers. The settings of the services lie below
+the command line, which checks by them what it is told."""
 
 _HALLS = frozenset({"outrider", "outrider.core"})
 """Packages that hold other layers, and no module of their own."""
