@@ -278,14 +278,19 @@ def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: s
     return {
         "model": model,
         "device": device,
-        "dtype": options.dtype or ("float32" if device == "cpu" else "auto"),
-        "compile": options.compiled or ("on" if options.compile_first and _can_compile(device) else "auto"),
+        "dtype": _default_dtype(device) if options.dtype is None else options.dtype,
+        "compile": _default_compile(options, device) if options.compiled is None else options.compiled,
         "ngram_table": ngram_table,
     }
 
 
-def _can_compile(device: str) -> bool:
-    return device == "cpu" and any(map(shutil.which, _COMPILERS))
+def _default_dtype(device: str) -> str:
+    return "float32" if device == "cpu" else "auto"
+
+
+def _default_compile(options: UpOptions, device: str) -> str:
+    can_compile = device == "cpu" and any(map(shutil.which, _COMPILERS))
+    return "on" if options.compile_first and can_compile else "auto"
 
 
 def _command(module: str, settings: Mapping[str, str], address: str) -> list[str]:

@@ -85,9 +85,13 @@ class WorkerConfig(Settings):
 
     def absent(self) -> Iterator[Problem]:
         """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""
+        folder = os.path.expanduser(self.model)
         if text := lacking(ENGINE, "engine"):
             yield Problem("model", f"a model {text}")
-        elif not Path(self.model).expanduser().is_dir() and not is_hub_name(self.model):
+        elif os.path.isdir(folder):
+            if not os.path.isfile(os.path.join(folder, "config.json")):
+                yield Problem("model", f"{folder!r} has no config.json; name the folder that save_pretrained wrote")
+        elif not is_hub_name(self.model):
             yield Problem(
                 "model",
                 f"there is no model folder {self.model!r}; name a folder with config.json and *.safetensors, or a hub "
@@ -95,7 +99,7 @@ class WorkerConfig(Settings):
             )
         if self.ngram_table and (text := lacking(NGRAM_TABLE, "ngram-table")):
             yield Problem("ngram_table", f"an n-gram table {text}")
-        elif self.ngram_table and not Path(self.ngram_table).is_file():
+        elif self.ngram_table and not os.path.isfile(self.ngram_table):
             yield Problem(
                 "ngram_table",
                 f"there is no file {self.ngram_table!r}; python -m recipes.ngram_table in a checkout writes one",

@@ -14,7 +14,7 @@ NGRAM_TABLE = ("safetensors", "numpy")
 def lacking(packages: tuple[str, ...], extra: str) -> str:
     """Which of `packages` are not installed, and what to do; empty if all are. Imports none of them."""
     missing = [name for name in packages if not _is_installed(name)]
-    return f"needs {' and '.join(missing)}; pip install 'outrider[{extra}]'" if missing else ""
+    return f"needs {', '.join(missing)}; pip install 'outrider[{extra}]'" if missing else ""
 
 
 def _is_installed(name: str) -> bool:
