@@ -1,14 +1,15 @@
 """The compile cache: where a model's ahead-of-time package is on disk, and how it comes to be there.
 
 `python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE` compiles one, in a process of its own: that
-takes memory and a minute or more of processor time, and leaves neither behind.
+takes memory and a minute or more of processor time, and leaves neither behind. TMPDIR must be on the disk of PACKAGE.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
 from outrider.engine.load.identity import model_name
+from outrider.worker.workspace import workspace
 
 _log = structlog.get_logger()
 
@@ -62,12 +64,13 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
     nice = ["nice", "-n", str(NICENESS)] if background else []
     command = [sys.executable, "-m", "outrider.worker.compilation", str(folder), dtype, str(num_threads), str(package)]
-    process = await asyncio.to_thread(_started, [*nice, *command])
-    try:
-        _, stderr = await asyncio.to_thread(process.communicate)
-    finally:
-        if process.poll() is None:
-            process.kill()
+    with workspace(package.parent) as temporary:
+        process = await asyncio.to_thread(_started, ["env", f"TMPDIR={temporary}", *nice, *command])
+        try:
+            _, stderr = await asyncio.to_thread(process.communicate)
+        finally:
+            if process.poll() is None:
+                process.kill()
     if process.returncode:
         words = stderr.strip().splitlines()
         raise UnsupportedModelError(words[-1] if words else f"the compilation ended with status {process.returncode}")
@@ -79,6 +82,15 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace")
 
 
+def _compile_once(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
+    """Workers of one model that start together compile it once: the others wait for the first, and find it compiled."""
+    with (folder / "config.json").open() as model:
+        with contextlib.suppress(OSError):  # there are file systems without locks: then each compiles for itself
+            fcntl.flock(model, fcntl.LOCK_EX)
+        if not package.exists():
+            _compile(folder, dtype, num_threads, package)
+
+
 def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
     torch.set_num_threads(num_threads)
     transformers.logging.disable_progress_bar()
@@ -86,21 +98,17 @@ def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
     cpu = torch.device("cpu")
     model = load_model(folder, device=cpu, dtype=dtype)
     reference = self_check.reference_logits(model)
-    handle, unfinished = tempfile.mkstemp(dir=package.parent, suffix=".unfinished.pt2")
-    os.close(handle)
-    try:
-        ahead.compile_ahead(model, Path(unfinished))
-        engine = Engine(model, max_sessions=1, max_context=64)
-        engine.adopt(Path(unfinished))
-        self_check.check(engine, reference)
-        Path(unfinished).replace(package)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+    unfinished = Path(tempfile.gettempdir(), package.name)
+    ahead.compile_ahead(model, unfinished)
+    engine = Engine(model, max_sessions=1, max_context=64)
+    engine.adopt(unfinished)
+    self_check.check(engine, reference)
+    unfinished.replace(package)
 
 
 if __name__ == "__main__":
     _, folder_, dtype_, num_threads_, package_ = sys.argv
     try:
-        _compile(Path(folder_), dtype_, int(num_threads_), Path(package_))
+        _compile_once(Path(folder_), dtype_, int(num_threads_), Path(package_))
     except UnsupportedModelError as error_:
         sys.exit(str(error_))
