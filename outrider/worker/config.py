@@ -17,6 +17,9 @@ from outrider.worker.extras import ENGINE, NGRAM_TABLE, lacking
 PAD_TOKENS_MAX = 256
 """Most tokens that small steps may be padded to: as many as one round may verify, and by far more than it does."""
 
+THREADS_MAX = 1024
+"""Most threads that may be asked for: more than machines have cores, and few enough that the system starts them."""
+
 AUTO_KV_MEMORY = "auto"
 """Lets the worker choose."""
 
@@ -50,6 +53,7 @@ class WorkerConfig(Settings):
     num_threads: int = Field(
         default_factory=lambda: max(1, (os.cpu_count() or 1) // 2),
         ge=1,
+        le=THREADS_MAX,
         description="threads for tensor arithmetic on the CPU; default: half of the cores",
     )
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
