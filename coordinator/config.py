@@ -6,15 +6,13 @@ from pydantic import Field, field_validator
 
 from coordinator.resolution import parse_endpoints
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, ListenAddress, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, Settings
 
 
 class CoordinatorConfig(Settings):
     """What the coordinator is told."""
 
-    listen: ListenAddress = Field(
-        "127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients"
-    )
+    listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
     verify: str = Field(
         "127.0.0.1:50052",
         description="verify services of one target: host:port or dns:///name:port, several with commas; a name stands "

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from outrider.core.propose.ngram import NGRAM_MODEL
-from outrider.settings import ListenAddress, Problem
+from outrider.settings import Problem
 from outrider.worker.config import WorkerConfig
 
 
@@ -21,11 +21,11 @@ class DraftConfig(WorkerConfig):
     ngram_table: str = Field(
         "", description=f"{WorkerConfig.model_fields['ngram_table'].description}; with --model {NGRAM_MODEL} alone"
     )
-    listen: ListenAddress = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
+    listen: str = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
 
-    def absent(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Problem]:
         """See `Settings`."""
-        for setting, text in super().absent():
+        for setting, text in super().problems():
             if setting != "model":
                 yield Problem(setting, text)
             elif self.model != NGRAM_MODEL:

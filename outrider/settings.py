@@ -7,9 +7,9 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
 
 from outrider import __version__
@@ -26,15 +26,6 @@ CORES_DESCRIPTION = "processor cores to keep to, such as 0,1; empty: any (Linux 
 
 DRAIN_SECONDS_MAX = 24 * 3600.0
 """Longest drain that may be configured: a day. Whoever wants a longer one wants the service not to stop."""
-
-
-def _listen(text: str) -> str:
-    parse_address(text, port_min=0)
-    return text
-
-
-ListenAddress = Annotated[str, AfterValidator(_listen)]
-"""`host:port` to serve on; port 0 takes a free one."""
 
 _USAGE_ERROR = 2
 """Exit status by the convention of command lines."""
@@ -72,6 +63,9 @@ class Settings(BaseSettings):
         env_prefix=ENVIRONMENT_PREFIX, cli_kebab_case=True, cli_hide_none_type=True, protected_namespaces=()
     )
 
+    listen: str
+    """`host:port` to serve on; port 0 takes a free one."""
+
     @classmethod
     def from_command_line(cls, program: str) -> Self:
         """Reads flags and variables. Exits with a sentence for each setting that cannot be."""
@@ -97,13 +91,16 @@ class Settings(BaseSettings):
             found = cls(**values)
         except ValidationError as error:
             raise BadSettingsError([_problem(cls, details) for details in error.errors()]) from error
-        if absent := list(found.absent()):
-            raise BadSettingsError(absent)
+        if problems := list(found.problems()):
+            raise BadSettingsError(problems)
         return found
 
-    def absent(self) -> Iterator[Problem]:
-        """What the settings name and this machine lacks."""
-        yield from ()
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with settings that have the right form, such as naming what this machine lacks."""
+        try:
+            parse_address(self.listen, port_min=0)
+        except ValueError as error:
+            yield Problem("listen", str(error))
 
 
 class _Help(argparse.HelpFormatter):

@@ -6,7 +6,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from outrider.settings import ListenAddress
 from outrider.worker.config import WorkerConfig
 
 QUEUE_MAX = 4096
@@ -17,7 +16,7 @@ thousand tokens of prompt."""
 class VerifyConfig(WorkerConfig):
     """What the verify service is told."""
 
-    listen: ListenAddress = Field("127.0.0.1:50052", description=WorkerConfig.model_fields["listen"].description)
+    listen: str = Field("127.0.0.1:50052", description=WorkerConfig.model_fields["listen"].description)
     ngram: Literal["on", "off"] = Field(
         "on",
         description="n-gram guesses, from what the text repeats, below all that has arrived",

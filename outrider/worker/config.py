@@ -11,7 +11,7 @@ from pydantic import Field
 
 from outrider.core.protocol.model_name import is_hub_name
 from outrider.core.protocol.validation import SESSIONS_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, ListenAddress, Problem, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, Problem, Settings
 from outrider.worker.extras import ENGINE, NGRAM_TABLE, lacking
 
 PAD_TOKENS_MAX = 256
@@ -38,7 +38,7 @@ class WorkerConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of weights and activations; auto takes the type of the stored weights"
     )
-    listen: ListenAddress = Field(description="host:port to serve on; keep it on loopback or a private network")
+    listen: str = Field(description="host:port to serve on; keep it on loopback or a private network")
     max_sessions: int = Field(64, ge=1, le=SESSIONS_MAX, description="most sessions at a time")
     max_context: int = Field(
         4096, ge=2, description="most tokens of prompt and output together; the model's own limit if that is less"
@@ -87,8 +87,9 @@ class WorkerConfig(Settings):
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
     )
 
-    def absent(self) -> Iterator[Problem]:
+    def problems(self) -> Iterator[Problem]:
         """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""
+        yield from super().problems()
         folder = os.path.expanduser(self.model)
         if text := lacking(ENGINE, "engine"):
             yield Problem("model", f"a model {text}")

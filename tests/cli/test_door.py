@@ -220,7 +220,9 @@ def test_help_of_a_service_is_for_people(
     ("flags", "settings"),
     [
         (["--listen=nonsense"], ["--listen"]),
-        (["--listen=here:65536", "--cores=x", "--drain-seconds=nan"], ["--listen", "--cores", "--drain-seconds"]),
+        (["--listen=here:65536"], ["--listen"]),
+        (["--listen="], ["--listen"]),
+        (["--cores=x", "--drain-seconds=nan"], ["--cores", "--drain-seconds"]),
         (["--verify=", "--draft=nonsense", "--tree-width=9"], ["--verify", "--draft", "--tree-width"]),
         (["--max-requests=1e9"], ["--max-requests"]),
     ],
