@@ -56,8 +56,8 @@ def bench(context: typer.Context, options: BenchOptions, kept: Result, plots: Pl
     from bench.compare.tables import show
 
     result = asyncio.run(run(options, Console(stderr=True)))
-    show(result)
     kept.keep(as_json(result))
+    show(result)
     if plots is not None:
         from bench.compare.plots import plot
 
@@ -78,8 +78,8 @@ def load(options: LoadOptions, kept: Result, plots: Plots = None) -> None:
     from bench.load.tables import show
 
     result = run(options, Console(stderr=True))
-    show(result)
     kept.keep(as_json(result))
+    show(result)
     if plots is not None:
         from bench.load.plots import plot
 
@@ -98,8 +98,8 @@ def against(options: AgainstOptions, kept: Result) -> None:
     from bench.against.run import run
 
     result = run(options, Console(stderr=True))
-    show(result)
     kept.keep(as_json(result))
+    show(result)
 
 
 @app.command()
@@ -114,8 +114,8 @@ def soak(options: SoakOptions, kept: Result) -> None:
     from bench.load import soak as soaking
 
     result = soaking.soak(options, Console(stderr=True))
-    soaking.show(result)
     kept.keep(result)
+    soaking.show(result)
     if not result["passed"]:
         raise typer.Exit(1)
 
@@ -146,8 +146,8 @@ def synthetic(
 
         models = prepared(Models(ngram_table="", dtype="float32", compile="off"), Console(stderr=True))
         result["confirmed"] = asyncio.run(confirmed(models, Observer()))
-    show(result)
     kept.keep(result)
+    show(result)
     if plots is not None:
         from bench.compare.plane_plots import plot
 

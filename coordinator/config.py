@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from coordinator.chat.families import AUTO, TOOL_CALL_PARSERS
 from coordinator.resolution import parse_endpoints
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, Settings
 
 
 class CoordinatorConfig(Settings):
@@ -50,7 +50,9 @@ class CoordinatorConfig(Settings):
     )
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
-    drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running generations get to finish")
+    drain_seconds: float = Field(
+        20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running generations get to finish"
+    )
 
     @field_validator("verify", "draft")
     @classmethod

@@ -11,7 +11,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from outrider.rpc.listening import bind, parse_address
+from outrider.rpc.listening import bind, listen_address
 
 CONNECTIONS_MAX = 1024
 """Most connections at a time, as many as gRPC takes RPCs; more are answered with status 503."""
@@ -54,7 +54,7 @@ class HttpServer:
     async def open(self) -> None:
         """Listens. Raises ListenError."""
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # below it are greetings
-        host, port = parse_address(self._listen, _FLAG)
+        host, port = listen_address(self._listen, _FLAG)
         sockets = await bind(host, port, _FLAG)
         for each in sockets:
             each.listen(self._server.config.backlog)

@@ -16,13 +16,12 @@ from outrider.core.protocol.sampling import SamplingParams, completion_seed
 from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
     DRAFT_TOKENS_MAX,
-    STOP_STRING_CHARACTERS_MAX,
-    STOP_STRINGS_MAX,
     TREE_WIDTH_MAX,
     Violations,
     check_line,
     check_num_logprobs,
     check_sampling,
+    check_stop,
     check_stop_token_ids,
 )
 
@@ -83,12 +82,7 @@ def settle_token_ids(
     check_sampling(found, sampling, target.vocab_size)
     check_stop_token_ids(found, options.stop_token_ids, target.vocab_size, "stop_token_ids")
     check_num_logprobs(found, options.num_logprobs, "num_logprobs")
-    found.check(len(options.stop) <= STOP_STRINGS_MAX, "stop", f"at most {STOP_STRINGS_MAX} strings are allowed")
-    found.check(
-        all(1 <= len(stop) <= STOP_STRING_CHARACTERS_MAX for stop in options.stop),
-        "stop",
-        f"each string must have 1 to {STOP_STRING_CHARACTERS_MAX} characters",
-    )
+    check_stop(found, options.stop, "stop")
     room = target.max_context - len(prompt_token_ids)
     max_tokens = max(min(MAX_TOKENS_DEFAULT, room), 1) if options.max_tokens is None else options.max_tokens
     found.check(max_tokens >= 1, "max_tokens", "must be at least 1")

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple
 
-_DNS_SCHEME = "dns:///"
+from outrider.core.protocol.address import parse_address
 
-_PORT_MAX = 65535
+_DNS_SCHEME = "dns:///"
 
 
 class Endpoint(NamedTuple):
@@ -53,11 +53,7 @@ def address_of(host: str, port: int) -> str:
 
 
 def _parsed(part: str) -> Endpoint:
-    host, _, port = part.removeprefix(_DNS_SCHEME).rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host or "/" in host:
-        host = ""
-    if not host or not port.isascii() or not port.isdecimal() or not 0 < int(port) <= _PORT_MAX:
-        raise ValueError(f"{part!r} is no address; write host:port or dns:///name:port, several with commas")
-    return Endpoint(host, int(port))
+    try:
+        return Endpoint(*parse_address(part.removeprefix(_DNS_SCHEME)))
+    except ValueError as error:
+        raise ValueError(f"{part!r} is no address; write host:port or dns:///name:port, several with commas") from error

@@ -31,14 +31,9 @@ def main() -> None:
 
             run_without_model(config, telemetry)
         else:
-            try:
-                from draft_service.model_servicer import ModelDraftServicer
-                from outrider.worker.serving import run
-            except ModuleNotFoundError as error:
-                sys.exit(
-                    f"python -m draft_service: a draft model needs {error.name}; pip install 'outrider[engine]', or "
-                    f"use --model {NGRAM_MODEL}"
-                )
+            from draft_service.model_servicer import ModelDraftServicer
+            from outrider.worker.serving import run
+
             servicer = ModelDraftServicer(telemetry)
             run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
     finally:

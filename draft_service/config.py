@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field
 
 from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.settings import Problem
 from outrider.worker.config import WorkerConfig
 
 
@@ -19,3 +22,11 @@ class DraftConfig(WorkerConfig):
         "", description=f"{WorkerConfig.model_fields['ngram_table'].description}; with --model {NGRAM_MODEL} alone"
     )
     listen: str = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Settings`."""
+        for setting, text in super().problems():
+            if setting != "model":
+                yield Problem(setting, text)
+            elif self.model != NGRAM_MODEL:
+                yield Problem(setting, f"{text}; or use {NGRAM_MODEL}, which needs no model")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import re
 import sys
-from typing import Self
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple, Self
 
 from pydantic import ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+
+from outrider import __version__
+from outrider.core.protocol.address import parse_address
+from outrider.output import standard_output
 
 ENVIRONMENT_PREFIX = "OUTRIDER_"
 """Variables are the settings' names in capitals behind it."""
@@ -16,8 +24,36 @@ CORES_PATTERN = r"^(\d+(,\d+)*)?$"
 CORES_DESCRIPTION = "processor cores to keep to, such as 0,1; empty: any (Linux only)"
 """What it means."""
 
+DRAIN_SECONDS_MAX = 24 * 3600.0
+"""Longest drain that may be configured: a day. Whoever wants a longer one wants the service not to stop."""
+
 _USAGE_ERROR = 2
 """Exit status by the convention of command lines."""
+
+
+class Problem(NamedTuple):
+    """Why a setting's value cannot be."""
+
+    setting: str
+    text: str
+
+    @property
+    def flag(self) -> str:
+        """The service's flag of the setting."""
+        return f"--{self.setting.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str:
+        """The variable of the setting."""
+        return f"{ENVIRONMENT_PREFIX}{self.setting.upper()}"
+
+
+class BadSettingsError(Exception):
+    """Settings that are missing, out of range, or name what is not there."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("; ".join(f"{each.flag}: {each.text}" for each in problems))
+        self.problems = problems
 
 
 class Settings(BaseSettings):
@@ -27,15 +63,62 @@ class Settings(BaseSettings):
         env_prefix=ENVIRONMENT_PREFIX, cli_kebab_case=True, cli_hide_none_type=True, protected_namespaces=()
     )
 
+    listen: str
+    """`host:port` to serve on; port 0 takes a free one."""
+
     @classmethod
     def from_command_line(cls, program: str) -> Self:
-        """Reads flags and variables. Exits with a sentence for each setting that is missing or out of range."""
+        """Reads flags and variables. Exits with a sentence for each setting that cannot be."""
+        parser = argparse.ArgumentParser(
+            prog=program, description=cls.__doc__, formatter_class=_Help, allow_abbrev=False
+        )
+        parser.add_argument("--version", action="version", version=f"{program} {__version__}")
+        flags = CliSettingsSource(cls, root_parser=parser)
+        with standard_output(program) if sys.stdout is not None else nullcontext():  # for --help and --version
+            parsed = flags(args=True)
         try:
-            return cls(_cli_parse_args=True, _cli_prog_name=program)  # pyright: ignore[reportCallIssue]
-        except ValidationError as error:
-            for problem in error.errors():
-                name = str(problem["loc"][0]) if problem["loc"] else ""
-                flag, variable = f"--{name.replace('_', '-')}", f"{ENVIRONMENT_PREFIX}{name.upper()}"
-                print(f"{program}: {flag} (or {variable}): {problem['msg']}", file=sys.stderr)
+            return cls.checked(_cli_settings_source=parsed)
+        except BadSettingsError as error:
+            for problem in error.problems:
+                print(f"{program}: {problem.flag} (or {problem.variable}): {problem.text}", file=sys.stderr)
             print(f"See {program} --help.", file=sys.stderr)
             sys.exit(_USAGE_ERROR)
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """The settings of `values`, and of variables for the others. Raises BadSettingsError with all that is wrong."""
+        try:
+            found = cls(**values)
+        except ValidationError as error:
+            raise BadSettingsError([_problem(cls, details) for details in error.errors()]) from error
+        if problems := list(found.problems()):
+            raise BadSettingsError(problems)
+        return found
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with settings that have the right form, such as naming what this machine lacks."""
+        try:
+            parse_address(self.listen, port_min=0)
+        except ValueError as error:
+            yield Problem("listen", str(error))
+
+
+class _Help(argparse.HelpFormatter):
+    """Says a default as its setting's description does where it is made by the machine or empty."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return re.sub(r" \(default(: | factory: .*)\)$", "", action.help or "")
+
+
+def _problem(kind: type[Settings], details: Any) -> Problem:
+    setting = str(details["loc"][0]) if details["loc"] else ""
+    match details["type"]:
+        case "string_pattern_mismatch":
+            text = f"{details['input']!r} does not fit: {kind.model_fields[setting].description}"
+        case "value_error":
+            text = str(details["ctx"]["error"])
+        case "missing":
+            text = "must be set"
+        case _:
+            text = f"{details['input']!r} cannot be: {details['msg'][0].lower()}{details['msg'][1:]}"
+    return Problem(setting, text)

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from outrider.core.propose.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
 from outrider.engine.load.folder import vocabulary_sha256
+from outrider.output import standard_output
 from outrider.worker.ngram_file import FORMAT, load_ngrams
 from recipes.demo_pair.recipe import Recipe
 from recipes.demo_pair.text import encode, read_documents
@@ -104,9 +105,13 @@ def main(
     out: Annotated[Path, typer.Argument(help="File to write.")],
     text: Annotated[
         list[Path] | None,
-        typer.Argument(help="Files and folders to count; default: the demonstration pair's training text."),
+        typer.Argument(
+            help="Files and folders to count; default: the demonstration pair's training text.", exists=True
+        ),
     ] = None,
-    tokenizer: Annotated[Path, typer.Option(help="tokenizer.json of the target.")] = _BUNDLED_TOKENIZER,
+    tokenizer: Annotated[
+        Path, typer.Option(help="tokenizer.json of the target.", exists=True, dir_okay=False)
+    ] = _BUNDLED_TOKENIZER,
     width: Annotated[int, typer.Option(min=1, max=8, help="Continuations kept for each context.")] = 3,
     min_count: Annotated[int, typer.Option(min=1, help="Occurrences that a context needs to be kept.")] = 64,
 ) -> None:
@@ -125,4 +130,5 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    with standard_output("python -m recipes.ngram_table"):
+        typer.run(main)

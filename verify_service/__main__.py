@@ -15,9 +15,7 @@ if __name__ == "__main__":
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
-from outrider.worker.serving import run
 from verify_service.config import VerifyConfig
-from verify_service.servicer import VerifyServicer
 
 
 def main() -> None:
@@ -26,6 +24,10 @@ def main() -> None:
     set_up_logging("verify", json=not sys.stderr.isatty())
     telemetry = set_up("outrider-verify", environ=os.environ)
     try:
+        # Imported where the settings are known to be good, and torch to be installed.
+        from outrider.worker.serving import run
+        from verify_service.servicer import VerifyServicer
+
         servicer = VerifyServicer(config, telemetry)
         run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer)
     finally:

@@ -12,7 +12,8 @@ import torch
 from rich.console import Console
 
 from bench.stack.models import Models
-from outrider.cli.up import NoModelError, choose_models
+from outrider.cli.door import check
+from outrider.cli.up import NoModelError, UpOptions, choose_models
 from outrider.core.protocol.errors import OutriderError
 from outrider.engine.compile.just_in_time import compiler_problem
 
@@ -28,11 +29,20 @@ def prepared(models: Models, console: Console) -> Models:
     """The models with the bundled ones named, the target widened if it shall be, and compilation on or off.
 
     `--compile auto` would serve at once and compile while answers are measured: compile first, or not at all. Raises
-    NoModelError, WideningError.
+    NoModelError, WideningError, and typer.BadParameter for what the workers would refuse.
     """
     chosen = choose_models(models.target or None, models.draft or None, models.ngram_table, no_draft=False)
     if chosen.draft is None:
         raise NoModelError("name the draft model of this target with --draft MODEL")
+    check(
+        UpOptions(
+            **chosen._asdict(),
+            target_device=models.target_device,
+            draft_device=models.draft_device,
+            dtype=models.dtype,
+            compiled=models.compile,
+        )
+    )
     target = str(_widened(Path(chosen.target), console)) if models.wide else chosen.target
     compile = models.compile
     if compile == "auto":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import sys
@@ -19,10 +18,13 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
+from outrider import __version__
 from outrider.cli import flags
 from outrider.cli.answer import json_object
 from outrider.cli.chat import Conversation, hold
+from outrider.cli.commands import Commands
 from outrider.cli.display import Display
+from outrider.cli.door import check
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
@@ -31,7 +33,10 @@ from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
 from outrider.cli.up import COORDINATOR_PORT, HOST, UpOptions
 from outrider.client import GenerationOptions, SamplingParams
+from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
+from outrider.core.protocol.validation import LOGPROBS_MAX
+from outrider.output import standard_output
 
 _EXIT_ERROR = 1
 _EXIT_USAGE = 2
@@ -45,6 +50,7 @@ class BenchMissingError(OutriderError):
 
 
 app = typer.Typer(
+    cls=Commands,
     help="Asynchronous speculative decoding: the target's own tokens, sooner.",
     no_args_is_help=True,
     add_completion=False,
@@ -64,7 +70,30 @@ except ModuleNotFoundError as error:
             "pip install --editable '.[engine,bench]'"
         )
 else:
-    app.add_typer(bench_app, name="bench")
+    app.add_typer(bench_app, name="bench", cls=Commands)
+
+
+def _show_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"outrider {__version__}")
+        raise typer.Exit
+
+
+def _checked_address(text: str) -> str:
+    try:
+        parse_address(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    return text
+
+
+@app.callback()
+def outrider(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What every command takes."""
 
 
 @app.command()
@@ -76,7 +105,7 @@ def up(options: UpOptions) -> None:
     them at once. Everything else that a service can be told is an OUTRIDER_* variable; see `python -m coordinator
     --help`, `python -m draft_service --help` and `python -m verify_service --help`.
     """
-    until_signalled(serve(options, Console()))
+    until_signalled(serve(check(options), Console()))
 
 
 @app.command()
@@ -86,10 +115,17 @@ def generate(
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
     logprobs: Annotated[
         int | None,
-        typer.Option(help="With --json: each token's log-probability and this many alternatives.", metavar="N"),
+        typer.Option(
+            help="With --json: each token's log-probability and this many alternatives.",
+            metavar="N",
+            min=0,
+            max=LOGPROBS_MAX,
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text and table.")] = False,
-    address: Annotated[str, typer.Option(help="The coordinator.", metavar="HOST:PORT")] = f"{HOST}:{COORDINATOR_PORT}",
+    address: Annotated[
+        str, typer.Option(help="The coordinator.", metavar="HOST:PORT", callback=_checked_address)
+    ] = f"{HOST}:{COORDINATOR_PORT}",
 ) -> None:
     """Continue PROMPT with a running coordinator.
 
@@ -114,7 +150,7 @@ def run(request: Request, options: UpOptions) -> None:
 
     The services take free ports, so that others that are up are left alone.
     """
-    if until_signalled(run_services(options, request, Console(), Console(stderr=True))):
+    if until_signalled(run_services(check(options), request, Console(), Console(stderr=True))):
         raise typer.Exit(_EXIT_INTERRUPTED)
 
 
@@ -145,14 +181,12 @@ def chat(
 
 def main() -> None:
     """Runs the command line; errors go to standard error in words."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a model may write what the terminal's encoding lacks
-    try:
-        app()
-    except OutriderError as error:
-        Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
-        sys.exit(_EXIT_USAGE if isinstance(error, InvalidRequestError) else _EXIT_ERROR)
+    with standard_output("outrider"):
+        try:
+            app()
+        except OutriderError as error:
+            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            sys.exit(_EXIT_USAGE if isinstance(error, InvalidRequestError) else _EXIT_ERROR)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console, RenderableType
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.cli.child import LOG_TAIL_LINES, Observer, Phase
+from outrider.output import OutputError
 
 _STYLES: Final[Mapping[str, str]] = {"coordinator": "cyan", "draft": "green", "verify": "magenta"}
 """By kind of service: its name, without the number where there are several."""
@@ -27,8 +28,18 @@ _FRAMES_PER_SECOND: Final = 8
 class Board(Observer):
     """Shows phases, and logs if `show_logs` is set; otherwise it keeps their last lines for `show_tails`."""
 
-    def __init__(self, console: Console, *, show_logs: bool, names: Sequence[str] = tuple(_STYLES)) -> None:
-        """`names` are those of all services to come."""
+    def __init__(
+        self,
+        console: Console,
+        *,
+        show_logs: bool,
+        names: Sequence[str] = tuple(_STYLES),
+        on_failure: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`names` are those of all services to come. `on_failure` is called once if the console cannot be written."""
+        self.failure: OutputError | None = None
+        """Why the console cannot be written. Who tells the board of something has nothing to do with it."""
+        self._on_failure = on_failure
         self._console = console
         self._show_logs = show_logs
         self._name_width = max(map(len, names))
@@ -58,7 +69,7 @@ class Board(Observer):
         """The last lines of each log."""
         for name, tail in self._tails.items():
             for line in tail:
-                self._console.print(self._prefixed(name, line), soft_wrap=True)
+                self._print(self._prefixed(name, line), soft_wrap=True)
 
     def phase(self, name: str, phase: Phase) -> None:
         if self._phases.get(name) is phase:
@@ -66,15 +77,22 @@ class Board(Observer):
         self._phases[name] = phase
         if not self._live.is_started and (self._show_logs or phase in (Phase.STARTING, Phase.LOADING, Phase.READY)):
             elapsed = f" after {time.monotonic() - self._started:.1f} s" if phase is Phase.READY else ""
-            self._console.print(self._prefixed(name, phase.value + elapsed, _PHASE_STYLES.get(phase, "bold")))
+            self._print(self._prefixed(name, phase.value + elapsed, _PHASE_STYLES.get(phase, "bold")))
 
     def log(self, name: str, line: str) -> None:
         self._tails.setdefault(name, deque(maxlen=LOG_TAIL_LINES)).append(line)
         if self._show_logs:
-            self._console.print(self._prefixed(name, line), soft_wrap=True)
+            self._print(self._prefixed(name, line), soft_wrap=True)
 
     def notice(self, text: str) -> None:
-        self._console.print(Text(text, "yellow"), soft_wrap=True)
+        self._print(Text(text, "yellow"), soft_wrap=True)
+
+    def _print(self, text: Text, *, soft_wrap: bool = False) -> None:
+        try:
+            self._console.print(text, soft_wrap=soft_wrap)
+        except OutputError as error:
+            self.failure = error
+            self._on_failure()
 
     def _progress(self) -> RenderableType:
         """One row for each service: spinner, name, phase, and the last line of its log while it starts."""

@@ -10,9 +10,22 @@ from typing import Annotated, Any
 import typer
 
 from outrider.cli.group import Group, parameters_of
+from outrider.cli.prompt import parse_prompt
 from outrider.cli.request import Request
 from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, choose_models
 from outrider.client import GREEDY, GenerationOptions, SamplingParams
+from outrider.core.protocol.address import PORT_MAX
+from outrider.core.protocol.errors import InvalidRequestError
+from outrider.core.protocol.validation import (
+    COMPLETIONS_MAX,
+    DRAFT_TOKENS_MAX,
+    SEED_MAX,
+    TREE_WIDTH_MAX,
+    UINT32_MAX,
+    Violations,
+    check_sampling,
+    check_stop,
+)
 
 Target = Annotated[
     str | None, typer.Option(help="Folder or hub name of the target model; default: the bundled one.", metavar="MODEL")
@@ -44,9 +57,16 @@ NgramTable = Annotated[
         metavar="FILE",
     ),
 ]
-Verifiers = Annotated[int, typer.Option(help="How many verify services to start.", min=1)]
-Drafters = Annotated[int, typer.Option(help="How many draft services to start of each draft model.", min=1)]
-Coordinators = Annotated[int, typer.Option(help="How many coordinators to start; they share the others.", min=1)]
+SERVICES_MAX = 64
+"""Most services of a kind that one command starts: more than a machine has use for."""
+
+Verifiers = Annotated[int, typer.Option(help="How many verify services to start.", min=1, max=SERVICES_MAX)]
+Drafters = Annotated[
+    int, typer.Option(help="How many draft services to start of each draft model.", min=1, max=SERVICES_MAX)
+]
+Coordinators = Annotated[
+    int, typer.Option(help="How many coordinators to start; they share the others.", min=1, max=SERVICES_MAX)
+]
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]
 TargetDevice = Annotated[str, typer.Option(help="Device of the target: cpu, cuda, cuda:0, ...")]
 DraftDevice = Annotated[str, typer.Option(help="Device of the draft: cpu, cuda, cuda:0, ...")]
@@ -54,17 +74,31 @@ Compile = Annotated[
     str | None,
     typer.Option(
         "--compile",
-        help="Compiled forward passes: first (before serving, if that works here), on (or not at all), auto "
-        "(meanwhile) or off. Default: first on a CPU; a model's first start then takes a minute longer.",
+        help="Compiled forward passes: auto (meanwhile), first (before serving, where that works), on (or not at all) "
+        "or off. Default: auto; a model is compiled once, which takes a minute.",
+        metavar="auto|first|on|off",
+    ),
+]
+CompileFirst = Annotated[
+    str | None,
+    typer.Option(
+        "--compile",
+        help="Compiled forward passes: first (before serving, where that works), on (or not at all), auto (meanwhile) "
+        "or off. Default: first on a CPU, since what is compared must not change meanwhile; a model's first start then "
+        "takes a minute longer.",
         metavar="first|on|auto|off",
     ),
 ]
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="auto, float32, bfloat16 or float16; default: float32 on a CPU, else that of the stored weights."
+        help="auto, float32, bfloat16 or float16; auto is that of the stored weights. Default: auto, but on a CPU "
+        "float32, where the text is exactly the target's.",
     ),
 ]
+
+
+_PORTS: Any = {"min": 0, "max": PORT_MAX}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +111,7 @@ class _ModelFlags:
     target_device: TargetDevice = "cpu"
     draft_device: DraftDevice = "cpu"
     dtype: Dtype = None
-    compiled: Compile = None
+    compiled: CompileFirst = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +119,16 @@ class _UpFlags(_ModelFlags):
     """And how many of each, and where."""
 
     draft: Drafts = None
+    compiled: Compile = None
     no_draft: NoDraft = False
     verifiers: Verifiers = 1
     drafters: Drafters = 1
     coordinators: Coordinators = 1
-    port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.")] = COORDINATOR_PORT
-    draft_port: Annotated[int, typer.Option(help="Port of the draft service.")] = DRAFT_PORT
-    verify_port: Annotated[int, typer.Option(help="Port of the verify service.")] = VERIFY_PORT
+    port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.", **_PORTS)] = COORDINATOR_PORT
+    draft_port: Annotated[int, typer.Option(help="The same of the draft service.", **_PORTS)] = DRAFT_PORT
+    verify_port: Annotated[int, typer.Option(help="The same of the verify service.", **_PORTS)] = VERIFY_PORT
     http_port: Annotated[
-        int | None, typer.Option(help="Port of the coordinator's OpenAI-compatible HTTP interface.")
+        int | None, typer.Option(help="The same of the coordinator's OpenAI-compatible HTTP interface.", **_PORTS)
     ] = HTTP_PORT
 
 
@@ -129,7 +164,9 @@ PAIR = Group(parameters_of(_ModelFlags), _pair)
 
 @dataclass(frozen=True, kw_only=True)
 class _PromptFlags:
-    prompt: Annotated[str | None, typer.Argument(help="Text to continue.", show_default=False)] = None
+    prompt: Annotated[
+        str | None, typer.Argument(help="Text to continue; - takes it from standard input.", show_default=False)
+    ] = None
     token_ids: Annotated[
         str | None, typer.Option(help="Token ids to continue, such as 1,2,3; in place of PROMPT.", metavar="IDS")
     ] = None
@@ -139,30 +176,35 @@ _OPTION_FLAGS: Mapping[str, Any] = {
     "add_special_tokens": typer.Option(
         help="Whether PROMPT gets the special tokens that the target's tokenizer adds, such as a BOS."
     ),
-    "max_tokens": typer.Option(help="Most tokens to generate; default: the server's."),
+    "max_tokens": typer.Option(help="Most tokens to generate; default: the server's.", min=1, max=UINT32_MAX),
     "temperature": typer.Option(help="0 takes the most likely token; above it tokens are drawn."),
     "top_p": typer.Option(help="Keep the likeliest tokens up to this probability; 1 keeps all."),
-    "top_k": typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all."),
+    "top_k": typer.Option(help="Keep this many of the likeliest tokens; 0 keeps all.", min=0, max=UINT32_MAX),
     "min_p": typer.Option(help="Keep tokens this likely relative to the likeliest; 0 keeps all."),
     "repetition_penalty": typer.Option(help="Above 1 disfavours tokens of prompt and output."),
     "presence_penalty": typer.Option(help="Taken once from each token that stands in the output."),
     "frequency_penalty": typer.Option(help="Taken from a token for each time it stands in the output."),
-    "seed": typer.Option(help="The same seed gives the same text; default: the server draws one.", min=0),
+    "seed": typer.Option(help="The same seed gives the same text; default: the server draws one.", min=0, max=SEED_MAX),
     "stop": typer.Option(help="End before this text; may be repeated.", metavar="TEXT"),
     "ignore_eos": typer.Option("--ignore-eos", help="Go on after the model's end-of-text token."),
     "max_draft_tokens": typer.Option(
-        help="Most draft tokens verified in one round; default and bound: the server's.", min=0
+        help="Most draft tokens verified in one round; default and bound: the server's.", min=0, max=DRAFT_TOKENS_MAX
     ),
     "tree_width": typer.Option(
-        help="Guesses per place; 1 drafts a chain, 0 as many as are worth it. Default: the server's.", min=0
+        help="Guesses per place; 1 drafts a chain, 0 as many as are worth it. Default: the server's.",
+        min=0,
+        max=TREE_WIDTH_MAX,
     ),
     "num_completions": typer.Option(
         "--completions",
         help="So many texts, each with a seed of its own; they share the prefill of the prompt.",
         min=1,
+        max=COMPLETIONS_MAX,
     ),
 }
 """By the fields of `GenerationOptions` and `SamplingParams`, in the order of the help."""
+
+_SAMPLING = "sampling"
 
 _UNGIVEN: Mapping[str, Any] = {"seed": int | None, "stop": list[str] | None}
 """Types of the flags that are None where they are not given, though the field has another default."""
@@ -182,9 +224,8 @@ def _option_parameters() -> list[inspect.Parameter]:
 def _request(
     prompt: str | None, token_ids: str | None, seed: int | None, stop: list[str] | None, **fields: Any
 ) -> Request:
-    """The request that the flags describe. Raises typer.BadParameter; all bounds are the server's to check."""
-    if (prompt is None) == (token_ids is None):
-        raise typer.BadParameter("give either PROMPT or --token-ids")
+    """The request that the flags describe. Raises typer.BadParameter; what depends on the model is the server's to
+    check, and on its settings."""
     sampling = {name: fields.pop(name) for name in SamplingParams.__slots__ if name in fields}
     options = GenerationOptions(
         sampling=SamplingParams(**sampling, seed=GREEDY.seed if seed is None else seed),
@@ -192,14 +233,20 @@ def _request(
         stop=stop or (),
         **fields,
     )
-    return Request(prompt if prompt is not None else _parsed_token_ids(token_ids or ""), options)
+    _check(options)
+    return Request(parse_prompt(prompt, token_ids), options)
 
 
-def _parsed_token_ids(text: str) -> list[int]:
+def _check(options: GenerationOptions) -> None:
+    found = Violations()
+    check_sampling(found, options.sampling, UINT32_MAX, _SAMPLING)
+    check_stop(found, options.stop, "stop")
     try:
-        return [int(part) for part in text.split(",")] if text.strip() else []
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is no list of token ids; write --token-ids 1,2,3") from error
+        found.raise_if_any()
+    except InvalidRequestError as error:
+        field, description = error.violations[0]
+        flag = field.removeprefix(f"{_SAMPLING}.").replace("_", "-")
+        raise typer.BadParameter(description, param_hint=f"'--{flag}'") from error
 
 
 REQUEST = Group([*parameters_of(_PromptFlags), *_option_parameters()], _request)

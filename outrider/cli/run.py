@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -40,8 +41,13 @@ def until_signalled(main: Coroutine[Any, Any, None]) -> bool:
 
 
 async def serve(options: UpOptions, console: Console) -> None:
-    """Keeps the services up, with their logs on `console`, until it is cancelled. Raises OutriderError."""
-    board = Board(console, show_logs=True, names=options.names)
+    """Keeps the services up, with their logs on `console`, until it is cancelled.
+
+    Raises OutriderError, and OutputError once the services have drained if `console` cannot be written.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    board = Board(console, show_logs=True, names=options.names, on_failure=task.cancel)
     board.begin()
     try:
         async with services(options, board) as running:
@@ -58,6 +64,10 @@ async def serve(options: UpOptions, console: Console) -> None:
                 soft_wrap=True,
             )
             await running.fail()
+    except asyncio.CancelledError:
+        if board.failure is not None:
+            raise board.failure from None
+        raise
     finally:
         board.settle()
 
@@ -70,7 +80,7 @@ async def run(options: UpOptions, request: Request, out: Console, err: Console) 
     board = Board(err, show_logs=False, names=options.names)
     board.begin()
     try:
-        async with services(options, board) as running:
+        async with services(replace(options, compile_first=True), board) as running:
             await generate(request.but(max_tokens=_WARM_UP_TOKENS), running.coordinator)
             board.settle()
             prompt = request.prompt if isinstance(request.prompt, str) else ""

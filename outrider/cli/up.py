@@ -13,6 +13,7 @@ from typing import NamedTuple, NoReturn
 import outrider
 from outrider.cli.child import Child, Observer
 from outrider.cli.cores import available_cores, num_threads, share_cores
+from outrider.cli.take_up import taken_up
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.errors import OutriderError
 
@@ -59,7 +60,9 @@ class UpOptions:
     dtype: str | None = None
     """None: float32 on a CPU, where it is exact and fast, else the type of the stored weights."""
     compiled: str | None = None
-    """What `--compile` of the workers shall be; None: first on a CPU, else auto."""
+    """What `--compile` of the workers shall be; None leaves it to `compile_first`."""
+    compile_first: bool = False
+    """Whether workers on a CPU compile before they serve, where that works, or, as `auto` does, meanwhile."""
     port: int = COORDINATOR_PORT
     draft_port: int = DRAFT_PORT
     verify_port: int = VERIFY_PORT
@@ -170,8 +173,8 @@ class Running:
 async def services(options: UpOptions, observer: Observer | None = None) -> AsyncIterator[Running]:
     """Starts the services, yields when all are ready, and on leaving drains them, the coordinators first.
 
-    A cancellation while they drain kills them. Raises PortTakenError, and ServiceDiedError if a service ends before it
-    is ready.
+    A cancellation while they drain kills them. Raises PortTakenError, ServiceDiedError if a service ends before it is
+    ready, and NotTakenUpError if a coordinator cannot use workers that are.
     """
     observer = observer or Observer()
     coordinators, verifiers, drafters = _children(options, observer)
@@ -182,7 +185,9 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
         # The coordinators last: they then find all workers at once, and the first request has a drafter.
         await _start(pioneers)
         await _start([worker for worker in workers if worker not in pioneers])
-        await _start(coordinators)
+        for coordinator in coordinators:
+            await coordinator.start()
+        await asyncio.gather(*map(taken_up, coordinators))
         yield Running(coordinators, verifiers, drafters, observer)
     finally:
         try:
@@ -212,8 +217,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
         Child(
             name,
             [
-                *_worker_command("verify_service", options.target, address, options.target_device, options),
-                f"--ngram-table={options.ngram_table}",
+                *_command("verify_service", verifier_settings(options), address),
                 *_core_flags(next(verifier_shares, ""), divided=options.num_verifiers > 1),
             ],
             address=address,
@@ -226,8 +230,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
         Child(
             name,
             [
-                *_worker_command("draft_service", draft, address, options.draft_device, options),
-                f"--ngram-table={options.ngram_table if draft == NGRAM_MODEL else ''}",
+                *_command("draft_service", drafter_settings(options, draft), address),
                 *(
                     _core_flags(next(drafter_shares, ""), divided=len(computing) > 1)
                     if draft in computing
@@ -281,13 +284,35 @@ def _core_flags(share: str, *, divided: bool) -> list[str]:
     return [f"--cores={share}", *([f"--num-threads={num_threads(share)}"] if divided and share else [])]
 
 
-def _worker_command(module: str, model: str, address: str, device: str, options: UpOptions) -> list[str]:
-    dtype = options.dtype or ("float32" if device == "cpu" else "auto")
-    compiled = options.compiled or ("first" if device == "cpu" else "auto")
-    flags = {"model": model, "device": device, "dtype": dtype, "compile": compiled, "listen": address}
-    if device == "cpu" and options.num_on_cpu > 1:
-        flags["memory-share"] = f"{1 / options.num_on_cpu:.3f}"
-    return [module, *(f"--{name}={value}" for name, value in flags.items())]
+def verifier_settings(options: UpOptions) -> dict[str, str]:
+    """What each verify service is told, beside its address and its cores."""
+    return _worker_settings(options, options.target, options.target_device, options.ngram_table)
+
+
+def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
+    """The same of a draft service with the model `draft`."""
+    ngram_table = options.ngram_table if draft == NGRAM_MODEL else ""
+    return _worker_settings(options, draft, options.draft_device, ngram_table)
+
+
+def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:
+    on_cpu = device == "cpu"
+    share = {"memory_share": f"{1 / options.num_on_cpu:.3f}"} if on_cpu and options.num_on_cpu > 1 else {}
+    return {
+        "model": model,
+        "device": device,
+        "dtype": ("float32" if on_cpu else "auto") if options.dtype is None else options.dtype,
+        "compile": ("first" if on_cpu and options.compile_first else "auto")
+        if options.compiled is None
+        else options.compiled,
+        "ngram_table": ngram_table,
+        **share,
+    }
+
+
+def _command(module: str, settings: Mapping[str, str], address: str) -> list[str]:
+    flags = {**settings, "listen": address}
+    return [module, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())]
 
 
 def _addresses(wanted: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:

@@ -6,25 +6,20 @@ import asyncio
 import errno
 import socket
 
+from outrider.core.protocol.address import Address, parse_address
 from outrider.core.protocol.errors import OutriderError
-
-_PORT_MAX = 65535
 
 
 class ListenError(OutriderError):
     """A server cannot listen on the configured address."""
 
 
-def parse_address(listen: str, flag: str = "--listen") -> tuple[str, int]:
-    """Host and port. gRPC itself would read a missing port as 443 and a port beyond the range modulo 65536.
-
-    Raises ListenError, which tells to use `flag`.
-    """
-    host, _, port = listen.rpartition(":")
-    bare_host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
-    if not bare_host or (":" in host and bare_host == host) or not port.isdecimal() or int(port) > _PORT_MAX:
-        raise ListenError(f"{listen!r} is not an address to listen on; use {flag} HOST:PORT, such as 127.0.0.1:50050")
-    return bare_host, int(port)
+def listen_address(listen: str, flag: str = "--listen") -> Address:
+    """Reads host:port. Raises ListenError, which tells to use `flag`."""
+    try:
+        return parse_address(listen, port_min=0)
+    except ValueError as error:
+        raise ListenError(f"cannot listen: {error}; use {flag} HOST:PORT") from error
 
 
 async def bind(host: str, port: int, flag: str = "--listen") -> list[socket.socket]:

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
-from outrider.rpc.listening import ListenError, bind, parse_address
+from outrider.rpc.listening import ListenError, bind, listen_address
 from outrider.rpc.reflection import add_reflection
 from outrider.rpc.transport import PLAINTEXT, Transport
 from outrider.rpc.undecodable import UndecodableRequests
@@ -97,7 +97,7 @@ class Server:
 
         Raises ListenError, in words for the user, if that is no address or the port is taken.
         """
-        host, port = parse_address(listen)
+        host, port = listen_address(listen)
         # gRPC is content with any one of the host's addresses and does not say what is wrong with the others.
         for probe in await bind(host, port):
             probe.close()

@@ -1,13 +1,15 @@
 """The compile cache: where a model's ahead-of-time package is on disk, and how it comes to be there.
 
 `python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE NICENESS` compiles one, in a process of its own:
-that takes memory and a minute or more of processor time, and leaves neither behind.
+that takes memory and a minute or more of processor time, and leaves neither behind. TMPDIR must be on the disk of
+PACKAGE.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import os
 import signal
@@ -34,6 +36,7 @@ from outrider.engine.load.probe import probe_layers
 from outrider.engine.native import CannotCompileError
 from outrider.machine.limits import num_cores
 from outrider.machine.tether import tethered
+from outrider.worker.workspace import workspace
 
 _log = structlog.get_logger()
 
@@ -41,7 +44,7 @@ NICENESS = 10
 """How far a compilation stands back from what serves meanwhile."""
 
 END_GRACE_S = 1.0
-"""Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more: it has a few files to remove."""
+"""Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more."""
 
 
 def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num_threads: int) -> Path:
@@ -87,18 +90,20 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
     started = time.monotonic()
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
     niceness = NICENESS if background else 0
-    process = await asyncio.to_thread(_started, [str(folder), dtype, str(num_threads), str(package), str(niceness)])
-    try:
-        words = await asyncio.to_thread(_last_words, process)
-    except asyncio.CancelledError:
-        await asyncio.to_thread(_end, process)
-        raise
+    arguments = [str(folder), dtype, str(num_threads), str(package), str(niceness)]
+    with workspace(package.parent) as temporary:
+        process = await asyncio.to_thread(_started, arguments, temporary)
+        try:
+            words = await asyncio.to_thread(_last_words, process)
+        except asyncio.CancelledError:
+            await asyncio.to_thread(_end, process)
+            raise
     if process.returncode:
         raise CannotCompileError(words or f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
 
 
-def _started(arguments: Sequence[str]) -> subprocess.Popen[str]:
+def _started(arguments: Sequence[str], temporary: Path) -> subprocess.Popen[str]:
     """Not by the event loop: uvloop forks, and a fork runs gRPC's handlers, which may crash the child."""
     return subprocess.Popen(
         tethered("outrider.worker.compilation", *arguments),
@@ -106,12 +111,13 @@ def _started(arguments: Sequence[str]) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         errors="replace",
+        env={**os.environ, "TMPDIR": str(temporary)},
         start_new_session=True,
     )
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Ends the process and its compilers, all of which remove what they have not finished if they get the time."""
+    """Ends the process and its compilers."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
             os.killpg(process.pid, number)
@@ -125,8 +131,16 @@ def _last_words(process: subprocess.Popen[str]) -> str:
         return (process.stderr.read().strip().splitlines() or [""])[-1]
 
 
-def _compile(folder: Path, dtype: str, num_threads: int, package: Path, niceness: int) -> None:
-    os.nice(niceness)
+def _compile_once(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
+    """Workers of one model that start together compile it once: the others wait for the first, and find it compiled."""
+    with (folder / "config.json").open() as model:
+        with contextlib.suppress(OSError):  # there are file systems without locks: then each compiles for itself
+            fcntl.flock(model, fcntl.LOCK_EX)
+        if not package.exists():
+            _compile(folder, dtype, num_threads, package)
+
+
+def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
     torch.set_num_threads(num_threads)
     inductor.compile_threads = num_cores()  # it would take as many as the machine has
     transformers.logging.disable_progress_bar()
@@ -134,23 +148,20 @@ def _compile(folder: Path, dtype: str, num_threads: int, package: Path, niceness
     cpu = torch.device("cpu")
     model = load_model(folder, device=cpu, dtype=dtype)
     reference = self_check.reference(model, probe_layers(model), self_check.LINE_TOKENS_MAX)
-    handle, unfinished = tempfile.mkstemp(dir=package.parent, suffix=".unfinished.pt2")
-    os.close(handle)
-    try:
-        ahead.compile_ahead(model, Path(unfinished))
-        engine = Engine(model, max_sessions=1, max_context=self_check.LINE_TOKENS_MAX)
-        engine.adopt(Path(unfinished))
-        self_check.check(engine, reference)
-        Path(unfinished).replace(package)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
+    unfinished = Path(tempfile.gettempdir(), package.name)
+    ahead.compile_ahead(model, unfinished)
+    engine = Engine(model, max_sessions=1, max_context=self_check.LINE_TOKENS_MAX)
+    engine.adopt(unfinished)
+    self_check.check(engine, reference)
+    unfinished.replace(package)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is unfinished is removed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     _, folder_, dtype_, num_threads_, package_, niceness_ = sys.argv
     try:
-        _compile(Path(folder_), dtype_, int(num_threads_), Path(package_), int(niceness_))
+        os.nice(int(niceness_))
+        _compile_once(Path(folder_), dtype_, int(num_threads_), Path(package_))
     except UnsupportedModelError as error_:
         sys.exit(str(error_))
     except OSError as error_:

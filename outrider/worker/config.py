@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
+from outrider.core.protocol.model_name import is_hub_name
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.machine.limits import num_cores
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, Problem, Settings
+from outrider.worker.extras import ENGINE, NGRAM_TABLE, lacking
 
 PAD_TOKENS_MAX = 256
 """Most tokens that small steps may be padded to: as many as one round may verify, and by far more than it does."""
 
+THREADS_MAX = 1024
+"""Most threads that may be asked for: more than machines have cores, and few enough that the system starts them."""
+
 AUTO_KV_MEMORY = "auto"
 """Lets the worker choose."""
+
+DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
+"""What `device` looks like."""
 
 KV_MEMORY_PATTERN = r"^(auto|\d+(\.\d+)?\s*(%|[KMGTkmgt]i?[Bb]))$"
 """What `kv_memory` looks like."""
@@ -36,7 +44,7 @@ class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
 
     model: str = Field(description="model folder (config.json, *.safetensors, tokenizer.json), or a hub name org/name")
-    device: str = Field("cpu", description="torch device: cpu, cuda, cuda:0, ...")
+    device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device: cpu, cuda, cuda:0, ...")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of weights and activations; auto takes the type of the stored weights"
     )
@@ -63,6 +71,7 @@ class WorkerConfig(Settings):
     num_threads: int = Field(
         default_factory=default_num_threads,
         ge=1,
+        le=THREADS_MAX,
         description="threads for tensor arithmetic on the CPU; default: OMP_NUM_THREADS, else half of the cores that "
         "affinity and the container's quota allow, and no more than --cores names",
     )
@@ -93,4 +102,29 @@ class WorkerConfig(Settings):
     ngram_table: str = Field(
         "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"
     )
-    drain_seconds: float = Field(20.0, ge=0, description="after SIGTERM: time that running sessions get to finish")
+    drain_seconds: float = Field(
+        20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
+    )
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""
+        yield from super().problems()
+        folder = os.path.expanduser(self.model)
+        if text := lacking(ENGINE, "engine"):
+            yield Problem("model", f"a model {text}")
+        elif os.path.isdir(folder):
+            if not os.path.isfile(os.path.join(folder, "config.json")):
+                yield Problem("model", f"{folder!r} has no config.json; name the folder that save_pretrained wrote")
+        elif not is_hub_name(self.model):
+            yield Problem(
+                "model",
+                f"there is no model folder {self.model!r}; name a folder with config.json and *.safetensors, or a hub "
+                "name such as org/name",
+            )
+        if self.ngram_table and (text := lacking(NGRAM_TABLE, "ngram-table")):
+            yield Problem("ngram_table", f"an n-gram table {text}")
+        elif self.ngram_table and not os.path.isfile(self.ngram_table):
+            yield Problem(
+                "ngram_table",
+                f"there is no file {self.ngram_table!r}; python -m recipes.ngram_table in a checkout writes one",
+            )

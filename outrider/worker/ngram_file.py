@@ -16,6 +16,7 @@ from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo
+from outrider.worker.extras import NGRAM_TABLE, lacking
 
 FORMAT = "outrider-ngrams-1"
 """Names this layout; another one gets another number."""
@@ -37,9 +38,7 @@ def load_ngrams(path: str | Path) -> NgramFile:
         # A worker without a table needs neither this package nor numpy, which it needs in turn.
         from safetensors import SafetensorError, safe_open
     except ImportError as error:
-        raise UnsupportedModelError(
-            "--ngram-table needs safetensors and numpy: pip install safetensors numpy, or leave it out"
-        ) from error
+        raise UnsupportedModelError(f"--ngram-table {lacking(NGRAM_TABLE, 'ngram-table')}, or leave it out") from error
     try:
         with safe_open(path, framework="np") as file:
             metadata: dict[str, str] = file.metadata() or {}

@@ -37,19 +37,16 @@ class Layer(NamedTuple):
     """Modules of the standard library that it must do without."""
 
 
-def _layer(layers: str = "", packages: str = "", forbidden: str = "") -> Layer:
+def _layer(layers: str = "", packages: str = "", forbidden: str = "", *, services: str = "") -> Layer:
+    """`layers` are those of `outrider` that may be imported, `services` those beside it."""
     return Layer(
-        frozenset({"outrider", *(f"outrider.{name}" for name in layers.split())}),
+        frozenset({"outrider", *(f"outrider.{name}" for name in layers.split()), *services.split()}),
         frozenset(packages.split()),
         frozenset(forbidden.split()),
     )
 
 
-def _above(rooms: set[str], layer: Layer) -> Layer:
-    """A layer that may use rooms of its own package which are layers."""
-    return layer._replace(layers=layer.layers | rooms)
-
-
+_WORKER_SETTINGS = "worker.config worker.extras"
 _GRPC = "grpc grpc_health grpc_reflection grpc_status google"
 _ENGINE = "torch transformers tokenizers safetensors huggingface_hub"
 _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
@@ -101,32 +98,55 @@ LAYERS = {
     "outrider.core.coordinate": _room("protocol estimate propose"),
     **_engine(),
     "outrider.machine": _layer(),
-    "outrider.settings": _layer(packages="pydantic pydantic_settings"),
+    "outrider.output": _layer(),
+    "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
+    "outrider.worker.extras": _layer(),
+    "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
-    "outrider.worker": _layer(f"core {_ALL_ENGINE} machine rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
+    "outrider.worker": _layer(
+        f"core {_ALL_ENGINE} machine rpc settings telemetry {_WORKER_SETTINGS} v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
+    ),
     "outrider.client": _layer("core rpc v1", _GRPC),
-    "outrider.cli": _layer("core machine rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
-    "draft_service": _layer(
-        f"core {_ALL_ENGINE} machine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
-    ),
-    "verify_service": _layer(
-        f"core {_ALL_ENGINE} machine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
-    ),
+    **{
+        f"{service}.config": _layer(f"core settings {_WORKER_SETTINGS}", "pydantic")
+        for service in ("draft_service", "verify_service")
+    },
     "coordinator.chat": _layer("core", "jinja2", forbidden="asyncio io os selectors socket subprocess threading"),
-    "coordinator": _above(
-        {"coordinator.chat"}, _layer("core machine rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers")
+    "coordinator.resolution": _layer("core"),
+    "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
+    "outrider.cli": _layer(
+        "core machine output rpc settings telemetry v1 client",
+        f"{_GRPC} structlog typer rich bench",
+        services="coordinator.config draft_service.config verify_service.config",
     ),
-    "coordinator.openai": _above(
-        {"coordinator", "coordinator.chat"}, _layer("core rpc", "fastapi grpc pydantic pydantic_core starlette")
+    **{
+        service: _layer(
+            f"core {_ALL_ENGINE} machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
+            f"{_ENGINE} {_GRPC} {_SERVICE}",
+            services=f"{service}.config",
+        )
+        for service in ("draft_service", "verify_service")
+    },
+    "coordinator": _layer(
+        "core machine rpc settings telemetry v1",
+        f"{_GRPC} {_SERVICE} tokenizers",
+        services="coordinator.chat coordinator.config coordinator.resolution",
+    ),
+    "coordinator.openai": _layer(
+        "core rpc",
+        "fastapi grpc pydantic pydantic_core starlette",
+        services="coordinator coordinator.chat",
     ),
     "coordinator.http": _layer("core rpc", "fastapi structlog uvicorn"),
-    "coordinator.__main__": _above(
-        {"coordinator", "coordinator.http", "coordinator.openai"}, _layer("machine rpc telemetry v1")
+    "coordinator.__main__": _layer(
+        "machine rpc telemetry v1",
+        services="coordinator coordinator.config coordinator.http coordinator.openai",
     ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
-the core may import any room. Torch stays away from everything but the workers."""
+the core may import any room. Torch stays away from everything but the workers. The settings of the services lie below
+the command line, which checks by them what it is told."""
 
 _HALLS = frozenset({"outrider", "outrider.core"})
 """Packages that hold other layers, and no module of their own."""

@@ -49,10 +49,11 @@ SEED_MAX = 2**64 - 1
 PROMPT_BYTES_MAX = 1024 * 1024
 """Longest prompt text, a quarter of a million tokens of English; a longer one can be sent as token ids. Tokenizing it
 takes a second, and 350 MB at the coordinator."""
-
 CHAT_TEMPLATE_BYTES_MAX = 1024 * 1024
 """Largest chat templates and special tokens of a model, together: they travel in one message. Published templates have
 some kilobytes."""
+UINT32_MAX = 2**32 - 1
+"""Largest number of most fields on the wire."""
 
 
 class Violations:
@@ -182,6 +183,16 @@ def check_stop_token_ids(found: Violations, token_ids: Sequence[int], vocab_size
         f"has {len(token_ids)} ids; at most {STOP_TOKEN_IDS_MAX} are allowed",
     )
     check_token_ids(found, token_ids, vocab_size, field)
+
+
+def check_stop(found: Violations, stop: Sequence[str], field: str) -> None:
+    """At most STOP_STRINGS_MAX strings, none of them empty or very long."""
+    found.check(len(stop) <= STOP_STRINGS_MAX, field, f"at most {STOP_STRINGS_MAX} strings are allowed")
+    found.check(
+        all(1 <= len(each) <= STOP_STRING_CHARACTERS_MAX for each in stop),
+        field,
+        f"each string must have 1 to {STOP_STRING_CHARACTERS_MAX} characters",
+    )
 
 
 def check_num_logprobs(found: Violations, num_logprobs: int | None, field: str) -> None:

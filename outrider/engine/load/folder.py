@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.model_name import is_hub_name
 from outrider.engine.load.checkpoint import named, read_checkpoint
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -45,7 +46,7 @@ def resolve_folder(model: str) -> Path:
     """
     folder = Path(model).expanduser()
     if not folder.is_dir():
-        if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        if not is_hub_name(model):
             raise UnsupportedModelError(
                 f"there is no model folder {model!r}; pass --model the path of a folder with config.json and "
                 "*.safetensors, or a hub name such as org/name"

@@ -1,0 +1,52 @@
+"""The door: what the services shall be told is checked by their own settings, before any of them is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import typer
+
+from coordinator.config import CoordinatorConfig
+from draft_service.config import DraftConfig
+from outrider.cli.up import HOST, UpOptions, drafter_settings, verifier_settings
+from outrider.settings import BadSettingsError, Settings
+from verify_service.config import VerifyConfig
+
+_WORKER_FLAGS = {"dtype": "--dtype", "compile": "--compile", "ngram_table": "--ngram-table"}
+_VERIFIER_FLAGS = {"model": "--target", "device": "--target-device", **_WORKER_FLAGS}
+_DRAFTER_FLAGS = {"model": "--draft", "device": "--draft-device", **_WORKER_FLAGS}
+"""By the setting of the service: the flag that sets it here."""
+
+_SOME_ADDRESS = f"{HOST}:0"
+_COORDINATOR_SETTINGS = {"listen": _SOME_ADDRESS, "verify": f"{HOST}:1", "draft": ""}
+"""What the coordinator is told whatever its variables say. Ports are chosen later."""
+
+
+class _Service(NamedTuple):
+    """One kind of service that would be started."""
+
+    settings: type[Settings]
+    values: Mapping[str, str]
+    flags: Mapping[str, str]
+    """By the setting: the flag of this command."""
+
+
+def check(options: UpOptions) -> UpOptions:
+    """Returns `options`. Raises typer.BadParameter for a value that a service would refuse, of a flag or a variable."""
+    for service in _services(options):
+        try:
+            service.settings.checked(**service.values)
+        except BadSettingsError as error:
+            problem = error.problems[0]
+            where = service.flags.get(problem.setting, problem.variable)
+            raise typer.BadParameter(problem.text, param_hint=f"'{where}'") from error
+    return options
+
+
+def _services(options: UpOptions) -> Iterator[_Service]:
+    always = {"listen": _SOME_ADDRESS, "cores": ""}
+    yield _Service(VerifyConfig, verifier_settings(options) | always, _VERIFIER_FLAGS)
+    for draft in options.drafts:
+        yield _Service(DraftConfig, drafter_settings(options, draft) | always, _DRAFTER_FLAGS)
+    yield _Service(CoordinatorConfig, {**_COORDINATOR_SETTINGS, "cores": ""}, {})
