@@ -49,7 +49,7 @@ def main() -> None:
     """Replaces this process, which keeps its id and its standard streams: whoever started it sees one service."""
     python, root, *command = sys.argv[1:]
     os.environ["PYTHONPATH"] = root  # before a checkout that its Python may know of
-    os.execv(python, tethered(*command, packages=Path(root), python=python))
+    os.execv(python, list(tethered(*command, packages=Path(root), python=python)))
 
 
 if __name__ == "__main__":

@@ -7,13 +7,10 @@ import sys
 import typer
 
 from outrider.core.protocol.options import Prompt
-from outrider.core.protocol.validation import PROMPT_CHARACTERS_MAX, UINT32_MAX
+from outrider.core.protocol.validation import PROMPT_BYTES_MAX, UINT32_MAX
 
 STANDARD_INPUT = "-"
 """Stands for the prompt that comes on standard input."""
-
-_CHARACTER_BYTES_MAX = 4
-"""Of UTF-8."""
 
 _PROMPT = "PROMPT"
 _TOKEN_IDS = "'--token-ids'"
@@ -28,15 +25,15 @@ def parse_prompt(text: str | None, token_ids: str | None) -> Prompt:
     prompt = _read() if text == STANDARD_INPUT else text
     if not prompt:
         raise typer.BadParameter("it is empty", param_hint=_PROMPT)
-    if len(prompt) > PROMPT_CHARACTERS_MAX:
-        raise typer.BadParameter(f"it has more than {PROMPT_CHARACTERS_MAX} characters", param_hint=_PROMPT)
+    if len(prompt.encode(errors="surrogatepass")) > PROMPT_BYTES_MAX:
+        raise typer.BadParameter(f"it has more than {PROMPT_BYTES_MAX} bytes", param_hint=_PROMPT)
     return prompt
 
 
 def _read() -> str:
     if sys.stdin is None:
         raise typer.BadParameter("standard input is closed", param_hint=_PROMPT)
-    content = sys.stdin.buffer.read(PROMPT_CHARACTERS_MAX * _CHARACTER_BYTES_MAX + 1)
+    content = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 import torch
 import transformers
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
@@ -187,7 +187,7 @@ def _hindered(config: WorkerConfig, problem: str) -> bool:
     return bool(problem)
 
 
-def _adopted(engine: Engine, package: Path, reference: list[Tensor]) -> bool:
+def _adopted(engine: Engine, package: Path, reference: Sequence[self_check.Passage]) -> bool:
     """Whether the engine runs `package` from now on. One that is there and does not work is logged."""
     if not package.exists():
         return False

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from outrider.cli import __main__ as command
 from outrider.cli.__main__ import app
-from outrider.core.protocol.validation import PROMPT_CHARACTERS_MAX
+from outrider.core.protocol.validation import PROMPT_BYTES_MAX
 from outrider.settings import Settings
 from tests.house.generated import CONFIGS
 
@@ -171,7 +171,7 @@ def test_a_number_of_alternatives_that_no_coordinator_gives() -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"", "empty"), (b"\xff", "UTF-8"), (b"x" * (PROMPT_CHARACTERS_MAX + 1), "characters")],
+    [(b"", "empty"), (b"\xff", "UTF-8"), (b"x" * (PROMPT_BYTES_MAX + 1), "bytes")],
     ids=["empty", "no text", "endless"],
 )
 def test_standard_input_that_is_no_prompt(content: bytes, words: str) -> None:
