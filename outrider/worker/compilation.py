@@ -43,6 +43,9 @@ _log = structlog.get_logger()
 NICENESS = 10
 """How far a compilation stands back from what serves meanwhile."""
 
+_STACK = ("frame #", "Exception raised from ")
+"""What lines of a stack begin with that torch's C++ writes behind its last words."""
+
 END_GRACE_S = 1.0
 """Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more."""
 
@@ -128,7 +131,9 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     """The last line that the process writes, at its end. Its standard input stays open until then."""
     assert process.stderr is not None
     with process:
-        return (process.stderr.read().strip().splitlines() or [""])[-1]
+        lines = process.stderr.read().strip().splitlines()
+    told = [line.strip().removeprefix("what():").strip() for line in lines if not line.startswith(_STACK)]
+    return (told or [""])[-1]
 
 
 def _compile_once(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
