@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from outrider.machine import limits
 from outrider.v1 import draft_pb2, generation_pb2, verify_pb2
+from outrider.worker import config
 
 if TYPE_CHECKING:
     from conftest import Manifests
 
 PORTS = {"coordinator": 50050, "draft": 50051, "verify": 50052}
 """The services' default ports."""
+
+COLLECTOR_PORT = 4318
+"""Where a telemetry collector takes OTLP over HTTP."""
 
 HEALTH_SERVICES = {
     "coordinator": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
@@ -75,7 +83,7 @@ def test_selectors_select_what_they_are_for(manifests: Manifests, name: str) -> 
 
 
 def test_only_the_coordinator_reaches_the_workers(manifests: Manifests) -> None:
-    (policy,) = manifests.named("NetworkPolicy").values()
+    policy = manifests.named("NetworkPolicy")["workers"]
     assert policy["spec"]["policyTypes"] == ["Ingress"]
     assert selected(policy["spec"]["podSelector"], manifests) == set(WORKERS)
     (rule,) = policy["spec"]["ingress"]
@@ -83,6 +91,60 @@ def test_only_the_coordinator_reaches_the_workers(manifests: Manifests) -> None:
     assert peer.keys() == {"podSelector"}
     assert selected(peer["podSelector"], manifests) == {"coordinator"}
     assert [port["port"] for port in rule["ports"]] == [PORTS[name] for name in WORKERS]
+
+
+def destinations(manifests: Manifests, name: str) -> Iterator[tuple[str, set[tuple[str, int]]]]:
+    """Whom the pods of a deployment may call by all policies that select them, each with protocols and ports."""
+    for policy in manifests.named("NetworkPolicy").values():
+        spec = policy["spec"]
+        if "Egress" not in spec["policyTypes"] or name not in selected(spec["podSelector"], manifests):
+            continue
+        for rule in spec["egress"]:
+            ports = {(port.get("protocol", "TCP"), port["port"]) for port in rule["ports"]}
+            assert ports, "without ports a rule allows all"
+            assert rule["to"], "without peers a rule allows all"
+            for peer in rule["to"]:
+                yield json.dumps(peer, sort_keys=True), ports
+
+
+@each_service
+def test_a_pod_calls_dns_the_collector_and_the_coordinator_its_workers(manifests: Manifests, name: str) -> None:
+    found = dict(destinations(manifests, name))
+    labels = {
+        worker: json.dumps({"podSelector": {"matchLabels": {"app.kubernetes.io/name": f"outrider-{worker}"}}})
+        for worker in WORKERS
+    }
+    workers = {peer: ports for peer, ports in found.items() if peer in labels.values()}
+    assert workers == ({labels[worker]: {("TCP", PORTS[worker])} for worker in WORKERS} if name not in WORKERS else {})
+    dns = {peer: ports for peer, ports in found.items() if "kube-dns" in peer or "169.254.20.10/32" in peer}
+    assert len(dns) == 2
+    assert all(ports == {("UDP", 53), ("TCP", 53)} for ports in dns.values())
+    collector = {peer: ports for peer, ports in found.items() if "otel-collector" in peer}
+    assert list(collector.values()) == [{("TCP", COLLECTOR_PORT)}]
+    assert found.keys() == workers.keys() | dns.keys() | collector.keys()
+
+
+def test_the_guide_sends_telemetry_where_the_policy_lets_it_go(repository: Path) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    assert f"OTEL_EXPORTER_OTLP_ENDPOINT=http://otel-collector:{COLLECTOR_PORT}" in guide
+
+
+@each_worker
+def test_threads_on_cpu_follow_the_limit(
+    on_cpu: Manifests, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Nothing in the overlay has to say so."""
+    limit = int(on_cpu.container(name)["resources"]["limits"]["cpu"])
+    variables = on_cpu.environment(name)
+    assert {"OMP_NUM_THREADS", "OUTRIDER_NUM_THREADS", "OUTRIDER_CORES"}.isdisjoint(variables)
+    for path, text in {"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": f"{limit * 100_000} 100000"}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(f"{text}\n")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(config, "num_cores", partial(limits.num_cores, tmp_path))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert limits.num_cores(tmp_path) == limit
+    assert 1 <= config.WorkerConfig(model=variables["OUTRIDER_MODEL"], listen="").num_threads <= limit
 
 
 @each_service
