@@ -6,9 +6,12 @@ import os
 import sys
 from functools import partial
 
+from outrider.machine.sigterm import end_at_once_until_serving
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
+if __name__ == "__main__":
+    end_at_once_until_serving("coordinator")  # before what follows imports a lot
 
 from coordinator.config import CoordinatorConfig
 from coordinator.service import GenerationService

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import sys
 
+from outrider.machine.sigterm import end_at_once_until_serving
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
+if __name__ == "__main__":
+    end_at_once_until_serving("draft_service")  # before what follows imports a lot
 
 from draft_service.config import DraftConfig
 from outrider.core.propose.ngram import NGRAM_MODEL

@@ -101,9 +101,13 @@ LAYERS = {
     "outrider.worker": _layer(f"core {_ALL_ENGINE} machine rpc settings telemetry v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
     "outrider.client": _layer("core rpc v1", _GRPC),
     "outrider.cli": _layer("core machine rpc telemetry v1 client", f"{_GRPC} structlog typer rich bench"),
-    "draft_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "verify_service": _layer(f"core {_ALL_ENGINE} rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"),
-    "coordinator": _layer("core rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
+    "draft_service": _layer(
+        f"core {_ALL_ENGINE} machine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
+    ),
+    "verify_service": _layer(
+        f"core {_ALL_ENGINE} machine rpc settings telemetry worker v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
+    ),
+    "coordinator": _layer("core machine rpc settings telemetry v1", f"{_GRPC} {_SERVICE} tokenizers"),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
 the core may import any room. Torch stays away from everything but the workers."""

@@ -1,0 +1,48 @@
+"""A service that is told to stop before it listens ends with a word, as process 1, too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+IMPORTING = """
+from outrider.machine.sigterm import end_at_once_until_serving
+end_at_once_until_serving("verify")
+print("importing", flush=True)
+import threading
+threading.Event().wait()
+"""
+
+IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
+"""Runs a command as process 1 of a namespace of its own."""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_it_ends_with_a_word(number: signal.Signals, status: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", IMPORTING], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode == status
+    assert errors == f"verify: stopped by {number.name} while starting\n"
+
+
+def test_process_1_ends_too() -> None:
+    if subprocess.run([*IN_A_CONTAINER, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no namespaces of processes here")
+    telling = IMPORTING.replace('"importing"', "__import__('os').getpid()")
+    command = [*IN_A_CONTAINER, "sh", "-c", 'exec "$0" -c "$1"', sys.executable, telling]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as outside:
+        assert outside.stdout is not None
+        assert outside.stdout.readline() == "1\n"
+        (inside,) = Path(f"/proc/{outside.pid}/task/{outside.pid}/children").read_text().split()
+        os.kill(int(inside), signal.SIGTERM)
+        _, errors = outside.communicate()
+    assert outside.returncode == 0
+    assert "while starting" in errors
