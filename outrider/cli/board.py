@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.cli.child import LOG_TAIL_LINES, Observer, Phase
+from outrider.cli.record import is_warning
 
 _STYLES: Final[Mapping[str, str]] = {"coordinator": "cyan", "draft": "green", "verify": "magenta"}
 """By kind of service: its name, without the number where there are several."""
@@ -25,7 +26,7 @@ _FRAMES_PER_SECOND: Final = 8
 
 
 class Board(Observer):
-    """Shows phases, and logs if `show_logs` is set; otherwise it keeps their last lines for `show_tails`."""
+    """Shows phases, and logs if `show_logs` is set; otherwise warnings alone, and keeps last lines for `show_tails`."""
 
     def __init__(self, console: Console, *, show_logs: bool, names: Sequence[str] = tuple(_STYLES)) -> None:
         """`names` are those of all services to come."""
@@ -70,7 +71,7 @@ class Board(Observer):
 
     def log(self, name: str, line: str) -> None:
         self._tails.setdefault(name, deque(maxlen=LOG_TAIL_LINES)).append(line)
-        if self._show_logs:
+        if self._show_logs or is_warning(line):
             self._console.print(self._prefixed(name, line), soft_wrap=True)
 
     def notice(self, text: str) -> None:

@@ -54,9 +54,9 @@ Compile = Annotated[
     str | None,
     typer.Option(
         "--compile",
-        help="Compiled forward passes: on, off or auto. Default: on where a C++ compiler is found; a model's first "
-        "start then takes a minute longer.",
-        metavar="on|off|auto",
+        help="Compiled forward passes: first (before serving, if that works here), on (or not at all), auto "
+        "(meanwhile) or off. Default: first on a CPU; a model's first start then takes a minute longer.",
+        metavar="first|on|auto|off",
     ),
 ]
 Dtype = Annotated[

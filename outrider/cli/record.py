@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 _UNTOLD = frozenset({"event", "level", "timestamp", "service", "logger", "exception"})
@@ -18,6 +19,11 @@ def readable(line: str) -> str:
     if not isinstance(record, dict) or "event" not in record:
         return line
     return _told(record)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def is_warning(line: str) -> bool:
+    """Whether a line that `readable` has made tells of a warning."""
+    return re.match(r"(\d\d:\d\d:\d\d )?warning ", line) is not None
 
 
 def _told(record: dict[str, Any]) -> str:

@@ -63,7 +63,7 @@ async def serve(options: UpOptions, console: Console) -> None:
 async def run(options: UpOptions, request: Request, out: Console, err: Console) -> None:
     """Starts the services, generates, generates the same by the target alone, compares, and stops the services.
 
-    Logs are shown only when something fails. Raises OutriderError.
+    Of the logs warnings are shown, and the rest only when something fails. Raises OutriderError.
     """
     board = Board(err, show_logs=False, names=options.names)
     board.begin()

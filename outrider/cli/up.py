@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ DRAFT_PORT = 50051
 """The draft service's default port."""
 VERIFY_PORT = 50052
 """The verify service's default port."""
-
-_COMPILERS = ("g++", "clang++")
 
 _BUNDLED_MODELS = Path(outrider.__file__).parents[1] / "models"
 """The pair that comes with a checkout."""
@@ -60,7 +57,7 @@ class UpOptions:
     dtype: str | None = None
     """None: float32 on a CPU, where it is exact and fast, else the type of the stored weights."""
     compiled: str | None = None
-    """What `--compile` of the workers shall be; None: on, if a C++ compiler is found and the device is a CPU."""
+    """What `--compile` of the workers shall be; None: first on a CPU, else auto."""
     port: int = COORDINATOR_PORT
     draft_port: int = DRAFT_PORT
     verify_port: int = VERIFY_PORT
@@ -262,7 +259,7 @@ def _core_flags(share: str, *, divided: bool) -> list[str]:
 
 def _worker_command(module: str, model: str, address: str, device: str, options: UpOptions) -> list[str]:
     dtype = options.dtype or ("float32" if device == "cpu" else "auto")
-    compiled = options.compiled or ("on" if device == "cpu" and any(map(shutil.which, _COMPILERS)) else "auto")
+    compiled = options.compiled or ("first" if device == "cpu" else "auto")
     flags = {"model": model, "device": device, "dtype": dtype, "compile": compiled, "listen": address}
     return [module, *(f"--{name}={value}" for name, value in flags.items())]
 

@@ -156,7 +156,10 @@ class Engine:
             self.release(slot)
 
     def adopt(self, package: Path) -> None:
-        """From now on runs a package that `outrider.engine.compile.ahead.compile_ahead` wrote. Keys and values stay."""
+        """From now on runs a package that `outrider.engine.compile.ahead.compile_ahead` wrote. Keys and values stay.
+
+        Raises CannotCompileError if it cannot be loaded; then it runs as before.
+        """
         self._model.adopt(package)
 
     def measure(self) -> list[tuple[int, float]]:

@@ -72,11 +72,15 @@ class RaggedModel:
         self.cache.move(moves)
 
     def adopt(self, package: Path) -> None:
-        """From now on runs a package of this model that `compile_ahead` wrote. The native operators are loaded."""
+        """From now on runs a package of this model that `compile_ahead` wrote. The native operators are loaded.
+
+        Raises CannotCompileError if it cannot be loaded; then it runs as before.
+        """
         attention = self.attention
         if not isinstance(attention, NativeAttention):
-            attention = self.attention = NativeAttention(self.facts, self.cache)
+            attention = NativeAttention(self.facts, self.cache)
         self.forwards = [AheadForward(package, attention, self.cache.scratch_cell)]
+        self.attention = attention
 
     @torch.inference_mode()
     def capture(self, num_tokens: int) -> None:

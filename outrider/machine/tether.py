@@ -15,7 +15,6 @@ import runpy
 import signal
 import sys
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 _PACKAGES = Path(__file__).parents[2]
@@ -24,7 +23,7 @@ _PACKAGES = Path(__file__).parents[2]
 _STANDARD_INPUT = 0
 
 
-def tethered(module: str, *arguments: str, packages: Path = _PACKAGES, python: str = sys.executable) -> Sequence[str]:
+def tethered(module: str, *arguments: str, packages: Path = _PACKAGES, python: str = sys.executable) -> list[str]:
     """The command that runs `module` of `packages`; its standard input must be a pipe that its starter holds open."""
     return [python, "-P", "-u", __file__, str(packages), module, *arguments]
 

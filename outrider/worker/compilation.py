@@ -1,23 +1,27 @@
 """The compile cache: where a model's ahead-of-time package is on disk, and how it comes to be there.
 
-`python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE` compiles one, in a process of its own: that
-takes memory and a minute or more of processor time, and leaves neither behind.
+`python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE NICENESS` compiles one, in a process of its own:
+that takes memory and a minute or more of processor time, and leaves neither behind.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 import torch
 import transformers
+from torch._inductor import config as inductor
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
@@ -26,11 +30,17 @@ from outrider.engine.engine import Engine
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
 from outrider.engine.load.identity import model_name
+from outrider.engine.native import CannotCompileError
+from outrider.machine.limits import num_cores
+from outrider.machine.tether import tethered
 
 _log = structlog.get_logger()
 
 NICENESS = 10
 """How far a compilation stands back from what serves meanwhile."""
+
+END_GRACE_S = 1.0
+"""Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more: it has a few files to remove."""
 
 
 def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num_threads: int) -> Path:
@@ -53,34 +63,71 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num
     return cache / f"{model_name(folder).replace('/', '--')}-{dtype}-{digest.hexdigest()[:16]}.pt2"
 
 
-async def compile_package(package: Path, folder: Path, dtype: str, num_threads: int, *, background: bool) -> None:
-    """Compiles `package` in a process of its own, which dies with this one's task.
+def cache_problem(cache: Path) -> str:
+    """Why nothing can be compiled into the folder `cache`, which is made, and run from it; empty if it can."""
+    advice = "choose another folder with --compile-cache"
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+        mounted = os.statvfs(cache)
+    except OSError as error:
+        return f"the compile cache {cache} cannot be written ({error.strerror}); {advice}"
+    if mounted.f_flag & getattr(os, "ST_NOEXEC", 0):
+        return f"nothing that lies in the compile cache {cache} can be run, since it is mounted noexec; {advice}"
+    return ""
 
-    Raises UnsupportedModelError with that process's last words.
+
+async def compile_package(package: Path, folder: Path, dtype: str, num_threads: int, *, background: bool) -> None:
+    """Compiles `package` in a process of its own, which dies with this one's task, and with this process.
+
+    Raises CannotCompileError with that process's last words.
     """
     started = time.monotonic()
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
-    nice = ["nice", "-n", str(NICENESS)] if background else []
-    command = [sys.executable, "-m", "outrider.worker.compilation", str(folder), dtype, str(num_threads), str(package)]
-    process = await asyncio.to_thread(_started, [*nice, *command])
+    niceness = NICENESS if background else 0
+    process = await asyncio.to_thread(_started, [str(folder), dtype, str(num_threads), str(package), str(niceness)])
     try:
-        _, stderr = await asyncio.to_thread(process.communicate)
-    finally:
-        if process.poll() is None:
-            process.kill()
+        words = await asyncio.to_thread(_last_words, process)
+    except asyncio.CancelledError:
+        await asyncio.to_thread(_end, process)
+        raise
     if process.returncode:
-        words = stderr.strip().splitlines()
-        raise UnsupportedModelError(words[-1] if words else f"the compilation ended with status {process.returncode}")
+        raise CannotCompileError(words or f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
 
 
-def _started(command: list[str]) -> subprocess.Popen[str]:
+def _started(arguments: Sequence[str]) -> subprocess.Popen[str]:
     """Not by the event loop: uvloop forks, and a fork runs gRPC's handlers, which may crash the child."""
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace")
+    return subprocess.Popen(
+        tethered("outrider.worker.compilation", *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        errors="replace",
+        start_new_session=True,
+    )
 
 
-def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
+    """Ends the process and its compilers, all of which remove what they have not finished if they get the time."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, number)
+            process.wait(END_GRACE_S)
+
+
+def _last_words(process: subprocess.Popen[str]) -> str:
+    """The last line that the process writes, at its end. Its standard input stays open until then."""
+    assert process.stderr is not None
+    with process:
+        return (process.stderr.read().strip().splitlines() or [""])[-1]
+
+
+def _compile(folder: Path, dtype: str, num_threads: int, package: Path, niceness: int) -> None:
+    os.nice(niceness)
     torch.set_num_threads(num_threads)
+    inductor.compile_threads = num_cores()  # it would take as many as the machine has
     transformers.logging.disable_progress_bar()
     native.load(package.parent)
     cpu = torch.device("cpu")
@@ -99,8 +146,11 @@ def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
 
 
 if __name__ == "__main__":
-    _, folder_, dtype_, num_threads_, package_ = sys.argv
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what is unfinished is removed
+    _, folder_, dtype_, num_threads_, package_, niceness_ = sys.argv
     try:
-        _compile(Path(folder_), dtype_, int(num_threads_), Path(package_))
+        _compile(Path(folder_), dtype_, int(num_threads_), Path(package_), int(niceness_))
     except UnsupportedModelError as error_:
         sys.exit(str(error_))
+    except OSError as error_:
+        sys.exit(f"nothing can be compiled into {Path(package_).parent} ({error_.strerror}); use --compile-cache")

@@ -59,10 +59,11 @@ class WorkerConfig(Settings):
         description="threads for tensor arithmetic on the CPU; default: OMP_NUM_THREADS, else half of the cores that "
         "affinity and the container's quota allow, and no more than --cores names",
     )
-    compile: Literal["auto", "on", "off"] = Field(
+    compile: Literal["auto", "first", "on", "off"] = Field(
         "auto",
-        description="compiled forward passes, twice as fast or more; on: compile before serving (a minute, once for a "
-        "model and machine); auto: serve at once, compile meanwhile if a compiler is there",
+        description="compiled forward passes, twice as fast or more (a minute, once for a model and machine); auto: "
+        "serve at once, compile meanwhile; first: compile, then serve; both serve uncompiled where compiling cannot "
+        "work, and on refuses to",
     )
     compile_cache: Path = Field(
         default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider",

@@ -7,11 +7,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import structlog
+
 from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
+from outrider.engine.native import CannotCompileError
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel, report
 from outrider.worker.step_runner import StepRunner
+
+_log = structlog.get_logger()
 
 
 class ModelWorker(Worker, Protocol):
@@ -48,7 +53,11 @@ class DeviceServicer(ModelServicer):
     def adopt(self, package: Path) -> None:
         """See `WorkerServicer.adopt`."""
         engine = self._worker.runner.engine
-        engine.adopt(package)
+        try:
+            engine.adopt(package)
+        except CannotCompileError as error:
+            _log.warning("not compiled", reason=str(error))
+            return
         self._worker.relearn()
         if not self._worker.admission.seated:
             report(engine)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -16,6 +18,8 @@ import structlog
 from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.native import CannotCompileError
+from outrider.machine.descendants import kill_descendants
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Service, SetReady
@@ -31,6 +35,10 @@ whole verify step of a small model."""
 T = TypeVar("T")
 
 _log = structlog.get_logger()
+
+
+class StoppedEarlyError(Exception):
+    """The worker was told to stop while it loaded or compiled its model."""
 
 
 class WorkerServicer(Protocol):
@@ -53,16 +61,22 @@ def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], Non
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
-    run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+    try:
+        run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+    except StoppedEarlyError:
+        _log.info("stopped before it was ready")
+        atexit.register(_leave)  # when the caller has tidied up
 
 
 async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetReady) -> NoReturn:
-    """Loads the model and steps until it is cancelled. Raises OutriderError if the worker cannot go on."""
-    loaded = await _abandonable(partial(load, config))
-    if loaded.package is not None and config.compile == "on":
-        await _compile(config, loaded, loaded.package)
-        loaded.engine.adopt(loaded.package)
-    await _abandonable(partial(report, loaded.engine))
+    """Loads the model and steps until it is cancelled.
+
+    Raises OutriderError if the worker cannot go on, and StoppedEarlyError if it is cancelled before it is ready.
+    """
+    try:
+        loaded = await _loaded(config)
+    except asyncio.CancelledError:
+        raise StoppedEarlyError from None
     loop = asyncio.get_running_loop()
     deaths: asyncio.Queue[BaseException] = asyncio.Queue(1)
 
@@ -83,11 +97,31 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
         device.stop()
 
 
+async def _loaded(config: WorkerConfig) -> LoadedModel:
+    """The model as it is served first. Raises UnsupportedModelError."""
+    loaded = await _abandonable(partial(load, config))
+    if loaded.package is not None and config.compile != "auto":
+        await _compile_first(config, loaded, loaded.package)
+    await _abandonable(partial(report, loaded.engine))
+    return loaded
+
+
+async def _compile_first(config: WorkerConfig, loaded: LoadedModel, package: Path) -> None:
+    """Compiles before the worker serves. Raises CannotCompileError if that fails and the worker must not go on so."""
+    try:
+        await _compile(config, loaded, package)
+        loaded.engine.adopt(package)
+    except CannotCompileError as error:
+        if config.compile == "on":
+            raise
+        _log.warning("not compiled", reason=str(error))
+
+
 async def _adopt_later(
     config: WorkerConfig, loaded: LoadedModel, device: DeviceThread, servicer: WorkerServicer
 ) -> None:
     """Compiles while the worker serves, and from then on runs what was compiled."""
-    if loaded.package is None or config.compile == "on":
+    if loaded.package is None or config.compile != "auto":
         return
     try:
         await _compile(config, loaded, loaded.package)
@@ -116,3 +150,9 @@ async def _abandonable(call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await asyncio.wrap_future(result)
+
+
+def _leave() -> None:
+    """Ends a process at once. Its interpreter would tidy up for seconds, under threads that still load."""
+    kill_descendants()
+    os._exit(0)

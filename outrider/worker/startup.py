@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 import torch
 import transformers
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
@@ -28,7 +29,7 @@ from outrider.engine.load.checkpoint import weights_sha256
 from outrider.engine.load.folder import check_folder, eos_token_ids, load_weights, resolve_folder, vocabulary_sha256
 from outrider.engine.load.identity import model_name, model_sha256
 from outrider.engine.load.tokenizer import portable_tokenizer
-from outrider.worker.compilation import package_path
+from outrider.worker.compilation import cache_problem, package_path
 from outrider.worker.config import WorkerConfig
 from outrider.worker.memory import kv_bytes
 
@@ -90,10 +91,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
         package = package_path(config.compile_cache, folder, weights, dtype, config.num_threads)
-        if package.exists():
-            native.load(config.compile_cache)
-            engine.adopt(package)
-            self_check.check(engine, reference)
+        if _adopted(engine, package, reference) or _hindered(config, cache_problem(config.compile_cache)):
             package = None
     log.info(
         "model ready",
@@ -158,11 +156,31 @@ def compiles(config: WorkerConfig, device: torch.device) -> bool:
     problem = compiler_problem(device)
     if device.type == "cpu" and config.attention_backend not in (AUTO, NativeAttention.name):
         problem = f"a compiled forward pass on a CPU attends by native, not by {config.attention_backend}"
+    return not _hindered(config, problem)
+
+
+def _hindered(config: WorkerConfig, problem: str) -> bool:
+    """Whether there is a problem with compiling; logs it. Raises UnsupportedModelError if there must be none."""
     if problem and config.compile == "on":
         raise UnsupportedModelError(f"--compile on: {problem}; or use --compile off")
     if problem:
         structlog.get_logger().warning("not compiled", reason=problem)
-    return not problem
+    return bool(problem)
+
+
+def _adopted(engine: Engine, package: Path, reference: list[Tensor]) -> bool:
+    """Whether the engine runs `package` from now on. One that is there and does not work is logged."""
+    if not package.exists():
+        return False
+    try:
+        native.load(package.parent)
+        engine.adopt(package)
+        self_check.check(engine, reference)
+    except UnsupportedModelError as error:
+        structlog.get_logger().warning("the compiled package is of no use", package=package.name, reason=str(error))
+        engine.run_eagerly()
+        return False
+    return True
 
 
 def _device(name: str) -> torch.device:

@@ -48,6 +48,14 @@ def test_quiet_until_something_fails() -> None:
     assert lines[-1] == f"verify      │ line {LOG_TAIL_LINES + 4}"
 
 
+def test_warnings_are_shown_at_once() -> None:
+    out = console()
+    board = Board(out, show_logs=False)
+    for line in ("20:44:47 info no warning in here", "20:44:48 warning not compiled reason=why", "a warning of others"):
+        board.log("verify", line)
+    assert written(out).splitlines() == ["verify      │ 20:44:48 warning not compiled reason=why"]
+
+
 def test_a_terminal_sees_each_service_while_it_starts() -> None:
     out = console(terminal=True)
     board = Board(out, show_logs=False)

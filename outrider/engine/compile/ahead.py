@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
 from outrider.engine.attention.native import NATIVE_ATTENTION, NativeAttention
 from outrider.engine.batch import PackedBatch, rounded
@@ -82,7 +81,7 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     """Writes the package of `model`, one for all sizes of batches; takes from ten seconds to minutes.
 
     The weights are frozen into it in the layout that the kernels want, and the number of threads that torch has now.
-    The native operator must be loaded. Raises UnsupportedModelError if the model cannot be compiled.
+    The native operator must be loaded. Raises CannotCompileError if the model cannot be compiled.
     """
     model.set_attn_implementation(NATIVE_ATTENTION)
     pack(model)
@@ -106,9 +105,9 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
                 inductor_configs={"freezing": True, "aot_inductor.custom_ops_to_c_shims": _direct_calls()},
             )
     except Exception as error:  # exporter and compiler raise whatever they meet
-        raise UnsupportedModelError(
-            f"this model cannot be compiled ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); "
-            "use --compile off"
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise native.CannotCompileError(
+            f"this model cannot be compiled ({type(error).__name__}: {reason}); use --compile off"
         ) from error
 
 

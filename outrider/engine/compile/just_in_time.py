@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._inductor import config as inductor
 from torch._inductor.cpp_builder import get_cpp_compiler
 from torch._inductor.exc import InvalidCxxCompiler
 
@@ -24,8 +25,8 @@ def compiler_problem(device: torch.device) -> str:
         return "" if importlib.util.find_spec("triton") else "the package triton is not installed"
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "there is no C++ compiler; install g++"
+    except (InvalidCxxCompiler, OSError):
+        return f"there is no C++ compiler of the name {inductor.cpp.cxx[-1]!r}; install g++, or name one with CXX"
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
         return "the headers of Python are missing; install python3-dev"
     return ""
