@@ -32,6 +32,14 @@ def default_num_threads(settings: Mapping[str, Any]) -> int:
     return max(1, min(wanted, cores.count(",") + 1) if cores else wanted)
 
 
+def default_compile_cache() -> Path:
+    """The user's own cache; for a user without a home a folder that is not there, so that nothing is compiled."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider"
+    except RuntimeError:
+        return Path("/nonexistent/outrider")
+
+
 class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
 
@@ -66,7 +74,7 @@ class WorkerConfig(Settings):
         "work, and on refuses to",
     )
     compile_cache: Path = Field(
-        default_factory=lambda: Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider",
+        default_factory=default_compile_cache,
         description="folder for compiled forward passes, as large as the models; what lies there is run, so keep it "
         "private",
     )

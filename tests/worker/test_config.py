@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import pwd
+from pathlib import Path
+
 import pytest
 
 from outrider.worker import config
@@ -41,3 +44,17 @@ def test_a_worker_that_is_told_obeys(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(config, "num_cores", lambda: 64)
     monkeypatch.setenv("OUTRIDER_NUM_THREADS", "7")
     assert WorkerConfig(model="m", listen="").num_threads == 7
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers run as users that no file of passwords knows."""
+
+    def unknown(_: int) -> pwd.struct_passwd:
+        raise KeyError
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert WorkerConfig(model="m", listen="").compile_cache == Path("/home/someone/.cache/outrider")
+    monkeypatch.delenv("HOME")
+    assert WorkerConfig(model="m", listen="").compile_cache == Path("/nonexistent/outrider")
