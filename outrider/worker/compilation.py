@@ -39,6 +39,9 @@ _log = structlog.get_logger()
 NICENESS = 10
 """How far a compilation stands back from what serves meanwhile."""
 
+_STACK = ("frame #", "Exception raised from ")
+"""What lines of a stack begin with that torch's C++ writes behind its last words."""
+
 END_GRACE_S = 1.0
 """Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more: it has a few files to remove."""
 
@@ -92,6 +95,8 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
     except asyncio.CancelledError:
         await asyncio.to_thread(_end, process)
         raise
+    finally:
+        _unfinished(package, process.pid).unlink(missing_ok=True)  # after a crash it is still there
     if process.returncode:
         raise CannotCompileError(words or f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
@@ -121,7 +126,14 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     """The last line that the process writes, at its end. Its standard input stays open until then."""
     assert process.stderr is not None
     with process:
-        return (process.stderr.read().strip().splitlines() or [""])[-1]
+        lines = process.stderr.read().strip().splitlines()
+    told = [line.strip().removeprefix("what():").strip() for line in lines if not line.startswith(_STACK)]
+    return (told or [""])[-1]
+
+
+def _unfinished(package: Path, process_id: int) -> Path:
+    """Where a process writes what becomes `package` once it is proved."""
+    return package.with_name(f"{package.stem}.{process_id}.unfinished.pt2")
 
 
 def _compile(folder: Path, dtype: str, num_threads: int, package: Path, niceness: int) -> None:
@@ -133,16 +145,15 @@ def _compile(folder: Path, dtype: str, num_threads: int, package: Path, niceness
     cpu = torch.device("cpu")
     model = load_model(folder, device=cpu, dtype=dtype)
     reference = self_check.reference_logits(model)
-    handle, unfinished = tempfile.mkstemp(dir=package.parent, suffix=".unfinished.pt2")
-    os.close(handle)
+    unfinished = _unfinished(package, os.getpid())
     try:
-        ahead.compile_ahead(model, Path(unfinished))
+        ahead.compile_ahead(model, unfinished)
         engine = Engine(model, max_sessions=1, max_context=64)
-        engine.adopt(Path(unfinished))
+        engine.adopt(unfinished)
         self_check.check(engine, reference)
-        Path(unfinished).replace(package)
+        unfinished.replace(package)
     finally:
-        Path(unfinished).unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import select
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.engine.load import self_check
 from outrider.engine.native import CannotCompileError
-from outrider.worker import serving, startup
+from outrider.worker import compilation, serving, startup
 from outrider.worker.compilation import cache_problem
 from outrider.worker.config import WorkerConfig
 from tests.e2e.stack import load_tiny, save_tiny
@@ -100,6 +101,20 @@ async def test_a_failed_compilation_is_a_warning_or_the_end(tmp_path: Path, monk
     monkeypatch.setattr(serving, "compile_package", failing)
     with pytest.raises(CannotCompileError, match="No space left on device"):
         await serving._compile_first(config(compile="on", num_threads=1), loaded, package)
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("", ""),
+        ("Traceback:\n  here\nRuntimeError: why\nframe #0: f\nframe #1: _start + 0x21", "RuntimeError: why"),
+        ("terminate called\n  what():  why\nException raised from valid at a.cc:1\nframe #0: f", "why"),
+    ],
+)
+def test_last_words_are_not_a_stack(written: str, words: str) -> None:
+    command = [sys.executable, "-c", f"import sys; sys.stderr.write({written!r})"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert compilation._last_words(process) == words
 
 
 @pytest.mark.skipif(CPU_PROBLEM != "" or not hasattr(os, "pidfd_open"), reason=CPU_PROBLEM or "cannot wait for others")
