@@ -56,11 +56,11 @@ class TargetTokenizer:
     ) -> list[int]:
         """The ids that the target reads for `text`, with the special tokens that its tokenizer adds, or without.
 
-        Raises InvalidRequestError for a text that has more than PROMPT_BYTES_MAX bytes, that cannot but make more than
-        `num_tokens_max` tokens, or that is no Unicode; QueueFullError if too much text waits already.
+        Raises InvalidRequestError for a text that makes more than `num_tokens_max` tokens, which its bytes mostly tell,
+        that has more than PROMPT_BYTES_MAX bytes, or that is no Unicode; QueueFullError if too much waits already.
         """
         num_bytes = self._checked(text, num_tokens_max)
-        return await self._run(num_bytes, lambda: self._encode(text, add_special_tokens))
+        return await self._run(num_bytes, lambda: self._encode(text, add_special_tokens, num_tokens_max))
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids. Raises InvalidRequestError for ids that the tokenizer does not have or that are more
@@ -111,12 +111,15 @@ class TargetTokenizer:
         self._sizes[future] = size
         return await asyncio.wrap_future(future)
 
-    def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, add_special_tokens: bool, num_tokens_max: int | None) -> list[int]:
         # In a batch of one: `encode` would keep offsets, which cost half of its time, and drop them under the lock.
         try:
-            return self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+            (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except BaseException as error:  # tokenizers raises whatever it met, and panics with what is no Exception
             raise _invalid("text", f"the target's tokenizer fails on it: {error}") from error
+        if num_tokens_max is not None and len(encoding) > num_tokens_max:
+            raise _invalid("text", f"has {len(encoding)} tokens; the context leaves room for at most {num_tokens_max}")
+        return encoding.ids  # a list, which is made under the lock
 
     def _decode(self, token_ids: Sequence[int], skip_special_tokens: bool) -> str:
         for token_id in token_ids:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.joint import REPLACEMENT
 from tests.coordinator.tokenizers import BUNDLED, BYTE_TOKENS, MADE_UP, REAL, real
 
+detokenizer_of = cache(Detokenizer)
+
 TEXTS = st.text(st.sampled_from("ab \n\té中\u0301😀<|>"), max_size=12)
 
 
 def check(tokenizer: Tokenizer, token_ids: list[int], num_prompt_tokens: int) -> None:
-    detokenizer = Detokenizer(tokenizer)
+    detokenizer = detokenizer_of(tokenizer)
     prompt_ids, generated = token_ids[:num_prompt_tokens], token_ids[num_prompt_tokens:]
     stream = detokenizer.after(prompt_ids)
     text = "".join(stream.push(token_id) for token_id in generated) + stream.rest()
@@ -61,7 +64,7 @@ def streamed(tokenizer: Tokenizer, prompt: list[str], tokens: list[str]) -> list
         assert None not in found
         return found
 
-    stream = Detokenizer(tokenizer).after(ids(prompt))
+    stream = detokenizer_of(tokenizer).after(ids(prompt))
     return [*(stream.push(token_id) for token_id in ids(tokens)), stream.rest()]
 
 

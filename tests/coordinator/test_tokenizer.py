@@ -164,7 +164,7 @@ async def test_a_text_that_cannot_fit_is_refused_by_its_bytes(slow: Slow) -> Non
 
 async def test_a_text_that_may_fit_is_refused_by_its_tokens(bundled: TargetTokenizer) -> None:
     small = TARGET._replace(vocab_size=4096, max_context=4)
-    with pytest.raises(InvalidRequestError, match="text: has 4 tokens; the context of 4 leaves room for at most 3"):
+    with pytest.raises(InvalidRequestError, match="text: has 4 tokens; the context leaves room for at most 3"):
         await settle("def main(", DEFAULT_OPTIONS, CONFIG, small, bundled)
 
 
