@@ -128,6 +128,7 @@ async def running(
     ours = [mode for mode in modes if not mode.external]
     pairs: dict[str, tuple[Child, Child | None]] = {}
     coordinators: dict[tuple[str, tuple[str, ...]], Child] = {}
+    os.environ["OUTRIDER_HTTP"] = ""  # several run, for which one port is too few; older checkouts have no such flag
     async with contextlib.AsyncExitStack() as leaving:
         for name in dict.fromkeys(mode.pair for mode in ours):
             pairs[name] = _workers(name, models, setup, observer)
