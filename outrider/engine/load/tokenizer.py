@@ -66,5 +66,5 @@ def _probes(tokenizer: Tokenizer) -> Iterator[str]:
     yield "".join(added)
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "")[:200]
