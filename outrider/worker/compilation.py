@@ -109,12 +109,11 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
 def _started(arguments: Sequence[str], temporary: Path) -> subprocess.Popen[str]:
     """Not by the event loop: uvloop forks, and a fork runs gRPC's handlers, which may crash the child."""
     return subprocess.Popen(
-        tethered("outrider.worker.compilation", *arguments),
+        ["env", f"TMPDIR={temporary}", *tethered("outrider.worker.compilation", *arguments)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         errors="replace",
-        env={**os.environ, "TMPDIR": str(temporary)},
         start_new_session=True,
     )
 
