@@ -20,8 +20,8 @@ import torch
 import transformers
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine import native
-from outrider.engine.compile import ahead, linear
+from outrider.engine import library, native
+from outrider.engine.compile import ahead, export, invariance, linear
 from outrider.engine.engine import Engine
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
@@ -45,10 +45,11 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num
         transformers.__version__,
         dtype,
         str(num_threads),
-        native.processor(),
+        library.processor(),
     ):
         digest.update(part.encode() + b"\0")
-    for source in (*native.SOURCES, Path(ahead.__file__), Path(linear.__file__), folder / "config.json"):
+    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__)
+    for source in (*library.SOURCES, *map(Path, modules), folder / "config.json"):
         digest.update(source.read_bytes())
     return cache / f"{model_name(folder).replace('/', '--')}-{dtype}-{digest.hexdigest()[:16]}.pt2"
 

@@ -85,16 +85,17 @@ def load(config: WorkerConfig) -> LoadedModel:
     )
     if graphs:
         warm_up(engine, config.compile)
-    self_check.check(engine, reference)
     package = None
     if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
         package = package_path(config.compile_cache, folder, weights, dtype, config.num_threads)
-        if package.exists():
-            native.load(config.compile_cache)
-            engine.adopt(package)
-            self_check.check(engine, reference)
-            package = None
+    if package is not None and package.exists():
+        native.load(config.compile_cache)
+        engine.adopt(package)
+        package = None
+    elif device.type == "cpu" and config.attention_backend in (AUTO, NativeAttention.name):
+        use_native(engine, config.compile_cache)
+    self_check.check(engine, reference)
     log.info(
         "model ready",
         parameters=num_parameters,
@@ -117,6 +118,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         protocol_version=PROTOCOL_VERSION,
         instance_id=uuid.uuid4().hex,
         identity_sha256=model_sha256(folder, weights, tokenizer),
+        batch_invariant=engine.batch_invariant,
     )
     return LoadedModel(engine, info, folder, tokenizer, package)
 
@@ -138,10 +140,24 @@ def warm_up(engine: Engine, choice: str) -> None:
         engine.run_eagerly()
 
 
+def use_native(engine: Engine, cache: Path) -> None:
+    """Runs the engine on the native operators from now on; where they cannot, says why, and it stays on torch's."""
+    try:
+        native.load(cache)
+        engine.export()
+    except UnsupportedModelError as error:
+        structlog.get_logger().warning("logits depend on the batch", reason=str(error))
+
+
 def report(engine: Engine) -> None:
     """Logs what holds for the forward pass that is in use by now. Nobody else may have begun."""
     depends = self_check.depends_on_batch(engine)
-    structlog.get_logger().info("forward pass", attention=engine.attention, logits_depend_on_batch=depends)
+    structlog.get_logger().info(
+        "forward pass",
+        attention=engine.attention,
+        logits_depend_on_batch=depends,
+        batch_invariant=engine.batch_invariant,
+    )
 
 
 def _kv_tokens(config: WorkerConfig, model: PreTrainedModel, max_context: int) -> int:

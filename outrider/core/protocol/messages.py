@@ -66,6 +66,7 @@ class ModelInfo(NamedTuple):
     protocol_version: int
     instance_id: str
     identity_sha256: str = ""
+    batch_invariant: bool = False
 
 
 class WorkerLoad(NamedTuple):

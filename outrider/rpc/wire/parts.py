@@ -113,6 +113,7 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         protocol_version=message.protocol_version,
         instance_id=message.instance_id,
         identity_sha256=message.identity_sha256,
+        batch_invariant=message.batch_invariant,
     )
 
 

@@ -1,0 +1,137 @@
+"""The shared library of the native operators: one that came with the package, or one that is built here.
+
+`python -m outrider.engine.library` builds those that come with a wheel or an image, into the package's own folder. It
+needs torch, in the release that is to run them, and a compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from outrider.core.protocol.errors import UnsupportedModelError
+
+_FOLDER = Path(__file__).parent / "native"
+SOURCES = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".h", ".cpp"))
+"""The operators' sources."""
+
+BUILT_BEFOREHAND = _FOLDER / "built"
+"""Where libraries lie that came with the package."""
+
+_FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC")
+
+
+class _Level(NamedTuple):
+    """Processors that run the same machine code."""
+
+    flags: tuple[str, ...]
+    """For the compiler."""
+    needs: frozenset[str]
+    """Features by which Linux names them."""
+
+
+_LEVELS = (
+    _Level(
+        ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),  # tiles are used where the processor has them
+        frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"}),
+    ),
+    _Level(("-march=x86-64-v4",), frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})),
+    _Level(("-march=x86-64-v3",), frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})),
+)
+"""Of x86-64, the best one first. What they compute has the same bits in float32."""
+
+_THIS_PROCESSOR = ("-march=native",)
+
+
+def processor() -> str:
+    """What machine code may be used: two processors with the same answer run each other's."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {sorted(_features())}"
+
+
+def find_or_build(cache: Path) -> Path:
+    """The library for this processor: that of the package, of the folder `cache`, or one built into it.
+
+    Raises UnsupportedModelError if there is none and none can be built.
+    """
+    for level in _LEVELS:
+        library = BUILT_BEFOREHAND / _name(level.flags)
+        if level.needs <= _features() and library.exists():
+            return library
+    library = cache / _name((*_THIS_PROCESSOR, processor()))
+    if not library.exists():
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _build(library, _THIS_PROCESSOR)
+    return library
+
+
+def build_beforehand() -> Iterator[Path]:
+    """Builds the libraries for all levels of x86-64, but those that are there; yields each when it is done.
+
+    Raises UnsupportedModelError if that cannot be.
+    """
+    BUILT_BEFOREHAND.mkdir(exist_ok=True)
+    for level in _LEVELS:
+        library = BUILT_BEFOREHAND / _name(level.flags)
+        if not library.exists():
+            _build(library, level.flags)
+        yield library
+
+
+def _features() -> frozenset[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+def _name(recipe: Iterable[str]) -> str:
+    """Of the library that is built so, from these sources and for this torch."""
+    digest = hashlib.sha256(f"{_FLAGS} {[*recipe]} {torch.__version__}".encode())
+    for source in SOURCES:
+        digest.update(source.read_bytes())
+    return f"native-{digest.hexdigest()[:16]}.so"
+
+
+def _build(library: Path, flags: tuple[str, ...]) -> None:
+    try:
+        compiler = get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise _cannot_be_built("there is no C++ compiler") from error
+    command = (compiler, *_FLAGS, *flags, *(f"-I{path}" for path in include_paths()))
+    libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="unfinished-") as folder:
+        objects = {str(source): f"{folder}/{source.stem}.o" for source in SOURCES if source.suffix == ".cpp"}
+        commands = [[*command, "-c", source, "-o", made] for source, made in objects.items()]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        unfinished = Path(folder, library.name)
+        _run([*command, "-shared", *objects.values(), "-o", str(unfinished), *libraries, "-lc10", "-ltorch_cpu"])
+        unfinished.replace(library)
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise _cannot_be_built(next(iter(result.stderr.strip().splitlines()), "no message"))
+
+
+def _cannot_be_built(reason: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"the native operators cannot be built ({reason}); use --compile off, or install a compiler for C++20"
+    )
+
+
+if __name__ == "__main__":
+    for built in build_beforehand():
+        print(built)
