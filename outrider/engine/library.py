@@ -60,19 +60,23 @@ def processor() -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {sorted(_features())}"
 
 
-def find_or_build(cache: Path) -> Path:
-    """The library for this processor: that of the package, of the folder `cache`, or one built into it.
+def find(cache: Path) -> Path | None:
+    """The library for this processor, the package's or the one in the folder `cache`; None if it is to be built."""
+    fitting = [BUILT_BEFOREHAND / _name(level.flags) for level in _LEVELS if level.needs <= _features()]
+    return next((library for library in (*fitting, _of_this_processor(cache)) if library.exists()), None)
 
-    Raises UnsupportedModelError if there is none and none can be built.
+
+def build(cache: Path) -> Path:
+    """Builds the library for this processor into the folder `cache`; takes half a minute.
+
+    Raises UnsupportedModelError if it cannot be built.
     """
-    for level in _LEVELS:
-        library = BUILT_BEFOREHAND / _name(level.flags)
-        if level.needs <= _features() and library.exists():
-            return library
-    library = cache / _name((*_THIS_PROCESSOR, processor()))
-    if not library.exists():
+    library = _of_this_processor(cache)
+    try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         _build(library, _THIS_PROCESSOR)
+    except OSError as error:
+        raise _cannot_be_built(str(error)) from error
     return library
 
 
@@ -87,6 +91,10 @@ def build_beforehand() -> Iterator[Path]:
         if not library.exists():
             _build(library, level.flags)
         yield library
+
+
+def _of_this_processor(cache: Path) -> Path:
+    return cache / _name((*_THIS_PROCESSOR, processor()))
 
 
 def _features() -> frozenset[str]:
@@ -128,7 +136,8 @@ def _run(command: list[str]) -> None:
 
 def _cannot_be_built(reason: str) -> UnsupportedModelError:
     return UnsupportedModelError(
-        f"the native operators cannot be built ({reason}); use --compile off, or install a compiler for C++20"
+        f"the native operators cannot be built ({reason}); install a compiler for C++20, or an image or wheel that "
+        "brings them, and let --compile-cache be a folder to write to and run from"
     )
 
 

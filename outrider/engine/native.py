@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from outrider.engine.library import find_or_build
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine import library
 
 _loaded = False
 
@@ -23,12 +24,16 @@ _loaded = False
 def load(cache: Path) -> None:
     """Makes the operators known to torch: those that came with the package, or built into the folder `cache`.
 
-    Raises UnsupportedModelError if they do not fit and cannot be built.
+    Raises UnsupportedModelError if there are none and they cannot be built, or if they cannot be loaded.
     """
     global _loaded
     if _loaded:
         return
-    ctypes.CDLL(str(find_or_build(cache)), ctypes.RTLD_GLOBAL)  # packages look for the C functions among what is global
+    path = library.find(cache) or library.build(cache)
+    try:
+        ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)  # packages look for the C functions among what is global
+    except OSError as error:
+        raise UnsupportedModelError(f"the native operators cannot be loaded ({error})") from error
     torch.library.register_fake("outrider_native::ragged_attention", _fake_attention)
     torch.library.register_fake("outrider_native::linear", _fake_linear)
     torch.library.register_fake("outrider_native::gated_linear", _fake_gated_linear)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo
-from outrider.engine import native
+from outrider.engine import library, native
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO
@@ -142,11 +142,14 @@ def warm_up(engine: Engine, choice: str) -> None:
 
 def use_native(engine: Engine, cache: Path) -> None:
     """Runs the engine on the native operators from now on; where they cannot, says why, and it stays on torch's."""
+    log = structlog.get_logger()
+    if library.find(cache) is None:
+        log.info("building the native operators, once for this machine")
     try:
         native.load(cache)
         engine.export()
     except UnsupportedModelError as error:
-        structlog.get_logger().warning("logits depend on the batch", reason=str(error))
+        log.warning("logits depend on the batch", reason=str(error))
 
 
 def report(engine: Engine) -> None:

@@ -125,7 +125,7 @@ def test_a_model_that_cannot_be_exported_goes_on() -> None:
     reference = self_check.reference_logits(model)
     engine = Engine(model, max_sessions=1, max_context=64)
     model.__class__ = Reading
-    with pytest.raises(UnsupportedModelError, match="cannot be compiled"):
+    with pytest.raises(UnsupportedModelError, match="cannot be exported"):
         engine.export()
     self_check.check(engine, reference)
     assert not engine.batch_invariant

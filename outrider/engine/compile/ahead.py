@@ -32,15 +32,15 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     The weights are frozen into it in the layout that the kernels want, and the number of threads that torch has now.
     The native operators are loaded. Raises UnsupportedModelError if the model cannot be compiled.
     """
-    exported = export(model)
-    fuse_siblings(exported.program.graph)
-    configs = {
-        "freezing": True,
-        "emulate_precision_casts": True,  # numbers are rounded where the graph says so
-        "aot_inductor.custom_ops_to_c_shims": _direct_calls(),
-        "aot_inductor.metadata": {} if exported.variant_operators else {INVARIANT: "1"},
-    }
     try:
+        exported = export(model)
+        fuse_siblings(exported.program.graph)
+        configs = {
+            "freezing": True,
+            "emulate_precision_casts": True,  # numbers are rounded where the graph says so
+            "aot_inductor.custom_ops_to_c_shims": _direct_calls(),
+            "aot_inductor.metadata": {} if exported.variant_operators else {INVARIANT: "1"},
+        }
         with torch.no_grad():
             torch._inductor.aoti_compile_and_package(
                 exported.program, package_path=str(package), inductor_configs=configs

@@ -78,7 +78,6 @@ def export(model: PreTrainedModel) -> Exported:
             use_native(program.graph)
     except Exception as error:  # the exporter raises whatever it meets
         raise UnsupportedModelError(
-            f"this model cannot be compiled ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]}); "
-            "use --compile off"
+            f"this model cannot be exported ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})"
         ) from error
     return Exported(program, variant_operators(program.graph))
