@@ -96,7 +96,8 @@ def test_what_may_depend_on_others_is_named(function: Callable[[Tensor], Tensor]
     assert variant_operators(lowered(function).graph) == [operator]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gpt2", "gemma2", "gemma3", "deepseek"])
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
 def test_company_changes_no_bit_of_a_family(family: str) -> None:
     reference = self_check.reference_logits(build(family, layers=2))
     engine = Engine(build(family, layers=2), max_sessions=4, max_context=96)

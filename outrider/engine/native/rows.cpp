@@ -18,7 +18,7 @@ namespace {
 
 using namespace outrider;
 
-constexpr int64_t kChunksPerTask = 256;      // of sixteen numbers: some microseconds, far above what a task costs
+constexpr int64_t kChunksPerTask = 256;       // of sixteen numbers: some microseconds, far above what a task costs
 constexpr int64_t kNumbersPerTask = 1 << 14;  // of rows that are added up: likewise
 
 using Function = Floats (*)(Floats);
@@ -44,22 +44,31 @@ void apply(int64_t function, const T* x, T* y, int64_t size, std::index_sequence
   kernels[function](x, y, size);
 }
 
-// The mean of x[row][k]^power over k, power 1 or 2: sixteen sums, each in the order of k, and their sum.
+// The sum of row[k]^kPower over k: sixteen sums, each in the order of k, and their sum.
+template <int64_t kPower, typename T>
+float summed(const T* row, int64_t size) {
+  Floats sums = {};
+  for (int64_t first = 0; first < size; first += kLanes) {
+    const Floats some = loaded(row + first, size - first);
+    if constexpr (kPower == 2)
+      sums += some * some;
+    else
+      sums += some;
+  }
+  float sum = 0.0f;
+  for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
+  return sum;
+}
+
 template <typename T>
 void average(const T* x, T* y, int64_t num_rows, int64_t size, int64_t power) {
-  at::parallel_for(0, num_rows, std::max<int64_t>(1, kNumbersPerTask / std::max<int64_t>(1, size)),
-                   [&](int64_t begin, int64_t end) {
-                     for (int64_t row = begin; row < end; ++row) {
-                       Floats sums = {};
-                       for (int64_t first = 0; first < size; first += kLanes) {
-                         const Floats some = loaded(x + row * size + first, size - first);
-                         sums += some * (power == 2 ? some : all(1.0f));
-                       }
-                       float sum = 0.0f;
-                       for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
-                       y[row] = static_cast<T>(sum / static_cast<float>(size));
-                     }
-                   });
+  const int64_t rows_per_task = std::max<int64_t>(1, kNumbersPerTask / std::max<int64_t>(1, size));
+  at::parallel_for(0, num_rows, rows_per_task, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const float sum = power == 2 ? summed<2>(x + row * size, size) : summed<1>(x + row * size, size);
+      y[row] = static_cast<T>(sum / static_cast<float>(size));
+    }
+  });
 }
 
 template <typename Work>
@@ -88,7 +97,7 @@ at::Tensor elementwise(const at::Tensor& input, int64_t function) {
   return y;
 }
 
-// [..., K] to [..., 1].
+// The means of x[..., k]^power over k, power 1 or 2: [..., K] to [..., 1].
 at::Tensor row_mean(const at::Tensor& input, int64_t power) {
   TORCH_CHECK(power == 1 || power == 2, "means are of numbers or of their squares");
   const at::Tensor x = input.contiguous();
