@@ -132,7 +132,10 @@ def _gate_and_up(inner: fx.Node) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    if type(layer) not in (nn.Linear, Conv1D):
+    if not isinstance(layer, (nn.Linear, Conv1D)) or type(layer) not in (
+        nn.Linear,
+        Conv1D,
+    ):  # a subclass may differ
         return False
     num_inputs = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
     return native.has_linear(layer.weight.dtype) and num_inputs * layer.weight.itemsize % _WORD_BYTES == 0
