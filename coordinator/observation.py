@@ -62,6 +62,7 @@ class Observation:
             ),
         )
         self._span.set_attribute(names.GEN_AI_RESPONSE_ID, request_id)
+        self._span.set_attribute(names.BATCH_INVARIANT, target.batch_invariant)
         self._records_rounds = telemetry.records_rounds(self._span)
         self._started = time.monotonic()
         self._has_token = False

@@ -90,7 +90,13 @@ class GenerationService:
                     )
                     for number in range(request.num_completions)
                 ]
-                yield Started(request_id, tuple(request.prompt_token_ids), request.sampling.seed, observation.trace_id)
+                yield Started(
+                    request_id,
+                    tuple(request.prompt_token_ids),
+                    request.sampling.seed,
+                    observation.trace_id,
+                    target.batch_invariant,
+                )
                 async with aclosing(run_together(generations)) as rounds:
                     async for completion, emitted in rounds:
                         if emitted is not None:

@@ -172,12 +172,18 @@ class Workers:
         self._on_change(self.target is not None and self.draft_answered)
 
     def _settled_target(self) -> ModelInfo | None:
-        """The present target while a verifier serves it, else the first verifier's; with the largest context."""
+        """The present target while a verifier serves it, else the first verifier's; with the largest context.
+
+        It is batch invariant if all verifiers that serve it are.
+        """
         models = [replica.model for replica in self.verifiers.serving if replica.model is not None]
         alike = [model for model in models if self.target is not None and alike_refusal(self.target, model) is None]
         if not alike and models:
             alike = [model for model in models if alike_refusal(models[0], model) is None]
-        return max(alike, key=lambda model: model.max_context, default=None)
+        if not alike:
+            return None
+        largest = max(alike, key=lambda model: model.max_context)
+        return largest._replace(batch_invariant=all(model.batch_invariant for model in alike))
 
 
 def summary(refusals: Sequence[Refusal]) -> str:

@@ -155,6 +155,19 @@ class Engine:
         finally:
             self.release(slot)
 
+    @property
+    def batch_invariant(self) -> bool:
+        """Whether it is known that a token's logits have the same bits whatever shares its step."""
+        return self._model.batch_invariant
+
+    def export(self) -> None:
+        """From now on runs one graph of native operators, operator by operator. Keys and values stay.
+
+        The native operators are loaded. Raises UnsupportedModelError if the model cannot be exported; it runs
+        nevertheless.
+        """
+        self._model.export()
+
     def adopt(self, package: Path) -> None:
         """From now on runs a package that `outrider.engine.compile.ahead.compile_ahead` wrote. Keys and values stay.
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, Capturable, ModelFacts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import PackedBatch
-from outrider.engine.compile.ahead import AheadForward
+from outrider.engine.compile.ahead import INVARIANT
 from outrider.engine.compile.decoder import Decoder
-from outrider.engine.compile.forward import EagerForward, Forward
+from outrider.engine.compile.export import export
+from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
 from outrider.engine.compile.graphs import CudaRecorder, StepGraphs
 from outrider.engine.compile.just_in_time import CompiledForward, compile_decoder
 from outrider.engine.kv_cache.slots import Move
@@ -47,6 +50,8 @@ class RaggedModel:
         self._model = model
         self.forwards: list[Forward] = []
         """In the order in which they are asked. The last one takes every batch."""
+        self.batch_invariant = False
+        """Whether it is known that a token's logits have the same bits whatever shares its step."""
         self._graphs: StepGraphs | None = None
         self._use(attention(facts, self.cache), compiled=compiled)
 
@@ -71,16 +76,35 @@ class RaggedModel:
         """See `KVCache.move`."""
         self.cache.move(moves)
 
+    def export(self) -> None:
+        """From now on runs the model's graph, operator by operator. The native operators are loaded.
+
+        Raises UnsupportedModelError if the model cannot be exported; then it runs as before, but with native layers.
+        """
+        try:
+            exported = export(self._model)
+        except UnsupportedModelError:
+            self._use(self._native_attention(), compiled=False)
+            raise
+        module = exported.program.module(check_guards=False)
+        self._run_graph(lambda inputs: [module(*inputs)], batch_invariant=not exported.variant_operators)
+
     def adopt(self, package: Path) -> None:
         """From now on runs a package of this model that `compile_ahead` wrote. The native operators are loaded.
 
         Raises CannotCompileError if it cannot be loaded; then it runs as before.
         """
+        compiled = native.Package(package)
+        self._run_graph(compiled.run, batch_invariant=INVARIANT in compiled.metadata)
+
+    def _run_graph(self, run: Callable[[list[Tensor]], list[Tensor]], *, batch_invariant: bool) -> None:
+        attention = self.attention = self._native_attention()
+        self.forwards = [GraphForward(run, attention, self.cache.scratch_cell)]
+        self.batch_invariant = batch_invariant
+
+    def _native_attention(self) -> NativeAttention:
         attention = self.attention
-        if not isinstance(attention, NativeAttention):
-            attention = NativeAttention(self.facts, self.cache)
-        self.forwards = [AheadForward(package, attention, self.cache.scratch_cell)]
-        self.attention = attention
+        return attention if isinstance(attention, NativeAttention) else NativeAttention(self.facts, self.cache)
 
     @torch.inference_mode()
     def capture(self, num_tokens: int) -> None:

@@ -26,14 +26,14 @@ import transformers
 from torch._inductor import config as inductor
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine import native
-from outrider.engine.compile import ahead, linear
+from outrider.engine import library, native
+from outrider.engine.compile import ahead, export, invariance, linear
 from outrider.engine.engine import Engine
+from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
 from outrider.engine.load.identity import model_name
 from outrider.engine.load.probe import probe_layers
-from outrider.engine.native import CannotCompileError
 from outrider.machine.limits import num_cores
 from outrider.machine.tether import tethered
 from outrider.worker.workspace import workspace
@@ -62,10 +62,11 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num
         transformers.__version__,
         dtype,
         str(num_threads),
-        native.processor(),
+        library.processor(),
     ):
         digest.update(part.encode() + b"\0")
-    for source in (*native.SOURCES, Path(ahead.__file__), Path(linear.__file__), folder / "config.json"):
+    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__)
+    for source in (*library.SOURCES, *map(Path, modules), folder / "config.json"):
         digest.update(source.read_bytes())
     return cache / f"{model_name(folder).replace('/', '--')}-{dtype}-{digest.hexdigest()[:16]}.pt2"
 

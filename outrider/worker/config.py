@@ -98,7 +98,7 @@ class WorkerConfig(Settings):
         "auto",
         description="how layers attend: torch (session by session, anywhere), paged (FlashAttention over blocks, on "
         "GPUs in 16 bits), static (small steps as CUDA graphs, others as paged or torch), native (machine code, on "
-        "CPUs); auto: the best that works here; on a CPU torch, and native once the forward pass is compiled",
+        "CPUs); auto: the best that works here; on a CPU native, or torch where that cannot be built",
     )
     pad_tokens: int = Field(
         0,

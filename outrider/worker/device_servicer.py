@@ -11,7 +11,7 @@ import structlog
 
 from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
-from outrider.engine.native import CannotCompileError
+from outrider.engine.library import CannotCompileError
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel, report
 from outrider.worker.step_runner import StepRunner

@@ -18,7 +18,7 @@ import structlog
 from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
-from outrider.engine.native import CannotCompileError
+from outrider.engine.library import CannotCompileError
 from outrider.machine.descendants import kill_descendants
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve

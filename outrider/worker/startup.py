@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer
-from outrider.engine import native
+from outrider.engine import library, native
 from outrider.engine.attention.interface import ModelFacts, model_facts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO
@@ -74,7 +74,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     end_tokens = eos_token_ids(model)
     compiled = compiles(config, device)
-    weight_bytes = _weight_bytes(model, packed=compiled and device.type == "cpu")
+    weight_bytes = _weight_bytes(model, packed=device.type == "cpu")
     if config.attention_backend == NativeAttention.name and device.type == "cpu":
         native.load(config.compile_cache)
     graphs = compiled and device.type != "cpu"
@@ -89,13 +89,17 @@ def load(config: WorkerConfig) -> LoadedModel:
     )
     if graphs:
         warm_up(engine, config.compile)
-    self_check.check(engine, reference)
-    package = None
+    package, is_adopted = None, False
     if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
         package = package_path(config.compile_cache, folder, weights, dtype, config.num_threads)
-        if _adopted(engine, package, reference) or _hindered(config, cache_problem(config.compile_cache)):
+        is_adopted = _adopted(engine, package, reference)
+        if is_adopted or _hindered(config, cache_problem(config.compile_cache)):
             package = None
+    if not is_adopted:
+        if device.type == "cpu" and config.attention_backend in (AUTO, NativeAttention.name):
+            use_native(engine, config.compile_cache)
+        self_check.check(engine, reference)
     kv_tokens = engine.blocks.num_blocks * engine.blocks.block_cells
     memory_limit, kv_cache = limit_bytes(device), kv_tokens * engine.kv_bytes_per_token
     log.info(
@@ -127,6 +131,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         identity_sha256=model_sha256(folder, weights, tokenizer.json),
         memory_limit_bytes=memory_limit,
         kv_cache_bytes=kv_cache,
+        batch_invariant=engine.batch_invariant,
     )
     return LoadedModel(engine, info, folder, tokenizer, package)
 
@@ -148,14 +153,31 @@ def warm_up(engine: Engine, choice: str) -> None:
         engine.run_eagerly()
 
 
+def use_native(engine: Engine, cache: Path) -> None:
+    """Runs the engine on the native operators from now on; where they cannot, says why, and it stays on torch's."""
+    log = structlog.get_logger()
+    if library.find(cache) is None:
+        log.info("building the native operators, once for this machine")
+    try:
+        native.load(cache)
+        engine.export()
+    except UnsupportedModelError as error:
+        log.warning("logits depend on the batch", reason=str(error))
+
+
 def report(engine: Engine) -> None:
     """Logs what holds for the forward pass that is in use by now. Nobody else may have begun."""
     depends = self_check.depends_on_batch(engine)
-    structlog.get_logger().info("forward pass", attention=engine.attention, logits_depend_on_batch=depends)
+    structlog.get_logger().info(
+        "forward pass",
+        attention=engine.attention,
+        logits_depend_on_batch=depends,
+        batch_invariant=engine.batch_invariant,
+    )
 
 
 def _weight_bytes(model: PreTrainedModel, *, packed: bool) -> int:
-    """What the weights take; twice that where a compiled forward pass has them `packed`, too."""
+    """What the weights take; twice that where the native operators have them `packed`, too."""
     num_bytes = sum(parameter.nbytes for parameter in model.parameters())
     return 2 * num_bytes if packed else num_bytes
 

@@ -105,6 +105,7 @@ def test_a_request_that_ends_well_is_told_with_its_counts() -> None:
     assert seen.root[names.MODE] == "GENERATION_MODE_SPECULATIVE"
     assert seen.root[names.DRAFT_MODEL] == "small"
     assert seen.root[names.GEN_AI_RESPONSE_ID] == "r1"
+    assert seen.root[names.BATCH_INVARIANT] is False
     assert seen.root[names.GEN_AI_RESPONSE_FINISH_REASONS] == ("length",)
     assert (seen.root["outrider.num_rounds"], seen.root["outrider.num_draft_tokens"]) == (2, 6)
     assert seen.count("outrider.draft.tokens") == 6

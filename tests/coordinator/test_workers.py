@@ -113,6 +113,13 @@ async def test_a_verifier_of_another_target_gets_no_sessions(watching: Watching)
     assert "no session could move between them" in watching.refusal(VERIFIERS[1])
 
 
+async def test_a_target_is_batch_invariant_if_all_that_serve_it_are(watching: Watching) -> None:
+    await watching.serve(VERIFIERS[0], batch_invariant=True)
+    assert watching.workers.require_target()[0].batch_invariant
+    await watching.serve(VERIFIERS[1], batch_invariant=False, max_context=64)
+    assert not watching.workers.require_target()[0].batch_invariant
+
+
 async def test_only_a_pool_without_any_fitting_drafter_is_a_mismatch(watching: Watching) -> None:
     workers = watching.workers
     await watching.serve(VERIFIERS[0])

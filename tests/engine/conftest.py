@@ -9,6 +9,7 @@ import torch
 
 from outrider.engine import native
 from outrider.engine.compile.just_in_time import compiler_problem
+from outrider.worker.config import WorkerConfig
 
 CPU_PROBLEM = compiler_problem(torch.device("cpu"))
 
@@ -17,11 +18,11 @@ NUM_NATIVE_THREADS = 2
 
 
 @pytest.fixture(scope="session")
-def native_operators(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The native operators, built from their sources."""
+def native_operators() -> None:
+    """The native operators, built from their sources unless a worker on this machine has built the same before."""
     if CPU_PROBLEM:
         pytest.skip(CPU_PROBLEM)
-    native.load(tmp_path_factory.mktemp("native"))
+    native.load(WorkerConfig.model_fields["compile_cache"].get_default(call_default_factory=True))
 
 
 @pytest.fixture(autouse=True)

@@ -254,6 +254,29 @@ def test_a_package_computes_the_model_for_every_size(package: Package) -> None:
     assert not self_check.depends_on_batch(engine)
 
 
+def test_operator_by_operator_and_compiled_are_the_same_bits(package: Package) -> None:
+    """So a session may move from one to the other between any two steps, and from one worker to another."""
+    line = random_line(40, seed=5)
+
+    def run(*, exported: bool, adopt_at: int) -> Tensor:
+        engine = Engine(package.model(), max_sessions=1, max_context=64)
+        if exported:
+            engine.export()
+        slot = engine.acquire()
+        rows: list[Tensor] = []
+        for end in range(20, 40):
+            if end == adopt_at:
+                engine.adopt(package.path)
+            assert engine.batch_invariant
+            job = Job(slot, line[:end], [LINE_END, 0, LINE_END], [3, 4, 5], range(LINE_END, 3))
+            rows.append(engine.step([job]).logits.clone())
+        return torch.cat(rows)
+
+    compiled = run(exported=False, adopt_at=20)
+    assert torch.equal(run(exported=True, adopt_at=40), compiled)
+    assert torch.equal(run(exported=True, adopt_at=29), compiled)
+
+
 def test_company_sharing_and_computing_again_change_no_bit(package: Package) -> None:
     engine = Engine(package.model(), max_sessions=4, max_context=96)
     engine.adopt(package.path)
@@ -291,12 +314,14 @@ def test_a_package_calls_the_operators_directly(package: Package) -> None:
     with zipfile.ZipFile(package.path) as files:
         (wrapper,) = (files.read(name).decode() for name in files.namelist() if name.endswith("wrapper.cpp"))
     calls = re.findall(r"(aoti_torch_cpu_\w+|call_function)\((?!Aten)", wrapper)
-    layer = ["linear", "ragged_attention", "linear", "gated_linear"]  # the first product is query, key and value
-    assert calls == [f"aoti_torch_cpu_{name}" for name in (*layer, "linear")]
+    angles, norm = ["elementwise", "elementwise"], "row_mean"
+    layer = [norm, "linear", "ragged_attention", "linear", norm, "gated_linear"]  # first query, key and value as one
+    assert sorted(calls[:3]) == sorted(f"aoti_torch_cpu_{name}" for name in [*angles, norm])
+    assert calls[3:] == [f"aoti_torch_cpu_{name}" for name in [*layer[1:], norm, "linear"]]
 
 
 def test_what_an_operator_throws_reaches_who_runs_the_package(package: Package) -> None:
-    run = native.package_runner(package.path)
+    run = native.Package(package.path).run
     unknown = PackedBatch()
     unknown.pad(2, scratch_cell=0)
     two = torch.zeros(2, dtype=torch.int64)

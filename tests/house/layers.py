@@ -53,8 +53,8 @@ _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
 _CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 
 _ENGINE_FLOORS = (
-    ("transfer", "native", "load.mask"),
-    ("load.probe",),
+    ("transfer", "library", "load.mask"),
+    ("native", "load.probe"),
     ("kv_cache",),
     ("jobs",),
     ("batch",),

@@ -69,6 +69,14 @@ def test_the_final_stage_runs_and_does_not_build(name: str) -> None:
     assert ("HF_HUB_OFFLINE=1" in variables) is (name != "coordinator")
 
 
+@pytest.mark.parametrize("name", [name for name in FOLDERS if name != "coordinator"])
+def test_workers_get_the_native_operators_before_the_package_is_made(name: str) -> None:
+    steps = [arguments for _, arguments in stages(name)[0]]
+    made = steps.index("python -m outrider.engine.library")
+    assert steps.index("outrider outrider") < made < steps.index("pip install --no-cache-dir --no-deps .")
+    assert any("g++" in step for step in steps[:made])
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
     first, *patterns = [

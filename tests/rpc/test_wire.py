@@ -144,6 +144,7 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
         device=TEXT,
         protocol_version=UINT32,
         instance_id=TEXT,
+        batch_invariant=st.booleans(),
     )
 
 

@@ -55,7 +55,7 @@ def loads() -> st.SearchStrategy[WorkerLoad]:
     return st.builds(WorkerLoad, TEXT, UINT32, UINT32, UINT32, UINT32, UINT32, FLOAT32, UINT64, UINT64)
 
 
-STARTED = st.builds(Started, TEXT, UINT32S.map(tuple), UINT64, TEXT)
+STARTED = st.builds(Started, TEXT, UINT32S.map(tuple), UINT64, TEXT, st.booleans())
 TOKEN = st.builds(Token, UINT32, TEXT, st.sampled_from(TokenOrigin), st.none() | token_logprobs())
 TOKENS = st.builds(
     Tokens,

@@ -20,8 +20,8 @@ from outrider.engine import native
 from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
+from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
-from outrider.engine.native import CannotCompileError
 from outrider.worker import compilation, serving, startup
 from outrider.worker.compilation import cache_problem
 from outrider.worker.config import WorkerConfig

@@ -31,6 +31,8 @@ class Started:
     """The seed in force: the same request with it gives the same tokens."""
     trace_id: str
     """32 hexadecimal digits; empty if the request is not traced."""
+    batch_invariant: bool = False
+    """Whether the tokens are exactly the target's own, whatever is served beside them; see `GenerateStarted`."""
 
     def seed_of(self, completion: int) -> int:
         """The seed with which that completion can be had alone."""

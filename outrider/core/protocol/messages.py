@@ -68,6 +68,7 @@ class ModelInfo(NamedTuple):
     identity_sha256: str = ""
     memory_limit_bytes: int = 0
     kv_cache_bytes: int = 0
+    batch_invariant: bool = False
 
 
 DEFAULT_TEMPLATE: Final = "default"

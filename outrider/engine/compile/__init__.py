@@ -1,1 +1,1 @@
-"""Compiled forward passes: ahead of time, just in time, CUDA graphs, and small-M GEMM for linear layers."""
+"""Exported graphs that are batch invariant; compiled forward passes; CUDA graphs; small-M GEMM for linear layers."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from torch import Tensor
 
+from outrider.engine import native
+from outrider.engine.attention.native import NativeAttention
 from outrider.engine.batch import PackedBatch, rounded
 from outrider.engine.compile.decoder import Decoder
+from outrider.engine.compile.export import TOKENS_MIN
 
 
 class Forward(Protocol):
@@ -33,3 +37,30 @@ class EagerForward:
         """See `Forward`."""
         size = rounded(max(batch.num_tokens_min, len(batch.token_ids)))
         return self._decoder.run(batch, size, rounded(len(batch.rows)))
+
+
+class GraphForward:
+    """Takes every batch; runs an exported graph."""
+
+    def __init__(
+        self, run: Callable[[list[Tensor]], list[Tensor]], attention: NativeAttention, scratch_cell: int
+    ) -> None:
+        """`run` is the graph, operator by operator or compiled: its inputs to its output; see `Exported`."""
+        self._run = run
+        self._attention = attention
+        self._scratch_cell = scratch_cell
+
+    def run(self, batch: PackedBatch) -> Tensor:
+        """See `Forward`."""
+        num_rows = len(batch.rows)
+        batch.pad(rounded(max(batch.num_tokens_min, len(batch.token_ids), TOKENS_MIN)), self._scratch_cell)
+        rows = batch.rows + [0] * (rounded(max(num_rows, TOKENS_MIN)) - num_rows)
+        (logits,) = self._run(
+            [
+                native.integers(batch.token_ids),
+                native.integers(batch.positions),
+                native.integers(rows),
+                self._attention.described(batch),
+            ]
+        )
+        return logits if len(rows) == num_rows else logits[:num_rows]

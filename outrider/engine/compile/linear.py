@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import defaultdict
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from outrider.engine import native
 
@@ -18,17 +20,21 @@ _WORD_BYTES = 4
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear` whose weight is in panels. A row's result does not depend on the other rows, to the last bit."""
+    """An `nn.Linear`, or GPT-2's `Conv1D`, whose weight is in panels.
+
+    A row's result does not depend on the other rows, to the last bit.
+    """
 
     panels: Tensor
     """[num_panels, K / numbers per word, 16 words]: see the operator's source."""
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D) -> None:
         super().__init__()
-        self.register_buffer("panels", panels(layer.weight.detach()))
+        weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+        self.register_buffer("panels", panels(weight.detach()))
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
-        self.out_features = layer.out_features
+        self.out_features = weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., out_features]."""
@@ -52,7 +58,7 @@ def pack(model: nn.Module) -> None:
     """Puts a PackedLinear in the place of each linear layer of `model` that the operator can compute."""
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            if type(layer) is nn.Linear and _can_pack(layer.weight):
+            if _can_pack(layer):
                 setattr(module, name, PackedLinear(layer))
 
 
@@ -125,5 +131,11 @@ def _gate_and_up(inner: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return None
 
 
-def _can_pack(weight: Tensor) -> bool:
-    return native.has_linear(weight.dtype) and weight.shape[1] * weight.itemsize % _WORD_BYTES == 0
+def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    if not isinstance(layer, (nn.Linear, Conv1D)) or type(layer) not in (
+        nn.Linear,
+        Conv1D,
+    ):  # a subclass may differ
+        return False
+    num_inputs = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
+    return native.has_linear(layer.weight.dtype) and num_inputs * layer.weight.itemsize % _WORD_BYTES == 0

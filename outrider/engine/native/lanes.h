@@ -2,6 +2,10 @@
 
 #pragma once
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
@@ -62,6 +66,21 @@ inline Floats loaded(const T* numbers, int64_t num) {
 }
 
 inline void store(Floats lanes, float* numbers) { std::memcpy(numbers, &lanes, sizeof(lanes)); }
+
+inline void narrowed(Floats lanes, float* numbers) { store(lanes, numbers); }
+
+inline void narrowed(Floats lanes, c10::Half* numbers) {
+  for (int64_t lane = 0; lane < kLanes; ++lane) numbers[lane] = c10::Half(lanes[lane]);
+}
+
+inline void narrowed(Floats lanes, c10::BFloat16* numbers) {
+#ifdef __AVX512BF16__
+  const auto nearest = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(lanes));
+  std::memcpy(numbers, &nearest, sizeof(nearest));
+#else
+  for (int64_t lane = 0; lane < kLanes; ++lane) numbers[lane] = c10::BFloat16(lanes[lane]);
+#endif
+}
 
 inline Floats chosen(Ints condition, Floats yes, Floats no) {
   return reinterpret_cast<Floats>((condition & reinterpret_cast<Ints>(yes)) | (~condition & reinterpret_cast<Ints>(no)));

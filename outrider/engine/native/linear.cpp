@@ -6,6 +6,7 @@
 #include <optional>
 
 #include "direct.h"
+#include "functions.h"
 #include "product.h"
 
 namespace {
@@ -16,13 +17,6 @@ using OptionalTensor = std::optional<at::Tensor>;
 
 // What the calling thread multiplies, kept from one product to the next: as large as its largest.
 thread_local std::vector<Line> input_space, inner_space;
-
-// x / (1 + exp(-x)), from the exponential of what is not positive.
-inline Floats silu(Floats x) {
-  const Ints is_negative = x < all(0.0f);
-  const Floats e = exponential(chosen(is_negative, x, -x));
-  return x * chosen(is_negative, e, all(1.0f)) / (e + 1.0f);
-}
 
 // y[row][output] = bias[output] + sum over k of x[row][k] weight[output][k].
 template <typename On, typename T>

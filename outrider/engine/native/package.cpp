@@ -33,6 +33,13 @@ std::vector<at::Tensor> run_package(int64_t package, std::vector<at::Tensor> inp
   return loader->boxed_run(std::move(inputs));
 }
 
+std::vector<std::string> package_metadata(int64_t package) {
+  const std::lock_guard<std::mutex> lock(packages_mutex);
+  std::vector<std::string> keys;
+  for (const auto& [key, value] : packages.at(package)->get_metadata()) keys.push_back(key);
+  return keys;
+}
+
 void unload_package(int64_t package) {
   const std::lock_guard<std::mutex> lock(packages_mutex);
   packages.at(package).reset();
@@ -43,5 +50,6 @@ void unload_package(int64_t package) {
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def("load_package(str path) -> int", &load_package);
   library.def("run_package(int package, Tensor[] inputs) -> Tensor[]", &run_package);
+  library.def("package_metadata(int package) -> str[]", &package_metadata);
   library.def("unload_package(int package) -> ()", &unload_package);
 }

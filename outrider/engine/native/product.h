@@ -66,8 +66,6 @@ struct Step {
   int64_t pair, row, num_rows;
 };
 
-inline void narrowed(Floats sums, float* numbers) { store(sums, numbers); }
-
 inline Floats added(Floats sum, float word, const uint8_t* line) {
   return sum + word * loaded(reinterpret_cast<const float*>(line));
 }

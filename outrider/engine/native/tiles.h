@@ -4,10 +4,6 @@
 
 #include <ATen/cpu/Utils.h>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
 #include "lanes.h"
 
 namespace outrider {
@@ -17,13 +13,6 @@ constexpr int64_t kLineBytes = 64;
 struct alignas(kLineBytes) Line {
   uint8_t bytes[kLineBytes];
 };
-
-#ifdef __AVX512BF16__
-inline void narrowed(Floats sums, c10::BFloat16* numbers) {
-  const auto nearest = _mm512_cvtneps_pbh(reinterpret_cast<__m512>(sums));
-  std::memcpy(numbers, &nearest, sizeof(nearest));
-}
-#endif
 
 #ifdef __AMX_BF16__
 // 0 to 3 are sums and 4 and 5 what comes in rows, as many as there are; 6 and 7 are sixteen lines of what they meet.

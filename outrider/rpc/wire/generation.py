@@ -135,6 +135,7 @@ def encode_event(event: Event) -> pb.GenerateResponse:
                     prompt_token_ids=event.prompt_token_ids,
                     seed=event.seed,
                     trace_id=event.trace_id,
+                    batch_invariant=event.batch_invariant,
                 )
             )
         case Finished():
@@ -148,7 +149,13 @@ def decode_event(message: pb.GenerateResponse) -> Event:
             return _decode_tokens(message.tokens)
         case "started":
             started = message.started
-            return Started(started.request_id, tuple(started.prompt_token_ids), started.seed, started.trace_id)
+            return Started(
+                started.request_id,
+                tuple(started.prompt_token_ids),
+                started.seed,
+                started.trace_id,
+                started.batch_invariant,
+            )
         case "finished":
             return _decode_finished(message.finished)
         case _:

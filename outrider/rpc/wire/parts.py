@@ -115,6 +115,7 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         identity_sha256=message.identity_sha256,
         memory_limit_bytes=message.memory_limit_bytes,
         kv_cache_bytes=message.kv_cache_bytes,
+        batch_invariant=message.batch_invariant,
     )
 
 

@@ -1,0 +1,163 @@
+"""The shared library of the native operators: one that came with the package, or one that is built here.
+
+`python -m outrider.engine.library` builds those that come with a wheel or an image, into the package's own folder. It
+needs torch, in the release that is to run them, and a compiler.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch._inductor.exc import InvalidCxxCompiler
+from torch.utils.cpp_extension import include_paths, library_paths
+
+from outrider.core.protocol.errors import UnsupportedModelError
+
+
+class CannotCompileError(UnsupportedModelError):
+    """Machine code cannot be made here, or not be run; the text says why, and what to do about it."""
+
+
+_FOLDER = Path(__file__).parent / "native"
+SOURCES = sorted(path for path in _FOLDER.iterdir() if path.suffix in (".h", ".cpp"))
+"""The operators' sources."""
+
+BUILT_BEFOREHAND = _FOLDER / "built"
+"""Where libraries lie that came with the package."""
+
+_OR_DO_WITHOUT = "or do without: --compile off, and no --attention-backend native"
+_REASON_LENGTH_MAX = 200
+"""Longest part of another program's message that is passed on."""
+
+_FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC")
+
+
+class _Level(NamedTuple):
+    """Processors that run the same machine code."""
+
+    flags: tuple[str, ...]
+    """For the compiler."""
+    needs: frozenset[str]
+    """Features by which Linux names them."""
+
+
+_LEVELS = (
+    _Level(
+        ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),  # tiles are used where the processor has them
+        frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16"}),
+    ),
+    _Level(("-march=x86-64-v4",), frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})),
+    _Level(("-march=x86-64-v3",), frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})),
+)
+"""Of x86-64, the best one first. What they compute has the same bits in float32."""
+
+_THIS_PROCESSOR = ("-march=native",)
+
+
+def processor() -> str:
+    """What machine code may be used: two processors with the same answer run each other's."""
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()} {sorted(_features())}"
+
+
+def find(cache: Path) -> Path | None:
+    """The library for this processor, the package's or the one in the folder `cache`; None if it is to be built."""
+    fitting = [BUILT_BEFOREHAND / _name(level.flags) for level in _LEVELS if level.needs <= _features()]
+    return next((library for library in (*fitting, _of_this_processor(cache)) if library.exists()), None)
+
+
+def build(cache: Path) -> Path:
+    """Builds the library for this processor into the folder `cache`; takes half a minute.
+
+    Raises CannotCompileError if it cannot be built.
+    """
+    library = _of_this_processor(cache)
+    try:
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _build(library, _THIS_PROCESSOR)
+    except OSError as error:
+        raise _cannot_be_built(error.strerror or str(error)) from error
+    return library
+
+
+def build_beforehand() -> Iterator[Path]:
+    """Builds the libraries for all levels of x86-64, but those that are there; yields each when it is done.
+
+    Raises CannotCompileError if that cannot be.
+    """
+    BUILT_BEFOREHAND.mkdir(exist_ok=True)
+    for level in _LEVELS:
+        library = BUILT_BEFOREHAND / _name(level.flags)
+        if not library.exists():
+            _build(library, level.flags)
+        yield library
+
+
+def _of_this_processor(cache: Path) -> Path:
+    return cache / _name((*_THIS_PROCESSOR, processor()))
+
+
+def _features() -> frozenset[str]:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return frozenset(next((line.split() for line in lines if line.startswith("flags")), []))
+
+
+def _name(recipe: Iterable[str]) -> str:
+    """Of the library that is built so, from these sources and for this torch."""
+    digest = hashlib.sha256(f"{_FLAGS} {[*recipe]} {torch.__version__}".encode())
+    for source in SOURCES:
+        digest.update(source.read_bytes())
+    return f"native-{digest.hexdigest()[:16]}.so"
+
+
+def _build(library: Path, flags: tuple[str, ...]) -> None:
+    try:
+        compiler = get_cpp_compiler()
+    except InvalidCxxCompiler as error:
+        raise _cannot_be_built("there is no C++ compiler") from error
+    command = (compiler, *_FLAGS, *flags, *(f"-I{path}" for path in include_paths()))
+    libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
+    with tempfile.TemporaryDirectory(dir=library.parent, prefix="unfinished-") as folder:
+        objects = {str(source): f"{folder}/{source.stem}.o" for source in SOURCES if source.suffix == ".cpp"}
+        commands = [[*command, "-c", source, "-o", made] for source, made in objects.items()]
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            list(pool.map(_run, commands))
+        unfinished = Path(folder, library.name)
+        _run([*command, "-shared", *objects.values(), "-o", str(unfinished), *libraries, "-lc10", "-ltorch_cpu"])
+        unfinished.replace(library)
+
+
+def _run(command: list[str]) -> None:
+    result = subprocess.run(command, capture_output=True, errors="replace", check=False)
+    if result.returncode:
+        raise _cannot_be_built(next(iter(result.stderr.strip().splitlines()), f"status {result.returncode}"))
+
+
+def _cannot_be_built(reason: str) -> CannotCompileError:
+    return CannotCompileError(
+        f"the native operators cannot be built ({reason[:_REASON_LENGTH_MAX]}); install a compiler for C++20, or an "
+        f"image or wheel that brings them, with a --compile-cache to write to and run from, {_OR_DO_WITHOUT}"
+    )
+
+
+def cannot_be_loaded(reason: str, folder: Path) -> CannotCompileError:
+    """The error for a library in `folder` that the system does not load."""
+    return CannotCompileError(
+        f"the native operators cannot be loaded ({reason}); if {folder} must not hold programs, choose another with "
+        f"--compile-cache, {_OR_DO_WITHOUT}"
+    )
+
+
+if __name__ == "__main__":
+    for built in build_beforehand():
+        print(built)

@@ -1,0 +1,191 @@
+"""Exported graphs: what of them is batch invariant is found, and made so; then company changes no bit."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.compile.export import export
+from outrider.engine.compile.invariance import use_native, variant_operators
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.load import self_check
+from outrider.engine.load.folder import load_model
+from tests.engine import near_ties
+from tests.engine.histories import random_line
+from tests.engine.tiny_models import build
+
+pytestmark = pytest.mark.usefixtures("native_operators")
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class Calls(nn.Module):
+    """A module that calls one function."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def lowered(function: Callable[[Tensor], Tensor], dtype: torch.dtype = torch.float32) -> torch.export.ExportedProgram:
+    rows = torch.export.Dim("rows", min=2)
+    program = torch.export.export(Calls(function), (torch.randn(3, 64, dtype=dtype),), dynamic_shapes=({0: rows},))
+    use_native(program.graph)
+    program.graph_module.recompile()
+    return program
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functional.silu,
+        torch.sigmoid,
+        torch.tanh,
+        lambda x: functional.gelu(x, approximate="tanh"),
+        lambda x: torch.cat([x.cos(), x.sin()], -1),
+        lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6),
+        lambda x: x - x.mean(-1, keepdim=True),
+        lambda x: functional.layer_norm(x, (64,), torch.arange(64.0), torch.ones(64), 1e-5),
+        lambda x: functional.layer_norm(x, (64,)),
+        lambda x: (x[:, :, None] @ x[:, None, :3]).flatten(1),
+        lambda x: 0.5 * x + x**3 - x / 3.0,
+    ],
+)
+def test_what_depends_on_a_token_alone_is_known_and_computes_the_same(function: Callable[[Tensor], Tensor]) -> None:
+    program = lowered(function)
+    assert variant_operators(program.graph) == []
+    x = torch.randn(5, 64)
+    torch.testing.assert_close(program.module(check_guards=False)(x), function(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: x @ torch.ones(64, 8), "aten.matmul.default"),
+        (lambda x: functional.linear(x, torch.ones(8, 64)), "aten.linear.default"),
+        (lambda x: x.softmax(-1), "aten.softmax.int"),
+        (lambda x: x.exp(), "aten.exp.default"),
+        (lambda x: x.abs().sqrt(), "aten.sqrt.default"),
+        (lambda x: functional.gelu(x), "aten.gelu.default"),
+        (lambda x: x - x.mean(), "aten.mean.default"),
+        (lambda x: x - x.mean(0, keepdim=True), "aten.mean.dim"),
+        (lambda x: x.pow(0.5), "aten.pow.Tensor_Scalar"),
+        (lambda x: torch.add(x, x, alpha=0.3), "aten.add.Tensor"),
+        (lambda x: x.sum(-1), "aten.sum.dim_IntList"),
+        (lambda x: x.cumsum(-1), "aten.cumsum.default"),
+    ],
+)
+def test_what_may_depend_on_others_is_named(function: Callable[[Tensor], Tensor], operator: str) -> None:
+    assert variant_operators(lowered(function).graph) == [operator]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
+def test_company_changes_no_bit_of_a_family(family: str) -> None:
+    reference = self_check.reference_logits(build(family, layers=2))
+    engine = Engine(build(family, layers=2), max_sessions=4, max_context=96)
+    engine.export()
+    self_check.check(engine, reference)
+    assert engine.batch_invariant
+    assert engine.attention == "native"
+    line, others = random_line(20, seed=3), [random_line(length, seed=length) for length in (5, 33, 64)]
+    assert torch.equal(in_company(engine, line, others), single_steps(engine, line, range(20)))
+
+
+def test_experts_are_not_promised() -> None:
+    assert "aten.topk.default" in export(build("gpt_oss", layers=1)).variant_operators
+
+
+def test_a_model_that_cannot_be_exported_goes_on() -> None:
+    class Reading(type(build("llama", layers=1))):
+        """Looks at a number of the batch, as some models do."""
+
+        def forward(self, *, input_ids: Tensor, **arguments: object) -> object:
+            if input_ids[0, 0].item() < 0:
+                raise ValueError
+            return super().forward(input_ids=input_ids, **arguments)
+
+    model: PreTrainedModel = build("llama", layers=1)
+    reference = self_check.reference_logits(model)
+    engine = Engine(model, max_sessions=1, max_context=64)
+    model.__class__ = Reading
+    with pytest.raises(UnsupportedModelError, match="cannot be exported"):
+        engine.export()
+    self_check.check(engine, reference)
+    assert not engine.batch_invariant
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_near_ties_are_decided_alike_alone_and_in_company() -> None:
+    """Choices that the last bits of logits would turn, on the bundled target."""
+    model = load_model(near_ties.MODEL, device=torch.device("cpu"), dtype="float32")
+    engine = Engine(model, max_sessions=4, max_context=512)
+    engine.export()
+    assert engine.batch_invariant
+    line, ties = near_ties.line(), near_ties.recorded()
+    rows = sorted({tie.position - 1 for tie in ties})
+    alone = torch.zeros(len(line), engine.vocab_size)
+    alone[rows] = single_steps(engine, line, rows)
+    beside = in_company(engine, line, [[token % 4096 for token in random_line(n, seed=n)] for n in (3, 40, 31)])
+    scores = near_ties.perturbed(alone, ties)
+    best = scores.topk(2).values
+    assert (best[:, 0] - best[:, 1]).max() < 10 * near_ties.MARGIN, "they are near-ties of this model"
+    assert torch.equal(near_ties.perturbed(beside, ties).argmax(-1), scores.argmax(-1))
+    assert torch.equal(beside[rows], alone[rows])
+
+
+def single_steps(engine: Engine, line: list[int], rows: Iterable[int]) -> Tensor:
+    """The logits after some tokens of `line`, [R, V], each computed in a step of its own."""
+    slot = engine.acquire()
+    found: list[Tensor] = []
+    for row in rows:
+        if row:
+            engine.step([Job(slot, line[:row])])
+        found.append(engine.step([Job(slot, line[: row + 1])]).logits.clone())
+    engine.release(slot)
+    return torch.cat(found)
+
+
+def in_company(engine: Engine, line: list[int], others: list[list[int]]) -> Tensor:
+    """The logits after each token of `line`, [N, V], as trees of many sizes with other branches, beside sessions that
+    read `others`."""
+    chance = random.Random(5)
+    slot, beside = engine.acquire(), [engine.acquire() for _ in others]
+    rows: list[Tensor] = []
+    while len(rows) < len(line):
+        first = len(rows) + 1  # tokens before it are the line
+        nodes = line[first : first + chance.randrange(12)]
+        parents = [*range(LINE_END, len(nodes) - 1)]
+        wrong = chance.randrange(4)
+        job = Job(
+            slot, line[:first], [*parents, *[LINE_END] * wrong], [*nodes, *[7] * wrong], range(LINE_END, len(nodes))
+        )
+        company = [
+            Job(each, text[: 1 + chance.randrange(len(text))])
+            for each, text in zip(beside, others, strict=True)
+            if chance.random() < 0.7
+        ]
+        jobs = [*company, job]
+        output = engine.step(jobs)
+        assert all(output.num_rows)
+        rows += output.logits[-1 - len(nodes) :].clone().split(1)
+    for each in (slot, *beside):
+        engine.release(each)
+    return torch.cat(rows[: len(line)])
