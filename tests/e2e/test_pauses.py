@@ -49,7 +49,8 @@ async def test_an_answer_that_is_paused_and_resumed_has_the_targets_tokens() -> 
                     assert answer.token_ids == expected.token_ids
                     assert answer.text == expected.text
             assert gate.num_turns > 20
-            gate.is_open = False
+            shut = running.service._gate = SpeculationGate(adaptive=False)
+            shut.is_open = False
             paused = await ask(running.client, PROMPTS[0], max_tokens=6)
             assert paused.finished.mode is GenerationMode.TARGET_ONLY
             assert "target alone" in paused.finished.mode_reason

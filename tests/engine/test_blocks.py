@@ -241,6 +241,15 @@ def test_slots_that_have_begun_a_block_do_not_wait_for_each_other() -> None:
     assert [plan(job, 7, computing).num_new_prefix for job in jobs] == [7, 7]
 
 
+def test_a_line_that_ends_with_what_was_found_cached_is_computed_from_the_last_block_on() -> None:
+    slots = SlotPool(2, 40, BlockPool(20, CELLS))
+    fed(slots.acquire(), line_of(2 * CELLS + 1))
+    slot = slots.acquire()
+    assert slot.align(line_of(2 * CELLS + 1)) == []
+    assert len(slot.cached_prefix) == 2 * CELLS
+    assert plan(Job(slot, line_of(2 * CELLS)), PLENTY).cells == list(range(CELLS, 2 * CELLS))
+
+
 # --- how many blocks a job may still take ---
 
 

@@ -18,6 +18,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
+from outrider.engine.load.probe import probe_layers
 from tests.engine import near_ties
 from tests.engine.histories import random_line
 from tests.engine.tiny_models import build
@@ -96,10 +97,14 @@ def test_what_may_depend_on_others_is_named(function: Callable[[Tensor], Tensor]
     assert variant_operators(lowered(function).graph) == [operator]
 
 
+def passages(model: PreTrainedModel) -> list[self_check.Passage]:
+    return self_check.reference(model, probe_layers(model), 64)
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
 def test_company_changes_no_bit_of_a_family(family: str) -> None:
-    reference = self_check.reference_logits(build(family, layers=2))
+    reference = passages(build(family, layers=2))
     engine = Engine(build(family, layers=2), max_sessions=4, max_context=96)
     engine.export()
     self_check.check(engine, reference)
@@ -123,7 +128,7 @@ def test_a_model_that_cannot_be_exported_goes_on() -> None:
             return super().forward(input_ids=input_ids, **arguments)
 
     model: PreTrainedModel = build("llama", layers=1)
-    reference = self_check.reference_logits(model)
+    reference = passages(model)
     engine = Engine(model, max_sessions=1, max_context=64)
     model.__class__ = Reading
     with pytest.raises(UnsupportedModelError, match="cannot be exported"):

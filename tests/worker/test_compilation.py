@@ -22,6 +22,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
+from outrider.engine.load.probe import probe_layers
 from outrider.worker import compilation, serving, startup
 from outrider.worker.compilation import cache_problem
 from outrider.worker.config import WorkerConfig
@@ -70,7 +71,7 @@ def test_a_package_of_no_use_is_made_anew_and_the_model_runs_as_before(
 ) -> None:
     monkeypatch.setattr(native, "_loaded", False)
     model = build("llama", layers=1)
-    reference = self_check.reference_logits(model)
+    reference = self_check.reference(model, probe_layers(model), 64)
     engine = Engine(model, max_sessions=1, max_context=64)
     package = tmp_path / "m.pt2"
     assert not startup._adopted(engine, package, reference)

@@ -106,7 +106,7 @@ class Slot:
         end = min(len(self.cached_prefix), len(line))
         while num_agreed < end and self.cached_prefix[num_agreed] == line[num_agreed]:
             num_agreed += 1
-        if num_agreed < len(self.cached_prefix):
+        if num_agreed < len(self.cached_prefix) or len(self._hashes) * self._pool.block_cells >= len(line):
             self._cut(num_agreed, line)
         moves = self._promote(line) if self.cells and len(self.cached_prefix) < len(line) else []
         if self.has_only_cached:
