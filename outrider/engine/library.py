@@ -7,12 +7,10 @@ needs torch, in the release that is to run them, and a compiler.
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import subprocess
-import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +20,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.machine.limits import num_cores
+from outrider.machine.workspace import workspace
 
 
 class CannotCompileError(UnsupportedModelError):
@@ -127,20 +127,31 @@ def _build(library: Path, flags: tuple[str, ...]) -> None:
         raise _cannot_be_built("there is no C++ compiler") from error
     command = (compiler, *_FLAGS, *flags, *(f"-I{path}" for path in include_paths()))
     libraries = [flag for path in library_paths() for flag in (f"-L{path}", f"-Wl,-rpath,{path}")]
-    with tempfile.TemporaryDirectory(dir=library.parent, prefix="unfinished-") as folder:
+    with workspace(library.parent) as folder:
         objects = {str(source): f"{folder}/{source.stem}.o" for source in SOURCES if source.suffix == ".cpp"}
         commands = [[*command, "-c", source, "-o", made] for source, made in objects.items()]
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-            list(pool.map(_run, commands))
+        _run(commands)
         unfinished = Path(folder, library.name)
-        _run([*command, "-shared", *objects.values(), "-o", str(unfinished), *libraries, "-lc10", "-ltorch_cpu"])
+        _run([[*command, "-shared", *objects.values(), "-o", str(unfinished), *libraries, "-lc10", "-ltorch_cpu"]])
         unfinished.replace(library)
 
 
-def _run(command: list[str]) -> None:
-    result = subprocess.run(command, capture_output=True, errors="replace", check=False)
-    if result.returncode:
-        raise _cannot_be_built(next(iter(result.stderr.strip().splitlines()), f"status {result.returncode}"))
+def _run(commands: Sequence[list[str]]) -> None:
+    """As many at a time as there are cores. Without threads: an interpreter that ends would wait for them."""
+    waiting, running = deque(commands), deque[subprocess.Popen[str]]()
+    at_a_time = num_cores()
+    try:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                running.append(subprocess.Popen(waiting.popleft(), stderr=subprocess.PIPE, errors="replace"))
+            _, stderr = running[0].communicate()
+            status = running.popleft().returncode
+            if status:
+                raise _cannot_be_built(next(iter(stderr.strip().splitlines()), f"status {status}"))
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
 
 
 def _cannot_be_built(reason: str) -> CannotCompileError:

@@ -36,7 +36,7 @@ from outrider.engine.load.identity import model_name
 from outrider.engine.load.probe import probe_layers
 from outrider.machine.limits import num_cores
 from outrider.machine.tether import tethered
-from outrider.worker.workspace import workspace
+from outrider.machine.workspace import workspace
 
 _log = structlog.get_logger()
 

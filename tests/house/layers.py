@@ -70,7 +70,7 @@ is `engine.py`. A model's layers are probed further down than where models are l
 
 def _engine() -> dict[str, Layer]:
     found: dict[str, Layer] = {}
-    below: list[str] = ["core"]
+    below: list[str] = ["core", "machine"]
     for floor in _ENGINE_FLOORS:
         names = ["engine" + (f".{name}" if name else "") for name in floor]
         found |= {f"outrider.{name}": _layer(" ".join(below), _ENGINE, forbidden="asyncio") for name in names}

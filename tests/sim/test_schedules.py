@@ -38,7 +38,7 @@ def test_every_schedule_gives_the_targets_own_text() -> None:
         seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
         seen["looked up"] += world.coordinator.statistics.num_prompt_lookup_tokens > 0
         seen["accepted looked up"] += world.coordinator.statistics.num_accepted_prompt_lookup_tokens > 0
-    states = set(DrafterState) - {DrafterState.MISSED, DrafterState.REPLACED}  # for want of a pool; see test_moves.py
+    states = set(DrafterState) - {DrafterState.MISSED, DrafterState.REPLACED, DrafterState.PAUSED}  # see test_moves.py
     wanted = (*Conduct, *FinishReason, *TokenOrigin, *states)
     rare = {what: seen[what] for what in (*wanted, "rollback", "stale", "looked up", "accepted looked up")}
     assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from outrider.worker.workspace import workspace
+from outrider.machine.workspace import workspace
 
 HOLDS_ONE = """
 import sys
 from pathlib import Path
-from outrider.worker.workspace import workspace
+from outrider.machine.workspace import workspace
 with workspace(Path(sys.argv[1])) as folder:
     (folder / "half.pt2").write_text("half")
     print(folder, flush=True)
