@@ -21,11 +21,15 @@ def json_object(answer: Answer, *, as_list: bool, with_logprobs: bool) -> dict[s
     It stands for the one completion; with `as_list` it has a list of such objects, however many there are.
     """
     completions = [_completion_object(completion, with_logprobs) for completion in answer.completions]
-    prompt: dict[str, Any] = {"prompt_token_ids": answer.started.prompt_token_ids}
+    started = answer.started
+    shared: dict[str, Any] = {
+        "prompt_token_ids": started.prompt_token_ids,
+        "batch_invariant": started.batch_invariant,
+    }
     if as_list:
-        return {**prompt, "completions": completions}
+        return {**shared, "completions": completions}
     (completion,) = completions
-    return {**completion, **prompt}
+    return {**completion, **shared}
 
 
 def _completion_object(completion: Completion, with_logprobs: bool) -> dict[str, Any]:

@@ -47,6 +47,7 @@ async def test_json_is_one_object_with_everything() -> None:
         "text": TEXT,
         "token_ids": [10, 11, 12, 13, 14, 15],
         "prompt_token_ids": [5, 6],
+        "batch_invariant": False,
         "finish_reason": "length",
         "mode": "degraded",
         "reason": "the drafter left",
@@ -81,14 +82,15 @@ async def test_json_is_one_object_with_everything() -> None:
 
 async def test_json_carries_log_probabilities_when_asked() -> None:
     logprobs = common_pb2.TokenLogprobs(logprob=-0.1, top_token_ids=[10, 4], top_logprobs=[-0.1, -float("inf")])
-    script = [started(), tokens(2, (10, "a", pb.TOKEN_ORIGIN_TARGET), logprobs=[logprobs]), finished(1)]
+    begun = started(batch_invariant=True)
+    script = [begun, tokens(2, (10, "a", pb.TOKEN_ORIGIN_TARGET), logprobs=[logprobs]), finished(1)]
     coordinator = ScriptedCoordinator(script)
     async with serving(coordinator) as address:
         ended = await outrider("generate", "x", "--json", "--logprobs", "2", "--address", address)
     assert coordinator.requests[0].num_logprobs == 2
-    assert json.loads(ended.out)["logprobs"] == [
-        {"logprob": -0.1, "top_token_ids": [10, 4], "top_logprobs": [-0.1, None]}
-    ]
+    answer = json.loads(ended.out)
+    assert answer["logprobs"] == [{"logprob": -0.1, "top_token_ids": [10, 4], "top_logprobs": [-0.1, None]}]
+    assert answer["batch_invariant"] is True
 
 
 async def test_completions_are_a_list_however_many() -> None:
@@ -127,6 +129,7 @@ async def test_every_flag_arrives_in_the_request() -> None:
                 repetition_penalty=1.5,
                 presence_penalty=0.5,
                 frequency_penalty=-0.5,
+        assert answer["batch_invariant"] is False
                 seed=2**64 - 1,
             ),
             max_tokens=12,
