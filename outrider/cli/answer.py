@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from outrider.client import Answer, Completion, TokenLogprobs
+from outrider.core.coordinate.explanation import explanation
 
 _MS_DIGITS = 3
 """Decimals of a duration in JSON: microseconds."""
@@ -43,6 +44,7 @@ def _completion_object(completion: Completion, with_logprobs: bool) -> dict[str,
         "finish_reason": finished.reason.name.lower(),
         "mode": finished.mode.name.lower(),
         "reason": finished.mode_reason,
+        "explanation": explanation(finished).sentences,
         "seed": completion.seed,
         "usage": asdict(finished.usage),
         "speculation": speculation,

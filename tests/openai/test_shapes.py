@@ -201,5 +201,6 @@ def test_the_first_headers_say_who_was_asked_and_whether_its_tokens_depend_on_ot
 def test_a_reason_is_one_line_of_ascii_in_a_header() -> None:
     told = mode([finished(), finished(mode_reason="no\ndrafter \N{EM DASH} " + "x" * 1000)])
     assert told.body["mode_reason"].startswith("no\ndrafter \N{EM DASH}")
+    assert told.body["explanation"][0].startswith("The drafter paused on the way")
     assert told.headers["x-outrider-mode-reason"].startswith("no drafter ? x")
     assert len(told.headers["x-outrider-mode-reason"]) == 512
