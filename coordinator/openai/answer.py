@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from coordinator.interleave import interleaved
 from coordinator.openai.api_error import explained
 from coordinator.openai.choice import Choice, Piece
-from coordinator.openai.connection import DONE, data
+from coordinator.openai.connection import DONE, data, first_headers
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.steps import Steps, metrics, mode, timings
 from coordinator.service import GenerationService
@@ -70,6 +70,7 @@ class Answer:
         self._shape = shape
         self._created = int(time.time())
         self._request_id = ""
+        self._headers: dict[str, str] = {}
         self._choices: dict[int, Choice] = {}
 
     async def whole(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -117,7 +118,7 @@ class Answer:
 
     def headers(self) -> dict[str, str]:
         """Headers that are known when the first piece is."""
-        return {"x-request-id": self._request_id}
+        return self._headers
 
     async def _pieces(self) -> AsyncGenerator[Piece]:
         """Raises ApiError."""
@@ -133,6 +134,7 @@ class Answer:
     def _on_event(self, prompt: int, event: Event) -> Piece | None:
         if isinstance(event, Started):
             self._request_id = self._request_id or event.request_id
+            self._headers = self._headers or first_headers(event)
             for completion in range(self._num_completions):
                 index = prompt * self._num_completions + completion
                 self._choices[index] = Choice(index, prompt, completion, event, self._steps())

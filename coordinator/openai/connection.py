@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message, Receive, Scope, Send
 
 from coordinator.openai.api_error import api_error
+from outrider.core.coordinate.events import Started
 
 T = TypeVar("T")
 
@@ -28,6 +29,14 @@ def data(value: Mapping[str, Any]) -> bytes:
 def named(value: Mapping[str, Any]) -> bytes:
     """A server-sent event that is named by its `type`."""
     return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), to_json(value))
+
+
+def first_headers(started: Started) -> dict[str, str]:
+    """Headers that are known as soon as a request is accepted."""
+    return {
+        "x-request-id": started.request_id,
+        "x-outrider-batch-invariant": "true" if started.batch_invariant else "false",
+    }
 
 
 class Json(Response):

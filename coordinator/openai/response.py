@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 from coordinator.openai.api_error import explained
-from coordinator.openai.connection import named
+from coordinator.openai.connection import first_headers, named
 from coordinator.openai.conversation import Conversation
 from coordinator.openai.response_writer import ResponseWriter
 from coordinator.openai.responses_body import ResponsesBody
@@ -28,7 +28,7 @@ class ResponseAnswer:
         self._target = target
         self._body = body
         self._conversation = conversation
-        self._request_id = ""
+        self._headers: dict[str, str] = {}
 
     async def whole(self, options: GenerationOptions, caller: TraceContext) -> tuple[dict[str, Any], dict[str, str]]:
         """The answer in one piece, and its headers. Raises ApiError."""
@@ -48,7 +48,7 @@ class ResponseAnswer:
 
     def headers(self) -> dict[str, str]:
         """Headers that are known when the first event is."""
-        return {"x-request-id": self._request_id}
+        return self._headers
 
     async def _events(self, options: GenerationOptions, caller: TraceContext) -> AsyncGenerator[dict[str, Any]]:
         """The last one has the whole response. Raises ApiError."""
@@ -58,7 +58,7 @@ class ResponseAnswer:
             async with aclosing(generating) as events:
                 started = await anext(events)
                 assert isinstance(started, Started)
-                self._request_id = started.request_id
+                self._headers = first_headers(started)
                 writer = ResponseWriter(self._body, self._target, self._conversation, started, steps)
                 async for event in events:
                     assert not isinstance(event, Started)

@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from outrider.core.coordinate.events import Finished, TokenOrigin, Tokens
+from outrider.core.coordinate.explanation import explanation
 
 _HEADER_CHARACTERS_MAX: Final = 512
 """Most characters of a reason in a header; the body has all of it."""
 
 
 class Mode(NamedTuple):
-    """How the tokens were produced, and why not as asked for."""
+    """How the tokens were produced, why not as asked for, and why speculation paid or did not."""
 
     name: str
     reason: str
+    explanation: Sequence[str]
 
     @property
-    def body(self) -> dict[str, str]:
+    def body(self) -> dict[str, Any]:
         """In a body."""
-        return {"mode": self.name, "mode_reason": self.reason}
+        return {"mode": self.name, "mode_reason": self.reason, "explanation": self.explanation}
 
     @property
     def headers(self) -> dict[str, str]:
@@ -32,7 +34,7 @@ class Mode(NamedTuple):
 def mode(finished: Sequence[Finished]) -> Mode:
     """That of the first one with a reason, or of the first one."""
     notable = next((each for each in finished if each.mode_reason), finished[0])
-    return Mode(notable.mode.name.lower(), notable.mode_reason)
+    return Mode(notable.mode.name.lower(), notable.mode_reason, explanation(notable).sentences)
 
 
 class Steps:

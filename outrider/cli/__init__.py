@@ -1,1 +1,1 @@
-"""The command line: `outrider up`, `outrider generate`, `outrider run`."""
+"""The command line: `outrider up`, `outrider generate`, `outrider explain`, `outrider run`."""

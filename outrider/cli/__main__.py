@@ -25,6 +25,8 @@ from outrider.cli.chat import Conversation, hold
 from outrider.cli.commands import Commands
 from outrider.cli.display import Display
 from outrider.cli.door import check
+from outrider.cli.explain import explain as explain_at
+from outrider.cli.explain import explanations_object, print_explanations
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
@@ -87,6 +89,9 @@ def _checked_address(text: str) -> str:
     return text
 
 
+_Address = Annotated[str, typer.Option(help="The coordinator.", metavar="HOST:PORT", callback=_checked_address)]
+
+
 @app.callback()
 def outrider(
     version: Annotated[
@@ -123,9 +128,7 @@ def generate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text and table.")] = False,
-    address: Annotated[
-        str, typer.Option(help="The coordinator.", metavar="HOST:PORT", callback=_checked_address)
-    ] = f"{HOST}:{COORDINATOR_PORT}",
+    address: _Address = f"{HOST}:{COORDINATOR_PORT}",
 ) -> None:
     """Continue PROMPT with a running coordinator.
 
@@ -141,6 +144,28 @@ def generate(
     prompt = request.prompt if isinstance(request.prompt, str) else ""
     answer = asyncio.run(generate_at(request, address, Display(out, prompt, num_completions=num_completions)))
     conclude(answer, None, out, Console(stderr=True))
+
+
+@app.command()
+@grouped(request=flags.REQUEST)
+def explain(
+    request: Request,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Also ask the target alone, and tell what a token takes with and without.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of sentences.")] = False,
+    address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+) -> None:
+    """Say why speculation pays for PROMPT or does not, at a running coordinator.
+
+    The request is made once, and its own figures tell: who guessed, how often and how deep the guesses were accepted,
+    and whether they came in time. The most important sentence comes first.
+    """
+    found = asyncio.run(explain_at(request, address, compare=compare))
+    if as_json:
+        print(json.dumps(explanations_object(found, as_list=request.options.num_completions is not None)))
+    else:
+        print_explanations(found, Console())
 
 
 @app.command()

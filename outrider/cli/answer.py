@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from outrider.client import Answer, Completion, TokenLogprobs
+from outrider.core.coordinate.explanation import explanation
 
 _MS_DIGITS = 3
 """Decimals of a duration in JSON: microseconds."""
@@ -21,11 +22,15 @@ def json_object(answer: Answer, *, as_list: bool, with_logprobs: bool) -> dict[s
     It stands for the one completion; with `as_list` it has a list of such objects, however many there are.
     """
     completions = [_completion_object(completion, with_logprobs) for completion in answer.completions]
-    prompt: dict[str, Any] = {"prompt_token_ids": answer.started.prompt_token_ids}
+    started = answer.started
+    shared: dict[str, Any] = {
+        "prompt_token_ids": started.prompt_token_ids,
+        "batch_invariant": started.batch_invariant,
+    }
     if as_list:
-        return {**prompt, "completions": completions}
+        return {**shared, "completions": completions}
     (completion,) = completions
-    return {**completion, **prompt}
+    return {**completion, **shared}
 
 
 def _completion_object(completion: Completion, with_logprobs: bool) -> dict[str, Any]:
@@ -39,6 +44,7 @@ def _completion_object(completion: Completion, with_logprobs: bool) -> dict[str,
         "finish_reason": finished.reason.name.lower(),
         "mode": finished.mode.name.lower(),
         "reason": finished.mode_reason,
+        "explanation": explanation(finished).sentences,
         "seed": completion.seed,
         "usage": asdict(finished.usage),
         "speculation": speculation,

@@ -47,9 +47,15 @@ async def test_json_is_one_object_with_everything() -> None:
         "text": TEXT,
         "token_ids": [10, 11, 12, 13, 14, 15],
         "prompt_token_ids": [5, 6],
+        "batch_invariant": False,
         "finish_reason": "length",
         "mode": "degraded",
         "reason": "the drafter left",
+        "explanation": [
+            "The drafter was lost on the way, and the target went on alone: the drafter left.",
+            "The target accepted 2 of 8 draft tokens (25%): acceptance falls off at depth 2, where 0 of the 2 rounds "
+            "that came so far accepted a token.",
+        ],
         "seed": 7,
         "usage": {"num_prompt_tokens": 2, "num_generated_tokens": 6, "num_cached_prompt_tokens": 1},
         "speculation": {
@@ -79,16 +85,42 @@ async def test_json_is_one_object_with_everything() -> None:
     }
 
 
+async def test_explain_tells_what_the_answer_has_and_compares_when_asked() -> None:
+    lost = "The drafter was lost on the way, and the target went on alone: the drafter left."
+    coordinator = ScriptedCoordinator()
+    async with serving(coordinator) as address:
+        plain = await outrider("explain", "import os", "--max-tokens", "9", "--address", address)
+        compared = await outrider("explain", "import os", "--compare", "--json", "--address", address)
+        coordinator.script = TWO
+        two = await outrider("explain", "x", "--completions", "2", "--address", address)
+        two_objects = await outrider("explain", "x", "--completions", "2", "--json", "--address", address)
+    assert (plain.exit_code, plain.err) == (0, "")
+    assert plain.out.splitlines()[0] == lost
+    assert "2 of 8 draft tokens" in plain.out
+    told = json.loads(compared.out)
+    assert (told["pays"], told["explanation"][0]) == (False, lost)
+    assert told["explanation"][1] == "It made 2.00 tokens a round, 92 ms a token, and 92 ms by the target alone."
+    assert [request.speculation.enabled for request in coordinator.requests] == [True, True, False, True, True]
+    assert coordinator.requests[0].max_tokens == 9
+    assert coordinator.requests[2].sampling.seed == 7
+    assert [line for line in two.out.splitlines() if line.startswith("Completion")] == [
+        "Completion 0:",
+        "Completion 1:",
+    ]
+    assert [each["pays"] for each in json.loads(two_objects.out)["completions"]] == [False, False]
+
+
 async def test_json_carries_log_probabilities_when_asked() -> None:
     logprobs = common_pb2.TokenLogprobs(logprob=-0.1, top_token_ids=[10, 4], top_logprobs=[-0.1, -float("inf")])
-    script = [started(), tokens(2, (10, "a", pb.TOKEN_ORIGIN_TARGET), logprobs=[logprobs]), finished(1)]
+    begun = started(batch_invariant=True)
+    script = [begun, tokens(2, (10, "a", pb.TOKEN_ORIGIN_TARGET), logprobs=[logprobs]), finished(1)]
     coordinator = ScriptedCoordinator(script)
     async with serving(coordinator) as address:
         ended = await outrider("generate", "x", "--json", "--logprobs", "2", "--address", address)
     assert coordinator.requests[0].num_logprobs == 2
-    assert json.loads(ended.out)["logprobs"] == [
-        {"logprob": -0.1, "top_token_ids": [10, 4], "top_logprobs": [-0.1, None]}
-    ]
+    answer = json.loads(ended.out)
+    assert answer["logprobs"] == [{"logprob": -0.1, "top_token_ids": [10, 4], "top_logprobs": [-0.1, None]}]
+    assert answer["batch_invariant"] is True
 
 
 async def test_completions_are_a_list_however_many() -> None:
@@ -97,6 +129,7 @@ async def test_completions_are_a_list_however_many() -> None:
             ended = await outrider("generate", "x", "--json", "--completions", str(number), "--address", address)
         answer = json.loads(ended.out)
         assert answer["prompt_token_ids"] == [5, 6]
+        assert answer["batch_invariant"] is False
         assert len(answer["completions"]) == number
         if number == 2:
             first, second = answer["completions"]
@@ -154,6 +187,7 @@ async def test_without_json_the_text_alone_is_on_standard_output() -> None:
         ended = await outrider("generate", "import os", "--address", address)
     assert (ended.exit_code, ended.out) == (0, TEXT + "\n")
     assert "acceptance length" in ended.err
+    assert ended.err.endswith("The drafter was lost on the way, and the target went on alone: the drafter left.\n")
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,11 @@ LOAD = WorkerLoad("one", 4, 1, 600, 65_536, 60_000, 12.5, 900, 300)
 DRAFT = TARGET._replace(name="small", num_parameters=1_000_000, instance_id="two")
 
 
-def started(seed: int = 7) -> pb.GenerateResponse:
+def started(seed: int = 7, *, batch_invariant: bool = False) -> pb.GenerateResponse:
     return pb.GenerateResponse(
-        started=pb.GenerateStarted(request_id="r1", prompt_token_ids=[5, 6], seed=seed, trace_id="f" * 32)
+        started=pb.GenerateStarted(
+            request_id="r1", prompt_token_ids=[5, 6], seed=seed, trace_id="f" * 32, batch_invariant=batch_invariant
+        )
     )
 
 

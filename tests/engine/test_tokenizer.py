@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
@@ -134,6 +134,20 @@ def test_one_in_which_rust_panics_is_refused(changes: dict[str, object], words: 
     edit(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     with pytest.raises(UnsupportedModelError, match=words):
         portable_tokenizer(folder)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("method", ["from_pretrained", "__call__"])
+def test_the_end_of_the_process_is_no_fault_of_a_tokenizer(
+    end: type[BaseException], method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ending(*args: object, **kwargs: object) -> None:
+        raise end
+
+    owner = AutoTokenizer if method == "from_pretrained" else PreTrainedTokenizerBase
+    monkeypatch.setattr(owner, method, ending)
+    with pytest.raises(end):
+        portable_tokenizer(BUNDLED)
 
 
 def as_jinja_files(folder: Path) -> None:

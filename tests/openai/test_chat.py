@@ -147,8 +147,11 @@ async def test_speculation_is_told_and_switched(served: Served, client: AsyncOpe
     assert counts["num_spec_tokens"] == 4
     assert answer.headers["x-outrider-mode"] == told["speculation"]["mode"] == "speculative"
     assert answer.headers["x-request-id"] in told["id"]
+    assert answer.headers["x-outrider-batch-invariant"] in ("true", "false")
+    assert told["speculation"]["explanation"][0].startswith(("Speculation ", "Too few rounds"))
     assert "completion_tokens_details" not in told["usage"]
     alone = (await plain.post("/v1/chat/completions", json={**ASKED, "speculation": {"enabled": False}})).json()
     assert alone["speculation"]["mode"] == "target_only"
+    assert alone["speculation"]["explanation"] == ["Speculation was turned off for this request."]
     assert alone["metrics"]["speculative_decoding"] is None
     assert alone["choices"][0]["message"] == told["choices"][0]["message"]

@@ -16,6 +16,7 @@ from coordinator.detokenizer import Detokenizer
 from coordinator.openai.chat_body import ChatBody
 from coordinator.openai.chat_shape import ChatShape
 from coordinator.openai.choice import Choice
+from coordinator.openai.connection import first_headers
 from coordinator.openai.conversation import Conversation
 from coordinator.openai.logprobs import chat_logprobs, completion_logprobs
 from coordinator.openai.response_writer import ResponseWriter
@@ -189,8 +190,17 @@ def test_steps_are_rounds_that_scored_drafts() -> None:
     assert Steps(0, detailed=False).speculative_decoding(finished()) is None
 
 
+@pytest.mark.parametrize(("batch_invariant", "told"), [(True, "true"), (False, "false")])
+def test_the_first_headers_say_who_was_asked_and_whether_its_tokens_depend_on_others(
+    batch_invariant: bool, told: str
+) -> None:
+    found = first_headers(Started("r", (1,), 7, "", batch_invariant))
+    assert found == {"x-request-id": "r", "x-outrider-batch-invariant": told}
+
+
 def test_a_reason_is_one_line_of_ascii_in_a_header() -> None:
     told = mode([finished(), finished(mode_reason="no\ndrafter \N{EM DASH} " + "x" * 1000)])
     assert told.body["mode_reason"].startswith("no\ndrafter \N{EM DASH}")
+    assert told.body["explanation"][0].startswith("The drafter paused on the way")
     assert told.headers["x-outrider-mode-reason"].startswith("no drafter ? x")
     assert len(told.headers["x-outrider-mode-reason"]) == 512

@@ -16,6 +16,9 @@ from typing import Final
 GAP_SECONDS_MAX: Final = 1.0
 """A round counts as at most this late: beyond it, a client that does not read is more likely than a step that long."""
 
+TRIAL_REASON: Final = "the target alone is being tried, to see whether speculation pays at this load"
+"""Why the gate is shut while it is not known which way is better."""
+
 _UNIT_TOKENS = 1024
 _UNIT_ROUNDS = 64
 """Before the first trial at a load pass so many tokens, or so many for each running completion: a second or so."""
@@ -117,7 +120,7 @@ class SpeculationGate:
         if self.is_open:
             return ""
         if self._trial is not None or self._present is None:
-            return "the target alone is being tried, to see whether speculation pays at this load"
+            return TRIAL_REASON
         return (
             f"speculation does not pay at this load: a token takes {self._present.open_ms:.3g} ms with it "
             f"and {self._present.shut_ms:.3g} ms by the target alone"

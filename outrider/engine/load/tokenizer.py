@@ -21,6 +21,9 @@ _SAMPLES = (
 )
 """Spaces, digits, composed and decomposed letters, scripts, emoji, contractions: what tokenizers treat differently."""
 
+_ENDS = KeyboardInterrupt, SystemExit
+"""What ends the process, and says nothing about a tokenizer."""
+
 
 def portable_tokenizer(folder: Path) -> PortableTokenizer:
     """The folder's tokenizer with what other files of the folder add to tokenizer.json.
@@ -30,6 +33,8 @@ def portable_tokenizer(folder: Path) -> PortableTokenizer:
     tokenizer_file(folder)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except _ENDS:
+        raise
     except BaseException as error:  # tokenizers, written in Rust, also panics, with an error that is no Exception
         raise UnsupportedModelError(
             f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {_line(error)}); download it "
@@ -47,6 +52,8 @@ def portable_tokenizer(folder: Path) -> PortableTokenizer:
     for text in _probes(portable):
         try:
             expected, found = tokenizer(text).input_ids, portable.encode(text).ids
+        except _ENDS:
+            raise
         except BaseException as error:  # as above
             raise UnsupportedModelError(
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) fails on {text[:40]!r} ({_line(error)}); name "
