@@ -35,6 +35,21 @@ test: $(VENV)/.installed ## Run the tests
 test-fast: $(VENV)/.installed ## Run the tests that need no model and start no service
 	$(BIN)/python -m pytest tests/core tests/coordinator tests/client tests/cli tests/house tests/k8s $(ARGS)
 
+CLIENTS := build/clients
+CLIENTS_PINS := tests/openai/clients/constraints.txt
+NODE_CLIENT := openai@6.49.0
+
+$(CLIENTS)/.installed: Makefile $(CLIENTS_PINS)
+	python3 -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(CLIENTS_PINS) langchain-openai 'litellm[mcp]'
+	@if command -v npm; then npm install --silent --no-save --no-package-lock --prefix $(CLIENTS) $(NODE_CLIENT); \
+	else echo "npm is not here: the test of the Node client will be skipped"; fi
+	touch $@
+
+.PHONY: test-clients
+test-clients: $(VENV)/.installed $(CLIENTS)/.installed ## Run other people's clients against the HTTP interface
+	$(BIN)/python -m pytest tests/openai/test_clients.py $(ARGS)
+
 .PHONY: fmt
 fmt: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff format .
