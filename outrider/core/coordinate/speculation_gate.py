@@ -80,6 +80,8 @@ class _Load:
 
     is_open: bool
     """The way that is better as far as is known."""
+    is_tried: bool = False
+    """Whether a trial has compared both ways."""
     num_trials_lost: int = 0
     """By the other way, one after another."""
     left: float = 0.0
@@ -164,11 +166,19 @@ class SpeculationGate:
         if abs(exact - self._level) > _LEVEL_MARGIN:
             self._level = round(exact)
         key = self._level, 2 * self._num_greedy >= self._num_running
-        if key not in self._loads:
-            known = [(abs(level - self._level), level) for level, greedy in self._loads if greedy == key[1]]
-            is_open = self._loads[min(known)[1], key[1]].is_open if known else True
-            self._loads[key] = _Load(is_open, left=self._unit)
-        return self._loads[key]
+        load = self._loads.get(key)
+        if load is None:
+            load = self._loads[key] = _Load(True, left=self._unit)
+        if load is not self._present and not load.is_tried:
+            tried = [
+                (abs(level - key[0]), level)
+                for (level, greedy), each in self._loads.items()
+                if greedy == key[1] and each.is_tried
+            ]
+            if tried:
+                nearest = self._loads[min(tried)[1], key[1]]
+                load.is_open, load.open_ms, load.shut_ms = nearest.is_open, nearest.open_ms, nearest.shut_ms
+        return load
 
     @property
     def _unit(self) -> float:
@@ -192,6 +202,7 @@ class SpeculationGate:
         is_clear = abs(math.log(gain)) > _CLEAR + _SCATTER / math.sqrt(num_tokens)
         if not is_clear and num_tokens < max(_TRIAL_TOKENS_MAX, _TRIAL_ROUNDS_MAX * self._num_running):
             return
+        load.is_tried = True
         costs = load.cost.per_token * 1000.0, trial.per_token * 1000.0
         load.open_ms, load.shut_ms = costs if load.is_open else costs[::-1]
         self._trial = None

@@ -111,9 +111,14 @@ def test_greedy_and_sampled_are_learned_apart() -> None:
     assert client.run(2_000, costs((3.0, 0.01), 0.01))[1] > 0.9
 
 
-def test_a_new_load_begins_as_the_nearest_known_one_ended() -> None:
+def test_a_load_that_no_trial_has_seen_goes_as_the_nearest_one_that_has() -> None:
     gate = SpeculationGate()
     losing = costs((1.1, 0.02), 0.01)
+    for num_running in (2, 32):  # met on the way, and left again
+        client = Client(gate, num_running)
+        client.run(200, losing)
+        client.leave()
+    assert gate.is_open
     client = Client(gate, 8)
     client.run(40_000, losing)
     client.leave()
