@@ -25,7 +25,7 @@ async def test_the_python_examples_run(served: Served, capsys: pytest.CaptureFix
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
 async def test_the_curl_examples_run(served: Served) -> None:
-    (script,) = blocks(PAGE, "sh")
+    (script,) = (block for block in blocks(PAGE, "sh") if block.startswith("curl"))
     script = script.replace(ADDRESS, served.url.removeprefix("http://"))
     process = await asyncio.create_subprocess_exec("sh", "-ec", script, stdout=asyncio.subprocess.PIPE)
     output, _ = await process.communicate()
