@@ -11,7 +11,6 @@ import structlog
 
 from coordinator.links import DrafterLink, Links, VerifierLink, Worker
 from coordinator.verifier_failover import VerifierFailover
-from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts, LimitDrafts
@@ -63,8 +62,8 @@ class DrafterRelay:
 
     def start(self) -> None:
         """Begins to relay, if there is a drafter or may be one, and that has not begun."""
-        if self._task is None and (self._link is not None or self._session.drafter is DrafterState.PAUSED):
-            self._limit_told = 0 if self._session.drafter is DrafterState.PAUSED else self._max_draft_tokens
+        if self._task is None and (self._link is not None or self._session.is_paused):
+            self._limit_told = 0 if self._session.is_paused else self._max_draft_tokens
             self._task = asyncio.create_task(self._relay())
 
     def send(self, commitment: Commitment) -> None:
@@ -113,7 +112,7 @@ class DrafterRelay:
             elif self._reopening is not None:
                 await self._limit(self._max_draft_tokens)
                 await self._reopen()
-            elif self._session.drafter is DrafterState.PAUSED:
+            elif self._session.is_paused:
                 await self._limit(0)
                 await self._is_turned.wait()
             else:

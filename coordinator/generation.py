@@ -42,9 +42,8 @@ _MODES: Final = {
     DrafterState.ACTIVE: GenerationMode.SPECULATIVE,
     DrafterState.REPLACED: GenerationMode.SPECULATIVE,
     DrafterState.LOST: GenerationMode.DEGRADED,
+    DrafterState.PAUSED: GenerationMode.TARGET_ONLY,
 }
-_MODES_PAUSED: Final = {False: GenerationMode.TARGET_ONLY, True: GenerationMode.SPECULATIVE}
-"""By whether anything was drafted before the pause."""
 
 
 class Generation:
@@ -118,10 +117,10 @@ class Generation:
         session, statistics, stopwatch = self.session, self.session.statistics, self._stopwatch
         if session.finish_reason is None:
             raise RuntimeError("run has not come to its end")
-        is_paused = session.drafter is DrafterState.PAUSED
+        was_fed = session.is_paused and statistics.num_drafted_nodes > 0
         return Finished(
             reason=session.finish_reason,
-            mode=_MODES_PAUSED[statistics.num_drafted_nodes > 0] if is_paused else _MODES[session.drafter],
+            mode=GenerationMode.SPECULATIVE if was_fed else _MODES[session.drafter],
             mode_reason=session.mode_reason,
             text=self._emission.final_text,
             usage=Usage(session.line.num_prompt_tokens, self._emission.num_emitted, self._num_cached_prompt_tokens),
@@ -167,7 +166,7 @@ class Generation:
         opening = replace(
             self._opening,
             token_ids=tuple(session.line.token_ids),
-            max_draft_tokens=0 if session.drafter is DrafterState.PAUSED else self._opening.max_draft_tokens,
+            max_draft_tokens=0 if session.is_paused else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
         )
@@ -221,7 +220,7 @@ class Generation:
 
     def _follow_gate(self, num_tokens: int) -> None:
         """After a round of `num_tokens`: pauses speculation, or resumes it, as the gate stands."""
-        is_paused = self.session.drafter is DrafterState.PAUSED
+        is_paused = self.session.is_paused
         if not is_paused and not self.session.hears_drafter:
             return
         self._gated.observe(num_tokens)

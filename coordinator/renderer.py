@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from asyncio.subprocess import PIPE, Process
 from dataclasses import asdict
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from coordinator.chat.template import ChatTemplate
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.machine.tether import untethered
 
 SECONDS_MAX = 2.0
 """Processor time that a template may take for one conversation. Published ones take a thousandth of it."""
@@ -57,7 +57,7 @@ class Renderer:
     async def _ask(self, message: bytes) -> dict[str, Any]:
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "coordinator.chat", str(self._seconds_max), stdin=PIPE, stdout=PIPE
+                *untethered("coordinator.chat", str(self._seconds_max)), stdin=PIPE, stdout=PIPE
             )
         process = self._process
         assert process.stdin is not None

@@ -185,7 +185,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer; default: the server's.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.")] = 0.0,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
-    address: Annotated[str, typer.Option(help="The coordinator.", metavar="HOST:PORT")] = f"{HOST}:{COORDINATOR_PORT}",
+    address: _Address = f"{HOST}:{COORDINATOR_PORT}",
 ) -> None:
     """Talk with the target of a running coordinator, by the model's own chat template.
 

@@ -22,10 +22,18 @@ _PACKAGES = Path(__file__).parents[2]
 
 _STANDARD_INPUT = 0
 
+_UNTETHERED = "--untethered"
+
 
 def tethered(module: str, *arguments: str, packages: Path = _PACKAGES, python: str = sys.executable) -> list[str]:
     """The command that runs `module` of `packages`; its standard input must be a pipe that its starter holds open."""
     return [python, "-P", "-u", __file__, str(packages), module, *arguments]
+
+
+def untethered(module: str, *arguments: str) -> list[str]:
+    """The command that runs `module` of this process's packages alike, for a process that needs its standard input
+    itself, and ends with it."""
+    return [sys.executable, "-P", __file__, _UNTETHERED, str(_PACKAGES), module, *arguments]
 
 
 def _end_with_starter() -> None:
@@ -36,7 +44,10 @@ def _end_with_starter() -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with_starter, name="tether", daemon=True).start()
+    if sys.argv[1] == _UNTETHERED:
+        del sys.argv[1]
+    else:
+        threading.Thread(target=_end_with_starter, name="tether", daemon=True).start()
     _, folder, *sys.argv = sys.argv
     if folder not in sys.path:
         sys.path.insert(0, folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,15 @@ async def test_a_template_that_fills_memory_is_refused(renderer: Renderer) -> No
     with pytest.raises(InvalidRequestError, match=r"fails on them .MemoryError"):
         await renderer.render(of("{% set a = 'x' * 10 ** 10 %}"), HELLO)
     assert await renderer.render(of("next"), HELLO) == "next"
+
+
+async def test_what_lies_in_the_present_folder_shadows_nothing(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("coordinator.py", "outrider.py", "signal.py"):
+        (tmp_path / name).write_text("raise SystemExit('not ours')")
+    monkeypatch.chdir(tmp_path)
+    assert await renderer.render(of("{{ bos_token }}"), HELLO) == "<s>"
 
 
 async def test_the_process_ends_with_its_input() -> None:

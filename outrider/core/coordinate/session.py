@@ -100,6 +100,11 @@ class Session:
         self._outbound = Outbound()
 
     @property
+    def is_paused(self) -> bool:
+        """Whether a drafter is wanted and speculation does not pay at present."""
+        return self.drafter is DrafterState.PAUSED
+
+    @property
     def hears_drafter(self) -> bool:
         """Whether drafts are to be expected, and change something."""
         return self.drafter.is_feeding and self.finish_reason is None
