@@ -77,7 +77,6 @@ def export(model: PreTrainedModel) -> Exported:
             fuse_gates(program.graph)
             use_native(program.graph)
     except Exception as error:  # the exporter raises whatever it meets
-        raise UnsupportedModelError(
-            f"this model cannot be exported ({type(error).__name__}: {str(error).strip().splitlines()[0][:200]})"
-        ) from error
+        reason = str(error).strip().partition("\n")[0][:200]  # it may be empty
+        raise UnsupportedModelError(f"this model cannot be exported ({type(error).__name__}: {reason})") from error
     return Exported(program, variant_operators(program.graph))
