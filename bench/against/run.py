@@ -26,7 +26,7 @@ from bench.stack.checkout import HERE, checkout_at
 from bench.stack.models import Models, settings
 from bench.stack.preparing import prepared
 from bench.stack.services import Setup, running, split_cores
-from bench.stack.watching import watched
+from outrider.cli.board import Board
 
 SESSIONS_MIN = 2
 """Room of the workers: one session may not have left when the next one comes."""
@@ -66,7 +66,7 @@ async def _live(
     modes: Sequence[Mode], models: Models, setup: Setup, asked: Works, options: AgainstOptions, console: Console
 ) -> list[Round]:
     """Starts the services in the order of `modes`, measures, and stops them."""
-    with watched(console) as board:
+    with Board(console, show_logs=False).watching() as board:
         async with contextlib.AsyncExitStack() as leaving:
             stack = await leaving.enter_async_context(running(modes, models, board, setup))
             clients: dict[str, LoadClient] = {}

@@ -23,7 +23,7 @@ from bench.rivals.transformers_source import TransformersSource, transformers_pr
 from bench.stack.models import Models, settings
 from bench.stack.preparing import prepared
 from bench.stack.services import running
-from bench.stack.watching import watched
+from outrider.cli.board import Board
 from outrider.client import GenerationClient
 
 
@@ -32,7 +32,7 @@ async def run(options: BenchOptions, console: Console) -> Result:
     modes = [*choose_modes(options.modes), *_external_modes(options)]
     models = prepared(options.models, console)
     prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(models.target)))
-    with watched(console) as board:
+    with Board(console, show_logs=False).watching() as board:
         async with contextlib.AsyncExitStack() as leaving:
             stack = await leaving.enter_async_context(running(modes, models, board))
             sources = sources_of(

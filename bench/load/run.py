@@ -26,7 +26,7 @@ from bench.rivals.modes import UnknownModeError, choose_modes
 from bench.stack.models import settings
 from bench.stack.preparing import prepared
 from bench.stack.services import Setup, running, split_cores
-from bench.stack.watching import watched
+from outrider.cli.board import Board
 from recipes.stretch import stretch
 
 OPEN_SESSIONS = 64
@@ -57,7 +57,7 @@ async def _run(options: LoadOptions, console: Console) -> Result:
         verify_flags=(f"--max-queue={options.max_queue}",) if options.max_queue is not None else (),
         coordinator_flags=(f"--max-requests={2 * num_sessions}",),
     )
-    with watched(console) as board:
+    with Board(console, show_logs=False).watching() as board:
         async with contextlib.AsyncExitStack() as leaving:
             stretched: dict[str, str] = {}
             if options.long_prompt:

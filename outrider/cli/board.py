@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from rich.console import Console, RenderableType
@@ -13,8 +14,9 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from outrider.cli.child import LOG_TAIL_LINES, Observer, Phase
+from outrider.cli.child import LOG_TAIL_LINES, Observer, Phase, ServiceDiedError
 from outrider.cli.record import is_warning
+from outrider.core.protocol.errors import OutriderError
 from outrider.output import OutputError
 
 _STYLES: Final[Mapping[str, str]] = {"coordinator": "cyan", "draft": "green", "verify": "magenta"}
@@ -71,6 +73,21 @@ class Board(Observer):
         for name, tail in self._tails.items():
             for line in tail:
                 self._print(self._prefixed(name, line), soft_wrap=True)
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[Board]:
+        """Shows progress until the block ends. Where that fails it shows the last lines of each log; a service that
+        died has shown its own."""
+        self.begin()
+        try:
+            yield self
+        except ServiceDiedError:
+            raise
+        except OutriderError:
+            self.show_tails()
+            raise
+        finally:
+            self.settle()
 
     def phase(self, name: str, phase: Phase) -> None:
         if self._phases.get(name) is phase:

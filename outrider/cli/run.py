@@ -12,12 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from outrider.cli.board import Board
-from outrider.cli.child import ServiceDiedError
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
 from outrider.cli.up import UpOptions, services
-from outrider.core.protocol.errors import OutriderError
 
 _WARM_UP_TOKENS = 8
 """Tokens of a generation before those that are compared, so that the first of them does not pay for first-time work."""
@@ -77,9 +75,7 @@ async def run(options: UpOptions, request: Request, out: Console, err: Console) 
 
     Of the logs warnings are shown, and the rest only when something fails. Raises OutriderError.
     """
-    board = Board(err, show_logs=False, names=options.names)
-    board.begin()
-    try:
+    with Board(err, show_logs=False, names=options.names).watching() as board:
         async with services(replace(options, compile_first=True), board) as running:
             await generate(request.but(max_tokens=_WARM_UP_TOKENS), running.coordinator)
             board.settle()
@@ -89,10 +85,3 @@ async def run(options: UpOptions, request: Request, out: Console, err: Console) 
             with err.status("The same prompt by the target alone"):
                 target_only = await generate(request.by_target_alone(answer.started.seed), running.coordinator)
             conclude(answer, target_only, out, err)
-    except ServiceDiedError:
-        raise
-    except OutriderError:
-        board.show_tails()
-        raise
-    finally:
-        board.settle()
