@@ -115,6 +115,8 @@ class TargetTokenizer:
         # In a batch of one: `encode` would keep offsets, which cost half of its time, and drop them under the lock.
         try:
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        except (KeyboardInterrupt, SystemExit):  # a short text is encoded on the main thread
+            raise
         except BaseException as error:  # tokenizers raises whatever it met, and panics with what is no Exception
             raise _invalid("text", f"the target's tokenizer fails on it: {error}") from error
         if num_tokens_max is not None and len(encoding) > num_tokens_max:

@@ -6,6 +6,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -184,6 +185,13 @@ async def test_a_text_that_the_tokenizer_fails_on_is_refused_in_words() -> None:
         with pytest.raises(InvalidRequestError) as refused:
             await tokenizer.encode(text)
         assert "the target's tokenizer fails on it" in words(refused)
+
+
+def test_what_ends_the_process_is_no_fault_of_a_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    interrupted = Slow(of_bytes())
+    monkeypatch.setattr(interrupted, "encode_batch_fast", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        TargetTokenizer(cast("Tokenizer", interrupted)).encode("a").send(None)
 
 
 async def test_special_tokens_are_added_unless_the_text_has_them(bundled: TargetTokenizer) -> None:
