@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from bench import machine
 from bench.columns import default_console, new_table
-from bench.micro.steps import CONTEXT_TOKENS, median_step_ms
+from bench.micro.steps import CONTEXT_TOKENS, Arm, median_step_ms
 from outrider.engine import native
 from outrider.engine.compile import ahead
 from outrider.engine.compile.linear import PackedLinear
@@ -71,8 +71,8 @@ def main(
         products[each] = median_product_ms(num_outputs, num_inputs, number_type, NUMS_ROWS)
     steps: dict[str, Medians] = {}
     for folder in model or MODELS:
-        engines = {kind: _engine(folder, dtype, own=kind == "own") for kind in KINDS}
-        steps[folder.name] = median_step_ms(engines, NUMS_STEP_TOKENS)
+        arms = {kind: Arm(_engine(folder, dtype, own=kind == "own")) for kind in KINDS}
+        steps[folder.name] = median_step_ms(arms, NUMS_STEP_TOKENS)
     if as_json:
         print(json.dumps({"dtype": dtype, "products_ms": products, "steps_ms": steps, "machine": machine.facts()}))
         return

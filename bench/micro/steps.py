@@ -1,4 +1,4 @@
-"""What one step of the engine takes, by its number of tokens: eager and compiled, in turn, on one thread.
+"""What one step of the engine takes, by its number of tokens: eager, compiled, and compiled on more threads, in turn.
 
 `python -m bench.micro.steps --model models/target` prints a table; `--json` prints one object with machine facts.
 """
@@ -11,8 +11,9 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -35,36 +36,46 @@ NUM_TOKENS = (1, 2, 4, 8, 16)
 def main(
     model: Annotated[Path, typer.Option(help="Model folder.")] = Path("models/target"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "bfloat16",
+    threads: Annotated[str, typer.Option(help="Numbers of threads of the compiled pass, with commas.")] = "1",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measures eager and compiled steps of one model on one thread."""
-    engines = {name: load_engine(model, dtype, compiled=name == "compiled") for name in ("eager", "compiled")}
-    medians = median_step_ms(engines, NUM_TOKENS)
+    """Measures eager steps of one model on one thread, and compiled ones."""
+    eager, compiled = (load_engine(model, dtype, compiled=compiled) for compiled in (False, True))
+    numbers = [int(number) for number in threads.split(",")]
+    arms = {"eager": Arm(eager)} | {f"compiled, {number} threads": Arm(compiled, number) for number in numbers}
+    medians = median_step_ms(arms, NUM_TOKENS)
     if as_json:
         print(json.dumps({"model": model.name, "dtype": dtype, "median_step_ms": medians, "machine": machine.facts()}))
         return
     table = Table(title=f"{model.name}, {dtype}: median ms per step, {CONTEXT_TOKENS} tokens of context")
-    for heading in ("tokens", *engines, "ratio"):
+    for heading in ("tokens", *arms):
         table.add_column(heading, justify="right")
     for num_tokens in NUM_TOKENS:
-        eager, compiled = medians["eager"][num_tokens], medians["compiled"][num_tokens]
-        table.add_row(str(num_tokens), f"{eager:.2f}", f"{compiled:.2f}", f"{eager / compiled:.2f} x")
+        table.add_row(str(num_tokens), *(f"{medians[name][num_tokens]:.3f}" for name in arms))
     Console().print(table)
 
 
-def median_step_ms(engines: Mapping[str, Engine], nums_tokens: Sequence[int]) -> dict[str, dict[int, float]]:
-    """For each engine and number of tokens the median of NUM_ROUNDS steps, below a line of CONTEXT_TOKENS and more.
+class Arm(NamedTuple):
+    """What is compared."""
 
-    The engines take turns, so that a drifting machine drifts for all.
+    engine: Engine
+    num_threads: int = 1
+
+
+def median_step_ms(arms: Mapping[str, Arm], nums_tokens: Sequence[int]) -> dict[str, dict[int, float]]:
+    """For each arm and number of tokens the median of NUM_ROUNDS steps, below a line of CONTEXT_TOKENS and more.
+
+    The arms take turns, so that a drifting machine drifts for all.
     """
-    begun = {name: _begun(engine) for name, engine in engines.items()}
-    medians: dict[str, dict[int, float]] = {name: {} for name in engines}
+    begun = {engine: _begun(engine) for engine in {arm.engine for arm in arms.values()}}
+    medians: dict[str, dict[int, float]] = {name: {} for name in arms}
     for num_tokens in nums_tokens:
-        taken: dict[str, list[float]] = {name: [] for name in engines}
+        taken: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(NUM_ROUNDS):
-            for name, engine in engines.items():
-                taken[name].append(_step_ms(engine, *begun[name], num_tokens))
-        for name in engines:
+            for name, (engine, num_threads) in arms.items():
+                torch.set_num_threads(num_threads)
+                taken[name].append(_step_ms(engine, *begun[engine], num_tokens))
+        for name in arms:
             medians[name][num_tokens] = round(statistics.median(taken[name]), 3)
     return medians
 
@@ -75,7 +86,7 @@ def load_engine(folder: Path, dtype: str, *, compiled: bool, max_sessions: int =
     config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
     loaded = load(config)
     if loaded.package is not None:
-        asyncio.run(compile_package(loaded.package, loaded.folder, loaded.info.dtype, 1, background=False))
+        asyncio.run(compile_package(loaded.package, loaded.folder, loaded.info.dtype, background=False))
         loaded = load(config)
     return loaded.engine
 

@@ -50,7 +50,7 @@ END_GRACE_S = 1.0
 """Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more."""
 
 
-def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num_threads: int) -> Path:
+def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str) -> Path:
     """Where the package belongs that is compiled from the model in `folder` by this software on this processor.
 
     The weights, which are frozen into it, count by their content.
@@ -61,7 +61,6 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, num
         torch.__version__,
         transformers.__version__,
         dtype,
-        str(num_threads),
         library.processor(),
     ):
         digest.update(part.encode() + b"\0")
@@ -86,7 +85,7 @@ def cache_problem(cache: Path) -> str:
     return ""
 
 
-async def compile_package(package: Path, folder: Path, dtype: str, num_threads: int, *, background: bool) -> None:
+async def compile_package(package: Path, folder: Path, dtype: str, *, background: bool) -> None:
     """Compiles `package` in a process of its own, which dies with this one's task, and with this process.
 
     Raises CannotCompileError with that process's last words.
@@ -94,7 +93,7 @@ async def compile_package(package: Path, folder: Path, dtype: str, num_threads: 
     started = time.monotonic()
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
     niceness = NICENESS if background else 0
-    arguments = [str(folder), dtype, str(num_threads), str(package), str(niceness)]
+    arguments = [str(folder), dtype, str(package), str(niceness)]
     with workspace(package.parent) as temporary:
         process = await asyncio.to_thread(_started, arguments, temporary)
         try:
@@ -136,18 +135,18 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     return (told or [""])[-1]
 
 
-def _compile_once(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
+def _compile_once(folder: Path, dtype: str, package: Path) -> None:
     """Workers of one model that start together compile it once: the others wait for the first, and find it compiled."""
     with (folder / "config.json").open() as model:
         with contextlib.suppress(OSError):  # there are file systems without locks: then each compiles for itself
             fcntl.flock(model, fcntl.LOCK_EX)
         if not package.exists():
-            _compile(folder, dtype, num_threads, package)
+            _compile(folder, dtype, package)
 
 
-def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
-    torch.set_num_threads(num_threads)
-    inductor.compile_threads = num_cores()  # it would take as many as the machine has
+def _compile(folder: Path, dtype: str, package: Path) -> None:
+    torch.set_num_threads(num_cores())  # both would take as many as the machine has
+    inductor.compile_threads = num_cores()
     transformers.logging.disable_progress_bar()
     native.load(package.parent)
     cpu = torch.device("cpu")
@@ -163,10 +162,10 @@ def _compile(folder: Path, dtype: str, num_threads: int, package: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    _, folder_, dtype_, num_threads_, package_, niceness_ = sys.argv
+    _, folder_, dtype_, package_, niceness_ = sys.argv
     try:
         os.nice(int(niceness_))
-        _compile_once(Path(folder_), dtype_, int(num_threads_), Path(package_))
+        _compile_once(Path(folder_), dtype_, Path(package_))
     except UnsupportedModelError as error_:
         sys.exit(str(error_))
     except OSError as error_:

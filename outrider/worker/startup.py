@@ -92,7 +92,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     package, is_adopted = None, False
     if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
-        package = package_path(config.compile_cache, folder, weights, dtype, config.num_threads)
+        package = package_path(config.compile_cache, folder, weights, dtype)
         is_adopted = _adopted(engine, package, reference)
         if is_adopted or _hindered(config, cache_problem(config.compile_cache)):
             package = None

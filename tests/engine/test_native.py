@@ -310,6 +310,18 @@ def test_company_sharing_and_computing_again_change_no_bit(package: Package) -> 
     assert beside[0].blocks != sorted(beside[0].blocks)
 
 
+def test_a_package_computes_the_same_bits_on_any_number_of_threads(package: Package) -> None:
+    found: list[Tensor] = []
+    for num_threads in (1, 2, 5):
+        torch.set_num_threads(num_threads)
+        engine = Engine(package.model(), max_sessions=2, max_context=96)
+        engine.adopt(package.path)
+        jobs = [Job(engine.acquire(), random_line(length, seed=length), wanted=[LINE_END]) for length in (70, 9)]
+        found.append(engine.step(jobs).logits.clone())
+    assert torch.equal(found[1], found[0])
+    assert torch.equal(found[2], found[0])
+
+
 def test_a_package_calls_the_operators_directly(package: Package) -> None:
     with zipfile.ZipFile(package.path) as files:
         (wrapper,) = (files.read(name).decode() for name in files.namelist() if name.endswith("wrapper.cpp"))

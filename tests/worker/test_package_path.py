@@ -17,7 +17,6 @@ def test_another_fine_tune_of_equal_size_and_times_has_another_package(tmp_path:
     for folder in folders:
         os.utime(folder / "model.safetensors", (1, 1))
     first, again, other = (
-        package_path(tmp_path, folder, weights_sha256(folder), "bfloat16", 1).name.rpartition("-")[2]
-        for folder in folders
+        package_path(tmp_path, folder, weights_sha256(folder), "bfloat16").name.rpartition("-")[2] for folder in folders
     )
     assert first == again != other

@@ -29,8 +29,8 @@ _C_TYPES = {
 def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     """Writes the package of `model`, one for all sizes of batches; takes from ten seconds to minutes.
 
-    The weights are frozen into it in the layout that the kernels want, and the number of threads that torch has now.
-    The native operators are loaded. Raises CannotCompileError if the model cannot be compiled, and
+    The weights are frozen into it in the layout that the kernels want. The native operators, which are loaded, share
+    their work among threads; what lies between them is too little to share. Raises CannotCompileError if the model cannot be compiled, and
     UnsupportedModelError if it cannot be exported.
     """
     try:
@@ -38,6 +38,7 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
         fuse_siblings(exported.program.graph)
         configs = {
             "freezing": True,
+            "cpp.threads": 1,
             "emulate_precision_casts": True,  # numbers are rounded where the graph says so
             "aot_inductor.custom_ops_to_c_shims": _direct_calls(),
             "aot_inductor.metadata": {} if exported.variant_operators else {INVARIANT: "1"},

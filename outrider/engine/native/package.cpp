@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "team.h"
+
 namespace {
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
@@ -30,6 +32,7 @@ std::vector<at::Tensor> run_package(int64_t package, std::vector<at::Tensor> inp
     const std::lock_guard<std::mutex> lock(packages_mutex);
     loader = packages.at(package).get();
   }
+  outrider::rouse();
   return loader->boxed_run(std::move(inputs));
 }
 

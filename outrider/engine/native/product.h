@@ -8,7 +8,6 @@
 
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
@@ -16,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "team.h"
 #include "tiles.h"
 
 namespace outrider {
@@ -271,7 +271,7 @@ void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, c
   constexpr int64_t kSums = On::kRowsPerStep * 2 * kLanes;
   const int64_t num_steps = (rows.num_rows + On::kRowsPerStep - 1) / On::kRowsPerStep;
   const int64_t pairs_per_task = std::max<int64_t>(1, kBytesPerTask / (2 * num_words * kLineBytes));
-  at::parallel_for(0, num_pairs, pairs_per_task, [&](int64_t first_pair, int64_t last_pair) {
+  share(num_pairs, pairs_per_task, [&](int64_t first_pair, int64_t last_pair) {
     On multiply(rows.num_rows);
     const int64_t num_kept = std::min(kPairsAtOnce, last_pair - first_pair);
     std::vector<float> sums(in_parts ? num_kept * num_steps * kSums : 0);

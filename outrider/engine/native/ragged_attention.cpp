@@ -9,7 +9,6 @@
 // met at the same position: logits do not depend on the batch as far as attention is concerned.
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <bit>
@@ -19,6 +18,7 @@
 
 #include "direct.h"
 #include "lane_attention.h"
+#include "team.h"
 #include "tile_attention.h"
 
 namespace {
@@ -39,7 +39,7 @@ std::unordered_map<int64_t, Caches> engines;
 // All groups, on all threads: `On` computes them.
 template <typename On, typename T>
 void attend_all(const Layer<T>& layer, const Batch& batch, const std::vector<Group>& groups) {
-  at::parallel_for(0, static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
+  share(static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     thread_local On attend;
     for (int64_t index = begin; index < end; ++index) attend(layer, batch, groups[index]);
     if constexpr (requires { attend.release(); }) attend.release();

@@ -4,7 +4,6 @@
 // depends on the whole tensor. Here a number's or a row's result depends on it alone.
 
 #include <ATen/EmptyTensor.h>
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <array>
@@ -12,6 +11,7 @@
 
 #include "direct.h"
 #include "functions.h"
+#include "team.h"
 #include "tiles.h"
 
 namespace {
@@ -28,7 +28,7 @@ constexpr std::array<Function, 6> functions{silu, sigmoid, gelu, hyperbolic_tang
 
 template <Function kFunction, typename T>
 void apply(const T* x, T* y, int64_t size) {
-  at::parallel_for(0, (size + kLanes - 1) / kLanes, kChunksPerTask, [&](int64_t begin, int64_t end) {
+  share((size + kLanes - 1) / kLanes, kChunksPerTask, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin * kLanes; first < std::min(end * kLanes, size); first += kLanes) {
       T narrow[kLanes];
       const int64_t num = std::min(kLanes, size - first);
@@ -63,7 +63,7 @@ float summed(const T* row, int64_t size) {
 template <typename T>
 void average(const T* x, T* y, int64_t num_rows, int64_t size, int64_t power) {
   const int64_t rows_per_task = std::max<int64_t>(1, kNumbersPerTask / std::max<int64_t>(1, size));
-  at::parallel_for(0, num_rows, rows_per_task, [&](int64_t begin, int64_t end) {
+  share(num_rows, rows_per_task, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const float sum = power == 2 ? summed<2>(x + row * size, size) : summed<1>(x + row * size, size);
       y[row] = static_cast<T>(sum / static_cast<float>(size));

@@ -5,7 +5,6 @@
 // takes sorting: the best token is looked at, and only if a filter drops it, the next. A row in which rounding may decide
 // what top-p keeps is left to candidates.py: its token ids are -1.
 
-#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
@@ -17,6 +16,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "team.h"
 
 namespace {
 
@@ -300,7 +300,7 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
   const int64_t num_slots = seeds.size(0);
   const int64_t num_rows = logits.size(0), size = logits.size(1), padded_size = (size + kLanes - 1) / kLanes * kLanes;
   const double* shapes = shaping.const_data_ptr<double>();
-  at::parallel_for(0, num_rows, 1, [&](int64_t begin, int64_t end) {
+  share(num_rows, 1, [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scores;
     thread_local Perturbed perturbed;
     scores.resize(padded_size);
