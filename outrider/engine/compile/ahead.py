@@ -30,8 +30,8 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
     """Writes the package of `model`, one for all sizes of batches; takes from ten seconds to minutes.
 
     The weights are frozen into it in the layout that the kernels want. The native operators, which are loaded, share
-    their work among threads; what lies between them is too little to share. Raises CannotCompileError if the model cannot be compiled, and
-    UnsupportedModelError if it cannot be exported.
+    their work among threads; what lies between them is too little to share. Raises CannotCompileError if the model
+    cannot be compiled, and UnsupportedModelError if it cannot be exported.
     """
     try:
         exported = export(model)
