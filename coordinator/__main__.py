@@ -15,7 +15,7 @@ if __name__ == "__main__":
     end_at_once_until_serving("coordinator")  # before what follows imports a lot
 
 from coordinator.config import CoordinatorConfig
-from coordinator.http import HttpServer
+from outrider.http.server import HttpServer
 from coordinator.openai.app import make_app
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer

@@ -103,9 +103,11 @@ LAYERS = {
     "outrider.worker.extras": _layer(),
     "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
-    "outrider.telemetry": _layer("core", "opentelemetry structlog"),
+    "outrider.telemetry": _layer("core", "opentelemetry prometheus_client structlog"),
+    "outrider.http": _layer("core rpc telemetry", "fastapi structlog uvicorn"),
     "outrider.worker": _layer(
-        f"core {_ALL_ENGINE} machine rpc settings telemetry {_WORKER_SETTINGS} v1", f"{_ENGINE} {_GRPC} {_SERVICE}"
+        f"core {_ALL_ENGINE} http machine rpc settings telemetry {_WORKER_SETTINGS} v1",
+        f"{_ENGINE} {_GRPC} {_SERVICE}",
     ),
     "outrider.client": _layer("core rpc v1", _GRPC),
     **{
@@ -122,7 +124,7 @@ LAYERS = {
     ),
     **{
         service: _layer(
-            f"core {_ALL_ENGINE} machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
+            f"core {_ALL_ENGINE} http machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
             f"{_ENGINE} {_GRPC} {_SERVICE}",
             services=f"{service}.config",
         )
@@ -134,14 +136,13 @@ LAYERS = {
         services="coordinator.chat coordinator.config coordinator.resolution",
     ),
     "coordinator.openai": _layer(
-        "core rpc",
+        "core http rpc telemetry",
         "fastapi grpc pydantic pydantic_core starlette",
         services="coordinator coordinator.chat",
     ),
-    "coordinator.http": _layer("core rpc", "fastapi structlog uvicorn"),
     "coordinator.__main__": _layer(
-        "machine rpc telemetry v1",
-        services="coordinator coordinator.config coordinator.http coordinator.openai",
+        "http machine rpc telemetry v1",
+        services="coordinator coordinator.config coordinator.openai",
     ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import

@@ -16,7 +16,7 @@ import torch
 from openai import AsyncOpenAI, OpenAI
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from coordinator.http import HttpServer
+from outrider.http.server import HttpServer
 from coordinator.openai.app import make_app
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job

@@ -9,7 +9,7 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from coordinator.http import HttpServer
+from outrider.http.server import HttpServer
 from coordinator.openai.app import make_app
 from outrider.rpc.listening import ListenError
 from tests.openai.conftest import Served, until_idle

@@ -1,0 +1,1 @@
+"""HTTP shells: the server, and what any service answers a scraper and a probe."""
