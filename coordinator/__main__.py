@@ -15,16 +15,17 @@ if __name__ == "__main__":
     end_at_once_until_serving("coordinator")  # before what follows imports a lot
 
 from coordinator.config import CoordinatorConfig
-from outrider.http.server import HttpServer
 from coordinator.openai.app import make_app
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
+from outrider.http.server import HttpServer
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Service
 from outrider.rpc.transport import PLAINTEXT
 from outrider.rpc.worker_client import WorkerClient
+from outrider.telemetry.exposition import Exposition
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
@@ -34,7 +35,8 @@ def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = CoordinatorConfig.from_command_line("python -m coordinator")
     set_up_logging("coordinator", json=not sys.stderr.isatty())
-    telemetry = set_up("outrider-coordinator", environ=os.environ)
+    exposition = Exposition(vllm_names=config.vllm_metrics) if config.http else None
+    telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition)
     try:
         connect = partial(WorkerClient.connect, transport=PLAINTEXT)
         workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
@@ -42,7 +44,7 @@ def main() -> None:
         add_to_server = add_GenerationServiceServicer_to_server
         servicer = GenerationServicer(generation)
         service = Service("outrider.v1.GenerationService", add_to_server, servicer, generation.watch)
-        doors = [HttpServer(make_app(generation), config.http)] if config.http else []
+        doors = [HttpServer(make_app(generation, exposition), config.http)] if config.http else []
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()

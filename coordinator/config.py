@@ -7,7 +7,7 @@ from pydantic import Field, field_validator
 from coordinator.chat.families import AUTO, TOOL_CALL_PARSERS
 from coordinator.resolution import parse_endpoints
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, Settings
+from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, VLLM_METRICS_DESCRIPTION, Settings
 
 
 class CoordinatorConfig(Settings):
@@ -48,6 +48,7 @@ class CoordinatorConfig(Settings):
         description=f"how the target writes tool calls: {', '.join(TOOL_CALL_PARSERS)}, or auto: as its chat template "
         "tells",
     )
+    vllm_metrics: bool = Field(False, description=VLLM_METRICS_DESCRIPTION)
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     drain_seconds: float = Field(

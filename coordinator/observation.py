@@ -66,6 +66,7 @@ class Observation:
         self._records_rounds = telemetry.records_rounds(self._span)
         self._started = time.monotonic()
         self._has_token = False
+        self._last_round: list[float | None] = [None] * request.num_completions
         self._last_round_ns = [time.time_ns()] * request.num_completions
         self._num_rounds = [0] * request.num_completions
         self._ended: dict[int, _Ended] = {}
@@ -83,9 +84,13 @@ class Observation:
 
     def on_round(self, completion: int, emitted: EmittedTokens) -> None:
         """A round's tokens are on their way to the client."""
+        instruments, moment = self._telemetry.instruments, time.monotonic()
         if not self._has_token:
             self._has_token = True
-            self._telemetry.instruments.record_first_token(time.monotonic() - self._started, model=self._model)
+            instruments.record_first_token(moment - self._started, model=self._model)
+        if (last := self._last_round[completion]) is not None:
+            instruments.record_round(moment - last, model=self._model)
+        self._last_round[completion] = moment
         if not self._records_rounds:
             return
         now = time.time_ns()
@@ -106,7 +111,8 @@ class Observation:
     def on_finish(self, finished: Finished, statistics: SpeculationStatistics, draft_model: str) -> None:
         """A completion ended by its own rules. `draft_model` is empty if it had no drafter."""
         self._telemetry.instruments.count(statistics)
-        self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
+        ended = self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
+        self._telemetry.instruments.count_completion(finished.usage, model=self._model, mode=ended.mode)
 
     def _tell_of(self, ended: Sequence[_Ended]) -> None:
         statistics = [each.statistics for each in ended]

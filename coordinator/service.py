@@ -39,6 +39,7 @@ class GenerationService:
         self._telemetry = telemetry
         self._admission = Admission(config.max_requests)
         self._gate = SpeculationGate(adaptive=config.adaptive_speculation)
+        telemetry.instruments.observe_requests(lambda: self._admission.num_running)
         telemetry.instruments.observe_gate(lambda: self._gate.is_open)
         self._renderer = Renderer()
 

@@ -17,25 +17,29 @@ from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
+from outrider.worker.scraping import doors, exposition
 
 
 def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = DraftConfig.from_command_line("python -m draft_service")
     set_up_logging("draft", json=not sys.stderr.isatty())
-    telemetry = set_up("outrider-draft", environ=os.environ)
+    exposed = exposition(config)
+    telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed)
     try:
         # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.
         if config.model == NGRAM_MODEL:
             from draft_service.without_model import run_without_model
 
-            run_without_model(config, telemetry)
+            run_without_model(config, telemetry, doors(config, exposed))
         else:
             from draft_service.model_servicer import ModelDraftServicer
             from outrider.worker.serving import run
 
             servicer = ModelDraftServicer(telemetry)
-            run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
+            run(
+                config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer, doors(config, exposed)
+            )
     finally:
         telemetry.shut_down()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from functools import partial
 
 from draft_service.config import DraftConfig
@@ -14,16 +15,16 @@ from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.messages import ModelInfo
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
-from outrider.rpc.server import Service
+from outrider.rpc.server import Door, Service
 from outrider.rpc.transport import PLAINTEXT
 from outrider.telemetry.setup import Telemetry
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.worker.ngram_file import NgramFile, load_ngrams
 
 
-def run_without_model(config: DraftConfig, telemetry: Telemetry) -> None:
+def run_without_model(config: DraftConfig, telemetry: Telemetry, doors: Sequence[Door]) -> None:
     """Runs the worker to its end. Exits with a sentence and status 1 if it cannot serve."""
-    run_process(config.cores, partial(_serve, config, telemetry))
+    run_process(config.cores, partial(_serve, config, telemetry, doors))
 
 
 def begin(servicer: DraftServicer, config: DraftConfig, file: NgramFile | None) -> None:
@@ -47,8 +48,8 @@ def begin(servicer: DraftServicer, config: DraftConfig, file: NgramFile | None) 
     drafter.on_change = servicer.serve(info, drafter.load).touch
 
 
-async def _serve(config: DraftConfig, telemetry: Telemetry) -> None:
+async def _serve(config: DraftConfig, telemetry: Telemetry, doors: Sequence[Door]) -> None:
     servicer = DraftServicer(telemetry)
     begin(servicer, config, load_ngrams(config.ngram_table) if config.ngram_table else None)
     service = Service("outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer, on_stop=servicer.drain)
-    await serve(config, service, PLAINTEXT)
+    await serve(config, service, PLAINTEXT, doors)

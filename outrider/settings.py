@@ -24,6 +24,9 @@ CORES_PATTERN = r"^(\d+(,\d+)*)?$"
 CORES_DESCRIPTION = "processor cores to keep to, such as 0,1; empty: any (Linux only)"
 """What it means."""
 
+VLLM_METRICS_DESCRIPTION = "have /metrics tell what vLLM tells by vLLM's names too, for its dashboards"
+"""What `vllm_metrics` means."""
+
 DRAIN_SECONDS_MAX = 24 * 3600.0
 """Longest drain that may be configured: a day. Whoever wants a longer one wants the service not to stop."""
 

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import set_up
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
+from outrider.worker.scraping import doors, exposition
 from verify_service.config import VerifyConfig
 
 
@@ -22,14 +23,15 @@ def main() -> None:
     """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
     config = VerifyConfig.from_command_line("python -m verify_service")
     set_up_logging("verify", json=not sys.stderr.isatty())
-    telemetry = set_up("outrider-verify", environ=os.environ)
+    exposed = exposition(config)
+    telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed)
     try:
         # Imported where the settings are known to be good, and torch to be installed.
         from outrider.worker.serving import run
         from verify_service.servicer import VerifyServicer
 
         servicer = VerifyServicer(config, telemetry)
-        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer)
+        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer, doors(config, exposed))
     finally:
         telemetry.shut_down()
 

@@ -19,13 +19,15 @@ from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
 from coordinator.service import GenerationService
 from outrider import __version__
+from outrider.http.scraping import metrics_answer
+from outrider.telemetry.exposition import Exposition
 
 _CLIENT_LEFT = 499
 """What web servers call a request whose client did not wait. Nobody receives it."""
 
 
-def make_app(service: GenerationService) -> FastAPI:
-    """Everything that is answered over HTTP. Whoever serves it sets `state.ready`."""
+def make_app(service: GenerationService, exposition: Exposition | None = None) -> FastAPI:
+    """Everything that is answered over HTTP, metrics too if there are any. Whoever serves it sets `state.ready`."""
     app = FastAPI(
         title="Outrider",
         version=__version__,
@@ -44,6 +46,8 @@ def make_app(service: GenerationService) -> FastAPI:
         "/v1/models/{model:path}": answers.model,
     }.items():
         app.get(path, response_model=None)(endpoint)
+    if exposition is not None:
+        app.get("/metrics", response_model=None)(metrics_answer(exposition))
     for path, kind, endpoint in (
         ("/v1/completions", CompletionBody, answers.completions),
         ("/v1/chat/completions", ChatBody, answers.chat_completions),

@@ -19,22 +19,21 @@ CONNECTIONS_MAX = 1024
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs, or they would meet closed ones."""
 
-_FLAG = "--http"
-
 _log = structlog.get_logger()
 
 
 class HttpServer:
     """A `Door` (outrider/rpc/server.py) to an ASGI application."""
 
-    def __init__(self, app: FastAPI, listen: str) -> None:
-        """`listen` is host:port; with port 0 `open` takes a free one. The app's `state.ready` says what `set_ready`
-        was told."""
+    def __init__(self, app: FastAPI, listen: str, flag: str = "--http") -> None:
+        """`listen` is host:port; with port 0 `open` takes a free one; `flag` is what sets it. The app's `state.ready`
+        says what `set_ready` was told."""
         app.state.ready = False
         self.port = 0
         """Set by `open`."""
         self._app = app
         self._listen = listen
+        self._flag = flag
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
@@ -54,8 +53,8 @@ class HttpServer:
     async def open(self) -> None:
         """Listens. Raises ListenError."""
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # below it are greetings
-        host, port = listen_address(self._listen, _FLAG)
-        sockets = await bind(host, port, _FLAG)
+        host, port = listen_address(self._listen, self._flag)
+        sockets = await bind(host, port, self._flag)
         for each in sockets:
             each.listen(self._server.config.backlog)
         self.port = sockets[0].getsockname()[1]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
+from outrider.core.coordinate.events import Usage
 from outrider.core.coordinate.statistics import COUNTERS, SpeculationStatistics
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.telemetry import names
@@ -18,12 +20,18 @@ DURATION_BUCKETS: Final = (
 """Upper bounds in seconds, about six to a decade: the convention's own are too coarse for a small model."""
 
 
-_LOAD_GAUGES: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], int]]]] = (
+_LOAD_GAUGES: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], float]]]] = (
     (names.METRIC_WORKER_SESSIONS, "{session}", "Sessions with room", lambda load: load.num_sessions),
     (names.METRIC_WORKER_QUEUED, "{session}", "Sessions that wait for room", lambda load: load.num_queued),
     (names.METRIC_WORKER_UNCOMPUTED_TOKENS, "{token}", "Tokens still to be read", lambda load: load.num_queued_tokens),
     (names.METRIC_WORKER_KV_TOKENS, "{token}", "Room for keys and values", lambda load: load.num_kv_tokens),
     (names.METRIC_WORKER_FREE_KV_TOKENS, "{token}", "Such room that is free", lambda load: load.num_free_kv_tokens),
+    (
+        names.METRIC_WORKER_KV_USAGE,
+        "",
+        "The part of the room for keys and values that is in use",
+        lambda load: 1.0 - load.num_free_kv_tokens / load.num_kv_tokens if load.num_kv_tokens else 0.0,
+    ),
 )
 _LOAD_COUNTERS: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], int]]]] = (
     (names.METRIC_WORKER_PROMPT_TOKENS, "{token}", "Tokens asked to be read", lambda load: load.num_prompt_tokens),
@@ -36,6 +44,9 @@ _LOAD_COUNTERS: Final[Sequence[tuple[str, str, str, Callable[[WorkerLoad], int]]
 )
 """What a worker's load says: name, unit, description, value."""
 
+POSITIONS_MAX: Final = 64
+"""Positions of a draft that are told apart; what is accepted beyond is told with the last of them."""
+
 
 class Instruments:
     """A service's instruments. Without an exporter each of them does nothing."""
@@ -47,6 +58,31 @@ class Instruments:
             for counter in COUNTERS
             if counter.metric
         }
+        self._num_drafts = meter.create_counter(
+            names.METRIC_NUM_DRAFTS, "{draft}", "Verdicts on one draft token or more"
+        )
+        self._accepted_per_position = meter.create_counter(
+            names.METRIC_ACCEPTED_PER_POSITION, "{token}", "Draft tokens accepted, by their position in the draft"
+        )
+        self._times = {
+            field: meter.create_counter(name, "s", about)
+            for field, name, about in (
+                ("verify_ms", names.METRIC_VERIFY_TIME, "Verify steps that worked for a request"),
+                ("verify_wait_ms", names.METRIC_VERIFY_WAIT_TIME, "Verifiers' waits from a verdict to the next step"),
+                ("draft_ms", names.METRIC_DRAFT_TIME, "Draft steps that worked for a request"),
+            )
+        }
+        self._prompt_tokens = meter.create_counter(names.METRIC_PROMPT_TOKENS, "{token}", "Tokens of prompts")
+        self._generation_tokens = meter.create_counter(names.METRIC_GENERATION_TOKENS, "{token}", "Tokens generated")
+        self._completions = meter.create_counter(
+            names.METRIC_COMPLETIONS, "{completion}", "Completions that ended by their own rules, by how they were made"
+        )
+        self._inter_token_latency = meter.create_histogram(
+            names.METRIC_INTER_TOKEN_LATENCY,
+            "s",
+            "From one round's tokens of a completion to the next one's",
+            explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
+        )
         self._replica_sessions = meter.create_up_down_counter(
             names.METRIC_REPLICA_SESSIONS, "{session}", "Sessions of this coordinator at a worker"
         )
@@ -72,6 +108,33 @@ class Instruments:
         """Adds what speculation did in one request, once, when the request has ended."""
         for field, instrument in self._counts.items():
             instrument.add(getattr(statistics, field))
+        for field, instrument in self._times.items():
+            instrument.add(getattr(statistics, field) / 1000.0)
+        self._num_drafts.add(sum(1 for num_drafted in statistics.drafted_by_round if num_drafted))
+        deeper = itertools.accumulate(reversed(statistics.acceptance_histogram[1:]))
+        for position, num_accepted in enumerate([*deeper][::-1]):
+            self._accepted_per_position.add(num_accepted, {names.POSITION: str(min(position, POSITIONS_MAX - 1))})
+
+    def count_completion(self, usage: Usage, *, model: str, mode: str) -> None:
+        """A completion ended by its own rules, made as `mode` says."""
+        labels = {names.GEN_AI_REQUEST_MODEL: model}
+        self._prompt_tokens.add(usage.num_prompt_tokens, labels)
+        self._generation_tokens.add(usage.num_generated_tokens, labels)
+        self._completions.add(1, labels | {names.MODE: mode})
+
+    def record_round(self, seconds: float, *, model: str) -> None:
+        """A round's tokens of a completion left, `seconds` after those of the round before."""
+        self._inter_token_latency.record(seconds, {names.GEN_AI_REQUEST_MODEL: model})
+
+    def observe_requests(self, num_running: Callable[[], int]) -> None:
+        """Reports how many completions run whenever metrics are collected, on the collector's thread."""
+
+        def observe(_: CallbackOptions) -> list[Observation]:
+            return [Observation(num_running())]
+
+        self._meter.create_observable_gauge(
+            names.METRIC_REQUESTS_RUNNING, [observe], "{completion}", "Completions that run"
+        )
 
     def add_sessions(self, change: int, *, service: str, address: str) -> None:
         """A session has come to a worker (`change` 1) or left it (-1)."""
@@ -85,7 +148,7 @@ class Instruments:
         """Reports a worker's load whenever metrics are collected. `read` is called on the collector's thread."""
         labels = {names.GEN_AI_REQUEST_MODEL: model}
 
-        def observe(field: Callable[[WorkerLoad], int]) -> Sequence[Callable[[CallbackOptions], list[Observation]]]:
+        def observe(field: Callable[[WorkerLoad], float]) -> Sequence[Callable[[CallbackOptions], list[Observation]]]:
             return [lambda _: [Observation(field(read()), labels)]]
 
         for name, unit, about, field in _LOAD_GAUGES:

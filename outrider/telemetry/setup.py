@@ -24,6 +24,7 @@ from opentelemetry.trace import NoOpTracerProvider, Span, Tracer
 
 from outrider import __version__
 from outrider.core.protocol.errors import OutriderError
+from outrider.telemetry.exposition import Exposition
 from outrider.telemetry.metrics import Instruments
 from outrider.telemetry.tracing import TraceDetail
 
@@ -76,6 +77,7 @@ def set_up(
     environ: Mapping[str, str],
     span_exporter: SpanExporter | None = None,
     metric_reader: MetricReader | None = None,
+    exposition: Exposition | None = None,
 ) -> Telemetry:
     """Reads `environ` and builds the telemetry of one service.
 
@@ -83,7 +85,7 @@ def set_up(
     stdout if it says `console`. OTEL_METRICS_EXPORTER does the same for metrics. OTEL_SDK_DISABLED turns all off.
     Endpoints, sampler, batching and OTEL_RESOURCE_ATTRIBUTES are read by the OpenTelemetry SDK from its own variables.
     `span_exporter` and `metric_reader` take the place of what the variables choose; spans reach such an exporter as
-    they end.
+    they end. `exposition` gets the metrics beside whoever else does.
 
     Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL.
     """
@@ -97,8 +99,11 @@ def set_up(
         if processor is not None:
             tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
             tracer_provider.add_span_processor(processor)
-        if reader is not None:
-            meter_provider = MeterProvider([reader], resource=resource, shutdown_on_exit=False)
+        readers = [reader] if reader is not None else []
+        if exposition is not None:
+            readers.append(exposition.reader)
+        if readers:
+            meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
     return Telemetry(
         tracer=(tracer_provider or NoOpTracerProvider()).get_tracer(_SCOPE, __version__),
         instruments=Instruments((meter_provider or NoOpMeterProvider()).get_meter(_SCOPE, __version__)),

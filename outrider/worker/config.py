@@ -12,7 +12,14 @@ from pydantic import Field
 from outrider.core.protocol.model_name import is_hub_name
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.machine.limits import num_cores
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, Problem, Settings
+from outrider.settings import (
+    CORES_DESCRIPTION,
+    CORES_PATTERN,
+    DRAIN_SECONDS_MAX,
+    VLLM_METRICS_DESCRIPTION,
+    Problem,
+    Settings,
+)
 from outrider.worker.extras import ENGINE, NGRAM_TABLE, lacking
 
 PAD_TOKENS_MAX = 256
@@ -110,6 +117,10 @@ class WorkerConfig(Settings):
     ngram_table: str = Field(
         "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"
     )
+    metrics: str = Field(
+        "", description="host:port that answers GET /metrics for Prometheus, /healthz and /readyz; empty: none does"
+    )
+    vllm_metrics: bool = Field(False, description=VLLM_METRICS_DESCRIPTION)
     drain_seconds: float = Field(
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
     )

@@ -8,7 +8,7 @@ import concurrent.futures
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -22,7 +22,7 @@ from outrider.engine.library import CannotCompileError
 from outrider.machine.descendants import kill_descendants
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
-from outrider.rpc.server import Service, SetReady
+from outrider.rpc.server import Door, Service, SetReady
 from outrider.rpc.transport import PLAINTEXT
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
@@ -57,12 +57,18 @@ class WorkerServicer(Protocol):
         ...
 
 
-def run(config: WorkerConfig, name: str, add_to_server: Callable[[Any, Any], None], servicer: WorkerServicer) -> None:
+def run(
+    config: WorkerConfig,
+    name: str,
+    add_to_server: Callable[[Any, Any], None],
+    servicer: WorkerServicer,
+    doors: Sequence[Door] = (),
+) -> None:
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
     try:
-        run_process(config.cores, partial(serve, config, service, PLAINTEXT))
+        run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     except StoppedEarlyError:
         _log.info("stopped before it was ready")
         atexit.register(_leave)  # when the caller has tidied up

@@ -108,7 +108,7 @@ def test_a_request_that_ends_well_is_told_with_its_counts() -> None:
     assert seen.root[names.BATCH_INVARIANT] is False
     assert seen.root[names.GEN_AI_RESPONSE_FINISH_REASONS] == ("length",)
     assert (seen.root["outrider.num_rounds"], seen.root["outrider.num_draft_tokens"]) == (2, 6)
-    assert seen.count("outrider.draft.tokens") == 6
+    assert seen.count("outrider.spec_decode.num_draft_tokens") == 6
     assert seen.count(names.METRIC_REQUEST_DURATION) == 1
     assert seen.count(names.METRIC_TIME_TO_FIRST_TOKEN) == 1, "it is that of the first round alone"
     assert names.SPAN_ROUND not in seen.spans

@@ -165,8 +165,8 @@ async def test_metrics_count_what_the_answer_says(tmp_path: Path) -> None:
         for metric in scope.metrics
     }
     assert found["outrider.rounds"].value == speculation.num_rounds
-    assert found["outrider.draft.tokens"].value == speculation.num_draft_tokens
-    assert found["outrider.accepted.tokens"].value == speculation.num_accepted_tokens
+    assert found["outrider.spec_decode.num_draft_tokens"].value == speculation.num_draft_tokens
+    assert found["outrider.spec_decode.num_accepted_tokens"].value == speculation.num_accepted_tokens
     assert found["outrider.rollbacks"].value == speculation.num_rollbacks
     assert found["outrider.stale.nodes"].value == speculation.num_stale_nodes
     assert found[names.METRIC_REQUEST_DURATION].count == 1

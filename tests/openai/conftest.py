@@ -16,10 +16,10 @@ import torch
 from openai import AsyncOpenAI, OpenAI
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from outrider.http.server import HttpServer
 from coordinator.openai.app import make_app
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
+from outrider.http.server import HttpServer
 from outrider.worker.serving import SWITCH_INTERVAL_SECONDS
 from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny, worker
 

@@ -9,8 +9,8 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from outrider.http.server import HttpServer
 from coordinator.openai.app import make_app
+from outrider.http.server import HttpServer
 from outrider.rpc.listening import ListenError
 from tests.openai.conftest import Served, until_idle
 

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 
@@ -41,6 +42,20 @@ async def logged(process: asyncio.subprocess.Process, event: str) -> dict[str, A
         if line.startswith(b"{") and (entry := json.loads(line))["event"] == event:
             return entry
     raise AssertionError("the coordinator ended")
+
+
+async def test_metrics_are_told_under_vllms_names_too(served: Served) -> None:
+    flags = (f"--verify={served.verify.address}", "--listen=127.0.0.1:0", "--http=127.0.0.1:0", "--vllm-metrics=true")
+    async with started(*flags) as process:
+        port = (await logged(process, "listening for HTTP"))["port"]
+        await logged(process, "worker found")
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            answer = await client.post("/v1/completions", json={"model": "target", "prompt": "a", "max_tokens": 5})
+            assert answer.status_code == 200
+            told = (await client.get("/metrics")).text
+    assert 'outrider_generation_tokens_total{gen_ai_request_model="target"} 5.0' in told
+    assert 'vllm:generation_tokens_total{model_name="target"} 5.0' in told
+    assert "outrider_num_requests_running 0.0" in told
 
 
 async def test_a_signal_drains_both_doors(served: Served) -> None:

@@ -35,13 +35,18 @@ def test_counts_add_up_over_requests() -> None:
         num_bonus_hits=1,
         num_prompt_lookup_tokens=9,
         num_accepted_prompt_lookup_tokens=8,
+        num_drafted_nodes=20,
+        verify_ms=1000.0,
+        verify_wait_ms=500.0,
+        draft_ms=250.0,
+        drafted_by_round=[6, 6, 0],
     )
     instruments.count(statistics)
     instruments.count(statistics)
     assert {name: [point.value for point in each] for name, each in points(reader).items()} == {
         "outrider.rounds": [6],
-        "outrider.draft.tokens": [24],
-        "outrider.accepted.tokens": [14],
+        "outrider.spec_decode.num_draft_tokens": [24],
+        "outrider.spec_decode.num_accepted_tokens": [14],
         "outrider.rollbacks": [4],
         "outrider.stale.nodes": [10],
         "outrider.rejections": [8],
@@ -50,6 +55,11 @@ def test_counts_add_up_over_requests() -> None:
         "outrider.bonus.hits": [2],
         "outrider.prompt_lookup.tokens": [18],
         "outrider.accepted.prompt_lookup.tokens": [16],
+        "outrider.drafted.nodes": [40],
+        "outrider.verify.time": [2.0],
+        "outrider.verify.wait.time": [1.0],
+        "outrider.draft.time": [0.5],
+        "outrider.spec_decode.num_drafts": [4],
     }
 
 
@@ -103,6 +113,7 @@ def test_a_workers_load_is_read_when_metrics_are_collected() -> None:
         names.METRIC_WORKER_UNCOMPUTED_TOKENS: 300,
         names.METRIC_WORKER_KV_TOKENS: 4096,
         names.METRIC_WORKER_FREE_KV_TOKENS: 1024,
+        names.METRIC_WORKER_KV_USAGE: 0.75,
         names.METRIC_WORKER_PROMPT_TOKENS: 700,
         names.METRIC_WORKER_CACHED_TOKENS: 60,
     }

@@ -51,8 +51,15 @@ class Counter(NamedTuple):
 
 COUNTERS: Final[Sequence[Counter]] = (
     Counter("num_rounds", "{round}", "Verdicts", "outrider.rounds", row="rounds"),
-    Counter("num_draft_tokens", "{token}", "Draft tokens that the target scored", "outrider.draft.tokens"),
-    Counter("num_accepted_tokens", "{token}", "Draft tokens that the target accepted", "outrider.accepted.tokens"),
+    Counter(
+        "num_draft_tokens", "{token}", "Draft tokens that the target scored", "outrider.spec_decode.num_draft_tokens"
+    ),
+    Counter(
+        "num_accepted_tokens",
+        "{token}",
+        "Draft tokens that the target accepted",
+        "outrider.spec_decode.num_accepted_tokens",
+    ),
     Counter(
         "num_prompt_lookup_tokens",
         "{token}",
@@ -105,7 +112,7 @@ COUNTERS: Final[Sequence[Counter]] = (
         "outrider.rollbacks",
         row="rollbacks",
     ),
-    Counter("num_drafted_nodes", "{node}", "Nodes that the drafter sent"),
+    Counter("num_drafted_nodes", "{node}", "Nodes that the drafter sent", "outrider.drafted.nodes"),
     Counter(
         "num_stale_nodes",
         "{node}",

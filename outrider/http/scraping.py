@@ -1,0 +1,43 @@
+"""What a worker answers over HTTP: its metrics, whether it lives, and whether it takes sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse, Response
+
+from outrider.telemetry.exposition import CONTENT_TYPE, Exposition
+
+_SERVICE_UNAVAILABLE = 503
+
+
+def metrics_answer(exposition: Exposition) -> Callable[[], Response]:
+    """The endpoint of GET /metrics. FastAPI calls it on a thread, because it is no coroutine."""
+
+    def metrics() -> Response:
+        return Response(exposition.text(), media_type=CONTENT_TYPE)
+
+    return metrics
+
+
+def make_scraping_app(exposition: Exposition) -> FastAPI:
+    """GET /metrics, /healthz and /readyz, and nothing else. Whoever serves it sets `state.ready`."""
+    app = FastAPI(
+        openapi_url=None,
+        # The service traces itself; FastAPI's records may hold what a client sent.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+    )
+    app.state.ready = False
+
+    async def healthz() -> Response:
+        return PlainTextResponse("ok")
+
+    async def readyz(request: Request) -> Response:
+        if request.app.state.ready:
+            return PlainTextResponse("ok")
+        return PlainTextResponse("not ready, or stopping", _SERVICE_UNAVAILABLE)
+
+    for path, endpoint in {"/metrics": metrics_answer(exposition), "/healthz": healthz, "/readyz": readyz}.items():
+        app.get(path, response_model=None)(endpoint)
+    return app
