@@ -110,7 +110,7 @@ class Observation:
 
     def on_finish(self, finished: Finished, statistics: SpeculationStatistics, draft_model: str) -> None:
         """A completion ended by its own rules. `draft_model` is empty if it had no drafter."""
-        self._telemetry.instruments.count(statistics)
+        self._telemetry.instruments.count(statistics, model=self._model, draft_model=draft_model)
         ended = self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
         self._telemetry.instruments.count_completion(finished.usage, model=self._model, mode=ended.mode)
 

@@ -104,16 +104,21 @@ class Instruments:
             explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
         )
 
-    def count(self, statistics: SpeculationStatistics) -> None:
-        """Adds what speculation did in one request, once, when the request has ended."""
+    def count(self, statistics: SpeculationStatistics, *, model: str, draft_model: str) -> None:
+        """Adds what speculation did in one completion, once, when it has ended; `draft_model` is empty if none drafted.
+
+        Both labels are names of models that workers serve, never what a caller sent.
+        """
+        labels = {names.GEN_AI_REQUEST_MODEL: model, names.DRAFT_MODEL: draft_model}
         for field, instrument in self._counts.items():
-            instrument.add(getattr(statistics, field))
+            instrument.add(getattr(statistics, field), labels)
         for field, instrument in self._times.items():
-            instrument.add(getattr(statistics, field) / 1000.0)
-        self._num_drafts.add(sum(1 for num_drafted in statistics.drafted_by_round if num_drafted))
+            instrument.add(getattr(statistics, field) / 1000.0, labels)
+        self._num_drafts.add(sum(1 for num_drafted in statistics.drafted_by_round if num_drafted), labels)
         deeper = itertools.accumulate(reversed(statistics.acceptance_histogram[1:]))
         for position, num_accepted in enumerate([*deeper][::-1]):
-            self._accepted_per_position.add(num_accepted, {names.POSITION: str(min(position, POSITIONS_MAX - 1))})
+            place = {names.POSITION: str(min(position, POSITIONS_MAX - 1))}
+            self._accepted_per_position.add(num_accepted, labels | place)
 
     def count_completion(self, usage: Usage, *, model: str, mode: str) -> None:
         """A completion ended by its own rules, made as `mode` says."""

@@ -57,7 +57,7 @@ def test_shutting_down_sends_what_is_left(collector: Collector, monkeypatch: pyt
         monkeypatch.setenv(variable, value)
     telemetry = set_up("verifier", environ=endpoint)
     telemetry.tracer.start_span(names.SPAN_VERIFY_SESSION).end()
-    telemetry.instruments.count(SpeculationStatistics(num_rounds=3))
+    telemetry.instruments.count(SpeculationStatistics(num_rounds=3), model="target", draft_model="draft")
     telemetry.shut_down()
     [traces] = map(ExportTraceServiceRequest.FromString, collector.received["/v1/traces"])
     assert [span.name for span in traces.resource_spans[0].scope_spans[0].spans] == [names.SPAN_VERIFY_SESSION]
@@ -75,7 +75,7 @@ def test_a_collector_that_never_answers_costs_two_seconds_in_all(
             monkeypatch.setenv(variable, value)
         telemetry = set_up("verifier", environ=endpoint)
         telemetry.tracer.start_span(names.SPAN_VERIFY_SESSION).end()
-        telemetry.instruments.count(SpeculationStatistics(num_rounds=3))
+        telemetry.instruments.count(SpeculationStatistics(num_rounds=3), model="target", draft_model="draft")
         begun = time.monotonic()
         telemetry.shut_down()
         assert SHUTDOWN_SECONDS <= time.monotonic() - begun < 2 * SHUTDOWN_SECONDS

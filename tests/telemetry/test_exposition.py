@@ -46,7 +46,7 @@ def everything_told(*, vllm_names: bool) -> Exposition:
     instruments.observe_gate(lambda: True)
     instruments.add_sessions(1, service="outrider.v1.VerifyService", address="a:1")
     instruments.count_move(service="outrider.v1.VerifyService")
-    instruments.count(STATISTICS)
+    instruments.count(STATISTICS, model="target", draft_model="draft")
     instruments.count_completion(Usage(num_prompt_tokens=7, num_generated_tokens=8), model="target", mode="SPECULATIVE")
     instruments.record_first_token(0.25, model="target")
     instruments.record_round(0.5, model="target")
@@ -63,10 +63,11 @@ def test_counts_gauges_and_histograms_are_told() -> None:
     assert found["outrider_prompt_tokens_total", model] == 7
     assert found["outrider_generation_tokens_total", model] == 8
     assert found["outrider_completions_total", model | {("outrider_mode", "SPECULATIVE")}] == 1
-    assert found["outrider_spec_decode_num_drafts_total", frozenset()] == 3
-    assert found["outrider_spec_decode_num_draft_tokens_total", frozenset()] == 9
-    assert found["outrider_spec_decode_num_accepted_tokens_total", frozenset()] == 4
-    assert found["outrider_verify_time_seconds_total", frozenset()] == 1.5
+    both = model | {("outrider_draft_model", "draft")}
+    assert found["outrider_spec_decode_num_drafts_total", both] == 3
+    assert found["outrider_spec_decode_num_draft_tokens_total", both] == 9
+    assert found["outrider_spec_decode_num_accepted_tokens_total", both] == 4
+    assert found["outrider_verify_time_seconds_total", both] == 1.5
     assert found["outrider_inter_token_latency_seconds_bucket", model | {("le", "0.3")}] == 0
     assert found["outrider_inter_token_latency_seconds_bucket", model | {("le", "0.5")}] == 1
     assert not any(name.startswith("vllm:") for name, _ in found)
@@ -91,7 +92,7 @@ def test_accepted_tokens_are_told_by_their_position() -> None:
 def test_positions_far_out_are_one() -> None:
     exposition = Exposition()
     instruments = set_up("all", environ={}, exposition=exposition).instruments
-    instruments.count(SpeculationStatistics(accepted_by_round=[POSITIONS_MAX + 2]))
+    instruments.count(SpeculationStatistics(accepted_by_round=[POSITIONS_MAX + 2]), model="target", draft_model="draft")
     name = "outrider_spec_decode_num_accepted_tokens_per_pos_total"
     by_position = {dict(labels)["position"]: each for (n, labels), each in scraped(exposition).items() if n == name}
     assert len(by_position) == POSITIONS_MAX
@@ -108,5 +109,6 @@ def test_vllms_names_tell_the_same() -> None:
             if each in told:
                 renamed = {("model_name" if label == "gen_ai_request_model" else label, text) for label, text in labels}
                 assert found[name + each.removeprefix(family), frozenset(renamed)] == value
-    assert found["vllm:spec_decode_num_draft_tokens_total", frozenset()] == 9
+    both = frozenset({("model_name", "target"), ("outrider_draft_model", "draft")})
+    assert found["vllm:spec_decode_num_draft_tokens_total", both] == 9
     assert found["vllm:num_requests_waiting", frozenset({("model_name", "target")})] == 2

@@ -41,8 +41,8 @@ def test_counts_add_up_over_requests() -> None:
         draft_ms=250.0,
         drafted_by_round=[6, 6, 0],
     )
-    instruments.count(statistics)
-    instruments.count(statistics)
+    instruments.count(statistics, model="target", draft_model="draft")
+    instruments.count(statistics, model="target", draft_model="draft")
     assert {name: [point.value for point in each] for name, each in points(reader).items()} == {
         "outrider.rounds": [6],
         "outrider.spec_decode.num_draft_tokens": [24],

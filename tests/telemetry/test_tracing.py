@@ -30,7 +30,7 @@ def test_off_is_the_default_and_records_nothing() -> None:
     assert not span.is_recording()
     assert not telemetry.records_rounds(span)
     assert inject(span) == NOT_TRACED
-    telemetry.instruments.count(SpeculationStatistics(num_rounds=3))
+    telemetry.instruments.count(SpeculationStatistics(num_rounds=3), model="target", draft_model="draft")
     telemetry.shut_down()
 
 

@@ -1,0 +1,203 @@
+"""A real Prometheus: rules fire for what they are meant for, and the dashboard finds data in a running stack."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.e2e.stack import MODELS
+
+MONITORING = Path(__file__).parents[2] / "k8s" / "monitoring"
+ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]
+QUERIES = {
+    target["expr"]: panel["title"]
+    for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    for target in panel["targets"]
+}
+
+needs_prometheus = pytest.mark.skipif(
+    shutil.which("prometheus") is None or shutil.which("promtool") is None,
+    reason="Prometheus is not installed (on Debian: apt-get install prometheus)",
+)
+
+_PAIR = '{gen_ai_request_model="target",outrider_draft_model="draft"}'
+_MODE = 'outrider_completions_total{instance="c:8080",outrider_mode="GENERATION_MODE_%s"}'
+_REQUESTS = 'gen_ai_server_request_duration_seconds_count{instance="c:8080"%s}'
+
+FIRING: dict[str, tuple[dict[str, str], str]] = {
+    "OutriderAcceptanceCollapsed": (
+        {
+            f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x600",
+            f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x480 230520+120x119",
+        },
+        "10h",
+    ),
+    "OutriderSpeculationPaused": ({'outrider_speculation_paused{instance="c:8080"}': "1x90"}, "80m"),
+    "OutriderDegraded": ({_MODE % "DEGRADED": "0+3x60", _MODE % "SPECULATIVE": "0+9x60"}, "40m"),
+    "OutriderSessionsMove": (
+        {'outrider_replica_moves_total{instance="c:8080",outrider_replica_service="v"}': "0+5x60"},
+        "20m",
+    ),
+    "OutriderRequestsFail": (
+        {_REQUESTS % "": "0+90x60", _REQUESTS % ',error_type="WorkerUnavailableError"': "0+10x60"},
+        "30m",
+    ),
+    "OutriderQueueGrows": ({'outrider_num_requests_waiting{instance="v:9464"}': "4x60"}, "20m"),
+    "OutriderKvCacheFull": ({'outrider_kv_cache_usage_perc{instance="v:9464"}': "0.99x60"}, "20m"),
+    "OutriderDown": ({'up{job="outrider",instance="v:9464"}': "0x60"}, "20m"),
+}
+"""For each alert series that make it fire, a sample a minute, and when it does."""
+
+QUIET = {
+    f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x600",
+    f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x600",
+    'outrider_speculation_paused{instance="c:8080"}': "0x600",
+    _MODE % "SPECULATIVE": "0+9x600",
+    'outrider_replica_moves_total{instance="c:8080",outrider_replica_service="v"}': "1x600",
+    _REQUESTS % "": "0+100x600",
+    _REQUESTS % ',error_type="InvalidRequestError"': "0+50x600",
+    'outrider_num_requests_waiting{instance="v:9464"}': "0x600",
+    'outrider_kv_cache_usage_perc{instance="v:9464"}': "0.5x600",
+    'up{job="outrider",instance="v:9464"}': "1x600",
+}
+"""A healthy stack, whose clients send what is refused now and then."""
+
+
+def rules_test(folder: Path, cases: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+    (folder / "rules.yaml").write_text(yaml.safe_dump(ALERTS))
+    (folder / "test.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": cases})
+    )
+    command = ("promtool", "test", "rules", "test.yaml")
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def case(series: dict[str, str], *, time: str, alert: str, firing: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [{"eval_time": time, "alertname": alert, "exp_alerts": firing}],
+    }
+
+
+def alert_rules() -> dict[str, dict[str, Any]]:
+    return {rule["alert"]: rule for group in ALERTS["groups"] for rule in group["rules"] if "alert" in rule}
+
+
+@needs_prometheus
+@pytest.mark.parametrize("alert", FIRING)
+def test_an_alert_fires(alert: str, tmp_path: Path) -> None:
+    series, time = FIRING[alert]
+    result = rules_test(tmp_path, [case(series, time=time, alert=alert, firing=[])])
+    assert result.returncode == 1, "promtool expected silence, and found an alert"
+    told = result.stdout + result.stderr
+    assert "exp:[]" in told, told
+    assert f'Labels:{{alertname="{alert}"' in told, told
+
+
+@needs_prometheus
+def test_a_healthy_stack_is_left_alone(tmp_path: Path) -> None:
+    cases = [case(QUIET, time=time, alert=alert, firing=[]) for alert in alert_rules() for time in ("2h", "9h")]
+    result = rules_test(tmp_path, cases)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_alert_has_series_that_make_it_fire() -> None:
+    assert set(FIRING) == set(alert_rules())
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return found.getsockname()[1]
+
+
+@asynccontextmanager
+async def process(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    running = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
+    )
+    try:
+        yield running
+    finally:
+        if running.returncode is None:
+            running.kill()
+        await running.wait()
+
+
+async def until_answered(client: httpx.AsyncClient, url: str) -> None:
+    async with asyncio.timeout(200):
+        while True:
+            try:
+                if (await client.get(url)).status_code == httpx.codes.OK:
+                    return
+            except httpx.TransportError:
+                pass
+            await asyncio.sleep(0.3)
+
+
+@needs_prometheus
+async def test_the_dashboards_queries_find_data_in_a_running_stack(tmp_path: Path) -> None:
+    verify, draft, grpc, http, verify_metrics, draft_metrics, prometheus = (free_port() for _ in range(7))
+    python, address = sys.executable, "127.0.0.1:{}".format
+    scraped = [address(port) for port in (http, verify_metrics, draft_metrics)]
+    (tmp_path / "prometheus.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "global": {"scrape_interval": "1s"},
+                "scrape_configs": [{"job_name": "outrider", "static_configs": [{"targets": scraped}]}],
+            }
+        )
+    )
+    worker = ("--compile=off", "--num-threads=1")
+    async with (
+        process(
+            *(python, "-m", "verify_service", f"--model={MODELS / 'target'}", f"--listen={address(verify)}"),
+            *(f"--metrics={address(verify_metrics)}", *worker),
+        ),
+        process(
+            *(python, "-m", "draft_service", f"--model={MODELS / 'draft'}", f"--listen={address(draft)}"),
+            *(f"--metrics={address(draft_metrics)}", *worker),
+        ),
+        process(
+            *(python, "-m", "coordinator", f"--verify={address(verify)}", f"--draft={address(draft)}"),
+            *(f"--listen={address(grpc)}", f"--http={address(http)}", "--adaptive-speculation=false"),
+        ),
+        process(
+            *(
+                "prometheus",
+                f"--config.file={tmp_path / 'prometheus.yaml'}",
+                f"--storage.tsdb.path={tmp_path / 'data'}",
+            ),
+            f"--web.listen-address={address(prometheus)}",
+        ),
+        httpx.AsyncClient(timeout=60) as client,
+    ):
+        for port in (draft_metrics, verify_metrics, http):
+            await until_answered(client, f"http://{address(port)}/readyz")
+        await until_answered(client, f"http://{address(prometheus)}/-/ready")
+        missing = dict(QUERIES)
+        body = {"model": "target", "prompt": "def main(", "max_tokens": 60, "ignore_eos": True}
+        for _ in range(60):
+            answer = await client.post(f"http://{address(http)}/v1/completions", json=body)
+            assert answer.status_code == httpx.codes.OK, answer.text
+            for query in list(missing):
+                asked = {"query": query.replace("$__rate_interval", "10s")}
+                found = await client.get(f"http://{address(prometheus)}/api/v1/query", params=asked)
+                if found.json()["data"]["result"]:
+                    del missing[query]
+            if not missing:
+                break
+            await asyncio.sleep(0.3)
+        assert not missing
