@@ -13,13 +13,13 @@ from bench.rivals.modes import Mode
 from bench.simulate.delay import DelayLine
 from bench.simulate.oracle import PROMPT
 from bench.simulate.synthetic import SCHEMES, Point, best_window, speculation_of
-from bench.simulate.theory import best_in_turn
 from bench.simulate.virtual import Speculation
 from bench.stack.models import Models
 from bench.stack.services import HOST, Pair, running
 from outrider.cli.child import Child, Observer
 from outrider.client import GREEDY, GenerationClient
 from outrider.core.draft.session import AUTOMATIC_WIDTH_MAX
+from outrider.plan.theory import best_in_turn
 
 VERIFY_STEP_MS = 40.0
 """A forced verify step. Everything that is not forced (messages, Python, a tiny forward pass) takes about 2 ms a round,

@@ -18,6 +18,7 @@ from bench.simulate import theory
 from bench.simulate.oracle import OracleText
 from bench.simulate.virtual import Outcome, Speculation, Times, VirtualPair
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
+from outrider.plan.theory import best_in_turn
 
 ALPHAS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 DRAFT_STEPS = (0.05, 0.1, 0.2, 0.35, 0.5)
@@ -93,7 +94,7 @@ def map_plane(
 
 def at_point(point: Point, num_tokens: int) -> dict[str, Any]:
     """Time per token of every scheme at one point, in verify steps, and what theory expects of it."""
-    lookahead, synchronous = theory.best_in_turn(point.alpha, point.draft_step, point.delay)
+    lookahead, synchronous = best_in_turn(point.alpha, point.draft_step, point.delay)
     window = best_window(point)
     outcomes = {name: _run(name, point, lookahead, window, num_tokens) for name in SCHEMES}
     times = {name: outcome.time_per_token for name, outcome in outcomes.items()}

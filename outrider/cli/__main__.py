@@ -30,6 +30,7 @@ from outrider.cli.explain import explanations_object, print_explanations
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
+from outrider.cli.plan import FORECAST, forecast_object, print_forecast
 from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
@@ -39,6 +40,7 @@ from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 from outrider.core.protocol.validation import LOGPROBS_MAX
 from outrider.output import standard_output
+from outrider.plan.forecast import Forecast
 
 _EXIT_ERROR = 1
 _EXIT_USAGE = 2
@@ -177,6 +179,19 @@ def run(request: Request, options: UpOptions) -> None:
     """
     if until_signalled(run_services(check(options), request, Console(), Console(stderr=True))):
         raise typer.Exit(_EXIT_INTERRUPTED)
+
+
+@app.command()
+@grouped(found=FORECAST)
+def plan(
+    found: Forecast,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of table and words.")] = False,
+) -> None:
+    """Say what a pair on such devices would need and gain, and whether to co-locate instead. No device is asked."""
+    if as_json:
+        print(json.dumps(forecast_object(found)))
+    else:
+        print_forecast(found, Console())
 
 
 @app.command()

@@ -12,6 +12,7 @@ from bench.simulate.synthetic import SCHEMES, Point, at_point, speculation_of
 from bench.simulate.virtual import Outcome, Speculation
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import SpeculationTree
+from outrider.plan.theory import expected_tokens, synchronous
 
 NUM_TOKENS = 3000
 MAX_LENGTH = 100
@@ -60,8 +61,8 @@ def test_in_turn_takes_what_leviathans_formula_says(
         Point(alpha=alpha, draft_step=draft_step, delay=delay),
         RIVALS,
     )
-    assert outcome.time_per_token == pytest.approx(theory.synchronous(alpha, draft_step, lookahead, delay), rel=0.05)
-    assert outcome.acceptance_length == pytest.approx(theory.expected_tokens(alpha, lookahead), rel=0.05)
+    assert outcome.time_per_token == pytest.approx(synchronous(alpha, draft_step, lookahead, delay), rel=0.05)
+    assert outcome.acceptance_length == pytest.approx(expected_tokens(alpha, lookahead), rel=0.05)
     assert outcome.overlap < 0.01
 
 

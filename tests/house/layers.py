@@ -104,6 +104,7 @@ LAYERS = {
     "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
     "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry prometheus_client structlog"),
+    "outrider.plan": _layer("core"),
     "outrider.http": _layer("core rpc telemetry", "fastapi structlog uvicorn"),
     "outrider.worker": _layer(
         f"core {_ALL_ENGINE} http machine rpc settings telemetry {_WORKER_SETTINGS} v1",
@@ -118,7 +119,7 @@ LAYERS = {
     "coordinator.resolution": _layer("core"),
     "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
     "outrider.cli": _layer(
-        "core machine output rpc settings telemetry v1 client",
+        "core machine output plan rpc settings telemetry v1 client",
         f"{_GRPC} structlog typer rich bench",
         services="coordinator.config draft_service.config verify_service.config",
     ),
