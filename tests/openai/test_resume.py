@@ -15,7 +15,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 PROMPT = "def add(a, b):\n"
 MESSAGES = [{"role": "user", "content": "Say something."}]
-NUM_TOKENS = 16
+NUM_TOKENS = 12
 
 
 class Sent(NamedTuple):
@@ -50,7 +50,8 @@ def joined(events: Sequence[Sent]) -> dict[int, Any]:
             told["begins"] += "role" in delta
             told["ids"] += choice.get("token_ids") or []
             logprobs = choice["logprobs"] or {}
-            told["logprobs"] += logprobs.get("token_logprobs") or logprobs.get("content") or []
+            told["logprobs"] += [round(each, 3) for each in logprobs.get("token_logprobs", [])]
+            told["logprobs"] += [(each["token"], round(each["logprob"], 3)) for each in logprobs.get("content", [])]
             if choice["finish_reason"] is not None:
                 told["ends"].append((choice["finish_reason"], choice["seed"]))
     return choices
@@ -78,7 +79,7 @@ async def test_a_stream_goes_on_where_it_was_cut(served: Served, plain: httpx.As
     whole = await stream(plain, path, body)
     assert all(event.event_id for event in whole[:-1])
     expected = joined(whole)
-    cuts = sorted({0, 1, len(whole) // 2, len(whole) - 3, len(whole) - 2})
+    cuts = sorted({0, len(whole) // 2, len(whole) - 3, len(whole) - 2})
     async with http_at(served.stack) as url, httpx.AsyncClient(base_url=url, timeout=30) as elsewhere:
         rests = [await stream(elsewhere, path, body, whole[cut].event_id) for cut in cuts]
     for cut, rest in zip(cuts, rests, strict=True):
