@@ -2,6 +2,8 @@
 
 from outrider.client.answer import Answer, Completion, gather
 from outrider.client.client import GenerationClient
+from outrider.client.retry import NO_RETRY, Retry
+from outrider.client.sync import SyncGenerationClient
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
@@ -12,6 +14,7 @@ from outrider.core.protocol.sampling import SamplingParams
 
 __all__ = [
     "GREEDY",
+    "NO_RETRY",
     "Answer",
     "ChatPrompt",
     "Completion",
@@ -23,10 +26,12 @@ __all__ = [
     "GenerationOptions",
     "ModelInfo",
     "Replica",
+    "Retry",
     "SamplingParams",
     "ServerInfo",
     "Speculation",
     "Started",
+    "SyncGenerationClient",
     "Timings",
     "Token",
     "TokenLogprobs",
