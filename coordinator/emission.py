@@ -16,6 +16,8 @@ class EmittedTokens:
 
     emit: Emit
     texts: Sequence[str]
+    num_cached_prompt_tokens: int = 0
+    """See `Tokens`."""
 
     def tokens(self, completion: int) -> Tokens:
         """What the client is told of them."""
@@ -28,15 +30,17 @@ class EmittedTokens:
             rolled_back=emit.rolled_back,
             num_draft_tokens=emit.num_draft_tokens,
             completion=completion,
+            num_cached_prompt_tokens=self.num_cached_prompt_tokens,
         )
 
 
 class Emission:
     """Turns rounds into what is given out, up to a stop string."""
 
-    def __init__(self, decoder: TextDecoder) -> None:
-        self.num_emitted = 0
-        """Tokens given out. A stop string may end the text before the round's last token."""
+    def __init__(self, decoder: TextDecoder, num_received: int = 0) -> None:
+        """The `decoder` has been given the tokens that the client has received already."""
+        self.num_emitted = num_received
+        """Tokens given out, by whichever coordinator. A stop string may end the text before the round's last token."""
         self.final_text = ""
         """Text that was held back to the end; empty before."""
         self._decoder = decoder
@@ -46,15 +50,15 @@ class Emission:
         """Whether a stop string has been met."""
         return self._decoder.stopped
 
-    def on_emit(self, emit: Emit) -> EmittedTokens:
-        """The tokens of a round with their texts."""
+    def on_emit(self, emit: Emit, num_cached_prompt_tokens: int = 0) -> EmittedTokens:
+        """The tokens of a round with their texts; the first one tells of cached tokens."""
         texts: list[str] = []
         for token_id in emit.token_ids:
             texts.append(self._decoder.push(token_id))
             if self._decoder.stopped:
                 break
         self.num_emitted += len(texts)
-        return EmittedTokens(emit, texts)
+        return EmittedTokens(emit, texts, num_cached_prompt_tokens)
 
     def finish(self) -> None:
         """No more rounds will come."""

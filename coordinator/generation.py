@@ -66,16 +66,19 @@ class Generation:
 
         `deadline` is the caller's, on the monotonic clock.
         """
+        (received,) = request.received
         self._gated = GatedRounds(gate, greedy=request.sampling.greedy)
         self.session = Session(
             request.prompt_token_ids,
+            received.token_ids,
             vocab_size=target.vocab_size,
             max_run_ahead=max_run_ahead,
             drafting=request.speculate,
             pause_reason=gate.reason,
             num_spare_drafters=SPARE_DRAFTERS,
         )
-        self._num_cached_prompt_tokens = 0
+        self._num_cached_prompt_tokens = received.num_cached_prompt_tokens
+        """None before the first verdict."""
         self._opening = VerifyOpen(
             session_id=session_id,
             token_ids=request.prompt_token_ids,
@@ -89,7 +92,7 @@ class Generation:
             trace=trace,
         )
         self._ending = Ending.of(self._opening, target.eos_token_ids)
-        self._emission = Emission(decoder)
+        self._emission = Emission(decoder, len(received.token_ids))
         self._stopwatch = Stopwatch(deadline)
         self._verifiers = VerifierFailover(links, session_id)
         draft_opening = DraftOpen(
@@ -123,7 +126,9 @@ class Generation:
             mode=GenerationMode.SPECULATIVE if was_fed else _MODES[session.drafter],
             mode_reason=session.mode_reason,
             text=self._emission.final_text,
-            usage=Usage(session.line.num_prompt_tokens, self._emission.num_emitted, self._num_cached_prompt_tokens),
+            usage=Usage(
+                session.line.num_prompt_tokens, self._emission.num_emitted, self._num_cached_prompt_tokens or 0
+            ),
             speculation=statistics.speculation,
             timings=Timings(
                 first_token_ms=stopwatch.first_token_ms,
@@ -138,7 +143,7 @@ class Generation:
     async def run(self) -> AsyncGenerator[EmittedTokens]:
         """Yields the tokens of each round. Raises OutriderError if no verifier takes the session, or none is left."""
         try:
-            verifier: VerifierLink | None = self._verifiers.first(len(self.session.line))
+            verifier = None if self._stop_if_decided() else self._verifiers.first(len(self.session.line))
             while verifier is not None:
                 try:
                     with closing(verifier):
@@ -182,12 +187,17 @@ class Generation:
 
         Raises `error`, or an earlier refusal, if there is no other.
         """
+        return None if self._stop_if_decided() else self._verifiers.next(lost, len(self.session.line), error)
+
+    def _stop_if_decided(self) -> bool:
+        """Ends the session if all is decided, and only the last word, why it ends, was lost. Returns whether it is."""
         line = self.session.line
         reason = self._ending.reason(line.token_ids[-1], len(line)) if line.num_generated_tokens else None
-        if reason is not None:  # all was decided, only the last word is lost
+        if self._emission.stopped:
+            reason = FinishReason.STOP_STRING
+        if reason is not None:
             self._stop(reason)
-            return None
-        return self._verifiers.next(lost, len(line), error)
+        return reason is not None
 
     async def _rounds(self, verifier: VerifierLink) -> AsyncGenerator[EmittedTokens]:
         async for event in verifier.events():
@@ -206,14 +216,16 @@ class Generation:
                 return
 
     def _commit(self, verdict: Verdict) -> EmittedTokens | None:
-        if not self.session.line.num_generated_tokens:
-            self._num_cached_prompt_tokens = verdict.num_cached_tokens
+        line = self.session.line
+        is_first = not line.num_generated_tokens
+        if self._num_cached_prompt_tokens is None:
+            self._num_cached_prompt_tokens = min(verdict.num_cached_tokens, line.num_prompt_tokens)
         outcome = self.session.on_verdict(verdict)
         if outcome is None:
             return None
         if outcome.commitment is not None:
             self._drafters.send(outcome.commitment)
-        emitted = self._emission.on_emit(outcome.emit)
+        emitted = self._emission.on_emit(outcome.emit, self._num_cached_prompt_tokens if is_first else 0)
         if self._emission.stopped:
             self._stop(FinishReason.STOP_STRING)
         return emitted

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from coordinator.config import CoordinatorConfig
+from coordinator.resumption import check_resume, require_same_target
 from coordinator.tokenizer import TargetTokenizer
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.options import GenerationOptions, Prompt
+from outrider.core.protocol.resume import NOTHING_RECEIVED, ReceivedCompletion
 from outrider.core.protocol.sampling import SamplingParams, completion_seed
 from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
@@ -45,11 +47,18 @@ class GenerationRequest:
     max_draft_tokens: int
     tree_width: int
     num_completions: int
+    received: Sequence[ReceivedCompletion] = (NOTHING_RECEIVED,)
+    """What the client has of each completion already."""
+
+    @property
+    def unfinished(self) -> Sequence[int]:
+        """Numbers of the completions that are still to be brought to their end."""
+        return [number for number, each in enumerate(self.received) if not each.finished]
 
     def completion(self, index: int) -> Self:
         """The request for completion number `index` alone."""
         sampling = replace(self.sampling, seed=completion_seed(self.sampling.seed, index))
-        return replace(self, sampling=sampling, num_completions=1)
+        return replace(self, sampling=sampling, num_completions=1, received=(self.received[index],))
 
 
 async def settle(
@@ -57,10 +66,14 @@ async def settle(
 ) -> GenerationRequest:
     """Checks and completes a request. Raises InvalidRequestError for what is wrong with it, QueueFullError if too much
     text waits to be tokenized."""
+    if options.resume is not None:
+        require_same_target(options.resume, target)
     if not isinstance(prompt, str):
         return settle_token_ids(prompt, options, config, target)
     if not prompt:
         raise InvalidRequestError([FieldViolation("text", "must not be empty")])
+    if options.resume is not None:  # a text, or a template that asks for the date, may read otherwise by now
+        raise InvalidRequestError([FieldViolation("resume", "needs the prompt as token_ids: those of `started`")])
     token_ids = await tokenizer.encode(
         prompt, add_special_tokens=options.add_special_tokens, num_tokens_max=target.max_context - 1
     )
@@ -108,6 +121,10 @@ def settle_token_ids(
     found.check(
         1 <= num_completions <= num_completions_max, "num_completions", f"must be between 1 and {num_completions_max}"
     )
+    received: Sequence[ReceivedCompletion] = (NOTHING_RECEIVED,) * max(num_completions, 1)
+    if options.resume is not None:
+        received = options.resume.completions
+        check_resume(found, options, target, len(prompt_token_ids), max_tokens, num_completions)
     found.raise_if_any()
     return GenerationRequest(
         prompt_token_ids=prompt_token_ids,
@@ -121,4 +138,5 @@ def settle_token_ids(
         max_draft_tokens=max_draft_tokens,
         tree_width=tree_width,
         num_completions=num_completions,
+        received=received,
     )

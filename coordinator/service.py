@@ -59,6 +59,9 @@ class GenerationService:
     ) -> AsyncGenerator[Event]:
         """Yields Started, then Tokens for each round of each completion, mixed, and Finished as each of them ends.
 
+        With `options.resume` only what the caller has not received: Started comes again, and nothing of completions
+        that have ended.
+
         The trace continues the `caller`'s, if there is one. `deadline` is the caller's on the monotonic clock: the
         verifier puts sessions that have less time first; to end the iteration by then is up to the caller. Closing the
         iterator (`contextlib.aclosing`) cancels the request at both workers.
@@ -72,7 +75,8 @@ class GenerationService:
                 prompt = await self.render(prompt)
                 options = replace(options, add_special_tokens=False)
             request = await settle(prompt, options, self._config, target, tokenizer)
-        with self._admission.admitted(request.num_completions):
+        numbers = request.unfinished
+        with self._admission.admitted(len(numbers)):
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
             with Observation(self._telemetry, request_id, request, target, caller) as observation:
@@ -81,14 +85,16 @@ class GenerationService:
                         request.completion(number),
                         session_id=f"{request_id}.{number}" if request.num_completions > 1 else request_id,
                         target=target,
-                        decoder=await tokenizer.text_decoder(request.stop, request.prompt_token_ids),
+                        decoder=await tokenizer.text_decoder(
+                            request.stop, request.prompt_token_ids, request.received[number].token_ids
+                        ),
                         links=links,
                         gate=self._gate,
                         max_run_ahead=self._config.max_run_ahead,
                         trace=observation.trace,
                         deadline=deadline,
                     )
-                    for number in range(request.num_completions)
+                    for number in numbers
                 ]
                 yield Started(
                     request_id,
@@ -96,14 +102,16 @@ class GenerationService:
                     request.sampling.seed,
                     observation.trace_id,
                     target.batch_invariant,
+                    target.identity_sha256,
                 )
                 async with aclosing(run_together(generations)) as rounds:
-                    async for completion, emitted in rounds:
+                    async for index, emitted in rounds:
+                        completion = numbers[index]
                         if emitted is not None:
                             yield emitted.tokens(completion)
                             observation.on_round(completion, emitted)
                         else:
-                            generation = generations[completion]
+                            generation = generations[index]
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished

@@ -73,15 +73,29 @@ class TargetTokenizer:
         _check_number(token_ids)
         return await self._run(len(token_ids), lambda: [self._token(token_id) for token_id in token_ids])
 
-    async def text_decoder(self, stop: Sequence[str], prompt_token_ids: Sequence[int]) -> TextDecoder:
-        """What turns the tokens after a prompt into text. The text continues that of the prompt: both together are what
-        the tokenizer makes of all ids."""
-        if len(prompt_token_ids) <= PROMPT_INLINE_MAX:
-            stream = self.detokenizer.after(prompt_token_ids)
-        else:
-            loop = asyncio.get_running_loop()
-            stream = await loop.run_in_executor(self._prompt_reader, self.detokenizer.after, prompt_token_ids)
-        return TextDecoder(stream, stop, self.detokenizer.special_ids(stop))
+    async def text_decoder(
+        self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int] = ()
+    ) -> TextDecoder:
+        """What turns the tokens after a prompt, and after those that the client has `received`, into text.
+
+        The text continues that of the prompt: both together are what the tokenizer makes of all ids. Raises
+        InvalidRequestError if the received tokens go on behind a stop string.
+        """
+        if len(prompt_token_ids) + len(received_token_ids) <= PROMPT_INLINE_MAX:
+            return self._text_decoder(stop, prompt_token_ids, received_token_ids)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._prompt_reader, self._text_decoder, stop, prompt_token_ids, received_token_ids
+        )
+
+    def _text_decoder(
+        self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int]
+    ) -> TextDecoder:
+        decoder = TextDecoder(self.detokenizer.after(prompt_token_ids), stop, self.detokenizer.special_ids(stop))
+        for token_id in received_token_ids:
+            if decoder.stopped:
+                raise _invalid("resume", "goes on behind a stop string, which ends the completion")
+            decoder.push(token_id)
+        return decoder
 
     def _checked(self, text: str, num_tokens_max: int | None) -> int:
         """Bytes of `text`, which are not too many."""

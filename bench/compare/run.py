@@ -24,7 +24,7 @@ from bench.stack.models import Models, settings
 from bench.stack.preparing import prepared
 from bench.stack.services import running
 from outrider.cli.board import Board
-from outrider.client import GenerationClient
+from outrider.client import NO_RETRY, GenerationClient
 
 
 async def run(options: BenchOptions, console: Console) -> Result:
@@ -112,6 +112,6 @@ async def _external_sources(
     if options.external_openai is not None:
         sources["external_openai"] = OpenAISource(options.external_openai, options.external_model or "")
     if options.external_grpc is not None:
-        client = await leaving.enter_async_context(GenerationClient(options.external_grpc))
+        client = await leaving.enter_async_context(GenerationClient(options.external_grpc, NO_RETRY))
         sources["external_grpc"] = CoordinatorSource(client)
     return sources

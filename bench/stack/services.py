@@ -17,7 +17,7 @@ from bench.stack.checkout import Checkout
 from bench.stack.control import tell
 from bench.stack.models import Models
 from outrider.cli.child import Child, Observer
-from outrider.client import GenerationClient
+from outrider.client import NO_RETRY, GenerationClient
 from outrider.rpc.channels import open_channel
 
 HOST = "127.0.0.1"
@@ -160,7 +160,7 @@ async def running(
         for pair in running_pairs.values():
             leaving.push_async_callback(pair.close)
         clients = {
-            key: await leaving.enter_async_context(GenerationClient(child.address))
+            key: await leaving.enter_async_context(GenerationClient(child.address, NO_RETRY))
             for key, child in coordinators.items()
         }
         yield Stack(running_pairs, coordinators, clients, [*workers, *coordinators.values()])

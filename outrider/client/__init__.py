@@ -2,6 +2,7 @@
 
 from outrider.client.answer import Answer, Completion, gather
 from outrider.client.client import GenerationClient
+from outrider.client.retry import NO_RETRY, Retry
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
@@ -12,6 +13,7 @@ from outrider.core.protocol.sampling import SamplingParams
 
 __all__ = [
     "GREEDY",
+    "NO_RETRY",
     "Answer",
     "ChatPrompt",
     "Completion",
@@ -23,6 +25,7 @@ __all__ = [
     "GenerationOptions",
     "ModelInfo",
     "Replica",
+    "Retry",
     "SamplingParams",
     "ServerInfo",
     "Speculation",

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 from outrider.core.coordinate.events import Event, Finished, Started, Tokens
-from outrider.core.coordinate.statistics import COUNTERS, Speculation
+from outrider.core.coordinate.statistics import Speculation, total
 from outrider.core.protocol.messages import TokenLogprobs
 
 
@@ -36,16 +35,7 @@ class Answer:
     @property
     def speculation(self) -> Speculation:
         """What speculation did for all completions together."""
-        parts = [completion.finished.speculation for completion in self.completions]
-        counts = {each.field: sum(getattr(part, each.field) for part in parts) for each in COUNTERS}
-        num_committed = sum(part.acceptance_length * part.num_rounds for part in parts)
-        return Speculation(
-            **counts,
-            acceptance_length=num_committed / counts["num_rounds"] if counts["num_rounds"] else 0.0,
-            acceptance_histogram=tuple(
-                sum(rounds) for rounds in zip_longest(*(part.acceptance_histogram for part in parts), fillvalue=0)
-            ),
-        )
+        return total([completion.finished.speculation for completion in self.completions])
 
 
 @dataclass(slots=True)

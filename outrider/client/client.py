@@ -1,27 +1,30 @@
-"""The client: one object per coordinator, one asynchronous iterator per generation."""
+"""The client: one object per service, however many coordinators it has; one asynchronous iterator per generation."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 from types import TracebackType
 from typing import Self, Unpack
 
 import grpc.aio
 
-from outrider.core.coordinate.events import Event, Finished, Started
+from outrider.client.coordinators import Coordinator, Coordinators
+from outrider.client.received import ReceivedAnswer
+from outrider.client.retry import DEFAULT_RETRY, Patience, Retry
+from outrider.core.coordinate.events import Event
 from outrider.core.coordinate.server_info import ServerInfo
 from outrider.core.protocol.chat_prompt import ChatPrompt
-from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, OptionFields, Prompt
-from outrider.rpc.channels import open_channel
-from outrider.rpc.status import error_from
+from outrider.rpc.status import error_from, retry_seconds
 from outrider.rpc.wire import decode_event, decode_server_info, encode_generate_request
-from outrider.v1 import generation_pb2, generation_pb2_grpc
+from outrider.v1 import generation_pb2
 
 
 class GenerationClient:
-    """Talks to one coordinator.
+    """Talks to a coordinator, and to another one when that is lost.
 
         async with GenerationClient("127.0.0.1:50050") as client:
             async for event in client.generate("import os", max_tokens=64):
@@ -32,13 +35,14 @@ class GenerationClient:
     reached.
     """
 
-    def __init__(self, address: str) -> None:
-        """Makes a client of the coordinator at `address` (`host:port`), which is connected to at the first call.
+    def __init__(self, addresses: str | Sequence[str], retry: Retry = DEFAULT_RETRY) -> None:
+        """Makes a client of the coordinators at `addresses`, which are connected to at the first call.
 
-        To be made where the event loop runs that will use it.
+        They are `host:port`, in one text with commas between them or one by one; the first that answers is taken. All
+        have the same target. `retry` says when to give up. To be made where the event loop runs that will use it.
         """
-        self._channel = open_channel(address)
-        self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
+        self._retry = retry
+        self._coordinators = Coordinators(addresses, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -46,7 +50,7 @@ class GenerationClient:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._channel.close()
+        await self._coordinators.close()
 
     async def generate(
         self,
@@ -63,33 +67,63 @@ class GenerationClient:
         belong to, and each has a Finished. `Started.seed_of` tells their seeds. `gather` makes one answer of it all.
         `timeout_s` bounds the whole generation.
 
+        When the coordinator is lost, another one or the same one, once it is back, goes on behind the last token: the
+        events are those of one answer, each token comes once.
+
         Leaving the iteration early cancels the generation when the iterator is closed (`contextlib.aclosing` does it at
         once). Raises InvalidRequestError for a request that breaks a bound, and other OutriderErrors.
         """
-        options = replace(options, **changes)
-        request = encode_generate_request(prompt, options)
-        call = self._stub.Generate(request, timeout=timeout_s)
-        num_unfinished = 1 if options.num_completions is None else options.num_completions
-        started = False
-        try:
-            async for message in call:
-                event = decode_event(message)
-                if isinstance(event, Started) is started:
-                    raise ProtocolViolationError("the server's events do not begin with one `started`; report this")
-                started = True
-                num_unfinished -= isinstance(event, Finished)
-                yield event
-        except grpc.aio.AioRpcError as error:
-            raise error_from(error) from error
-        finally:
-            call.cancel()
-        if num_unfinished > 0:
-            raise WorkerUnavailableError("the server ended the generation without saying why; try again")
+        received = ReceivedAnswer(prompt, replace(options, **changes), time.monotonic)
+        patience = Patience(self._retry, len(self._coordinators))
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        avoided: set[Coordinator] = set()
+        while True:
+            request = encode_generate_request(*received.request())
+            coordinator = await self._coordinators.next(avoided, deadline)
+            call = coordinator.stub.Generate(request, timeout=_left(deadline))
+            try:
+                async for message in call:
+                    coordinator.on_answer()
+                    event = received.on_event(decode_event(message))
+                    if event is not None:
+                        patience.on_event()
+                        yield event
+            except grpc.aio.AioRpcError as lost:
+                if received.is_whole:
+                    return
+                error, seconds = error_from(lost), retry_seconds(lost)
+                if received.has_begun and isinstance(error, ModelMismatchError):  # it serves another target
+                    avoided.add(coordinator)
+                    seconds = 0.0 if len(avoided) < len(self._coordinators) else None
+                if seconds is None or not patience.lasts(time.monotonic()):
+                    raise error from lost
+                coordinator.on_failure(seconds)
+                received.on_lost()
+            else:
+                if not received.is_whole:
+                    raise WorkerUnavailableError("the server ended the generation without saying why; try again")
+                return
+            finally:
+                call.cancel()
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
-        """What is served, and whether speculation is possible at present. Raises OutriderErrors."""
-        try:
-            response = await self._stub.GetServerInfo(generation_pb2.GetServerInfoRequest(), timeout=timeout_s)
-        except grpc.aio.AioRpcError as error:
-            raise error_from(error) from error
-        return decode_server_info(response)
+        """What is served, and whether speculation is possible at present, by the first coordinator that answers.
+
+        `timeout_s` bounds the time that each gets. Raises OutriderErrors.
+        """
+        asked: set[Coordinator] = set()
+        while True:
+            coordinator = await self._coordinators.next(asked, None)
+            asked.add(coordinator)
+            try:
+                response = await coordinator.stub.GetServerInfo(
+                    generation_pb2.GetServerInfoRequest(), timeout=timeout_s
+                )
+                return decode_server_info(response)
+            except grpc.aio.AioRpcError as error:
+                if retry_seconds(error) is None or len(asked) == len(self._coordinators):
+                    raise error_from(error) from error
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(deadline - time.monotonic(), 0.0)

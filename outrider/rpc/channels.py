@@ -15,9 +15,16 @@ KEEPALIVE_MS = 20_000
 KEEPALIVE_TIMEOUT_MS = 10_000
 """Silence after such a question at which the connection counts as lost."""
 
-_PING_INTERVAL_MIN_MS = KEEPALIVE_MS // 2
+CLIENT_KEEPALIVE_MS = 1_000
+"""The same at a client of coordinators, which can go on with an answer elsewhere."""
+
+CLIENT_KEEPALIVE_TIMEOUT_MS = 2_000
+"""So a coordinator that is frozen, or behind a network that swallows packets, is left after three seconds. gRPC answers
+such questions on threads of its own, however busy the process is otherwise."""
+
+_PING_INTERVAL_MIN_MS = CLIENT_KEEPALIVE_MS // 2
 """A server takes pings at this distance without complaint. gRPC's own default of five minutes would close a connection
-whose client asks every 20 seconds."""
+whose client asks every second."""
 
 _CONNECT_TIMEOUT_MS = 5_000
 """Time that one attempt to connect may take: a host that swallows packets must not hold up the next one for long."""
@@ -56,6 +63,16 @@ SERVER_OPTIONS = (
     ("grpc.so_reuseport", 0),
 )
 """Options of every server."""
+
+
+def open_client_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.aio.Channel:
+    """A channel of a client to the coordinator at `target` (`host:port`), which soon tells if that is gone."""
+    impatient = {
+        "grpc.keepalive_time_ms": CLIENT_KEEPALIVE_MS,
+        "grpc.keepalive_timeout_ms": CLIENT_KEEPALIVE_TIMEOUT_MS,
+        "grpc.http2.ping_timeout_ms": CLIENT_KEEPALIVE_TIMEOUT_MS,
+    }
+    return transport.connect(target, [*(dict(CHANNEL_OPTIONS) | impatient).items()])
 
 
 def open_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.aio.Channel:

@@ -102,6 +102,18 @@ _BY_CODE: Final[Mapping[grpc.StatusCode, tuple[type[OutriderError], str]]] = {
 }
 """What those statuses mean that gRPC makes by itself. Any other one means that the connection is lost."""
 
+_BROKEN: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.ABORTED,
+    }
+)
+"""What gRPC makes by itself of a connection that broke, a stream that was reset, or a server that stopped. A call that
+the caller cancels has no status."""
+
 
 async def abort(context: ServicerContext, error: BaseException) -> NoReturn:
     """Ends an RPC with the status of `error`, or of the first OutriderError in an exception group.
@@ -206,6 +218,21 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
         violations = [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
         return InvalidRequestError(violations or [FieldViolation("request", status.message)])
     return error_type(status.message)
+
+
+def retry_seconds(rpc_error: grpc.aio.AioRpcError) -> float | None:
+    """After how long a failed call may be made again, there or elsewhere; None if it would fail again.
+
+    The peer says it. Where gRPC made the status it is 0 if the connection broke or the peer stopped.
+    """
+    status = _received_status(rpc_error)
+    info, retry = ErrorInfo(), RetryInfo()
+    found = [detail.Unpack(retry) for detail in status.details if not detail.Unpack(info)]
+    if info.domain == ERROR_DOMAIN:
+        return max(retry.retry_delay.ToTimedelta().total_seconds(), 0.0) if any(found) else None
+    if rpc_error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return float(_RETRY_SECONDS)
+    return 0.0 if rpc_error.code() in _BROKEN else None
 
 
 def _status(error: BaseException) -> Status:

@@ -33,7 +33,7 @@ GENERATION_MODE_TARGET_ONLY: GenerationMode
 GENERATION_MODE_DEGRADED: GenerationMode
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("text", "token_ids", "chat", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "num_logprobs", "speculation", "num_completions", "add_special_tokens")
+    __slots__ = ("text", "token_ids", "chat", "sampling", "max_tokens", "stop", "stop_token_ids", "ignore_eos", "num_logprobs", "speculation", "num_completions", "add_special_tokens", "resume")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -46,6 +46,7 @@ class GenerateRequest(_message.Message):
     SPECULATION_FIELD_NUMBER: _ClassVar[int]
     NUM_COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: TokenIds
     chat: ChatPrompt
@@ -58,7 +59,26 @@ class GenerateRequest(_message.Message):
     speculation: SpeculationParams
     num_completions: int
     add_special_tokens: bool
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationParams, _Mapping]] = ..., num_completions: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ...) -> None: ...
+    resume: Resume
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[ChatPrompt, _Mapping]] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., speculation: _Optional[_Union[SpeculationParams, _Mapping]] = ..., num_completions: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ..., resume: _Optional[_Union[Resume, _Mapping]] = ...) -> None: ...
+
+class Resume(_message.Message):
+    __slots__ = ("completions", "target_identity_sha256")
+    COMPLETIONS_FIELD_NUMBER: _ClassVar[int]
+    TARGET_IDENTITY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    completions: _containers.RepeatedCompositeFieldContainer[ReceivedCompletion]
+    target_identity_sha256: str
+    def __init__(self, completions: _Optional[_Iterable[_Union[ReceivedCompletion, _Mapping]]] = ..., target_identity_sha256: _Optional[str] = ...) -> None: ...
+
+class ReceivedCompletion(_message.Message):
+    __slots__ = ("token_ids", "finished", "num_cached_prompt_tokens")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    finished: bool
+    num_cached_prompt_tokens: int
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., finished: _Optional[bool] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class ChatPrompt(_message.Message):
     __slots__ = ("messages", "continue_final_message", "chat_template_kwargs")
@@ -112,34 +132,38 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[GeneratedTokens, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "seed", "trace_id", "batch_invariant")
+    __slots__ = ("request_id", "prompt_token_ids", "seed", "trace_id", "batch_invariant", "target_identity_sha256")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
+    TARGET_IDENTITY_SHA256_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     seed: int
     trace_id: str
     batch_invariant: bool
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ..., batch_invariant: _Optional[bool] = ...) -> None: ...
+    target_identity_sha256: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ..., batch_invariant: _Optional[bool] = ..., target_identity_sha256: _Optional[str] = ...) -> None: ...
 
 class GeneratedTokens(_message.Message):
-    __slots__ = ("position", "text", "tokens", "rolled_back", "num_draft_tokens", "completion")
+    __slots__ = ("position", "text", "tokens", "rolled_back", "num_draft_tokens", "completion", "num_cached_prompt_tokens")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     position: int
     text: str
     tokens: _containers.RepeatedCompositeFieldContainer[GeneratedToken]
     rolled_back: bool
     num_draft_tokens: int
     completion: int
-    def __init__(self, position: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[GeneratedToken, _Mapping]]] = ..., rolled_back: _Optional[bool] = ..., num_draft_tokens: _Optional[int] = ..., completion: _Optional[int] = ...) -> None: ...
+    num_cached_prompt_tokens: int
+    def __init__(self, position: _Optional[int] = ..., text: _Optional[str] = ..., tokens: _Optional[_Iterable[_Union[GeneratedToken, _Mapping]]] = ..., rolled_back: _Optional[bool] = ..., num_draft_tokens: _Optional[int] = ..., completion: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class GeneratedToken(_message.Message):
     __slots__ = ("token_id", "text", "origin", "logprobs")

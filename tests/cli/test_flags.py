@@ -23,8 +23,8 @@ PARAMETERS_MAX = 10
 NOT_OFFERED = {"logit_bias", "stop_token_ids"}
 """What the command line leaves to the client library."""
 
-SAID_OTHERWISE = {"sampling", "draw_seed", "speculate", "num_logprobs"}
-"""What other flags say, or `generate` alone."""
+SAID_OTHERWISE = {"sampling", "draw_seed", "speculate", "num_logprobs", "resume"}
+"""What other flags say, or `generate` alone, or what the client says by itself."""
 
 
 def test_every_option_has_a_flag() -> None:

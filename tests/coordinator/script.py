@@ -3,6 +3,7 @@
 A script is a text of blocks: commands, a line of four dashes, and what the generation did because of them. Commands:
 
     start prompt=1,2,3 max-tokens=16 verifiers=2 drafters=2 stop=ef   begin; what is left out has these values, no stop
+    start received=4,5      begin where another coordinator was lost, after it had given out so much
     draft 4,5 [below 2]     the drafter sends a chain, from the line's end as it knows it or below its node 2
     draft 99                ids beyond the vocabulary of 26 break the protocol
     verdict +2 9            the verifier accepts two draft tokens and adds token 9; `verdict +2` adds none
@@ -46,6 +47,7 @@ from outrider.core.protocol.errors import (
     WorkerUnavailableError,
 )
 from outrider.core.protocol.messages import NOT_TRACED, FinishReason, ModelInfo, Verdict, VerifyFinished
+from outrider.core.protocol.resume import ReceivedCompletion
 from outrider.core.protocol.sampling import SamplingParams
 
 from .memory import VOCAB_SIZE, MemoryDrafter, MemoryLinks, MemoryVerifier
@@ -183,6 +185,7 @@ class Stage:
         num_drafters = int(settings.pop("drafters", "2"))
         speculate = settings.pop("speculate", "yes") == "yes"
         stop = settings.pop("stop", "")
+        received = _ids(settings.pop("received")) if "received" in settings else []
         request = GenerationRequest(
             prompt_token_ids=prompt,
             sampling=SamplingParams(),
@@ -195,14 +198,18 @@ class Stage:
             max_draft_tokens=8,
             tree_width=0,
             num_completions=1,
+            received=(ReceivedCompletion(token_ids=received),),
         )
         self._links = MemoryLinks(int(settings.pop("verifiers", "2")), num_drafters, self._see)
         assert not settings, f"no such settings: {settings}"
+        decoder = TextDecoder(TextStream(Detokenizer(letters())), request.stop)
+        for token_id in received:
+            decoder.push(token_id)
         generation = Generation(
             request,
             session_id="s",
             target=TARGET,
-            decoder=TextDecoder(TextStream(Detokenizer(letters())), request.stop),
+            decoder=decoder,
             links=self._links,
             gate=self._gate,
             max_run_ahead=MAX_RUN_AHEAD,

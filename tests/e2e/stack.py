@@ -22,7 +22,7 @@ from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
 from draft_service.config import DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
-from outrider.client import GenerationClient
+from outrider.client import NO_RETRY, GenerationClient
 from outrider.engine.device_thread import DeviceThread
 from outrider.rpc.server import Server, Service
 from outrider.rpc.transport import PLAINTEXT
@@ -202,7 +202,7 @@ async def coordinator(
     address = f"127.0.0.1:{await server.start(config.listen)}"
     watching = asyncio.create_task(service.watch(on_change))
     try:
-        async with GenerationClient(address) as client:
+        async with GenerationClient(address, NO_RETRY) as client:
             running = Stack(client, address, service, workers, changed)
             if wait_for_target:
                 await running.until(lambda workers: workers.target is not None and workers.draft_answered)

@@ -19,6 +19,7 @@ from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.messages import FinishReason, TokenOrigin, WorkerLoad
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, OptionFields
+from outrider.core.protocol.resume import ReceivedCompletion, Resume
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.v1 import generation_pb2 as pb
@@ -39,7 +40,18 @@ def options() -> st.SearchStrategy[GenerationOptions]:
         max_draft_tokens=st.none() | UINT32,
         tree_width=st.none() | UINT32,
         num_completions=st.none() | UINT32,
+        resume=st.none() | resumes(),
     )
+
+
+def resumes() -> st.SearchStrategy[Resume]:
+    received = st.builds(
+        ReceivedCompletion,
+        token_ids=UINT32S,
+        finished=st.booleans(),
+        num_cached_prompt_tokens=st.none() | UINT32,
+    )
+    return st.builds(Resume, st.lists(received, max_size=3).map(tuple), TEXT)
 
 
 def speculations() -> st.SearchStrategy[Speculation]:
@@ -55,7 +67,7 @@ def loads() -> st.SearchStrategy[WorkerLoad]:
     return st.builds(WorkerLoad, TEXT, UINT32, UINT32, UINT32, UINT32, UINT32, FLOAT32, UINT64, UINT64)
 
 
-STARTED = st.builds(Started, TEXT, UINT32S.map(tuple), UINT64, TEXT, st.booleans())
+STARTED = st.builds(Started, TEXT, UINT32S.map(tuple), UINT64, TEXT, st.booleans(), TEXT)
 TOKEN = st.builds(Token, UINT32, TEXT, st.sampled_from(TokenOrigin), st.none() | token_logprobs())
 TOKENS = st.builds(
     Tokens,
@@ -65,6 +77,7 @@ TOKENS = st.builds(
     rolled_back=st.booleans(),
     num_draft_tokens=UINT32,
     completion=UINT32,
+    num_cached_prompt_tokens=UINT32,
 )
 FINISHED = st.builds(
     Finished,

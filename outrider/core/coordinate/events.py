@@ -33,6 +33,8 @@ class Started:
     """32 hexadecimal digits; empty if the request is not traced."""
     batch_invariant: bool = False
     """Whether the tokens are exactly the target's own, whatever is served beside them; see `GenerateStarted`."""
+    target_identity_sha256: str = ""
+    """See `ModelInfo` in common.proto."""
 
     def seed_of(self, completion: int) -> int:
         """The seed with which that completion can be had alone."""
@@ -66,6 +68,8 @@ class Tokens:
     """How many draft tokens the round scored."""
     completion: int = 0
     """Which completion they belong to."""
+    num_cached_prompt_tokens: int = 0
+    """In a completion's first round: see `Usage`."""
 
 
 @dataclass(frozen=True, slots=True)

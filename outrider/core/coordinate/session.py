@@ -72,6 +72,7 @@ class Session:
     def __init__(
         self,
         prompt_token_ids: Sequence[int],
+        received_token_ids: Sequence[int] = (),
         *,
         vocab_size: int,
         max_run_ahead: int,
@@ -79,12 +80,13 @@ class Session:
         pause_reason: str = "",
         num_spare_drafters: int = 0,
     ) -> None:
-        """Starts at the end of the prompt. `drafting` says whether a drafter is being opened.
+        """Starts behind the prompt and what has been generated before. `drafting` says whether a drafter is being
+        opened.
 
         If there is a `pause_reason`, it is not opened before speculation resumes. A drafter that is lost is replaced
         `num_spare_drafters` times.
         """
-        self.line = Line(prompt_token_ids)
+        self.line = Line([*prompt_token_ids, *received_token_ids], len(prompt_token_ids))
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.statistics = SpeculationStatistics()
         self.drafter = DrafterState.NONE

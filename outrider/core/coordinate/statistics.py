@@ -141,6 +141,18 @@ class Speculation(SpeculationCounts):
         return self.num_accepted_tokens / self.num_draft_tokens if self.num_draft_tokens else 0.0
 
 
+def total(parts: Sequence[Speculation]) -> Speculation:
+    """What speculation did in several completions, or parts of one, together."""
+    counts = {counter.field: sum(getattr(part, counter.field) for part in parts) for counter in COUNTERS}
+    num_committed = sum(part.acceptance_length * part.num_rounds for part in parts)
+    histograms = itertools.zip_longest(*(part.acceptance_histogram for part in parts), fillvalue=0)
+    return Speculation(
+        **counts,
+        acceptance_length=num_committed / counts["num_rounds"] if counts["num_rounds"] else 0.0,
+        acceptance_histogram=tuple(sum(rounds) for rounds in histograms),
+    )
+
+
 @dataclass(slots=True, kw_only=True)
 class SpeculationStatistics(SpeculationCounts):
     """All that is counted of one session, round by round; durations are sums by the worker's own clock."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
+from outrider.core.protocol.resume import Resume
 from outrider.core.protocol.sampling import SamplingParams
 
 Prompt = str | Sequence[int]
@@ -41,6 +42,9 @@ class GenerationOptions:
     tree_width: int | None = None
     num_completions: int | None = None
     """Asks for several continuations at the same time, each with a seed of its own."""
+    resume: Resume | None = None
+    """Continues an answer whose coordinator was lost: the prompt is `Started.prompt_token_ids` then, and the seed
+    `Started.seed`."""
 
 
 DEFAULT_OPTIONS: Final = GenerationOptions()
@@ -61,3 +65,4 @@ class OptionFields(TypedDict, total=False):
     max_draft_tokens: int | None
     tree_width: int | None
     num_completions: int | None
+    resume: Resume | None

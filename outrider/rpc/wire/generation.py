@@ -20,6 +20,7 @@ from outrider.core.coordinate.statistics import COUNTERS, Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.options import GenerationOptions, Prompt
+from outrider.core.protocol.resume import ReceivedCompletion, Resume
 from outrider.rpc.wire.parts import (
     decode_finish_reason,
     decode_load,
@@ -64,6 +65,7 @@ def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOpti
                 tree_width=options.tree_width,
             ),
             num_completions=options.num_completions,
+            resume=_encode_resume(options.resume) if options.resume is not None else None,
         )
     except (TypeError, ValueError) as error:
         raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
@@ -97,6 +99,35 @@ def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt | ChatP
         max_draft_tokens=_optional(speculation, "max_draft_tokens"),
         tree_width=_optional(speculation, "tree_width"),
         num_completions=_optional(message, "num_completions"),
+        resume=_decode_resume(message.resume) if message.HasField("resume") else None,
+    )
+
+
+def _encode_resume(resume: Resume) -> pb.Resume:
+    return pb.Resume(
+        completions=[
+            pb.ReceivedCompletion(
+                token_ids=each.token_ids,
+                finished=each.finished,
+                num_cached_prompt_tokens=each.num_cached_prompt_tokens,
+            )
+            for each in resume.completions
+        ],
+        target_identity_sha256=resume.target_identity_sha256,
+    )
+
+
+def _decode_resume(message: pb.Resume) -> Resume:
+    return Resume(
+        completions=tuple(
+            ReceivedCompletion(
+                token_ids=each.token_ids[:],
+                finished=each.finished,
+                num_cached_prompt_tokens=_optional(each, "num_cached_prompt_tokens"),
+            )
+            for each in message.completions
+        ),
+        target_identity_sha256=message.target_identity_sha256,
     )
 
 
@@ -136,6 +167,7 @@ def encode_event(event: Event) -> pb.GenerateResponse:
                     seed=event.seed,
                     trace_id=event.trace_id,
                     batch_invariant=event.batch_invariant,
+                    target_identity_sha256=event.target_identity_sha256,
                 )
             )
         case Finished():
@@ -155,6 +187,7 @@ def decode_event(message: pb.GenerateResponse) -> Event:
                 started.seed,
                 started.trace_id,
                 started.batch_invariant,
+                started.target_identity_sha256,
             )
         case "finished":
             return _decode_finished(message.finished)
@@ -228,6 +261,7 @@ def _encode_tokens(event: Tokens) -> pb.GeneratedTokens:
         rolled_back=event.rolled_back,
         num_draft_tokens=event.num_draft_tokens,
         completion=event.completion,
+        num_cached_prompt_tokens=event.num_cached_prompt_tokens,
     )
 
 
@@ -248,6 +282,7 @@ def _decode_tokens(message: pb.GeneratedTokens) -> Tokens:
         rolled_back=message.rolled_back,
         num_draft_tokens=message.num_draft_tokens,
         completion=message.completion,
+        num_cached_prompt_tokens=message.num_cached_prompt_tokens,
     )
 
 
@@ -310,5 +345,5 @@ def _counts(source: Speculation | pb.SpeculationStatistics) -> dict[str, Any]:
     return {counter.field: getattr(source, counter.field) for counter in COUNTERS}
 
 
-def _optional(message: pb.GenerateRequest | pb.SpeculationParams, field: str) -> int | None:
+def _optional(message: pb.GenerateRequest | pb.SpeculationParams | pb.ReceivedCompletion, field: str) -> int | None:
     return getattr(message, field) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]
