@@ -1,7 +1,7 @@
 """Server reflection under both of its names. grpcio ships v1alpha; v1 has the same messages in another package."""
 
 # grpcio's companions have no types of their own.
-# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false
+# pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
@@ -47,8 +47,9 @@ class _Reflection(reflection.aio.ReflectionServicer):
         self, request_iterator: AsyncIterable[Any], unused_context: ServicerContext
     ) -> AsyncIterator[Any]:
         """Describes what each message of the stream asks for."""
+        answers: Any = super().ServerReflectionInfo(request_iterator, unused_context)
         try:
-            async for answer in super().ServerReflectionInfo(request_iterator, unused_context):
+            async for answer in answers:
                 yield answer
         except DecodeError:
             await abort(unused_context, undecodable())
