@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -90,19 +90,23 @@ class Services:
         return [place for pool in self.places.values() for place in pool]
 
     async def until_serving(self, place: Place) -> None:
-        """Returns when the process at `place` serves and every coordinator knows, or of a coordinator, when it knows
-        all workers. Raises TimeoutError."""
+        """Returns when the process at `place` serves and every coordinator knows; a coordinator, when it knows a worker
+        of each kind. Raises TimeoutError, and ServiceDiedError if it ends."""
         async with asyncio.timeout(SERVING_SECONDS_MAX):
             await place.child.ready()
-            awaited = set(self.proxies) if place.role == "coordinator" else {place.name}
-            known = {self.proxies[name].address for name in awaited}
-            asked = [place] if place.role == "coordinator" else self.places["coordinator"]
-            for coordinator in asked:
-                async with GenerationClient(coordinator.address) as client:
-                    while True:
-                        if known <= await _serving(client):
-                            break
-                        await asyncio.sleep(LOOK_SECONDS)
+            if place.role == "coordinator":
+                for role in ("verify", "draft"):
+                    await self._until_known(place, {self.proxies[each.name].address for each in self.places[role]})
+            else:
+                for coordinator in self.places["coordinator"]:
+                    await self._until_known(coordinator, {self.proxies[place.name].address})
+
+    async def _until_known(self, coordinator: Place, any_of: Set[str]) -> None:
+        async with GenerationClient(coordinator.address) as client:
+            while True:
+                if any_of & await _serving(client):
+                    return
+                await asyncio.sleep(LOOK_SECONDS)
 
 
 async def _serving(client: GenerationClient) -> set[str]:
