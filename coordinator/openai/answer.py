@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ from coordinator.openai.choice import Choice, Piece
 from coordinator.openai.connection import DONE, data, first_headers
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.steps import Steps, metrics, mode, timings
+from coordinator.openai.stream_position import stream_position
 from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -58,12 +59,15 @@ class Asked:
     options: GenerationOptions
     body: ChoicesBody
     caller: TraceContext
+    last_event_id: str | None = None
+    """What the client says that it has of the answer, which was streamed before."""
 
 
 class Answer:
     """The answer to one request."""
 
     def __init__(self, service: GenerationService, target: ModelInfo, asked: Asked, shape: Shape) -> None:
+        """Raises ApiError if the answer cannot be continued where its client says."""
         self._service = service
         self._target = target
         self._asked = asked
@@ -72,6 +76,11 @@ class Answer:
         self._request_id = ""
         self._headers: dict[str, str] = {}
         self._choices: dict[int, Choice] = {}
+        self._position = stream_position(
+            asked.last_event_id, len(asked.prompts), self._num_completions, asked.body, target
+        )
+        if self._position is not None and (had := self._position.had) is not None:
+            self._created, self._request_id = had.created, had.request_id
 
     async def whole(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The answer in one piece, and its headers. Raises ApiError."""
@@ -100,7 +109,7 @@ class Answer:
             async for piece in pieces:
                 choice = piece.choice
                 told = shape.chunk_choice(piece)
-                if told is None:
+                if told is None or piece.is_had:
                     continue
                 root = self._root(shape.chunk_object, [self._choice(choice, told)])
                 if piece.is_first:
@@ -109,11 +118,11 @@ class Answer:
                     root |= {**self._told_of(choice), "speculation": mode([choice.finished]).body}
                 if include_usage:
                     root["usage"] = None
-                yield data(root)
-        if include_usage:
+                yield data(root, self._event_id)
+        if include_usage and not (self._position is not None and self._position.on_last()):
             root = self._root(shape.chunk_object, [])
             (only, *others) = self._choices.values()
-            yield data(root | {"usage": self._usage(), **({} if others else self._told_of(only))})
+            yield data(root | {"usage": self._usage(), **({} if others else self._told_of(only))}, self._event_id)
         yield DONE
 
     def headers(self) -> dict[str, str]:
@@ -124,28 +133,39 @@ class Answer:
         """Raises ApiError."""
         asked, service = self._asked, self._service
         with explained(asked.body.field_names):
-            streams = [service.generate(prompt, asked.options, caller=asked.caller) for prompt in asked.prompts]
+            options = asked.options if self._position is None else self._position.options(asked.options)
+            streams = [service.generate(prompt, options, caller=asked.caller) for prompt in asked.prompts]
             async with aclosing(interleaved(streams)) as events:
                 async for prompt, event in events:
-                    piece = self._on_event(prompt, event) if event is not None else None
-                    if piece is not None:
+                    for piece in self._on_event(prompt, event) if event is not None else ():
                         yield piece
 
-    def _on_event(self, prompt: int, event: Event) -> Piece | None:
+    def _on_event(self, prompt: int, event: Event) -> Iterable[Piece]:
         if isinstance(event, Started):
             self._request_id = self._request_id or event.request_id
+            if self._position is not None:
+                self._position.on_started(event, self._created, self._request_id)
             self._headers = self._headers or first_headers(event)
             for completion in range(self._num_completions):
                 index = prompt * self._num_completions + completion
                 self._choices[index] = Choice(index, prompt, completion, event, self._steps())
-            return None
+            return
         choice = self._choices[prompt * self._num_completions + event.completion]
         echo = "" if choice.has_begun else self._shape.echo(choice)
         if isinstance(event, Finished):
             choice.finished = event
-            return choice.piece(echo + event.text, ())
+            is_had = self._position is not None and self._position.on_finished(choice.index)
+            yield choice.piece(echo + event.text, (), is_had=is_had)
+            return
         choice.steps.on_round(event)
-        return choice.piece(echo + self._shape.text(event), event.tokens)
+        parts = [(event, False)] if self._position is None else self._position.on_tokens(choice.index, event)
+        for part, is_had in parts:
+            yield choice.piece(echo + self._shape.text(part), part.tokens, is_had=is_had)
+            echo = ""
+
+    @property
+    def _event_id(self) -> bytes:
+        return b"" if self._position is None else self._position.event_id
 
     @property
     def _num_completions(self) -> int:

@@ -31,10 +31,10 @@ class Choice:
         """Whether there was a piece."""
         return self.num_characters is not None
 
-    def piece(self, text: str, tokens: Sequence[Token]) -> Piece:
+    def piece(self, text: str, tokens: Sequence[Token], *, is_had: bool = False) -> Piece:
         """The next piece."""
         offset = self.num_characters or 0
-        piece = Piece(self, text, tokens, is_first=not self.has_begun, offset=offset)
+        piece = Piece(self, text, tokens, is_first=not self.has_begun, offset=offset, is_had=is_had)
         self.num_characters = offset + len(text)
         return piece
 
@@ -61,6 +61,8 @@ class Piece:
     is_first: bool
     offset: int
     """Characters of the choice before this text."""
+    is_had: bool = False
+    """Whether the client has it, from a coordinator that was lost."""
 
     @property
     def is_last(self) -> bool:

@@ -21,9 +21,9 @@ DONE = b"data: [DONE]\n\n"
 """Ends a stream of events as OpenAI's clients expect it."""
 
 
-def data(value: Mapping[str, Any]) -> bytes:
-    """A server-sent event without a name."""
-    return b"data: %b\n\n" % to_json(value)
+def data(value: Mapping[str, Any], event_id: bytes = b"") -> bytes:
+    """A server-sent event without a name, with an id if that is not empty."""
+    return b"%bdata: %b\n\n" % (b"id: %b\n" % event_id if event_id else b"", to_json(value))
 
 
 def named(value: Mapping[str, Any]) -> bytes:

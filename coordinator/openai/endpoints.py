@@ -17,6 +17,7 @@ from coordinator.openai.chat_shape import ChatShape
 from coordinator.openai.completion import CompletionBody, CompletionShape
 from coordinator.openai.connection import EventStream, Json, while_connected
 from coordinator.openai.conversation import Conversation
+from coordinator.openai.event_id import HEADER
 from coordinator.openai.response import ResponseAnswer
 from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
@@ -63,7 +64,13 @@ class Endpoints:
         detokenizer = self._service.detokenizer()
         prompts = body.prompts()
         echoes = [await self._echo(prompt, body) if body.echo else "" for prompt in prompts]
-        asked = Asked(prompts=prompts, options=body.options(), body=body, caller=_caller(request))
+        asked = Asked(
+            prompts=prompts,
+            options=body.options(),
+            body=body,
+            caller=_caller(request),
+            last_event_id=request.headers.get(HEADER),
+        )
         return await self._answer(request, target, asked, CompletionShape(body, echoes, detokenizer))
 
     async def chat_completions(self, request: Request) -> Response:
@@ -79,13 +86,21 @@ class Endpoints:
                 continue_final_message=body.continue_final_message is True,
                 chat_template_kwargs=body.chat_template_kwargs or {},
             )
-        asked = Asked(prompts=[conversation.prompt], options=body.options(), body=body, caller=_caller(request))
+        asked = Asked(
+            prompts=[conversation.prompt],
+            options=body.options(),
+            body=body,
+            caller=_caller(request),
+            last_event_id=request.headers.get(HEADER),
+        )
         return await self._answer(request, target, asked, ChatShape(body, conversation))
 
     async def responses(self, request: Request) -> Response:
         """Answers a conversation, with text alone."""
         body = await read_body(request, ResponsesBody)
         target = self._target(body.model)
+        if HEADER in request.headers:
+            raise ApiError(f"the events of a response have no ids; leave {HEADER} out", param=HEADER)
         options, caller = body.options(), _caller(request)
         with explained(body.field_names):
             answer = ResponseAnswer(self._service, target, body, Conversation(self._service, body.messages()))

@@ -81,15 +81,23 @@ def _show_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-def _checked_address(text: str) -> str:
+def _checked_addresses(text: str) -> str:
     try:
-        parse_address(text)
+        for address in text.split(","):
+            parse_address(address.strip())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     return text
 
 
-_Address = Annotated[str, typer.Option(help="The coordinator.", metavar="HOST:PORT", callback=_checked_address)]
+_Address = Annotated[
+    str,
+    typer.Option(
+        help="The coordinator, or several with commas between them: when one is lost, another goes on.",
+        metavar="HOST:PORT,...",
+        callback=_checked_addresses,
+    ),
+]
 
 
 @app.callback()

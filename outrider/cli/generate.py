@@ -14,7 +14,8 @@ from outrider.core.protocol.errors import WorkerUnavailableError
 
 
 async def generate(request: Request, address: str, display: Display | None = None) -> Answer:
-    """Sends the request to the coordinator at `address`, shows its events, and returns them gathered.
+    """Sends the request to the coordinator at `address`, or to one of several that stand there with commas between
+    them, shows its events, and returns them gathered.
 
     Raises OutriderError.
     """

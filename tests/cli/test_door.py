@@ -157,7 +157,21 @@ def test_token_ids_that_are_none(ids: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["nonsense", "", ":1", "here:", "here:http", "here:0", "here:65536", "::1:7", "http://here:1", "a b:1"]
+    "address",
+    [
+        "nonsense",
+        "",
+        ":1",
+        "here:",
+        "here:http",
+        "here:0",
+        "here:65536",
+        "::1:7",
+        "http://here:1",
+        "a b:1",
+        "here:1,",
+        "here:1,there",
+    ],
 )
 def test_an_address_that_is_none(address: str) -> None:
     code, said = outrider("generate", "x", "--address", address)

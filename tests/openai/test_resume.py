@@ -1,0 +1,132 @@
+"""Last-Event-ID: a stream that was cut anywhere goes on so that nothing is missing and nothing comes twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import httpx
+import pytest
+
+from tests.openai.conftest import Served, http_at
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+PROMPT = "def add(a, b):\n"
+MESSAGES = [{"role": "user", "content": "Say something."}]
+NUM_TOKENS = 12
+
+
+class Sent(NamedTuple):
+    """A server-sent event."""
+
+    event_id: str | None
+    chunk: dict[str, Any] | None
+    """None for the last word."""
+
+
+async def stream(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], last_event_id: str | None = None
+) -> list[Sent]:
+    headers = {} if last_event_id is None else {"last-event-id": last_event_id}
+    answer = await client.post(path, json={"stream": True, "max_tokens": NUM_TOKENS, **body}, headers=headers)
+    assert answer.status_code == 200, answer.text
+    found: list[Sent] = []
+    for event in answer.text.split("\n\n")[:-1]:
+        lines = dict(line.split(": ", 1) for line in event.split("\n"))
+        found.append(Sent(lines.get("id"), None if lines["data"] == "[DONE]" else json.loads(lines["data"])))
+    return found
+
+
+def joined(events: Sequence[Sent]) -> dict[int, Any]:
+    """All that the chunks of each choice say, but for where they are cut."""
+    choices: dict[int, dict[str, Any]] = {}
+    for _, chunk in events:
+        for choice in () if chunk is None else chunk["choices"]:
+            told = choices.setdefault(choice["index"], {"text": "", "ids": [], "logprobs": [], "ends": [], "begins": 0})
+            delta = choice.get("delta", {})
+            told["text"] += choice.get("text", "") + delta.get("content", "")
+            told["begins"] += "role" in delta
+            told["ids"] += choice.get("token_ids") or []
+            logprobs = choice["logprobs"] or {}
+            told["logprobs"] += [round(each, 3) for each in logprobs.get("token_logprobs", [])]
+            told["logprobs"] += [(each["token"], round(each["logprob"], 3)) for each in logprobs.get("content", [])]
+            if choice["finish_reason"] is not None:
+                told["ends"].append((choice["finish_reason"], choice["seed"]))
+    return choices
+
+
+BODIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "greedy": ("/v1/completions", {"prompt": PROMPT, "temperature": 0, "return_token_ids": True}),
+    "a drawn seed": ("/v1/completions", {"prompt": PROMPT, "return_token_ids": True, "echo": True}),
+    "choices": ("/v1/completions", {"prompt": PROMPT, "seed": 3, "n": 3, "return_token_ids": True, "logprobs": 2}),
+    "penalties and a stop string": (
+        "/v1/completions",
+        {"prompt": PROMPT, "seed": 1, "repetition_penalty": 1.3, "presence_penalty": 0.4, "stop": ["return x", "e"]},
+    ),
+    "chat": ("/v1/chat/completions", {"messages": MESSAGES, "seed": 4, "n": 2, "logprobs": True}),
+    "chat with usage": (
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "seed": 6, "stream_options": {"include_usage": True}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_a_stream_goes_on_where_it_was_cut(served: Served, plain: httpx.AsyncClient, name: str) -> None:
+    path, body = BODIES[name]
+    whole = await stream(plain, path, body)
+    assert all(event.event_id for event in whole[:-1])
+    expected = joined(whole)
+    cuts = sorted({0, len(whole) // 2, len(whole) - 3, len(whole) - 2})
+    async with http_at(served.stack) as url, httpx.AsyncClient(base_url=url, timeout=30) as elsewhere:
+        rests = [await stream(elsewhere, path, body, whole[cut].event_id) for cut in cuts]
+    for cut, rest in zip(cuts, rests, strict=True):
+        together = [*whole[: cut + 1], *rest]
+        assert joined(together) == expected, f"cut behind event {cut}"
+        assert rest[-1].chunk is None
+        assert len({chunk["id"] for _, chunk in together if chunk is not None}) == 1
+        assert len({chunk["created"] for _, chunk in together if chunk is not None}) == 1
+        assert sum(chunk.get("usage") is not None for _, chunk in together if chunk is not None) == sum(
+            chunk.get("usage") is not None for _, chunk in whole if chunk is not None
+        )
+
+
+async def test_a_stream_may_be_cut_again(plain: httpx.AsyncClient) -> None:
+    path, body = BODIES["a drawn seed"]
+    whole = await stream(plain, path, body)
+    rest = await stream(plain, path, body, whole[2].event_id)
+    last = await stream(plain, path, body, rest[1].event_id)
+    assert joined([*whole[:3], *rest[:2], *last]) == joined(whole)
+
+
+async def refusal(
+    client: httpx.AsyncClient, body: dict[str, Any], last_event_id: str, path: str = "/v1/completions"
+) -> dict[str, Any]:
+    answer = await client.post(path, json=body, headers={"last-event-id": last_event_id})
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "last-event-id"
+    return error
+
+
+async def test_what_cannot_go_on_is_refused_in_words(plain: httpx.AsyncClient) -> None:
+    path, body = BODIES["greedy"]
+    event_id = (await stream(plain, path, body))[1].event_id
+    assert event_id is not None
+    streamed = {**body, "stream": True, "max_tokens": NUM_TOKENS}
+    for nonsense in ("nonsense", "", event_id[:-1], "A" * 200):
+        assert "no id of this" in (await refusal(plain, streamed, nonsense))["message"]
+    assert "no id of this" in (await refusal(plain, streamed | {"n": 2}, event_id))["message"]
+    assert "another request" in (await refusal(plain, streamed | {"prompt": "x"}, event_id))["message"]
+    assert "another request" in (await refusal(plain, streamed | {"top_p": 0.5}, event_id))["message"]
+    assert "stream: true" in (await refusal(plain, {**body, "max_tokens": 4}, event_id))["message"]
+    assert "one prompt" in (await refusal(plain, streamed | {"prompt": ["a", "b"]}, event_id))["message"]
+    response = {"input": "x", "max_output_tokens": 4, "stream": True}
+    assert "have no ids" in (await refusal(plain, response, event_id, "/v1/responses"))["message"]
+
+
+async def test_prompts_in_a_list_have_no_ids(plain: httpx.AsyncClient) -> None:
+    events = await stream(plain, "/v1/completions", {"prompt": ["a", "b"], "max_tokens": 4})
+    assert {event.event_id for event in events} == {None}
