@@ -26,7 +26,10 @@ LINK_SECONDS = (0.3, 5.0)
 """How long a link misbehaves."""
 
 PROCESS_FAULTS = ("kill", "freeze", "drain")
-LINK_FAULTS = ("late", "slow", "black hole", "reset", "half-close", "stall", "flip")
+PARTITION = "partition"
+"""The cable is cut: both workers on its far side are silent at once."""
+
+LINK_FAULTS = ("late", "slow", "black hole", "reset", "half-close", "stall", "flip", PARTITION)
 
 _SCRIPTS = {
     "late": Script(delay_seconds=0.1, jitter_seconds=0.1),
@@ -83,6 +86,8 @@ class Campaign:
             if place is None:
                 continue
             links = [kind for kind in kinds if kind in LINK_FAULTS and place.name in self._services.proxies]
+            if place.inside is None or self._struck:
+                links = [kind for kind in links if kind != PARTITION]
             usable = [kind for kind in kinds if kind in PROCESS_FAULTS] + links
             if usable:
                 self._strike(place, self._rng.choice(usable))
@@ -107,18 +112,26 @@ class Campaign:
     def _strike(self, place: Place, kind: str) -> None:
         fault = Fault(kind, place.role, place.name, time.monotonic())
         self.faults.append(fault)
-        self._struck.add(place)
-        task = asyncio.create_task(self._strike_and_mend(place, fault))
+        struck = {each for each in self._services.all if kind == PARTITION and each.inside is not None} | {place}
+        self._struck |= struck
+        task = asyncio.create_task(self._strike_and_mend(place, struck, fault))
         self._mending.add(task)
         task.add_done_callback(self._mending.discard)
 
-    async def _strike_and_mend(self, place: Place, fault: Fault) -> None:
+    async def _strike_and_mend(self, place: Place, struck: set[Place], fault: Fault) -> None:
         try:
-            if fault.kind in LINK_FAULTS:
+            if fault.kind == PARTITION and place.inside is not None:
+                await place.inside.cut()
+                try:
+                    await asyncio.sleep(self._rng.uniform(*LINK_SECONDS))
+                finally:
+                    await place.inside.join()
+            elif fault.kind in LINK_FAULTS:
                 await self._disturb(self._services.proxies[place.name], fault.kind)
             else:
                 await self._hit(place, fault.kind)
-            await self._services.until_serving(place)
+            for each in struck:
+                await self._services.until_serving(each)
             fault.back = time.monotonic()
         except TimeoutError:
             self.problems.append(f"{place.name} does not serve after {fault.kind}")
@@ -128,7 +141,7 @@ class Campaign:
                 await place.start()
                 await self._services.until_serving(place)
         finally:
-            self._struck.discard(place)
+            self._struck -= struck
 
     async def _hit(self, place: Place, kind: str) -> None:
         if kind == "freeze":

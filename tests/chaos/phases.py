@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from tests.sim.run import ScheduleError, run_schedules
 from .campaign import LINK_FAULTS, PROCESS_FAULTS, Campaign, roll
 from .crowd import crowds
 from .fuzzed import fuzzed_services
+from .namespace import Namespace, NoNamespaceError, namespace
 from .services import ROLES, Services, two_of_each
 from .streams import GrpcClient, HttpClient, Streams, jobs
 
@@ -100,8 +101,14 @@ async def faults(settings: Settings) -> Found:
 
 
 async def links(settings: Settings) -> Found:
-    """Ways to workers that are late, slow, silent, cut, half shut and damaged."""
-    return await _campaign(settings, LINK_FAULTS, roles=("verify", "draft"))
+    """Ways to workers that are late, slow, silent, cut, half shut and damaged; and a network that is cut in two."""
+    async with AsyncExitStack() as running:
+        try:
+            inside = await running.enter_async_context(namespace())
+        except NoNamespaceError as error:
+            settings.say(f"without a network that is cut in two: {error}")
+            inside = None
+        return await _campaign(settings, LINK_FAULTS, ("verify", "draft"), inside)
 
 
 async def rolling(settings: Settings) -> Found:
@@ -127,8 +134,10 @@ async def crowd(settings: Settings) -> Found:
     return Found({"crowds": told}, problems)
 
 
-async def _campaign(settings: Settings, kinds: Sequence[str], roles: Sequence[str] = ROLES) -> Found:
-    async with _streamed(LONG_TOKENS) as (services, streams):
+async def _campaign(
+    settings: Settings, kinds: Sequence[str], roles: Sequence[str] = ROLES, inside: Namespace | None = None
+) -> Found:
+    async with _streamed(LONG_TOKENS, inside) as (services, streams):
         campaign = Campaign(services, streams, Random(settings.seed), settings.say)
         streams.start()
         try:
@@ -162,9 +171,9 @@ def _told(streams: Streams) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _streamed(max_tokens: int) -> AsyncIterator[tuple[Services, Streams]]:
+async def _streamed(max_tokens: int, inside: Namespace | None = None) -> AsyncIterator[tuple[Services, Streams]]:
     """Two of each service, and streams that are ready to start, half by gRPC and half by HTTP."""
-    async with two_of_each() as services:
+    async with two_of_each(inside=inside) as services:
         clients = [
             GrpcClient(services.addresses) if number % 2 == 0 else HttpClient(services.urls)
             for number in range(NUM_STREAMS)

@@ -15,6 +15,7 @@ from outrider.client import GenerationClient
 from outrider.core.protocol.errors import OutriderError
 from tests.e2e.stack import MODELS, free_address
 
+from .namespace import Namespace
 from .proxy import Proxy
 
 ROLES = ("coordinator", "verify", "draft")
@@ -32,10 +33,19 @@ LOOK_SECONDS = 0.1
 class Place:
     """One place in a pool. After a fault another process serves there, at the same address."""
 
-    def __init__(self, role: str, number: int, flags: Sequence[str], http_address: str | None = None) -> None:
+    def __init__(
+        self,
+        role: str,
+        number: int,
+        flags: Sequence[str],
+        http_address: str | None = None,
+        inside: Namespace | None = None,
+    ) -> None:
+        """`inside` is the network namespace of its process, if it has one of its own."""
         self.name = f"{role}-{number}"
         self.role = role
-        self.address = free_address()
+        self.inside = inside
+        self.address = free_address() if inside is None else f"{inside.address}:{free_address().rsplit(':', 1)[1]}"
         self.http_address = http_address
         self.num_started = 0
         self._flags = flags
@@ -47,9 +57,10 @@ class Place:
         flags = [f"--listen={self.address}", *self._flags]
         if self.http_address is not None:
             flags.append(f"--http={self.http_address}")
+        entered = [] if self.inside is None else ["tests.chaos.namespace", self.inside.name]
         self.child = Child(
             self.name,
-            [_MODULES[self.role], *flags],
+            [*entered, _MODULES[self.role], *flags],
             address=self.address,
             health_service=f"outrider.v1.{_SERVICES[self.role]}",
             observer=Observer(),
@@ -120,15 +131,22 @@ async def _serving(client: GenerationClient) -> set[str]:
 @asynccontextmanager
 async def two_of_each(
     *,
+    inside: Namespace | None = None,
     target: Path = MODELS / "target",
     draft: Path = MODELS / "draft",
     flags: Mapping[str, Sequence[str]] | None = None,
 ) -> AsyncIterator[Services]:
-    """Starts two of each service in float32, yields when all serve, and ends them. `flags` are more of each role."""
+    """Starts two of each service in float32, yields when all serve, and ends them. `flags` are more of each role.
+
+    If there is a namespace, the second worker of each kind is `inside`.
+    """
     more = flags or {}
     worker_flags = ("--dtype=float32", "--compile=off", "--num-threads=1", "--max-sessions=16", "--max-context=1024")
     workers = {
-        role: [Place(role, number, [f"--model={model}", *worker_flags, *more.get(role, ())]) for number in (1, 2)]
+        role: [
+            Place(role, 1, [f"--model={model}", *worker_flags, *more.get(role, ())]),
+            Place(role, 2, [f"--model={model}", *worker_flags, *more.get(role, ())], inside=inside),
+        ]
         for role, model in (("verify", target), ("draft", draft))
     }
     async with AsyncExitStack() as running:
