@@ -35,6 +35,16 @@ test: $(VENV)/.installed ## Run the tests
 test-fast: $(VENV)/.installed ## Run the tests that need no model and start no service
 	$(BIN)/python -m pytest tests/core tests/coordinator tests/client tests/cli tests/house tests/k8s $(ARGS)
 
+N ?= 100000
+.PHONY: simulate
+simulate: $(VENV)/.installed ## Run N simulated schedules in which every role crashes
+	$(BIN)/python -m tests.sim.run $(N)
+
+MINUTES ?= 10
+.PHONY: chaos
+chaos: $(VENV)/.installed ## Simulate, fuzz, kill, freeze, cut, drain and crowd the services for MINUTES
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(ARGS)
+
 CLIENTS := build/clients
 CLIENTS_PINS := tests/openai/clients/constraints.txt
 NODE_CLIENT := openai@6.49.0

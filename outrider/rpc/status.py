@@ -181,13 +181,16 @@ def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:
                 raise
             await abort(context, error)
         except DecodeError:
-            await abort(
-                context, ProtocolViolationError("a message of the stream cannot be parsed as its protobuf type")
-            )
+            await abort(context, undecodable())
         except Exception as error:
             await abort(context, error)
 
     return guarded
+
+
+def undecodable() -> ProtocolViolationError:
+    """What a message of a stream that is no protobuf message of its type ends in."""
+    return ProtocolViolationError("a message of the stream cannot be parsed as its protobuf type")
 
 
 def own_task_is_cancelled() -> bool:

@@ -19,7 +19,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, H
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from served import DRAFT_SERVICE, Serve
 
-from outrider.core.protocol.errors import InvalidRequestError, SlotsExhaustedError
+from outrider.core.protocol.errors import InvalidRequestError, ProtocolViolationError, SlotsExhaustedError
 from outrider.rpc import server as server_module
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
 from outrider.rpc.listening import ListenError
@@ -139,6 +139,20 @@ async def test_a_watch_tells_each_change_and_ends_with_the_server(serve: Serve) 
     assert (await watch.read()).status == NOT_SERVING
     assert await watch.read() is EOF
     assert await unknown.read() is EOF
+
+
+@pytest.mark.parametrize("protocol", [V1_SERVICE_NAME, V1ALPHA_SERVICE_NAME])
+async def test_reflection_says_in_words_that_it_cannot_parse_a_message(
+    serve: Serve, caplog: pytest.LogCaptureFixture, protocol: str
+) -> None:
+    served = await serve(Echo())
+    call = served.channel.stream_stream(f"/{protocol}/ServerReflectionInfo")()
+    await call.write(b"\x0a\x05no")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await anext(aiter(call))
+    assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert isinstance(error_from(caught.value), ProtocolViolationError)
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("protocol", [V1_SERVICE_NAME, V1ALPHA_SERVICE_NAME])

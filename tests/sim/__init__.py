@@ -3,4 +3,5 @@
 import pytest
 
 # The world checks its promises as it goes; a broken one says which values broke it.
-pytest.register_assert_rewrite(f"{__name__}.world", f"{__name__}.drafters")
+for module in ("world", "drafters", "crashes", "crash_workers", "crash_coordinator"):
+    pytest.register_assert_rewrite(f"{__name__}.{module}")

@@ -1,0 +1,194 @@
+"""The parts of a chaos run: each takes about as long as it is told to, and returns what it found and what was wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from random import Random
+from typing import Any, NamedTuple
+
+from bench.load.percentiles import percentiles
+from tests.sim.run import ScheduleError, run_schedules
+
+from .campaign import LINK_FAULTS, PROCESS_FAULTS, Campaign, roll
+from .crowd import crowds
+from .fuzzed import fuzzed_services
+from .namespace import Namespace, NoNamespaceError, namespace
+from .services import ROLES, Services, two_of_each
+from .streams import GrpcClient, HttpClient, Streams, jobs
+
+NUM_STREAMS = 8
+
+LONG_TOKENS = 160
+"""Of answers that are to be disturbed: some seconds each."""
+
+SHORT_TOKENS = 24
+"""Where many answers are wanted."""
+
+SCHEDULES_AT_A_TIME = 200
+MESSAGES_AT_A_TIME = 2000
+
+SHOWN_MAX = 50
+"""Most sentences about what went wrong that a result keeps."""
+
+OVERTIME_SECONDS = 600.0
+"""How much longer than it was told a part may take: services start, answers end."""
+
+
+class Settings(NamedTuple):
+    """How much, and from which seed."""
+
+    seconds: float
+    seed: int
+    say: Callable[[str], None]
+
+
+class Found(NamedTuple):
+    """What a part has to tell."""
+
+    figures: dict[str, Any]
+    problems: list[str]
+    """Promises that were not kept; none is as it should be."""
+
+
+async def simulate(settings: Settings) -> Found:
+    """Simulated schedules in which every role crashes."""
+    until = time.monotonic() + settings.seconds
+    seen: Counter[str] = Counter()
+    first = settings.seed * 10_000_000
+    said = time.monotonic()
+    while time.monotonic() < until:
+        seeds = range(first + seen["schedules"], first + seen["schedules"] + SCHEDULES_AT_A_TIME)
+        try:
+            seen.update(await asyncio.to_thread(run_schedules, seeds))
+        except ScheduleError as error:
+            return Found(dict(seen), [str(error)])
+        if time.monotonic() > said + 10.0:
+            said = time.monotonic()
+            settings.say(f"{seen['schedules']} schedules, {until - said:.0f} s to go")
+    return Found(dict(sorted(seen.items())), [])
+
+
+async def fuzz(settings: Settings) -> Found:
+    """Nonsense to every RPC."""
+    async with fuzzed_services(settings.seed) as services:
+        fuzzer = services.fuzzer
+        started = said = time.monotonic()
+        problems: list[str] = []
+        while not problems and time.monotonic() < started + settings.seconds:
+            try:
+                await services.batch(MESSAGES_AT_A_TIME)
+            except (AssertionError, TimeoutError) as broken:
+                problems.append(f"after {fuzzer.num_messages} messages: {broken!r}")
+            if time.monotonic() > said + 10.0:
+                said = time.monotonic()
+                settings.say(f"{fuzzer.num_messages} messages, {started + settings.seconds - said:.0f} s to go")
+        figures = {
+            "num_messages": fuzzer.num_messages,
+            "num_calls": fuzzer.statuses.total(),
+            "messages_per_second": fuzzer.num_messages / (time.monotonic() - started),
+            "statuses": dict(sorted(fuzzer.statuses.items())),
+        }
+    return Found(figures, problems)
+
+
+async def faults(settings: Settings) -> Found:
+    """Processes that die, freeze and drain at random moments."""
+    return await _campaign(settings, PROCESS_FAULTS)
+
+
+async def links(settings: Settings) -> Found:
+    """Ways to workers that are late, slow, silent, cut, half shut and damaged; and a network that is cut in two."""
+    async with AsyncExitStack() as running:
+        try:
+            inside = await running.enter_async_context(namespace())
+        except NoNamespaceError as error:
+            settings.say(f"without a network that is cut in two: {error}")
+            inside = None
+        return await _campaign(settings, LINK_FAULTS, ("verify", "draft"), inside)
+
+
+async def rolling(settings: Settings) -> Found:
+    """Every process is restarted in turn, under load."""
+    async with _streamed(SHORT_TOKENS) as (services, streams):
+        streams.start()
+        try:
+            problems = await roll(services, streams, settings.seconds, settings.say)
+        finally:
+            await streams.stop()
+    return Found(_told(streams), [*problems, *streams.failures])
+
+
+async def crowd(settings: Settings) -> Found:
+    """Idle connections, calls that are cancelled, answers that are not read. `seconds` of 300 and more is all of it."""
+    async with two_of_each() as services:
+        told = await crowds(services, min(settings.seconds / 300.0, 1.0), settings.say)
+    problems = [
+        f"{each['kind']}: no good request was answered beside them: {each['problem']}"
+        for each in told
+        if each["good_request_seconds"] is None
+    ]
+    return Found({"crowds": told}, problems)
+
+
+async def _campaign(
+    settings: Settings, kinds: Sequence[str], roles: Sequence[str] = ROLES, inside: Namespace | None = None
+) -> Found:
+    async with _streamed(LONG_TOKENS, inside) as (services, streams):
+        campaign = Campaign(services, streams, Random(settings.seed), settings.say)
+        streams.start()
+        try:
+            await campaign.run(settings.seconds, kinds, roles)
+        finally:
+            await streams.stop()
+    recovered: dict[str, list[float]] = {}
+    for fault in campaign.faults:
+        recovered.setdefault(f"{fault.role} {fault.kind}", []).append(fault.recovery_seconds(streams))
+    for kind in kinds:
+        every = [fault.recovery_seconds(streams) for fault in campaign.faults if fault.kind == kind]
+        recovered[f"any {kind}"] = every
+    figures = _told(streams) | {
+        "num_faults": len(campaign.faults),
+        "recovery_seconds": {
+            name: {"count": len(every), **(percentiles([(each, 1) for each in every]) or {}), "all": sorted(every)}
+            for name, every in sorted(recovered.items())
+        },
+    }
+    return Found(figures, [*campaign.problems, *streams.failures])
+
+
+def _told(streams: Streams) -> dict[str, Any]:
+    bad = [each for each in streams.answers if each.failures]
+    return {
+        "num_answers": len(streams.answers),
+        "num_bad_answers": len(bad),
+        "bad_by_client": dict(Counter(each.client for each in bad)),
+        "num_tokens": sum(len(each.history.committed) for each in streams.answers),
+    }
+
+
+@asynccontextmanager
+async def _streamed(max_tokens: int, inside: Namespace | None = None) -> AsyncIterator[tuple[Services, Streams]]:
+    """Two of each service, and streams that are ready to start, half by gRPC and half by HTTP."""
+    async with two_of_each(inside=inside) as services:
+        clients = [
+            GrpcClient(services.addresses) if number % 2 == 0 else HttpClient(services.urls)
+            for number in range(NUM_STREAMS)
+        ]
+        streams = Streams(clients, jobs(max_tokens))
+        await streams.measure_undisturbed()
+        yield services, streams
+
+
+PHASES = {
+    "simulate": (simulate, 0.12),
+    "fuzz": (fuzz, 0.2),
+    "faults": (faults, 0.4),
+    "links": (links, 0.08),
+    "rolling": (rolling, 0.1),
+    "crowd": (crowd, 0.1),
+}
+"""Each part with its share of the time."""

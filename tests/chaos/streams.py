@@ -1,0 +1,247 @@
+"""Clients that ask without a pause, by gRPC and by HTTP, and keep a history of every answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import httpx
+
+from outrider.client import Finished, GenerationClient, Started, Tokens
+from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.sampling import SamplingParams
+
+from .history import History
+
+ANSWER_SECONDS_MAX = 180.0
+"""Longest that an answer may take, faults and all. One that takes longer has failed."""
+
+PAUSE_SECONDS = 0.2
+"""Between two tries of an HTTP client."""
+
+TRIES_MAX = 200
+"""Of an HTTP client in a row."""
+
+
+class Job(NamedTuple):
+    """What to ask."""
+
+    prompt: str
+    sampling: SamplingParams
+    max_tokens: int
+
+
+_PROMPTS = (
+    "import os\n\n\ndef walk(",
+    "class Parser:\n    def __init__(self",
+    "def main():\n    for i in range(",
+    "# sort\n",
+)
+
+
+def jobs(max_tokens: int) -> Sequence[Job]:
+    """Greedy ones and sampled ones."""
+    return [
+        Job(prompt, SamplingParams(temperature=temperature, seed=seed), max_tokens)
+        for seed, prompt in enumerate(_PROMPTS)
+        for temperature in (0.0, 0.9)
+    ]
+
+
+@dataclass(slots=True)
+class Answered:
+    """One answer, and what went wrong with it."""
+
+    client: str
+    job: int
+    history: History
+    began: float
+    ended: float = 0.0
+    num_resumed: int = 0
+    failures: list[str] = field(default_factory=list[str])
+
+
+class GrpcClient:
+    """A GenerationClient that knows all coordinators: it resumes by itself."""
+
+    name = "gRPC"
+
+    def __init__(self, addresses: Sequence[str]) -> None:
+        self._client = GenerationClient(addresses)
+
+    async def ask(self, job: Job, answered: Answered) -> None:
+        """Asks, and fills the history. Raises OutriderError."""
+        history = answered.history
+        async for event in self._client.generate(
+            job.prompt, max_tokens=job.max_tokens, sampling=job.sampling, ignore_eos=True
+        ):
+            now = time.monotonic()
+            match event:
+                case Started():
+                    history.num_prompt_tokens = len(event.prompt_token_ids)
+                case Tokens():
+                    token_ids = [token.token_id for token in event.tokens]
+                    history.on_tokens(now, event.position, token_ids, event.text)
+                case Finished():
+                    history.on_finished(now, event.text)
+
+    async def close(self) -> None:
+        """Closes its channels."""
+        await self._client.__aexit__(None, None, None)
+
+
+class NotResumableError(Exception):
+    """A stream broke off, and its events have no ids to go on from."""
+
+
+class HttpClient:
+    """Streams a completion as server-sent events. When it breaks off, it asks any coordinator for what follows the last
+    event, as a browser's EventSource does."""
+
+    name = "HTTP"
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._urls = urls
+        self._client = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0))
+
+    async def ask(self, job: Job, answered: Answered) -> None:
+        """Asks, and fills the history. Raises NotResumableError, and httpx's errors when it gives up."""
+        body = {
+            "prompt": job.prompt,
+            "max_tokens": job.max_tokens,
+            "temperature": job.sampling.temperature,
+            "seed": job.sampling.seed,
+            "ignore_eos": True,
+            "stream": True,
+            "return_token_ids": True,
+        }
+        last_id = ""
+        for attempt in range(TRIES_MAX):
+            url = f"{self._urls[attempt % len(self._urls)]}/v1/completions"
+            headers = {"last-event-id": last_id} if last_id else {}
+            try:
+                async with self._client.stream("POST", url, json=body, headers=headers) as response:
+                    if response.status_code in (429, 500, 503):
+                        raise httpx.ReadError(f"status {response.status_code}")
+                    response.raise_for_status()
+                    async for event_id, data in _events(response):
+                        last_id = event_id or last_id
+                        if _take(data, answered.history):
+                            return
+                raise httpx.ReadError("the stream ended early")
+            except (httpx.TransportError, httpx.StreamError) as error:
+                if answered.history.times and not last_id:
+                    raise NotResumableError(f"broke off after {len(answered.history.committed)} tokens") from error
+                answered.num_resumed += 1
+                await asyncio.sleep(PAUSE_SECONDS)
+        raise NotResumableError("no coordinator goes on")
+
+    async def close(self) -> None:
+        """Closes its connections."""
+        await self._client.aclose()
+
+
+def _take(data: str, history: History) -> bool:
+    """Puts an event into the history. Returns whether it was the last one."""
+    if data == "[DONE]":
+        history.on_finished(time.monotonic())
+        return True
+    event: dict[str, Any] = json.loads(data)
+    if "error" in event:
+        raise httpx.ReadError(str(event["error"].get("message")))
+    for choice in event["choices"]:
+        if choice.get("prompt_token_ids"):
+            history.num_prompt_tokens = len(choice["prompt_token_ids"])
+        if (token_ids := choice.get("token_ids")) is not None or choice["text"]:
+            history.on_tokens(time.monotonic(), history.end, token_ids or [], choice["text"])
+    return False
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str]]:
+    """Id and data of each event; the id is empty if it has none."""
+    event_id = ""
+    async for line in response.aiter_lines():
+        if line.startswith("id:"):
+            event_id = line.removeprefix("id:").strip()
+        elif line.startswith("data:"):
+            yield event_id, line.removeprefix("data:").strip()
+            event_id = ""
+
+
+class Streams:
+    """Streams that never pause: each asks one job after another until it is told to stop."""
+
+    def __init__(self, clients: Sequence[GrpcClient | HttpClient], asked: Sequence[Job]) -> None:
+        self.answers: list[Answered] = []
+        """Those that have ended."""
+        self.running: dict[int, Answered] = {}
+        """The one of each stream that has not."""
+        self._clients = clients
+        self._jobs = asked
+        self._undisturbed: list[History] = []
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def measure_undisturbed(self) -> None:
+        """Asks each job once, alone. To be called before anything is disturbed."""
+        for index in range(len(self._jobs)):
+            answered = await self._ask(self._clients[0], index)
+            if answered.failures:
+                raise RuntimeError(f"undisturbed, and it failed: {answered.failures}")
+            self._undisturbed.append(answered.history)
+
+    def start(self) -> None:
+        """One stream for each client."""
+        self._tasks = [asyncio.create_task(self._run(number)) for number in range(len(self._clients))]
+
+    async def stop(self) -> None:
+        """Lets the answers that are under way come to their ends."""
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
+        for client in self._clients:
+            await client.close()
+
+    def silence(self, start: float, end: float) -> float:
+        """The longest that any stream waited for a message around that time."""
+        every = [*self.answers, *self.running.values()]
+        now = time.monotonic()
+        longest = max((each.history.silence(start, end) for each in every), default=0.0)
+        for each in self.running.values():  # those that still wait
+            if each.history.times and each.history.times[-1] < end:
+                longest = max(longest, now - each.history.times[-1])
+        return longest
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong with which answer."""
+        return [f"{each.client}, job {each.job}: {what}" for each in self.answers for what in each.failures]
+
+    async def _run(self, number: int) -> None:
+        index = number
+        while not self._stopping.is_set():
+            index = (index + 1) % len(self._jobs)
+            answered = await self._ask(self._clients[number], index, number)
+            if answered.history.is_finished:
+                answered.failures += answered.history.against(self._undisturbed[index])
+            self.answers.append(answered)
+
+    async def _ask(self, client: GrpcClient | HttpClient, index: int, number: int = 0) -> Answered:
+        answered = Answered(client.name, index, History(0), time.monotonic())
+        self.running[number] = answered
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
+                await client.ask(self._jobs[index], answered)
+        except (OutriderError, NotResumableError, httpx.HTTPError) as error:
+            answered.failures.append(f"{type(error).__name__}: {error}")
+        except TimeoutError:
+            answered.failures.append(
+                f"no end after {ANSWER_SECONDS_MAX:g} s and {len(answered.history.committed)} tokens"
+            )
+        finally:
+            answered.ended = time.monotonic()
+            del self.running[number]
+        return answered
