@@ -123,7 +123,7 @@ class Answer:
     async def _pieces(self) -> AsyncGenerator[Piece]:
         """Raises ApiError."""
         asked, service = self._asked, self._service
-        with explained(asked.body.field_names):
+        with explained(asked.body.names):
             streams = [service.generate(prompt, asked.options, caller=asked.caller) for prompt in asked.prompts]
             async with aclosing(interleaved(streams)) as events:
                 async for prompt, event in events:

@@ -70,7 +70,7 @@ class Endpoints:
         """Answers a conversation."""
         body = await read_body(request, ChatBody)
         target = self._target(body.model)
-        with explained(body.field_names):
+        with explained(body.names):
             conversation = Conversation(
                 self._service,
                 body.messages,
@@ -79,7 +79,9 @@ class Endpoints:
                 continue_final_message=body.continue_final_message is True,
                 chat_template_kwargs=body.chat_template_kwargs or {},
             )
-        asked = Asked(prompts=[conversation.prompt], options=body.options(), body=body, caller=_caller(request))
+            parallel = body.parallel_tool_calls is not False
+            options = conversation.held(body.options(), body.tool_choice, parallel=parallel)
+        asked = Asked(prompts=[conversation.prompt], options=options, body=body, caller=_caller(request))
         return await self._answer(request, target, asked, ChatShape(body, conversation))
 
     async def responses(self, request: Request) -> Response:
@@ -87,7 +89,7 @@ class Endpoints:
         body = await read_body(request, ResponsesBody)
         target = self._target(body.model)
         options, caller = body.options(), _caller(request)
-        with explained(body.field_names):
+        with explained(body.names):
             answer = ResponseAnswer(self._service, target, body, Conversation(self._service, body.messages()))
         if body.stream:
             return EventStream(answer.chunks(options, caller), answer.headers)
@@ -98,7 +100,7 @@ class Endpoints:
         """The token ids of a text."""
         body = await read_body(request, TokenizeBody)
         target = self._target(body.model)
-        with explained(body.field_names):
+        with explained(body.names):
             token_ids = await self._service.tokenize(
                 body.prompt, add_special_tokens=body.add_special_tokens is not False
             )
@@ -123,7 +125,7 @@ class Endpoints:
         return prompt if isinstance(prompt, str) else await self._text(list(prompt), body, skip_special_tokens=True)
 
     async def _text(self, token_ids: list[int], body: Body, *, skip_special_tokens: bool) -> str:
-        with explained(body.field_names):
+        with explained(body.names):
             return await self._service.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
 
     def _target(self, model: str | None = None) -> ModelInfo:

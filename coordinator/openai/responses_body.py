@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 from coordinator.openai.api_error import ApiError
 from coordinator.openai.body import Fields, Int
 from coordinator.openai.generation_body import GenerationBody
+from coordinator.openai.output_format import OutputFormat, TextFormat
 
 _LOGPROBS = "message.output_text.logprobs"
 """What `include` holds if log-probabilities are wanted."""
@@ -16,7 +17,9 @@ _LOGPROBS = "message.output_text.logprobs"
 class TextFields(Fields):
     """The form of the text."""
 
-    neutral: ClassVar[Mapping[str, Any]] = {"format": {"type": "text"}}
+    neutral: ClassVar[Mapping[str, Any]] = {"verbosity": "medium"}
+
+    format: TextFormat | None = None
 
 
 class ResponseStreamOptions(Fields):
@@ -59,6 +62,12 @@ class ResponsesBody(GenerationBody):
     def max_tokens_in_force(self) -> int | None:
         """See `GenerationBody`."""
         return self.max_output_tokens
+
+    def formats(self) -> Iterator[OutputFormat]:
+        """See `GenerationBody`."""
+        if self.text is not None and self.text.format is not None:
+            yield from self.text.format.formats("text.format")
+        yield from super().formats()
 
     @property
     def num_logprobs(self) -> int | None:
