@@ -85,12 +85,14 @@ class Endpoints:
         return await self._answer(request, target, asked, ChatShape(body, conversation))
 
     async def responses(self, request: Request) -> Response:
-        """Answers a conversation, with text alone."""
+        """Answers a conversation, item by item."""
         body = await read_body(request, ResponsesBody)
-        target = self._target(body.model)
-        options, caller = body.options(), _caller(request)
+        target, caller = self._target(body.model), _caller(request)
+        choice, parallel = body.chat_tool_choice, body.parallel_tool_calls is not False
         with explained(body.names):
-            answer = ResponseAnswer(self._service, target, body, Conversation(self._service, body.messages()))
+            conversation = Conversation(self._service, body.messages(), offered_tools(body.chat_tools, choice))
+            options = conversation.held(body.options(), choice, parallel=parallel)
+        answer = ResponseAnswer(self._service, target, body, conversation)
         if body.stream:
             return EventStream(answer.chunks(options, caller), answer.headers)
         told, headers = await while_connected(request.receive, answer.whole(options, caller))

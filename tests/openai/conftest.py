@@ -22,6 +22,7 @@ from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.serving import SWITCH_INTERVAL_SECONDS
 from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny, worker
+from tests.openai.dictated import save_dictated
 
 MAX_REQUESTS = 8
 """Completions that this coordinator runs at a time."""
@@ -123,6 +124,19 @@ async def http_at(stack: Stack) -> AsyncIterator[str]:
     await http.open()
     yield f"http://127.0.0.1:{http.port}"
     await http.stop(None)
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def dictated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The URL of a model that calls tools. Its drafter is always right, so that a round has many tokens."""
+    folder = save_dictated(tmp_path_factory.mktemp("dictated") / "target")
+    async with (
+        worker(load_tiny(folder)) as verify,
+        worker(load_tiny(folder), draft=True) as draft,
+        coordinator(verify.address, draft.address) as stack,
+        http_at(stack) as url,
+    ):
+        yield url
 
 
 async def until_idle(served: Served) -> None:
