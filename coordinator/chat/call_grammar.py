@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from coordinator.chat.call_syntax import CALL_SYNTAXES, CallSyntax
-from coordinator.chat.lark import TokenIds, embedded, regex_escaped, text, token_but
+from coordinator.chat.lark import TokenIds, embedded, json_of, regex_escaped, text, token_but
 from outrider.core.protocol.chat_prompt import Tool
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
@@ -89,7 +88,7 @@ class CallGrammar:
             schema = _arguments_schema(function) if is_held else {"type": "object"}
             rules += [
                 f"call_{number}: {head} arguments_{number} {text(syntax.tail, token_ids)}",
-                f"arguments_{number}: %json {json.dumps(schema, ensure_ascii=False)}",
+                f"arguments_{number}: {json_of(schema)}",
             ]
         return rules
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 from outrider.core.protocol.grammar import Grammar, GrammarKind
 
@@ -14,6 +14,12 @@ TokenIds = Mapping[str, int]
 
 SPACE: Final = "/[ \\n]{0,2}/"
 """What models write between a tag and what follows it."""
+
+WHITESPACE: Final = r"[ \t\r\n]{0,32}"
+"""What may stand between the tokens of JSON, unless the schema says otherwise: as in JSON that is a whole answer."""
+
+_WHITESPACE_OPTIONS: Final = "x-guidance"
+"""Where llguidance looks for it in a schema."""
 
 _REGEX_END: Final = re.compile(r"\\(?s:.)|/")
 _REGEX_SYNTAX: Final = re.compile(r"[/\\.+*?()|\[\]{}^$#&~-]")
@@ -35,17 +41,31 @@ def token_but(token_ids: Iterable[int]) -> str:
     return f"<[^{','.join(map(str, sorted(token_ids)))}]>"
 
 
+def json_of(schema: Mapping[str, Any]) -> str:
+    """JSON that the schema allows."""
+    options = schema.get(_WHITESPACE_OPTIONS, {"whitespace_pattern": WHITESPACE})
+    return f"%json {json.dumps({**schema, _WHITESPACE_OPTIONS: options}, ensure_ascii=False)}"
+
+
 def embedded(grammar: Grammar) -> str:
     """What a grammar matches, at its rule's place."""
     match grammar.kind:
         case GrammarKind.JSON_SCHEMA:
-            return f"%json {grammar.source}"
+            return _embedded_json(grammar.source)
         case GrammarKind.REGEX:
             return f"/{_without_end(grammar.source)}/"
         case GrammarKind.LARK:
             return f"%lark {{\n{grammar.source}\n}}"
         case _:
             assert_never(grammar.kind)
+
+
+def _embedded_json(source: str) -> str:
+    try:
+        schema = json.loads(source)
+    except (ValueError, RecursionError):  # the compiler says what is wrong
+        schema = None
+    return json_of(schema) if isinstance(schema, dict) else f"%json {source}"
 
 
 def _without_end(source: str) -> str:

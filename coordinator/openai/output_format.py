@@ -100,8 +100,10 @@ def formats(
     if regex is not None:
         yield OutputFormat(Grammar(GrammarKind.REGEX, regex), f"{prefix}regex")
     if choice is not None:
-        if not choice:
-            raise ApiError(f"{prefix}choice must have at least one text", param=f"{prefix}choice")
+        if not choice or not all(choice):
+            raise ApiError(
+                f"{prefix}choice must have at least one text, and none that is empty", param=f"{prefix}choice"
+            )
         alternatives = "|".join(map(regex_escaped, choice))
         yield OutputFormat(Grammar(GrammarKind.REGEX, alternatives), f"{prefix}choice")
     if lark is not None:

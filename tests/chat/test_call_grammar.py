@@ -14,12 +14,14 @@ from tokenizers import AddedToken, Tokenizer
 from coordinator.chat.call_grammar import CallGrammar
 from coordinator.chat.call_syntax import CALL_MARKUP, CALL_SYNTAXES
 from coordinator.chat.calls import DEEPSEEK
+from coordinator.chat.lark import WHITESPACE
 from coordinator.chat.reasoning import TAGS, behind_reasoning
 from coordinator.detokenizer import Detokenizer
 from outrider.core.protocol.errors import InvalidRequestError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
+from outrider.grammar import compiled
 from tests.chat.test_parser import Answer, parsed
-from tests.e2e.stack import MODELS
+from tests.coordinator.tokenizers import BUNDLED
 
 EOS = 0
 
@@ -85,7 +87,7 @@ class Vocabulary:
     """The bundled one, with markup as tokens of their own or without."""
 
     def __init__(self, markup: frozenset[str]) -> None:
-        self.tokenizer = Tokenizer.from_file(str(MODELS / "target" / "tokenizer.json"))
+        self.tokenizer = Tokenizer.from_file(str(BUNDLED))
         self.tokenizer.add_special_tokens([AddedToken(each, special=True) for each in sorted(markup)])
         self.compiler = LLTokenizer(self.tokenizer.to_str(), eos_token=EOS)
         self.token_ids = Detokenizer(self.tokenizer).added_ids(CALL_MARKUP | {tag for tags in TAGS for tag in tags})
@@ -197,6 +199,23 @@ def test_names_and_tools_without_parameters(words: Vocabulary, name: str) -> Non
         grammar = calls_of(words, family, "", [bare]).forced([bare])
         assert words.allows(grammar, written(family, "[TOOL_CALLS]" if family == "mistral" else "", [(name, "{}")]))
         assert not words.allows(grammar, written(family, "", [(name, '{"x": 1}')]))
+
+
+def test_white_space_in_arguments_is_bounded_as_in_other_json() -> None:
+    assert WHITESPACE == compiled.WHITESPACE
+    words = vocabulary(True)
+    asked = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(CITY))
+    answers = calls_of(words, "hermes", "").or_else(asked)
+    own = {**CITY, "x-guidance": {"whitespace_flexible": False}}
+    assert words.allows(answers, OSLO.replace(" ", " " * 32))
+    assert not words.allows(answers, OSLO.replace(" ", " " * 33))
+    for grammar, num_spaces in (
+        (calls_of(words, "hermes", "").forced([WEATHER]), 32),
+        (calls_of(words, "hermes", "").forced([tool("weather", **own)]), 0),
+    ):
+        for num in (num_spaces, num_spaces + 1):
+            text = written("hermes", "", [("weather", OSLO.replace(" ", " " * num))])
+            assert words.allows(grammar, text) is (num == num_spaces)
 
 
 def test_what_cannot_be_held_to_a_schema_is_refused() -> None:
