@@ -29,6 +29,7 @@ from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.grammar import Grammar
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
+from outrider.core.protocol.validation import GRAMMAR_BYTES_MAX
 from outrider.telemetry.setup import Telemetry
 
 
@@ -123,7 +124,7 @@ class GenerationService:
     def _grammar(self, grammar: Grammar | None, conversation: ChatPrompt, prompt: str) -> Grammar | None:
         """The grammar of an answer to a conversation, which may reason before it, in the light of the whole prompt."""
         tags = tags_of(self.chat_template().source(conversation.tools))
-        if grammar is None or tags is None:
+        if grammar is None or tags is None or len(grammar.source) > GRAMMAR_BYTES_MAX:  # refused a little later
             return grammar
         return behind_reasoning(
             grammar,
