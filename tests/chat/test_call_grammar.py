@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,16 +15,16 @@ from tokenizers import AddedToken, Tokenizer
 from coordinator.chat.call_grammar import CallGrammar
 from coordinator.chat.call_syntax import CALL_MARKUP, CALL_SYNTAXES
 from coordinator.chat.calls import DEEPSEEK
+from coordinator.chat.families import tool_call_parser_of
 from coordinator.chat.lark import WHITESPACE
 from coordinator.chat.reasoning import TAGS, behind_reasoning
 from coordinator.detokenizer import Detokenizer
 from outrider.core.protocol.errors import InvalidRequestError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.grammar import compiled
+from tests.chat.templates import template as published
 from tests.chat.test_parser import Answer, parsed
-from tests.coordinator.tokenizers import BUNDLED
-
-EOS = 0
+from tests.coordinator.tokenizers import BUNDLED, REAL
 
 
 def tool(name: str, *, strict: bool | None = None, **parameters: Any) -> dict[str, Any]:
@@ -86,10 +87,11 @@ KINDS = [
 class Vocabulary:
     """The bundled one, with markup as tokens of their own or without."""
 
-    def __init__(self, markup: frozenset[str]) -> None:
-        self.tokenizer = Tokenizer.from_file(str(BUNDLED))
+    def __init__(self, markup: frozenset[str], path: Path = BUNDLED, eos: str = "<|endoftext|>") -> None:
+        self.tokenizer = Tokenizer.from_file(str(path))
         self.tokenizer.add_special_tokens([AddedToken(each, special=True) for each in sorted(markup)])
-        self.compiler = LLTokenizer(self.tokenizer.to_str(), eos_token=EOS)
+        self.eos = self.tokenizer.token_to_id(eos)
+        self.compiler = LLTokenizer(self.tokenizer.to_str(), eos_token=self.eos)
         self.token_ids = Detokenizer(self.tokenizer).added_ids(CALL_MARKUP | {tag for tags in TAGS for tag in tags})
 
     def allows(self, grammar: Grammar, text: str) -> bool:
@@ -161,7 +163,7 @@ def test_calls_of_strict_tools_keep_to_their_schema_and_text_is_free(
     words: Vocabulary, family: str, template: str
 ) -> None:
     tools = [tool("weather", strict=True, **CITY), TREE]
-    grammar = calls_of(words, family, template, tools).allowed([EOS])
+    grammar = calls_of(words, family, template, tools).allowed([words.eos])
     for text in ("", "Hello {} é 🙂\n<tool", 'x {"name": "weather"'):
         assert words.allows(grammar, text)
     before = "" if family == "llama3_json" else "So:\n"
@@ -245,8 +247,36 @@ def test_a_grammar_begins_behind_the_reasoning_if_the_prompt_leaves_any(
 ) -> None:
     for kind, source in (("regex", "[0-9]"), ("json_schema", '{"type": "integer"}'), ("lark", 'start: "7"')):
         asked = Grammar(GrammarKind(kind), source)
-        found = behind_reasoning(asked, TAGS[0], prompt, token_ids=words.token_ids, eos_token_ids=[EOS])
+        found = behind_reasoning(asked, TAGS[0], prompt, token_ids=words.token_ids, eos_token_ids=[words.eos])
         assert found.begins_after == begins_after
         assert [text for text in (*allowed, *refused) if words.allows(found, text)] == allowed
         elsewhere = Grammar(GrammarKind(kind), source, "=")
         assert behind_reasoning(elsewhere, TAGS[0], prompt, token_ids={}, eos_token_ids=[]) == elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "family", "eos"),
+    [("qwen3", "hermes", "<|im_end|>"), ("deepseek_v3", "deepseek_v3", "<\uff5cend\u2581of\u2581sentence\uff5c>")],
+)
+def test_published_models_write_calls_as_their_templates_show_them(name: str, family: str, eos: str) -> None:
+    shown = published(name)
+    words = Vocabulary(frozenset(), REAL[name], eos)
+    source = shown.source(TOOLS)
+    assert tool_call_parser_of(source) == family
+    grammar = calls_of(words, family, source).forced(TOOLS)
+    calls = [{"type": "function", "function": {"name": key, "arguments": text}} for key, text in BOTH]
+    question: dict[str, Any] = {"role": "user", "content": "x"}
+    told = TOOLS if name == "qwen3" else None  # the other's template has no place for tools
+    prompt = shown.render([question], told)
+    answered = {"role": "assistant", "content": "", "tool_calls": calls}
+    whole = shown.render([question, answered], told, add_generation_prompt=False)
+    answer = whole.removeprefix(prompt).removeprefix("<think>\n\n</think>\n\n").removesuffix("\n").removesuffix(eos)
+    assert parsed([answer], family, tools=TOOLS).calls == BOTH
+    assert words.allows(grammar, answer)
+    if name == "qwen3":
+        behind = behind_reasoning(grammar, TAGS[0], prompt, token_ids=words.token_ids, eos_token_ids=[words.eos])
+        assert behind.begins_after == ""
+        for thought in ("", "<think>\nhm <tool_call>\n</think>\n\n"):
+            assert words.allows(behind, thought + answer)
+        quick = shown.render([question], TOOLS, chat_template_kwargs={"enable_thinking": False})
+        assert behind_reasoning(grammar, TAGS[0], quick, token_ids={}, eos_token_ids=[]) == grammar
