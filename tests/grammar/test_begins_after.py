@@ -24,7 +24,7 @@ def cuts(text: bytes, longest: int) -> Iterator[list[bytes]]:
             yield [text[:end], *rest]
 
 
-@pytest.mark.parametrize("tag", ["</think>", "aab", "abab", "=", "é–"])
+@pytest.mark.parametrize("tag", ["</think>", "aab", "abab", "=", "éß"])
 @pytest.mark.parametrize("before", ["", "x", "a", "aa", "aba", "</thin", "é"])
 def test_it_is_found_over_all_cuts(tag: str, before: str) -> None:
     content = (before + tag + "12;").encode()
