@@ -22,8 +22,8 @@ STEP_FUEL_MAX = 200_000
 """Most regular-expression nodes that a mask may make: 15 ms."""
 
 WHITESPACE: Final = r"[ \t\r\n]{0,32}"
-"""What may stand between the tokens of JSON, unless the schema's own `x-guidance` says otherwise: enough to be printed nicely, and too
-little for a model that has lost its way to go on for ever."""
+"""What may stand between the tokens of JSON, unless the schema's own `x-guidance` says otherwise: enough to be printed
+nicely, and too little for a model that has lost its way to go on for ever."""
 
 _REASON_LENGTH_MAX = 500
 """Characters of a compiler's error that are passed on."""

@@ -13,11 +13,11 @@ import jsonschema
 import pytest
 import pytest_asyncio
 
-from outrider.client import FinishReason, GenerationClient, Grammar, GrammarKind, SamplingParams
+from outrider.client import FinishReason, GenerationClient, Grammar, GrammarKind, SamplingParams, Tokens
 from outrider.core.protocol.errors import InvalidRequestError
 from tests.e2e.answers import Answer, ask, ask_all
 from tests.e2e.schemas import SCHEMAS
-from tests.e2e.stack import RunningWorker, Stack, bundled, coordinator, worker
+from tests.e2e.stack import MODELS, RunningWorker, Stack, bundled, coordinator, load_tiny, worker
 
 PROMPT = "import json\n\nrecord = "
 MAX_TOKENS = 160
@@ -94,22 +94,47 @@ async def test_texts_are_of_their_schemas_and_those_of_the_target_alone(services
         assert sum(answer.finished.speculation.num_accepted_tokens for answer in answers) > 0
 
 
+async def started(client: GenerationClient, triple: Triple, has_begun: asyncio.Event) -> list[int]:
+    """The tokens of one answer; sets the event when the first have come."""
+    token_ids: list[int] = []
+    async for event in client.generate(PROMPT, sampling=triple.sampling, max_tokens=MAX_TOKENS, tree_width=3):
+        if isinstance(event, Tokens):
+            has_begun.set()
+            token_ids += [token.token_id for token in event.tokens]
+    return token_ids
+
+
+LONG = [each for each in TRIPLES if each.schema == "printed nicely" and each.temperature]
+
+
 @pytest.mark.asyncio(loop_scope="module")
-async def test_losing_the_drafter_and_then_the_verifier_changes_no_token(services: Services) -> None:
-    some = [each for each in TRIPLES if each.schema in ("printed nicely", "recursion") and each.temperature]
-    expected = [answer.token_ids for answer in await asked(services.alone.client, some, speculate=False)]
-    target = bundled("target")
-    async with AsyncExitStack() as running:
-        draft = await running.enter_async_context(worker(bundled("draft"), draft=True))
-        running_stack = await running.enter_async_context(coordinator(services.verify.address, draft.address))
-        asking = asyncio.create_task(asked(running_stack.client, some))
-        await running_stack.until(lambda _: True)
-        while draft.loaded.engine.num_free_slots == draft.loaded.engine.max_sessions:
-            await asyncio.sleep(0)
+async def test_losing_the_drafter_midway_changes_no_token(services: Services) -> None:
+    expected = [answer.token_ids for answer in await asked(services.alone.client, LONG, speculate=False)]
+    has_begun = asyncio.Event()
+    async with (
+        worker(load_tiny(MODELS / "draft"), draft=True) as draft,
+        coordinator(services.verify.address, draft.address) as running,
+    ):
+        asking = asyncio.gather(*(started(running.client, triple, has_begun) for triple in LONG))
+        await has_begun.wait()
         await draft.server.stop(None)
-        answers = await asking
-    assert [answer.token_ids for answer in answers] == expected
-    assert target.engine is services.verify.loaded.engine
+        assert await asking == expected
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_losing_the_verifier_midway_changes_no_token(services: Services) -> None:
+    has_begun = asyncio.Event()
+    async with (
+        worker(load_tiny(MODELS / "draft")) as first,
+        worker(load_tiny(MODELS / "draft")) as second,
+        coordinator(f"{first.address},{second.address}", "") as running,
+    ):
+        expected = [answer.token_ids for answer in await asked(running.client, LONG, speculate=False)]
+        asking = asyncio.gather(*(started(running.client, triple, has_begun) for triple in LONG))
+        await has_begun.wait()
+        await first.server.stop(None)
+        assert await asking == expected
+        assert running.serving() == {second.address}
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -41,7 +41,7 @@ def test_all_rows(num_allowed: int, dtype: torch.dtype) -> None:
 
 def test_some_rows_and_the_others_as_before() -> None:
     sampler, logits = opened(*ALL_KINDS), random_logits(len(ROWS))
-    allowed, masks = masks_of(5, 2)
+    _, masks = masks_of(5, 2)
     some = list(range(1, len(ROWS), 3))
     free, bound = sampler.choose(logits, ROWS), sampler.choose(logits, ROWS, allowed_of(range(len(ROWS)), masks))
     mixed = sampler.choose(logits, ROWS, allowed_of(some, [masks[row] for row in some]))
