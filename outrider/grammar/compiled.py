@@ -22,8 +22,8 @@ STEP_FUEL_MAX = 200_000
 """Most regular-expression nodes that a mask may make: 15 ms."""
 
 WHITESPACE: Final = r"[ \t\r\n]{0,32}"
-"""What may stand between the tokens of JSON, unless the schema says otherwise: enough to be printed nicely, and too
-little for a model that has lost its way to go on for ever."""
+"""What may stand between the tokens of JSON, unless the schema's own `x-guidance` says otherwise: enough to be printed
+nicely, and too little for a model that has lost its way to go on for ever."""
 
 _REASON_LENGTH_MAX = 500
 """Characters of a compiler's error that are passed on."""
@@ -43,7 +43,8 @@ def compiled_matcher(vocabulary: Vocabulary, kind: GrammarKind, source: str) -> 
     """
     match kind:
         case GrammarKind.JSON_SCHEMA:
-            grammar = LLMatcher.grammar_from_json_schema(source, defaults={"whitespace_pattern": WHITESPACE})
+            bounds = None if "x-guidance" in source else WHITESPACE
+            grammar = LLMatcher.grammar_from_json_schema(source, defaults={"whitespace_pattern": bounds})
         case GrammarKind.REGEX:
             grammar = LLMatcher.grammar_from_regex(source)
         case GrammarKind.LARK:

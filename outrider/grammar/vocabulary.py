@@ -40,10 +40,10 @@ class Vocabulary:
 
     def mask_without(self, token_ids: Sequence[int]) -> bytes:
         """The mask that forbids these alone."""
-        mask = bytearray(b"\xff") * self.num_mask_bytes
+        mask = (1 << self._vocab_size) - 1
         for token_id in token_ids:
-            mask[token_id >> 3] &= ~(1 << (token_id & 7))
-        return bytes(mask)
+            mask &= ~(1 << token_id)
+        return mask.to_bytes(self.num_mask_bytes, "little")
 
     def spelled(self, content: bytes) -> list[int] | None:
         """Some tokens that make these bytes; None if the vocabulary has none that do."""
