@@ -25,9 +25,9 @@ class CallGrammar:
         several calls in one answer. Raises InvalidRequestError where calls cannot be held to a schema."""
         if family not in CALL_SYNTAXES:
             raise _refused(
-                "tool_choice",
-                f"calls as {family} models write them are not JSON and cannot be held to a schema; use 'auto', and "
-                "leave strict out of the tools",
+                "tools",
+                f"calls as {family} models write them are not JSON and cannot be held to a grammar; leave out a "
+                "tool_choice that forces one, parallel_tool_calls: false, and a form of the answer",
             )
         self._syntax: CallSyntax = CALL_SYNTAXES[family](template)
         self._token_ids = token_ids

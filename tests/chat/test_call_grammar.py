@@ -222,7 +222,7 @@ def test_white_space_in_arguments_is_bounded_as_in_other_json() -> None:
 
 def test_what_cannot_be_held_to_a_schema_is_refused() -> None:
     words = vocabulary(True)
-    with pytest.raises(InvalidRequestError, match="tool_choice: calls as qwen3_coder models write them"):
+    with pytest.raises(InvalidRequestError, match="tools: calls as qwen3_coder models write them"):
         calls_of(words, "qwen3_coder", "")
     for kind in ("array", ["object", "null"]):
         with pytest.raises(InvalidRequestError, match="tools: the parameters of f must be a schema of type 'object'"):

@@ -18,6 +18,7 @@ from openai import AsyncOpenAI, BadRequestError, OpenAI, pydantic_function_tool
 from openai.types.chat import ChatCompletionMessageToolCall
 from pydantic import BaseModel, Field
 
+from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.sampling import SamplingParams
 from tests.e2e.answers import ask
@@ -287,6 +288,22 @@ async def test_the_form_is_that_of_what_comes_behind_the_reasoning(pair: Pair) -
             assert ("reasoning_content" in (choice.message.model_extra or {})) is (asked is opened)
             request["extra_body"] = {**request["extra_body"], "speculation": {"enabled": False}}
             assert (await pair.client.chat.completions.create(**request)).choices[0].message == choice.message
+
+
+async def test_grpc_answers_a_conversation_with_the_same_tokens(pair: Pair) -> None:
+    source = '{"enum": ["Zürich", "Oslo"]}'
+    for opened, bias in (("<think>", 10), ("<think></think>", 0)):
+        variables = {"opened": opened}
+        extra = {"chat_template_kwargs": variables, "guided_json": source, "return_token_ids": True}
+        asked = {**ASKED, "seed": 1, "logit_bias": {str(END): bias}, "extra_body": extra}
+        (choice,) = (await pair.client.chat.completions.create(**asked)).choices
+        prompt: Any = ChatPrompt(messages=ASKED["messages"], chat_template_kwargs=variables)
+        grammar = Grammar(GrammarKind.JSON_SCHEMA, source)
+        sampling = SamplingParams(temperature=1.0, seed=1, grammar=grammar, logit_bias=((END, bias),))
+        answer = await ask(pair.stack.client, prompt, sampling=sampling, max_tokens=ASKED["max_tokens"])
+        assert answer.token_ids == (choice.model_extra or {})["token_ids"]
+        assert json.loads(choice.message.content or "") in ("Zürich", "Oslo")
+        assert answer.text.endswith(choice.message.content or "-")
 
 
 async def test_a_strict_tools_call_keeps_to_its_schema_once_the_model_begins_one(pair: Pair) -> None:
