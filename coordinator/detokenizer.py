@@ -27,9 +27,9 @@ class Detokenizer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._special = frozenset(
-            token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special
-        )
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = {token.content: token_id for token_id, token in added.items()}
         self._later: dict[int, str | None] = {}
         self._single: decoders.Decoder | None = None
         self.joint: Callable[[], Joint] = Plain
@@ -51,6 +51,10 @@ class Detokenizer:
     def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
         """The special tokens that are called by one of `texts`."""
         return self._special & {self._tokenizer.token_to_id(text) for text in texts}
+
+    def added_ids(self, texts: Iterable[str]) -> Mapping[str, int]:
+        """Those of `texts` that are one token, special or not, though no text is made of it by merging."""
+        return {text: self._added[text] for text in texts if text in self._added}
 
     def token(self, token_id: int, *, first: bool) -> str | None:
         """A token's own text, as the first one of a text or a later one; None if it has none."""

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from coordinator.admission import Admission
 from coordinator.chat.families import require_tool_call_parser
+from coordinator.chat.reasoning import behind_reasoning, tags_of
 from coordinator.chat.template import ChatTemplate
 from coordinator.completions import run_together
 from coordinator.config import CoordinatorConfig
@@ -25,8 +26,10 @@ from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.chat_prompt import ChatPrompt
+from outrider.core.protocol.grammar import Grammar
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
+from outrider.core.protocol.validation import GRAMMAR_BYTES_MAX
 from outrider.telemetry.setup import Telemetry
 
 
@@ -73,8 +76,9 @@ class GenerationService:
         target, tokenizer = self._workers.require_target()
         with self._admission.admitted(1):  # while it is rendered and tokenized
             if isinstance(prompt, ChatPrompt):
-                prompt = await self.render(prompt)
-                options = replace(options, add_special_tokens=False)
+                text = await self.render(prompt)
+                sampling = replace(options.sampling, grammar=self._grammar(options.sampling.grammar, prompt, text))
+                prompt, options = text, replace(options, add_special_tokens=False, sampling=sampling)
             request = await settle(prompt, options, self._config, target, tokenizer)
         numbers = request.unfinished
         with self._admission.admitted(len(numbers)):
@@ -125,6 +129,19 @@ class GenerationService:
         if prompt.tools:
             self.tool_call_parser(template.source(prompt.tools))
         return text
+
+    def _grammar(self, grammar: Grammar | None, conversation: ChatPrompt, prompt: str) -> Grammar | None:
+        """The grammar of an answer to a conversation, which may reason before it, in the light of the whole prompt."""
+        tags = tags_of(self.chat_template().source(conversation.tools))
+        if grammar is None or tags is None or len(grammar.source) > GRAMMAR_BYTES_MAX:  # refused a little later
+            return grammar
+        return behind_reasoning(
+            grammar,
+            tags,
+            prompt,
+            token_ids=self.detokenizer().added_ids(tags),
+            eos_token_ids=self.target().eos_token_ids,
+        )
 
     def tool_call_parser(self, template: str) -> str:
         """The name of the family whose calls are looked for in answers to prompts of this template. Raises

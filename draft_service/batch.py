@@ -22,4 +22,4 @@ def expansion_job(slot: Slot, state: DraftSession, nodes: Sequence[Node]) -> Job
 
 def expansion_row(slot: int, state: DraftSession, node: Node) -> Row:
     """The place of a token below `node`, with the path there from the end of the line of `state` if that matters."""
-    return Row(slot, node.position + 1, path_tokens(state.tree.root, node) if state.penalized else ())
+    return Row(slot, node.position + 1, path_tokens(state.tree.root, node) if state.needs_path else ())

@@ -14,12 +14,13 @@ from draft_service.drafts import DraftEvent
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
 from outrider.core.schedule.draft_scheduler import DraftScheduler
-from outrider.core.schedule.draft_step import Drafted, DraftOutcome, DraftStep
+from outrider.core.schedule.draft_step import Drafted, DraftOutcome, DraftPart, DraftStep
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.core.schedule.step import Event
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Row
+from outrider.worker.masks import Constrained, MaskThread
 from outrider.worker.step_runner import StepRunner
 from outrider.worker.stream import SessionStream
 
@@ -36,6 +37,7 @@ class Drafter:
             self.runner.memory, vocab_size=engine.vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
         )
         self.admission = self.scheduler.admission
+        self._mask_thread = MaskThread()
         self.relearn()
 
     def relearn(self) -> None:
@@ -44,7 +46,7 @@ class Drafter:
 
     def open(self, session: DraftStream) -> None:
         """Seats the session, or refuses it."""
-        self.scheduler.open(session, session.opening)
+        self.scheduler.open(session, session.opening, session.grammar)
         self._tell(self.scheduler.admit())
 
     def commit(self, session: DraftStream, commitment: Commitment) -> None:
@@ -83,15 +85,21 @@ class Drafter:
         """One forward pass, and what the draft model proposes below each node."""
         slots, sampler, vocab_size = self.runner.memory, self.runner.sampler, self.runner.engine.vocab_size
         jobs = [Job(slots.slot(part.slot), part.session.state.line.token_ids, *part.subtree) for part in step.parts]
-        output = self.runner.forward(jobs, step.num_line_tokens)
+        constrained = [
+            Constrained(index, grammar, _rows(part))
+            for index, part in enumerate(step.parts)
+            if (grammar := part.session.key.grammar) is not None and not grammar.is_lost
+        ]
+        with self._mask_thread.beside(constrained) as masks:
+            output = self.runner.forward(jobs, step.num_line_tokens)
         complete = [part for part, num_rows in zip(step.parts, output.num_rows, strict=True) if num_rows is not None]
         rows: list[Row] = []
         for part in complete:
             if part.session.opening.vocab_size < vocab_size:  # the target's vocabulary may be padded less
                 output.logits[len(rows) : len(rows) + len(part.nodes), part.session.opening.vocab_size :] = -torch.inf
-            rows += [expansion_row(part.slot, part.session.state, node) for node in part.nodes]
+            rows += _rows(part)
         width = max((part.session.state.width for part in complete), default=0)
-        proposals = zip(*sampler.propose(output.logits, rows, width), strict=True)
+        proposals = zip(*sampler.propose(output.logits, rows, width, masks.of(output.num_rows)), strict=True)
         return [None if num_rows is None else list(islice(proposals, num_rows)) for num_rows in output.num_rows]
 
     def _tell(self, events: Iterable[Event[DraftStream, Opened | Drafted | OutriderError | None]]) -> None:
@@ -101,3 +109,7 @@ class Drafter:
             else:
                 session.tell(content)
                 self.runner.on_change()
+
+
+def _rows(part: DraftPart[DraftStream]) -> list[Row]:
+    return [expansion_row(part.slot, part.session.state, node) for node in part.nodes]

@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import structlog
+
 from draft_service.drafter import Drafter, DraftStream
 from draft_service.drafts import DraftEvent
 from draft_service.servicer import DraftServicer
+from outrider.core.protocol.errors import InvalidRequestError, QueueFullError
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.engine.device_thread import DeviceThread
+from outrider.grammar.state import GrammarState
 from outrider.telemetry.setup import Telemetry
 from outrider.worker.device_servicer import DeviceServicer
 from outrider.worker.outbox import Outbox
 from outrider.worker.startup import LoadedModel
+
+_log = structlog.get_logger()
 
 
 class DeviceDrafts:
@@ -24,9 +30,9 @@ class DeviceDrafts:
         self._drafter = drafter
         self._device = device
 
-    def open(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> DraftStream:
-        """See `Drafts.open`."""
-        session = DraftStream(opening, outbox)
+    def open(self, opening: DraftOpen, outbox: Outbox[DraftEvent], grammar: GrammarState | None = None) -> DraftStream:
+        """See `Drafts.open`. Guesses stay within `grammar`."""
+        session = DraftStream(opening, outbox, grammar)
         self._device.submit(partial(self._drafter.open, session))
         return session
 
@@ -47,6 +53,7 @@ class ModelDraftServicer(DraftServicer, DeviceServicer):
     """The service as a worker with a model starts it."""
 
     _drafter: Drafter
+    _device_drafts: DeviceDrafts
 
     def __init__(self, telemetry: Telemetry, policy: DraftPolicy | None = None) -> None:
         super().__init__(telemetry)
@@ -56,5 +63,16 @@ class ModelDraftServicer(DraftServicer, DeviceServicer):
         """See `WorkerServicer.begin`."""
         self._drafter = Drafter(loaded.engine, self._policy)
         device = self._take_over(loaded, self._drafter, on_death)
-        self.draft_by(DeviceDrafts(self._drafter, device))
+        self._device_drafts = DeviceDrafts(self._drafter, device)
+        self.draft_by(self._device_drafts)
         return device
+
+    async def _open(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> DraftStream:
+        """With a grammar that cannot be compiled here the model guesses freely: that changes no token."""
+        output = opening.token_ids[opening.num_prompt_tokens :]
+        try:
+            grammar = await self._grammars.state(opening.sampling.grammar, output)
+        except (InvalidRequestError, QueueFullError) as error:
+            _log.info("drafting without the grammar", session=opening.session_id, reason=str(error))
+            grammar = None
+        return self._device_drafts.open(opening, outbox, grammar)

@@ -39,7 +39,7 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
         opening = await self._opening(context, wire.decode_draft_command, DraftOpen)
         check_draft_open(opening, info.vocab_size, info.max_context)
         outbox: Outbox[DraftEvent] = Outbox()
-        session = self._drafts.open(opening, outbox)
+        session = await self._open(opening, outbox)
         try:
             with SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace) as trace:
                 async with reading(
@@ -54,6 +54,10 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
                         await context.write(wire.encode_draft_event(stamped.event))
         finally:
             self._drafts.close(session)
+
+    async def _open(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> Any:
+        """Begins a session of `_drafts`. Guesses of who knows no grammar are sorted out by the verifier."""
+        return self._drafts.open(opening, outbox)
 
     def _on_command(self, session: Any, trace: SessionTrace, message: draft_pb2.DraftCommand) -> None:
         command = wire.decode_draft_command(message)

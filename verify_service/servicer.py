@@ -68,8 +68,11 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
         loaded = self._require()
         opening = await self._opening(context, wire.decode_verify_command, VerifyOpen)
         check_verify_open(opening, loaded.info.vocab_size, loaded.info.max_context)
+        grammar = await self._grammars.state(
+            opening.sampling.grammar, opening.token_ids[opening.num_prompt_tokens :], eos_last=opening.ignore_eos
+        )
         outbox: Outbox[VerifyEvent] = Outbox()
-        session = VerifyStream(opening, outbox)
+        session = VerifyStream(opening, outbox, grammar)
         self._device.submit(partial(self._verifier.open, session))
         try:
             with SessionTrace(self._telemetry, names.SPAN_VERIFY_SESSION, opening.session_id, opening.trace) as trace:

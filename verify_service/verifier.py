@@ -18,6 +18,7 @@ from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
 from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
+from outrider.worker.masks import Constrained, MaskThread
 from outrider.worker.step_runner import StepRunner
 from outrider.worker.stream import SessionStream
 from verify_service.batch import verify_job, verify_rows
@@ -50,6 +51,7 @@ class Verifier:
             policy=policy,
         )
         self.admission = self.scheduler.admission
+        self._mask_thread = MaskThread()
         self.relearn()
 
     def relearn(self) -> None:
@@ -58,7 +60,7 @@ class Verifier:
 
     def open(self, session: VerifyStream) -> None:
         """Takes the session in: it begins with the next step, waits for room, or is refused then."""
-        self.scheduler.open(session, session.opening, session.arrived)
+        self.scheduler.open(session, session.opening, session.arrived, session.grammar)
         self.runner.on_change()
 
     def graft(self, session: VerifyStream, window: DraftWindow, arrived: float) -> None:
@@ -101,12 +103,20 @@ class Verifier:
     def _compute(self, step: VerifyStep[VerifyStream]) -> tuple[Tensor, VerifyOutcome]:
         """The logits [R, V] of the scored tokens, part after part, and what the target chooses from them."""
         started = time.monotonic()
-        output = self.runner.forward(
-            [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
-        )
-        complete = [part for part, num_rows in zip(step.parts, output.num_rows, strict=True) if num_rows is not None]
-        rows = [row for part in complete for row in verify_rows(part)]
-        chosen = iter(self.runner.sampler.choose(output.logits, rows) if rows else ())
+        rows_of = [verify_rows(part) for part in step.parts]
+        constrained = [
+            Constrained(index, grammar, rows_of[index])
+            for index, part in enumerate(step.parts)
+            if (grammar := part.session.key.grammar) is not None
+        ]
+        with self._mask_thread.beside(constrained) as masks:
+            output = self.runner.forward(
+                [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
+            )
+        rows = [
+            row for rows, num_rows in zip(rows_of, output.num_rows, strict=True) if num_rows is not None for row in rows
+        ]
+        chosen = iter(self.runner.sampler.choose(output.logits, rows, masks.of(output.num_rows)) if rows else ())
         choices = [None if num_rows is None else list(islice(chosen, num_rows)) for num_rows in output.num_rows]
         return output.logits, VerifyOutcome(started, time.monotonic() - started, choices)
 

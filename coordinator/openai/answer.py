@@ -132,7 +132,7 @@ class Answer:
     async def _pieces(self) -> AsyncGenerator[Piece]:
         """Raises ApiError."""
         asked, service = self._asked, self._service
-        with explained(asked.body.field_names):
+        with explained(asked.body.names):
             options = asked.options if self._position is None else self._position.options(asked.options)
             streams = [service.generate(prompt, options, caller=asked.caller) for prompt in asked.prompts]
             async with aclosing(interleaved(streams)) as events:

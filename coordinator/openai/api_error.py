@@ -99,4 +99,5 @@ def explained(field_names: Mapping[str, str]) -> Iterator[None]:
 
 def _renamed(violation: FieldViolation, field_names: Mapping[str, str]) -> FieldViolation:
     field = violation.field.removeprefix("sampling.")
-    return FieldViolation(field_names.get(field, field), violation.description)
+    whole = field_names.get(field.partition(".")[0], field)
+    return FieldViolation(field_names.get(field, whole), violation.description)

@@ -68,6 +68,11 @@ class Body(Fields):
 
     model: str | None = None
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """`field_names`, and those that depend on what the body holds."""
+        return self.field_names
+
 
 async def read_body(request: Request, kind: type[B]) -> B:
     """Raises ApiError, and ClientDisconnect if the client has left."""

@@ -24,19 +24,23 @@ class ChatBody(ChoicesBody):
         "function_call": "none",
         "functions": [],
         "modalities": ["text"],
-        "parallel_tool_calls": True,
-        "response_format": {"type": "text"},
     }
 
     messages: list[Any]
     tools: Any = None
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     max_completion_tokens: Int | None = None
     logprobs: bool | None = None
     top_logprobs: Int | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """See `Body`. Without another form, the grammar of an answer is that of calls."""
+        return {"grammar": "tools", **super().names}
 
     @property
     def max_tokens_in_force(self) -> int | None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from coordinator.chat.call_grammar import CallGrammar
+from coordinator.chat.call_syntax import CALL_MARKUP, CALL_SYNTAXES
 from coordinator.chat.families import SPECIAL_MARKERS, parser_for
 from coordinator.chat.parser import Parser
 from coordinator.chat.reasoning import tags_of
+from coordinator.chat.tool_choice import check_writable, forced_tools, is_named
 from coordinator.detokenizer import Detokenizer
 from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Started, Tokens
 from outrider.core.protocol.chat_prompt import ChatPrompt, Tool
+from outrider.core.protocol.grammar import Grammar
+from outrider.core.protocol.options import GenerationOptions
 
 PROMPT_END_TOKENS = 32
 """Tokens of a prompt that are looked at to see whether it has begun the reasoning: a tag and space behind it."""
@@ -40,6 +46,40 @@ class Conversation:
             token_id: self.detokenizer.content(token_id).decode() for token_id in self.detokenizer.special_ids(markers)
         }
         """By their ids the special tokens that a parser must see, though no text shows them."""
+
+    def held(self, options: GenerationOptions, tool_choice: Any, *, parallel: bool) -> GenerationOptions:
+        """The options with a grammar by which the answer uses the tools as it is to.
+
+        A call that is forced, and one of a strict tool if the family writes JSON, keeps to the tool's schema. Without
+        `parallel` there is one call at most.
+
+        Raises InvalidRequestError where that cannot be.
+        """
+        if not self._tools:
+            return options
+        grammar = self._call_grammar(self._tools, options.sampling.grammar, tool_choice, parallel=parallel)
+        return replace(options, sampling=replace(options.sampling, grammar=grammar))
+
+    def _call_grammar(
+        self, tools: Sequence[Tool], answer: Grammar | None, tool_choice: Any, *, parallel: bool
+    ) -> Grammar | None:
+        family, forced = self._service.tool_call_parser(self._source), forced_tools(tools, tool_choice)
+        is_strict = family in CALL_SYNTAXES and any(tool["function"].get("strict") is True for tool in tools)
+        if not forced and answer is None and not is_strict and parallel:
+            return None
+        check_writable(tools)
+        calls = CallGrammar(
+            family,
+            self._source,
+            tools,
+            self.detokenizer.added_ids(CALL_MARKUP),
+            parallel=parallel and not is_named(tool_choice),
+        )
+        if forced:
+            return calls.forced(forced)
+        if answer is not None:
+            return calls.or_else(answer)
+        return calls.allowed(self._service.target().eos_token_ids)
 
     def parser(self, started: Started) -> Parser:
         """The parser of one answer."""

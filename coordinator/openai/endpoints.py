@@ -77,7 +77,7 @@ class Endpoints:
         """Answers a conversation."""
         body = await read_body(request, ChatBody)
         target = self._target(body.model)
-        with explained(body.field_names):
+        with explained(body.names):
             conversation = Conversation(
                 self._service,
                 body.messages,
@@ -86,9 +86,11 @@ class Endpoints:
                 continue_final_message=body.continue_final_message is True,
                 chat_template_kwargs=body.chat_template_kwargs or {},
             )
+            parallel = body.parallel_tool_calls is not False
+            options = conversation.held(body.options(), body.tool_choice, parallel=parallel)
         asked = Asked(
             prompts=[conversation.prompt],
-            options=body.options(),
+            options=options,
             body=body,
             caller=_caller(request),
             last_event_id=request.headers.get(HEADER),
@@ -96,14 +98,16 @@ class Endpoints:
         return await self._answer(request, target, asked, ChatShape(body, conversation))
 
     async def responses(self, request: Request) -> Response:
-        """Answers a conversation, with text alone."""
+        """Answers a conversation, item by item."""
         body = await read_body(request, ResponsesBody)
-        target = self._target(body.model)
+        target, caller = self._target(body.model), _caller(request)
         if HEADER in request.headers:
             raise ApiError(f"the events of a response have no ids; leave {HEADER} out", param=HEADER)
-        options, caller = body.options(), _caller(request)
-        with explained(body.field_names):
-            answer = ResponseAnswer(self._service, target, body, Conversation(self._service, body.messages()))
+        choice, parallel = body.chat_tool_choice, body.parallel_tool_calls is not False
+        with explained(body.names):
+            conversation = Conversation(self._service, body.messages(), offered_tools(body.chat_tools, choice))
+            options = conversation.held(body.options(), choice, parallel=parallel)
+        answer = ResponseAnswer(self._service, target, body, conversation)
         if body.stream:
             return EventStream(answer.chunks(options, caller), answer.headers)
         told, headers = await while_connected(request.receive, answer.whole(options, caller))
@@ -113,7 +117,7 @@ class Endpoints:
         """The token ids of a text."""
         body = await read_body(request, TokenizeBody)
         target = self._target(body.model)
-        with explained(body.field_names):
+        with explained(body.names):
             token_ids = await self._service.tokenize(
                 body.prompt, add_special_tokens=body.add_special_tokens is not False
             )
@@ -138,7 +142,7 @@ class Endpoints:
         return prompt if isinstance(prompt, str) else await self._text(list(prompt), body, skip_special_tokens=True)
 
     async def _text(self, token_ids: list[int], body: Body, *, skip_special_tokens: bool) -> str:
-        with explained(body.field_names):
+        with explained(body.names):
             return await self._service.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
 
     def _target(self, model: str | None = None) -> ModelInfo:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from coordinator.openai.api_error import ApiError
 from coordinator.openai.body import Body, Fields, Int
+from coordinator.openai.output_format import OutputFormat, ResponseFormat, StructuredOutputs, formats, only_one
 from outrider.core.protocol.options import GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
 
@@ -69,6 +70,11 @@ class GenerationBody(Body):
     stop: str | list[str] | None = None
     stop_token_ids: list[Int] | None = None
     ignore_eos: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
     speculation: SpeculationFields | None = None
 
     @property
@@ -85,6 +91,23 @@ class GenerationBody(Body):
     def num_choices(self) -> int | None:
         """Continuations of each prompt; None is one."""
         return None
+
+    def formats(self) -> Iterator[OutputFormat]:
+        """All forms that are asked for. Raises ApiError."""
+        if self.structured_outputs is not None:
+            yield from self.structured_outputs.formats("structured_outputs")
+        yield from formats("guided_", self.guided_json, self.guided_regex, self.guided_choice, self.guided_grammar)
+
+    @property
+    def output_format(self) -> OutputFormat | None:
+        """What an answer must match; None for nothing. Raises ApiError."""
+        return only_one([*self.formats()])
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """See `Body`."""
+        asked = self.output_format
+        return {**super().names, **({} if asked is None else {"grammar": asked.field})}
 
     @property
     def temperature_in_force(self) -> float:
@@ -117,10 +140,12 @@ class GenerationBody(Body):
     def _sampling(self) -> SamplingParams:
         names = ("top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed")
         given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        asked = self.output_format
         return SamplingParams(
             temperature=self.temperature_in_force,
             top_k=0 if self.top_k in {None, -1} else self.top_k or 0,
             logit_bias=tuple(sorted((_token_id(key), bias) for key, bias in (self.logit_bias or {}).items())),
+            grammar=None if asked is None else asked.grammar,
             **given,
         )
 
@@ -142,6 +167,13 @@ class ChoicesBody(GenerationBody):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    response_format: ResponseFormat | None = None
+
+    def formats(self) -> Iterator[OutputFormat]:
+        """See `GenerationBody`."""
+        if self.response_format is not None:
+            yield from self.response_format.formats("response_format")
+        yield from super().formats()
 
     @property
     def max_tokens_in_force(self) -> int | None:

@@ -1,4 +1,4 @@
-"""One item of a response: a message, or the reasoning in front of it, and the events that tell how it grows."""
+"""A text as an item of a response, a message or the reasoning in front of it, and the events that tell of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ class ItemKind(Enum):
 
     MESSAGE = "output_text"
     REASONING = "reasoning_text"
+    CALL = "function_call_arguments"
 
 
 class Item:

@@ -52,7 +52,7 @@ class ResponseAnswer:
 
     async def _events(self, options: GenerationOptions, caller: TraceContext) -> AsyncGenerator[dict[str, Any]]:
         """The last one has the whole response. Raises ApiError."""
-        with explained(self._body.field_names):
+        with explained(self._body.names):
             generating = self._service.generate(self._conversation.prompt, options, caller=caller)
             steps = Steps(self._service.max_draft_tokens(options), detailed=self._body.detailed)
             async with aclosing(generating) as events:

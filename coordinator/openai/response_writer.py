@@ -1,4 +1,4 @@
-"""Writes one response: rounds become items of text, and the events that tell how they grow."""
+"""Writes one response: rounds become items, and the events that tell how they grow."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from coordinator.chat.deltas import Content, Delta, Reasoning
+from coordinator.chat.deltas import Content, Delta, ToolCallArguments, ToolCallStart
+from coordinator.openai.call_item import CallItem
 from coordinator.openai.conversation import Conversation
 from coordinator.openai.item import Item, ItemKind
 from coordinator.openai.logprobs import chat_logprobs
@@ -30,7 +31,7 @@ class ResponseWriter:
         self._parser = conversation.parser(started)
         self._created = int(time.time())
         self._has_begun = False
-        self._items: list[Item] = []
+        self._items: list[Item | CallItem] = []
         self._num_reasoning_tokens = 0
         """Of rounds that ended in reasoning."""
         self._logprobs: list[dict[str, Any]] = []
@@ -55,17 +56,23 @@ class ResponseWriter:
         if self._body.num_logprobs is not None:
             self._logprobs += chat_logprobs(tokens, self._conversation.detokenizer)["content"]
         for delta in deltas:
-            assert isinstance(delta, Content | Reasoning), "no tools are offered"
-            kind = ItemKind.MESSAGE if isinstance(delta, Content) else ItemKind.REASONING
-            if not self._items or self._items[-1].kind is not kind:
-                if self._items:
-                    yield from self._items[-1].end("completed")
-                yield from self._begin(kind)
+            if isinstance(delta, ToolCallStart):
+                yield from self._begin(CallItem(delta, len(self._items), self._started.request_id))
+                continue
+            if not isinstance(delta, ToolCallArguments):
+                kind = ItemKind.MESSAGE if isinstance(delta, Content) else ItemKind.REASONING
+                if not self._items or self._items[-1].kind is not kind:
+                    yield from self._begin(self._text_item(kind))
             yield self._items[-1].grow(delta.text, self._taken_logprobs())
 
-    def _begin(self, kind: ItemKind) -> Iterator[dict[str, Any]]:
-        self._items.append(Item(kind, len(self._items), self._started.request_id))
-        yield from self._items[-1].begin()
+    def _begin(self, item: Item | CallItem) -> Iterator[dict[str, Any]]:
+        if self._items:
+            yield from self._items[-1].end("completed")
+        self._items.append(item)
+        yield from item.begin()
+
+    def _text_item(self, kind: ItemKind) -> Item:
+        return Item(kind, len(self._items), self._started.request_id)
 
     def _taken_logprobs(self) -> list[dict[str, Any]]:
         taken, self._logprobs = self._logprobs, []
@@ -74,9 +81,9 @@ class ResponseWriter:
     def _end(self, finished: Finished) -> Iterator[dict[str, Any]]:
         status, usage = "incomplete" if finished.reason is FinishReason.LENGTH else "completed", finished.usage
         if not self._items:  # an answer without a word
-            yield from self._begin(ItemKind.MESSAGE)
+            yield from self._begin(self._text_item(ItemKind.MESSAGE))
         *others, last = self._items
-        if self._logprobs:
+        if self._logprobs and isinstance(last, Item):
             yield last.grow("", self._taken_logprobs())
         yield from last.end(status)
         response = self._response(status) | {
@@ -110,13 +117,13 @@ class ResponseWriter:
             "max_output_tokens": body.max_output_tokens,
             "metadata": body.metadata or {},
             "output": [],
-            "parallel_tool_calls": True,
+            "parallel_tool_calls": body.parallel_tool_calls is not False,
             "previous_response_id": None,
             "store": False,
             "temperature": body.temperature_in_force,
-            "text": {"format": {"type": "text"}},
-            "tool_choice": "auto",
-            "tools": [],
+            "text": {"format": body.text_format},
+            "tool_choice": body.tool_choice or "auto",
+            "tools": body.tools or [],
             "top_p": 1.0 if body.top_p is None else body.top_p,
             "truncation": "disabled",
             "usage": None,

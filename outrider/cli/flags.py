@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -16,6 +17,7 @@ from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT
 from outrider.client import GREEDY, GenerationOptions, SamplingParams
 from outrider.core.protocol.address import PORT_MAX
 from outrider.core.protocol.errors import InvalidRequestError
+from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
     DRAFT_TOKENS_MAX,
@@ -172,6 +174,38 @@ class _PromptFlags:
     ] = None
 
 
+_SourceFile: Any = {"exists": True, "dir_okay": False, "metavar": "FILE"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GrammarFlags:
+    """At most one of the sources."""
+
+    json_schema: Annotated[
+        Path | None, typer.Option(help="The text is JSON that the JSON Schema in this file allows.", **_SourceFile)
+    ] = None
+    regex: Annotated[
+        str | None, typer.Option(help="The text is one that this regular expression matches.", metavar="REGEX")
+    ] = None
+    lark: Annotated[
+        Path | None, typer.Option(help="The text is of the grammar in this file, in Lark syntax.", **_SourceFile)
+    ] = None
+    grammar_begins_after: Annotated[
+        str, typer.Option(help="All of it but what ends with the first of this, such as </think>.", metavar="TEXT")
+    ] = ""
+
+    def grammar(self) -> Grammar | None:
+        """Raises typer.BadParameter."""
+        sources = {
+            kind: source if isinstance(source, str) else source.read_text(encoding="utf-8", errors="replace")
+            for kind in GrammarKind
+            if (source := getattr(self, kind)) is not None
+        }
+        if len(sources) > 1:
+            raise typer.BadParameter("a text has one grammar: give one of --json-schema, --regex and --lark")
+        return next((Grammar(*each, self.grammar_begins_after) for each in sources.items()), None)
+
+
 _OPTION_FLAGS: Mapping[str, Any] = {
     "add_special_tokens": typer.Option(
         help="Whether PROMPT gets the special tokens that the target's tokenizer adds, such as a BOS."
@@ -226,9 +260,10 @@ def _request(
 ) -> Request:
     """The request that the flags describe. Raises typer.BadParameter; what depends on the model is the server's to
     check, and on its settings."""
+    grammar = _GrammarFlags(**{each.name: fields.pop(each.name) for each in parameters_of(_GrammarFlags)}).grammar()
     sampling = {name: fields.pop(name) for name in SamplingParams.__slots__ if name in fields}
     options = GenerationOptions(
-        sampling=SamplingParams(**sampling, seed=GREEDY.seed if seed is None else seed),
+        sampling=SamplingParams(**sampling, seed=GREEDY.seed if seed is None else seed, grammar=grammar),
         draw_seed=seed is None,
         stop=stop or (),
         **fields,
@@ -245,9 +280,9 @@ def _check(options: GenerationOptions) -> None:
         found.raise_if_any()
     except InvalidRequestError as error:
         field, description = error.violations[0]
-        flag = field.removeprefix(f"{_SAMPLING}.").replace("_", "-")
+        flag = field.removeprefix(f"{_SAMPLING}.").removeprefix("grammar.").replace("_", "-")
         raise typer.BadParameter(description, param_hint=f"'--{flag}'") from error
 
 
-REQUEST = Group([*parameters_of(_PromptFlags), *_option_parameters()], _request)
+REQUEST = Group([*parameters_of(_PromptFlags), *_option_parameters(), *parameters_of(_GrammarFlags)], _request)
 """A prompt and how to continue it."""

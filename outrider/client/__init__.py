@@ -8,6 +8,7 @@ from outrider.core.coordinate.events import Event, Finished, GenerationMode, Sta
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
+from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
 from outrider.core.protocol.options import GREEDY, GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
@@ -24,6 +25,8 @@ __all__ = [
     "GenerationClient",
     "GenerationMode",
     "GenerationOptions",
+    "Grammar",
+    "GrammarKind",
     "ModelInfo",
     "Replica",
     "Retry",

@@ -12,6 +12,7 @@ import structlog
 from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.library import CannotCompileError
+from outrider.grammar.compiler import GrammarCompiler
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel, report
 from outrider.worker.step_runner import StepRunner
@@ -39,12 +40,15 @@ class DeviceServicer(ModelServicer):
     _loaded: LoadedModel
     _worker: ModelWorker
     _device: DeviceThread
+    _grammars: GrammarCompiler
 
     def _take_over(
         self, loaded: LoadedModel, worker: ModelWorker, on_death: Callable[[BaseException], None]
     ) -> DeviceThread:
         """From now on serves `loaded` by `worker`. Returns the device thread, not started yet."""
         self._loaded, self._worker = loaded, worker
+        info = loaded.info
+        self._grammars = GrammarCompiler(loaded.tokenizer.json, info.vocab_size, info.eos_token_ids)
         self._device = DeviceThread(worker, on_death, loaded.engine.device)
         board = self.serve(loaded.info, partial(worker.runner.load, loaded.info.instance_id, worker.admission))
         worker.runner.on_change = board.touch

@@ -7,6 +7,7 @@ from typing import Generic, TypeVar
 
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
+from outrider.grammar.state import GrammarState
 from outrider.worker.outbox import Outbox
 
 OpeningT = TypeVar("OpeningT", bound=DraftOpen | VerifyOpen)
@@ -16,10 +17,11 @@ EventT = TypeVar("EventT")
 class SessionStream(Generic[OpeningT, EventT]):
     """How it was opened, and the way to its reader. A scheduler knows the session by it."""
 
-    def __init__(self, opening: OpeningT, outbox: Outbox[EventT]) -> None:
-        """It arrives now."""
+    def __init__(self, opening: OpeningT, outbox: Outbox[EventT], grammar: GrammarState | None = None) -> None:
+        """It arrives now; `grammar` has followed its line."""
         self.opening = opening
         self.outbox = outbox
+        self.grammar = grammar
         self.arrived = time.monotonic()
 
     def tell(self, content: EventT | OutriderError | None, started_ns: int | None = None) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
-from coordinator.chat.tool_choice import TOOLS_MAX, offered_tools
+from coordinator.chat.tool_choice import TOOLS_MAX, check_writable, forced_tools, is_named, offered_tools
 from outrider.core.protocol.errors import InvalidRequestError
-from tests.chat.conversations import WEATHER
+from tests.chat.conversations import TIME, WEATHER
+
+NOW = {"type": "function", "function": {"name": "now"}}
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,8 @@ from tests.chat.conversations import WEATHER
         ([WEATHER], None, [WEATHER]),
         ([WEATHER], "auto", [WEATHER]),
         ([WEATHER], "none", None),
+        ([WEATHER, TIME], "required", [WEATHER, TIME]),
+        ([WEATHER, TIME], NOW, [WEATHER, TIME]),
     ],
 )
 def test_offered_tools(tools: Any, choice: Any, expected: Any) -> None:
@@ -29,10 +33,11 @@ def test_offered_tools(tools: Any, choice: Any, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("tools", "choice", "words"),
     [
-        ([WEATHER], "required", "tool_choice: a call cannot be forced"),
-        ([WEATHER], {"type": "function", "function": {"name": "get_weather"}}, "tool_choice: a call cannot be forced"),
-        ([WEATHER], "always", "tool_choice: must be 'auto' or 'none'"),
-        ([WEATHER], 5, "tool_choice: must be 'auto' or 'none'"),
+        ([WEATHER], NOW, "tool_choice: must be 'auto', .* or a function that is one of the tools"),
+        ([WEATHER], {"type": "function", "function": "get_weather"}, "tool_choice: must be 'auto'"),
+        ([WEATHER], {"type": "allowed_tools", "function": {"name": "get_weather"}}, "tool_choice: must be 'auto'"),
+        ([WEATHER], "always", "tool_choice: must be 'auto'"),
+        ([WEATHER], 5, "tool_choice: must be 'auto'"),
         (None, "required", "tool_choice: needs tools"),
         ({}, None, "tools: must be a list"),
         ([], None, "tools: must be a list"),
@@ -51,8 +56,29 @@ def test_offered_tools(tools: Any, choice: Any, expected: Any) -> None:
             None,
             r"tools\[0\].function.parameters.properties: must be an object",
         ),
+        (
+            [{"type": "function", "function": {"name": "f", "strict": "yes"}}],
+            None,
+            r"tools\[0\].function.strict: must be true or false",
+        ),
     ],
 )
 def test_what_cannot_be_offered_is_refused(tools: Any, choice: Any, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
         offered_tools(tools, choice)
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [(None, []), ("auto", []), ("required", [WEATHER, TIME]), (NOW, [TIME])],
+)
+def test_forced_tools(choice: Any, expected: Any) -> None:
+    assert forced_tools([WEATHER, TIME], choice) == expected
+    assert is_named(choice) is (choice is NOW)
+
+
+@pytest.mark.parametrize("name", ["", "a b", 'a"', "<tool_call>", "a\n", "x" * 257])
+def test_a_name_that_no_call_could_have_is_refused(name: str) -> None:
+    tools = [WEATHER, {"type": "function", "function": {"name": name}}]
+    with pytest.raises(InvalidRequestError, match=r"tools\[1\].function.name: must be letters"):
+        check_writable(tools)

@@ -13,7 +13,7 @@ import typer.main
 from outrider.cli import flags
 from outrider.cli.__main__ import app
 from outrider.cli.up import UpOptions
-from outrider.client import GenerationOptions, SamplingParams
+from outrider.client import GenerationOptions, Grammar, GrammarKind, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,13 +23,16 @@ PARAMETERS_MAX = 10
 NOT_OFFERED = {"logit_bias", "stop_token_ids"}
 """What the command line leaves to the client library."""
 
-SAID_OTHERWISE = {"sampling", "draw_seed", "speculate", "num_logprobs", "resume"}
+SAID_OTHERWISE = {"sampling", "draw_seed", "speculate", "num_logprobs", "resume", "grammar"}
 """What other flags say, or `generate` alone, or what the client says by itself."""
+
+GRAMMAR_FLAGS = {"json_schema", "regex", "lark", "grammar_begins_after"}
+"""How a grammar is given."""
 
 
 def test_every_option_has_a_flag() -> None:
     options = {field.name for kind in (GenerationOptions, SamplingParams) for field in fields(kind)}
-    made = {parameter.name for parameter in flags.REQUEST.parameters} - {"prompt", "token_ids"}
+    made = {parameter.name for parameter in flags.REQUEST.parameters} - {"prompt", "token_ids"} - GRAMMAR_FLAGS
     assert made | NOT_OFFERED | SAID_OTHERWISE == options
     assert not made & (NOT_OFFERED | SAID_OTHERWISE)
 
@@ -38,6 +41,23 @@ def test_flags_that_are_not_given_are_the_options_defaults() -> None:
     given = {parameter.name: parameter.default for parameter in flags.REQUEST.parameters}
     request = flags.REQUEST.make(**given | {"prompt": "x"})
     assert (request.prompt, request.options) == ("x", GenerationOptions(draw_seed=True))
+
+
+def test_a_grammar_is_one_source_of_a_file_or_of_the_flag_itself(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_text('{"enum": ["ä"]}', encoding="utf-8")
+    given = {parameter.name: parameter.default for parameter in flags.REQUEST.parameters} | {"prompt": "x"}
+    for said, grammar in (
+        ({"json_schema": source}, Grammar(GrammarKind.JSON_SCHEMA, '{"enum": ["ä"]}')),
+        ({"lark": source}, Grammar(GrammarKind.LARK, '{"enum": ["ä"]}')),
+        ({"regex": "a+", "grammar_begins_after": "="}, Grammar(GrammarKind.REGEX, "a+", "=")),
+    ):
+        assert flags.REQUEST.make(**given | said).options.sampling.grammar == grammar
+    with pytest.raises(typer.BadParameter, match="one of --json-schema, --regex and --lark"):
+        flags.REQUEST.make(**given | {"json_schema": source, "regex": "a"})
+    with pytest.raises(typer.BadParameter, match="at least 1") as found:
+        flags.REQUEST.make(**given | {"regex": ""})
+    assert found.value.param_hint == "'--regex'"
 
 
 def test_run_and_generate_take_a_request_by_the_same_flags() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.constraint import Constraint
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
@@ -23,6 +24,7 @@ def verify_session(
     estimates: VerifyEstimates | None = None,
     line: Sequence[int] = (7, 8, 9),
     ngrams: bool = False,
+    constraint: Constraint | None = None,
 ) -> VerifySession:
     """A session at the end of `line`; with `ngrams` it has a table of it."""
     return VerifySession(
@@ -41,6 +43,7 @@ def verify_session(
         max_live_nodes=20,
         estimates=estimates,
         ngram_table=NgramTable if ngrams else None,
+        constraint=constraint,
     )
 
 

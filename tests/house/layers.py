@@ -78,6 +78,7 @@ def _engine() -> dict[str, Layer]:
     return found
 
 
+_GRAMMAR = "llguidance"
 _ALL_ENGINE = " ".join(name.removeprefix("outrider.") for name in _engine())
 
 
@@ -97,6 +98,7 @@ LAYERS = {
     "outrider.core.schedule": _room("protocol estimate propose verify draft"),
     "outrider.core.coordinate": _room("protocol estimate propose"),
     **_engine(),
+    "outrider.grammar": _layer("core", f"{_GRAMMAR} structlog"),
     "outrider.machine": _layer(),
     "outrider.output": _layer(),
     "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
@@ -107,7 +109,7 @@ LAYERS = {
     "outrider.plan": _layer("core"),
     "outrider.http": _layer("core rpc telemetry", "fastapi structlog uvicorn"),
     "outrider.worker": _layer(
-        f"core {_ALL_ENGINE} http machine rpc settings telemetry {_WORKER_SETTINGS} v1",
+        f"core {_ALL_ENGINE} grammar http machine rpc settings telemetry {_WORKER_SETTINGS} v1",
         f"{_ENGINE} {_GRPC} {_SERVICE}",
     ),
     "outrider.client": _layer("core rpc v1", _GRPC),
@@ -125,7 +127,7 @@ LAYERS = {
     ),
     **{
         service: _layer(
-            f"core {_ALL_ENGINE} http machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
+            f"core {_ALL_ENGINE} grammar http machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
             f"{_ENGINE} {_GRPC} {_SERVICE}",
             services=f"{service}.config",
         )

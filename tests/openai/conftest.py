@@ -14,6 +14,7 @@ import pytest
 import pytest_asyncio
 import torch
 from openai import AsyncOpenAI, OpenAI
+from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from coordinator.openai.app import make_app
@@ -22,9 +23,13 @@ from outrider.engine.jobs import Job
 from outrider.http.server import HttpServer
 from outrider.worker.serving import SWITCH_INTERVAL_SECONDS
 from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny, worker
+from tests.openai.dictated import save_dictated
 
 MAX_REQUESTS = 8
 """Completions that this coordinator runs at a time."""
+
+BUNDLED_TOKENS = 4096
+"""Size of the bundled vocabulary."""
 
 TEMPLATE = """{% for message in messages %}[{{ message.role }}] {{ message.content }}
 {% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"""
@@ -62,11 +67,11 @@ class Served:
         return f"http://127.0.0.1:{self.http.port}"
 
 
-def random_target() -> PreTrainedModel:
+def random_target(vocab_size: int = BUNDLED_TOKENS) -> PreTrainedModel:
     """A tiny model with random weights and the bundled vocabulary: it writes broken characters, too."""
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=4096,
+        vocab_size=vocab_size,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -88,12 +93,14 @@ def blurred(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def saved(model: PreTrainedModel, folder: Path) -> Path:
-    """A model's folder."""
+def saved(model: PreTrainedModel, folder: Path, template: str = TEMPLATE, markup: Sequence[str] = ()) -> Path:
+    """A model's folder. `markup` are more tokens, behind the bundled ones."""
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(MODELS / "target" / name, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    tokenizer = Tokenizer.from_file(str(MODELS / "target" / "tokenizer.json"))
+    tokenizer.add_tokens(list(markup))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    shutil.copy(MODELS / "target" / "tokenizer_config.json", folder)
+    (folder / "chat_template.jinja").write_text(template)
     return folder
 
 
@@ -123,6 +130,19 @@ async def http_at(stack: Stack) -> AsyncIterator[str]:
     await http.open()
     yield f"http://127.0.0.1:{http.port}"
     await http.stop(None)
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def dictated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """The URL of a model that calls tools. Its drafter is always right, so that a round has many tokens."""
+    folder = save_dictated(tmp_path_factory.mktemp("dictated") / "target")
+    async with (
+        worker(load_tiny(folder)) as verify,
+        worker(load_tiny(folder), draft=True) as draft,
+        coordinator(verify.address, draft.address) as stack,
+        http_at(stack) as url,
+    ):
+        yield url
 
 
 async def until_idle(served: Served) -> None:

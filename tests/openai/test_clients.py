@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
 from tests.e2e.answers import ask
-from tests.e2e.stack import coordinator, load_tiny, worker
+from tests.e2e.stack import coordinator
 from tests.openai.conftest import Served, http_at
-from tests.openai.dictated import ANSWER, save_dictated
+from tests.openai.dictated import ANSWER
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
@@ -56,19 +55,6 @@ ASKED = {
     "seed": SEED,
     "num_tokens": NUM_TOKENS,
 }
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="package")
-async def dictated(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
-    """The URL of a model that calls tools. Its drafter is always right, so that a round has many tokens."""
-    folder = save_dictated(tmp_path_factory.mktemp("dictated") / "target")
-    async with (
-        worker(load_tiny(folder)) as verify,
-        worker(load_tiny(folder), draft=True) as draft,
-        coordinator(verify.address, draft.address) as stack,
-        http_at(stack) as url,
-    ):
-        yield url
 
 
 @asynccontextmanager

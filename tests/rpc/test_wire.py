@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.messages import (
     NOT_TRACED,
     Commitment,
@@ -51,6 +52,7 @@ def samplings() -> st.SearchStrategy[SamplingParams]:
         frequency_penalty=FLOAT32,
         logit_bias=st.dictionaries(UINT32, FLOAT32, max_size=4).map(lambda bias: tuple(sorted(bias.items()))),
         seed=UINT64,
+        grammar=st.none() | st.builds(Grammar, st.sampled_from(GrammarKind), TEXT, TEXT),
     )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import Outbound
@@ -60,8 +61,9 @@ class DraftSession:
         estimates: DraftEstimates | None = None,
         *,
         expands: Callable[[Node], bool] = lambda node: True,
+        constraint: Constraint | None = None,
     ) -> None:
-        """What follows a new node may be drafted if `expands` says so."""
+        """What follows a new node may be drafted if `expands` says so. `constraint` has followed the line."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or DraftEstimates()
         self._confidence_bin = estimates.confidence_bin
@@ -70,10 +72,11 @@ class DraftSession:
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.width = opening.tree_width or AUTOMATIC_WIDTH_MAX
         """Most children of a node."""
-        self.penalized = opening.sampling.penalized
+        self.needs_path = opening.sampling.penalized or constraint is not None
         """Whether what follows a node depends on which tokens its path holds, wherever they stand."""
         self._automatic = opening.tree_width == 0
         self._expands = expands
+        self._constraint = constraint
         self._max_run_ahead = opening.max_run_ahead
         self._max_length = opening.max_length
         self._outbound = Outbound()
@@ -92,6 +95,8 @@ class DraftSession:
         """
         new = self.line.commit(commitment.position, commitment.token_ids)
         decided(self._proposals(new), self._calibrations)
+        if self._constraint is not None and new:
+            self._constraint.commit(new)
         growth = self.tree.commit(new)
         self._unsent = [node for node in self._unsent if node.state is LIVE]
         self._verify_seconds = commitment.verify_ms / 1000.0

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from outrider.core.protocol.tree import Node
+
+CERTAIN: Final = 1.0
+"""Probability of a token besides which nothing may follow: the one that is believed as it stands."""
 
 
 class Proposer(Protocol):
@@ -15,7 +18,8 @@ class Proposer(Protocol):
     answers for one round (`verify/overlay.py`). A drafter asks it below the nodes that it expands, and sends the
     answers on. Neither believes a probability as it stands: it is sorted into a bin of the proposer's own
     (`estimate/confidence.py`), and how often guesses of that bin are right is learned. So a proposer need not be
-    calibrated, but what it calls more probable should be right more often.
+    calibrated, but what it calls more probable should be right more often. Only what it calls `CERTAIN` is taken for
+    that.
 
     **When it is asked.** `prepare` once before the guesses of a round or a window, then `propose` any number of times,
     then `commit` once tokens are decided. A round may be called off, and then begins again; a session may end at any

@@ -17,8 +17,9 @@ class Ending(NamedTuple):
 
     @classmethod
     def of(cls, opening: VerifyOpen, eos_token_ids: Sequence[int]) -> Ending:
-        """What `opening` asks for at a target with these end-of-text tokens."""
-        return cls(frozenset(() if opening.ignore_eos else eos_token_ids), opening.stop_token_ids, opening.max_length)
+        """What `opening` asks for at a target with these end-of-text tokens; after a grammar's, nothing can follow."""
+        goes_on = opening.ignore_eos and opening.sampling.grammar is None
+        return cls(frozenset(() if goes_on else eos_token_ids), opening.stop_token_ids, opening.max_length)
 
     def reason(self, token_id: int, length: int) -> FinishReason | None:
         """Why a line of `length` that generation has brought to `token_id` ends there; None if it goes on."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from outrider.core.protocol.grammar import Grammar
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """One request's sampling parameters, with every default resolved. Ranges are in `validation.py`.
 
-    Processing order: logit bias, repetition penalty, frequency and presence penalties, temperature, top-k, top-p,
-    min-p, then the choice by noise that depends on (seed, position, token) alone. Temperature 0 takes the argmax.
+    Processing order: grammar, logit bias, repetition penalty, frequency and presence penalties, temperature, top-k,
+    top-p, min-p, then the choice by noise that depends on (seed, position, token) alone. Temperature 0 takes the
+    argmax.
     """
 
     temperature: float = 0.0
@@ -22,6 +25,8 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = field(default=())
     seed: int = 0
+    grammar: Grammar | None = None
+    """What the answer's text must match."""
 
     @property
     def greedy(self) -> bool:

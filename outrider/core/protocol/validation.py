@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.core.protocol.grammar import Grammar
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 
@@ -23,6 +24,11 @@ STOP_STRINGS_MAX = 16
 """Most stop strings in one request."""
 STOP_STRING_CHARACTERS_MAX = 256
 """Longest stop string; as much text may be held back."""
+GRAMMAR_BYTES_MAX = 128 * 1024
+"""Longest grammar: some ten times the largest schemas that services publish for their calls. Compiling is bounded apart
+from it."""
+BEGINS_AFTER_CHARACTERS_MAX = STOP_STRING_CHARACTERS_MAX
+"""Longest text that a grammar begins after."""
 STOP_TOKEN_IDS_MAX = 64
 """Most stop token ids in one request."""
 LOGPROBS_MAX = 20
@@ -117,6 +123,22 @@ def check_sampling(found: Violations, sampling: SamplingParams, vocab_size: int,
         all(math.isfinite(bias) and abs(bias) <= LOGIT_BIAS_MAX for _, bias in sampling.logit_bias),
         f"{field}.logit_bias",
         f"each bias must be between -{LOGIT_BIAS_MAX:g} and {LOGIT_BIAS_MAX:g}",
+    )
+    if sampling.grammar is not None:
+        _check_grammar(found, sampling.grammar, f"{field}.grammar")
+
+
+def _check_grammar(found: Violations, grammar: Grammar, field: str) -> None:
+    num_bytes = len(grammar.source.encode(errors="surrogatepass"))
+    found.check(
+        0 < num_bytes <= GRAMMAR_BYTES_MAX,
+        f"{field}.{grammar.kind}",
+        f"has {num_bytes} bytes; it must have at least 1 and at most {GRAMMAR_BYTES_MAX}",
+    )
+    found.check(
+        len(grammar.begins_after) <= BEGINS_AFTER_CHARACTERS_MAX,
+        f"{field}.begins_after",
+        f"must have at most {BEGINS_AFTER_CHARACTERS_MAX} characters",
     )
 
 

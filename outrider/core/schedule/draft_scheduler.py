@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import Generic
 
 from outrider.core.draft.session import DraftSession, choose_expansions
+from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
 from outrider.core.protocol.tree import Node
@@ -45,10 +46,10 @@ class DraftScheduler(Generic[KeyT]):
         self._isolated: deque[Seated[Drafting[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
 
-    def open(self, key: KeyT, opening: DraftOpen) -> None:
-        """Takes a session in: `admit` seats or refuses it."""
+    def open(self, key: KeyT, opening: DraftOpen, constraint: Constraint | None = None) -> None:
+        """Takes a session in, whose line `constraint` has followed: `admit` seats or refuses it."""
         opening = self.policy.opening(opening)
-        state = DraftSession(opening, self.policy.estimates, expands=self.policy.expands)
+        state = DraftSession(opening, self.policy.estimates, expands=self.policy.expands, constraint=constraint)
         self.sessions[key] = session = Drafting(key, opening, state)
         self.admission.join(session)
 

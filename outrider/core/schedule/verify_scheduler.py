@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Generic
 
 from outrider.core.estimate.step_curve import StepCurve
+from outrider.core.propose.constraint import Constraint
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
 from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
@@ -61,8 +62,11 @@ class VerifyScheduler(Generic[KeyT]):
         self._isolated: deque[Seated[Verification[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
 
-    def open(self, key: KeyT, opening: VerifyOpen, now: float) -> None:
-        """Queues a session: by `admit` it finds room, waits for it, or is refused."""
+    def open(self, key: KeyT, opening: VerifyOpen, now: float, constraint: Constraint | None = None) -> None:
+        """Queues a session: by `admit` it finds room, waits for it, or is refused.
+
+        `constraint` has followed its line so far.
+        """
         state = VerifySession(
             opening,
             vocab_size=self._vocab_size,
@@ -70,6 +74,7 @@ class VerifyScheduler(Generic[KeyT]):
             max_live_nodes=RUN_AHEAD_MAX,
             estimates=self.policy.estimates,
             ngram_table=self._ngram_table if self.policy.looks_up else None,
+            constraint=constraint,
         )
         self.sessions[key] = session = Verification(key, opening, state, self.policy.rounds(opening))
         time_left = math.inf if opening.time_left_ms is None else opening.time_left_ms / 1000.0

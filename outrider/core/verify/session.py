@@ -10,14 +10,17 @@ from typing import NamedTuple
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.lookup import PromptLookup
+from outrider.core.propose.constrained import proposer_of
+from outrider.core.propose.constraint import Constraint
 from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.proposer import Proposer
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import DraftWindow, FinishReason, VerifyOpen
 from outrider.core.protocol.naming import Grafted, Inbound
 from outrider.core.protocol.tree import Node, SpeculationTree
 from outrider.core.verify.draft_wait import AT_ONCE, DraftWait, ReadyDrafts, Wait
+from outrider.core.verify.forbidden import without_forbidden
 from outrider.core.verify.overlay import Overlay
 from outrider.core.verify.selection import Beside, Candidates, most_probable
 
@@ -91,8 +94,12 @@ class VerifySession:
         max_live_nodes: int,
         estimates: VerifyEstimates | None = None,
         ngram_table: Callable[[], NgramTable] | None = None,
+        constraint: Constraint | None = None,
     ) -> None:
-        """Guesses by itself below what its drafter has sent, if `ngram_table` makes an empty table to read the line."""
+        """Guesses by itself below what its drafter has sent, if `ngram_table` makes an empty table to read the line.
+
+        `constraint`, which has followed the line, forbids and forces guesses.
+        """
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or VerifyEstimates()
         self._estimates = estimates
@@ -109,7 +116,8 @@ class VerifySession:
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
         self._ngram_table = ngram_table
-        self._proposer: PromptLookup | None = None
+        self._constraint = constraint
+        self._proposer: Proposer | None = None
         self._overlay = self._fresh_overlay()
         self._ending = Ending.of(opening, eos_token_ids)
         self._last_verdict: float | None = None
@@ -128,6 +136,8 @@ class VerifySession:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
         self._overlay = self._fresh_overlay()
         grafted = self._inbound.graft(self.tree, window)
+        if self._constraint is not None:
+            grafted = without_forbidden(self.tree, grafted, self._constraint)
         for _, log_prob, right in grafted.late:
             for calibration in self._calibrations:
                 calibration.observe(claim_bin(log_prob), right)
@@ -148,9 +158,11 @@ class VerifySession:
         return Candidates(self.tree, self._max_draft_tokens, self._max_length - 2, self._overlay)
 
     def _fresh_overlay(self) -> Overlay | None:
-        if self._ngram_table is None or not self._max_draft_tokens:
+        if not self._max_draft_tokens:
             return None
-        self._proposer = self._proposer or PromptLookup(self._ngram_table(), self.line)
+        self._proposer = self._proposer or proposer_of(self.line, self._ngram_table, self._constraint)
+        if self._proposer is None:
+            return None
         return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance)
 
     def _num_prompt_lookup(self, nodes: Sequence[Node]) -> int:
@@ -250,6 +262,8 @@ class VerifySession:
         decided(self._guesses(token_ids), self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
+        if self._constraint is not None:
+            self._constraint.commit(token_ids)
         if self._proposer is not None and self._overlay is not None:
             self._proposer.commit(token_ids)
             self._overlay = self._fresh_overlay()

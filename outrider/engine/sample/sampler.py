@@ -1,11 +1,12 @@
 """Choosing tokens from logits: the rows of many sessions at once, each by its own sampling parameters.
 
 A token is `argmax_v(processed_logit[v] / T + G(seed, position, v))` with the noise of `noise.py`; at temperature 0 it
-is the argmax of the processed logits. Processing, in this order: bias, repetition penalty (Keskar et al. 2019, CTRL),
-frequency and presence penalties (as OpenAI defines them), temperature, top-k, top-p, min-p, each filter on what the one
-before it left. That is the definition, and `candidates.py` does it. Top-k is in fact taken before the temperature,
-which changes no order: only its survivors need to be scaled, sorted and given noise. Without top-k nothing is sorted:
-the token that noise prefers is found first, and then asked whether top-p keeps it (`unranked.py`).
+is the argmax of the processed logits. Processing, in this order: what a grammar allows (`allowed.py`), bias, repetition
+penalty (Keskar et al. 2019, CTRL), frequency and presence penalties (as OpenAI defines them), temperature, top-k,
+top-p, min-p, each filter on what the one before it left. That is the definition, and `candidates.py` does it. Top-k is
+in fact taken before the temperature, which changes no order: only its survivors need to be scaled, sorted and given
+noise. Without top-k nothing is sorted: the token that noise prefers is found first, and then asked whether top-p keeps
+it (`unranked.py`).
 
 Ties: of equal logits the one with the lowest token id ranks first, on every device. Top-k therefore keeps exactly k
 tokens, and top-p drops the highest ids among equals.
@@ -30,6 +31,7 @@ from torch import Tensor
 from outrider.core.protocol.messages import TokenLogprobs
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
+from outrider.engine.sample.allowed import Allowed
 from outrider.engine.sample.best import Best
 from outrider.engine.sample.candidates import candidates, shaping_of
 from outrider.engine.sample.logit_bias import LogitBias
@@ -107,25 +109,30 @@ class Sampler:
         for processor in self._taking_part.pop(slot, ()):
             processor.close(slot)
 
-    def choose(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
-        """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each."""
+    def choose(self, logits: Tensor, rows: Sequence[Row], allowed: Allowed | None = None) -> list[int]:
+        """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each.
+
+        Rows of `allowed` choose among those tokens, and 0 where there are none.
+        """
         slots = [row.slot for row in rows]
-        plain = self._taking_part.keys().isdisjoint(slots) and not self._native(slots)
+        plain = allowed is None and self._taking_part.keys().isdisjoint(slots) and not self._native(slots)
         if plain and all(self._params[slot].greedy for slot in slots):
             return logits.argmax(-1).tolist()
-        return [best.token_ids[0] if best.token_ids else 0 for best in self._best(logits, rows, 1)]
+        return [best.token_ids[0] if best.token_ids else 0 for best in self._best(logits, rows, 1, allowed)]
 
-    def propose(self, logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
+    def propose(
+        self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None = None
+    ) -> tuple[list[list[int]], list[list[float]]]:
         """The `width` tokens of each row that the choice prefers, best first: the first is what `choose` takes.
 
         With them their *margins*, in units of processed logit / T: by how much the perturbed score of each is below the
         first one's, and for the first by how much it is above the second one's, infinite if there is none. Another
         model chooses alike, with the same noise, unless its scores differ by more than that. A row whose filters leave
-        fewer than `width` tokens proposes those.
+        fewer than `width` tokens proposes those, as does one of `allowed`.
         """
         if not rows:
             return [], []
-        found = self._best(logits, rows, max(width, 2))
+        found = self._best(logits, rows, max(width, 2), allowed)
         return [best.token_ids[:width] for best in found], [best.margins[:width] for best in found]
 
     def logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
@@ -142,9 +149,12 @@ class Sampler:
             for row in table
         )
 
-    def _best(self, logits: Tensor, rows: Sequence[Row], width: int) -> list[Best]:
+    def _best(self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None) -> list[Best]:
         """The `width` best tokens of each row."""
         slots = [row.slot for row in rows]
+        if allowed is not None:
+            logits = logits.to(torch.float32, copy=True)
+            allowed.forbid_others(logits)
         if not self._taking_part.keys().isdisjoint(slots):
             logits = self._processed(logits, rows)
         found: dict[int, Best | None] = {}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
+from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.messages import (
     DraftWindow,
     FinishReason,
@@ -57,15 +58,29 @@ def encode_sampling(sampling: SamplingParams) -> common_pb2.SamplingParams:
         frequency_penalty=sampling.frequency_penalty,
         logit_bias=dict(sampling.logit_bias),
         seed=sampling.seed,
+        grammar=None if sampling.grammar is None else _encode_grammar(sampling.grammar),
     )
 
 
 def decode_sampling(message: common_pb2.SamplingParams) -> SamplingParams:
-    """An unset field takes its default."""
+    """An unset field takes its default. Raises InvalidRequestError for a grammar without one."""
     present: dict[str, Any] = {
         name: getattr(message, name) for name in _OPTIONAL_SAMPLING_FIELDS if message.HasField(name)
     }
-    return SamplingParams(logit_bias=tuple(sorted(message.logit_bias.items())), **present)
+    grammar = _decode_grammar(message.grammar) if message.HasField("grammar") else None
+    return SamplingParams(logit_bias=tuple(sorted(message.logit_bias.items())), grammar=grammar, **present)
+
+
+def _encode_grammar(grammar: Grammar) -> common_pb2.Grammar:
+    source: dict[str, Any] = {grammar.kind.value: grammar.source}
+    return common_pb2.Grammar(begins_after=grammar.begins_after, **source)
+
+
+def _decode_grammar(message: common_pb2.Grammar) -> Grammar:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise InvalidRequestError([FieldViolation("sampling.grammar", "set json_schema, regex or lark")])
+    return Grammar(GrammarKind(kind), getattr(message, kind), message.begins_after)
 
 
 def encode_token_logprobs(logprobs: TokenLogprobs) -> common_pb2.TokenLogprobs:

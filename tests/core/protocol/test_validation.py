@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.validation import (
+    BEGINS_AFTER_CHARACTERS_MAX,
     DRAFT_TOKENS_MAX,
+    GRAMMAR_BYTES_MAX,
     LOGIT_BIAS_ENTRIES_MAX,
     LOGIT_BIAS_MAX,
     LOGPROBS_MAX,
@@ -127,6 +130,16 @@ SAMPLING: list[tuple[str, Any, bool]] = [
     ("logit_bias", ((-1, 1.0),), False),
     ("logit_bias", ((1, 1.0),) * LOGIT_BIAS_ENTRIES_MAX, True),
     ("logit_bias", ((1, 1.0),) * (LOGIT_BIAS_ENTRIES_MAX + 1), False),
+    ("grammar", Grammar(GrammarKind.REGEX, "a"), True),
+    (
+        "grammar",
+        Grammar(GrammarKind.JSON_SCHEMA, "é" * (GRAMMAR_BYTES_MAX // 2), "é" * BEGINS_AFTER_CHARACTERS_MAX),
+        True,
+    ),
+    ("grammar.regex", Grammar(GrammarKind.REGEX, ""), False),
+    ("grammar.json_schema", Grammar(GrammarKind.JSON_SCHEMA, "é" * (GRAMMAR_BYTES_MAX // 2) + "x"), False),
+    ("grammar.lark", Grammar(GrammarKind.LARK, "\ud800" * GRAMMAR_BYTES_MAX), False),
+    ("grammar.begins_after", Grammar(GrammarKind.LARK, "x", "é" * (BEGINS_AFTER_CHARACTERS_MAX + 1)), False),
 ]
 
 FLOATS = ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -167,7 +180,7 @@ def test_what_a_verifier_may_be_asked(field: str, value: Any, allowed: bool) -> 
     SAMPLING + [(field, value, False) for field in FLOATS for value in (math.nan, math.inf, -math.inf)],
 )
 def test_how_tokens_may_be_chosen(field: str, value: Any, allowed: bool) -> None:
-    sampling = replace(SamplingParams(), **{field: value})
+    sampling = replace(SamplingParams(), **{field.partition(".")[0]: value})
     expected = [] if allowed else [f"open.sampling.{field}"]
     assert violated_by_draft(replace(DRAFT_OPEN, sampling=sampling)) == expected
     assert violated_by_verify(replace(VERIFY_OPEN, sampling=sampling)) == expected
