@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from coordinator.text import TextDecoder
 from outrider.core.coordinate.events import Token, Tokens
 from outrider.core.coordinate.session import Emit
+from outrider.core.propose.alignment import Alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,19 @@ class EmittedTokens:
 class Emission:
     """Turns rounds into what is given out, up to a stop string."""
 
-    def __init__(self, decoder: TextDecoder) -> None:
+    def __init__(self, decoder: TextDecoder, prediction: Sequence[int] = ()) -> None:
+        """`prediction` is what the tokens were expected to be."""
         self.num_emitted = 0
         """Tokens given out. A stop string may end the text before the round's last token."""
         self.final_text = ""
         """Text that was held back to the end; empty before."""
         self._decoder = decoder
+        self._prediction = Alignment(prediction) if prediction else None
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens of the prediction that were given out in their place."""
+        return 0 if self._prediction is None else self._prediction.num_appeared
 
     @property
     def stopped(self) -> bool:
@@ -51,6 +59,8 @@ class Emission:
         texts: list[str] = []
         for token_id in emit.token_ids:
             texts.append(self._decoder.push(token_id))
+            if self._prediction is not None:
+                self._prediction.follow(token_id)
             if self._decoder.stopped:
                 break
         self.num_emitted += len(texts)

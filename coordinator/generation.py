@@ -86,10 +86,11 @@ class Generation:
             ignore_eos=request.ignore_eos,
             max_draft_tokens=request.max_draft_tokens if request.speculate else 0,
             num_logprobs=request.num_logprobs,
+            prediction_token_ids=request.prediction_token_ids,
             trace=trace,
         )
         self._ending = Ending.of(self._opening, target.eos_token_ids)
-        self._emission = Emission(decoder)
+        self._emission = Emission(decoder, request.prediction_token_ids)
         self._stopwatch = Stopwatch(deadline)
         self._verifiers = VerifierFailover(links, session_id)
         draft_opening = DraftOpen(
@@ -123,7 +124,13 @@ class Generation:
             mode=GenerationMode.SPECULATIVE if was_fed else _MODES[session.drafter],
             mode_reason=session.mode_reason,
             text=self._emission.final_text,
-            usage=Usage(session.line.num_prompt_tokens, self._emission.num_emitted, self._num_cached_prompt_tokens),
+            usage=Usage(
+                session.line.num_prompt_tokens,
+                self._emission.num_emitted,
+                self._num_cached_prompt_tokens,
+                self._emission.num_predicted,
+                len(self._opening.prediction_token_ids) - self._emission.num_predicted,
+            ),
             speculation=statistics.speculation,
             timings=Timings(
                 first_token_ms=stopwatch.first_token_ms,

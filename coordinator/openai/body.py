@@ -56,8 +56,9 @@ class Fields(BaseModel):
                 )
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, Fields):
-                value.check_unknown(f"{prefix}{name}.")
+            for each in value if isinstance(value, list) else (value,):
+                if isinstance(each, Fields):
+                    each.check_unknown(f"{prefix}{name}.")
 
 
 class Body(Fields):
