@@ -44,9 +44,9 @@ def _other_chance(rank: int, margin: float) -> float:
 NGRAM_PROBABILITIES = (0.01, 0.02, 0.06, 0.12, 0.18, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.8, 0.9, 0.95)
 """How often n-grams' guesses are right by the probability that their table promises."""
 
-PREDICTION_PROBABILITIES = (0.01, 0.02, 0.03, 0.04, 0.06, 0.08, 0.15, 0.2, 0.55, 0.75, 0.92, 0.965, 0.98, 0.99)
-"""How often a prediction is right by what the run of its right guesses promises; half and less is promised where the
-line has left it. On source files with edits of several kinds."""
+PREDICTION_PROBABILITIES = (0.01, 0.01, 0.02, 0.03, 0.04, 0.15, 0.3, 0.4, 0.4, 0.7, 0.92, 0.965, 0.98, 0.99)
+"""How often a prediction is right by what it promises (`propose/prediction.py`): less than half where the line has left
+it. On source files with edits of several kinds."""
 
 DRAFT_PROBABILITIES = (
     *(_first_chance(margin) for margin in _MARGIN_MIDDLES),

@@ -36,7 +36,7 @@ class Place(NamedTuple):
     index: int
     """Of the token that is expected next."""
     run: int
-    """How many tokens in a row have agreed; 0 while the line goes its own way."""
+    """How many tokens in a row have agreed; where the line goes its own way minus those that have not."""
     sure: int
     """The place where it was last sure to stand."""
 
@@ -80,7 +80,8 @@ class Alignment:
         """Where a path stands that was at `place` and went on with `token_id`, with which its packed `context` ends."""
         index, run, sure = place
         if self.expected(place) == token_id:
-            return Place(index + 1, run + 1, index + 1 if run + 1 >= _SURE else sure)
+            run = max(run, 0) + 1
+            return Place(index + 1, run, index + 1 if run >= _SURE else sure)
         for order, places in zip(ORDERS, self._places, strict=True):
             found = places.get(context & _mask(order))
             if found is None:
@@ -90,7 +91,7 @@ class Alignment:
                 return Place(found[nearest], order, sure)
             if order == ORDERS[0]:
                 return Place(found[-1], order, sure)
-        return Place(index + 1, 0, sure)
+        return Place(index + 1, min(run, 0) - 1, sure)
 
     def _read(self) -> None:
         """Learns where the next READ_TOKENS of the text stand."""

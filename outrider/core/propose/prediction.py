@@ -16,7 +16,8 @@ _FOLLOWED_MAX = 16
 class Prediction:
     """A `Proposer` of one token at each place: what the prediction has there.
 
-    After r right ones in a row the next one is promised with (r + 1) / (r + 2), by Laplace's rule of succession.
+    By Laplace's rule of succession the next one is promised with (r + 1) / (r + 2) after r right ones in a row, and
+    with 1 / (w + 2) after w wrong ones.
     """
 
     __slots__ = ("_alignment", "_line", "_num_followed", "_places")
@@ -56,7 +57,7 @@ class Prediction:
 
     def _guess(self, place: Place) -> Mapping[int, float]:
         token_id = self._alignment.expected(place)
-        return {} if token_id is None else {token_id: (place.run + 1) / (place.run + 2)}
+        return {} if token_id is None else {token_id: (max(place.run, 0) + 1) / (abs(place.run) + 2)}
 
     def _place(self, root: Node, node: Node) -> Place:
         path: list[Node] = []
