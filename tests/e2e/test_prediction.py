@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from outrider.client import Finished, Speculation, Tokens, Usage
+from outrider.client import Event, Finished, Speculation, Tokens, Usage
 from outrider.core.protocol.errors import InvalidRequestError
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.validation import PREDICTION_TOKENS_MAX
@@ -126,14 +126,16 @@ async def test_another_verifier_goes_on_with_the_prediction(tmp_path: Path) -> N
         plain = await ask(running.client, [1, 2, 3], **wanted)
         wanted["prediction"] = plain.text
         expected = await ask(running.client, [1, 2, 3], **wanted)
-        rounds: list[Tokens] = []
+        events: list[Event] = []
         async for event in running.client.generate([1, 2, 3], **wanted):
-            if isinstance(event, Tokens):
-                rounds.append(event)
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
-        assert isinstance(event, Finished)
-    token_ids = [token.token_id for tokens in rounds for token in tokens.tokens]
+            events.append(event)
+            if isinstance(event, Tokens) and process.returncode is None:
+                process.kill()
+                await process.wait()
+    token_ids = [token.token_id for event in events if isinstance(event, Tokens) for token in event.tokens]
     assert token_ids == expected.token_ids == plain.token_ids
-    assert event.usage == expected.finished.usage
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    told = (finished.usage.num_accepted_prediction_tokens, finished.usage.num_rejected_prediction_tokens)
+    usage = expected.finished.usage
+    assert told == (usage.num_accepted_prediction_tokens, usage.num_rejected_prediction_tokens)

@@ -33,7 +33,7 @@ READ_TOKENS = 32
 class Place(NamedTuple):
     """A place in the text."""
 
-    index: int
+    position: int
     """Of the token that is expected next."""
     run: int
     """How many tokens in a row have agreed; where the line goes its own way minus those that have not."""
@@ -66,22 +66,22 @@ class Alignment:
 
     def expected(self, place: Place) -> int | None:
         """The token that is expected at `place`; None at the text's end."""
-        return self._expected[place.index] if place.index < len(self._expected) else None
+        return self._expected[place.position] if place.position < len(self._expected) else None
 
     def follow(self, token_id: int) -> None:
         """The line goes on with `token_id`."""
         self._read()
         if self.expected(self.place) == token_id:
-            self._appeared[self.place.index] = 1
+            self._appeared[self.place.position] = 1
         self.context = extend(self.context, token_id)
         self.place = self.after(self.place, token_id, self.context)
 
     def after(self, place: Place, token_id: int, context: int) -> Place:
         """Where a path stands that was at `place` and went on with `token_id`, with which its packed `context` ends."""
-        index, run, sure = place
+        position, run, sure = place
         if self.expected(place) == token_id:
             run = max(run, 0) + 1
-            return Place(index + 1, run, index + 1 if run >= _SURE else sure)
+            return Place(position + 1, run, position + 1 if run >= _SURE else sure)
         for order, places in zip(ORDERS, self._places, strict=True):
             found = places.get(context & _mask(order))
             if found is None:
@@ -91,7 +91,7 @@ class Alignment:
                 return Place(found[nearest], order, sure)
             if order == ORDERS[0]:
                 return Place(found[-1], order, sure)
-        return Place(index + 1, min(run, 0) - 1, sure)
+        return Place(position + 1, min(run, 0) - 1, sure)
 
     def _read(self) -> None:
         """Learns where the next READ_TOKENS of the text stand."""
