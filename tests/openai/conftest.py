@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 import torch
+from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -22,6 +23,8 @@ from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.serving import SWITCH_INTERVAL_SECONDS
 from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny, worker
+
+settings.register_profile("fuzz-http", max_examples=5000)
 
 MAX_REQUESTS = 8
 """Completions that this coordinator runs at a time."""
