@@ -60,6 +60,10 @@ $(CLIENTS)/.installed: Makefile $(CLIENTS_PINS)
 test-clients: $(VENV)/.installed $(CLIENTS)/.installed ## Run other people's clients against the HTTP interface
 	$(BIN)/python -m pytest tests/openai/test_clients.py $(ARGS)
 
+.PHONY: fuzz-http
+fuzz-http: $(VENV)/.installed ## Ask the HTTP interface thousands of things by its OpenAPI document
+	$(BIN)/python -m pytest tests/openai/test_fuzz.py --hypothesis-profile=fuzz-http $(ARGS)
+
 .PHONY: fmt
 fmt: $(VENV)/.installed ## Format the code
 	$(BIN)/ruff format .

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from coordinator.text import TextDecoder
 from outrider.core.coordinate.events import Token, Tokens
 from outrider.core.coordinate.session import Emit
+from outrider.core.propose.alignment import Alignment
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +38,23 @@ class EmittedTokens:
 class Emission:
     """Turns rounds into what is given out, up to a stop string."""
 
-    def __init__(self, decoder: TextDecoder, num_received: int = 0) -> None:
-        """The `decoder` has been given the tokens that the client has received already."""
-        self.num_emitted = num_received
+    def __init__(self, decoder: TextDecoder, received: Sequence[int] = (), prediction: Sequence[int] = ()) -> None:
+        """The `decoder` has been given the tokens that were `received` already; `prediction` is what all of them were
+        expected to be."""
+        self.num_emitted = len(received)
         """Tokens given out, by whichever coordinator. A stop string may end the text before the round's last token."""
         self.final_text = ""
         """Text that was held back to the end; empty before."""
         self._decoder = decoder
+        self._prediction = Alignment(prediction) if prediction else None
+        if self._prediction is not None:
+            for token_id in received:
+                self._prediction.follow(token_id)
+
+    @property
+    def num_predicted(self) -> int:
+        """Tokens of the prediction that were given out in their place."""
+        return 0 if self._prediction is None else self._prediction.num_appeared
 
     @property
     def stopped(self) -> bool:
@@ -55,6 +66,8 @@ class Emission:
         texts: list[str] = []
         for token_id in emit.token_ids:
             texts.append(self._decoder.push(token_id))
+            if self._prediction is not None:
+                self._prediction.follow(token_id)
             if self._decoder.stopped:
                 break
         self.num_emitted += len(texts)

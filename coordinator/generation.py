@@ -89,10 +89,11 @@ class Generation:
             ignore_eos=request.ignore_eos,
             max_draft_tokens=request.max_draft_tokens if request.speculate else 0,
             num_logprobs=request.num_logprobs,
+            prediction_token_ids=request.prediction_token_ids,
             trace=trace,
         )
         self._ending = Ending.of(self._opening, target.eos_token_ids)
-        self._emission = Emission(decoder, len(received.token_ids))
+        self._emission = Emission(decoder, received.token_ids, request.prediction_token_ids)
         self._stopwatch = Stopwatch(deadline)
         self._verifiers = VerifierFailover(links, session_id)
         draft_opening = DraftOpen(
@@ -127,7 +128,11 @@ class Generation:
             mode_reason=session.mode_reason,
             text=self._emission.final_text,
             usage=Usage(
-                session.line.num_prompt_tokens, self._emission.num_emitted, self._num_cached_prompt_tokens or 0
+                session.line.num_prompt_tokens,
+                self._emission.num_emitted,
+                self._num_cached_prompt_tokens or 0,
+                self._emission.num_predicted,
+                len(self._opening.prediction_token_ids) - self._emission.num_predicted,
             ),
             speculation=statistics.speculation,
             timings=Timings(

@@ -22,6 +22,7 @@ from outrider.core.protocol.validation import (
     Violations,
     check_line,
     check_num_logprobs,
+    check_prediction,
     check_sampling,
     check_stop,
     check_stop_token_ids,
@@ -46,6 +47,8 @@ class GenerationRequest:
     speculate: bool
     max_draft_tokens: int
     tree_width: int
+    prediction_token_ids: Sequence[int] = ()
+    """What is expected to follow the prompt."""
     num_completions: int
     received: Sequence[ReceivedCompletion] = (NOTHING_RECEIVED,)
     """What the client has of each completion already."""
@@ -68,16 +71,24 @@ async def settle(
     text waits to be tokenized."""
     if options.resume is not None:
         require_same_target(options.resume, target)
-    if not isinstance(prompt, str):
-        return settle_token_ids(prompt, options, config, target)
-    if not prompt:
-        raise InvalidRequestError([FieldViolation("text", "must not be empty")])
-    if options.resume is not None:  # a text, or a template that asks for the date, may read otherwise by now
-        raise InvalidRequestError([FieldViolation("resume", "needs the prompt as token_ids: those of `started`")])
-    token_ids = await tokenizer.encode(
-        prompt, add_special_tokens=options.add_special_tokens, num_tokens_max=target.max_context - 1
-    )
-    return settle_token_ids(token_ids, options, config, target, "text")
+    if isinstance(prompt, str):
+        if not prompt:
+            raise InvalidRequestError([FieldViolation("text", "must not be empty")])
+        if options.resume is not None:  # a text, or a template that asks for the date, may read otherwise by now
+            raise InvalidRequestError([FieldViolation("resume", "needs the prompt as token_ids: those of `started`")])
+        token_ids = await tokenizer.encode(
+            prompt, add_special_tokens=options.add_special_tokens, num_tokens_max=target.max_context - 1
+        )
+        request = settle_token_ids(token_ids, options, config, target, "text")
+    else:
+        request = settle_token_ids(prompt, options, config, target)
+    if not options.prediction:
+        return request
+    found, field = Violations(), "speculation.prediction"
+    prediction = await tokenizer.encode_after(request.prompt_token_ids, options.prediction, field)
+    check_prediction(found, prediction, target.vocab_size, field)
+    found.raise_if_any()
+    return replace(request, prediction_token_ids=prediction)
 
 
 def settle_token_ids(

@@ -30,6 +30,9 @@ INLINE_MAX = 512
 """Bytes of text, or token ids, that are done at once: they take a quarter of a millisecond, and the way to another
 thread and back takes half as long again."""
 
+BOUNDARY_TOKENS = 16
+"""Last tokens of a prompt beside which a text that continues it is tokenized: words are seldom longer."""
+
 PROMPT_INLINE_MAX = 4096
 """Token ids of a prompt that are looked at on the event loop, for how the text after them begins. Mostly that takes a
 few microseconds, at worst three for each id."""
@@ -61,6 +64,15 @@ class TargetTokenizer:
         """
         num_bytes = self._checked(text, num_tokens_max)
         return await self._run(num_bytes, lambda: self._encode(text, add_special_tokens, num_tokens_max))
+
+    async def encode_after(self, prompt_token_ids: Sequence[int], text: str, field: str) -> list[int]:
+        """The ids of a `text` that continues a prompt, as a model would write them behind it: many tokenizers spell a
+        text's first word otherwise than the same word within a text.
+
+        Raises what `encode` raises, about `field`.
+        """
+        end = prompt_token_ids[-BOUNDARY_TOKENS:]
+        return await self._run(self._checked(text, None, field), lambda: self._encode_after(end, text, field))
 
     async def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of token ids. Raises InvalidRequestError for ids that the tokenizer does not have or that are more
@@ -97,14 +109,14 @@ class TargetTokenizer:
             decoder.push(token_id)
         return decoder
 
-    def _checked(self, text: str, num_tokens_max: int | None) -> int:
+    def _checked(self, text: str, num_tokens_max: int | None, field: str = "text") -> int:
         """Bytes of `text`, which are not too many."""
         try:
             num_bytes = len(text) if len(text) > PROMPT_BYTES_MAX else len(text.encode())
         except UnicodeEncodeError as error:
-            raise _invalid("text", "has half of a surrogate pair; send whole characters") from error
+            raise _invalid(field, "has half of a surrogate pair; send whole characters") from error
         if num_bytes > PROMPT_BYTES_MAX:
-            raise _invalid("text", f"has more than {PROMPT_BYTES_MAX} bytes; send less, or token ids")
+            raise _invalid(field, f"has more than {PROMPT_BYTES_MAX} bytes; send less, or token ids")
         longest = self.longest_token_bytes
         if num_tokens_max is not None and longest is not None and num_bytes > num_tokens_max * longest:
             raise _invalid(
@@ -125,14 +137,24 @@ class TargetTokenizer:
         self._sizes[future] = size
         return await asyncio.wrap_future(future)
 
-    def _encode(self, text: str, add_special_tokens: bool, num_tokens_max: int | None) -> list[int]:
+    def _encode_after(self, prompt_end: Sequence[int], text: str, field: str) -> list[int]:
+        """What is behind the ids of the prompt's end where `text` is behind its text."""
+        before = self._tokenizer.decode(list(prompt_end), skip_special_tokens=False)
+        ids_before, ids = self._encode(before, False, None, field), self._encode(before + text, False, None, field)
+        num_before = len(ids_before)
+        # Otherwise a token lies across the boundary, which a model that reads the prompt's own ids cannot write.
+        return ids[num_before:] if ids[:num_before] == ids_before else self._encode(text, False, None, field)
+
+    def _encode(
+        self, text: str, add_special_tokens: bool, num_tokens_max: int | None, field: str = "text"
+    ) -> list[int]:
         # In a batch of one: `encode` would keep offsets, which cost half of its time, and drop them under the lock.
         try:
             (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         except (KeyboardInterrupt, SystemExit):  # a short text is encoded on the main thread
             raise
         except BaseException as error:  # tokenizers raises whatever it met, and panics with what is no Exception
-            raise _invalid("text", f"the target's tokenizer fails on it: {error}") from error
+            raise _invalid(field, f"the target's tokenizer fails on it: {error}") from error
         if num_tokens_max is not None and len(encoding) > num_tokens_max:
             raise _invalid("text", f"has {len(encoding)} tokens; the context leaves room for at most {num_tokens_max}")
         return encoding.ids  # a list, which is made under the lock

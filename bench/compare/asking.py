@@ -22,9 +22,10 @@ class Source(Protocol):
 class CoordinatorSource:
     """A coordinator, ours or somebody's."""
 
-    def __init__(self, client: GenerationClient, *, speculate: bool = True) -> None:
+    def __init__(self, client: GenerationClient, *, speculate: bool = True, prediction: str = "") -> None:
         self._client = client
         self._speculate = speculate
+        self._prediction = prediction
 
     async def ask(self, prompt: Sequence[int], sampling: SamplingParams, max_tokens: int) -> Sample:
         """See `Source`."""
@@ -34,7 +35,12 @@ class CoordinatorSource:
         finished: Finished | None = None
         started = time.perf_counter()
         async for event in self._client.generate(
-            prompt, sampling=sampling, max_tokens=max_tokens, ignore_eos=True, speculate=self._speculate
+            prompt,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            speculate=self._speculate,
+            prediction=self._prediction,
         ):
             if isinstance(event, Tokens):
                 last = time.perf_counter()

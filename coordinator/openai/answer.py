@@ -210,4 +210,17 @@ class Answer:
             "completion_tokens": num_generated,
             "total_tokens": num_prompt_tokens + num_generated,
             "prompt_tokens_details": {"cached_tokens": num_cached},
+            **self._predicted(),
+        }
+
+    def _predicted(self) -> dict[str, Any]:
+        """What became of the prediction, over all choices, if there was one."""
+        if self._asked.body.prediction is None:
+            return {}
+        usages = [choice.finished.usage for choice in self._choices.values() if choice.finished is not None]
+        return {
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": sum(usage.num_accepted_prediction_tokens for usage in usages),
+                "rejected_prediction_tokens": sum(usage.num_rejected_prediction_tokens for usage in usages),
+            }
         }

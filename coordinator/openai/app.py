@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
@@ -10,10 +10,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from coordinator.openai.api_error import ApiError, api_error
-from coordinator.openai.body import Body
 from coordinator.openai.chat_body import ChatBody
 from coordinator.openai.completion import CompletionBody
 from coordinator.openai.connection import Json
+from coordinator.openai.document import body_of, document
 from coordinator.openai.endpoints import Endpoints
 from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
@@ -55,18 +55,13 @@ def make_app(service: GenerationService, exposition: Exposition | None = None) -
         ("/tokenize", TokenizeBody, answers.tokenize),
         ("/detokenize", DetokenizeBody, answers.detokenize),
     ):
-        app.post(path, response_model=None, openapi_extra=_body(kind))(endpoint)
+        app.post(path, response_model=None, openapi_extra=body_of(kind))(endpoint)
+    app.openapi = cache(lambda: document(app))
     app.add_exception_handler(ApiError, _tell)
     app.add_exception_handler(HTTPException, _tell_path)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)
     app.add_exception_handler(Exception, _tell)
     return app
-
-
-def _body(kind: type[Body]) -> dict[str, Any]:
-    """For the OpenAPI document: what a path is sent."""
-    schema = kind.model_json_schema()
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
 async def _tell(_: Request, error: Exception) -> Response:

@@ -7,7 +7,9 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 from coordinator.openai.api_error import (
     CONTENT_TOO_LARGE,
@@ -45,6 +47,17 @@ class Fields(BaseModel):
     neutral: ClassVar[Mapping[str, Any]] = {}
     """Fields that are not supported, each with the value at which it asks for nothing."""
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        """With the fields that are ignored, and those that may ask for nothing."""
+        told = handler.resolve_ref_schema(handler(schema))
+        told["additionalProperties"] = False
+        told.setdefault("properties", {}).update(
+            {name: {"description": "Ignored."} for name in cls.changes_no_token}
+            | {name: {"enum": [value, None]} for name, value in cls.neutral.items()}
+        )
+        return told
+
     def check_unknown(self, prefix: str = "") -> None:
         """Raises ApiError for a field that would change the answer and is not supported, and for one nobody knows."""
         for name, value in (self.model_extra or {}).items():
@@ -56,8 +69,9 @@ class Fields(BaseModel):
                 )
         for name in type(self).model_fields:
             value = getattr(self, name)
-            if isinstance(value, Fields):
-                value.check_unknown(f"{prefix}{name}.")
+            for each in value if isinstance(value, list) else (value,):
+                if isinstance(each, Fields):
+                    each.check_unknown(f"{prefix}{name}.")
 
 
 class Body(Fields):

@@ -26,6 +26,7 @@ class CompletionBody(ChoicesBody):
         "text": "prompt",
         "token_ids.ids": "prompt",
         "num_completions": "n",
+        "speculation.prediction": "prediction",
         "num_logprobs": "logprobs",
     }
     neutral: ClassVar[Mapping[str, Any]] = {**ChoicesBody.neutral, "best_of": 1, "suffix": ""}

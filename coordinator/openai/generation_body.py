@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Final
+from dataclasses import replace
+from typing import Any, ClassVar, Final, Literal
 
 from coordinator.openai.api_error import ApiError
 from coordinator.openai.body import Body, Fields, Int
@@ -159,6 +160,25 @@ class StreamOptions(Fields):
     include_usage: bool | None = None
 
 
+class PredictedText(Fields):
+    """A part of a prediction."""
+
+    type: Literal["text"]
+    text: str
+
+
+class PredictionFields(Fields):
+    """What the answer will mostly be: OpenAI's Predicted Outputs."""
+
+    type: Literal["content"]
+    content: str | list[PredictedText]
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChoicesBody(GenerationBody):
     """A request for one or several choices, which may be streamed: of completions and of chat."""
 
@@ -168,12 +188,17 @@ class ChoicesBody(GenerationBody):
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
+    prediction: PredictionFields | None = None
 
     def formats(self) -> Iterator[OutputFormat]:
         """See `GenerationBody`."""
         if self.response_format is not None:
             yield from self.response_format.formats("response_format")
         yield from super().formats()
+
+    def options(self) -> GenerationOptions:
+        """See `GenerationBody`."""
+        return replace(super().options(), prediction="" if self.prediction is None else self.prediction.text)
 
     @property
     def max_tokens_in_force(self) -> int | None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from outrider.cli.group import Group, parameters_of
-from outrider.cli.prompt import parse_prompt
+from outrider.cli.prompt import parse_prediction, parse_prompt
 from outrider.cli.request import Request
 from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, choose_models
 from outrider.client import GREEDY, GenerationOptions, SamplingParams
@@ -229,6 +229,14 @@ _OPTION_FLAGS: Mapping[str, Any] = {
         min=0,
         max=TREE_WIDTH_MAX,
     ),
+    "prediction": typer.Option(
+        help="File with what the text will mostly be: guesses come from it as long as they are right.",
+        metavar="FILE",
+        exists=True,
+        dir_okay=False,
+        readable=True,
+        show_default=False,
+    ),
     "num_completions": typer.Option(
         "--completions",
         help="So many texts, each with a seed of its own; they share the prefill of the prompt.",
@@ -240,7 +248,7 @@ _OPTION_FLAGS: Mapping[str, Any] = {
 
 _SAMPLING = "sampling"
 
-_UNGIVEN: Mapping[str, Any] = {"seed": int | None, "stop": list[str] | None}
+_UNGIVEN: Mapping[str, Any] = {"seed": int | None, "stop": list[str] | None, "prediction": Path | None}
 """Types of the flags that are None where they are not given, though the field has another default."""
 
 
@@ -256,7 +264,12 @@ def _option_parameters() -> list[inspect.Parameter]:
 
 
 def _request(
-    prompt: str | None, token_ids: str | None, seed: int | None, stop: list[str] | None, **fields: Any
+    prompt: str | None,
+    token_ids: str | None,
+    seed: int | None,
+    stop: list[str] | None,
+    prediction: Path | None,
+    **fields: Any,
 ) -> Request:
     """The request that the flags describe. Raises typer.BadParameter; what depends on the model is the server's to
     check, and on its settings."""
@@ -266,6 +279,7 @@ def _request(
         sampling=SamplingParams(**sampling, seed=GREEDY.seed if seed is None else seed, grammar=grammar),
         draw_seed=seed is None,
         stop=stop or (),
+        prediction="" if prediction is None else parse_prediction(prediction),
         **fields,
     )
     _check(options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import BinaryIO
 
 import typer
 
@@ -14,6 +16,7 @@ STANDARD_INPUT = "-"
 
 _PROMPT = "PROMPT"
 _TOKEN_IDS = "'--token-ids'"
+_PREDICTION = "'--prediction'"
 
 
 def parse_prompt(text: str | None, token_ids: str | None) -> Prompt:
@@ -30,14 +33,28 @@ def parse_prompt(text: str | None, token_ids: str | None) -> Prompt:
     return prompt
 
 
+def parse_prediction(path: Path) -> str:
+    """What a file says that the text will be, as it is. Raises typer.BadParameter."""
+    try:
+        with path.open("rb") as file:
+            return _text(file, str(path), _PREDICTION)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}", param_hint=_PREDICTION) from error
+
+
 def _read() -> str:
     if sys.stdin is None:
         raise typer.BadParameter("standard input is closed", param_hint=_PROMPT)
-    content = sys.stdin.buffer.read(PROMPT_BYTES_MAX + 1)
+    return _text(sys.stdin.buffer, "standard input", _PROMPT)
+
+
+def _text(source: BinaryIO, name: str, flag: str) -> str:
+    """Up to one byte more than the server takes."""
+    content = source.read(PROMPT_BYTES_MAX + 1)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise typer.BadParameter("standard input is no text in UTF-8", param_hint=_PROMPT) from error
+        raise typer.BadParameter(f"{name} is no text in UTF-8", param_hint=flag) from error
 
 
 def _parsed(text: str) -> list[int]:

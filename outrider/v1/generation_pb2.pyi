@@ -112,14 +112,16 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SpeculationParams(_message.Message):
-    __slots__ = ("enabled", "max_draft_tokens", "tree_width")
+    __slots__ = ("enabled", "max_draft_tokens", "tree_width", "prediction")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TREE_WIDTH_FIELD_NUMBER: _ClassVar[int]
+    PREDICTION_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     max_draft_tokens: int
     tree_width: int
-    def __init__(self, enabled: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., tree_width: _Optional[int] = ...) -> None: ...
+    prediction: str
+    def __init__(self, enabled: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., tree_width: _Optional[int] = ..., prediction: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("started", "tokens", "finished")
@@ -198,17 +200,21 @@ class GenerateFinished(_message.Message):
     def __init__(self, reason: _Optional[_Union[_common_pb2.FinishReason, str]] = ..., mode: _Optional[_Union[GenerationMode, str]] = ..., mode_reason: _Optional[str] = ..., text: _Optional[str] = ..., usage: _Optional[_Union[Usage, _Mapping]] = ..., speculation: _Optional[_Union[SpeculationStatistics, _Mapping]] = ..., timings: _Optional[_Union[Timings, _Mapping]] = ..., completion: _Optional[int] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("num_prompt_tokens", "num_generated_tokens", "num_cached_prompt_tokens")
+    __slots__ = ("num_prompt_tokens", "num_generated_tokens", "num_cached_prompt_tokens", "num_accepted_prediction_tokens", "num_rejected_prediction_tokens")
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_REJECTED_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_prompt_tokens: int
     num_generated_tokens: int
     num_cached_prompt_tokens: int
-    def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
+    num_accepted_prediction_tokens: int
+    num_rejected_prediction_tokens: int
+    def __init__(self, num_prompt_tokens: _Optional[int] = ..., num_generated_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ..., num_accepted_prediction_tokens: _Optional[int] = ..., num_rejected_prediction_tokens: _Optional[int] = ...) -> None: ...
 
 class SpeculationStatistics(_message.Message):
-    __slots__ = ("num_rounds", "num_draft_tokens", "num_accepted_tokens", "num_rollbacks", "num_drafted_nodes", "num_stale_nodes", "acceptance_length", "acceptance_histogram", "num_rejections", "num_recovered_token_hits", "num_bonuses", "num_bonus_hits", "num_prompt_lookup_tokens", "num_accepted_prompt_lookup_tokens")
+    __slots__ = ("num_rounds", "num_draft_tokens", "num_accepted_tokens", "num_rollbacks", "num_drafted_nodes", "num_stale_nodes", "acceptance_length", "acceptance_histogram", "num_rejections", "num_recovered_token_hits", "num_bonuses", "num_bonus_hits", "num_prompt_lookup_tokens", "num_accepted_prompt_lookup_tokens", "num_prediction_tokens", "num_accepted_prediction_tokens")
     NUM_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     NUM_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -223,6 +229,8 @@ class SpeculationStatistics(_message.Message):
     NUM_BONUS_HITS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_LOOKUP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_PROMPT_LOOKUP_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_PREDICTION_TOKENS_FIELD_NUMBER: _ClassVar[int]
     num_rounds: int
     num_draft_tokens: int
     num_accepted_tokens: int
@@ -237,7 +245,9 @@ class SpeculationStatistics(_message.Message):
     num_bonus_hits: int
     num_prompt_lookup_tokens: int
     num_accepted_prompt_lookup_tokens: int
-    def __init__(self, num_rounds: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., num_rollbacks: _Optional[int] = ..., num_drafted_nodes: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., acceptance_length: _Optional[float] = ..., acceptance_histogram: _Optional[_Iterable[int]] = ..., num_rejections: _Optional[int] = ..., num_recovered_token_hits: _Optional[int] = ..., num_bonuses: _Optional[int] = ..., num_bonus_hits: _Optional[int] = ..., num_prompt_lookup_tokens: _Optional[int] = ..., num_accepted_prompt_lookup_tokens: _Optional[int] = ...) -> None: ...
+    num_prediction_tokens: int
+    num_accepted_prediction_tokens: int
+    def __init__(self, num_rounds: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_accepted_tokens: _Optional[int] = ..., num_rollbacks: _Optional[int] = ..., num_drafted_nodes: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., acceptance_length: _Optional[float] = ..., acceptance_histogram: _Optional[_Iterable[int]] = ..., num_rejections: _Optional[int] = ..., num_recovered_token_hits: _Optional[int] = ..., num_bonuses: _Optional[int] = ..., num_bonus_hits: _Optional[int] = ..., num_prompt_lookup_tokens: _Optional[int] = ..., num_accepted_prompt_lookup_tokens: _Optional[int] = ..., num_prediction_tokens: _Optional[int] = ..., num_accepted_prediction_tokens: _Optional[int] = ...) -> None: ...
 
 class Timings(_message.Message):
     __slots__ = ("first_token_ms", "total_ms", "verify_ms", "verify_wait_ms", "draft_ms")

@@ -57,7 +57,13 @@ async def test_json_is_one_object_with_everything() -> None:
             "that came so far accepted a token.",
         ],
         "seed": 7,
-        "usage": {"num_prompt_tokens": 2, "num_generated_tokens": 6, "num_cached_prompt_tokens": 1},
+        "usage": {
+            "num_prompt_tokens": 2,
+            "num_generated_tokens": 6,
+            "num_cached_prompt_tokens": 1,
+            "num_accepted_prediction_tokens": 0,
+            "num_rejected_prediction_tokens": 0,
+        },
         "speculation": {
             "num_rounds": 3,
             "num_draft_tokens": 8,
@@ -74,6 +80,8 @@ async def test_json_is_one_object_with_everything() -> None:
             "num_bonus_hits": 0,
             "num_prompt_lookup_tokens": 5,
             "num_accepted_prompt_lookup_tokens": 1,
+            "num_prediction_tokens": 0,
+            "num_accepted_prediction_tokens": 0,
         },
         "timings": {
             "first_token_ms": 40.0,

@@ -11,7 +11,7 @@ from unittest.mock import Mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from coordinator.config import CoordinatorConfig
 from coordinator.request import settle
@@ -230,3 +230,40 @@ async def test_ids_that_are_none_are_named(bundled: TargetTokenizer, token_id: i
 def test_ids_are_those_of_the_tokenizer(bundled: TargetTokenizer, text: str, repeat: int) -> None:
     expected = real(BUNDLED).encode(text * repeat).ids
     assert asyncio.run(bundled.encode(text * repeat)) == expected
+
+
+async def test_a_text_that_continues_a_prompt_is_spelled_as_within_a_text() -> None:
+    """As Llama's tokenizers put a space in front of a text, and not in front of what follows a line's end."""
+    spaced = Tokenizer(models.BPE({"▁": 0, "a": 1, "b": 2, "▁a": 3, "\n": 4, "ab": 5}, [("▁", "a"), ("a", "b")]))
+    spaced.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    spaced.decoder = decoders.Metaspace(prepend_scheme="first")
+    tokenizer = TargetTokenizer(spaced)
+    assert await tokenizer.encode("a") == [3]
+    assert await tokenizer.encode_after([3, 4], "ab", "prediction") == [5]
+    assert await tokenizer.encode_after([3], " a", "prediction") == [3]
+    # A token across the boundary is none that can be written behind it.
+    assert await tokenizer.encode_after([4, 1], "b", "prediction") == await tokenizer.encode("b")
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+@settings(deadline=None)
+def test_prompt_and_continuation_are_spelled_as_one_text_where_no_token_lies_across(before: str, text: str) -> None:
+    tokenizer = TargetTokenizer(real(BUNDLED))
+
+    async def encoded() -> tuple[list[int], list[int], list[int]]:
+        prompt = await tokenizer.encode(before, add_special_tokens=False)
+        both = await tokenizer.encode(before + text, add_special_tokens=False)
+        return prompt, both, await tokenizer.encode_after(prompt, text, "prediction")
+
+    prompt, both, after = asyncio.run(encoded())
+    if both[: len(prompt)] == prompt:
+        assert after == both[len(prompt) :]
+    assert real(BUNDLED).decode(after) == text
+
+
+async def test_what_is_wrong_with_a_prediction_names_it() -> None:
+    tokenizer = TargetTokenizer(real(BUNDLED))
+    for text in ("x" * (PROMPT_BYTES_MAX + 1), "\ud800"):
+        with pytest.raises(InvalidRequestError) as refused:
+            await tokenizer.encode_after([1], text, "speculation.prediction")
+        assert [violation.field for violation in refused.value.violations] == ["speculation.prediction"]

@@ -25,6 +25,7 @@ def verify_session(
     line: Sequence[int] = (7, 8, 9),
     ngrams: bool = False,
     constraint: Constraint | None = None,
+    prediction: Sequence[int] = (),
 ) -> VerifySession:
     """A session at the end of `line`; with `ngrams` it has a table of it."""
     return VerifySession(
@@ -37,6 +38,7 @@ def verify_session(
             stop_token_ids=frozenset({STOP}),
             ignore_eos=ignore_eos,
             max_draft_tokens=max_draft_tokens,
+            prediction_token_ids=prediction,
         ),
         vocab_size=100,
         eos_token_ids=[EOS],
@@ -73,6 +75,7 @@ def slow_verifier(
     estimates: VerifyEstimates | None = None,
     line: Sequence[int] = (7, 8, 9),
     ngrams: bool = False,
+    prediction: Sequence[int] = (),
 ) -> VerifySession:
     """After some experience: a step takes a second, drafts come `first_draft` later or keep coming, level by level."""
     estimates = estimates or VerifyEstimates()
@@ -82,6 +85,6 @@ def slow_verifier(
         draft_wait.observe_places([1.0] * round(10 * coverage) + [0.0] * (10 - round(10 * coverage)))
         draft_wait.observe_first_draft(first_draft)
         draft_wait.observe_levels(1, first_draft)
-    session = verify_session(estimates=estimates, line=line, ngrams=ngrams)
+    session = verify_session(estimates=estimates, line=line, ngrams=ngrams, prediction=prediction)
     session.decide([], [1], now=10.0)
     return session

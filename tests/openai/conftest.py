@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 import torch
+from hypothesis import settings
 from openai import AsyncOpenAI, OpenAI
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -24,6 +25,8 @@ from outrider.http.server import HttpServer
 from outrider.worker.serving import SWITCH_INTERVAL_SECONDS
 from tests.e2e.stack import MODELS, RunningWorker, Stack, coordinator, load_tiny, worker
 from tests.openai.dictated import save_dictated
+
+settings.register_profile("fuzz-http", max_examples=5000)
 
 MAX_REQUESTS = 8
 """Completions that this coordinator runs at a time."""

@@ -155,3 +155,52 @@ async def test_speculation_is_told_and_switched(served: Served, client: AsyncOpe
     assert alone["speculation"]["explanation"] == ["Speculation was turned off for this request."]
     assert alone["metrics"]["speculative_decoding"] is None
     assert alone["choices"][0]["message"] == told["choices"][0]["message"]
+
+
+@pytest.mark.parametrize("in_parts", [False, True])
+async def test_a_prediction_changes_no_token_and_is_told_in_openais_words(
+    client: AsyncOpenAI, expected: Answer, in_parts: bool
+) -> None:
+    text = expected.text
+    parts: list[Any] = [{"type": "text", "text": text[:5]}, {"type": "text", "text": text[5:]}]
+    prediction: Any = {"type": "content", "content": parts if in_parts else text}
+    asked = {**ASKED, "prediction": prediction, "extra_body": {"return_token_ids": True}}
+    whole: ChatCompletion = await client.chat.completions.create(**asked)
+    assert (whole.choices[0].model_extra or {})["token_ids"] == expected.token_ids
+    assert whole.usage is not None
+    details = whole.usage.completion_tokens_details
+    assert details is not None
+    assert (details.accepted_prediction_tokens or 0) > 0
+    stream = await client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})
+    *_, last = [chunk async for chunk in stream]
+    assert last.usage == whole.usage
+    several = await client.chat.completions.create(**asked, n=2)
+    assert several.usage is not None
+    told = several.usage.completion_tokens_details
+    assert told is not None
+    assert sum(tokens or 0 for tokens in (told.accepted_prediction_tokens, told.rejected_prediction_tokens)) == 2 * sum(
+        tokens or 0 for tokens in (details.accepted_prediction_tokens, details.rejected_prediction_tokens)
+    )
+    unpredicted = await client.chat.completions.create(**ASKED)
+    assert unpredicted.usage is not None
+    assert unpredicted.usage.completion_tokens_details is None
+
+
+@pytest.mark.parametrize(
+    "prediction",
+    [
+        "text",
+        {},
+        {"type": "content"},
+        {"type": "other", "content": "a"},
+        {"type": "content", "content": 1},
+        {"type": "content", "content": [{"type": "image_url", "image_url": {}}]},
+        {"type": "content", "content": [{"type": "text", "text": "a", "other": 1}]},
+        {"type": "content", "content": "a " * 20_000},
+    ],
+)
+async def test_a_prediction_that_is_none_is_refused_by_its_name(client: AsyncOpenAI, prediction: Any) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        await client.chat.completions.create(**{**ASKED, "prediction": prediction})
+    assert refused.value.param is not None
+    assert refused.value.param.startswith("prediction")

@@ -55,6 +55,8 @@ class Scenario:
     """Whether the drafter is left to decide how many of its guesses are worth it."""
     ngrams: bool
     """Whether the verifier looks up what the line's past says."""
+    prediction: list[int]
+    """What the client says that the text will be; empty if it says nothing."""
     speeds: dict[str, int]
     """How fast each actor is, against the others."""
 
@@ -70,11 +72,12 @@ def draw_scenario(rng: Random) -> Scenario:
     prompt = [rng.randrange(target.vocab_size) for _ in range(rng.randint(1, 8))]
     num_stops = rng.choice((0, 0, 0, 1, 2))
     max_run_ahead = rng.randint(width, 16)
+    max_length = len(prompt) + rng.randint(1, 48)
     return Scenario(
         target=target,
         draft=ToyDraft(target, width, rng.choice((0.0, 0.5, 0.7, 0.8, 0.9, 1.0))),
         prompt=prompt,
-        max_length=len(prompt) + rng.randint(1, 48),
+        max_length=max_length,
         stop_token_ids=frozenset(rng.randrange(target.vocab_size) for _ in range(num_stops)),
         ignore_eos=rng.random() < 0.4,
         max_run_ahead=max_run_ahead,
@@ -86,7 +89,21 @@ def draw_scenario(rng: Random) -> Scenario:
         automatic_width=max_run_ahead >= AUTOMATIC_WIDTH_MAX and rng.random() < 0.3,
         ngrams=rng.random() < 0.5,
         speeds=_draw_speeds(rng),
+        prediction=_draw_prediction(rng, target, prompt, max_length),
     )
+
+
+def _draw_prediction(rng: Random, target: ToyTarget, prompt: list[int], max_length: int) -> list[int]:
+    """In half of the schedules none; else the target's own text, of which blocks are lost and words changed, or nothing
+    like it."""
+    if rng.random() < 0.5:
+        return []
+    text, _ = target.decode_alone(prompt, max_length, frozenset(), True)
+    wrong = rng.choice((0.0, 0.1, 1.0))
+    predicted = [rng.randrange(target.vocab_size) if rng.random() < wrong else token_id for token_id in text]
+    first = rng.randrange(len(text))
+    del predicted[first : first + rng.choice((0, 4))]
+    return predicted
 
 
 def _draw_speeds(rng: Random) -> dict[str, int]:

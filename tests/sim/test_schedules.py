@@ -38,9 +38,12 @@ def test_every_schedule_gives_the_targets_own_text() -> None:
         seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
         seen["looked up"] += world.coordinator.statistics.num_prompt_lookup_tokens > 0
         seen["accepted looked up"] += world.coordinator.statistics.num_accepted_prompt_lookup_tokens > 0
+        seen["predicted"] += world.coordinator.statistics.num_prediction_tokens > 0
+        seen["accepted predicted"] += world.coordinator.statistics.num_accepted_prediction_tokens > 0
     states = set(DrafterState) - {DrafterState.MISSED, DrafterState.REPLACED, DrafterState.PAUSED}  # see test_moves.py
     wanted = (*Conduct, *FinishReason, *TokenOrigin, *states)
-    rare = {what: seen[what] for what in (*wanted, "rollback", "stale", "looked up", "accepted looked up")}
+    kinds = ("looked up", "accepted looked up", "predicted", "accepted predicted")
+    rare = {what: seen[what] for what in (*wanted, "rollback", "stale", *kinds)}
     assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"
 
 
@@ -83,6 +86,7 @@ def test_a_perfect_drafter_is_always_right() -> None:
             max_draft_tokens=16,
             stop_string_at=None,
             ngrams=False,
+            prediction=[],
         )
         statistics = run_schedule(seed, scenario).coordinator.statistics
         # The last round may end before its drafts do.
@@ -111,6 +115,7 @@ def test_where_text_repeats_itself_what_is_looked_up_saves_rounds(conduct: Condu
                 conduct=conduct,
                 stop_string_at=None,
                 ngrams=ngrams,
+                prediction=[],
             )
             total += run_schedule(seed, scenario).coordinator.statistics.num_rounds
         return total

@@ -65,7 +65,7 @@ class CheckedVerifier:
         self.state = self._scheduler.sessions[SESSION].state
         self.step: VerifyStep[str] | None = None
         self._drafted: set[Node] = set()
-        """What of the step may have been sent; the rest was looked up."""
+        """What of the step may have been sent; the rest was looked up or predicted."""
         line = opening.token_ids
         self.sent = SpeculationTree(len(line) - 1, line[-1])
         self._sent_names = Inbound(vocab_size=scenario.target.vocab_size, max_live_nodes=RUN_AHEAD_MAX)
@@ -93,7 +93,8 @@ class CheckedVerifier:
         assert all(place.position < self._scenario.max_length for place in places), "scored past the line's end"
         scored = paths_of(state.tree.root, nodes)
         root = state.tree.root
-        prompt_lookup = [tuple(path_tokens(root, node)) for node in nodes if node not in self._drafted]
+        assert len(scored) == len(nodes), "a path was scored twice"
+        own = [tuple(path_tokens(root, node)) for node in nodes if node not in self._drafted]
         self._memory.feed(part.slot, len(state.line))
         choices = [self._scenario.target.next_token(place) for place in places]
         outcome = VerifyOutcome(0.0, VERIFY_MS / 1000.0, [choices])
@@ -107,9 +108,11 @@ class CheckedVerifier:
         token_ids = tuple(verdict.token_ids)
         assert verdict.num_accepted == sum(token_ids[:depth] in scored for depth in range(1, len(token_ids) + 1))
         assert verdict.num_draft_tokens == len(nodes)
-        assert self._scenario.ngrams or not prompt_lookup
-        assert verdict.num_prompt_lookup == len(prompt_lookup)
-        assert verdict.num_accepted_prompt_lookup == sum(path == token_ids[: len(path)] for path in prompt_lookup)
+        assert self._scenario.ngrams or not verdict.num_prompt_lookup
+        assert self._scenario.prediction or not verdict.num_prediction
+        assert verdict.num_prompt_lookup + verdict.num_prediction == len(own)
+        num_accepted_own = sum(path == token_ids[: len(path)] for path in own)
+        assert verdict.num_accepted_prompt_lookup + verdict.num_accepted_prediction == num_accepted_own
         self.sent.commit(verdict.token_ids)
         self._check_nothing_is_left()
         if not ending:

@@ -58,6 +58,7 @@ class World:
             ignore_eos=scenario.ignore_eos,
             max_draft_tokens=scenario.max_draft_tokens,
             expect_drafts=drafting,
+            prediction_token_ids=scenario.prediction,
         )
         self.open_verifier()
         self.drafter: HonestDrafter | Babbler | None = None

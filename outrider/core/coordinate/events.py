@@ -80,6 +80,10 @@ class Usage:
     num_generated_tokens: int
     num_cached_prompt_tokens: int = 0
     """Tokens of the prompt whose keys and values the target had, from another session with the same beginning."""
+    num_accepted_prediction_tokens: int = 0
+    """Tokens of the request's prediction that stand in the output in their place."""
+    num_rejected_prediction_tokens: int = 0
+    """The other tokens of the prediction."""
 
 
 @dataclass(frozen=True, slots=True)

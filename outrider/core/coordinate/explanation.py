@@ -111,8 +111,10 @@ def _acceptance(told: Speculation, pays: bool | None) -> Iterator[str]:
     if not told.num_draft_tokens:
         return
     num_drafted = told.num_rounds - _num_undrafted(told)
-    num_own = told.num_draft_tokens - told.num_prompt_lookup_tokens
-    num_own_accepted = told.num_accepted_tokens - told.num_accepted_prompt_lookup_tokens
+    num_own = told.num_draft_tokens - told.num_prompt_lookup_tokens - told.num_prediction_tokens
+    num_own_accepted = (
+        told.num_accepted_tokens - told.num_accepted_prompt_lookup_tokens - told.num_accepted_prediction_tokens
+    )
     if told.num_drafted_nodes and num_own >= _UNFIT_TOKENS_MIN and num_own_accepted < _UNFIT_SHARE * num_drafted:
         yield (
             f"The target accepted {num_own_accepted} of the drafter's {num_own} draft tokens: such a draft model may "

@@ -175,11 +175,17 @@ class Session:
             raise ProtocolViolationError(
                 "a verdict commits accepted draft tokens and at most one more, together not none"
             )
+        num_own, num_accepted_own = (
+            verdict.num_prompt_lookup + verdict.num_prediction,
+            verdict.num_accepted_prompt_lookup + verdict.num_accepted_prediction,
+        )
         if not (
-            verdict.num_prompt_lookup <= verdict.num_draft_tokens
-            and verdict.num_accepted_prompt_lookup <= min(verdict.num_prompt_lookup, verdict.num_accepted)
+            num_own <= verdict.num_draft_tokens
+            and num_accepted_own <= verdict.num_accepted
+            and verdict.num_accepted_prompt_lookup <= verdict.num_prompt_lookup
+            and verdict.num_accepted_prediction <= verdict.num_prediction
         ):
-            raise ProtocolViolationError("a verdict's looked-up tokens are among its draft tokens")
+            raise ProtocolViolationError("a verdict's own guesses, looked up or predicted, are among its draft tokens")
         new = self.line.commit(verdict.position, verdict.token_ids)
         if not new:
             return None
@@ -254,6 +260,8 @@ class Session:
         statistics.num_accepted_tokens += emit.num_accepted
         statistics.num_prompt_lookup_tokens += verdict.num_prompt_lookup
         statistics.num_accepted_prompt_lookup_tokens += min(verdict.num_accepted_prompt_lookup, emit.num_accepted)
+        statistics.num_prediction_tokens += verdict.num_prediction
+        statistics.num_accepted_prediction_tokens += min(verdict.num_accepted_prediction, emit.num_accepted)
         statistics.num_committed_tokens += len(emit.token_ids)
         statistics.num_rollbacks += emit.rolled_back
         statistics.num_stale_nodes += verdict.num_stale_nodes

@@ -24,6 +24,8 @@ class SpeculationCounts:
     num_bonus_hits: int = 0
     num_prompt_lookup_tokens: int = 0
     num_accepted_prompt_lookup_tokens: int = 0
+    num_prediction_tokens: int = 0
+    num_accepted_prediction_tokens: int = 0
 
 
 class Counter(NamedTuple):
@@ -73,6 +75,21 @@ COUNTERS: Final[Sequence[Counter]] = (
         "outrider.accepted.prompt_lookup.tokens",
         row="prompt lookup",
         whole="num_prompt_lookup_tokens",
+        of_what="accepted",
+    ),
+    Counter(
+        "num_prediction_tokens",
+        "{token}",
+        "Draft tokens among those scored that the verifier had taken from the request's prediction",
+        "outrider.prediction.tokens",
+    ),
+    Counter(
+        "num_accepted_prediction_tokens",
+        "{token}",
+        "Those of them that the target accepted",
+        "outrider.accepted.prediction.tokens",
+        row="prediction",
+        whole="num_prediction_tokens",
         of_what="accepted",
     ),
     Counter(

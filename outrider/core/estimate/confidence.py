@@ -44,6 +44,10 @@ def _other_chance(rank: int, margin: float) -> float:
 NGRAM_PROBABILITIES = (0.01, 0.02, 0.06, 0.12, 0.18, 0.25, 0.3, 0.4, 0.45, 0.55, 0.65, 0.8, 0.9, 0.95)
 """How often n-grams' guesses are right by the probability that their table promises."""
 
+PREDICTION_PROBABILITIES = (0.01, 0.01, 0.02, 0.03, 0.04, 0.15, 0.3, 0.4, 0.4, 0.7, 0.92, 0.965, 0.98, 0.99)
+"""How often a prediction is right by what it promises (`propose/prediction.py`): less than half where the line has left
+it. On source files with edits of several kinds."""
+
 DRAFT_PROBABILITIES = (
     *(_first_chance(margin) for margin in _MARGIN_MIDDLES),
     *(_other_chance(rank, margin) for rank in range(1, _NUM_RANKS) for margin in _MARGIN_MIDDLES),
@@ -54,8 +58,9 @@ at temperature 0.8."""
 CLAIM_PROBABILITIES = _PROBABILITY_MIDDLES
 """How often guesses are right by what their drafter claims: as often as it says, until that proves wrong."""
 
-VERIFY_PROBABILITIES = (*CLAIM_PROBABILITIES, *NGRAM_PROBABILITIES)
-"""How often guesses are right by a verifier's cells: those of what is claimed, then those of what it looks up."""
+VERIFY_PROBABILITIES = (*CLAIM_PROBABILITIES, *NGRAM_PROBABILITIES, *PREDICTION_PROBABILITIES)
+"""How often guesses are right by a verifier's cells: those of what is claimed, those of what it looks up, then those of
+what its client predicts."""
 
 
 def margin_bin(rank: int, margin: float) -> int:
@@ -76,3 +81,8 @@ def claim_bin(log_acceptance: float) -> int:
 def lookup_bin(probability: float) -> int:
     """A verifier's cell of a token that its own n-grams guess with a probability above 0."""
     return _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))
+
+
+def prediction_bin(probability: float) -> int:
+    """A verifier's cell of a token that its client's prediction promises with a probability above 0."""
+    return 2 * _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))

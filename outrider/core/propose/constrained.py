@@ -12,6 +12,33 @@ from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import Node, path_tokens
 
 
+class AllowedProposer:
+    """A `Proposer`: what another one guesses, as far as a constraint allows it."""
+
+    __slots__ = ("_constraint", "_inner")
+
+    def __init__(self, constraint: Constraint, inner: Proposer) -> None:
+        """The constraint is told elsewhere of what was decided."""
+        self._constraint = constraint
+        self._inner = inner
+
+    def prepare(self) -> bool:
+        """See `Proposer.prepare`."""
+        return self._inner.prepare()
+
+    def propose(self, root: Node, node: Node) -> Mapping[int, float]:
+        """See `Proposer.propose`."""
+        guesses = self._inner.propose(root, node)
+        if not guesses:
+            return guesses
+        path = path_tokens(root, node)
+        return {token_id: each for token_id, each in guesses.items() if self._constraint.allows([*path, token_id])}
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """See `Proposer.commit`."""
+        self._inner.commit(token_ids)
+
+
 class ConstrainedProposer:
     """A `Proposer`. What is forced needs no other guess."""
 
@@ -20,7 +47,7 @@ class ConstrainedProposer:
     def __init__(self, constraint: Constraint, inner: Proposer | None) -> None:
         """`inner` guesses where nothing is forced. The constraint is told elsewhere of what was decided."""
         self._constraint = constraint
-        self._inner = inner
+        self._inner = None if inner is None else AllowedProposer(constraint, inner)
         self._is_inner_ready = False
 
     def prepare(self) -> bool:
@@ -30,14 +57,10 @@ class ConstrainedProposer:
 
     def propose(self, root: Node, node: Node) -> Mapping[int, float]:
         """See `Proposer.propose`."""
-        path = path_tokens(root, node)
-        token_id = self._constraint.forced(path)
+        token_id = self._constraint.forced(path_tokens(root, node))
         if token_id is not None:
             return {token_id: CERTAIN}
-        if self._inner is None or not self._is_inner_ready:
-            return {}
-        guesses = self._inner.propose(root, node)
-        return {token_id: each for token_id, each in guesses.items() if self._constraint.allows([*path, token_id])}
+        return self._inner.propose(root, node) if self._inner is not None and self._is_inner_ready else {}
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """See `Proposer.commit`."""

@@ -166,6 +166,8 @@ class VerifyOpen:
     trace: TraceContext = NOT_TRACED
     time_left_ms: int | None = None
     """Until the request's deadline, if it has one."""
+    prediction_token_ids: Sequence[int] = ()
+    """What is expected to follow the prompt; empty if nothing is known."""
 
 
 VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
@@ -211,6 +213,10 @@ class Verdict:
     num_prompt_lookup: int = 0
     """Of the scored draft tokens those that the verifier looked up itself."""
     num_accepted_prompt_lookup: int = 0
+    """Of the accepted ones."""
+    num_prediction: int = 0
+    """Of the scored draft tokens those that the verifier took from the prediction."""
+    num_accepted_prediction: int = 0
     """Of the accepted ones."""
 
 

@@ -40,6 +40,8 @@ class GenerationOptions:
     """False runs the target alone, which gives the same tokens."""
     max_draft_tokens: int | None = None
     tree_width: int | None = None
+    prediction: str = ""
+    """What the output will mostly be; the verifier takes its guesses from it as long as they are right."""
     num_completions: int | None = None
     """Asks for several continuations at the same time, each with a seed of its own."""
     resume: Resume | None = None
@@ -64,5 +66,6 @@ class OptionFields(TypedDict, total=False):
     speculate: bool
     max_draft_tokens: int | None
     tree_width: int | None
+    prediction: str
     num_completions: int | None
     resume: Resume | None

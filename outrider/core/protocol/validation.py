@@ -55,6 +55,8 @@ SEED_MAX = 2**64 - 1
 PROMPT_BYTES_MAX = 1024 * 1024
 """Longest prompt text, a quarter of a million tokens of English; a longer one can be sent as token ids. Tokenizing it
 takes a second, and 350 MB at the coordinator."""
+PREDICTION_TOKENS_MAX = 16_384
+"""Longest prediction, a file of some 2,000 lines: a verifier's index of it takes 5 MB then."""
 CHAT_TEMPLATE_BYTES_MAX = 1024 * 1024
 """Largest chat templates and special tokens of a model, together: they travel in one message. Published templates have
 some kilobytes."""
@@ -183,6 +185,7 @@ def check_verify_open(opening: VerifyOpen, vocab_size: int, max_context: int) ->
     check_stop_token_ids(found, sorted(opening.stop_token_ids), vocab_size, "open.stop_token_ids")
     check_num_logprobs(found, opening.num_logprobs, "open.num_logprobs")
     _check_max_draft_tokens(found, opening.max_draft_tokens, "open.max_draft_tokens")
+    check_prediction(found, opening.prediction_token_ids, vocab_size, "open.prediction_token_ids")
     found.raise_if_any()
 
 
@@ -195,6 +198,16 @@ def check_max_draft_tokens(max_draft_tokens: int) -> None:
 
 def _check_max_draft_tokens(found: Violations, max_draft_tokens: int, field: str) -> None:
     found.check(0 <= max_draft_tokens <= DRAFT_TOKENS_MAX, field, f"must be at most {DRAFT_TOKENS_MAX}")
+
+
+def check_prediction(found: Violations, token_ids: Sequence[int], vocab_size: int, field: str) -> None:
+    """At most PREDICTION_TOKENS_MAX ids of the vocabulary."""
+    found.check(
+        len(token_ids) <= PREDICTION_TOKENS_MAX,
+        field,
+        f"has {len(token_ids)} tokens; at most {PREDICTION_TOKENS_MAX} are allowed",
+    )
+    check_token_ids(found, token_ids, vocab_size, field)
 
 
 def check_stop_token_ids(found: Violations, token_ids: Sequence[int], vocab_size: int, field: str) -> None:

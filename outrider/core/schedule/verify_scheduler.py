@@ -259,6 +259,8 @@ class VerifyScheduler(Generic[KeyT]):
             num_cached_tokens=0 if session.num_rounds else self._memory.num_cached_tokens(part.seated.slot),
             num_prompt_lookup=decision.num_prompt_lookup,
             num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
+            num_prediction=decision.num_prediction,
+            num_accepted_prediction=decision.num_accepted_prediction,
         )
 
 

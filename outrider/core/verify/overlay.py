@@ -2,16 +2,18 @@
 
 A drafter's guesses are a message away, and after a rejection often nothing is at hand. The verifier decides a round and
 begins the next one at once, and a proposer (`propose/proposer.py`) answers in microseconds: its guesses stand below the
-root while nothing else does, and below the drafter's last guesses. Like all guesses these are scored only if they are
-worth their time (`selection.py`). The overlay is thrown away with its round, so nobody else has to know of it.
+root while nothing else does, and below the drafter's last guesses. A client's prediction speaks at every node: where it
+guesses what a drafter has guessed too, the likelier of both nodes asks for a place. Like all guesses these are scored
+only if they are worth their time (`selection.py`). The overlay is thrown away with its round, so nobody else has to
+know of it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from outrider.core.estimate.confidence import lookup_bin
+from outrider.core.estimate.confidence import lookup_bin, prediction_bin
 from outrider.core.propose.proposer import CERTAIN, Proposer
 from outrider.core.protocol.tree import Node, SpeculationTree
 
@@ -30,49 +32,116 @@ _NOTHING: Mapping[int, Node] = {}
 
 
 class Overlay:
-    """Guesses below the leaves of one session's tree, for one round. Its nodes know their parents, not the reverse."""
+    """Guesses for one session's tree, for one round. Its nodes know their parents, not the reverse."""
 
-    __slots__ = ("_below", "_guesses", "_is_ready", "_log_acceptance", "_proposer", "_tree")
+    __slots__ = (
+        "_below",
+        "_guesses",
+        "_is_predicted",
+        "_is_ready",
+        "_log_acceptance",
+        "_predicted",
+        "_prediction",
+        "_proposer",
+        "_tree",
+    )
 
-    def __init__(self, tree: SpeculationTree, proposer: Proposer, log_acceptance: Callable[[int], float]) -> None:
-        """`log_acceptance` tells how likely guesses of a bin (`lookup_bin`) are right, given that their parent is."""
+    def __init__(
+        self,
+        tree: SpeculationTree,
+        proposer: Proposer | None,
+        log_acceptance: Callable[[int], float],
+        prediction: Proposer | None = None,
+    ) -> None:
+        """`log_acceptance` tells how likely guesses of a bin are right, given that their parent is: those of `proposer`
+        in a `lookup_bin`, those of `prediction` in a `prediction_bin`."""
         self._tree = tree
         self._proposer = proposer
+        self._prediction = prediction
         self._log_acceptance = log_acceptance
         self._is_ready: bool | None = None
+        self._is_predicted = False
         self._below: dict[Node, Mapping[int, Node]] = {}
         """For each node that was asked about its children here, by token."""
         self._guesses: dict[Node, list[tuple[int, int]]] = {}
         """For each node below which anything was guessed the token ids, nodes or not, with their bins."""
+        self._predicted: dict[Node, Node | None] = {}
+        """For each node that the prediction was asked about what it has there, if that is a node."""
 
     def prepare(self) -> None:
         """The round begins, or begins again."""
         if self._is_ready is None:
-            self._is_ready = self._proposer.prepare()
+            self._is_ready = self._proposer is not None and self._proposer.prepare()
+            self._is_predicted = self._prediction is not None and self._prediction.prepare()
+
+    def children(self, node: Node) -> Collection[Node]:
+        """What may ask for a place after `node`: what the drafter has sent or, if that is nothing, what was looked up,
+        and what is predicted. The same all round."""
+        others = node.children or self.below(node)
+        if self._prediction is None:
+            return others.values()
+        predicted = self.predicted(node)
+        if predicted is None:
+            return others.values()
+        rival = others.get(predicted.token_id)
+        if rival is not None and rival.path_log_prob >= predicted.path_log_prob:
+            return others.values()
+        return [predicted, *(other for other in others.values() if other is not rival)]
+
+    def predicted(self, node: Node) -> Node | None:
+        """What the prediction has after `node`, any node, if that is likely enough for one."""
+        if not self._is_predicted:
+            return None
+        if node not in self._predicted:
+            self._predicted[node] = self._predict(node)
+        return self._predicted[node]
 
     def below(self, node: Node) -> Mapping[int, Node]:
-        """The guesses for the place after `node`, a leaf of the tree or a guess, by token: the same all round."""
+        """What was looked up after `node`, a leaf of the tree or a guess, by token: the same all round."""
         below = self._below.get(node)
         if below is None:
             below = self._below[node] = self._propose(node) if self._is_ready else _NOTHING
         return below
 
     def made(self, node: Node, token_id: int) -> Node | None:
-        """The guess of that token below `node`, if it was made."""
-        return self._below.get(node, _NOTHING).get(token_id)
+        """The guess of that token below `node`, if it was made: of both kinds the likelier one."""
+        looked_up, predicted = self._below.get(node, _NOTHING).get(token_id), self._predicted.get(node)
+        if predicted is None or predicted.token_id != token_id:
+            return looked_up
+        return max(predicted, looked_up or predicted, key=lambda guess: guess.path_log_prob)
 
     def guesses(self, node: Node) -> Sequence[tuple[int, int]]:
-        """What was guessed for the place after `node`, nodes or not: token ids with their bins; nothing certain."""
+        """What was looked up for the place after `node`, nodes or not: token ids with their bins; nothing certain."""
         return self._guesses.get(node, ())
 
-    def num_among(self, nodes: Sequence[Node]) -> int:
-        """How many of `nodes` are these guesses."""
-        return sum(node.parent in self._guesses for node in nodes) if self._guesses else 0
+    def num_looked_up(self, nodes: Sequence[Node]) -> int:
+        """How many of `nodes` were looked up."""
+        if not self._guesses:
+            return 0
+        return sum(node.parent in self._guesses and not self._is_from_prediction(node) for node in nodes)
+
+    def num_predicted(self, nodes: Sequence[Node]) -> int:
+        """How many of `nodes` are the prediction's."""
+        return sum(map(self._is_from_prediction, nodes)) if self._predicted else 0
+
+    def _is_from_prediction(self, node: Node) -> bool:
+        return node.parent is not None and self._predicted.get(node.parent) is node
+
+    def _predict(self, node: Node) -> Node | None:
+        assert self._prediction is not None
+        log_acceptance = node.path_log_prob - self._tree.root.path_log_prob
+        if log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
+            return None
+        for token_id, probability in self._prediction.propose(self._tree.root, node).items():
+            learned_log = self._log_acceptance(prediction_bin(probability))
+            if log_acceptance + learned_log >= _LOG_ACCEPTANCE_MIN:
+                return Node(node, node.position + 1, token_id, learned_log, learned_log)
+        return None
 
     def _propose(self, node: Node) -> Mapping[int, Node]:
         root = self._tree.root
         log_acceptance = node.path_log_prob - root.path_log_prob
-        if log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
+        if self._proposer is None or log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
             return _NOTHING
         probabilities = self._proposer.propose(root, node)
         if not probabilities:

@@ -26,15 +26,13 @@ class Candidates(NamedTuple):
     max_position: int
     """Nodes beyond this position are left out."""
     overlay: Overlay | None = None
-    """Guesses below nodes that have no children."""
+    """The verifier's own guesses."""
 
     def below(self, node: Node) -> Collection[Node]:
         """The children of `node` that may ask for a place."""
         if node.position >= self.max_position:
             return ()
-        if node.children or self.overlay is None:
-            return node.children.values()
-        return self.overlay.below(node).values()
+        return node.children.values() if self.overlay is None else self.overlay.children(node)
 
 
 class Beside(NamedTuple):

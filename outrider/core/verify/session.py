@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin, prediction_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.constrained import proposer_of
+from outrider.core.propose.constrained import AllowedProposer, proposer_of
 from outrider.core.propose.constraint import Constraint
 from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.prediction import Prediction
 from outrider.core.propose.proposer import Proposer
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.line import Line
@@ -27,6 +28,9 @@ from outrider.core.verify.selection import Beside, Candidates, most_probable
 _SMOOTHING = 0.2
 """Weight of the newest round in the running mean of how many nodes a round scores."""
 
+
+_LIKELY = math.log(0.5)
+"""Chance of the predicted next token from which no round waits for drafts: they seldom go as deep as a prediction."""
 
 _NO_DRAFTS_MAX = 16
 """Most of them that are remembered: drafts that come more than sixteen rounds late are of no use."""
@@ -46,6 +50,10 @@ class Decision(NamedTuple):
     num_prompt_lookup: int
     """How many of the scored nodes the session looked up itself."""
     num_accepted_prompt_lookup: int
+    """How many of the accepted ones."""
+    num_prediction: int
+    """How many of the scored nodes came from the prediction."""
+    num_accepted_prediction: int
     """How many of the accepted ones."""
 
 
@@ -96,7 +104,8 @@ class VerifySession:
         ngram_table: Callable[[], NgramTable] | None = None,
         constraint: Constraint | None = None,
     ) -> None:
-        """Guesses by itself below what its drafter has sent, if `ngram_table` makes an empty table to read the line.
+        """Guesses by itself what the `opening` predicts and, below what its drafter has sent, what is looked up if
+        `ngram_table` makes an empty table to read the line.
 
         `constraint`, which has followed the line, forbids and forces guesses.
         """
@@ -118,6 +127,8 @@ class VerifySession:
         self._ngram_table = ngram_table
         self._constraint = constraint
         self._proposer: Proposer | None = None
+        prediction = opening.prediction_token_ids
+        self._prediction = Prediction(prediction, self.line) if prediction else None
         self._overlay = self._fresh_overlay()
         self._ending = Ending.of(opening, eos_token_ids)
         self._last_verdict: float | None = None
@@ -161,12 +172,26 @@ class VerifySession:
         if not self._max_draft_tokens:
             return None
         self._proposer = self._proposer or proposer_of(self.line, self._ngram_table, self._constraint)
-        if self._proposer is None:
+        if self._proposer is None and self._prediction is None:
             return None
-        return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance)
+        prediction: Proposer | None = self._prediction
+        if prediction is not None and self._constraint is not None:
+            prediction = AllowedProposer(self._constraint, prediction)
+        return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance, prediction)
 
-    def _num_prompt_lookup(self, nodes: Sequence[Node]) -> int:
-        return 0 if self._overlay is None else self._overlay.num_among(nodes)
+    def _num_own(self, nodes: Sequence[Node]) -> tuple[int, int]:
+        """How many of `nodes` were looked up, and how many predicted."""
+        overlay = self._overlay
+        return (0, 0) if overlay is None else (overlay.num_looked_up(nodes), overlay.num_predicted(nodes))
+
+    @property
+    def _is_predicted(self) -> bool:
+        """Whether the next token is more likely than not the prediction's."""
+        if self._prediction is None or self._overlay is None:
+            return False
+        self._overlay.prepare()
+        predicted = self._overlay.predicted(self.tree.root)
+        return predicted is not None and predicted.path_log_prob - self.tree.root.path_log_prob >= _LIKELY
 
     @property
     def num_ready_levels(self) -> int:
@@ -183,7 +208,7 @@ class VerifySession:
 
         Asked again whenever drafts arrive.
         """
-        if self._last_verdict is None or not self._max_draft_tokens:
+        if self._last_verdict is None or not self._max_draft_tokens or self._is_predicted:
             return AT_ONCE
         probability_min = self._estimates.probability_min
         self._log_acceptance_min = math.log(probability_min) if probability_min > 0.0 else -math.inf
@@ -254,18 +279,20 @@ class VerifySession:
             if row is not None:
                 node = nodes[row - 1]
                 accepted.append(node)
-        num_prompt_lookup, num_accepted_prompt_lookup = (
-            self._num_prompt_lookup(nodes),
-            self._num_prompt_lookup(accepted),
-        )
+        num_prompt_lookup, num_prediction = self._num_own(nodes)
+        num_accepted_prompt_lookup, num_accepted_prediction = self._num_own(accepted)
         self._observe_places(self._worths(token_ids))
         decided(self._guesses(token_ids), self._calibrations)
+        if self._prediction is not None:
+            decided(_predictions(self._prediction, token_ids), self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
         if self._constraint is not None:
             self._constraint.commit(token_ids)
-        if self._proposer is not None and self._overlay is not None:
-            self._proposer.commit(token_ids)
+        if self._overlay is not None:
+            for proposer in (self._proposer, self._prediction):
+                if proposer is not None:
+                    proposer.commit(token_ids)
             self._overlay = self._fresh_overlay()
         if nodes:
             self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
@@ -276,7 +303,16 @@ class VerifySession:
                 self._no_drafts_since.pop(next(iter(self._no_drafts_since)))
             self._deepest = self.tree.root.position, now
         return Decision(
-            position, token_ids, len(accepted), rows, bonus, reason, num_prompt_lookup, num_accepted_prompt_lookup
+            position,
+            token_ids,
+            len(accepted),
+            rows,
+            bonus,
+            reason,
+            num_prompt_lookup,
+            num_accepted_prompt_lookup,
+            num_prediction,
+            num_accepted_prediction,
         )
 
     def _guesses(self, token_ids: Iterable[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
@@ -343,3 +379,9 @@ class VerifySession:
                 for draft_wait in (self._draft_wait, self._shared_draft_wait):
                     draft_wait.observe_levels(num_levels, window.draft_ms / 1000.0)
             self._deepest = position, now
+
+
+def _predictions(prediction: Prediction, token_ids: Sequence[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+    """What was predicted for the places that `token_ids` decide."""
+    for token_id, guesses in prediction.guesses(token_ids):
+        yield token_id, [(guess, prediction_bin(probability)) for guess, probability in guesses.items()]

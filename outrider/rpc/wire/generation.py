@@ -63,6 +63,7 @@ def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOpti
                 enabled=options.speculate,
                 max_draft_tokens=options.max_draft_tokens,
                 tree_width=options.tree_width,
+                prediction=options.prediction,
             ),
             num_completions=options.num_completions,
             resume=_encode_resume(options.resume) if options.resume is not None else None,
@@ -98,6 +99,7 @@ def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt | ChatP
         speculate=not speculation.HasField("enabled") or speculation.enabled,
         max_draft_tokens=_optional(speculation, "max_draft_tokens"),
         tree_width=_optional(speculation, "tree_width"),
+        prediction=speculation.prediction,
         num_completions=_optional(message, "num_completions"),
         resume=_decode_resume(message.resume) if message.HasField("resume") else None,
     )
@@ -297,6 +299,8 @@ def _encode_finished(event: Finished) -> pb.GenerateFinished:
             num_prompt_tokens=usage.num_prompt_tokens,
             num_generated_tokens=usage.num_generated_tokens,
             num_cached_prompt_tokens=usage.num_cached_prompt_tokens,
+            num_accepted_prediction_tokens=usage.num_accepted_prediction_tokens,
+            num_rejected_prediction_tokens=usage.num_rejected_prediction_tokens,
         ),
         speculation=pb.SpeculationStatistics(
             **_counts(speculation),
@@ -324,7 +328,13 @@ def _decode_finished(message: pb.GenerateFinished) -> Finished:
         mode=mode,
         mode_reason=message.mode_reason,
         text=message.text,
-        usage=Usage(usage.num_prompt_tokens, usage.num_generated_tokens, usage.num_cached_prompt_tokens),
+        usage=Usage(
+            usage.num_prompt_tokens,
+            usage.num_generated_tokens,
+            usage.num_cached_prompt_tokens,
+            usage.num_accepted_prediction_tokens,
+            usage.num_rejected_prediction_tokens,
+        ),
         speculation=Speculation(
             **_counts(speculation),
             acceptance_length=speculation.acceptance_length,

@@ -90,6 +90,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
         num_logprobs=opening.num_logprobs,
         trace=encode_trace(opening.trace),
         time_left_ms=opening.time_left_ms,
+        prediction_token_ids=opening.prediction_token_ids,
     )
 
 
@@ -107,6 +108,7 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
         trace=decode_trace(message.trace),
         time_left_ms=message.time_left_ms if message.HasField("time_left_ms") else None,
+        prediction_token_ids=tuple(message.prediction_token_ids),
     )
 
 
@@ -125,6 +127,8 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         num_cached_tokens=verdict.num_cached_tokens,
         num_prompt_lookup=verdict.num_prompt_lookup,
         num_accepted_prompt_lookup=verdict.num_accepted_prompt_lookup,
+        num_prediction=verdict.num_prediction,
+        num_accepted_prediction=verdict.num_accepted_prediction,
     )
 
 
@@ -143,4 +147,6 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         num_cached_tokens=message.num_cached_tokens,
         num_prompt_lookup=message.num_prompt_lookup,
         num_accepted_prompt_lookup=message.num_accepted_prompt_lookup,
+        num_prediction=message.num_prediction,
+        num_accepted_prediction=message.num_accepted_prediction,
     )

@@ -64,7 +64,7 @@ def test_a_verifier_cannot_have_looked_up_more_than_was_scored_or_accepted(
     num_prompt_lookup: int, num_accepted: int
 ) -> None:
     session = Session([7, 8, 9], vocab_size=10, max_run_ahead=8, drafting=True)
-    with pytest.raises(ProtocolViolationError, match="looked-up"):
+    with pytest.raises(ProtocolViolationError, match="looked up"):
         session.on_verdict(
             Verdict(
                 position=3,

@@ -18,6 +18,7 @@ from outrider.core.estimate.confidence import (
     lookup_bin,
     margin_bin,
     ngram_bin,
+    prediction_bin,
 )
 from outrider.core.protocol.validation import TREE_WIDTH_MAX
 
@@ -39,6 +40,7 @@ def test_each_kind_of_guess_has_a_cell_of_its_own() -> None:
     confidence_bins = [claim_bin(math.log(probability)) for probability in PROBABILITIES]
     assert confidence_bins == list(range(len(CLAIM_PROBABILITIES)))
     confidence_bins += [lookup_bin(probability) for probability in PROBABILITIES]
+    confidence_bins += [prediction_bin(probability) for probability in PROBABILITIES]
     assert confidence_bins == list(range(len(VERIFY_PROBABILITIES)))
 
 

@@ -230,8 +230,8 @@ def test_it_knows_which_guesses_are_its_own() -> None:
     drafted = bench.draft(root, 1, 0.9)
     [found] = bench.overlay.below(drafted).values()
     assert [bool(bench.overlay.guesses(node)) for node in (root, drafted, found)] == [False, True, False]
-    assert bench.overlay.num_among([drafted, found]) == 1
-    assert bench.overlay.num_among([drafted]) == bench.overlay.num_among([]) == 0
+    assert bench.overlay.num_looked_up([drafted, found]) == 1
+    assert bench.overlay.num_looked_up([drafted]) == bench.overlay.num_looked_up([]) == 0
     bench.begin()
     assert not bench.overlay.guesses(drafted)
 
@@ -330,7 +330,7 @@ class Rounds(RuleBasedStateMachine):
             assert [token_id for token_id, _ in self.bench.overlay.guesses(node)] == list(expected)
             assert set(below) <= set(expected)
             assert all(self.bench.probability(child) >= PROBABILITY_MIN - 1e-9 for child in below.values())
-            assert self.bench.overlay.num_among([*tree.live_nodes(), *below.values()]) == len(below)
+            assert self.bench.overlay.num_looked_up([*tree.live_nodes(), *below.values()]) == len(below)
 
     @rule()
     def begin_again(self) -> None:

@@ -15,7 +15,7 @@ from tests.core.rounds import EOS, STOP, chain_window, choices, choose, slow_ver
 def test_with_no_drafts_a_round_is_plain_decoding() -> None:
     session = verify_session()
     assert choose(session) == []
-    assert session.decide([], [5]) == (3, [5], 0, [0], False, None, 0, 0)
+    assert session.decide([], [5]) == (3, [5], 0, [0], False, None, 0, 0, 0, 0)
     assert session.line.token_ids == [7, 8, 9, 5]
     assert session.tree.root.token_id == 5
 
@@ -24,7 +24,7 @@ def test_a_chain_accepted_to_its_end_earns_a_bonus() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
     nodes = choose(session)
-    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None, 0, 0)
+    assert session.decide(nodes, [1, 2, 3]) == (3, [1, 2, 3], 2, [0, 1, 2], True, None, 0, 0, 0, 0)
     assert session.tree.num_live == 0
 
 
@@ -32,14 +32,14 @@ def test_a_rejection_is_followed_by_the_recovered_token() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2, 3))
     nodes = choose(session)
-    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None, 0, 0)
+    assert session.decide(nodes, [1, 5, 3, 4]) == (3, [1, 5], 1, [0, 1], False, None, 0, 0, 0, 0)
     assert session.line.token_ids == [7, 8, 9, 1, 5]
 
 
 def test_a_rejection_at_once_accepts_nothing() -> None:
     session = verify_session()
     session.graft(chain_window(1, 2))
-    assert session.decide(choose(session), [5, 2, 3]) == (3, [5], 0, [0], False, None, 0, 0)
+    assert session.decide(choose(session), [5, 2, 3]) == (3, [5], 0, [0], False, None, 0, 0, 0, 0)
 
 
 def test_one_branch_of_a_tree_is_accepted_and_its_rows_are_named() -> None:
@@ -57,7 +57,7 @@ def test_a_next_token_that_was_drafted_but_not_scored_keeps_its_subtree() -> Non
     session.graft(chain_window(1, 2, 3))
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None, 0, 0)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, None, 0, 0, 0, 0)
     assert [node.token_id for node in choose(session)] == [3]
 
 
@@ -80,7 +80,7 @@ def test_late_drafts_are_absorbed() -> None:
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN), (5, None)])
 def test_an_ending_token_ends_the_session_as_a_next_token(token_id: int, reason: FinishReason | None) -> None:
-    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason, 0, 0)
+    assert verify_session().decide([], [token_id]) == (3, [token_id], 0, [0], False, reason, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("token_id", "reason"), [(EOS, FinishReason.EOS), (STOP, FinishReason.STOP_TOKEN)])
@@ -88,7 +88,7 @@ def test_nothing_follows_an_accepted_token_that_ends_the_session(token_id: int, 
     session = verify_session()
     session.graft(chain_window(1, token_id, 3))
     decision = session.decide(choose(session), [1, token_id, 3, 4])
-    assert decision == (3, [1, token_id], 2, [0, 1], False, reason, 0, 0)
+    assert decision == (3, [1, token_id], 2, [0, 1], False, reason, 0, 0, 0, 0)
     assert session.line.token_ids == [7, 8, 9, 1, token_id]
 
 
@@ -112,7 +112,7 @@ def test_the_last_place_is_not_scored_and_comes_as_a_next_token() -> None:
     session.graft(chain_window(1, 2, 3))
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1]
-    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH, 0, 0)
+    assert session.decide(nodes, [1, 2]) == (3, [1, 2], 1, [0, 1], True, FinishReason.LENGTH, 0, 0, 0, 0)
 
 
 def test_drafts_beyond_the_rounds_bound_wait() -> None:

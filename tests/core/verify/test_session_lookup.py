@@ -21,7 +21,7 @@ def test_a_bare_session_scores_and_accepts_what_its_line_repeats() -> None:
     nodes = choose(session)
     assert [node.token_id for node in nodes] == [1, 2, 3, 4, 5, 1, 2, 3]
     decision = session.decide(nodes, [1, 2, 3, 4, 5, 1, 2, 3, 4])
-    assert decision == (20, [1, 2, 3, 4, 5, 1, 2, 3, 4], 8, list(range(9)), True, None, 8, 8)
+    assert decision == (20, [1, 2, 3, 4, 5, 1, 2, 3, 4], 8, list(range(9)), True, None, 8, 8, 0, 0)
     assert session.tree.num_live == 0
     assert [node.token_id for node in choose(session)[:3]] == [5, 1, 2]
 
@@ -29,7 +29,7 @@ def test_a_bare_session_scores_and_accepts_what_its_line_repeats() -> None:
 def test_the_target_alone_decides_whatever_is_looked_up() -> None:
     session = verify_session(line=LOOP, ngrams=True)
     nodes = choose(session)
-    assert session.decide(nodes, [1, 2, 9, *[0] * 6]) == (20, [1, 2, 9], 2, [0, 1, 2], False, None, 8, 2)
+    assert session.decide(nodes, [1, 2, 9, *[0] * 6]) == (20, [1, 2, 9], 2, [0, 1, 2], False, None, 8, 2, 0, 0)
     assert session.line.token_ids == [*LOOP, 1, 2, 9]
 
 

@@ -1,0 +1,71 @@
+"""Whatever the OpenAPI document allows, and whatever it does not, is answered or refused in OpenAI's shape.
+
+`make fuzz-http` asks fifty times as often.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis import Case, GenerationMode
+from schemathesis.schemas import APIOperation
+
+from tests.openai.conftest import Served, until_idle
+
+pytestmark = pytest.mark.asyncio(loop_scope="package")
+
+NUM_CASES = settings().max_examples // 10
+"""For each path and kind of case: 10 by hypothesis's own profile."""
+
+SECONDS_MAX = 60
+"""Longest that an answer may take before the test gives up: a fault, not a measurement."""
+
+BODILESS = ("/healthz", "/readyz", "/version", "/v1/models", "/v1/models/{model}")
+"""What is asked for with nothing that could be wrong."""
+
+WITH_BODY = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize")
+
+
+def operations(url: str) -> dict[str, APIOperation[Any, Any, Any, Any]]:
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+    return {result.ok().path: result.ok() for result in schema.get_all_operations()}
+
+
+def ask(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode) -> None:
+    """NUM_CASES times; raises what a test raises."""
+
+    @settings(max_examples=NUM_CASES, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+    @given(case=operation.as_strategy(generation_mode=mode))
+    def check(case: Case) -> None:
+        if isinstance(case.body, dict) and {"prompt", "messages", "input"} & case.body.keys():
+            for name in ("max_tokens", "max_output_tokens", "max_completion_tokens"):
+                if isinstance(case.body.get(name), int) or (name == "max_tokens" and operation.path != "/v1/responses"):
+                    case.body[name] = min(case.body.get(name) or 2, 2)  # pyright: ignore[reportArgumentType]
+        response = case.call(timeout=SECONDS_MAX)
+        assert response.status_code < 500, case.as_curl_command()
+        if response.status_code >= 400:
+            (error,) = json.loads(response.content).values()
+            assert error.keys() == {"message", "type", "param", "code"}
+            assert error["message"], case.as_curl_command()
+
+    check()
+
+
+async def test_the_document_names_every_path(served: Served) -> None:
+    assert tuple(await asyncio.to_thread(operations, served.url)) == (*BODILESS, *WITH_BODY)
+
+
+@pytest.mark.parametrize(
+    ("path", "mode"),
+    [(path, GenerationMode.POSITIVE) for path in (*BODILESS, *WITH_BODY)]
+    + [(path, GenerationMode.NEGATIVE) for path in WITH_BODY],
+)
+async def test_no_case_breaks_the_server(served: Served, path: str, mode: GenerationMode) -> None:
+    found = await asyncio.to_thread(operations, served.url)
+    await asyncio.to_thread(ask, found[path], mode)
+    await until_idle(served)
