@@ -44,6 +44,10 @@ class VerifierLink(Protocol):
         """What the verifier says. Raises OutriderError when it refuses, fails, or ends the stream by itself."""
         ...
 
+    def distrust(self, reason: str) -> None:
+        """The verifier said what cannot be true: until it restarts it gets no session any more."""
+        ...
+
     def close(self) -> None:
         """Ends the stream; the verifier frees its slot. Calling it twice is harmless."""
         ...

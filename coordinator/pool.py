@@ -66,10 +66,15 @@ class Pool:
     def serving(self) -> list[Replica]:
         """The replicas that may get new sessions, each process once."""
         found: dict[str, Replica] = {}
+        distrusted: set[str] = set()
         for replica in self._replicas.values():
-            if replica.is_serving and not replica.is_retired and replica.model is not None:
+            if replica.model is None:
+                continue
+            if replica.distrust_refusal is not None:
+                distrusted.add(replica.model.instance_id)
+            if replica.is_serving and not replica.is_retired:
                 found.setdefault(replica.model.instance_id, replica)
-        return list(found.values())
+        return [replica for instance_id, replica in found.items() if instance_id not in distrusted]
 
     @property
     def has_answered(self) -> bool:
@@ -97,6 +102,9 @@ class Pool:
             return Refusal("its name does not resolve to it any more; its sessions may finish")
         if replica in self.serving:
             return None
+        distrusted = (each.distrust_refusal for each in (replica, *self) if _are_one(each, replica))
+        if (refusal := next(filter(None, distrusted), None)) is not None:
+            return refusal
         twin = next((each for each in self.serving if _are_one(each, replica)), None)
         return Refusal(f"it is the same process as {twin.address}") if twin is not None else None
 

@@ -81,6 +81,8 @@ class Replica:
         self._on_seats = on_seats
         self._step_time = StepTime()
         self._reported_at = 0.0
+        self._distrusted_id = ""
+        """`instance_id` of the process that said what cannot be true; empty if none did."""
         self._seats: set[Seat] = set()
         self._leavings: deque[float] = deque()
         """When sessions ended that the present report counts."""
@@ -115,6 +117,20 @@ class Replica:
             num_unreported_tokens=sum(seat.num_tokens for seat in unreported),
             num_left=len(self._leavings),
         )
+
+    def distrust(self, reason: str) -> None:
+        """The process that serves here said what cannot be true. It gets no session any more before it restarts."""
+        if self.model is not None and self._distrusted_id != self.model.instance_id:
+            self._distrusted_id = self.model.instance_id
+            _log.error("worker not trusted", service=self.service, address=self.address, reason=reason)
+            self._on_change(self)
+
+    @property
+    def distrust_refusal(self) -> Refusal | None:
+        """Why what serves here is not to be trusted; None if there is no reason."""
+        if self.model is None or self._distrusted_id != self.model.instance_id:
+            return None
+        return Refusal("it said what cannot be true; restart it, and see the coordinator's log")
 
     def start(self) -> None:
         """Begins to watch. Needs a running event loop."""

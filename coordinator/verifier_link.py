@@ -36,6 +36,10 @@ class GrpcVerifierLink:
             yield event
         raise WorkerUnavailableError("the verify service ended the stream early; try again")
 
+    def distrust(self, reason: str) -> None:
+        """See `VerifierLink.distrust`."""
+        self.worker.distrust(reason)
+
     def close(self) -> None:
         """See `VerifierLink.close`."""
         self._stream.cancel()

@@ -32,6 +32,7 @@ _STATUS_AND_TYPE: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: (BAD_REQUEST, INVALID_REQUEST),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (TOO_MANY_REQUESTS, _RATE_LIMIT),
     grpc.StatusCode.UNAVAILABLE: (SERVICE_UNAVAILABLE, _SERVER_ERROR),
+    grpc.StatusCode.DATA_LOSS: (SERVICE_UNAVAILABLE, _SERVER_ERROR),
 }
 """By the gRPC status of the same error; any other one is an INTERNAL_SERVER_ERROR."""
 

@@ -34,6 +34,7 @@ class MemoryWorker:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.is_trusted = True
 
 
 class _Inbox(Generic[Event]):
@@ -89,6 +90,10 @@ class MemoryVerifier:
             self.has_decided = self.has_decided or isinstance(event, Verdict)
             yield event
         raise WorkerUnavailableError("the verify service ended the stream early; try again")
+
+    def distrust(self, reason: str) -> None:
+        self._note(f"{self.worker.address} distrusted: {reason}")
+        self.worker.is_trusted = False
 
     def close(self) -> None:
         if not self.is_closed:
@@ -182,7 +187,7 @@ class MemoryLinks:
 
 
 def _first(pool: list[MemoryWorker], avoid: Collection[Worker], none_left: str) -> MemoryWorker:
-    found = next((worker for worker in pool if worker not in avoid), None)
+    found = next((worker for worker in pool if worker.is_trusted and worker not in avoid), None)
     if found is None:
         raise WorkerUnavailableError(none_left)
     return found

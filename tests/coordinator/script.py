@@ -7,6 +7,7 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
     draft 99                ids beyond the vocabulary of 26 break the protocol
     verdict +2 9            the verifier accepts two draft tokens and adds token 9; `verdict +2` adds none
     repeat verdict          it says the last verdict again
+    claim 9,9 at 3          it says that tokens stand there, of no drafts, whatever its tree has
     finish length           it ends the session: eos, length or stop_token
     lose verifier           its connection breaks
     refuse verifier         it has no room
@@ -138,6 +139,10 @@ class Stage:
             case ["repeat", "verdict"]:
                 assert self._last_verdict is not None
                 self._verifier.inbox.say(self._last_verdict)
+            case ["claim", token_ids, "at", position]:
+                self._verifier.inbox.say(
+                    Verdict(position=int(position), token_ids=_ids(token_ids), num_accepted=0, num_draft_tokens=0)
+                )
             case ["finish", reason]:
                 self._verifier.inbox.say(VerifyFinished(FinishReason[reason.upper()]))
             case ["lose", "verifier"]:

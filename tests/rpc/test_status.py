@@ -16,6 +16,7 @@ from served import Serve
 
 from outrider.core.protocol import errors
 from outrider.core.protocol.errors import (
+    DamagedMessageError,
     FieldViolation,
     InvalidRequestError,
     ModelMismatchError,
@@ -25,6 +26,7 @@ from outrider.core.protocol.errors import (
     SlotsExhaustedError,
     StepFailedError,
     UnsupportedModelError,
+    UntrustedWorkerError,
     WorkerUnavailableError,
 )
 from outrider.rpc.channels import open_channel
@@ -41,9 +43,11 @@ STATUSES = [
     (SlotsExhaustedError("all 4 slots are taken"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QueueFullError("64 events wait"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (WorkerUnavailableError("no verifier"), grpc.StatusCode.UNAVAILABLE),
+    (UntrustedWorkerError("a verdict has 9 tokens"), grpc.StatusCode.UNAVAILABLE),
+    (DamagedMessageError("bits flipped"), grpc.StatusCode.DATA_LOSS),
     (StepFailedError("the step failed"), grpc.StatusCode.INTERNAL),
 ]
-RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError}
+RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError, UntrustedWorkerError, DamagedMessageError}
 
 
 class Raising(draft_pb2_grpc.DraftServiceServicer):
