@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from coordinator.replica import Replica, Seat
 from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
-from outrider.rpc import wire
-from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import draft_pb2_grpc
+from outrider.rpc.session_stream import draft_stream
 
 UNREAD_COMMITMENTS_MAX = 1024
 """Most commitments that wait for a drafter that does not read; beyond it the drafter counts as lost."""
@@ -30,7 +29,7 @@ class GrpcDrafterLink:
         self._trial: Trial | None = trial
         self._statistics = statistics
         self._num_tokens_before, self._num_rounds_before = statistics.num_committed_tokens, statistics.num_rounds
-        self._stream = OutgoingStream(draft_pb2_grpc.DraftServiceStub(seat.replica.channel).Draft())
+        self._stream = draft_stream(seat.replica.channel)
         self._opening = opening
         self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
@@ -67,12 +66,12 @@ class GrpcDrafterLink:
         """See `DrafterLink.windows`."""
         writer = asyncio.create_task(self._write())
         try:
-            async for message in self._stream.responses():
-                event = wire.decode_draft_event(message)
-                if isinstance(event, Opened):
-                    self.is_open = True
-                else:
-                    yield event
+            async with aclosing(self._stream.events()) as events:
+                async for event in events:
+                    if isinstance(event, Opened):
+                        self.is_open = True
+                    else:
+                        yield event
         finally:
             writer.cancel()
         raise WorkerUnavailableError(
@@ -82,6 +81,6 @@ class GrpcDrafterLink:
         )
 
     async def _write(self) -> None:
-        is_open = await self._stream.send(wire.encode_draft_command(self._opening))
+        is_open = await self._stream.send(self._opening)
         while is_open:
-            is_open = await self._stream.send(wire.encode_draft_command(await self._commitments.get()))
+            is_open = await self._stream.send(await self._commitments.get())

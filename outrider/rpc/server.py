@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
+from outrider.rpc.checksum import Checksums
 from outrider.rpc.listening import ListenError, bind, listen_address
 from outrider.rpc.reflection import add_reflection
 from outrider.rpc.transport import PLAINTEXT, Transport
@@ -80,7 +81,7 @@ class Server:
         self._transport = transport
         self._doors = doors
         self._server = grpc.aio.server(
-            interceptors=[UndecodableRequests()],
+            interceptors=[UndecodableRequests(), Checksums()],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
         )

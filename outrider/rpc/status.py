@@ -58,7 +58,7 @@ _UNEXPECTED_TEXT: Final = "something went wrong inside the service; its log has 
 _LOST_TEXT: Final = "the service cannot be reached or the connection to it broke; check its address and try again"
 
 _OVERSIZED_DETAILS: Final = "CLIENT: Received message larger than max"
-"""How the details begin where gRPC has refused a message that the peer sent, unread."""
+"""In the details where gRPC has refused a message that the peer sent, unread."""
 
 _log = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
         detail.Unpack(info)
         detail.Unpack(bad_request)
     error_type = _BY_REASON.get(info.reason) if info.domain == ERROR_DOMAIN else None
-    if error_type is None and (rpc_error.details() or "").startswith(_OVERSIZED_DETAILS):
+    if error_type is None and _OVERSIZED_DETAILS in (rpc_error.details() or ""):
         return UntrustedWorkerError("a message of the service exceeds every bound of the protocol; restart the service")
     if error_type is None:
         error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))

@@ -10,6 +10,7 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
     claim 9,9 at 3          it says that tokens stand there, of no drafts, whatever its tree has
     finish length           it ends the session: eos, length or stop_token
     lose verifier           its connection breaks
+    damage verifier         bits of what it says flip on the way
     refuse verifier         it has no room
     overflow verifier       it gives up on a reader that is too slow
     end verifier            it ends the stream without a word
@@ -41,6 +42,7 @@ from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import (
+    DamagedMessageError,
     OutriderError,
     QueueFullError,
     SlotsExhaustedError,
@@ -147,6 +149,8 @@ class Stage:
                 self._verifier.inbox.say(VerifyFinished(FinishReason[reason.upper()]))
             case ["lose", "verifier"]:
                 self._verifier.inbox.say(WorkerUnavailableError("the connection broke"))
+            case ["damage", "verifier"]:
+                self._verifier.inbox.say(DamagedMessageError("bits flipped"))
             case ["refuse", "verifier"]:
                 self._verifier.inbox.say(SlotsExhaustedError("every slot is taken"))
             case ["overflow", "verifier"]:
