@@ -37,7 +37,9 @@ def main() -> None:
     telemetry = set_up("outrider-coordinator", environ=os.environ)
     try:
         connect = partial(WorkerClient.connect, transport=PLAINTEXT)
-        workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
+        workers = Workers(
+            config.verify, config.draft, telemetry.instruments, connect, silence_seconds=config.silence_seconds
+        )
         generation = GenerationService(config, workers, telemetry)
         add_to_server = add_GenerationServiceServicer_to_server
         servicer = GenerationServicer(generation)

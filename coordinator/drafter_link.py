@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
@@ -30,6 +31,7 @@ class GrpcDrafterLink:
         self._statistics = statistics
         self._num_tokens_before, self._num_rounds_before = statistics.num_committed_tokens, statistics.num_rounds
         self._stream = draft_stream(seat.replica.channel)
+        seat.on_loss = self._stream.cancel
         self._opening = opening
         self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
@@ -50,12 +52,13 @@ class GrpcDrafterLink:
         if trial is None:
             return
         if failed and not self.is_open:
+            self.worker.breaker.refuse(time.monotonic())
             trial.cancel()
         elif failed:
-            self.worker.num_failures += 1
+            self.worker.breaker.fail(time.monotonic())
             trial.fail()
         else:
-            self.worker.num_failures = 0
+            self.worker.breaker.succeed()
             statistics = self._statistics
             trial.end(
                 statistics.num_committed_tokens - self._num_tokens_before,
@@ -64,17 +67,22 @@ class GrpcDrafterLink:
 
     async def windows(self) -> AsyncGenerator[DraftWindow]:
         """See `DrafterLink.windows`."""
-        writer = asyncio.create_task(self._write())
+        writer, has_drafted = asyncio.create_task(self._write()), False
         try:
             async with aclosing(self._stream.events()) as events:
                 async for event in events:
+                    self._seat.hears()
                     if isinstance(event, Opened):
                         self.is_open = True
                     else:
+                        if not has_drafted:
+                            has_drafted = True
+                            self.worker.breaker.work()
                         yield event
+                    self._seat.waits()
         finally:
             writer.cancel()
-        raise WorkerUnavailableError(
+        raise self._seat.loss or WorkerUnavailableError(
             "the draft service does not read what is committed"
             if self._overflowed
             else "the draft service ended the stream"

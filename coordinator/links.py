@@ -36,6 +36,11 @@ class VerifierLink(Protocol):
         """Whether a verdict has come."""
         ...
 
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether the stream ended because the verifier is about to stop, so that another one may take the session."""
+        ...
+
     async def send(self, command: VerifyCommand) -> None:
         """Writes a command, waiting for flow control; one task at a time. If the stream is over, `events` tells how."""
         ...

@@ -79,7 +79,7 @@ class VerifierFailover:
             self._avoided.add(link.worker)
         if isinstance(error, _REFUSALS):
             self._refusal = self._refusal or error
-        else:
+        elif not link.is_handed_over:
             self._num_lost += 1
         try:
             if self._num_lost > VERIFIERS_LOST_MAX:

@@ -19,6 +19,12 @@ class GrpcVerifierLink:
         self.has_decided = False
         self._seat = seat
         self._stream = verify_stream(seat.replica.channel)
+        seat.on_loss = self._stream.cancel
+
+    @property
+    def is_handed_over(self) -> bool:
+        """See `VerifierLink.is_handed_over`."""
+        return self._seat.is_handed_over
 
     async def send(self, command: VerifyCommand) -> None:
         """See `VerifierLink.send`."""
@@ -28,10 +34,12 @@ class GrpcVerifierLink:
         """See `VerifierLink.events`."""
         async with aclosing(self._stream.events()) as events:
             async for event in events:
+                self._seat.hears()
                 if isinstance(event, Verdict):
                     self.has_decided = True
                 yield event
-        raise WorkerUnavailableError("the verify service ended the stream early; try again")
+                self._seat.waits()
+        raise self._seat.loss or WorkerUnavailableError("the verify service ended the stream early; try again")
 
     def distrust(self, reason: str) -> None:
         """See `VerifierLink.distrust`."""

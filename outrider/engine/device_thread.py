@@ -6,6 +6,7 @@ import os
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Protocol
 
@@ -45,6 +46,18 @@ class DeviceThread:
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._clock: int | None = None
+        self._num_turns = 0
+        self.is_busy = False
+        """Whether it is at work; if not, it waits for work, or for the time of the next step."""
+
+    @property
+    def progress(self) -> int:
+        """Rises whenever the thread gets on: with each turn, and with the processor time that it takes. Any thread."""
+        try:
+            return self._num_turns + (0 if self._clock is None else time.clock_gettime_ns(self._clock))
+        except OSError:  # the thread has ended
+            return self._num_turns
 
     def start(self) -> None:
         """Starts the thread."""
@@ -69,6 +82,8 @@ class DeviceThread:
         try:
             if self._niceness and sys.platform == "linux":
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+            if sys.platform == "linux":
+                self._clock = time.pthread_getcpuclockid(threading.get_ident())
             with torch.inference_mode():
                 self._loop()
         except BaseException as error:
@@ -79,7 +94,9 @@ class DeviceThread:
         wait: float | None = None
         while True:
             try:
+                self.is_busy = wait == 0
                 work = self._inbox.get(timeout=wait) if wait != 0 else self._inbox.get_nowait()
+                self.is_busy = True
                 while True:
                     if work is None:
                         return
@@ -87,4 +104,6 @@ class DeviceThread:
                     work = self._inbox.get_nowait()
             except queue.Empty:
                 pass
+            self.is_busy = True
+            self._num_turns += 1
             wait = self._worker.step()

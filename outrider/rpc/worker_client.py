@@ -6,15 +6,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX, check_load, check_model_info
 from outrider.rpc import wire
@@ -102,18 +103,32 @@ class WorkerClient:
                 serving = False
                 yield None
 
-    async def watch_load(self) -> AsyncIterator[WorkerLoad]:
+    async def watch_load(self) -> AsyncGenerator[WorkerLoad]:
         """Yields how busy the worker is, at once and at each change, until the worker ends the stream.
 
         Raises OutriderError for any other end.
         """
+        call = self._stub.GetLoad(common_pb2.GetLoadRequest())
         try:
-            async for response in self._stub.GetLoad(common_pb2.GetLoadRequest()):
+            async for response in call:
                 load = wire.decode_load(response)
                 check_load(load)
                 yield load
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
+        finally:
+            call.cancel()
+
+    async def ask_load(self) -> WorkerLoad:
+        """How busy the worker is at this moment: a sign of life, for which this waits without end.
+
+        Raises OutriderError.
+        """
+        loads = self.watch_load()
+        async with contextlib.aclosing(loads):
+            async for load in loads:
+                return load
+        raise WorkerUnavailableError("the service is about to stop")
 
     async def until_reconnected(self) -> None:
         """Waits until the present connection has ended and there is another one: then another process may answer."""

@@ -9,6 +9,8 @@ from typing import Any, cast
 import grpc.aio
 
 from coordinator.replica import Replica, Seat
+from outrider.core.coordinate.circuit_breaker import CircuitBreaker
+from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import (
     DraftOpen,
     Verdict,
@@ -67,12 +69,28 @@ class Standing:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
-        self.num_failures = 2
+        self.breaker = CircuitBreaker()
+        for _ in range(2):
+            self.breaker.fail(0.0)
+        self.loss: OutriderError | None = None
+        self.is_handed_over = False
+        self.on_loss: Callable[[], None] = lambda: None
+        self.is_waited_for = True
         self.num_leavings = 0
 
     @property
     def replica(self) -> Replica:
         return cast("Replica", self)
+
+    @property
+    def num_failures(self) -> int:
+        return self.breaker.num_failures
+
+    def hears(self) -> None:
+        self.is_waited_for = False
+
+    def waits(self) -> None:
+        self.is_waited_for = True
 
     def leave(self) -> None:
         self.num_leavings += 1

@@ -62,6 +62,7 @@ class MemoryVerifier:
         self.worker = worker
         self._reads = reads
         self.has_decided = False
+        self.is_handed_over = False
         self.inbox: _Inbox[Opened | Verdict | VerifyFinished] = _Inbox()
         self.is_closed = False
         self._note = note

@@ -195,7 +195,9 @@ async def coordinator(
         notices.add(asyncio.create_task(notify()))
 
     connect = partial(WorkerClient.connect, transport=PLAINTEXT)
-    workers = Workers(config.verify, config.draft, telemetry.instruments, connect, resolver)
+    workers = Workers(
+        config.verify, config.draft, telemetry.instruments, connect, resolver, silence_seconds=config.silence_seconds
+    )
     service = GenerationService(config, workers, telemetry)
     servicer = GenerationServicer(service)
     server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
