@@ -56,7 +56,7 @@ class VerdictRules(NamedTuple):
         if not (
             0.0 <= verdict.verify_ms < math.inf
             and 0.0 <= verdict.wait_ms < math.inf
-            and 0.0 <= verdict.probability_min <= 1.0
+            and math.isfinite(verdict.probability_min)
             and verdict.num_cached_tokens <= len(line)
         ):
             raise ProtocolViolationError("a time, a probability or a count of a verdict is out of its range")

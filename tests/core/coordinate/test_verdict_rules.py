@@ -60,7 +60,7 @@ class Endless(list[int]):
         ({"logprobs": (SURE, SURE._replace(top_logprobs=(-math.inf,)))}, "no finite numbers"),
         ({"verify_ms": math.nan}, "out of its range"),
         ({"wait_ms": -1.0}, "out of its range"),
-        ({"probability_min": 1.5}, "out of its range"),
+        ({"probability_min": math.inf}, "out of its range"),
         ({"num_cached_tokens": 4}, "out of its range"),
     ],
 )
