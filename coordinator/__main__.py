@@ -42,9 +42,19 @@ def main() -> None:
         )
         generation = GenerationService(config, workers, telemetry)
         add_to_server = add_GenerationServiceServicer_to_server
-        servicer = GenerationServicer(generation)
-        service = Service("outrider.v1.GenerationService", add_to_server, servicer, generation.watch)
-        doors = [HttpServer(make_app(generation), config.http)] if config.http else []
+        servicer = GenerationServicer(
+            generation,
+            unread_seconds=config.unread_seconds,
+            max_requests_per_client=config.max_requests_per_client,
+        )
+        service = Service(
+            "outrider.v1.GenerationService",
+            add_to_server,
+            servicer,
+            generation.watch,
+            on_grace_over=generation.end_all,
+        )
+        doors = [HttpServer(make_app(generation), config.http, config.unread_seconds)] if config.http else []
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()

@@ -50,6 +50,15 @@ class CoordinatorConfig(Settings):
         "tells",
     )
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
+    unread_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="an answer of which its client takes nothing for so long is ended, and its workers are freed",
+    )
+    max_request_seconds: float = Field(3600.0, gt=0, description="longest life of a request")
+    max_requests_per_client: int = Field(
+        4096, ge=1, le=4096, description="most requests at a time by gRPC from one address; more are refused"
+    )
     silence_seconds: float = Field(
         SILENCE_SECONDS,
         ge=0.1,

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import socket
 from collections.abc import Iterator
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from coordinator.unread_responses import UnreadResponses
 from outrider.rpc.listening import bind, listen_address
 
 CONNECTIONS_MAX = 1024
 """Most connections at a time, as many as gRPC takes RPCs; more are answered with status 503."""
+
+UNREAD_SECONDS = 30.0
+"""How long a client may take nothing of its answer."""
 
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs, or they would meet closed ones."""
@@ -27,19 +33,20 @@ _log = structlog.get_logger()
 class HttpServer:
     """A `Door` (outrider/rpc/server.py) to an ASGI application."""
 
-    def __init__(self, app: FastAPI, listen: str) -> None:
+    def __init__(self, app: FastAPI, listen: str, unread_seconds: float = UNREAD_SECONDS) -> None:
         """`listen` is host:port; with port 0 `open` takes a free one. The app's `state.ready` says what `set_ready`
-        was told."""
+        was told. A client that takes nothing for `unread_seconds` is given up."""
         app.state.ready = False
         self.port = 0
         """Set by `open`."""
         self._app = app
         self._listen = listen
+        self._unread_seconds = unread_seconds
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
-                app,
+                UnreadResponses(app, unread_seconds),
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -57,6 +64,9 @@ class HttpServer:
         host, port = listen_address(self._listen, _FLAG)
         sockets = await bind(host, port, _FLAG)
         for each in sockets:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux the system ends connections that take nothing, by itself
+                milliseconds = min(math.ceil(2_000.0 * self._unread_seconds), 2**31 - 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             each.listen(self._server.config.backlog)
         self.port = sockets[0].getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve(sockets))

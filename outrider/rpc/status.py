@@ -23,6 +23,7 @@ from outrider.core.protocol.errors import (
     OutriderError,
     ProtocolViolationError,
     QueueFullError,
+    RequestTooLongError,
     SlotsExhaustedError,
     StepFailedError,
     UnsupportedModelError,
@@ -83,6 +84,7 @@ _TABLE: Final[Mapping[type[OutriderError], _Row]] = {
     WorkerUnavailableError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNAVAILABLE", retry=True),
     UntrustedWorkerError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNTRUSTED", retry=True),
     DamagedMessageError: _Row(grpc.StatusCode.DATA_LOSS, "DAMAGED_MESSAGE", retry=True),
+    RequestTooLongError: _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_TOO_LONG"),
     StepFailedError: _Row(grpc.StatusCode.INTERNAL, "STEP_FAILED"),
 }
 

@@ -23,6 +23,7 @@ from outrider.core.protocol.errors import (
     OutriderError,
     ProtocolViolationError,
     QueueFullError,
+    RequestTooLongError,
     SlotsExhaustedError,
     StepFailedError,
     UnsupportedModelError,
@@ -45,6 +46,7 @@ STATUSES = [
     (WorkerUnavailableError("no verifier"), grpc.StatusCode.UNAVAILABLE),
     (UntrustedWorkerError("a verdict has 9 tokens"), grpc.StatusCode.UNAVAILABLE),
     (DamagedMessageError("bits flipped"), grpc.StatusCode.DATA_LOSS),
+    (RequestTooLongError("an hour has passed"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (StepFailedError("the step failed"), grpc.StatusCode.INTERNAL),
 ]
 RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError, UntrustedWorkerError, DamagedMessageError}

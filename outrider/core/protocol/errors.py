@@ -57,5 +57,9 @@ class DamagedMessageError(OutriderError):
     """A message is not what its sender wrote: bits flipped on the way. The stream ends; another one may go on."""
 
 
+class RequestTooLongError(OutriderError):
+    """A request has lasted for as long as any may."""
+
+
 class StepFailedError(OutriderError):
     """A forward pass failed for this session; the worker's log has the reason."""
