@@ -22,6 +22,9 @@ CPU_NICENESS = 10
 a tenth of a millisecond, and everything waits for them: of two services that shared a core with a busy thread, nine of
 ten answers took up to 1.3 ms and ninety-nine of a hundred up to 8 ms; with this, both took 0.3 ms."""
 
+STOP_SECONDS = 30.0
+"""Longest wait for the step in progress when the thread is to end: a process must end though its device is stuck."""
+
 Work = Callable[[], None]
 
 
@@ -47,7 +50,8 @@ class DeviceThread:
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._clock: int | None = None
-        self._num_turns = 0
+        self.num_turns = 0
+        """Times that it has asked the worker for a step."""
         self.is_busy = False
         """Whether it is at work; if not, it waits for work, or for the time of the next step."""
 
@@ -55,9 +59,9 @@ class DeviceThread:
     def progress(self) -> int:
         """Rises whenever the thread gets on: with each turn, and with the processor time that it takes. Any thread."""
         try:
-            return self._num_turns + (0 if self._clock is None else time.clock_gettime_ns(self._clock))
+            return self.num_turns + (0 if self._clock is None else time.clock_gettime_ns(self._clock))
         except OSError:  # the thread has ended
-            return self._num_turns
+            return self.num_turns
 
     def start(self) -> None:
         """Starts the thread."""
@@ -74,9 +78,9 @@ class DeviceThread:
         self._inbox.put(work)
 
     def stop(self) -> None:
-        """Ends the thread after the step in progress and waits for it."""
+        """Ends the thread after the step in progress and waits for it, though not for a step that is stuck."""
         self._inbox.put(None)
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         try:
@@ -105,5 +109,5 @@ class DeviceThread:
             except queue.Empty:
                 pass
             self.is_busy = True
-            self._num_turns += 1
+            self.num_turns += 1
             wait = self._worker.step()

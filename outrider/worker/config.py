@@ -110,6 +110,11 @@ class WorkerConfig(Settings):
     ngram_table: str = Field(
         "", description="file of python -m recipes.ngram_table: guesses for what the text has not said before"
     )
+    stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="a step that takes so long makes the worker not ready until it ends; no step should",
+    )
     drain_seconds: float = Field(
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
     )
