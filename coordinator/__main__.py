@@ -54,7 +54,11 @@ def main() -> None:
             generation.watch,
             on_grace_over=generation.end_all,
         )
-        doors = [HttpServer(make_app(generation), config.http, config.unread_seconds)] if config.http else []
+        doors = (
+            [HttpServer(make_app(generation, config.unread_seconds), config.http, 2.0 * config.unread_seconds)]
+            if config.http
+            else []
+        )
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()

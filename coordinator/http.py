@@ -13,14 +13,13 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-from coordinator.unread_responses import UnreadResponses
 from outrider.rpc.listening import bind, listen_address
 
 CONNECTIONS_MAX = 1024
 """Most connections at a time, as many as gRPC takes RPCs; more are answered with status 503."""
 
-UNREAD_SECONDS = 30.0
-"""How long a client may take nothing of its answer."""
+UNREAD_SECONDS = 60.0
+"""How long a connection may take nothing of what is sent, before the system ends it."""
 
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs, or they would meet closed ones."""
@@ -35,7 +34,7 @@ class HttpServer:
 
     def __init__(self, app: FastAPI, listen: str, unread_seconds: float = UNREAD_SECONDS) -> None:
         """`listen` is host:port; with port 0 `open` takes a free one. The app's `state.ready` says what `set_ready`
-        was told. A client that takes nothing for `unread_seconds` is given up."""
+        was told. A connection that takes nothing for `unread_seconds` is ended."""
         app.state.ready = False
         self.port = 0
         """Set by `open`."""
@@ -46,7 +45,7 @@ class HttpServer:
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
             uvicorn.Config(
-                UnreadResponses(app, unread_seconds),
+                app,
                 http="h11",
                 ws="none",
                 lifespan="off",
@@ -65,7 +64,7 @@ class HttpServer:
         sockets = await bind(host, port, _FLAG)
         for each in sockets:
             if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux the system ends connections that take nothing, by itself
-                milliseconds = min(math.ceil(2_000.0 * self._unread_seconds), 2**31 - 1)
+                milliseconds = min(math.ceil(1_000.0 * self._unread_seconds), 2**31 - 1)
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             each.listen(self._server.config.backlog)
         self.port = sockets[0].getsockname()[1]

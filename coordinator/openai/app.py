@@ -17,6 +17,7 @@ from coordinator.openai.connection import Json
 from coordinator.openai.endpoints import Endpoints
 from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
+from coordinator.openai.unread_responses import UNREAD_SECONDS, UnreadResponses
 from coordinator.service import GenerationService
 from outrider import __version__
 
@@ -24,8 +25,11 @@ _CLIENT_LEFT = 499
 """What web servers call a request whose client did not wait. Nobody receives it."""
 
 
-def make_app(service: GenerationService) -> FastAPI:
-    """Everything that is answered over HTTP. Whoever serves it sets `state.ready`."""
+def make_app(service: GenerationService, unread_seconds: float = UNREAD_SECONDS) -> FastAPI:
+    """Everything that is answered over HTTP. Whoever serves it sets `state.ready`.
+
+    What is done for a client that takes nothing for `unread_seconds` is ended.
+    """
     app = FastAPI(
         title="Outrider",
         version=__version__,
@@ -35,6 +39,7 @@ def make_app(service: GenerationService) -> FastAPI:
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.ready = False
+    app.add_middleware(UnreadResponses, seconds=unread_seconds)
     answers = Endpoints(service)
     for path, endpoint in {
         "/healthz": answers.healthz,

@@ -12,9 +12,9 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 
 from coordinator.openai.connection import EventStream, Json
+from coordinator.openai.unread_responses import UnreadResponses
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
-from coordinator.unread_responses import UnreadResponses
 from outrider.core.coordinate.events import Event, Started, Tokens
 from outrider.rpc.server import Server, Service
 from outrider.v1 import generation_pb2, generation_pb2_grpc

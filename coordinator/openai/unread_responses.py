@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
-import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-_log = structlog.get_logger()
+UNREAD_SECONDS = 30.0
+"""How long a client may take nothing of its answer."""
+
+_log = logging.getLogger(__name__)
 
 
 class UnreadResponses:
     """Around an application, which is cancelled then, and frees what it holds for the client."""
 
-    def __init__(self, app: ASGIApp, seconds: float) -> None:
+    def __init__(self, app: ASGIApp, seconds: float = UNREAD_SECONDS) -> None:
         self._app = app
         self._seconds = seconds
 
@@ -27,7 +30,7 @@ class UnreadResponses:
                 async with asyncio.timeout(self._seconds):
                     await send(message)
             except TimeoutError:
-                _log.warning("client given up that takes nothing of its answer", seconds=self._seconds)
+                _log.warning("a client is given up that has taken nothing of its answer for %g s", self._seconds)
                 assert answering is not None
                 is_given_up = answering.cancel()
                 await asyncio.Event().wait()  # for that
