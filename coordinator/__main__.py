@@ -39,12 +39,25 @@ def main() -> None:
     telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition)
     try:
         connect = partial(WorkerClient.connect, transport=PLAINTEXT)
-        workers = Workers(config.verify, config.draft, telemetry.instruments, connect)
+        workers = Workers(
+            config.verify, config.draft, telemetry.instruments, connect, silence_seconds=config.silence_seconds
+        )
         generation = GenerationService(config, workers, telemetry)
         add_to_server = add_GenerationServiceServicer_to_server
-        servicer = GenerationServicer(generation)
-        service = Service("outrider.v1.GenerationService", add_to_server, servicer, generation.watch)
-        doors = [HttpServer(make_app(generation, exposition), config.http)] if config.http else []
+        servicer = GenerationServicer(
+            generation,
+            unread_seconds=config.unread_seconds,
+            max_requests_per_client=config.max_requests_per_client,
+        )
+        service = Service(
+            "outrider.v1.GenerationService",
+            add_to_server,
+            servicer,
+            generation.watch,
+            on_grace_over=generation.end_all,
+        )
+        app = make_app(generation, exposition, config.unread_seconds)
+        doors = [HttpServer(app, config.http, unread_seconds=2.0 * config.unread_seconds)] if config.http else []
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,3 +32,25 @@ class Admission:
             yield
         finally:
             self.num_running -= num_completions
+
+
+class ClientAdmission:
+    """Counts the requests of each client's address."""
+
+    def __init__(self, num_max: int) -> None:
+        self._num_max = num_max
+        self._num_running: Counter[str] = Counter()
+
+    @contextmanager
+    def admitted(self, client: str) -> Iterator[None]:
+        """Around a request. Raises QueueFullError if the client has too many."""
+        if self._num_running[client] >= self._num_max:
+            raise QueueFullError(
+                f"{self._num_max} requests of this client are running, the most allowed; try again later"
+            )
+        self._num_running[client] += 1
+        try:
+            yield
+        finally:
+            self._num_running[client] -= 1
+            self._num_running += Counter()  # forgets those that have none

@@ -8,14 +8,16 @@ from contextlib import aclosing
 
 from coordinator.emission import EmittedTokens
 from coordinator.generation import Generation
-from coordinator.interleave import interleaved
+from coordinator.interleave import Interruption, interleaved
 
 
-def run_together(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int, EmittedTokens | None]]:
+def run_together(
+    generations: Sequence[Generation], interruption: Interruption | None = None
+) -> AsyncGenerator[tuple[int, EmittedTokens | None]]:
     """Yields each round with its completion's number as it comes, and None in place of a round when one has ended.
 
     The second and all later ones start when the first has read the prompt, so that they find it read. Raises what the
-    first of them to fail raises, and then runs none of the others on.
+    first of them to fail raises, or what the `interruption` is set to, and then runs none of the others on.
     """
     prompt_is_read = asyncio.Event()
 
@@ -28,4 +30,4 @@ def run_together(generations: Sequence[Generation]) -> AsyncGenerator[tuple[int,
                 yield emitted
         prompt_is_read.set()
 
-    return interleaved([rounds(number, generation) for number, generation in enumerate(generations)])
+    return interleaved([rounds(number, generation) for number, generation in enumerate(generations)], interruption)

@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from coordinator.chat.families import AUTO, TOOL_CALL_PARSERS
 from coordinator.resolution import parse_endpoints
+from outrider.core.coordinate.liveness import ALONE_SECONDS, SILENCE_SECONDS
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
 from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, VLLM_METRICS_DESCRIPTION, Settings
 
@@ -50,6 +51,21 @@ class CoordinatorConfig(Settings):
     )
     vllm_metrics: bool = Field(False, description=VLLM_METRICS_DESCRIPTION)
     max_requests: int = Field(64, ge=1, le=4096, description="most completions at a time; more are refused")
+    unread_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="an answer of which its client takes nothing for so long is ended, and its workers are freed",
+    )
+    max_request_seconds: float = Field(3600.0, gt=0, description="longest life of a request")
+    max_requests_per_client: int = Field(
+        4096, ge=1, le=4096, description="most requests at a time by gRPC from one address; more are refused"
+    )
+    silence_seconds: float = Field(
+        SILENCE_SECONDS,
+        ge=0.1,
+        description="a worker that neither answers nor gets on for so long is left for another one; a verifier that no "
+        f"other can stand in for, after {ALONE_SECONDS:g} s or more",
+    )
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
     drain_seconds: float = Field(
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running generations get to finish"

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 
 from coordinator.replica import Replica, Seat
 from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
-from outrider.rpc import wire
-from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import draft_pb2_grpc
+from outrider.rpc.session_stream import draft_stream
 
 UNREAD_COMMITMENTS_MAX = 1024
 """Most commitments that wait for a drafter that does not read; beyond it the drafter counts as lost."""
@@ -30,7 +30,8 @@ class GrpcDrafterLink:
         self._trial: Trial | None = trial
         self._statistics = statistics
         self._num_tokens_before, self._num_rounds_before = statistics.num_committed_tokens, statistics.num_rounds
-        self._stream = OutgoingStream(draft_pb2_grpc.DraftServiceStub(seat.replica.channel).Draft())
+        self._stream = draft_stream(seat.replica.channel)
+        seat.on_loss = self._stream.cancel
         self._opening = opening
         self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
@@ -51,12 +52,13 @@ class GrpcDrafterLink:
         if trial is None:
             return
         if failed and not self.is_open:
+            self.worker.breaker.refuse(time.monotonic())
             trial.cancel()
         elif failed:
-            self.worker.num_failures += 1
+            self.worker.breaker.fail(time.monotonic())
             trial.fail()
         else:
-            self.worker.num_failures = 0
+            self.worker.breaker.succeed()
             statistics = self._statistics
             trial.end(
                 statistics.num_committed_tokens - self._num_tokens_before,
@@ -65,23 +67,28 @@ class GrpcDrafterLink:
 
     async def windows(self) -> AsyncGenerator[DraftWindow]:
         """See `DrafterLink.windows`."""
-        writer = asyncio.create_task(self._write())
+        writer, has_drafted = asyncio.create_task(self._write()), False
         try:
-            async for message in self._stream.responses():
-                event = wire.decode_draft_event(message)
-                if isinstance(event, Opened):
-                    self.is_open = True
-                else:
-                    yield event
+            async with aclosing(self._stream.events()) as events:
+                async for event in events:
+                    self._seat.hears()
+                    if isinstance(event, Opened):
+                        self.is_open = True
+                    else:
+                        if not has_drafted:
+                            has_drafted = True
+                            self.worker.breaker.work()
+                        yield event
+                    self._seat.waits()
         finally:
             writer.cancel()
-        raise WorkerUnavailableError(
+        raise self._seat.loss or WorkerUnavailableError(
             "the draft service does not read what is committed"
             if self._overflowed
             else "the draft service ended the stream"
         )
 
     async def _write(self) -> None:
-        is_open = await self._stream.send(wire.encode_draft_command(self._opening))
+        is_open = await self._stream.send(self._opening)
         while is_open:
-            is_open = await self._stream.send(wire.encode_draft_command(await self._commitments.get()))
+            is_open = await self._stream.send(await self._commitments.get())

@@ -19,8 +19,9 @@ from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
 from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.coordinate.verdict_rules import VerdictRules
 from outrider.core.protocol.ending import Ending
-from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, UntrustedWorkerError
 from outrider.core.protocol.messages import (
     DraftOpen,
     FinishReason,
@@ -94,6 +95,9 @@ class Generation:
         )
         self._ending = Ending.of(self._opening, target.eos_token_ids)
         self._emission = Emission(decoder, received.token_ids, request.prediction_token_ids)
+        self._rules = VerdictRules(
+            self._ending, target.vocab_size, self._opening.max_draft_tokens, request.num_logprobs
+        )
         self._stopwatch = Stopwatch(deadline)
         self._verifiers = VerifierFailover(links, session_id)
         draft_opening = DraftOpen(
@@ -159,6 +163,8 @@ class Generation:
                             yield emitted
                     break
                 except VERIFIER_GONE as error:
+                    if isinstance(error, UntrustedWorkerError):
+                        verifier.distrust(str(error))
                     self._verifiers.on_lost()
                     verifier = self._next_verifier(verifier, error)
             self._emission.finish()
@@ -206,19 +212,30 @@ class Generation:
 
     async def _rounds(self, verifier: VerifierLink) -> AsyncGenerator[EmittedTokens]:
         async for event in verifier.events():
-            match event:
-                case Verdict():
-                    emitted = self._commit(event)
-                    if emitted is not None:
-                        yield emitted
-                case VerifyFinished(reason):
-                    self._stop(reason)
-                case Opened():
-                    pass
-                case _:
-                    assert_never(event)
+            try:
+                emitted = self._on_event(event)
+            except ProtocolViolationError as violation:
+                raise UntrustedWorkerError(f"the verify service broke the protocol: {violation}") from violation
+            if emitted is not None:
+                yield emitted
             if self.session.finish_reason is not None:
                 return
+
+    def _on_event(self, event: Opened | Verdict | VerifyFinished) -> EmittedTokens | None:
+        """Raises ProtocolViolationError, before anything has changed, if the verifier says what cannot be."""
+        line = self.session.line
+        match event:
+            case Verdict():
+                self._rules.check_verdict(event, line)
+                return self._commit(event)
+            case VerifyFinished(reason):
+                self._rules.check_finished(reason, line)
+                self._stop(reason)
+            case Opened(num_line_tokens):
+                self._rules.check_opened(num_line_tokens, line)
+            case _:
+                assert_never(event)
+        return None
 
     def _commit(self, verdict: Verdict) -> EmittedTokens | None:
         line = self.session.line

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
+from outrider.core.protocol.errors import OutriderError
 from outrider.rpc.status import own_task_is_cancelled
 
 UNREAD_VALUES_MAX = 1
@@ -15,11 +16,29 @@ UNREAD_VALUES_MAX = 1
 V = TypeVar("V")
 
 
-async def interleaved(streams: Sequence[AsyncGenerator[V]]) -> AsyncGenerator[tuple[int, V | None]]:
+class Interruption:
+    """Ends an iteration of `interleaved` from outside."""
+
+    def __init__(self) -> None:
+        self.error: OutriderError | None = None
+        self.on_set: Callable[[], None] = lambda: None
+
+    def set(self, error: OutriderError) -> None:
+        """The iteration raises `error` as soon as it is asked for more. Only the first one counts."""
+        if self.error is None:
+            self.error = error
+            self.on_set()
+
+
+async def interleaved(
+    streams: Sequence[AsyncGenerator[V]], interruption: Interruption | None = None
+) -> AsyncGenerator[tuple[int, V | None]]:
     """Yields each value with its stream's number as it comes, and None in place of a value when a stream has ended.
 
-    Raises what the first of them to fail raises, and then reads none of the others on; they are closed at the end.
+    Raises what the first of them to fail raises, or what the `interruption` is set to, and then reads none of the
+    others on; they are closed at the end.
     """
+    interruption = interruption or Interruption()
     values: asyncio.Queue[tuple[int, V | BaseException | None]] = asyncio.Queue(UNREAD_VALUES_MAX)
 
     async def feed(number: int, stream: AsyncGenerator[V]) -> None:
@@ -36,9 +55,12 @@ async def interleaved(streams: Sequence[AsyncGenerator[V]]) -> AsyncGenerator[tu
     # Not a TaskGroup: when one of its tasks fails it cancels the task around it, which may be writing to the client.
     feeds = [asyncio.create_task(feed(number, stream)) for number, stream in enumerate(streams)]
     num_running = len(feeds)
+    # Whoever waits is woken. A value that lies there wakes them, too.
+    interruption.on_set = lambda: values.put_nowait((0, None)) if values.empty() else None
     try:
         while num_running:
             number, value = await values.get()
+            value = interruption.error or value
             if isinstance(value, BaseException):
                 try:
                     raise value

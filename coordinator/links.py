@@ -36,12 +36,21 @@ class VerifierLink(Protocol):
         """Whether a verdict has come."""
         ...
 
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether the stream ended because the verifier is about to stop, so that another one may take the session."""
+        ...
+
     async def send(self, command: VerifyCommand) -> None:
         """Writes a command, waiting for flow control; one task at a time. If the stream is over, `events` tells how."""
         ...
 
     def events(self) -> AsyncIterator[Opened | Verdict | VerifyFinished]:
         """What the verifier says. Raises OutriderError when it refuses, fails, or ends the stream by itself."""
+        ...
+
+    def distrust(self, reason: str) -> None:
+        """The verifier said what cannot be true: until it restarts it gets no session any more."""
         ...
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ import structlog
 
 from coordinator.replica import Replica
 from coordinator.resolution import Endpoint, Resolve
+from outrider.core.coordinate.liveness import SILENCE_SECONDS
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.refusal import Refusal
 from outrider.rpc.worker_client import WorkerClient
@@ -40,8 +41,12 @@ class Pool:
         on_seats: Callable[[Replica, int], None],
         connect: Connect,
         resolver: Resolve,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
-        """For `admit` and `on_seats` see `Replica`. `on_change` is called after each change of what is known."""
+        """For `admit`, `on_seats` and `silence_seconds` see `Replica`.
+
+        `on_change` is called after each change of what is known.
+        """
         self.service = service
         self.endpoints = endpoints
         self._admit = admit
@@ -49,6 +54,7 @@ class Pool:
         self._on_seats = on_seats
         self._connect = connect
         self._resolver = resolver
+        self._silence_seconds = silence_seconds
         self._replicas: dict[str, Replica] = {}
         self._unresolved: dict[Endpoint, Refusal] = {}
         """Why the last query for a name failed."""
@@ -66,10 +72,15 @@ class Pool:
     def serving(self) -> list[Replica]:
         """The replicas that may get new sessions, each process once."""
         found: dict[str, Replica] = {}
+        distrusted: set[str] = set()
         for replica in self._replicas.values():
-            if replica.is_serving and not replica.is_retired and replica.model is not None:
+            if replica.model is None:
+                continue
+            if replica.distrust_refusal is not None:
+                distrusted.add(replica.model.instance_id)
+            if replica.is_serving and not replica.is_retired:
                 found.setdefault(replica.model.instance_id, replica)
-        return list(found.values())
+        return [replica for instance_id, replica in found.items() if instance_id not in distrusted]
 
     @property
     def has_answered(self) -> bool:
@@ -97,6 +108,9 @@ class Pool:
             return Refusal("its name does not resolve to it any more; its sessions may finish")
         if replica in self.serving:
             return None
+        distrusted = (each.distrust_refusal for each in (replica, *self) if _are_one(each, replica))
+        if (refusal := next(filter(None, distrusted), None)) is not None:
+            return refusal
         twin = next((each for each in self.serving if _are_one(each, replica)), None)
         return Refusal(f"it is the same process as {twin.address}") if twin is not None else None
 
@@ -153,6 +167,8 @@ class Pool:
                     admit=self._admit,
                     on_change=self._on_replica_change,
                     on_seats=self._on_replica_seats,
+                    has_peers=lambda replica: any(each is not replica for each in self.serving),
+                    silence_seconds=self._silence_seconds,
                 )
                 replica.start()
         for replica in self:

@@ -3,43 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import grpc.aio
 import structlog
 
 from coordinator.fitting import version_refusal
+from coordinator.seat import Seat
 from coordinator.settled_log import SettledLog
+from coordinator.vigil import Vigil
+from outrider.core.coordinate.circuit_breaker import CircuitBreaker
+from outrider.core.coordinate.liveness import SILENCE_SECONDS
 from outrider.core.coordinate.placement import ReplicaState, StepTime
-from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.core.protocol.refusal import Refusal
 from outrider.rpc.status import own_task_is_cancelled
-from outrider.rpc.worker_client import WorkerClient
+from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
+
+HANDOVER_SECONDS = 5.0
+"""Time that sessions get to end at a verifier that drains before they go on at another one: a quarter of the time that
+it has by default, and longer than most take. A drafter that stops is replaced without a word."""
 
 REPORT_LAG_SECONDS = 0.1
 """A load report may not count changes from less than this long before it arrived: the network both ways, and delays of
 two event loops."""
 
 _log = structlog.get_logger()
-
-
-class Seat:
-    """One session's place at a replica, from the routing decision to `leave`."""
-
-    __slots__ = ("num_tokens", "replica", "taken_at")
-
-    def __init__(self, replica: Replica, num_tokens: int, taken_at: float) -> None:
-        self.replica = replica
-        self.num_tokens = num_tokens
-        """Length of the line that it began with."""
-        self.taken_at = taken_at
-
-    def leave(self) -> None:
-        """The session is not there any more. Calling it twice is harmless."""
-        self.replica.leave(self)
 
 
 class Replica:
@@ -54,11 +47,15 @@ class Replica:
         admit: Callable[[Replica, ModelInfo], Awaitable[Refusal | None]],
         on_change: Callable[[Replica], None],
         on_seats: Callable[[Replica, int], None],
+        has_peers: Callable[[Replica], bool] = lambda replica: False,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         """`client` is the replica's own: `stop` closes it. `service` is VERIFY_SERVICE or DRAFT_SERVICE.
 
         `admit` is awaited each time the worker begins to serve; what it refuses or fails at keeps sessions away.
         `on_change` is called when the worker begins or ceases to serve, `on_seats` with the change of its own sessions.
+        `has_peers` says whether there are others that serve. A worker that is silent for `silence_seconds`, or does not
+        get on, is left.
         """
         self.address = address
         self.service = service
@@ -74,13 +71,20 @@ class Replica:
         self.is_retired = False
         """Whether its name does not resolve to it any more: it gets no new sessions and goes after its last one."""
         self.load: WorkerLoad | None = None
-        self.num_failures = 0
-        """Streams that it has broken since it last ended one well."""
+        self.breaker = CircuitBreaker()
+        """Of the streams that it breaks."""
         self._admit = admit
         self._on_change = on_change
         self._on_seats = on_seats
+        self._has_peers = has_peers
+        self._vigil = Vigil(self, client.ask_load, silence_seconds)
+        self._recovery: asyncio.Task[None] | None = None
+        self._refusal_changed = asyncio.Event()
+        self._handover: asyncio.TimerHandle | None = None
         self._step_time = StepTime()
         self._reported_at = 0.0
+        self._distrusted_id = ""
+        """`instance_id` of the process that said what cannot be true; empty if none did."""
         self._seats: set[Seat] = set()
         self._leavings: deque[float] = deque()
         """When sessions ended that the present report counts."""
@@ -116,16 +120,31 @@ class Replica:
             num_left=len(self._leavings),
         )
 
+    def distrust(self, reason: str) -> None:
+        """The process that serves here said what cannot be true. It gets no session any more before it restarts."""
+        if self.model is not None and self._distrusted_id != self.model.instance_id:
+            self._distrusted_id = self.model.instance_id
+            _log.error("worker not trusted", service=self.service, address=self.address, reason=reason)
+            self._on_change(self)
+
+    @property
+    def distrust_refusal(self) -> Refusal | None:
+        """Why what serves here is not to be trusted; None if there is no reason."""
+        if self.model is None or self._distrusted_id != self.model.instance_id:
+            return None
+        return Refusal("it said what cannot be true; restart it, and see the coordinator's log")
+
     def start(self) -> None:
         """Begins to watch. Needs a running event loop."""
         self._watch = asyncio.create_task(self._watch_model())
 
     async def stop(self) -> None:
         """Ends the watches and closes the channel."""
-        tasks = [task for task in (self._watch, self._load_watch) if task is not None]
+        tasks = [task for task in (self._watch, self._load_watch, self._recovery) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        self._cancel_handover()
+        await asyncio.gather(*tasks, self._vigil.stop(), return_exceptions=True)
         self.log.close()
         await self.client.close()
 
@@ -133,6 +152,7 @@ class Replica:
         """A seat for a session that begins with a line of `num_tokens`."""
         seat = Seat(self, num_tokens, time.monotonic())
         self._seats.add(seat)
+        self._vigil.begin()
         self._on_seats(self, 1)
         return seat
 
@@ -141,9 +161,64 @@ class Replica:
         if seat not in self._seats:
             return
         self._seats.remove(seat)
+        if not self._seats:
+            self._vigil.end()
         if self.load is not None and seat.taken_at <= self._known_until:
             self._leavings.append(time.monotonic())
         self._on_seats(self, -1)
+
+    def on_event(self) -> None:
+        """The worker said something to a session."""
+        self._vigil.liveness.on_event(time.monotonic())
+
+    @property
+    def step_seconds(self) -> float:
+        """See `Guarded.step_seconds`."""
+        return 0.0 if self.load is None else self.load.step_ms / 1000.0
+
+    @property
+    def waits_since(self) -> float | None:
+        """See `Guarded.waits_since`."""
+        return min((seat.waits_since for seat in self._seats if seat.waits_since is not None), default=None)
+
+    @property
+    def is_replaceable(self) -> bool:
+        """See `Guarded.is_replaceable`. A session goes on without any drafter."""
+        return self.service == DRAFT_SERVICE or self._has_peers(self)
+
+    def abandon(self, reason: str) -> None:
+        """See `Guarded.abandon`. It gets no sessions before it answers again."""
+        self._cease(reason)
+        if self.model is not None:
+            self._recovery = asyncio.create_task(self._recover(self.model, self._refusal_changed))
+        self._lose([*self._seats], reason)
+
+    def abandon_idle(self, waits_since: float, reason: str) -> None:
+        """See `Guarded.abandon_idle`. A drafter may have nothing to do: nothing is worth a guess."""
+        if self.service == VERIFY_SERVICE:
+            self._lose([seat for seat in self._seats if (seat.waits_since or math.inf) <= waits_since], reason)
+
+    def _lose(self, seats: Sequence[Seat], reason: str, *, is_handed_over: bool = False) -> None:
+        for seat in seats:
+            loss = WorkerUnavailableError(f"the worker at {self.address} was left: {reason}; try again")
+            seat.lose(loss, is_handed_over=is_handed_over)
+
+    async def _recover(self, info: ModelInfo, changed: asyncio.Event) -> None:
+        """Takes the worker into use again when it answers, unless its health has `changed` before."""
+        if await self._vigil.recovery(changed):
+            self._serve(info)
+
+    def _hand_over(self) -> None:
+        """Sessions that have not ended at a worker that drains go on at another one, as soon as there is one."""
+        if self._seats and self._has_peers(self):
+            self._lose([*self._seats], "it is about to stop", is_handed_over=True)
+        elif self._seats:
+            self._handover = asyncio.get_running_loop().call_later(HANDOVER_SECONDS, self._hand_over)
+
+    def _cancel_handover(self) -> None:
+        if self._handover is not None:
+            self._handover.cancel()
+            self._handover = None
 
     @property
     def _known_until(self) -> float:
@@ -155,6 +230,8 @@ class Replica:
                 async for info in self.client.watch_model():
                     if info is None:
                         self._cease("it is loading or draining" if self.client.is_connected else "it cannot be reached")
+                        if self.service == VERIFY_SERVICE and self.client.is_connected:
+                            self._handover = asyncio.get_running_loop().call_later(HANDOVER_SECONDS, self._hand_over)
                     else:
                         self.model = info
                         refusal = version_refusal(info) or await self._admit(self, info)
@@ -175,7 +252,7 @@ class Replica:
 
     def _serve(self, info: ModelInfo) -> None:
         self.log.info("worker found", model=info.name, device=info.device)
-        self.num_failures = 0
+        self.breaker = CircuitBreaker()
         self._step_time = StepTime()
         self._set_refusal(None)
         self._load_watch = asyncio.create_task(self._watch_load())
@@ -197,6 +274,9 @@ class Replica:
     def _set_refusal(self, refusal: Refusal | None) -> None:
         self.has_answered = True
         self.refusal = refusal
+        self._refusal_changed.set()
+        self._refusal_changed = asyncio.Event()
+        self._cancel_handover()
         # A worker that drains waits for its calls to end, this watch too.
         if self._load_watch is not None:
             self._load_watch.cancel()

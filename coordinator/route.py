@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Hashable
 
 from coordinator.fitting import alike_refusal
@@ -57,7 +58,7 @@ class Route:
         Also returns the trial that begins for the drafter bandit. Raises WorkerUnavailableError, which says why, if no
         drafter should be used.
         """
-        workers, greedy = self._workers, self._request.sampling.greedy
+        workers, greedy, now = self._workers, self._request.sampling.greedy, time.monotonic()
         verify_step_ms = verifier.replica_state.step_ms
         found: list[Replica] = []
         candidates: list[DrafterCandidate] = []
@@ -66,18 +67,23 @@ class Route:
             if replica in avoid:
                 continue
             replica_state = replica.replica_state
-            refusal = self._short_context(replica) or overload(replica_state, num_tokens, verify_step_ms)
+            refusal = (
+                replica.breaker.refusal(now)
+                or self._short_context(replica)
+                or overload(replica_state, num_tokens, verify_step_ms)
+            )
             if refusal is not None:
                 refusals.append(Refusal(f"{replica.address}: {refusal}"))
             else:
                 found.append(replica)
                 worth = workers.drafter_bandit.worth(_kind(replica), greedy=greedy)
-                candidates.append(DrafterCandidate(replica_state, worth, replica.num_failures))
+                candidates.append(DrafterCandidate(replica_state, worth, replica.breaker.num_failures))
         if not found:
             raise WorkerUnavailableError(self._no_drafter(refusals))
         chosen = found[choose_drafter(candidates, verify_step_ms)]
         if avoid:
             workers.instruments.count_move(service=chosen.service)
+        chosen.breaker.begin()
         return chosen.take(num_tokens), workers.drafter_bandit.begin(_kind(chosen), greedy=greedy)
 
     def _short_context(self, replica: Replica) -> Refusal | None:

@@ -16,6 +16,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.detokenizer import Detokenizer
 from coordinator.generation import Generation
 from coordinator.grpc_links import GrpcLinks
+from coordinator.lives import Lives
 from coordinator.observation import Observation
 from coordinator.renderer import Renderer
 from coordinator.request import settle
@@ -41,6 +42,7 @@ class GenerationService:
         self._workers = workers
         self._telemetry = telemetry
         self._admission = Admission(config.max_requests)
+        self._lives = Lives(config.max_request_seconds)
         self._gate = SpeculationGate(adaptive=config.adaptive_speculation)
         telemetry.instruments.observe_requests(lambda: self._admission.num_running)
         telemetry.instruments.observe_gate(lambda: self._gate.is_open)
@@ -52,6 +54,10 @@ class GenerationService:
             await self._workers.watch(on_change)
         finally:
             await self._renderer.close()
+
+    def end_all(self) -> None:
+        """Ends every request in words that say how to go on: the coordinator is about to stop."""
+        self._lives.end_all()
 
     async def generate(
         self,
@@ -84,7 +90,10 @@ class GenerationService:
         with self._admission.admitted(len(numbers)):
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
-            with Observation(self._telemetry, request_id, request, target, caller) as observation:
+            with (
+                Observation(self._telemetry, request_id, request, target, caller) as observation,
+                self._lives.life() as interruption,
+            ):
                 generations = [
                     Generation(
                         request.completion(number),
@@ -109,7 +118,7 @@ class GenerationService:
                     target.batch_invariant,
                     target.identity_sha256,
                 )
-                async with aclosing(run_together(generations)) as rounds:
+                async with aclosing(run_together(generations, interruption)) as rounds:
                     async for index, emitted in rounds:
                         completion = numbers[index]
                         if emitted is not None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
+import sys
 import time
 from contextlib import aclosing
 
+from coordinator.admission import ClientAdmission
 from coordinator.service import GenerationService
+from outrider.core.protocol.errors import QueueFullError
 from outrider.core.protocol.messages import TraceContext
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
@@ -16,17 +21,39 @@ from outrider.v1 import generation_pb2_grpc
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """The public service by gRPC."""
 
-    def __init__(self, service: GenerationService) -> None:
+    def __init__(
+        self,
+        service: GenerationService,
+        *,
+        unread_seconds: float = math.inf,
+        max_requests_per_client: int = sys.maxsize,
+    ) -> None:
+        """A client that takes nothing for `unread_seconds` is given up."""
         self._service = service
+        self._unread_seconds = unread_seconds
+        self._clients = ClientAdmission(max_requests_per_client)
 
     @rpc_errors
     async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> None:
         """All completions of one prompt; cancelling the call cancels them at both workers."""
         prompt, options = wire.decode_generate_request(request)
         generating = self._service.generate(prompt, options, caller=_caller(context), deadline=_deadline(context))
-        async with aclosing(generating) as events:
-            async for event in events:
-                await context.write(wire.encode_event(event))
+        address, _, _ = context.peer().rpartition(":")
+        with self._clients.admitted(address):
+            async with aclosing(generating) as events:
+                async for event in events:
+                    await self._write(context, wire.encode_event(event))
+
+    async def _write(self, context: ServicerContext, response: pb.GenerateResponse) -> None:
+        """Raises QueueFullError if the client takes nothing. It is told when it reads again, and nothing waits for that
+        but the call itself."""
+        try:
+            async with asyncio.timeout(self._unread_seconds):
+                await context.write(response)
+        except TimeoutError as error:
+            raise QueueFullError(
+                f"the client has taken nothing for {self._unread_seconds:g} s; read faster, or ask for less at a time"
+            ) from error
 
     @rpc_errors
     async def GetServerInfo(

@@ -7,7 +7,14 @@ import asyncio
 import structlog
 
 from coordinator.links import Links, VerifierLink, Worker
-from outrider.core.protocol.errors import OutriderError, QueueFullError, SlotsExhaustedError, WorkerUnavailableError
+from outrider.core.protocol.errors import (
+    DamagedMessageError,
+    OutriderError,
+    QueueFullError,
+    SlotsExhaustedError,
+    UntrustedWorkerError,
+    WorkerUnavailableError,
+)
 
 VERIFIERS_LOST_MAX = 3
 """How many verifiers a completion may lose and go on: a line that kills its verifier must not go through a pool."""
@@ -15,7 +22,7 @@ VERIFIERS_LOST_MAX = 3
 _REFUSALS = (SlotsExhaustedError, QueueFullError)
 """What a verifier says that has no room."""
 
-VERIFIER_GONE = (WorkerUnavailableError, *_REFUSALS)
+VERIFIER_GONE = (WorkerUnavailableError, UntrustedWorkerError, DamagedMessageError, *_REFUSALS)
 """Errors after which another verifier may take the session."""
 
 _log = structlog.get_logger()
@@ -68,10 +75,11 @@ class VerifierFailover:
                 raise error
             self._avoided.clear()
             self._refusal = None
-        self._avoided.add(link.worker)
+        if not isinstance(error, DamagedMessageError):  # then it was the link, which may be opened again
+            self._avoided.add(link.worker)
         if isinstance(error, _REFUSALS):
             self._refusal = self._refusal or error
-        else:
+        elif not link.is_handed_over:
             self._num_lost += 1
         try:
             if self._num_lost > VERIFIERS_LOST_MAX:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import aclosing
 
 from coordinator.replica import Replica, Seat
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import Opened, Verdict, VerifyCommand, VerifyFinished
-from outrider.rpc import wire
-from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import verify_pb2_grpc
+from outrider.rpc.session_stream import verify_stream
 
 
 class GrpcVerifierLink:
@@ -20,21 +18,32 @@ class GrpcVerifierLink:
         self.worker: Replica = seat.replica
         self.has_decided = False
         self._seat = seat
-        stub = verify_pb2_grpc.VerifyServiceStub(seat.replica.channel)
-        self._stream: OutgoingStream[Any, Any] = OutgoingStream(stub.Verify())
+        self._stream = verify_stream(seat.replica.channel)
+        seat.on_loss = self._stream.cancel
+
+    @property
+    def is_handed_over(self) -> bool:
+        """See `VerifierLink.is_handed_over`."""
+        return self._seat.is_handed_over
 
     async def send(self, command: VerifyCommand) -> None:
         """See `VerifierLink.send`."""
-        await self._stream.send(wire.encode_verify_command(command))
+        await self._stream.send(command)
 
     async def events(self) -> AsyncIterator[Opened | Verdict | VerifyFinished]:
         """See `VerifierLink.events`."""
-        async for message in self._stream.responses():
-            event = wire.decode_verify_event(message)
-            if isinstance(event, Verdict):
-                self.has_decided = True
-            yield event
-        raise WorkerUnavailableError("the verify service ended the stream early; try again")
+        async with aclosing(self._stream.events()) as events:
+            async for event in events:
+                self._seat.hears()
+                if isinstance(event, Verdict):
+                    self.has_decided = True
+                yield event
+                self._seat.waits()
+        raise self._seat.loss or WorkerUnavailableError("the verify service ended the stream early; try again")
+
+    def distrust(self, reason: str) -> None:
+        """See `VerifierLink.distrust`."""
+        self.worker.distrust(reason)
 
     def close(self) -> None:
         """See `VerifierLink.close`."""

@@ -14,6 +14,7 @@ from coordinator.replica import Replica
 from coordinator.resolution import Resolve, parse_endpoints, resolve
 from coordinator.tokenizer import TargetTokenizer
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
+from outrider.core.coordinate.liveness import SILENCE_SECONDS
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.refusal import Refusal
@@ -34,10 +35,11 @@ class Workers:
         instruments: Instruments,
         connect: Connect,
         resolver: Resolve = resolve,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         """`verify` and `draft` are lists of addresses as `parse_endpoints` reads them; `draft` may be empty.
 
-        `connect` makes the client of each worker.
+        `connect` makes the client of each worker; for `silence_seconds` see `Replica`.
         """
         self.target: ModelInfo | None = None
         """The model that the verifiers serve: that of the first one found, for as long as one of them serves it."""
@@ -60,6 +62,7 @@ class Workers:
             on_seats=on_seats,
             connect=connect,
             resolver=resolver,
+            silence_seconds=silence_seconds,
         )
         self.drafters = Pool(
             DRAFT_SERVICE,
@@ -69,6 +72,7 @@ class Workers:
             on_seats=on_seats,
             connect=connect,
             resolver=resolver,
+            silence_seconds=silence_seconds,
         )
 
     async def watch(self, on_change: Callable[[bool], None]) -> None:

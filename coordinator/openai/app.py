@@ -17,6 +17,7 @@ from coordinator.openai.document import body_of, document
 from coordinator.openai.endpoints import Endpoints
 from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
+from coordinator.openai.unread_responses import UNREAD_SECONDS, UnreadResponses
 from coordinator.service import GenerationService
 from outrider import __version__
 from outrider.http.scraping import metrics_answer
@@ -26,8 +27,13 @@ _CLIENT_LEFT = 499
 """What web servers call a request whose client did not wait. Nobody receives it."""
 
 
-def make_app(service: GenerationService, exposition: Exposition | None = None) -> FastAPI:
-    """Everything that is answered over HTTP, metrics too if there are any. Whoever serves it sets `state.ready`."""
+def make_app(
+    service: GenerationService, exposition: Exposition | None = None, unread_seconds: float = UNREAD_SECONDS
+) -> FastAPI:
+    """Everything that is answered over HTTP, metrics too if there are any. Whoever serves it sets `state.ready`.
+
+    What is done for a client that takes nothing for `unread_seconds` is ended.
+    """
     app = FastAPI(
         title="Outrider",
         version=__version__,
@@ -37,6 +43,7 @@ def make_app(service: GenerationService, exposition: Exposition | None = None) -
         telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.ready = False
+    app.add_middleware(UnreadResponses, seconds=unread_seconds)
     answers = Endpoints(service)
     for path, endpoint in {
         "/healthz": answers.healthz,

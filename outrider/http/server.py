@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import socket
 from collections.abc import Iterator
 
 import structlog
@@ -16,6 +18,9 @@ from outrider.rpc.listening import bind, listen_address
 CONNECTIONS_MAX = 1024
 """Most connections at a time, as many as gRPC takes RPCs; more are answered with status 503."""
 
+UNREAD_SECONDS = 60.0
+"""How long a connection may take nothing of what is sent, before the system ends it."""
+
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs, or they would meet closed ones."""
 
@@ -25,15 +30,18 @@ _log = structlog.get_logger()
 class HttpServer:
     """A `Door` (outrider/rpc/server.py) to an ASGI application."""
 
-    def __init__(self, app: FastAPI, listen: str, flag: str = "--http") -> None:
+    def __init__(
+        self, app: FastAPI, listen: str, flag: str = "--http", *, unread_seconds: float = UNREAD_SECONDS
+    ) -> None:
         """`listen` is host:port; with port 0 `open` takes a free one; `flag` is what sets it. The app's `state.ready`
-        says what `set_ready` was told."""
+        says what `set_ready` was told. A connection that takes nothing for `unread_seconds` is ended."""
         app.state.ready = False
         self.port = 0
         """Set by `open`."""
         self._app = app
         self._listen = listen
         self._flag = flag
+        self._unread_seconds = unread_seconds
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
@@ -56,6 +64,9 @@ class HttpServer:
         host, port = listen_address(self._listen, self._flag)
         sockets = await bind(host, port, self._flag)
         for each in sockets:
+            if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux the system ends connections that take nothing, by itself
+                milliseconds = min(math.ceil(1_000.0 * self._unread_seconds), 2**31 - 1)
+                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
             each.listen(self._server.config.backlog)
         self.port = sockets[0].getsockname()[1]
         self._serving = asyncio.create_task(self._server.serve(sockets))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
 import grpc.aio
 
 from outrider.rpc.transport import PLAINTEXT, Transport
@@ -34,6 +39,9 @@ _RECONNECT_MS_MIN = 100
 
 _RECONNECT_MS_MAX = 2_000
 """Longest pause between attempts to connect."""
+
+NO_LIMITS: Final[Mapping[str, int]] = MappingProxyType({})
+"""No method has a bound of its own: MESSAGE_BYTES_MAX is that of all."""
 
 _TRANSPORT_OPTIONS = (
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
@@ -75,6 +83,17 @@ def open_client_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.a
     return transport.connect(target, [*(dict(CHANNEL_OPTIONS) | impatient).items()])
 
 
-def open_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.aio.Channel:
-    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself."""
-    return transport.connect(target, CHANNEL_OPTIONS)
+def open_channel(
+    target: str, transport: Transport = PLAINTEXT, response_bytes_max: Mapping[str, int] = NO_LIMITS
+) -> grpc.aio.Channel:
+    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself.
+
+    `response_bytes_max` bounds the answers of methods by their paths: gRPC refuses larger ones unread.
+    """
+    methods = [
+        {"name": [{"service": service, "method": method}], "maxResponseMessageBytes": num_bytes}
+        for path, num_bytes in response_bytes_max.items()
+        for _, service, method in (path.split("/"),)
+    ]
+    limits = (("grpc.service_config", json.dumps({"methodConfig": methods})),) if methods else ()
+    return transport.connect(target, (*CHANNEL_OPTIONS, *limits))

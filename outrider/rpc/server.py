@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from outrider.rpc import health
 from outrider.rpc.channels import SERVER_OPTIONS
+from outrider.rpc.checksum import Checksums
 from outrider.rpc.listening import ListenError, bind, listen_address
 from outrider.rpc.reflection import add_reflection
 from outrider.rpc.transport import PLAINTEXT, Transport
@@ -24,6 +25,9 @@ from outrider.rpc.undecodable import UndecodableRequests
 CONCURRENT_RPCS_MAX = 1024
 """Most RPCs at a time; more are refused with RESOURCE_EXHAUSTED. Far above the slots of any worker, which refuses
 sessions in better words, so that probes and information calls get through when every slot is taken."""
+
+LAST_WORDS_SECONDS = 1.0
+"""Part of a stop's grace in which clients are told why what they wait for ends, and how to go on."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Service(NamedTuple):
     decides when the service is ready. If it raises, the service stops."""
     on_stop: Callable[[], None] = end_nothing
     """Called when a stop begins: it ends RPCs that would go on for ever."""
+    on_grace_over: Callable[[], None] = end_nothing
+    """Called LAST_WORDS_SECONDS before RPCs are cancelled that a stop has waited for: it ends them in words."""
 
 
 class Door(Protocol):
@@ -80,7 +86,7 @@ class Server:
         self._transport = transport
         self._doors = doors
         self._server = grpc.aio.server(
-            interceptors=[UndecodableRequests()],
+            interceptors=[UndecodableRequests(), Checksums()],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
         )
@@ -124,7 +130,11 @@ class Server:
         self._health.drain()
         for service in self._services:
             service.on_stop()
+        loop, delay = asyncio.get_running_loop(), max((grace_seconds or 0.0) - LAST_WORDS_SECONDS, 0.0)
+        last_words = [loop.call_later(delay, service.on_grace_over) for service in self._services]
         await asyncio.gather(self._server.stop(grace_seconds), *(door.stop(grace_seconds) for door in self._doors))
+        for each in last_words:
+            each.cancel()
 
     async def run_until_signalled(self, drain_seconds: float) -> None:
         """Serves until SIGTERM or SIGINT, then stops with `drain_seconds` of grace. A second signal stops at once.

@@ -16,15 +16,18 @@ from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from outrider.core.protocol.errors import (
+    DamagedMessageError,
     FieldViolation,
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
     ProtocolViolationError,
     QueueFullError,
+    RequestTooLongError,
     SlotsExhaustedError,
     StepFailedError,
     UnsupportedModelError,
+    UntrustedWorkerError,
     WorkerUnavailableError,
 )
 
@@ -55,6 +58,9 @@ _RETRY_SECONDS: Final = 1
 _UNEXPECTED_TEXT: Final = "something went wrong inside the service; its log has the reason"
 _LOST_TEXT: Final = "the service cannot be reached or the connection to it broke; check its address and try again"
 
+_OVERSIZED_DETAILS: Final = "CLIENT: Received message larger than max"
+"""In the details where gRPC has refused a message that the peer sent, unread."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -76,6 +82,9 @@ _TABLE: Final[Mapping[type[OutriderError], _Row]] = {
     SlotsExhaustedError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOTS_EXHAUSTED", retry=True),
     QueueFullError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry=True),
     WorkerUnavailableError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNAVAILABLE", retry=True),
+    UntrustedWorkerError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNTRUSTED", retry=True),
+    DamagedMessageError: _Row(grpc.StatusCode.DATA_LOSS, "DAMAGED_MESSAGE", retry=True),
+    RequestTooLongError: _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_TOO_LONG"),
     StepFailedError: _Row(grpc.StatusCode.INTERNAL, "STEP_FAILED"),
 }
 
@@ -211,6 +220,8 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
         detail.Unpack(info)
         detail.Unpack(bad_request)
     error_type = _BY_REASON.get(info.reason) if info.domain == ERROR_DOMAIN else None
+    if error_type is None and _OVERSIZED_DETAILS in (rpc_error.details() or ""):
+        return UntrustedWorkerError("a message of the service exceeds every bound of the protocol; restart the service")
     if error_type is None:
         error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))
         return error_type(text)

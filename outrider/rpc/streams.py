@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, cast
 
@@ -130,7 +130,7 @@ class OutgoingStream(Generic[Q, R]):
         """Ends the RPC at once if it has not ended: the server's handler is cancelled, the responses stop."""
         self._call.cancel()
 
-    async def responses(self) -> AsyncIterator[R]:
+    async def responses(self) -> AsyncGenerator[R]:
         """Every response that the server wrote, until it ended the stream with OK or `cancel` was called.
 
         Raises an OutriderError for any other end, after the last response. If the task that iterates is cancelled, so

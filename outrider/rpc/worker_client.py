@@ -6,17 +6,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from outrider.core.protocol.errors import ProtocolViolationError
+from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
-from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
+from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX, check_load, check_model_info
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
@@ -27,6 +28,27 @@ DRAFT_SERVICE = "outrider.v1.DraftService"
 """Full name of the draft service; health answers for its readiness under it."""
 VERIFY_SERVICE = "outrider.v1.VerifyService"
 """Full name of the verify service."""
+
+EVENT_BYTES_MAX = 128 * 1024
+"""Largest event of a session: a verdict of DRAFT_TOKENS_MAX accepted tokens and one more, each with LOGPROBS_MAX
+alternatives, takes 64 KiB."""
+
+ANSWER_BYTES_MAX = 64 * 1024
+"""Largest answer to what a worker serves and how busy it is: both take some hundred bytes."""
+
+ANSWER_SECONDS = 10.0
+"""Longest wait for what a worker serves: it has that at hand."""
+
+RESPONSE_BYTES_MAX: Final = {
+    f"/{VERIFY_SERVICE}/Verify": EVENT_BYTES_MAX,
+    f"/{DRAFT_SERVICE}/Draft": EVENT_BYTES_MAX,
+    **{
+        f"/{service}/{method}": ANSWER_BYTES_MAX
+        for service in (VERIFY_SERVICE, DRAFT_SERVICE)
+        for method in ("GetModelInfo", "GetLoad")
+    },
+}
+"""Largest answers by the methods' paths."""
 
 TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
 """Largest tokenizer.json that is taken from a worker."""
@@ -48,7 +70,7 @@ class WorkerClient:
     @classmethod
     def connect(cls, address: str, service: str, transport: Transport) -> Self:
         """A client with a channel of its own to `address` (`host:port`)."""
-        return cls(open_channel(address, transport), service)
+        return cls(open_channel(address, transport, RESPONSE_BYTES_MAX), service)
 
     @property
     def is_connected(self) -> bool:
@@ -81,16 +103,32 @@ class WorkerClient:
                 serving = False
                 yield None
 
-    async def watch_load(self) -> AsyncIterator[WorkerLoad]:
+    async def watch_load(self) -> AsyncGenerator[WorkerLoad]:
         """Yields how busy the worker is, at once and at each change, until the worker ends the stream.
 
         Raises OutriderError for any other end.
         """
+        call = self._stub.GetLoad(common_pb2.GetLoadRequest())
         try:
-            async for response in self._stub.GetLoad(common_pb2.GetLoadRequest()):
-                yield wire.decode_load(response)
+            async for response in call:
+                load = wire.decode_load(response)
+                check_load(load)
+                yield load
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
+        finally:
+            call.cancel()
+
+    async def ask_load(self) -> WorkerLoad:
+        """How busy the worker is at this moment: a sign of life, for which this waits without end.
+
+        Raises OutriderError.
+        """
+        loads = self.watch_load()
+        async with contextlib.aclosing(loads):
+            async for load in loads:
+                return load
+        raise WorkerUnavailableError("the service is about to stop")
 
     async def until_reconnected(self) -> None:
         """Waits until the present connection has ended and there is another one: then another process may answer."""
@@ -103,6 +141,8 @@ class WorkerClient:
         first: verify_pb2.GetTokenizerResponse | None = None
         try:
             async for response in self._stub.GetTokenizer(verify_pb2.GetTokenizerRequest()):
+                if first is not None and not response.chunk:
+                    raise ProtocolViolationError("the worker's tokenizer comes in chunks with nothing in them")
                 first = first or response
                 content += response.chunk
                 if len(content) > TOKENIZER_BYTES_MAX:
@@ -125,4 +165,7 @@ class WorkerClient:
             await self.channel.wait_for_state_change(state)
 
     async def _model_info(self) -> ModelInfo:
-        return wire.decode_model_info((await self._stub.GetModelInfo(common_pb2.GetModelInfoRequest())).model)
+        request = common_pb2.GetModelInfoRequest()
+        info = wire.decode_model_info((await self._stub.GetModelInfo(request, timeout=ANSWER_SECONDS)).model)
+        check_model_info(info)
+        return info

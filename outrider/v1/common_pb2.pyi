@@ -148,7 +148,7 @@ class GetLoadRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerLoad(_message.Message):
-    __slots__ = ("instance_id", "num_sessions", "num_queued", "num_queued_tokens", "num_kv_tokens", "num_free_kv_tokens", "step_ms", "num_prompt_tokens", "num_cached_prompt_tokens")
+    __slots__ = ("instance_id", "num_sessions", "num_queued", "num_queued_tokens", "num_kv_tokens", "num_free_kv_tokens", "step_ms", "num_prompt_tokens", "num_cached_prompt_tokens", "progress", "is_busy")
     INSTANCE_ID_FIELD_NUMBER: _ClassVar[int]
     NUM_SESSIONS_FIELD_NUMBER: _ClassVar[int]
     NUM_QUEUED_FIELD_NUMBER: _ClassVar[int]
@@ -158,6 +158,8 @@ class WorkerLoad(_message.Message):
     STEP_MS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     NUM_CACHED_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    IS_BUSY_FIELD_NUMBER: _ClassVar[int]
     instance_id: str
     num_sessions: int
     num_queued: int
@@ -167,4 +169,6 @@ class WorkerLoad(_message.Message):
     step_ms: float
     num_prompt_tokens: int
     num_cached_prompt_tokens: int
-    def __init__(self, instance_id: _Optional[str] = ..., num_sessions: _Optional[int] = ..., num_queued: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_kv_tokens: _Optional[int] = ..., num_free_kv_tokens: _Optional[int] = ..., step_ms: _Optional[float] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ...) -> None: ...
+    progress: int
+    is_busy: bool
+    def __init__(self, instance_id: _Optional[str] = ..., num_sessions: _Optional[int] = ..., num_queued: _Optional[int] = ..., num_queued_tokens: _Optional[int] = ..., num_kv_tokens: _Optional[int] = ..., num_free_kv_tokens: _Optional[int] = ..., step_ms: _Optional[float] = ..., num_prompt_tokens: _Optional[int] = ..., num_cached_prompt_tokens: _Optional[int] = ..., progress: _Optional[int] = ..., is_busy: _Optional[bool] = ...) -> None: ...

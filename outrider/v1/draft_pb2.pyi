@@ -8,14 +8,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class DraftCommand(_message.Message):
-    __slots__ = ("open", "commit", "rollback")
+    __slots__ = ("open", "commit", "rollback", "checksum")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     open: DraftOpen
     commit: Commit
     rollback: Rollback
-    def __init__(self, open: _Optional[_Union[DraftOpen, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, open: _Optional[_Union[DraftOpen, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class DraftOpen(_message.Message):
     __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_run_ahead", "tree_width", "max_length", "trace", "vocab_size")
@@ -64,12 +66,14 @@ class Rollback(_message.Message):
     def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ..., probability_min: _Optional[float] = ...) -> None: ...
 
 class DraftEvent(_message.Message):
-    __slots__ = ("opened", "drafted")
+    __slots__ = ("opened", "drafted", "checksum")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     opened: DraftOpened
     drafted: _common_pb2.Drafted
-    def __init__(self, opened: _Optional[_Union[DraftOpened, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, opened: _Optional[_Union[DraftOpened, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class DraftOpened(_message.Message):
     __slots__ = ("num_line_tokens",)

@@ -8,16 +8,18 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class VerifyCommand(_message.Message):
-    __slots__ = ("open", "drafted", "drafts_ended", "draft_limit")
+    __slots__ = ("open", "drafted", "drafts_ended", "draft_limit", "checksum")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTS_ENDED_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LIMIT_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     open: VerifyOpen
     drafted: _common_pb2.Drafted
     drafts_ended: DraftsEnded
     draft_limit: DraftLimit
-    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class VerifyOpen(_message.Message):
     __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms", "prediction_token_ids")
@@ -60,14 +62,16 @@ class DraftLimit(_message.Message):
     def __init__(self, max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class VerifyEvent(_message.Message):
-    __slots__ = ("opened", "verdict", "finished")
+    __slots__ = ("opened", "verdict", "finished", "checksum")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
     opened: VerifyOpened
     verdict: Verdict
     finished: VerifyFinished
-    def __init__(self, opened: _Optional[_Union[VerifyOpened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., finished: _Optional[_Union[VerifyFinished, _Mapping]] = ...) -> None: ...
+    checksum: int
+    def __init__(self, opened: _Optional[_Union[VerifyOpened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., finished: _Optional[_Union[VerifyFinished, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class VerifyOpened(_message.Message):
     __slots__ = ("num_line_tokens",)

@@ -121,6 +121,11 @@ class WorkerConfig(Settings):
         "", description="host:port that answers GET /metrics for Prometheus, /healthz and /readyz; empty: none does"
     )
     vllm_metrics: bool = Field(False, description=VLLM_METRICS_DESCRIPTION)
+    stall_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="a step that takes so long makes the worker not ready until it ends; no step should",
+    )
     drain_seconds: float = Field(
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import structlog
 
+from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.library import CannotCompileError
@@ -49,8 +49,13 @@ class DeviceServicer(ModelServicer):
         self._loaded, self._worker = loaded, worker
         info = loaded.info
         self._grammars = GrammarCompiler(loaded.tokenizer.json, info.vocab_size, info.eos_token_ids)
-        self._device = DeviceThread(worker, on_death, loaded.engine.device)
-        board = self.serve(loaded.info, partial(worker.runner.load, loaded.info.instance_id, worker.admission))
+        self._device = device = DeviceThread(worker, on_death, loaded.engine.device)
+
+        def read_load() -> WorkerLoad:
+            load = worker.runner.load(info.instance_id, worker.admission)
+            return load._replace(progress=device.progress, is_busy=device.is_busy)
+
+        board = self.serve(info, read_load)
         worker.runner.on_change = board.touch
         return self._device
 

@@ -26,6 +26,7 @@ from outrider.rpc.server import Door, Service, SetReady
 from outrider.rpc.transport import PLAINTEXT
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
+from outrider.worker.readiness import Readiness
 from outrider.worker.startup import LoadedModel, load, report
 
 SWITCH_INTERVAL_SECONDS = 0.0005
@@ -91,13 +92,15 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
 
     device = servicer.begin(loaded, on_death)
     device.start()
-    set_ready(True)
+    readiness = Readiness(device, set_ready, config.stall_seconds)
+    readiness.start()
     _log.info("ready")
     compiling = asyncio.create_task(_adopt_later(config, loaded, device, servicer))
     try:
         death = await deaths.get()
         raise OutriderError(f"the device thread died of {type(death).__name__}; see the traceback above") from death
     finally:
+        readiness.stop()
         compiling.cancel()
         await asyncio.gather(compiling, return_exceptions=True)
         device.stop()

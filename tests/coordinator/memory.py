@@ -34,6 +34,7 @@ class MemoryWorker:
 
     def __init__(self, address: str) -> None:
         self.address = address
+        self.is_trusted = True
 
 
 class _Inbox(Generic[Event]):
@@ -61,6 +62,7 @@ class MemoryVerifier:
         self.worker = worker
         self._reads = reads
         self.has_decided = False
+        self.is_handed_over = False
         self.inbox: _Inbox[Opened | Verdict | VerifyFinished] = _Inbox()
         self.is_closed = False
         self._note = note
@@ -89,6 +91,10 @@ class MemoryVerifier:
             self.has_decided = self.has_decided or isinstance(event, Verdict)
             yield event
         raise WorkerUnavailableError("the verify service ended the stream early; try again")
+
+    def distrust(self, reason: str) -> None:
+        self._note(f"{self.worker.address} distrusted: {reason}")
+        self.worker.is_trusted = False
 
     def close(self) -> None:
         if not self.is_closed:
@@ -182,7 +188,7 @@ class MemoryLinks:
 
 
 def _first(pool: list[MemoryWorker], avoid: Collection[Worker], none_left: str) -> MemoryWorker:
-    found = next((worker for worker in pool if worker not in avoid), None)
+    found = next((worker for worker in pool if worker.is_trusted and worker not in avoid), None)
     if found is None:
         raise WorkerUnavailableError(none_left)
     return found

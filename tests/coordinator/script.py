@@ -8,8 +8,10 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
     draft 99                ids beyond the vocabulary of 26 break the protocol
     verdict +2 9            the verifier accepts two draft tokens and adds token 9; `verdict +2` adds none
     repeat verdict          it says the last verdict again
+    claim 9,9 at 3          it says that tokens stand there, of no drafts, whatever its tree has
     finish length           it ends the session: eos, length or stop_token
     lose verifier           its connection breaks
+    damage verifier         bits of what it says flip on the way
     refuse verifier         it has no room
     overflow verifier       it gives up on a reader that is too slow
     end verifier            it ends the stream without a word
@@ -41,6 +43,7 @@ from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import (
+    DamagedMessageError,
     OutriderError,
     QueueFullError,
     SlotsExhaustedError,
@@ -140,10 +143,16 @@ class Stage:
             case ["repeat", "verdict"]:
                 assert self._last_verdict is not None
                 self._verifier.inbox.say(self._last_verdict)
+            case ["claim", token_ids, "at", position]:
+                self._verifier.inbox.say(
+                    Verdict(position=int(position), token_ids=_ids(token_ids), num_accepted=0, num_draft_tokens=0)
+                )
             case ["finish", reason]:
                 self._verifier.inbox.say(VerifyFinished(FinishReason[reason.upper()]))
             case ["lose", "verifier"]:
                 self._verifier.inbox.say(WorkerUnavailableError("the connection broke"))
+            case ["damage", "verifier"]:
+                self._verifier.inbox.say(DamagedMessageError("bits flipped"))
             case ["refuse", "verifier"]:
                 self._verifier.inbox.say(SlotsExhaustedError("every slot is taken"))
             case ["overflow", "verifier"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from outrider import PROTOCOL_VERSION
@@ -38,6 +38,9 @@ class ScriptedWorker(WorkerClient):
         self.connected = True
         self.tokenizer: bytes | Exception = b""
         self.is_closed = False
+        self.answer: WorkerLoad | None = load()
+        """To `ask_load`; None: it does not answer."""
+        self.num_asked = 0
         self._models: asyncio.Queue[ModelInfo | Exception | None] = asyncio.Queue()
         self._loads: asyncio.Queue[WorkerLoad] = asyncio.Queue()
         self._reconnected = asyncio.Event()
@@ -73,9 +76,16 @@ class ScriptedWorker(WorkerClient):
                 raise answer
             yield answer
 
-    async def watch_load(self) -> AsyncIterator[WorkerLoad]:
+    async def watch_load(self) -> AsyncGenerator[WorkerLoad]:
         while True:
             yield await self._loads.get()
+
+    async def ask_load(self) -> WorkerLoad:
+        self.num_asked += 1
+        if self.answer is None:
+            await asyncio.Event().wait()
+        assert self.answer is not None
+        return self.answer
 
     async def until_reconnected(self) -> None:
         await self._reconnected.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from coordinator.admission import Admission
+from coordinator.admission import Admission, ClientAdmission
 from outrider.core.protocol.errors import QueueFullError
 
 
@@ -26,3 +26,14 @@ def test_an_error_gives_the_room_back() -> None:
     with pytest.raises(KeyError), admission.admitted(1):
         raise KeyError
     assert admission.num_running == 0
+
+
+def test_each_client_has_a_limit_of_its_own() -> None:
+    clients = ClientAdmission(1)
+    with clients.admitted("ipv4:10.0.0.1"):
+        with pytest.raises(QueueFullError, match="1 requests of this client"), clients.admitted("ipv4:10.0.0.1"):
+            pytest.fail("it was admitted")
+        with clients.admitted("ipv4:10.0.0.2"):
+            pass
+    with clients.admitted("ipv4:10.0.0.1"):
+        pass

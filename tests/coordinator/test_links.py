@@ -3,130 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
-from typing import Any, cast
+from typing import Any
 
-import grpc.aio
 import pytest
 
 from coordinator import drafter_link
 from coordinator.drafter_link import GrpcDrafterLink
-from coordinator.replica import Replica, Seat
 from coordinator.verifier_link import GrpcVerifierLink
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.coordinate.statistics import SpeculationStatistics
-from outrider.core.protocol.errors import OutriderError, SlotsExhaustedError, WorkerUnavailableError
+from outrider.core.protocol.errors import (
+    OutriderError,
+    SlotsExhaustedError,
+    WorkerUnavailableError,
+)
 from outrider.core.protocol.messages import (
     Commitment,
-    DraftOpen,
     DraftWindow,
     EndDrafts,
     FinishReason,
     Opened,
-    Verdict,
     VerifyFinished,
-    VerifyOpen,
 )
-from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
-from outrider.rpc.channels import open_channel
-from outrider.rpc.server import Server, Service
-from outrider.rpc.status import rpc_errors
-from outrider.v1 import draft_pb2_grpc, verify_pb2_grpc
 
-from .script import TARGET
-
-Handle = Callable[[Any], Awaitable[None]]
-
-DRAFT_OPEN = DraftOpen(
-    session_id="s",
-    token_ids=[1, 2],
-    num_prompt_tokens=2,
-    sampling=SamplingParams(),
-    max_run_ahead=16,
-    tree_width=0,
-    max_length=8,
-    vocab_size=26,
-)
-VERIFY_OPEN = VerifyOpen(session_id="s", token_ids=[1, 2], num_prompt_tokens=2, sampling=SamplingParams(), max_length=8)
-VERDICT = Verdict(position=2, token_ids=[3], num_accepted=0, num_draft_tokens=0, bonus=False)
-
-
-class ScriptedWorker(draft_pb2_grpc.DraftServiceServicer, verify_pb2_grpc.VerifyServiceServicer):
-    """Both services by one function."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        self.was_cancelled = asyncio.Event()
-
-    @rpc_errors
-    async def Draft(self, request_iterator: object, context: Any) -> None:
-        await self._serve(context)
-
-    @rpc_errors
-    async def Verify(self, request_iterator: object, context: Any) -> None:
-        await self._serve(context)
-
-    async def _serve(self, context: Any) -> None:
-        try:
-            await self._handle(context)
-        except asyncio.CancelledError:
-            self.was_cancelled.set()
-            raise
-
-
-class Standing:
-    """What a link needs of a replica, and of its seat there."""
-
-    address = "here"
-    model = TARGET
-
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
-        self.num_failures = 2
-        self.num_leavings = 0
-
-    @property
-    def replica(self) -> Replica:
-        return cast("Replica", self)
-
-    def leave(self) -> None:
-        self.num_leavings += 1
-
-
-class Served:
-    """A worker and a place at it."""
-
-    def __init__(self, worker: ScriptedWorker, standing: Standing) -> None:
-        self.worker = worker
-        self.standing = standing
-        self.seat = cast("Seat", standing)
-
-
-@pytest.fixture
-async def serve() -> AsyncIterator[Callable[[Handle], Awaitable[Served]]]:
-    async with AsyncExitStack() as stack:
-
-        async def start(handle: Handle) -> Served:
-            worker = ScriptedWorker(handle)
-            server = Server(
-                Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, worker),
-                Service("outrider.v1.VerifyService", verify_pb2_grpc.add_VerifyServiceServicer_to_server, worker),
-            )
-            port = await server.start("127.0.0.1:0")
-            stack.push_async_callback(server.stop, None)
-            channel = await stack.enter_async_context(open_channel(f"127.0.0.1:{port}"))
-            return Served(worker, Standing(channel))
-
-        yield start
-
-
-Serve = Callable[[Handle], Awaitable[Served]]
-
-
-async def waits(_: Any) -> None:
-    await asyncio.Event().wait()
+from .linked import DRAFT_OPEN, VERDICT, VERIFY_OPEN, Serve, Served, waits
 
 
 def drafter(served: Served, bandit: DrafterBandit, statistics: SpeculationStatistics) -> GrpcDrafterLink:

@@ -117,6 +117,25 @@ async def test_one_process_under_two_addresses_gets_sessions_once(clusters: list
     assert cluster.serving == ["10.0.0.2:1"]
 
 
+async def test_a_process_that_is_not_trusted_gets_no_sessions_by_any_address_until_it_restarts(
+    clusters: list[Cluster],
+) -> None:
+    cluster = await started(clusters, "10.0.0.1:1,10.0.0.2:1,10.0.0.3:1")
+    for address in ("10.0.0.1:1", "10.0.0.2:1"):
+        await cluster.workers[address].serve()
+    await cluster.workers["10.0.0.3:1"].serve(MODEL._replace(instance_id="another"))
+    cluster.replica("10.0.0.1:1").distrust("it said 5 tokens for 2")
+    assert cluster.serving == ["10.0.0.3:1"]
+    for address in ("10.0.0.1:1", "10.0.0.2:1"):
+        assert "said what cannot be true" in str(cluster.pool.refusal_of(cluster.replica(address)))
+    await cluster.workers["10.0.0.1:1"].cease()
+    await cluster.workers["10.0.0.1:1"].serve()
+    assert cluster.serving == ["10.0.0.3:1"], "the same process, serving again"
+    for address in ("10.0.0.1:1", "10.0.0.2:1"):
+        await cluster.workers[address].serve(MODEL._replace(instance_id="restarted"))
+    assert cluster.serving == ["10.0.0.1:1", "10.0.0.3:1"]
+
+
 async def test_a_name_is_resolved_again_as_soon_as_a_replica_of_it_is_lost(clusters: list[Cluster]) -> None:
     cluster = await started(clusters, "verify:1", verify=["10.0.0.1:1"])
     await cluster.workers["10.0.0.1:1"].serve()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import cast
 
@@ -12,6 +13,7 @@ from coordinator.replica import Replica
 from coordinator.request import settle_token_ids
 from coordinator.route import Route
 from coordinator.workers import Workers
+from outrider.core.coordinate.circuit_breaker import CircuitBreaker
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.coordinate.placement import ReplicaState, StepTime
 from outrider.core.protocol.errors import WorkerUnavailableError
@@ -28,7 +30,7 @@ class Standing:
         self.address = address
         self.service = "service"
         self.model = model
-        self.num_failures = 0
+        self.breaker = CircuitBreaker()
         self.num_taken = num_sessions
 
     @property
@@ -101,10 +103,18 @@ def test_a_verifier_that_would_give_other_tokens_or_has_too_little_context_is_no
 
 def test_a_drafter_that_broke_many_streams_comes_after_one_that_broke_none() -> None:
     broken, sound, verifier = Standing("broken"), Standing("sound"), Standing("verifier")
-    broken.num_failures = 3
+    broken.breaker.num_failures = 3
     seat, trial = route(Pools([verifier], [broken, sound])).drafter(3, *replicas(verifier))
     assert seat is cast("object", sound)
     trial.cancel()
+
+
+def test_a_drafter_that_keeps_failing_gets_no_session_for_a_while() -> None:
+    broken, verifier = Standing("broken"), Standing("verifier")
+    for _ in range(3):
+        broken.breaker.fail(time.monotonic() + 3600.0)
+    with pytest.raises(WorkerUnavailableError, match="broken: it failed 3 times in a row"):
+        route(Pools([verifier], [broken])).drafter(3, *replicas(verifier))
 
 
 def test_why_no_drafter_can_be_used_is_said_for_each() -> None:

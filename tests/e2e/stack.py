@@ -195,10 +195,21 @@ async def coordinator(
         notices.add(asyncio.create_task(notify()))
 
     connect = partial(WorkerClient.connect, transport=PLAINTEXT)
-    workers = Workers(config.verify, config.draft, telemetry.instruments, connect, resolver)
+    workers = Workers(
+        config.verify, config.draft, telemetry.instruments, connect, resolver, silence_seconds=config.silence_seconds
+    )
     service = GenerationService(config, workers, telemetry)
-    servicer = GenerationServicer(service)
-    server = Server(Service("outrider.v1.GenerationService", add_GenerationServiceServicer_to_server, servicer))
+    servicer = GenerationServicer(
+        service, unread_seconds=config.unread_seconds, max_requests_per_client=config.max_requests_per_client
+    )
+    server = Server(
+        Service(
+            "outrider.v1.GenerationService",
+            add_GenerationServiceServicer_to_server,
+            servicer,
+            on_grace_over=service.end_all,
+        )
+    )
     address = f"127.0.0.1:{await server.start(config.listen)}"
     watching = asyncio.create_task(service.watch(on_change))
     try:

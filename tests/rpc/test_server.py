@@ -19,7 +19,12 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse, H
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
 from served import DRAFT_SERVICE, Serve
 
-from outrider.core.protocol.errors import InvalidRequestError, ProtocolViolationError, SlotsExhaustedError
+from outrider.core.protocol.errors import (
+    InvalidRequestError,
+    ProtocolViolationError,
+    SlotsExhaustedError,
+    WorkerUnavailableError,
+)
 from outrider.rpc import server as server_module
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
 from outrider.rpc.listening import ListenError
@@ -274,3 +279,26 @@ def test_a_drained_process_exits_with_0() -> None:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+async def test_what_a_stop_waits_for_is_ended_in_words_before_it_is_cancelled() -> None:
+    is_over = asyncio.Event()
+
+    class Patient(draft_pb2_grpc.DraftServiceServicer):
+        @rpc_errors
+        async def Draft(self, request_iterator: object, context: Any) -> None:
+            await context.write(DraftEvent())
+            await is_over.wait()
+            raise WorkerUnavailableError("it is stopping; go on elsewhere")
+
+    add = draft_pb2_grpc.add_DraftServiceServicer_to_server
+    server = Server(Service(DRAFT_SERVICE, add, Patient(), on_grace_over=is_over.set))
+    port = await server.start("127.0.0.1:0")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
+        await call.read()
+        stopping = asyncio.create_task(server.stop(server_module.LAST_WORDS_SECONDS))
+        with pytest.raises(grpc.aio.AioRpcError, match="it is stopping; go on elsewhere") as ended:
+            await call.read()
+        assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+        await stopping

@@ -16,15 +16,18 @@ from served import Serve
 
 from outrider.core.protocol import errors
 from outrider.core.protocol.errors import (
+    DamagedMessageError,
     FieldViolation,
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
     ProtocolViolationError,
     QueueFullError,
+    RequestTooLongError,
     SlotsExhaustedError,
     StepFailedError,
     UnsupportedModelError,
+    UntrustedWorkerError,
     WorkerUnavailableError,
 )
 from outrider.rpc.channels import open_channel
@@ -41,9 +44,12 @@ STATUSES = [
     (SlotsExhaustedError("all 4 slots are taken"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QueueFullError("64 events wait"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (WorkerUnavailableError("no verifier"), grpc.StatusCode.UNAVAILABLE),
+    (UntrustedWorkerError("a verdict has 9 tokens"), grpc.StatusCode.UNAVAILABLE),
+    (DamagedMessageError("bits flipped"), grpc.StatusCode.DATA_LOSS),
+    (RequestTooLongError("an hour has passed"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (StepFailedError("the step failed"), grpc.StatusCode.INTERNAL),
 ]
-RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError}
+RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError, UntrustedWorkerError, DamagedMessageError}
 
 
 class Raising(draft_pb2_grpc.DraftServiceServicer):

@@ -65,8 +65,8 @@ class Session:
     None says that there is nothing to do: what happened came late, or twice. See `DrafterState` for the drafter's life.
 
     The drafter is untrusted: what it sends cannot change the line, and when it breaks the protocol it is lost, nothing
-    else. The verifier is trusted with the tokens, not with the order: a verdict that leaves a gap or contradicts the
-    line raises ProtocolViolationError.
+    else. The verifier is trusted with the choice of tokens alone; see `VerdictRules`. A verdict that leaves a gap or
+    contradicts the line raises ProtocolViolationError.
     """
 
     def __init__(

@@ -49,5 +49,17 @@ class WorkerUnavailableError(OutriderError):
     """A worker that the request needs cannot be reached; try again later."""
 
 
+class UntrustedWorkerError(OutriderError):
+    """A worker said what cannot be true. It is not used again before it restarts; another one may go on."""
+
+
+class DamagedMessageError(OutriderError):
+    """A message is not what its sender wrote: bits flipped on the way. The stream ends; another one may go on."""
+
+
+class RequestTooLongError(OutriderError):
+    """A request has lasted for as long as any may."""
+
+
 class StepFailedError(OutriderError):
     """A forward pass failed for this session; the worker's log has the reason."""

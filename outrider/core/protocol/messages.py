@@ -105,6 +105,8 @@ class WorkerLoad(NamedTuple):
     step_ms: float
     num_prompt_tokens: int = 0
     num_cached_prompt_tokens: int = 0
+    progress: int = 0
+    is_busy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.grammar import Grammar
-from outrider.core.protocol.messages import DraftOpen, VerifyOpen
+from outrider.core.protocol.messages import DraftOpen, ModelInfo, VerifyOpen, WorkerLoad
 from outrider.core.protocol.sampling import SamplingParams
 
 TEMPERATURE_MAX = 100.0
@@ -60,6 +60,10 @@ PREDICTION_TOKENS_MAX = 16_384
 CHAT_TEMPLATE_BYTES_MAX = 1024 * 1024
 """Largest chat templates and special tokens of a model, together: they travel in one message. Published templates have
 some kilobytes."""
+MODEL_TEXT_CHARACTERS_MAX = 256
+"""Longest name, type, device or hash by which a worker says what it serves."""
+END_TOKENS_MAX = 1024
+"""Most end-of-text tokens of a model; published ones have up to some tens."""
 UINT32_MAX = 2**32 - 1
 """Largest number of most fields on the wire."""
 
@@ -151,6 +155,32 @@ def check_token_ids(found: Violations, token_ids: Sequence[int], vocab_size: int
         found.check(
             0 <= worst < vocab_size, field, f"token id {worst} is out of range: the vocabulary has {vocab_size} tokens"
         )
+
+
+def check_model_info(info: ModelInfo) -> None:
+    """Raises ProtocolViolationError unless a worker's word of what it serves can be true, and may be shown."""
+    for name, value in info._asdict().items():
+        if isinstance(value, str) and not (len(value) <= MODEL_TEXT_CHARACTERS_MAX and value.isprintable()):
+            raise ProtocolViolationError(
+                f"{name} of the worker's model has more than {MODEL_TEXT_CHARACTERS_MAX} characters, or such as cannot "
+                "be shown"
+            )
+    if not (
+        info.vocab_size >= 1
+        and len(info.eos_token_ids) <= END_TOKENS_MAX
+        and all(token_id < info.vocab_size for token_id in info.eos_token_ids)
+        and info.max_context >= 2
+        and 1 <= info.max_sessions <= SESSIONS_MAX
+    ):
+        raise ProtocolViolationError(
+            "the worker's model has no vocabulary, ends of text beyond it, no context, or no bound on its sessions"
+        )
+
+
+def check_load(load: WorkerLoad) -> None:
+    """Raises ProtocolViolationError unless a worker's word of how busy it is can be true."""
+    if len(load.instance_id) > MODEL_TEXT_CHARACTERS_MAX or not 0.0 <= load.step_ms < math.inf:
+        raise ProtocolViolationError("the worker's load has a name that is too long, or a time that is none")
 
 
 def check_line(found: Violations, token_ids: Sequence[int], vocab_size: int, max_context: int, field: str) -> None:

@@ -151,6 +151,8 @@ def decode_load(message: common_pb2.WorkerLoad) -> WorkerLoad:
         step_ms=message.step_ms,
         num_prompt_tokens=message.num_prompt_tokens,
         num_cached_prompt_tokens=message.num_cached_prompt_tokens,
+        progress=message.progress,
+        is_busy=message.is_busy,
     )
 
 

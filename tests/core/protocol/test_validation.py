@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
-from outrider.core.protocol.messages import DraftOpen, VerifyOpen
+from outrider.core.protocol.messages import DraftOpen, ModelInfo, VerifyOpen, WorkerLoad
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.validation import (
     BEGINS_AFTER_CHARACTERS_MAX,
@@ -28,6 +28,8 @@ from outrider.core.protocol.validation import (
     TREE_WIDTH_MAX,
     Violations,
     check_draft_open,
+    check_load,
+    check_model_info,
     check_verify_open,
 )
 
@@ -209,3 +211,35 @@ def _with_fitting_prompt(opening: Any, field: str, value: Any) -> Any:
     """The opening with one field changed; a short line has a short prompt."""
     changed = replace(opening, **{field: value})
     return replace(changed, num_prompt_tokens=1) if field == "token_ids" else changed
+
+
+MODEL = ModelInfo("target", "llama", 100, "a" * 64, (2,), 512, 4, 1000, "float32", "cpu", 2, "first")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "x" * 257},
+        {"name": "red \x1b[31m"},
+        {"instance_id": "x" * 257},
+        {"vocab_size": 0},
+        {"eos_token_ids": (100,)},
+        {"eos_token_ids": (1,) * 1025},
+        {"max_context": 1},
+        {"max_sessions": 0},
+        {"max_sessions": 1025},
+    ],
+    ids=lambda changes: " ".join(changes),
+)
+def test_what_a_worker_cannot_serve(changes: dict[str, Any]) -> None:
+    check_model_info(MODEL)
+    with pytest.raises(ProtocolViolationError):
+        check_model_info(MODEL._replace(**changes))
+
+
+@pytest.mark.parametrize("changes", [{"step_ms": math.nan}, {"step_ms": -1.0}, {"instance_id": "x" * 257}])
+def test_how_busy_a_worker_cannot_be(changes: dict[str, Any]) -> None:
+    load = WorkerLoad("first", 1, 2, 3, 4, 5, 6.0)
+    check_load(load)
+    with pytest.raises(ProtocolViolationError):
+        check_load(load._replace(**changes))
