@@ -47,6 +47,12 @@ async def test_what_kills_the_trial_process_is_refused_and_the_next_grammar_is_n
 
 
 @pytest.mark.asyncio
+async def test_what_takes_a_processor_too_long_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="takes too long to compile"):
+        await fresh().state(regex("(a*)*" * 20_000), [])
+
+
+@pytest.mark.asyncio
 async def test_what_shows_to_be_too_complex_on_the_way_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="too complex"):
         await fresh().state(regex("((a{1,1000}){1,1000}){1,1000}"), [])
