@@ -59,11 +59,12 @@ def main(
     num_prompts: Annotated[int, typer.Option(help="Prompts that count.")] = 12,
     max_tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 96,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.8,
+    compiled: Annotated[str, typer.Option("--compile", help="Compile the forward passes: auto, on or off.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measures the bundled pair and its target alone, with grammars and without."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        samples = runner.run(_measured(num_prompts, max_tokens, temperature))
+        samples = runner.run(_measured(num_prompts, max_tokens, temperature, Models(compile=compiled)))
     rows = [_row(samples, mode, name) for mode, name in samples]
     if as_json:
         print(json.dumps({"temperature": temperature, "rows": rows, "machine": machine.facts()}))
@@ -74,10 +75,10 @@ def main(
     Console().print(table)
 
 
-async def _measured(num_prompts: int, max_tokens: int, temperature: float) -> Samples:
+async def _measured(num_prompts: int, max_tokens: int, temperature: float, asked: Models) -> Samples:
     console = Console(stderr=True)
     modes = choose_modes("target,outrider")
-    models = prepared(Models(), console)
+    models = prepared(asked, console)
     prompts = load_prompts(None, num_prompts + _NUM_WARM_UPS, tokenizer(Path(models.target)))
     samples: dict[tuple[str, str], list[Sample]] = {(mode.name, name): [] for mode in modes for name in GRAMMARS}
     with Board(console, show_logs=False).watching() as board:
