@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Final
 
+from coordinator.chat.parser import NAME_CHARACTERS_MAX
 from outrider.core.protocol.chat_prompt import Tool
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 
@@ -13,7 +14,7 @@ TOOLS_MAX = 128
 """Most tools of a request, as OpenAI has it."""
 
 
-_WRITABLE_NAME: Final = re.compile(r"[\w./:-]{1,256}")
+_WRITABLE_NAME: Final = re.compile(rf"[\w./:-]{{1,{NAME_CHARACTERS_MAX}}}")
 """Names that every family's syntax can hold."""
 
 

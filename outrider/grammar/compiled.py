@@ -64,11 +64,13 @@ def refusal(grammar: Grammar, reason: str) -> InvalidRequestError:
 
 
 class CompiledGrammar:
-    """Read by the states of all its sessions (`state.py`), which change nothing here."""
+    """Read by the states of all its sessions (`state.py`). They share what the lexer has learned of the vocabulary."""
 
     def __init__(self, grammar: Grammar, vocabulary: Vocabulary) -> None:
         """Raises InvalidRequestError."""
         self.vocabulary = vocabulary
+        self.is_worn_out = False
+        """Whether a session met a limit. It may be that of all sessions' lexer states together: compile it anew."""
         try:
             self.matcher = compiled_matcher(vocabulary, grammar.kind, grammar.source)
         except ValueError as error:

@@ -60,7 +60,7 @@ class GrammarCompiler:
         return state
 
     async def _compile(self, grammar: Grammar) -> CompiledGrammar:
-        if (compiled := self._compiled.get(grammar)) is not None:
+        if (compiled := self._compiled.get(grammar)) is not None and not compiled.is_worn_out:
             self._compiled.move_to_end(grammar)
             return compiled
         if (compiling := self._compiling.get(grammar)) is None:

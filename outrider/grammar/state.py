@@ -80,7 +80,7 @@ class GrammarState:
             return self._compiled.masks_before[self._places[-1]]
         mask = self._matcher.compute_bitmask()
         if self._matcher.is_error():
-            self.is_lost = True
+            self.is_lost = self._compiled.is_worn_out = True
             raise RuntimeError(f"a grammar cannot be followed: {self._matcher.get_error()}")
         mask = mask[: vocabulary.num_mask_bytes]
         return self._without_eos(mask) if self._eos_last and not self._matcher.is_stopped() else mask

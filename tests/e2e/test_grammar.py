@@ -23,7 +23,7 @@ PROMPT = "import json\n\nrecord = "
 MAX_TOKENS = 160
 TEMPERATURES = (0.0, 0.8, 1.3)
 SEEDS = range(5)
-AT_ONCE = 24
+AT_ONCE = 60
 
 
 class Triple(NamedTuple):
@@ -184,7 +184,6 @@ async def test_end_of_text_that_is_ignored_comes_where_nothing_else_may(services
         (GrammarKind.REGEX, "(a", "regex", "unclosed group"),
         (GrammarKind.LARK, "start: missing", "lark", "missing"),
         (GrammarKind.LARK, "x: y", "lark", "start"),
-        (GrammarKind.REGEX, "(a*)*" * 20_000, "regex", "too long to compile"),
         (
             GrammarKind.LARK,
             "start: R0\n" + "".join(f"R{i}: R{i + 1}\n" for i in range(5000)) + 'R5000: "a"',

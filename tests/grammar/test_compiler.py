@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from llguidance import LLParserLimits
 
 from outrider.core.protocol.errors import InvalidRequestError, QueueFullError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
-from outrider.grammar import compiler
+from outrider.grammar import compiled, compiler
 from outrider.grammar.compiler import GrammarCompiler
 
 from .texts import EOS, PERSON, TOKENIZER, VOCAB_SIZE, allowed, json_schema, vocabulary
@@ -47,6 +48,12 @@ async def test_what_kills_the_trial_process_is_refused_and_the_next_grammar_is_n
 
 
 @pytest.mark.asyncio
+async def test_what_takes_a_processor_too_long_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="takes too long to compile"):
+        await fresh().state(regex("(a*)*" * 20_000), [])
+
+
+@pytest.mark.asyncio
 async def test_what_shows_to_be_too_complex_on_the_way_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="too complex"):
         await fresh().state(regex("((a{1,1000}){1,1000}){1,1000}"), [])
@@ -76,21 +83,21 @@ async def test_a_tokenizer_that_has_no_grammars_refuses_them_in_words() -> None:
 async def test_the_same_grammar_is_compiled_once_and_the_one_used_longest_ago_goes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiled: list[Grammar] = []
+    made: list[Grammar] = []
     make = compiler.CompiledGrammar
 
     def counted(grammar: Grammar, its_vocabulary: object) -> object:
-        compiled.append(grammar)
+        made.append(grammar)
         return make(grammar, its_vocabulary)  # type: ignore[arg-type]
 
     monkeypatch.setattr(compiler, "CompiledGrammar", counted)
     monkeypatch.setattr(compiler, "COMPILED_MAX", 2)
     compiling = fresh()
     await asyncio.gather(*(compiling.state(regex("a"), []) for _ in range(3)))
-    assert compiled == [regex("a")]
+    assert made == [regex("a")]
     for source in ("b", "a", "c", "a", "b"):
         await compiling.state(regex(source), [])
-    assert compiled == [regex(source) for source in "abcb"]
+    assert made == [regex(source) for source in "abcb"]
 
 
 @pytest.mark.asyncio
@@ -106,3 +113,18 @@ async def test_who_leaves_does_not_take_the_grammar_from_who_waits_and_too_many_
     leaving.cancel()
     assert await staying is not None
     assert await compiling.state(regex("b"), []) is not None
+
+
+@pytest.mark.asyncio
+async def test_what_has_met_a_limit_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiling, text = fresh(), vocabulary().tokenizer.tokenize_str('{"name":"abcdefgh","kind":"dog","ages":[1]}')
+    with monkeypatch.context() as narrow:
+        narrow.setattr(compiled, "_LIMITS", LLParserLimits(max_lexer_states=80, verbose_errors=False))
+        limited = await compiling.state(json_schema(PERSON), [])
+    assert limited is not None
+    with pytest.raises(RuntimeError, match="cannot be followed"):
+        _ = [limited.mask(text[:place]) for place in range(len(text))]
+    assert limited.is_lost
+    again = await compiling.state(json_schema(PERSON), text)
+    assert again is not None
+    assert allowed(again.mask(())) == {EOS}
