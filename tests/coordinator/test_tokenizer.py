@@ -245,20 +245,23 @@ async def test_a_text_that_continues_a_prompt_is_spelled_as_within_a_text() -> N
     assert await tokenizer.encode_after([4, 1], "b", "prediction") == await tokenizer.encode("b")
 
 
-@given(st.text(max_size=40), st.text(max_size=40))
-@settings(deadline=None)
-def test_prompt_and_continuation_are_spelled_as_one_text_where_no_token_lies_across(before: str, text: str) -> None:
+def test_prompt_and_continuation_are_spelled_as_one_text_where_no_token_lies_across() -> None:
     tokenizer = TargetTokenizer(real(BUNDLED))
 
-    async def encoded() -> tuple[list[int], list[int], list[int]]:
+    async def encoded(before: str, text: str) -> tuple[list[int], list[int], list[int]]:
         prompt = await tokenizer.encode(before, add_special_tokens=False)
         both = await tokenizer.encode(before + text, add_special_tokens=False)
         return prompt, both, await tokenizer.encode_after(prompt, text, "prediction")
 
-    prompt, both, after = asyncio.run(encoded())
-    if both[: len(prompt)] == prompt:
-        assert after == both[len(prompt) :]
-    assert real(BUNDLED).decode(after) == text
+    @given(st.text(max_size=40), st.text(max_size=40))
+    @settings(deadline=None)
+    def check(before: str, text: str) -> None:
+        prompt, both, after = asyncio.run(encoded(before, text))
+        if both[: len(prompt)] == prompt:
+            assert after == both[len(prompt) :]
+        assert real(BUNDLED).decode(after) == text
+
+    check()
 
 
 async def test_what_is_wrong_with_a_prediction_names_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from outrider.core.estimate.confidence import prediction_bin
 from outrider.core.propose.alignment import Alignment, Place
 from outrider.core.propose.ngram import extend, path_context
 from outrider.core.protocol.line import Line
@@ -45,13 +46,14 @@ class Prediction:
         if self._num_followed == len(self._line) - len(token_ids):
             self._follow(token_ids)
 
-    def guesses(self, token_ids: Sequence[int]) -> Iterator[tuple[int, Mapping[int, float]]]:
-        """Each of the tokens that are about to be committed, and what was guessed for its place, asked for or not."""
+    def guesses(self, token_ids: Sequence[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+        """Each of the tokens that are about to be committed, and what the prediction has at its place, asked for or
+        not: token ids with their bins."""
         if self._num_followed != len(self._line):
             return
         place, context = self._alignment.place, self._alignment.context
         for token_id in token_ids:
-            yield token_id, self._guess(place)
+            yield token_id, [(guess, prediction_bin(chance)) for guess, chance in self._guess(place).items()]
             context = extend(context, token_id)
             place = self._alignment.after(place, token_id, context)
 

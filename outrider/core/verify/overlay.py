@@ -27,6 +27,8 @@ asking takes twice as long."""
 
 _CERTAIN_LOG_ACCEPTANCE = math.log(0.999)
 """What is taken for certain: a little less, so that shorter paths come first."""
+_LIKELY = math.log(0.5)
+"""Chance of the predicted next token from which no round waits for drafts: they seldom go as deep as a prediction."""
 
 _NOTHING: Mapping[int, Node] = {}
 
@@ -96,6 +98,13 @@ class Overlay:
             self._predicted[node] = self._predict(node)
         return self._predicted[node]
 
+    def is_predicted(self) -> bool:
+        """Whether the line's next token is more likely than not the prediction's. Begins the round."""
+        self.prepare()
+        root = self._tree.root
+        predicted = self.predicted(root)
+        return predicted is not None and predicted.path_log_prob - root.path_log_prob >= _LIKELY
+
     def below(self, node: Node) -> Mapping[int, Node]:
         """What was looked up after `node`, a leaf of the tree or a guess, by token: the same all round."""
         below = self._below.get(node)
@@ -114,15 +123,15 @@ class Overlay:
         """What was looked up for the place after `node`, nodes or not: token ids with their bins; nothing certain."""
         return self._guesses.get(node, ())
 
+    def num_own(self, nodes: Sequence[Node]) -> tuple[int, int]:
+        """How many of `nodes` were looked up, and how many predicted."""
+        return self.num_looked_up(nodes), sum(map(self._is_from_prediction, nodes)) if self._predicted else 0
+
     def num_looked_up(self, nodes: Sequence[Node]) -> int:
         """How many of `nodes` were looked up."""
         if not self._guesses:
             return 0
         return sum(node.parent in self._guesses and not self._is_from_prediction(node) for node in nodes)
-
-    def num_predicted(self, nodes: Sequence[Node]) -> int:
-        """How many of `nodes` are the prediction's."""
-        return sum(map(self._is_from_prediction, nodes)) if self._predicted else 0
 
     def _is_from_prediction(self, node: Node) -> bool:
         return node.parent is not None and self._predicted.get(node.parent) is node

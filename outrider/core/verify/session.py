@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin, prediction_bin
+from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constrained import AllowedProposer, proposer_of
 from outrider.core.propose.constraint import Constraint
@@ -28,9 +28,6 @@ from outrider.core.verify.selection import Beside, Candidates, most_probable
 _SMOOTHING = 0.2
 """Weight of the newest round in the running mean of how many nodes a round scores."""
 
-
-_LIKELY = math.log(0.5)
-"""Chance of the predicted next token from which no round waits for drafts: they seldom go as deep as a prediction."""
 
 _NO_DRAFTS_MAX = 16
 """Most of them that are remembered: drafts that come more than sixteen rounds late are of no use."""
@@ -179,20 +176,6 @@ class VerifySession:
             prediction = AllowedProposer(self._constraint, prediction)
         return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance, prediction)
 
-    def _num_own(self, nodes: Sequence[Node]) -> tuple[int, int]:
-        """How many of `nodes` were looked up, and how many predicted."""
-        overlay = self._overlay
-        return (0, 0) if overlay is None else (overlay.num_looked_up(nodes), overlay.num_predicted(nodes))
-
-    @property
-    def _is_predicted(self) -> bool:
-        """Whether the next token is more likely than not the prediction's."""
-        if self._prediction is None or self._overlay is None:
-            return False
-        self._overlay.prepare()
-        predicted = self._overlay.predicted(self.tree.root)
-        return predicted is not None and predicted.path_log_prob - self.tree.root.path_log_prob >= _LIKELY
-
     @property
     def num_ready_levels(self) -> int:
         """How deep the most probable path at hand goes, in tokens, up to the most that one round verifies."""
@@ -208,7 +191,7 @@ class VerifySession:
 
         Asked again whenever drafts arrive.
         """
-        if self._last_verdict is None or not self._max_draft_tokens or self._is_predicted:
+        if self._last_verdict is None or not self._max_draft_tokens or (self._overlay and self._overlay.is_predicted()):
             return AT_ONCE
         probability_min = self._estimates.probability_min
         self._log_acceptance_min = math.log(probability_min) if probability_min > 0.0 else -math.inf
@@ -279,12 +262,13 @@ class VerifySession:
             if row is not None:
                 node = nodes[row - 1]
                 accepted.append(node)
-        num_prompt_lookup, num_prediction = self._num_own(nodes)
-        num_accepted_prompt_lookup, num_accepted_prediction = self._num_own(accepted)
+        scored_own, accepted_own = (
+            (0, 0) if self._overlay is None else self._overlay.num_own(some) for some in (nodes, accepted)
+        )
         self._observe_places(self._worths(token_ids))
         decided(self._guesses(token_ids), self._calibrations)
         if self._prediction is not None:
-            decided(_predictions(self._prediction, token_ids), self._calibrations)
+            decided(self._prediction.guesses(token_ids), self._calibrations)
         self.line.commit(position, token_ids)
         self.tree.commit(token_ids)
         if self._constraint is not None:
@@ -309,10 +293,10 @@ class VerifySession:
             rows,
             bonus,
             reason,
-            num_prompt_lookup,
-            num_accepted_prompt_lookup,
-            num_prediction,
-            num_accepted_prediction,
+            num_prompt_lookup=scored_own[0],
+            num_accepted_prompt_lookup=accepted_own[0],
+            num_prediction=scored_own[1],
+            num_accepted_prediction=accepted_own[1],
         )
 
     def _guesses(self, token_ids: Iterable[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
@@ -379,9 +363,3 @@ class VerifySession:
                 for draft_wait in (self._draft_wait, self._shared_draft_wait):
                     draft_wait.observe_levels(num_levels, window.draft_ms / 1000.0)
             self._deepest = position, now
-
-
-def _predictions(prediction: Prediction, token_ids: Sequence[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
-    """What was predicted for the places that `token_ids` decide."""
-    for token_id, guesses in prediction.guesses(token_ids):
-        yield token_id, [(guess, prediction_bin(probability)) for guess, probability in guesses.items()]

@@ -129,7 +129,7 @@ def test_what_is_about_to_be_committed_is_judged_place_by_place() -> None:
     output = [*TEXT[:5], 1, *TEXT[6:10]]
     judged = list(prediction.guesses(output))
     assert [token_id for token_id, _ in judged] == output
-    assert [[*guesses] for _, guesses in judged] == [[token_id] for token_id in TEXT[:10]]
+    assert [[guess for guess, _ in guesses] for _, guesses in judged] == [[token_id] for token_id in TEXT[:10]]
 
 
 def test_a_line_that_was_written_before_is_followed_over_several_rounds() -> None:
