@@ -261,9 +261,9 @@ class Streams:
         except (OutriderError, NotResumableError, httpx.HTTPError) as error:
             answered.failures.append(f"{type(error).__name__}: {error}")
         except TimeoutError:
-            answered.failures.append(
-                f"no end after {ANSWER_SECONDS_MAX:g} s and {len(answered.history.committed)} tokens"
-            )
+            num_tokens = len(answered.history.committed)
+            tried = f"; tried again because of {answered.reasons[-5:]}" if answered.reasons else ""
+            answered.failures.append(f"no end after {ANSWER_SECONDS_MAX:g} s and {num_tokens} tokens{tried}")
         finally:
             answered.ended = time.monotonic()
             del self.running[number]
