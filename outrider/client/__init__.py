@@ -3,6 +3,7 @@
 from outrider.client.answer import Answer, Completion, gather
 from outrider.client.client import GenerationClient
 from outrider.client.retry import NO_RETRY, Retry
+from outrider.client.sync import SyncGenerationClient
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
@@ -30,6 +31,7 @@ __all__ = [
     "ServerInfo",
     "Speculation",
     "Started",
+    "SyncGenerationClient",
     "Timings",
     "Token",
     "TokenLogprobs",

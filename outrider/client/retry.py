@@ -6,22 +6,22 @@ import random
 from dataclasses import dataclass
 from typing import Final
 
-TRIES_TO_BEGIN: Final = 3
+TRIES_TO_BEGIN = 3
 """Tries at each coordinator before an answer has begun: who misspelled an address learns that within a second."""
 
-TRIES_MAX: Final = 100
+TRIES_MAX = 100
 """Most failures that one answer survives: a line that kills whoever continues it must not do so for ever."""
 
-SECONDS_MAX: Final = 60.0
+SECONDS_MAX = 60.0
 """Most time, after an answer has begun, without a coordinator that continues it: a restart takes some ten seconds."""
 
-PAUSE_SECONDS: Final = 0.1
+PAUSE_SECONDS = 0.1
 """Pause after the first failure of a coordinator. It doubles with each further one."""
 
-PAUSE_SECONDS_MAX: Final = 2.0
+PAUSE_SECONDS_MAX = 2.0
 """Longest such pause: as long as a coordinator that has come back stays unnoticed."""
 
-RETRY_AFTER_SECONDS_MAX: Final = 60.0
+RETRY_AFTER_SECONDS_MAX = 60.0
 """Longest pause that a coordinator may ask for."""
 
 
