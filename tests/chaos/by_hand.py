@@ -83,48 +83,60 @@ class Workers:
 
 
 class Stream:
-    """One stream; what is written and read are bytes."""
+    """One stream; what is written and read are bytes. It is read all the time that the loop runs."""
 
     def __init__(self, workers: Workers, call: Any) -> None:
         self._workers = workers
         self._call = call
+        self._events: list[bytes] = []
+        self._reading: asyncio.Task[None] | None = None
 
     def write(self, content: bytes) -> bool:
         """Sends a command. Returns whether the stream was still there to take it."""
         return self._workers.run(self._write(content))
 
-    def read(self) -> bytes | None:
-        """The next event; None at the end."""
-        event = self._workers.run(self._call.read())
-        return None if event is grpc.aio.EOF else event
+    def take(self) -> list[bytes]:
+        """The events that have come and were not taken."""
+        taken, self._events = self._events, []
+        return taken
+
+    def wait(self, seconds: float) -> None:
+        """Lets events come."""
+        self._workers.run(asyncio.sleep(seconds))
 
     def half_close(self) -> None:
         """No command will follow."""
         self._workers.run(self._call.done_writing())
 
     def rest(self) -> tuple[grpc.StatusCode, list[bytes]]:
-        """The status, and what came before it."""
-        return self._workers.run(self._rest())
+        """The status, and what came before it and was not taken."""
+        code = self._workers.run(self._end())
+        return code, self.take()
 
     def cancel(self) -> None:
         """Leaves."""
         self._call.cancel()
 
     async def _write(self, content: bytes) -> bool:
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._read())
         try:
             await self._call.write(content)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
             return False
         return True
 
-    async def _rest(self) -> tuple[grpc.StatusCode, list[bytes]]:
-        events: list[bytes] = []
+    async def _read(self) -> None:
         try:
-            while (event := await self._call.read()) is not grpc.aio.EOF:
-                events.append(event)
-        except grpc.aio.AioRpcError:
+            async for event in self._call:
+                self._events.append(event)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
             pass
-        return await self._call.code(), events
+
+    async def _end(self) -> grpc.StatusCode:
+        if self._reading is not None:
+            await self._reading
+        return await self._call.code()
 
 
 def _channel(running: RunningWorker) -> grpc.aio.Channel:

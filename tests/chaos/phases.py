@@ -34,6 +34,9 @@ MESSAGES_AT_A_TIME = 2000
 SHOWN_MAX = 50
 """Most sentences about what went wrong that a result keeps."""
 
+SILENCES_SHOWN = 5
+"""The longest ones are told with the faults around them."""
+
 OVERTIME_SECONDS = 600.0
 """How much longer than it was told a part may take: services start, answers end."""
 
@@ -152,6 +155,9 @@ async def _campaign(
         recovered[f"any {kind}"] = every
     figures = _told(streams) | {
         "num_faults": len(campaign.faults),
+        "longest_silences": streams.longest_silences(
+            SILENCES_SHOWN, [(fault.at, f"{fault.place} {fault.kind}") for fault in campaign.faults]
+        ),
         "recovery_seconds": {
             name: {"count": len(every), **(percentiles([(each, 1) for each in every]) or {}), "all": sorted(every)}
             for name, every in sorted(recovered.items())

@@ -95,23 +95,34 @@ class Proxy:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
-        far_writer: asyncio.StreamWriter | None = None
         try:
-            await self._passes.wait()
-            host, port = self._target.rsplit(":", 1)
+            await self._join(task, near_reader, near_writer)
+        except asyncio.CancelledError:
+            pass  # the proxy ends; the task would be complained of if it ended as cancelled
+        finally:
+            self._serving.discard(task)
+            near_writer.transport.abort()
+
+    async def _join(
+        self, task: asyncio.Task[None], near_reader: asyncio.StreamReader, near_writer: asyncio.StreamWriter
+    ) -> None:
+        """Connects to the target, and passes bytes on until either side is gone."""
+        await self._passes.wait()
+        host, port = self._target.rsplit(":", 1)
+        try:
             far_reader, far_writer = await asyncio.open_connection(host, int(port))
-            self._connections[task] = (near_writer, far_writer)
+        except OSError:
+            return
+        self._connections[task] = (near_writer, far_writer)
+        try:
             async with asyncio.TaskGroup() as pumps:
                 pumps.create_task(self._pump(near_reader, far_writer))
                 pumps.create_task(self._pump(far_reader, near_writer))
         except* (OSError, RuntimeError):  # one end is gone, or shut by `half_close`: so is the other
             pass
         finally:
-            self._connections.pop(task, None)
-            self._serving.discard(task)
-            for writer in (near_writer, far_writer):
-                if writer is not None:
-                    writer.transport.abort()
+            del self._connections[task]
+            far_writer.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         clock = asyncio.get_running_loop().time

@@ -63,6 +63,8 @@ class Answered:
     ended: float = 0.0
     num_resumed: int = 0
     failures: list[str] = field(default_factory=list[str])
+    reasons: list[str] = field(default_factory=list[str])
+    """Why it had to be resumed, as far as the client tells."""
 
 
 class GrpcClient:
@@ -137,6 +139,7 @@ class HttpClient:
                 if answered.history.times and not last_id:
                     raise NotResumableError(f"broke off after {len(answered.history.committed)} tokens") from error
                 answered.num_resumed += 1
+                answered.reasons.append(f"{type(error).__name__}: {error}"[:200])
                 await asyncio.sleep(PAUSE_SECONDS)
         raise NotResumableError("no coordinator goes on")
 
@@ -215,6 +218,26 @@ class Streams:
                 longest = max(longest, now - each.history.times[-1])
         return longest
 
+    def longest_silences(self, number: int, faults: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
+        """The longest waits for a message between two, whose they were, and the `faults` (time, name) just before and
+        in them."""
+        spans = [
+            (later - sooner, sooner, later, each)
+            for each in self.answers
+            for sooner, later in zip(each.history.times, each.history.times[1:], strict=False)
+        ]
+        longest = sorted(spans, key=lambda span: -span[0])[:number]
+        return [
+            {
+                "seconds": seconds,
+                "client": each.client,
+                "num_resumed": each.num_resumed,
+                "reasons": each.reasons[:10],
+                "faults": [name for at, name in faults if sooner - 1.0 < at < later],
+            }
+            for seconds, sooner, later, each in longest
+        ]
+
     @property
     def failures(self) -> list[str]:
         """What went wrong with which answer."""
@@ -238,9 +261,9 @@ class Streams:
         except (OutriderError, NotResumableError, httpx.HTTPError) as error:
             answered.failures.append(f"{type(error).__name__}: {error}")
         except TimeoutError:
-            answered.failures.append(
-                f"no end after {ANSWER_SECONDS_MAX:g} s and {len(answered.history.committed)} tokens"
-            )
+            num_tokens = len(answered.history.committed)
+            tried = f"; tried again because of {answered.reasons[-5:]}" if answered.reasons else ""
+            answered.failures.append(f"no end after {ANSWER_SECONDS_MAX:g} s and {num_tokens} tokens{tried}")
         finally:
             answered.ended = time.monotonic()
             del self.running[number]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .fuzzed import fuzzed_services
 
-NUM_MESSAGES = 3000
+NUM_MESSAGES = 1500
 NUM_BATCHES = 3
 
 
