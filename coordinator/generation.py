@@ -10,19 +10,21 @@ from typing import Final, assert_never
 from coordinator.drafter_relay import DrafterRelay
 from coordinator.emission import Emission, EmittedTokens
 from coordinator.gated_rounds import GatedRounds
-from coordinator.links import Links, VerifierLink
+from coordinator.links import Links, VerifierLink, Worker
 from coordinator.request import GenerationRequest
 from coordinator.stopwatch import Stopwatch
 from coordinator.text import TextDecoder
 from coordinator.verifier_failover import VERIFIER_GONE, VerifierFailover
 from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
+from outrider.core.coordinate.round import RoundReporter
 from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import (
     DraftOpen,
+    DraftWindow,
     FinishReason,
     ModelInfo,
     Opened,
@@ -66,6 +68,8 @@ class Generation:
 
         `deadline` is the caller's, on the monotonic clock.
         """
+        self.reporter: RoundReporter | None = None
+        """Set it before `run`, and the rounds come with reports."""
         self._gated = GatedRounds(gate, greedy=request.sampling.greedy)
         self.session = Session(
             request.prompt_token_ids,
@@ -104,7 +108,12 @@ class Generation:
             trace=trace,
         )
         self._drafters = DrafterRelay(
-            self.session, links, self._verifiers, draft_opening, self._opening.max_draft_tokens
+            self.session,
+            links,
+            self._verifiers,
+            draft_opening,
+            self._opening.max_draft_tokens,
+            self._note_window,
         )
 
     @property
@@ -169,6 +178,7 @@ class Generation:
             max_draft_tokens=0 if session.is_paused else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
+            report_scored=self.reporter is not None,
         )
         await verifier.send(opening)
         drafted = session.on_verifier_changed()
@@ -193,7 +203,7 @@ class Generation:
         async for event in verifier.events():
             match event:
                 case Verdict():
-                    emitted = self._commit(event)
+                    emitted = self._commit(event, verifier.worker)
                     if emitted is not None:
                         yield emitted
                 case VerifyFinished(reason):
@@ -205,9 +215,15 @@ class Generation:
             if self.session.finish_reason is not None:
                 return
 
-    def _commit(self, verdict: Verdict) -> EmittedTokens | None:
+    def _note_window(self, drafter: Worker, window: DraftWindow) -> None:
+        if self.reporter is not None:
+            self.reporter.on_window(drafter.address, window, self._stopwatch.elapsed_ms())
+
+    def _commit(self, verdict: Verdict, verifier: Worker) -> EmittedTokens | None:
         if not self.session.line.num_generated_tokens:
             self._num_cached_prompt_tokens = verdict.num_cached_tokens
+        reporter, came_ms = self.reporter, self._stopwatch.elapsed_ms()
+        before = reporter.before(self.session, verdict) if reporter is not None else None
         outcome = self.session.on_verdict(verdict)
         if outcome is None:
             return None
@@ -216,6 +232,9 @@ class Generation:
         emitted = self._emission.on_emit(outcome.emit)
         if self._emission.stopped:
             self._stop(FinishReason.STOP_STRING)
+        if reporter is not None and before is not None:
+            report = reporter.after(self.session, before, outcome.emit, verifier.address, came_ms)
+            emitted = replace(emitted, round=report)
         return emitted
 
     def _follow_gate(self, num_tokens: int) -> None:

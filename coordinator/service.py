@@ -22,6 +22,7 @@ from coordinator.route import Route
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
+from outrider.core.coordinate.round import RoundReporter
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -58,6 +59,7 @@ class GenerationService:
         deadline: float | None = None,
     ) -> AsyncGenerator[Event]:
         """Yields Started, then Tokens for each round of each completion, mixed, and Finished as each of them ends.
+        A Round follows the Tokens of each round if `options` ask for reports.
 
         The trace continues the `caller`'s, if there is one. `deadline` is the caller's on the monotonic clock: the
         verifier puts sessions that have less time first; to end the iteration by then is up to the caller. Closing the
@@ -90,6 +92,9 @@ class GenerationService:
                     )
                     for number in range(request.num_completions)
                 ]
+                if options.report_rounds:
+                    for number, generation in enumerate(generations):
+                        generation.reporter = RoundReporter(number, tokenizer.spell)
                 yield Started(
                     request_id,
                     tuple(request.prompt_token_ids),
@@ -101,6 +106,8 @@ class GenerationService:
                     async for completion, emitted in rounds:
                         if emitted is not None:
                             yield emitted.tokens(completion)
+                            if emitted.round is not None:
+                                yield emitted.round
                             observation.on_round(completion, emitted)
                         else:
                             generation = generations[completion]

@@ -83,6 +83,10 @@ class TargetTokenizer:
             stream = await loop.run_in_executor(self._prompt_reader, self.detokenizer.after, prompt_token_ids)
         return TextDecoder(stream, stop, self.detokenizer.special_ids(stop))
 
+    def spell(self, token_id: int) -> str:
+        """How a token reads alone; bytes that are no whole character read U+FFFD."""
+        return self.detokenizer.content(token_id).decode(errors="replace")
+
     def _checked(self, text: str, num_tokens_max: int | None) -> int:
         """Bytes of `text`, which are not too many."""
         try:

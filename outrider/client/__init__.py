@@ -3,6 +3,7 @@
 from outrider.client.answer import Answer, Completion, gather
 from outrider.client.client import GenerationClient
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
+from outrider.core.coordinate.round import DraftStep, NodeFate, Round, RoundNode
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -15,6 +16,7 @@ __all__ = [
     "Answer",
     "ChatPrompt",
     "Completion",
+    "DraftStep",
     "Event",
     "FinishReason",
     "Finished",
@@ -22,7 +24,10 @@ __all__ = [
     "GenerationMode",
     "GenerationOptions",
     "ModelInfo",
+    "NodeFate",
     "Replica",
+    "Round",
+    "RoundNode",
     "SamplingParams",
     "ServerInfo",
     "Speculation",

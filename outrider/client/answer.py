@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 
 from outrider.core.coordinate.events import Event, Finished, Started, Tokens
+from outrider.core.coordinate.round import Round
 from outrider.core.coordinate.statistics import COUNTERS, Speculation
 from outrider.core.protocol.messages import TokenLogprobs
 
@@ -74,6 +75,8 @@ async def gather(events: AsyncGenerator[Event, None], watch: Callable[[Event], N
                 watch(event)
             if isinstance(event, Started):
                 started = event
+                continue
+            if isinstance(event, Round):
                 continue
             part = growing.setdefault(event.completion, _Growing())
             part.texts.append(event.text)

@@ -171,7 +171,7 @@ class GeneratedToken(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., origin: _Optional[_Union[TokenOrigin, str]] = ..., logprobs: _Optional[_Union[_common_pb2.TokenLogprobs, _Mapping]] = ...) -> None: ...
 
 class Round(_message.Message):
-    __slots__ = ("completion", "number", "position", "at_ms", "verify_ms", "wait_ms", "verifier", "nodes", "num_accepted_prompt_lookup", "num_stale_nodes", "rolled_back", "draft_steps", "mode_reason")
+    __slots__ = ("completion", "number", "position", "at_ms", "verify_ms", "wait_ms", "verifier", "nodes", "num_accepted_drafts", "num_stale_nodes", "rolled_back", "draft_steps", "mode_reason")
     COMPLETION_FIELD_NUMBER: _ClassVar[int]
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
@@ -180,7 +180,7 @@ class Round(_message.Message):
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     VERIFIER_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
-    NUM_ACCEPTED_PROMPT_LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
     NUM_STALE_NODES_FIELD_NUMBER: _ClassVar[int]
     ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
     DRAFT_STEPS_FIELD_NUMBER: _ClassVar[int]
@@ -193,12 +193,12 @@ class Round(_message.Message):
     wait_ms: float
     verifier: int
     nodes: _containers.RepeatedCompositeFieldContainer[RoundNode]
-    num_accepted_prompt_lookup: int
+    num_accepted_drafts: int
     num_stale_nodes: int
     rolled_back: bool
     draft_steps: _containers.RepeatedCompositeFieldContainer[DraftStep]
     mode_reason: str
-    def __init__(self, completion: _Optional[int] = ..., number: _Optional[int] = ..., position: _Optional[int] = ..., at_ms: _Optional[float] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., verifier: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[RoundNode, _Mapping]]] = ..., num_accepted_prompt_lookup: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., rolled_back: _Optional[bool] = ..., draft_steps: _Optional[_Iterable[_Union[DraftStep, _Mapping]]] = ..., mode_reason: _Optional[str] = ...) -> None: ...
+    def __init__(self, completion: _Optional[int] = ..., number: _Optional[int] = ..., position: _Optional[int] = ..., at_ms: _Optional[float] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., verifier: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[RoundNode, _Mapping]]] = ..., num_accepted_drafts: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., rolled_back: _Optional[bool] = ..., draft_steps: _Optional[_Iterable[_Union[DraftStep, _Mapping]]] = ..., mode_reason: _Optional[str] = ...) -> None: ...
 
 class RoundNode(_message.Message):
     __slots__ = ("parent", "token_id", "text", "log_prob", "prompt_lookup", "scored", "fate")

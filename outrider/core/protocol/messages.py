@@ -166,6 +166,8 @@ class VerifyOpen:
     trace: TraceContext = NOT_TRACED
     time_left_ms: int | None = None
     """Until the request's deadline, if it has one."""
+    report_scored: bool = False
+    """Whether verdicts are to tell which nodes they scored."""
 
 
 VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
@@ -191,6 +193,17 @@ class Opened:
     num_line_tokens: int
 
 
+class ScoredNodes(NamedTuple):
+    """What a round scored, parents before children, and what the verifier looked up last."""
+
+    parents: Sequence[int]
+    """For each node the number of the one before it, counted from 1; 0 for the last token before the round."""
+    token_ids: Sequence[int]
+
+
+NOT_REPORTED: Final = ScoredNodes((), ())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
     """One round: accepted draft tokens and the next token, all committed. See `Verdict` in verify.proto."""
@@ -212,6 +225,8 @@ class Verdict:
     """Of the scored draft tokens those that the verifier looked up itself."""
     num_accepted_prompt_lookup: int = 0
     """Of the accepted ones."""
+    scored: ScoredNodes = NOT_REPORTED
+    """Empty unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)

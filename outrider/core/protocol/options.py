@@ -39,6 +39,8 @@ class GenerationOptions:
     """False runs the target alone, which gives the same tokens."""
     max_draft_tokens: int | None = None
     tree_width: int | None = None
+    report_rounds: bool = False
+    """Whether to be told of each round what became of the guesses."""
     num_completions: int | None = None
     """Asks for several continuations at the same time, each with a seed of its own."""
 
@@ -60,4 +62,5 @@ class OptionFields(TypedDict, total=False):
     speculate: bool
     max_draft_tokens: int | None
     tree_width: int | None
+    report_rounds: bool
     num_completions: int | None

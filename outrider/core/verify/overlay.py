@@ -62,9 +62,13 @@ class Overlay:
         """What was guessed for the place after `node`, nodes or not: token ids with their bins."""
         return self._guesses.get(node, ())
 
+    def holds(self, node: Node) -> bool:
+        """Whether `node` is one of these guesses."""
+        return node.parent in self._guesses
+
     def num_among(self, nodes: Sequence[Node]) -> int:
         """How many of `nodes` are these guesses."""
-        return sum(node.parent in self._guesses for node in nodes) if self._guesses else 0
+        return sum(map(self.holds, nodes)) if self._guesses else 0
 
     def _propose(self, node: Node) -> Mapping[int, Node]:
         root = self._tree.root

@@ -7,6 +7,7 @@ from outrider.core.protocol.messages import (
     EndDrafts,
     LimitDrafts,
     Opened,
+    ScoredNodes,
     Verdict,
     VerifyCommand,
     VerifyFinished,
@@ -90,6 +91,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
         num_logprobs=opening.num_logprobs,
         trace=encode_trace(opening.trace),
         time_left_ms=opening.time_left_ms,
+        report_scored=opening.report_scored,
     )
 
 
@@ -107,6 +109,7 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
         trace=decode_trace(message.trace),
         time_left_ms=message.time_left_ms if message.HasField("time_left_ms") else None,
+        report_scored=message.report_scored,
     )
 
 
@@ -125,6 +128,8 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         num_cached_tokens=verdict.num_cached_tokens,
         num_prompt_lookup=verdict.num_prompt_lookup,
         num_accepted_prompt_lookup=verdict.num_accepted_prompt_lookup,
+        scored_parents=verdict.scored.parents,
+        scored_token_ids=verdict.scored.token_ids,
     )
 
 
@@ -143,4 +148,5 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         num_cached_tokens=message.num_cached_tokens,
         num_prompt_lookup=message.num_prompt_lookup,
         num_accepted_prompt_lookup=message.num_accepted_prompt_lookup,
+        scored=ScoredNodes(tuple(message.scored_parents), tuple(message.scored_token_ids)),
     )
