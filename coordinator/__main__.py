@@ -17,6 +17,7 @@ if __name__ == "__main__":
 from coordinator.config import CoordinatorConfig
 from coordinator.http import HttpServer
 from coordinator.openai.app import make_app
+from coordinator.page.site import add_page
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
@@ -42,7 +43,9 @@ def main() -> None:
         add_to_server = add_GenerationServiceServicer_to_server
         servicer = GenerationServicer(generation)
         service = Service("outrider.v1.GenerationService", add_to_server, servicer, generation.watch)
-        doors = [HttpServer(make_app(generation), config.http)] if config.http else []
+        app = make_app(generation)
+        add_page(app)
+        doors = [HttpServer(app, config.http)] if config.http else []
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:
         telemetry.shut_down()

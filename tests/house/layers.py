@@ -138,10 +138,11 @@ LAYERS = {
         "fastapi grpc pydantic pydantic_core starlette",
         services="coordinator coordinator.chat",
     ),
+    "coordinator.page": _layer(packages="fastapi"),
     "coordinator.http": _layer("core rpc", "fastapi structlog uvicorn"),
     "coordinator.__main__": _layer(
         "machine rpc telemetry v1",
-        services="coordinator coordinator.config coordinator.http coordinator.openai",
+        services="coordinator coordinator.config coordinator.http coordinator.openai coordinator.page",
     ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
