@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import fcntl
 import itertools
 import json
 import os
@@ -16,6 +15,9 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+MESSAGE_BYTES_MAX = 2**26
+"""Longest message of the browser: a large screenshot."""
 
 _FLAGS = (
     "--headless",
@@ -40,7 +42,7 @@ _UNTIL = """new Promise((resolve) => {
 class Browser:
     """A running browser. Messages are JSON that ends with a zero byte."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.WriteTransport) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
         self._numbers = itertools.count(1)
@@ -172,36 +174,25 @@ class Tab:
 async def chromium() -> AsyncIterator[Browser]:
     """A browser with a profile of its own, which is gone afterwards."""
     assert CHROMIUM is not None
-    loop = asyncio.get_running_loop()
-    hears, says = os.pipe(), os.pipe()
-    # Above 3 and 4, where the browser looks for them.
-    child = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (hears[0], says[1])]
-    os.close(hears[0])
-    os.close(says[1])
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
-        process = os.posix_spawn(
-            CHROMIUM,
-            [CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"],
-            os.environ,
-            file_actions=[
-                *((os.POSIX_SPAWN_OPEN, number, os.devnull, os.O_RDWR, 0) for number in (0, 1, 2)),
-                *((os.POSIX_SPAWN_DUP2, end, number) for number, end in enumerate(child, 3)),
-            ],
-            setpgroup=0,
+        process = await asyncio.create_subprocess_exec(
+            # It hears on descriptor 3 and answers on 4.
+            *("sh", "-c", 'exec "$0" "$@" 3<&0 4>&1 </dev/null >/dev/null 2>&1'),
+            *(CHROMIUM, *_FLAGS, f"--user-data-dir={profile}"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+            limit=MESSAGE_BYTES_MAX,
         )
-        for end in child:
-            os.close(end)
-        reader = asyncio.StreamReader(limit=2**26)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(says[0], "rb"))
-        writer, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, os.fdopen(hears[1], "wb"))
-        browser = Browser(reader, writer)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        browser = Browser(process.stdout, process.stdin)
         listening = asyncio.create_task(browser.listen())
         try:
             yield browser
         finally:
             listening.cancel()
             await asyncio.gather(listening, return_exceptions=True)
-            writer.close()
             with suppress(ProcessLookupError):
-                os.killpg(process, signal.SIGKILL)
-            os.waitpid(process, 0)
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()

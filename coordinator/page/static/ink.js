@@ -39,8 +39,8 @@ export class Ink {
       for (const token of round.fresh) added.append(this.#token(token, round.number));
     }
     this.ghost.before(added);
-    const voided = rounds.findLast((round) => round.rolled_back && round.nodes.length);
-    if (voided) this.#flash(voidPath(voided));
+    const voided = rounds.filter((round) => round.rolled_back).map(voidPath).findLast((path) => path.length);
+    if (voided) this.#flash(voided);
     if (isAtEnd) this.pane.scrollTop = this.pane.scrollHeight;
   }
 
@@ -72,7 +72,7 @@ export class Ink {
     this.ghost.classList.add("flash");
     clearTimeout(this.clearing);
     this.clearing = setTimeout(() => { this.ghost.textContent = ""; }, FLASH_MS);
-    if (this.lastVoid) this.lastVoid.textContent = visible(text) || "an empty guess";
+    if (this.lastVoid) this.lastVoid.textContent = visible(text);
   }
 }
 

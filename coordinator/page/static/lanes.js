@@ -6,6 +6,7 @@ const LANE = 30;
 const BAR = 16;
 const AXIS = 18;
 const STEP_PIXELS = 34; // of a middling verify step
+const SCALING_ROUNDS = 12; // until so many are known the scale is found anew
 const TICK_PIXELS = 70;
 
 export class Lanes {
@@ -29,18 +30,28 @@ export class Lanes {
 
   add(rounds) {
     const isAtEnd = this.pane.scrollLeft + this.pane.clientWidth >= this.pane.scrollWidth - 40;
-    this.scale ||= STEP_PIXELS / Math.max(median(rounds.map((round) => round.verify_ms)), 0.2);
+    let isStale = this.#rescale(rounds);
+    const numLanes = this.lanes.size;
     for (const round of rounds) {
-      this.rounds.push(round);
-      const numLanes = this.lanes.size;
       for (const step of round.draft_steps) this.#lane(`draft ${step.drafter + 1}`, 0);
       this.#lane("wire", 1);
       this.#lane(`verify ${round.verifier + 1}`, 2);
-      if (this.lanes.size > numLanes) this.#redraw();
-      else this.#draw(round);
+      if (round.rolled_back) this.#lane("roll-backs", 3);
     }
+    if (this.lanes.size > numLanes) isStale = true;
+    const numDrawn = this.rounds.length;
+    this.rounds.push(...rounds);
+    if (isStale) this.#redraw();
+    else this.rounds.slice(numDrawn).forEach((round) => this.#draw(round));
     this.#resize();
     if (isAtEnd) this.pane.scrollLeft = this.pane.scrollWidth;
+  }
+
+  #rescale(rounds) {
+    if (this.rounds.length >= SCALING_ROUNDS) return false;
+    const steps = [...this.rounds, ...rounds].map((round) => round.verify_ms);
+    this.scale = STEP_PIXELS / Math.max(median(steps), 0.2);
+    return true;
   }
 
   #lane(name, order) {
@@ -80,7 +91,7 @@ export class Lanes {
     const scored = round.nodes.filter((node) => node.scored).length;
     this.#bar(name, began, at, "verify", `round ${round.number + 1}: ${scored} scored in ${round.verify_ms.toFixed(1)} ms`);
     this.#sign("wire", at, "▴", "come verify");
-    if (round.rolled_back) this.#sign(name, at, "✕", "rollback");
+    if (round.rolled_back) this.#sign("roll-backs", at, "✕", "rollback");
     this.ends.set(name, at);
   }
 

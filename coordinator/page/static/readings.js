@@ -51,14 +51,14 @@ export class Readings {
   #write() {
     const { rounds, tokens, scored, accepted, lookedUp, rollbacks, stale, ms } = this.counts;
     const figures = [
-      ["tokens per second", ms ? (1000 * tokens / ms).toFixed(0) : "–"],
-      ["tokens per round", rounds ? (tokens / rounds).toFixed(2) : "–"],
-      ["of scored guesses accepted", scored ? `${Math.round(100 * accepted / scored)} %` : "–"],
-      ["accepted", accepted],
+      ["tokens a second", ms ? (1000 * tokens / ms).toFixed(0) : "–"],
+      ["tokens a round", rounds ? (tokens / rounds).toFixed(2) : "–"],
+      ["acceptance", scored ? `${Math.round(100 * accepted / scored)} %` : "–"],
+      ["guesses accepted", accepted],
       ["of them looked up", lookedUp],
       ["rounds", rounds],
       ["roll-backs", rollbacks],
-      ["came too late", stale],
+      ["guesses too late", stale],
     ];
     this.list.replaceChildren(...figures.map(([name, value]) => {
       const pair = document.createElement("div");
