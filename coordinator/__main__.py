@@ -16,6 +16,7 @@ if __name__ == "__main__":
 
 from coordinator.config import CoordinatorConfig
 from coordinator.openai.app import make_app
+from coordinator.page.site import add_page
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.workers import Workers
@@ -57,6 +58,7 @@ def main() -> None:
             on_grace_over=generation.end_all,
         )
         app = make_app(generation, exposition, config.unread_seconds)
+        add_page(app)
         doors = [HttpServer(app, config.http, unread_seconds=2.0 * config.unread_seconds)] if config.http else []
         run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import assert_never
@@ -31,10 +32,12 @@ class DrafterRelay:
         verifiers: VerifierFailover,
         opening: DraftOpen,
         max_draft_tokens: int,
+        on_window: Callable[[Worker, DraftWindow], None],
     ) -> None:
         """`opening` is that of the first drafter; later ones begin at the end of the line.
 
-        A round verifies at most `max_draft_tokens`, and none while speculation is paused.
+        A round verifies at most `max_draft_tokens`, and none while speculation is paused. `on_window` is told of every
+        window that the session has taken.
         """
         self.model_name = ""
         """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
@@ -43,6 +46,7 @@ class DrafterRelay:
         self._verifiers = verifiers
         self._opening = opening
         self._max_draft_tokens = max_draft_tokens
+        self._on_window = on_window
         self._limit_told = max_draft_tokens
         """What the verifier goes by, as far as this has told it."""
         self._link: DrafterLink | None = None
@@ -125,7 +129,7 @@ class DrafterRelay:
                 async for window in windows:
                     if (verifier := await self._verifiers.ready()) is None:
                         return
-                    await self._obey(self._session.on_drafted(window), verifier)
+                    await self._obey(self._take(window, link.worker), verifier)
                     if self._link is not link:
                         return
         except OutriderError as error:
@@ -138,6 +142,13 @@ class DrafterRelay:
             if (verifier := await self._verifiers.ready()) is not None and self._link is link:
                 on_loss = self._session.on_drafter_lost if link.is_open else self._session.on_drafter_refused
                 await self._obey(on_loss(str(error)), verifier)
+
+    def _take(self, window: DraftWindow, drafter: Worker) -> DraftWindow | DrafterLost | None:
+        is_heard = self._session.hears_drafter
+        outcome = self._session.on_drafted(window)
+        if is_heard and (outcome is None or isinstance(outcome, DraftWindow)):
+            self._on_window(drafter, window)
+        return outcome
 
     async def _limit(self, max_draft_tokens: int) -> None:
         if max_draft_tokens != self._limit_told and (verifier := await self._verifiers.ready()) is not None:

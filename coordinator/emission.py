@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from coordinator.text import TextDecoder
 from outrider.core.coordinate.events import Token, Tokens
+from outrider.core.coordinate.round import Round
 from outrider.core.coordinate.session import Emit
 from outrider.core.propose.alignment import Alignment
 
@@ -19,6 +20,8 @@ class EmittedTokens:
     texts: Sequence[str]
     num_cached_prompt_tokens: int = 0
     """See `Tokens`."""
+    round: Round | None = None
+    """What became of the guesses, if the caller wants to know."""
 
     def tokens(self, completion: int) -> Tokens:
         """What the client is told of them."""

@@ -10,13 +10,14 @@ from typing import Final, assert_never
 from coordinator.drafter_relay import DrafterRelay
 from coordinator.emission import Emission, EmittedTokens
 from coordinator.gated_rounds import GatedRounds
-from coordinator.links import Links, VerifierLink
+from coordinator.links import Links, VerifierLink, Worker
 from coordinator.request import GenerationRequest
 from coordinator.stopwatch import Stopwatch
 from coordinator.text import TextDecoder
 from coordinator.verifier_failover import VERIFIER_GONE, VerifierFailover
 from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
+from outrider.core.coordinate.round import RoundReporter
 from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.coordinate.verdict_rules import VerdictRules
@@ -24,6 +25,7 @@ from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, UntrustedWorkerError
 from outrider.core.protocol.messages import (
     DraftOpen,
+    DraftWindow,
     FinishReason,
     ModelInfo,
     Opened,
@@ -68,6 +70,8 @@ class Generation:
         `deadline` is the caller's, on the monotonic clock.
         """
         (received,) = request.received
+        self.reporter: RoundReporter | None = None
+        """Set it before `run`, and the rounds come with reports."""
         self._gated = GatedRounds(gate, greedy=request.sampling.greedy)
         self.session = Session(
             request.prompt_token_ids,
@@ -112,7 +116,12 @@ class Generation:
             trace=trace,
         )
         self._drafters = DrafterRelay(
-            self.session, links, self._verifiers, draft_opening, self._opening.max_draft_tokens
+            self.session,
+            links,
+            self._verifiers,
+            draft_opening,
+            self._opening.max_draft_tokens,
+            self._note_window,
         )
 
     @property
@@ -185,6 +194,7 @@ class Generation:
             max_draft_tokens=0 if session.is_paused else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
+            report_scored=self.reporter is not None,
         )
         await verifier.send(opening)
         drafted = session.on_verifier_changed()
@@ -213,7 +223,7 @@ class Generation:
     async def _rounds(self, verifier: VerifierLink) -> AsyncGenerator[EmittedTokens]:
         async for event in verifier.events():
             try:
-                emitted = self._on_event(event)
+                emitted = self._on_event(event, verifier.worker)
             except ProtocolViolationError as violation:
                 raise UntrustedWorkerError(f"the verify service broke the protocol: {violation}") from violation
             if emitted is not None:
@@ -221,13 +231,13 @@ class Generation:
             if self.session.finish_reason is not None:
                 return
 
-    def _on_event(self, event: Opened | Verdict | VerifyFinished) -> EmittedTokens | None:
+    def _on_event(self, event: Opened | Verdict | VerifyFinished, verifier: Worker) -> EmittedTokens | None:
         """Raises ProtocolViolationError, before anything has changed, if the verifier says what cannot be."""
         line = self.session.line
         match event:
             case Verdict():
                 self._rules.check_verdict(event, line)
-                return self._commit(event)
+                return self._commit(event, verifier)
             case VerifyFinished(reason):
                 self._rules.check_finished(reason, line)
                 self._stop(reason)
@@ -237,11 +247,17 @@ class Generation:
                 assert_never(event)
         return None
 
-    def _commit(self, verdict: Verdict) -> EmittedTokens | None:
+    def _note_window(self, drafter: Worker, window: DraftWindow) -> None:
+        if self.reporter is not None:
+            self.reporter.on_window(drafter.address, window, self._stopwatch.elapsed_ms())
+
+    def _commit(self, verdict: Verdict, verifier: Worker) -> EmittedTokens | None:
         line = self.session.line
         is_first = not line.num_generated_tokens
         if self._num_cached_prompt_tokens is None:
             self._num_cached_prompt_tokens = min(verdict.num_cached_tokens, line.num_prompt_tokens)
+        reporter, came_ms = self.reporter, self._stopwatch.elapsed_ms()
+        before = reporter.before(self.session, verdict) if reporter is not None else None
         outcome = self.session.on_verdict(verdict)
         if outcome is None:
             return None
@@ -250,6 +266,9 @@ class Generation:
         emitted = self._emission.on_emit(outcome.emit, self._num_cached_prompt_tokens if is_first else 0)
         if self._emission.stopped:
             self._stop(FinishReason.STOP_STRING)
+        if reporter is not None and before is not None:
+            report = reporter.after(self.session, before, outcome.emit, verifier.address, came_ms)
+            emitted = replace(emitted, round=report)
         return emitted
 
     def _follow_gate(self, num_tokens: int) -> None:

@@ -24,6 +24,7 @@ from coordinator.route import Route
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
+from outrider.core.coordinate.round import RoundReporter
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -68,6 +69,7 @@ class GenerationService:
         deadline: float | None = None,
     ) -> AsyncGenerator[Event]:
         """Yields Started, then Tokens for each round of each completion, mixed, and Finished as each of them ends.
+        A Round follows the Tokens of each round if `options` ask for reports.
 
         With `options.resume` only what the caller has not received: Started comes again, and nothing of completions
         that have ended.
@@ -110,6 +112,9 @@ class GenerationService:
                     )
                     for number in numbers
                 ]
+                if options.report_rounds:
+                    for number, generation in enumerate(generations):
+                        generation.reporter = RoundReporter(number, tokenizer.spell)
                 yield Started(
                     request_id,
                     tuple(request.prompt_token_ids),
@@ -123,6 +128,8 @@ class GenerationService:
                         completion = numbers[index]
                         if emitted is not None:
                             yield emitted.tokens(completion)
+                            if emitted.round is not None:
+                                yield emitted.round
                             observation.on_round(completion, emitted)
                         else:
                             generation = generations[index]

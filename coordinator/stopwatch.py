@@ -22,11 +22,11 @@ class Stopwatch:
 
     def on_tokens(self) -> None:
         """Tokens were committed."""
-        self.first_token_ms = self.first_token_ms or self._elapsed_ms()
+        self.first_token_ms = self.first_token_ms or self.elapsed_ms()
 
     def stop(self) -> None:
         """The completion has ended."""
-        self.total_ms = self._elapsed_ms()
+        self.total_ms = self.elapsed_ms()
 
     def time_left_ms(self) -> int | None:
         """Until the deadline, if there is one."""
@@ -34,5 +34,6 @@ class Stopwatch:
             return None
         return min(max(int((self._deadline - time.monotonic()) * 1000.0), 0), TIME_LEFT_MS_MAX)
 
-    def _elapsed_ms(self) -> float:
+    def elapsed_ms(self) -> float:
+        """Since it was made."""
         return (time.monotonic() - self._started) * 1000.0

@@ -109,6 +109,10 @@ class TargetTokenizer:
             decoder.push(token_id)
         return decoder
 
+    def spell(self, token_id: int) -> str:
+        """How a token reads alone; bytes that are no whole character read U+FFFD."""
+        return self.detokenizer.content(token_id).decode(errors="replace")
+
     def _checked(self, text: str, num_tokens_max: int | None, field: str = "text") -> int:
         """Bytes of `text`, which are not too many."""
         try:

@@ -32,6 +32,7 @@ from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.engine.engine import Engine
 from outrider.engine.load.folder import tokenizer_file
+from outrider.engine.sample.allowed import Allowed
 from outrider.engine.sample.sampler import Row
 from outrider.worker.outbox import Outbox
 
@@ -92,9 +93,11 @@ async def _measured(
     choices: list[float] = []
     propose = drafter.runner.sampler.propose
 
-    def timed(logits: Tensor, rows: Sequence[Row], width: int) -> tuple[list[list[int]], list[list[float]]]:
+    def timed(
+        logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None = None
+    ) -> tuple[list[list[int]], list[list[float]]]:
         started = time.perf_counter()
-        proposals = propose(logits, rows, width)
+        proposals = propose(logits, rows, width, allowed)
         choices.append((time.perf_counter() - started) * 1000.0)
         return proposals
 

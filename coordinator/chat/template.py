@@ -34,6 +34,11 @@ class ChatTemplate:
     templates: Mapping[str, str]
     special_tokens: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def is_there(self) -> bool:
+        """Whether the model has one."""
+        return DEFAULT_TEMPLATE in self.templates
+
     def source(self, tools: Sequence[Tool] | None = None) -> str:
         """The text of the template for a conversation with these tools. Raises InvalidRequestError if there is none."""
         name = TOOL_USE_TEMPLATE if tools and TOOL_USE_TEMPLATE in self.templates else DEFAULT_TEMPLATE

@@ -14,10 +14,12 @@ from coordinator.openai.api_error import explained
 from coordinator.openai.choice import Choice, Piece
 from coordinator.openai.connection import DONE, data, first_headers
 from coordinator.openai.generation_body import ChoicesBody
+from coordinator.openai.reported_round import ReportedRound, reported
 from coordinator.openai.steps import Steps, metrics, mode, timings
 from coordinator.openai.stream_position import stream_position
 from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
+from outrider.core.coordinate.round import Round
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.messages import ModelInfo, TraceContext
 from outrider.core.protocol.options import GenerationOptions, Prompt
@@ -88,6 +90,7 @@ class Answer:
         tokens: dict[int, list[Token]] = defaultdict(list)
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
+                assert isinstance(piece, Piece), "reports are refused"
                 texts[piece.choice.index].append(piece.text)
                 tokens[piece.choice.index] += piece.tokens
         choices = [self._choices[index] for index in sorted(self._choices)]
@@ -107,6 +110,9 @@ class Answer:
         shape, include_usage = self._shape, self._asked.body.include_usage
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
+                if isinstance(piece, ReportedRound):
+                    yield data(self._root(shape.chunk_object, []) | {"outrider": {"round": piece._asdict()}})
+                    continue
                 choice = piece.choice
                 told = shape.chunk_choice(piece)
                 if told is None or piece.is_had:
@@ -129,7 +135,7 @@ class Answer:
         """Headers that are known when the first piece is."""
         return self._headers
 
-    async def _pieces(self) -> AsyncGenerator[Piece]:
+    async def _pieces(self) -> AsyncGenerator[Piece | ReportedRound]:
         """Raises ApiError."""
         asked, service = self._asked, self._service
         with explained(asked.body.names):
@@ -140,7 +146,7 @@ class Answer:
                     for piece in self._on_event(prompt, event) if event is not None else ():
                         yield piece
 
-    def _on_event(self, prompt: int, event: Event) -> Iterable[Piece]:
+    def _on_event(self, prompt: int, event: Event) -> Iterable[Piece | ReportedRound]:
         if isinstance(event, Started):
             self._request_id = self._request_id or event.request_id
             if self._position is not None:
@@ -151,6 +157,10 @@ class Answer:
                 self._choices[index] = Choice(index, prompt, completion, event, self._steps())
             return
         choice = self._choices[prompt * self._num_completions + event.completion]
+        if isinstance(event, Round):
+            assert choice.latest is not None
+            yield reported(choice.index, choice.latest, event)
+            return
         echo = "" if choice.has_begun else self._shape.echo(choice)
         if isinstance(event, Finished):
             choice.finished = event
@@ -158,6 +168,7 @@ class Answer:
             yield choice.piece(echo + event.text, (), is_had=is_had)
             return
         choice.steps.on_round(event)
+        choice.latest = event
         parts = [(event, False)] if self._position is None else self._position.on_tokens(choice.index, event)
         for part, is_had in parts:
             yield choice.piece(echo + self._shape.text(part), part.tokens, is_had=is_had)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from coordinator.openai.steps import Steps
-from outrider.core.coordinate.events import Finished, Started, Token
+from outrider.core.coordinate.events import Finished, Started, Token, Tokens
 from outrider.core.protocol.messages import FinishReason
 
 
@@ -22,6 +22,8 @@ class Choice:
     """Among those of its prompt."""
     started: Started
     steps: Steps
+    latest: Tokens | None = None
+    """The round before."""
     num_characters: int | None = None
     """Of the pieces so far; None before the first."""
     finished: Finished | None = None

@@ -154,12 +154,19 @@ class Endpoints:
         return target
 
     def _model(self, target: ModelInfo) -> dict[str, Any]:
+        info = self._service.server_info()
         return {
             "id": target.name,
             "object": "model",
             "created": self._started,
             "owned_by": "outrider",
             "max_model_len": target.max_context,
+            "outrider": {
+                "has_chat_template": self._service.chat_template().is_there,
+                "draft_model": info.draft.name if info.draft is not None else None,
+                "target_only_reason": info.target_only_reason,
+                "batch_invariant": target.batch_invariant,
+            },
         }
 
 

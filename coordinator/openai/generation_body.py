@@ -50,6 +50,8 @@ class SpeculationFields(Fields):
     tree_width: Int | None = None
     detailed: bool | None = None
     """Whether the answer tells of each step."""
+    report_rounds: bool | None = None
+    """Whether the stream tells of each round what became of the guesses."""
 
 
 class GenerationBody(Body):
@@ -120,9 +122,19 @@ class GenerationBody(Body):
         """Whether the answer tells of each step of speculation."""
         return self.speculation is not None and self.speculation.detailed is True
 
+    @property
+    def streams_choices(self) -> bool:
+        """Whether the answer is a stream of chunks, which may tell of rounds."""
+        return False
+
     def options(self) -> GenerationOptions:
         """What the service is asked for. Raises ApiError."""
         speculation = self.speculation or SpeculationFields()
+        if speculation.report_rounds and not self.streams_choices:
+            raise ApiError(
+                "speculation.report_rounds needs a stream of completions or chat: set stream to true",
+                param="speculation",
+            )
         stop = [self.stop] if isinstance(self.stop, str) else self.stop
         return GenerationOptions(
             sampling=self._sampling(),
@@ -135,6 +147,7 @@ class GenerationBody(Body):
             speculate=speculation.enabled is not False,
             max_draft_tokens=speculation.max_draft_tokens,
             tree_width=speculation.tree_width,
+            report_rounds=speculation.report_rounds is True,
             num_completions=self.num_choices,
         )
 
@@ -207,6 +220,10 @@ class ChoicesBody(GenerationBody):
     @property
     def num_choices(self) -> int | None:
         return self.n
+
+    @property
+    def streams_choices(self) -> bool:
+        return self.stream is True
 
     @property
     def include_usage(self) -> bool:

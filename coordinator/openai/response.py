@@ -14,6 +14,7 @@ from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.steps import Steps
 from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Started
+from outrider.core.coordinate.round import Round
 from outrider.core.protocol.messages import ModelInfo, TraceContext
 from outrider.core.protocol.options import GenerationOptions
 
@@ -61,6 +62,6 @@ class ResponseAnswer:
                 self._headers = first_headers(started)
                 writer = ResponseWriter(self._body, self._target, self._conversation, started, steps)
                 async for event in events:
-                    assert not isinstance(event, Started)
+                    assert not isinstance(event, Started | Round), "reports are refused"
                     for told in writer.on_event(event):
                         yield told

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from outrider.cli.display import Display, legend
-from outrider.client import Answer, ChatPrompt, Event, GenerationClient, GenerationOptions, Started, gather
+from outrider.client import Answer, ChatPrompt, Event, Finished, GenerationClient, GenerationOptions, Tokens, gather
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 
 HELP = """\
@@ -70,7 +70,7 @@ class Conversation:
 
         def show(event: Event) -> None:
             nonlocal said
-            said += "" if isinstance(event, Started) else event.text
+            said += event.text if isinstance(event, Tokens | Finished) else ""
             display.show(event)
 
         prompt = ChatPrompt(messages=[*self._messages, {"role": "user", "content": line}])

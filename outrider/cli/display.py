@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Console
 from rich.text import Text
 
-from outrider.client import Event, Finished, Started, TokenOrigin, Tokens
+from outrider.client import Event, Finished, Round, Started, TokenOrigin, Tokens
 
 ORIGIN_STYLES: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.ACCEPTED: "green",
@@ -60,10 +60,12 @@ class Display:
         self._last = "\n"
 
     def show(self, event: Event) -> None:
-        """Writes one event, now or when it is its turn."""
+        """Writes one event, now or when it is its turn. Reports of rounds have no place in a text."""
         if isinstance(event, Started):
             self._started = event
             self._begin()
+        elif isinstance(event, Round):
+            return
         elif event.completion == self._shown:
             self._continue(event)
         else:

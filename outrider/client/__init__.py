@@ -5,6 +5,7 @@ from outrider.client.client import GenerationClient
 from outrider.client.retry import NO_RETRY, Retry
 from outrider.client.sync import SyncGenerationClient
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
+from outrider.core.coordinate.round import DraftStep, NodeFate, Round, RoundNode
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -19,6 +20,7 @@ __all__ = [
     "Answer",
     "ChatPrompt",
     "Completion",
+    "DraftStep",
     "Event",
     "FinishReason",
     "Finished",
@@ -28,8 +30,11 @@ __all__ = [
     "Grammar",
     "GrammarKind",
     "ModelInfo",
+    "NodeFate",
     "Replica",
     "Retry",
+    "Round",
+    "RoundNode",
     "SamplingParams",
     "ServerInfo",
     "Speculation",

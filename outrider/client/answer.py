@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from outrider.core.coordinate.events import Event, Finished, Started, Tokens
+from outrider.core.coordinate.round import Round
 from outrider.core.coordinate.statistics import Speculation, total
 from outrider.core.protocol.messages import TokenLogprobs
 
@@ -64,6 +65,8 @@ async def gather(events: AsyncGenerator[Event, None], watch: Callable[[Event], N
                 watch(event)
             if isinstance(event, Started):
                 started = event
+                continue
+            if isinstance(event, Round):
                 continue
             part = growing.setdefault(event.completion, _Growing())
             part.texts.append(event.text)

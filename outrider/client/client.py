@@ -65,7 +65,8 @@ class GenerationClient:
         What `options` say may be said, or changed, by keyword: `generate("import os", max_tokens=64)`. With
         `num_completions` several continuations are written at the same time; their Tokens come mixed and say which they
         belong to, and each has a Finished. `Started.seed_of` tells their seeds. `gather` makes one answer of it all.
-        `timeout_s` bounds the whole generation.
+        With `report_rounds` a Round after the Tokens of each round tells what became of the guesses. `timeout_s` bounds
+        the whole generation.
 
         When the coordinator is lost, another one or the same one, once it is back, goes on behind the last token: the
         events are those of one answer, each token comes once.

@@ -16,6 +16,14 @@ class TokenOrigin(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TOKEN_ORIGIN_BONUS: _ClassVar[TokenOrigin]
     TOKEN_ORIGIN_TARGET: _ClassVar[TokenOrigin]
 
+class NodeFate(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_FATE_UNSPECIFIED: _ClassVar[NodeFate]
+    NODE_FATE_ACCEPTED: _ClassVar[NodeFate]
+    NODE_FATE_FORESEEN: _ClassVar[NodeFate]
+    NODE_FATE_LIVE: _ClassVar[NodeFate]
+    NODE_FATE_DROPPED: _ClassVar[NodeFate]
+
 class GenerationMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     GENERATION_MODE_UNSPECIFIED: _ClassVar[GenerationMode]
@@ -27,6 +35,11 @@ TOKEN_ORIGIN_ACCEPTED: TokenOrigin
 TOKEN_ORIGIN_RECOVERED: TokenOrigin
 TOKEN_ORIGIN_BONUS: TokenOrigin
 TOKEN_ORIGIN_TARGET: TokenOrigin
+NODE_FATE_UNSPECIFIED: NodeFate
+NODE_FATE_ACCEPTED: NodeFate
+NODE_FATE_FORESEEN: NodeFate
+NODE_FATE_LIVE: NodeFate
+NODE_FATE_DROPPED: NodeFate
 GENERATION_MODE_UNSPECIFIED: GenerationMode
 GENERATION_MODE_SPECULATIVE: GenerationMode
 GENERATION_MODE_TARGET_ONLY: GenerationMode
@@ -112,26 +125,30 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class SpeculationParams(_message.Message):
-    __slots__ = ("enabled", "max_draft_tokens", "tree_width", "prediction")
+    __slots__ = ("enabled", "max_draft_tokens", "tree_width", "prediction", "report_rounds")
     ENABLED_FIELD_NUMBER: _ClassVar[int]
     MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TREE_WIDTH_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    REPORT_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     enabled: bool
     max_draft_tokens: int
     tree_width: int
     prediction: str
-    def __init__(self, enabled: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., tree_width: _Optional[int] = ..., prediction: _Optional[str] = ...) -> None: ...
+    report_rounds: bool
+    def __init__(self, enabled: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., tree_width: _Optional[int] = ..., prediction: _Optional[str] = ..., report_rounds: _Optional[bool] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "tokens", "finished")
+    __slots__ = ("started", "tokens", "finished", "round")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     started: GenerateStarted
     tokens: GeneratedTokens
     finished: GenerateFinished
-    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[GeneratedTokens, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ...) -> None: ...
+    round: Round
+    def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[GeneratedTokens, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
     __slots__ = ("request_id", "prompt_token_ids", "seed", "trace_id", "batch_invariant", "target_identity_sha256")
@@ -178,6 +195,66 @@ class GeneratedToken(_message.Message):
     origin: TokenOrigin
     logprobs: _common_pb2.TokenLogprobs
     def __init__(self, token_id: _Optional[int] = ..., text: _Optional[str] = ..., origin: _Optional[_Union[TokenOrigin, str]] = ..., logprobs: _Optional[_Union[_common_pb2.TokenLogprobs, _Mapping]] = ...) -> None: ...
+
+class Round(_message.Message):
+    __slots__ = ("completion", "number", "position", "at_ms", "verify_ms", "wait_ms", "verifier", "nodes", "num_accepted_drafts", "num_stale_nodes", "rolled_back", "draft_steps", "mode_reason")
+    COMPLETION_FIELD_NUMBER: _ClassVar[int]
+    NUMBER_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    VERIFIER_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    NUM_ACCEPTED_DRAFTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_STALE_NODES_FIELD_NUMBER: _ClassVar[int]
+    ROLLED_BACK_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_STEPS_FIELD_NUMBER: _ClassVar[int]
+    MODE_REASON_FIELD_NUMBER: _ClassVar[int]
+    completion: int
+    number: int
+    position: int
+    at_ms: float
+    verify_ms: float
+    wait_ms: float
+    verifier: int
+    nodes: _containers.RepeatedCompositeFieldContainer[RoundNode]
+    num_accepted_drafts: int
+    num_stale_nodes: int
+    rolled_back: bool
+    draft_steps: _containers.RepeatedCompositeFieldContainer[DraftStep]
+    mode_reason: str
+    def __init__(self, completion: _Optional[int] = ..., number: _Optional[int] = ..., position: _Optional[int] = ..., at_ms: _Optional[float] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., verifier: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[RoundNode, _Mapping]]] = ..., num_accepted_drafts: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., rolled_back: _Optional[bool] = ..., draft_steps: _Optional[_Iterable[_Union[DraftStep, _Mapping]]] = ..., mode_reason: _Optional[str] = ...) -> None: ...
+
+class RoundNode(_message.Message):
+    __slots__ = ("parent", "token_id", "text", "log_prob", "prompt_lookup", "scored", "fate")
+    PARENT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LOG_PROB_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    SCORED_FIELD_NUMBER: _ClassVar[int]
+    FATE_FIELD_NUMBER: _ClassVar[int]
+    parent: int
+    token_id: int
+    text: str
+    log_prob: float
+    prompt_lookup: bool
+    scored: bool
+    fate: NodeFate
+    def __init__(self, parent: _Optional[int] = ..., token_id: _Optional[int] = ..., text: _Optional[str] = ..., log_prob: _Optional[float] = ..., prompt_lookup: _Optional[bool] = ..., scored: _Optional[bool] = ..., fate: _Optional[_Union[NodeFate, str]] = ...) -> None: ...
+
+class DraftStep(_message.Message):
+    __slots__ = ("at_ms", "draft_ms", "num_nodes", "drafter")
+    AT_MS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NODES_FIELD_NUMBER: _ClassVar[int]
+    DRAFTER_FIELD_NUMBER: _ClassVar[int]
+    at_ms: float
+    draft_ms: float
+    num_nodes: int
+    drafter: int
+    def __init__(self, at_ms: _Optional[float] = ..., draft_ms: _Optional[float] = ..., num_nodes: _Optional[int] = ..., drafter: _Optional[int] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
     __slots__ = ("reason", "mode", "mode_reason", "text", "usage", "speculation", "timings", "completion")

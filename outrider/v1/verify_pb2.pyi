@@ -22,7 +22,7 @@ class VerifyCommand(_message.Message):
     def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class VerifyOpen(_message.Message):
-    __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms", "prediction_token_ids")
+    __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms", "prediction_token_ids", "report_scored")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class VerifyOpen(_message.Message):
     TRACE_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
     PREDICTION_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_SCORED_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_prompt_tokens: int
@@ -49,7 +50,8 @@ class VerifyOpen(_message.Message):
     trace: _common_pb2.TraceContext
     time_left_ms: int
     prediction_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_length: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., expect_drafts: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., time_left_ms: _Optional[int] = ..., prediction_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    report_scored: bool
+    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_length: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., expect_drafts: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., time_left_ms: _Optional[int] = ..., prediction_token_ids: _Optional[_Iterable[int]] = ..., report_scored: _Optional[bool] = ...) -> None: ...
 
 class DraftsEnded(_message.Message):
     __slots__ = ()
@@ -80,7 +82,7 @@ class VerifyOpened(_message.Message):
     def __init__(self, num_line_tokens: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("position", "token_ids", "num_accepted", "num_draft_tokens", "num_stale_nodes", "verify_ms", "wait_ms", "logprobs", "bonus", "probability_min", "num_cached_tokens", "num_prompt_lookup", "num_accepted_prompt_lookup", "num_prediction", "num_accepted_prediction")
+    __slots__ = ("position", "token_ids", "num_accepted", "num_draft_tokens", "num_stale_nodes", "verify_ms", "wait_ms", "logprobs", "bonus", "probability_min", "num_cached_tokens", "num_prompt_lookup", "num_accepted_prompt_lookup", "num_prediction", "num_accepted_prediction", "scored_parents", "scored_token_ids")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +98,8 @@ class Verdict(_message.Message):
     NUM_ACCEPTED_PROMPT_LOOKUP_FIELD_NUMBER: _ClassVar[int]
     NUM_PREDICTION_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_PREDICTION_FIELD_NUMBER: _ClassVar[int]
+    SCORED_PARENTS_FIELD_NUMBER: _ClassVar[int]
+    SCORED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_accepted: int
@@ -111,7 +115,9 @@ class Verdict(_message.Message):
     num_accepted_prompt_lookup: int
     num_prediction: int
     num_accepted_prediction: int
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_accepted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., bonus: _Optional[bool] = ..., probability_min: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., num_prompt_lookup: _Optional[int] = ..., num_accepted_prompt_lookup: _Optional[int] = ..., num_prediction: _Optional[int] = ..., num_accepted_prediction: _Optional[int] = ...) -> None: ...
+    scored_parents: _containers.RepeatedScalarFieldContainer[int]
+    scored_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_accepted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., bonus: _Optional[bool] = ..., probability_min: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., num_prompt_lookup: _Optional[int] = ..., num_accepted_prompt_lookup: _Optional[int] = ..., num_prediction: _Optional[int] = ..., num_accepted_prediction: _Optional[int] = ..., scored_parents: _Optional[_Iterable[int]] = ..., scored_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class VerifyFinished(_message.Message):
     __slots__ = ("reason",)

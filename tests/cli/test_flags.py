@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 PARAMETERS_MAX = 10
 """A function that takes more has not found its nouns."""
 
-NOT_OFFERED = {"logit_bias", "stop_token_ids"}
+NOT_OFFERED = {"logit_bias", "stop_token_ids", "report_rounds"}
 """What the command line leaves to the client library."""
 
 SAID_OTHERWISE = {"sampling", "draw_seed", "speculate", "num_logprobs", "resume", "grammar"}

@@ -4,6 +4,7 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
 
     start prompt=1,2,3 max-tokens=16 verifiers=2 drafters=2 stop=ef   begin; what is left out has these values, no stop
     start received=4,5      begin where another coordinator was lost, after it had given out so much
+    start reports=yes       begin; each round is followed by its report: node after parent, letter and fate
     draft 4,5 [below 2]     the drafter sends a chain, from the line's end as it knows it or below its node 2
     draft 99                ids beyond the vocabulary of 26 break the protocol
     verdict +2 9            the verifier accepts two draft tokens and adds token 9; `verdict +2` adds none
@@ -41,6 +42,7 @@ from coordinator.detokenizer import Detokenizer, TextStream
 from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
+from outrider.core.coordinate.round import Round, RoundReporter
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import (
     DamagedMessageError,
@@ -210,6 +212,7 @@ class Stage:
             received=(ReceivedCompletion(token_ids=received),),
         )
         self._links = MemoryLinks(int(settings.pop("verifiers", "2")), num_drafters, self._see)
+        reporter = RoundReporter(0, chr) if settings.pop("reports", "no") == "yes" else None
         assert not settings, f"no such settings: {settings}"
         decoder = TextDecoder(TextStream(Detokenizer(letters())), request.stop)
         for token_id in received:
@@ -224,6 +227,7 @@ class Stage:
             max_run_ahead=MAX_RUN_AHEAD,
             trace=NOT_TRACED,
         )
+        generation.reporter = reporter
         self._running = asyncio.create_task(self._run(generation))
 
     def _see(self, line: str) -> None:
@@ -237,6 +241,8 @@ class Stage:
                     given = " ".join(f"{token.token_id}:{token.origin.name.lower()}" for token in tokens.tokens)
                     rolled_back = ", rolled back" if tokens.rolled_back else ""
                     self._see(f"emit {given} at {tokens.position} {tokens.text!r}{rolled_back}")
+                    if emitted.round is not None:
+                        self._see(_told(emitted.round))
         except OutriderError as error:
             self._see(f"raised {type(error).__name__}: {error}")
             return
@@ -252,6 +258,13 @@ def letters() -> Tokenizer:
     tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(string.ascii_lowercase)}, "a"))
     tokenizer.decoder = decoders.Fuse()  # pyright: ignore[reportAttributeAccessIssue]
     return tokenizer
+
+
+def _told(report: Round) -> str:
+    nodes = " ".join(f"{each.parent}>{each.token_id}:{each.fate.name.lower()}" for each in report.nodes)
+    steps = " ".join(f"{step.num_nodes} by d{step.drafter}" for step in report.draft_steps)
+    reason = f" ({report.mode_reason})" if report.mode_reason else ""
+    return f"round {report.number} by v{report.verifier}, drafted {steps or 'nothing'}: {nodes or 'no nodes'}{reason}"
 
 
 def _ids(text: str) -> list[int]:

@@ -143,9 +143,10 @@ LAYERS = {
         "fastapi grpc pydantic pydantic_core starlette",
         services="coordinator coordinator.chat",
     ),
+    "coordinator.page": _layer(packages="fastapi"),
     "coordinator.__main__": _layer(
         "http machine rpc telemetry v1",
-        services="coordinator coordinator.config coordinator.openai",
+        services="coordinator coordinator.config coordinator.openai coordinator.page",
     ),
 }
 """Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import

@@ -22,6 +22,7 @@ from outrider.core.protocol.messages import (
     FinishReason,
     ModelInfo,
     Opened,
+    ScoredNodes,
     TokenLogprobs,
     TokenOrigin,
     TraceContext,
@@ -109,6 +110,7 @@ def verify_opens() -> st.SearchStrategy[VerifyOpen]:
         expect_drafts=st.booleans(),
         num_logprobs=st.none() | UINT32,
         time_left_ms=st.none() | UINT32,
+        report_scored=st.booleans(),
         trace=traces(),
     )
 
@@ -126,6 +128,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         verify_ms=FLOAT32,
         wait_ms=FLOAT32,
         logprobs=st.lists(token_logprobs(), max_size=3).map(tuple),
+        scored=st.builds(ScoredNodes, UINT32S.map(tuple), UINT32S.map(tuple)),
     )
 
 

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outrider.core.coordinate.events import Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
+from outrider.core.coordinate.round import DraftStep, NodeFate, Round, RoundNode
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import COUNTERS, Speculation, SpeculationCounts
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -39,6 +40,7 @@ def options() -> st.SearchStrategy[GenerationOptions]:
         speculate=st.booleans(),
         max_draft_tokens=st.none() | UINT32,
         tree_width=st.none() | UINT32,
+        report_rounds=st.booleans(),
         num_completions=st.none() | UINT32,
         resume=st.none() | resumes(),
     )
@@ -90,6 +92,25 @@ FINISHED = st.builds(
     timings=st.builds(Timings, FLOAT32, FLOAT32, FLOAT32, FLOAT32, FLOAT32),
     completion=UINT32,
 )
+ROUND = st.builds(
+    Round,
+    completion=UINT32,
+    number=UINT32,
+    position=UINT32,
+    at_ms=FLOAT32,
+    verify_ms=FLOAT32,
+    wait_ms=FLOAT32,
+    verifier=UINT32,
+    nodes=st.lists(
+        st.builds(RoundNode, UINT32, UINT32, TEXT, FLOAT32, st.booleans(), st.booleans(), st.sampled_from(NodeFate)),
+        max_size=3,
+    ).map(tuple),
+    num_accepted_drafts=UINT32,
+    num_stale_nodes=UINT32,
+    rolled_back=st.booleans(),
+    draft_steps=st.lists(st.builds(DraftStep, FLOAT32, FLOAT32, UINT32, UINT32), max_size=3).map(tuple),
+    mode_reason=TEXT,
+)
 REPLICA = st.builds(
     Replica, TEXT, TEXT, st.booleans(), TEXT, st.none() | model_infos(), st.none() | loads(), num_own_sessions=UINT32
 )
@@ -108,7 +129,7 @@ SERVER_INFO = st.builds(
 @pytest.mark.parametrize(
     ("values", "encode", "decode"),
     [
-        (STARTED | TOKENS | FINISHED, wire.encode_event, wire.decode_event),
+        (STARTED | TOKENS | ROUND | FINISHED, wire.encode_event, wire.decode_event),
         (SERVER_INFO, wire.encode_server_info, wire.decode_server_info),
     ],
 )
@@ -209,6 +230,10 @@ def test_the_modes_are_complete() -> None:
     assert {f"GENERATION_MODE_{mode.name}" for mode in GenerationMode} | {"GENERATION_MODE_UNSPECIFIED"} == set(
         pb.GenerationMode.keys()
     )
+
+
+def test_the_fates_are_complete() -> None:
+    assert {f"NODE_FATE_{fate.name}" for fate in NodeFate} | {"NODE_FATE_UNSPECIFIED"} == set(pb.NodeFate.keys())
 
 
 def test_every_count_stands_in_the_table_and_in_the_message() -> None:

@@ -1,10 +1,13 @@
-"""What a generation tells its caller, as plain values: `Started`, then `Tokens` for each round, then `Finished`."""
+"""What a generation tells its caller, as plain values: `Started`, then `Tokens` for each round, then `Finished`.
+
+`Round` follows the tokens of each round if the caller has asked for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
+from outrider.core.coordinate.round import Round
 from outrider.core.coordinate.statistics import Speculation
 from outrider.core.protocol.messages import FinishReason, TokenLogprobs, TokenOrigin
 from outrider.core.protocol.sampling import completion_seed
@@ -114,4 +117,4 @@ class Finished:
     """Which completion ended."""
 
 
-Event = Started | Tokens | Finished
+Event = Started | Tokens | Round | Finished

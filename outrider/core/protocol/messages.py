@@ -170,6 +170,8 @@ class VerifyOpen:
     """Until the request's deadline, if it has one."""
     prediction_token_ids: Sequence[int] = ()
     """What is expected to follow the prompt; empty if nothing is known."""
+    report_scored: bool = False
+    """Whether verdicts are to tell which nodes they scored."""
 
 
 VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
@@ -193,6 +195,17 @@ class Opened:
     """The session has a slot at the worker."""
 
     num_line_tokens: int
+
+
+class ScoredNodes(NamedTuple):
+    """What a round scored, parents before children, and what the verifier looked up last."""
+
+    parents: Sequence[int]
+    """For each node the number of the one before it, counted from 1; 0 for the last token before the round."""
+    token_ids: Sequence[int]
+
+
+NOT_REPORTED: Final = ScoredNodes((), ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +233,8 @@ class Verdict:
     """Of the scored draft tokens those that the verifier took from the prediction."""
     num_accepted_prediction: int = 0
     """Of the accepted ones."""
+    scored: ScoredNodes = NOT_REPORTED
+    """Empty unless asked for."""
 
 
 @dataclass(frozen=True, slots=True)

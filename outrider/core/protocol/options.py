@@ -42,6 +42,8 @@ class GenerationOptions:
     tree_width: int | None = None
     prediction: str = ""
     """What the output will mostly be; the verifier takes its guesses from it as long as they are right."""
+    report_rounds: bool = False
+    """Whether to be told of each round what became of the guesses."""
     num_completions: int | None = None
     """Asks for several continuations at the same time, each with a seed of its own."""
     resume: Resume | None = None
@@ -67,5 +69,6 @@ class OptionFields(TypedDict, total=False):
     max_draft_tokens: int | None
     tree_width: int | None
     prediction: str
+    report_rounds: bool
     num_completions: int | None
     resume: Resume | None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Generic
 
 from outrider.core.estimate.step_curve import StepCurve
@@ -227,9 +228,12 @@ class VerifyScheduler(Generic[KeyT]):
             if choices is None:
                 continue
             session = part.session
+            scored = session.state.scored(part.nodes) if session.opening.report_scored else None
             decision = session.state.decide(part.nodes, choices, now)
             self._memory.commit(part.seated.slot, decision.token_ids)
             verdict = self._verdict(part, decision, step, outcome)
+            if scored is not None:
+                verdict = replace(verdict, scored=scored)
             session.last_verdict = now
             session.num_rounds += 1
             session.num_stale_nodes = 0

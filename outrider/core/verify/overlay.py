@@ -147,6 +147,10 @@ class Overlay:
                 return Node(node, node.position + 1, token_id, learned_log, learned_log)
         return None
 
+    def holds(self, node: Node) -> bool:
+        """Whether `node` is one of these guesses."""
+        return node.parent in self._guesses or self._is_from_prediction(node)
+
     def _propose(self, node: Node) -> Mapping[int, Node]:
         root = self._tree.root
         log_acceptance = node.path_log_prob - root.path_log_prob

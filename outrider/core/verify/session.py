@@ -17,7 +17,7 @@ from outrider.core.propose.prediction import Prediction
 from outrider.core.propose.proposer import Proposer
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.line import Line
-from outrider.core.protocol.messages import DraftWindow, FinishReason, VerifyOpen
+from outrider.core.protocol.messages import DraftWindow, FinishReason, ScoredNodes, VerifyOpen
 from outrider.core.protocol.naming import Grafted, Inbound
 from outrider.core.protocol.tree import Node, SpeculationTree
 from outrider.core.verify.draft_wait import AT_ONCE, DraftWait, ReadyDrafts, Wait
@@ -236,6 +236,13 @@ class VerifySession:
             for draft_wait in (self._draft_wait, self._shared_draft_wait):
                 draft_wait.observe_no_draft(now - since, at_hand=not no_drafts)
         self._waits = False
+
+    def scored(self, nodes: Sequence[Node]) -> ScoredNodes:
+        """A round's `nodes` as its verdict tells of them. Ask before it is decided."""
+        if self._overlay is not None:  # nothing that was drafted stands below what was looked up
+            nodes = sorted(nodes, key=self._overlay.holds)
+        numbers: dict[Node | None, int] = {node: number for number, node in enumerate(nodes, 1)}
+        return ScoredNodes([numbers.get(node.parent, 0) for node in nodes], [node.token_id for node in nodes])
 
     def decide(self, nodes: Sequence[Node], choices: Sequence[int], now: float = 0.0) -> Decision:
         """Accepts the path of `nodes` that the target chose, adds the next token, and commits both, at `now`.

@@ -15,6 +15,7 @@ from outrider.core.coordinate.events import (
     Tokens,
     Usage,
 )
+from outrider.core.coordinate.round import Round
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import COUNTERS, Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -35,6 +36,7 @@ from outrider.rpc.wire.parts import (
     encode_token_logprobs,
     encode_token_origin,
 )
+from outrider.rpc.wire.round import decode_round, encode_round
 from outrider.v1 import generation_pb2 as pb
 
 _MODES = {
@@ -64,6 +66,7 @@ def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOpti
                 max_draft_tokens=options.max_draft_tokens,
                 tree_width=options.tree_width,
                 prediction=options.prediction,
+                report_rounds=options.report_rounds,
             ),
             num_completions=options.num_completions,
             resume=_encode_resume(options.resume) if options.resume is not None else None,
@@ -100,6 +103,7 @@ def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt | ChatP
         max_draft_tokens=_optional(speculation, "max_draft_tokens"),
         tree_width=_optional(speculation, "tree_width"),
         prediction=speculation.prediction,
+        report_rounds=speculation.report_rounds,
         num_completions=_optional(message, "num_completions"),
         resume=_decode_resume(message.resume) if message.HasField("resume") else None,
     )
@@ -174,6 +178,8 @@ def encode_event(event: Event) -> pb.GenerateResponse:
             )
         case Finished():
             return pb.GenerateResponse(finished=_encode_finished(event))
+        case Round():
+            return pb.GenerateResponse(round=encode_round(event))
 
 
 def decode_event(message: pb.GenerateResponse) -> Event:
@@ -193,6 +199,8 @@ def decode_event(message: pb.GenerateResponse) -> Event:
             )
         case "finished":
             return _decode_finished(message.finished)
+        case "round":
+            return decode_round(message.round)
         case _:
             raise ProtocolViolationError("the server sent an event that this version does not know; update the client")
 

@@ -7,6 +7,7 @@ from outrider.core.protocol.messages import (
     EndDrafts,
     LimitDrafts,
     Opened,
+    ScoredNodes,
     Verdict,
     VerifyCommand,
     VerifyFinished,
@@ -91,6 +92,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
         trace=encode_trace(opening.trace),
         time_left_ms=opening.time_left_ms,
         prediction_token_ids=opening.prediction_token_ids,
+        report_scored=opening.report_scored,
     )
 
 
@@ -109,6 +111,7 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
         trace=decode_trace(message.trace),
         time_left_ms=message.time_left_ms if message.HasField("time_left_ms") else None,
         prediction_token_ids=tuple(message.prediction_token_ids),
+        report_scored=message.report_scored,
     )
 
 
@@ -129,6 +132,8 @@ def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
         num_accepted_prompt_lookup=verdict.num_accepted_prompt_lookup,
         num_prediction=verdict.num_prediction,
         num_accepted_prediction=verdict.num_accepted_prediction,
+        scored_parents=verdict.scored.parents,
+        scored_token_ids=verdict.scored.token_ids,
     )
 
 
@@ -149,4 +154,5 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         num_accepted_prompt_lookup=message.num_accepted_prompt_lookup,
         num_prediction=message.num_prediction,
         num_accepted_prediction=message.num_accepted_prediction,
+        scored=ScoredNodes(tuple(message.scored_parents), tuple(message.scored_token_ids)),
     )

@@ -226,3 +226,13 @@ def test_after_a_round_of_looked_up_guesses_the_next_draft_is_a_first_one() -> N
         learned.append(attitude(draft_wait))
         assert learned[-1][0].expected > before[0].expected
     assert learned[0] == learned[1]
+
+
+def test_a_report_has_what_was_looked_up_last() -> None:
+    session = verify_session(line=LOOP, ngrams=True)
+    session.graft(DraftWindow(19, 1, [0, 0], [1, 9], [-0.1, -0.2]))
+    nodes = choose(session)
+    parents, token_ids = session.scored(nodes)
+    assert token_ids[:2] == [1, 9]
+    assert token_ids[2:5] == [2, 3, 4]
+    assert list(parents[:5]) == [0, 0, 1, 3, 4]

@@ -1,0 +1,22 @@
+// What the page asks of its server, and what is told of failures.
+
+/** Something that the server refuses, in its own words. */
+export class Refusal extends Error {}
+
+/** The model that is served. Throws Refusal, or TypeError if the server cannot be reached. */
+export async function servedModel() {
+  const { data } = await (await ask("v1/models")).json();
+  return data[0];
+}
+
+/** Posts a request whose answer is a stream. Throws as `servedModel` does, and AbortError. */
+export function post(path, body, signal) {
+  return ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
+}
+
+async function ask(path, options = {}) {
+  const response = await fetch(path, options);
+  if (response.ok) return response;
+  const told = await response.json().catch(() => null);
+  throw new Refusal(told?.error?.message ?? `the server answers with status ${response.status}`);
+}
