@@ -23,7 +23,7 @@ PROMPT = "import json\n\nrecord = "
 MAX_TOKENS = 160
 TEMPERATURES = (0.0, 0.8, 1.3)
 SEEDS = range(5)
-AT_ONCE = 60
+AT_ONCE = 24
 
 
 class Triple(NamedTuple):
