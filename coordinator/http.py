@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 
 import structlog
 import uvicorn
@@ -27,14 +28,16 @@ _log = structlog.get_logger()
 class HttpServer:
     """A `Door` (outrider/rpc/server.py) to an ASGI application."""
 
-    def __init__(self, app: FastAPI, listen: str) -> None:
+    def __init__(self, app: FastAPI, listen: str, tls: Callable[[], ssl.SSLContext] | None = None) -> None:
         """`listen` is host:port; with port 0 `open` takes a free one. The app's `state.ready` says what `set_ready`
-        was told."""
+        was told. With `tls`, which may raise TlsError, it is HTTPS."""
         app.state.ready = False
         self.port = 0
         """Set by `open`."""
         self._app = app
         self._listen = listen
+        self._tls = tls
+        self._context: ssl.SSLContext
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
@@ -48,11 +51,14 @@ class HttpServer:
                 server_header=False,
                 limit_concurrency=CONNECTIONS_MAX,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                ssl_context_factory=None if tls is None else lambda _config, _default: self._context,
             )
         )
 
     async def open(self) -> None:
-        """Listens. Raises ListenError."""
+        """Listens. Raises ListenError and TlsError."""
+        if self._tls is not None:
+            self._context = self._tls()
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # below it are greetings
         host, port = listen_address(self._listen, _FLAG)
         sockets = await bind(host, port, _FLAG)

@@ -35,7 +35,7 @@ def main() -> None:
             from outrider.worker.serving import run
 
             servicer = ModelDraftServicer(telemetry)
-            run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer)
+            run(config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer, telemetry.instruments)
     finally:
         telemetry.shut_down()
 

@@ -29,7 +29,7 @@ def main() -> None:
         from verify_service.servicer import VerifyServicer
 
         servicer = VerifyServicer(config, telemetry)
-        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer)
+        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer, telemetry.instruments)
     finally:
         telemetry.shut_down()
 

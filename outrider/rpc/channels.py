@@ -59,5 +59,22 @@ SERVER_OPTIONS = (
 
 
 def open_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.aio.Channel:
-    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself."""
+    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself. Raises TlsError."""
     return transport.connect(target, CHANNEL_OPTIONS)
+
+
+class RenewableChannel:
+    """Makes a channel, and another one when TLS files have changed: a channel shows what it was made with."""
+
+    def __init__(self, target: str, transport: Transport) -> None:
+        self._target = target
+        self._transport = transport
+
+    def open(self) -> grpc.aio.Channel:
+        """See `open_channel`."""
+        self._version = self._transport.version
+        return open_channel(self._target, self._transport)
+
+    def renewed(self) -> grpc.aio.Channel | None:
+        """A channel by the files as they are now; None if they are those of the last one."""
+        return None if self._transport.version == self._version else self.open()

@@ -20,10 +20,13 @@ from outrider.core.protocol.errors import (
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
+    PermissionDeniedError,
     ProtocolViolationError,
     QueueFullError,
+    RateLimitError,
     SlotsExhaustedError,
     StepFailedError,
+    UnauthenticatedError,
     UnsupportedModelError,
     WorkerUnavailableError,
 )
@@ -76,6 +79,9 @@ _TABLE: Final[Mapping[type[OutriderError], _Row]] = {
     SlotsExhaustedError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "SLOTS_EXHAUSTED", retry=True),
     QueueFullError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL", retry=True),
     WorkerUnavailableError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNAVAILABLE", retry=True),
+    UnauthenticatedError: _Row(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    PermissionDeniedError: _Row(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    RateLimitError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMIT", retry=True),
     StepFailedError: _Row(grpc.StatusCode.INTERNAL, "STEP_FAILED"),
 }
 
@@ -147,7 +153,8 @@ def told(error: BaseException) -> Told:
     error = _leading(error)
     row = _TABLE.get(type(error), _UNEXPECTED) if isinstance(error, OutriderError) else _UNEXPECTED
     text = _UNEXPECTED_TEXT if row is _UNEXPECTED else str(error)
-    return Told(row.code, row.reason, text, _RETRY_SECONDS if row.retry else None)
+    retry_seconds = error.retry_seconds if isinstance(error, RateLimitError) else _RETRY_SECONDS
+    return Told(row.code, row.reason, text, retry_seconds if row.retry else None)
 
 
 def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:

@@ -55,6 +55,9 @@ class Instruments:
             "{session}",
             "Sessions that one worker refused or lost and another took",
         )
+        self._refused = meter.create_counter(
+            names.METRIC_ACCESS_REFUSED, "{call}", "Calls and connections refused because of who made them"
+        )
         self._request_duration = meter.create_histogram(
             names.METRIC_REQUEST_DURATION,
             "s",
@@ -80,6 +83,10 @@ class Instruments:
     def count_move(self, *, service: str) -> None:
         """A session goes to another worker of `service` because one has refused or lost it."""
         self._replica_moves.add(1, {names.REPLICA_SERVICE: service})
+
+    def count_refusal(self, reason: str) -> None:
+        """A caller was refused. `reason` comes from a closed set."""
+        self._refused.add(1, {names.ACCESS_REASON: reason})
 
     def observe_load(self, read: Callable[[], WorkerLoad], *, model: str) -> None:
         """Reports a worker's load whenever metrics are collected. `read` is called on the collector's thread."""

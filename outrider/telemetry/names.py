@@ -108,7 +108,13 @@ REPLICA_SERVICE: Final = "outrider.replica.service"
 """Full name of the service that a worker offers."""
 REPLICA_ADDRESS: Final = "outrider.replica.address"
 
+ACCESS_REASON: Final = "outrider.access.reason"
+"""Why a caller was refused, by one of a few words."""
+
 # --- metrics
+
+METRIC_ACCESS_REFUSED: Final = "outrider.access.refused"
+"""Calls and connections that were refused because of who made them."""
 
 METRIC_REPLICA_SESSIONS: Final = "outrider.replica.sessions"
 METRIC_REPLICA_MOVES: Final = "outrider.replica.moves"

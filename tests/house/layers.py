@@ -102,7 +102,7 @@ LAYERS = {
     "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
     "outrider.worker.extras": _layer(),
     "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
-    "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
+    "outrider.rpc": _layer("core machine v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry structlog"),
     "outrider.worker": _layer(
         f"core {_ALL_ENGINE} machine rpc settings telemetry {_WORKER_SETTINGS} v1", f"{_ENGINE} {_GRPC} {_SERVICE}"

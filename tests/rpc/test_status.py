@@ -20,10 +20,13 @@ from outrider.core.protocol.errors import (
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
+    PermissionDeniedError,
     ProtocolViolationError,
     QueueFullError,
+    RateLimitError,
     SlotsExhaustedError,
     StepFailedError,
+    UnauthenticatedError,
     UnsupportedModelError,
     WorkerUnavailableError,
 )
@@ -41,9 +44,12 @@ STATUSES = [
     (SlotsExhaustedError("all 4 slots are taken"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QueueFullError("64 events wait"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (WorkerUnavailableError("no verifier"), grpc.StatusCode.UNAVAILABLE),
+    (UnauthenticatedError("send a token"), grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError("no such name may call"), grpc.StatusCode.PERMISSION_DENIED),
+    (RateLimitError("10 tokens a minute"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (StepFailedError("the step failed"), grpc.StatusCode.INTERNAL),
 ]
-RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError}
+RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError, RateLimitError}
 
 
 class Raising(draft_pb2_grpc.DraftServiceServicer):
