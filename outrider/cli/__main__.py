@@ -30,10 +30,11 @@ from outrider.cli.explain import explanations_object, print_explanations
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
+from outrider.cli.ports import HOST
 from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
-from outrider.cli.up import COORDINATOR_PORT, HOST, UpOptions
+from outrider.cli.up import COORDINATOR_PORT, UpOptions
 from outrider.client import GenerationOptions, SamplingParams
 from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError

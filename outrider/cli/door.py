@@ -9,7 +9,8 @@ import typer
 
 from coordinator.config import CoordinatorConfig
 from draft_service.config import DraftConfig
-from outrider.cli.up import HOST, UpOptions, drafter_settings, verifier_settings
+from outrider.cli.ports import HOST
+from outrider.cli.up import UpOptions, drafter_settings, verifier_settings
 from outrider.settings import BadSettingsError, Settings
 from verify_service.config import VerifyConfig
 

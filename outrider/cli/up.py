@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import NamedTuple, NoReturn
 import outrider
 from outrider.cli.child import Child, Observer
 from outrider.cli.cores import available_cores, num_threads, share_cores
+from outrider.cli.ports import free_addresses
 from outrider.cli.take_up import taken_up
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.errors import OutriderError
-
-HOST = "127.0.0.1"
-"""Where everything listens: there is no authentication, so it stays on this machine."""
 
 COORDINATOR_PORT = 50050
 """The coordinator's default port."""
@@ -35,10 +32,6 @@ _BUNDLED_MODELS = Path(outrider.__file__).parents[1] / "models"
 
 class NoModelError(OutriderError):
     """No model folder was given and none comes with this installation."""
-
-
-class PortTakenError(OutriderError):
-    """A service cannot listen where it should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,7 +193,7 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
 def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list[Child], list[Child]]:
     """Coordinators, verifiers and drafters, none of them started. Raises PortTakenError."""
     drafts = [draft for draft in options.drafts for _ in range(options.num_drafters)]
-    addresses = _addresses(
+    addresses = free_addresses(
         {
             "--port": (options.port, options.num_coordinators),
             "--http-port": (options.http_port or 0, options.num_coordinators),
@@ -313,32 +306,6 @@ def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: s
 def _command(module: str, settings: Mapping[str, str], address: str) -> list[str]:
     flags = {**settings, "listen": address}
     return [module, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())]
-
-
-def _addresses(wanted: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:
-    """For each flag the addresses of its services: the first at the port that it asks for, the rest at free ones.
-
-    `wanted` has port and number of services; port 0 is a free one too. Raises PortTakenError. A service would say the
-    same of its own port, but a stranger's service that is ready there would be taken for ours.
-    """
-    addresses: dict[str, list[str]] = {}
-    with contextlib.ExitStack() as held:
-        for flag, (first, count) in wanted.items():
-            ports: list[int] = []
-            for port in [first, *([0] * (count - 1))][:count]:
-                probe = held.enter_context(socket.socket())
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((HOST, port))
-                    probe.listen()
-                except OSError as error:
-                    raise PortTakenError(
-                        f"cannot listen on {HOST}:{port} ({error.strerror}); stop what listens there or choose another "
-                        f"port with {flag} (0 takes a free one)"
-                    ) from error
-                ports.append(probe.getsockname()[1])
-            addresses[flag] = [f"{HOST}:{port}" for port in ports]
-    return addresses
 
 
 def _bundled(name: str) -> Path:
