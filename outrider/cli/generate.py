@@ -8,18 +8,20 @@ from rich.text import Text
 from outrider.cli.display import Display, legend
 from outrider.cli.request import Request
 from outrider.cli.table import closing_table, comparison
-from outrider.client import Answer, GenerationClient, gather
+from outrider.client import NO_CREDENTIALS, Answer, Credentials, GenerationClient, gather
 from outrider.core.coordinate.explanation import Explanation, explanation
 from outrider.core.protocol.errors import WorkerUnavailableError
 
 
-async def generate(request: Request, address: str, display: Display | None = None) -> Answer:
+async def generate(
+    request: Request, address: str, display: Display | None = None, credentials: Credentials = NO_CREDENTIALS
+) -> Answer:
     """Sends the request to the coordinator at `address`, shows its events, and returns them gathered.
 
     Raises OutriderError.
     """
     try:
-        async with GenerationClient(address) as client:
+        async with GenerationClient(address, credentials) as client:
             return await gather(
                 client.generate(request.prompt, request.options), None if display is None else display.show
             )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import outrider
+from outrider.cli.certificates import tls_settings, transport_to
 from outrider.cli.child import Child, Observer
 from outrider.cli.cores import available_cores, num_threads, share_cores
 from outrider.cli.ports import free_addresses
@@ -62,6 +63,9 @@ class UpOptions:
     """Of the first service of each kind; port 0 takes a free one, and so does every other service."""
     http_port: int | None = None
     """The same of the first coordinator's HTTP interface; None: no coordinator has one."""
+
+    tls: Path | None = None
+    """Folder of `make_certificates` for all services; None: they speak plain text."""
 
     @property
     def drafts(self) -> Sequence[str]:
@@ -216,6 +220,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             address=address,
             health_service="outrider.v1.VerifyService",
             observer=observer,
+            transport=transport_to(options.tls, "verify"),
         )
         for name, address in zip(_numbered("verify", options.num_verifiers), addresses["--verify-port"], strict=True)
     ]
@@ -233,6 +238,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             address=address,
             health_service="outrider.v1.DraftService",
             observer=observer,
+            transport=transport_to(options.tls, "draft"),
         )
         for name, draft, address in zip(_numbered("draft", len(drafts)), drafts, addresses["--draft-port"], strict=True)
     ]
@@ -246,11 +252,13 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
                 f"--verify={','.join(child.address for child in verifiers)}",
                 f"--draft={','.join(child.address for child in drafters)}",
                 f"--cores={cores.others}",
+                *_flags(tls_settings(options.tls, "coordinator")),
             ],
             address=address,
             health_service="outrider.v1.GenerationService",
             observer=observer,
             http_address=http,
+            transport=transport_to(options.tls, "coordinator"),
         )
         for name, address, http in zip(
             _numbered("coordinator", options.num_coordinators),
@@ -279,13 +287,14 @@ def _core_flags(share: str, *, divided: bool) -> list[str]:
 
 def verifier_settings(options: UpOptions) -> dict[str, str]:
     """What each verify service is told, beside its address and its cores."""
-    return _worker_settings(options, options.target, options.target_device, options.ngram_table)
+    settings = _worker_settings(options, options.target, options.target_device, options.ngram_table)
+    return settings | tls_settings(options.tls, "verify")
 
 
 def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
     """The same of a draft service with the model `draft`."""
     ngram_table = options.ngram_table if draft == NGRAM_MODEL else ""
-    return _worker_settings(options, draft, options.draft_device, ngram_table)
+    return _worker_settings(options, draft, options.draft_device, ngram_table) | tls_settings(options.tls, "draft")
 
 
 def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:
@@ -304,8 +313,11 @@ def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: s
 
 
 def _command(module: str, settings: Mapping[str, str], address: str) -> list[str]:
-    flags = {**settings, "listen": address}
-    return [module, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())]
+    return [module, *_flags({**settings, "listen": address})]
+
+
+def _flags(settings: Mapping[str, str]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
 
 def _bundled(name: str) -> Path:

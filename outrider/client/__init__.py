@@ -2,6 +2,7 @@
 
 from outrider.client.answer import Answer, Completion, gather
 from outrider.client.client import GenerationClient
+from outrider.client.credentials import NO_CREDENTIALS, Credentials
 from outrider.core.coordinate.events import Event, Finished, GenerationMode, Started, Timings, Token, Tokens, Usage
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.coordinate.statistics import Speculation
@@ -9,12 +10,16 @@ from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.messages import FinishReason, ModelInfo, TokenLogprobs, TokenOrigin, WorkerLoad
 from outrider.core.protocol.options import GREEDY, GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.rpc.tls_files import TlsFiles
+from outrider.rpc.transport import Transport
 
 __all__ = [
     "GREEDY",
+    "NO_CREDENTIALS",
     "Answer",
     "ChatPrompt",
     "Completion",
+    "Credentials",
     "Event",
     "FinishReason",
     "Finished",
@@ -28,10 +33,12 @@ __all__ = [
     "Speculation",
     "Started",
     "Timings",
+    "TlsFiles",
     "Token",
     "TokenLogprobs",
     "TokenOrigin",
     "Tokens",
+    "Transport",
     "Usage",
     "WorkerLoad",
     "gather",

@@ -9,6 +9,7 @@ from typing import Self, Unpack
 
 import grpc.aio
 
+from outrider.client.credentials import NO_CREDENTIALS, Credentials
 from outrider.core.coordinate.events import Event, Finished, Started
 from outrider.core.coordinate.server_info import ServerInfo
 from outrider.core.protocol.chat_prompt import ChatPrompt
@@ -32,12 +33,13 @@ class GenerationClient:
     reached.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, credentials: Credentials = NO_CREDENTIALS) -> None:
         """Makes a client of the coordinator at `address` (`host:port`), which is connected to at the first call.
 
-        To be made where the event loop runs that will use it.
+        To be made where the event loop runs that will use it. Raises TlsError.
         """
-        self._channel = open_channel(address)
+        self._channel = open_channel(address, credentials.transport)
+        self._metadata = credentials.metadata
         self._stub = generation_pb2_grpc.GenerationServiceStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -68,7 +70,7 @@ class GenerationClient:
         """
         options = replace(options, **changes)
         request = encode_generate_request(prompt, options)
-        call = self._stub.Generate(request, timeout=timeout_s)
+        call = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         num_unfinished = 1 if options.num_completions is None else options.num_completions
         started = False
         try:
@@ -89,7 +91,9 @@ class GenerationClient:
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """What is served, and whether speculation is possible at present. Raises OutriderErrors."""
         try:
-            response = await self._stub.GetServerInfo(generation_pb2.GetServerInfoRequest(), timeout=timeout_s)
+            response = await self._stub.GetServerInfo(
+                generation_pb2.GetServerInfoRequest(), timeout=timeout_s, metadata=self._metadata
+            )
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
         return decode_server_info(response)

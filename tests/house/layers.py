@@ -117,7 +117,7 @@ LAYERS = {
     "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
     "outrider.cli": _layer(
         "core machine output rpc settings telemetry v1 client",
-        f"{_GRPC} structlog typer rich bench",
+        f"{_GRPC} structlog typer rich bench cryptography",
         services="coordinator.config draft_service.config verify_service.config",
     ),
     **{
