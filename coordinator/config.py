@@ -32,6 +32,16 @@ class CoordinatorConfig(Settings):
     tls_draft_name: str = Field(
         DRAFTER_NAME, pattern=NAME_PATTERN, description="with --tls-ca: name that a draft service's certificate has"
     )
+    tokens: str = Field(
+        "",
+        description="file of those who may ask (`outrider tokens add` writes it), read again when it changes; with it "
+        "whoever has no token of it is refused, by gRPC and HTTP",
+    )
+    share_prefix_cache: bool = Field(
+        False,
+        description="with --tokens: let requests of one token find in workers' caches what those of another have read; "
+        "it is faster, and tells by its time what others have asked",
+    )
     verify: str = Field(
         "127.0.0.1:50052",
         description="verify services of one target: host:port or dns:///name:port, several with commas; a name stands "
@@ -73,6 +83,7 @@ class CoordinatorConfig(Settings):
         if self.http:
             yield from self._listening("http")
         yield from self._file("tls_client_ca")
+        yield from self._file("tokens")
         if self.tls_client_ca and not self.tls_cert:
             yield Problem("tls_cert", "must be set: clients show certificates where TLS is spoken")
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from coordinator.admission import Admission
+from coordinator.allowance import Allowances
+from coordinator.caller import CALLER, Caller
 from coordinator.chat.families import require_tool_call_parser
 from coordinator.chat.template import ChatTemplate
 from coordinator.completions import run_together
@@ -38,6 +40,7 @@ class GenerationService:
         self._workers = workers
         self._telemetry = telemetry
         self._admission = Admission(config.max_requests)
+        self._allowances = Allowances()
         self._gate = SpeculationGate(adaptive=config.adaptive_speculation)
         telemetry.instruments.observe_gate(lambda: self._gate.is_open)
         self._renderer = Renderer()
@@ -63,16 +66,20 @@ class GenerationService:
         verifier puts sessions that have less time first; to end the iteration by then is up to the caller. Closing the
         iterator (`contextlib.aclosing`) cancels the request at both workers.
 
-        Raises InvalidRequestError with everything that is wrong with the request, QueueFullError if too much runs, and
-        other OutriderErrors where it cannot be served.
+        What a token allows whoever asks (`coordinator/caller.py`) bounds the request. Raises InvalidRequestError with
+        everything that is wrong with it, QueueFullError if too much runs, RateLimitError if whoever asks uses too much,
+        and other OutriderErrors where it cannot be served.
         """
+        asker = CALLER.get()
+        self._allowances.require(asker)
         target, tokenizer = self._workers.require_target()
-        with self._admission.admitted(1):  # while it is rendered and tokenized
+        with self._admission.admitted(1, asker):  # while it is rendered and tokenized
             if isinstance(prompt, ChatPrompt):
                 prompt = await self.render(prompt)
                 options = replace(options, add_special_tokens=False)
-            request = await settle(prompt, options, self._config, target, tokenizer)
-        with self._admission.admitted(request.num_completions):
+            request = await settle(prompt, options, self._config, target, tokenizer, asker.max_tokens)
+        with self._admission.admitted(request.num_completions, asker), self._spending(asker) as spend:
+            spend(len(request.prompt_token_ids), 0)
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
             with Observation(self._telemetry, request_id, request, target, caller) as observation:
@@ -100,6 +107,7 @@ class GenerationService:
                 async with aclosing(run_together(generations)) as rounds:
                     async for completion, emitted in rounds:
                         if emitted is not None:
+                            spend(0, len(emitted.emit.token_ids))
                             yield emitted.tokens(completion)
                             observation.on_round(completion, emitted)
                         else:
@@ -107,6 +115,22 @@ class GenerationService:
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
+
+    @contextmanager
+    def _spending(self, asker: Caller) -> Iterator[Callable[[int, int], None]]:
+        """Yields what is to be told of the prompt's and the answer's tokens as the asker uses them."""
+        used = [0, 0]
+
+        def spend(num_prompt_tokens: int, num_generated_tokens: int) -> None:
+            used[0] += num_prompt_tokens
+            used[1] += num_generated_tokens
+            self._allowances.spend(asker, num_prompt_tokens + num_generated_tokens)
+
+        try:
+            yield spend
+        finally:
+            if asker.name:
+                self._telemetry.instruments.count_usage(asker.name, *used)
 
     async def render(self, prompt: ChatPrompt) -> str:
         """What the target's chat template makes of a conversation: a text that has its special tokens. Raises what

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from coordinator.openai.api_error import ApiError, api_error
 from coordinator.openai.body import Body
@@ -24,8 +26,8 @@ _CLIENT_LEFT = 499
 """What web servers call a request whose client did not wait. Nobody receives it."""
 
 
-def make_app(service: GenerationService) -> FastAPI:
-    """Everything that is answered over HTTP. Whoever serves it sets `state.ready`."""
+def make_app(service: GenerationService, authorization: Callable[[ASGIApp], ASGIApp] | None = None) -> FastAPI:
+    """Everything that is answered over HTTP, to whom `authorization` lets in. Whoever serves it sets `state.ready`."""
     app = FastAPI(
         title="Outrider",
         version=__version__,
@@ -52,6 +54,8 @@ def make_app(service: GenerationService) -> FastAPI:
         ("/detokenize", DetokenizeBody, answers.detokenize),
     ):
         app.post(path, response_model=None, openapi_extra=_body(kind))(endpoint)
+    if authorization is not None:
+        app.add_middleware(authorization)
     app.add_exception_handler(ApiError, _tell)
     app.add_exception_handler(HTTPException, _tell_path)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)

@@ -36,6 +36,7 @@ from outrider.cli.ports import HOST
 from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
+from outrider.cli.tokens import app as tokens_app
 from outrider.cli.up import COORDINATOR_PORT, UpOptions
 from outrider.client import Credentials, GenerationOptions, SamplingParams
 from outrider.core.protocol.address import parse_address
@@ -76,6 +77,9 @@ except ModuleNotFoundError as error:
         )
 else:
     app.add_typer(bench_app, name="bench", cls=Commands)
+
+
+app.add_typer(tokens_app, name="tokens", cls=Commands)
 
 
 def _show_version(is_asked: bool) -> None:

@@ -111,7 +111,16 @@ REPLICA_ADDRESS: Final = "outrider.replica.address"
 ACCESS_REASON: Final = "outrider.access.reason"
 """Why a caller was refused, by one of a few words."""
 
+TOKEN_NAME: Final = "outrider.token.name"
+"""Of whoever asked, as the token file has it."""
+TOKEN_USE: Final = "outrider.token.use"
+USE_PROMPT: Final = "prompt"
+USE_ANSWER: Final = "answer"
+
 # --- metrics
+
+METRIC_TOKEN_USAGE: Final = "outrider.token.usage"
+"""Tokens of prompts and answers by whoever asked."""
 
 METRIC_ACCESS_REFUSED: Final = "outrider.access.refused"
 """Calls and connections that were refused because of who made them."""

@@ -100,6 +100,7 @@ LAYERS = {
     "outrider.machine": _layer(),
     "outrider.output": _layer(),
     "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
+    "outrider.token_file": _layer("core", packages="pydantic"),
     "outrider.worker.extras": _layer(),
     "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
     "outrider.rpc": _layer("core machine v1", f"{_GRPC} structlog uvloop"),
@@ -116,7 +117,7 @@ LAYERS = {
     "coordinator.resolution": _layer("core"),
     "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
     "outrider.cli": _layer(
-        "core machine output rpc settings telemetry v1 client",
+        "core machine output rpc settings telemetry token_file v1 client",
         f"{_GRPC} structlog typer rich bench cryptography",
         services="coordinator.config draft_service.config verify_service.config",
     ),
@@ -129,7 +130,7 @@ LAYERS = {
         for service in ("draft_service", "verify_service")
     },
     "coordinator": _layer(
-        "core machine rpc settings telemetry v1",
+        "core machine rpc settings telemetry token_file v1",
         f"{_GRPC} {_SERVICE} tokenizers",
         services="coordinator.chat coordinator.config coordinator.resolution",
     ),
