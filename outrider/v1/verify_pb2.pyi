@@ -20,7 +20,7 @@ class VerifyCommand(_message.Message):
     def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ...) -> None: ...
 
 class VerifyOpen(_message.Message):
-    __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms")
+    __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms", "cache_salt")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -33,6 +33,7 @@ class VerifyOpen(_message.Message):
     NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     TIME_LEFT_MS_FIELD_NUMBER: _ClassVar[int]
+    CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
     session_id: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_prompt_tokens: int
@@ -45,7 +46,8 @@ class VerifyOpen(_message.Message):
     num_logprobs: int
     trace: _common_pb2.TraceContext
     time_left_ms: int
-    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_length: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., expect_drafts: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., time_left_ms: _Optional[int] = ...) -> None: ...
+    cache_salt: str
+    def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_length: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., max_draft_tokens: _Optional[int] = ..., expect_drafts: _Optional[bool] = ..., num_logprobs: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., time_left_ms: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class DraftsEnded(_message.Message):
     __slots__ = ()
