@@ -53,17 +53,15 @@ class TlsFiles:
             stamp = self._present_stamp()
             if self._pem is None or stamp != self._stamp:
                 self._stamp = stamp
-                try:
-                    self._pem = self._read(0 if self._pem is None else self._pem.version + 1)
-                except TlsError as error:
-                    if self._pem is None:
-                        raise
-                    _log.error("changed TLS files cannot be used, those before stay in use: %s", error)
+                if self._pem is None:
+                    self._pem = self._read(0)
+                else:
+                    self._pem = self._read_again(self._pem)
             return self._pem
 
     def apply(self, context: ssl.SSLContext) -> None:
         """Gives `context` the identity, and the authority to judge others by. Raises TlsError as `present` does."""
-        at = self.certificate
+        at = f"{self.certificate} or {self.key}"
         try:
             if self.certificate:
                 context.load_cert_chain(self.certificate, self.key, password=_no_password)
@@ -71,8 +69,9 @@ class TlsFiles:
             if self.authority:
                 context.load_verify_locations(self.authority)
         except ssl.SSLError as error:
-            why = " and the key beside it do not belong together" if "MISMATCH" in (error.reason or "") else ""
-            raise TlsError(f"{at}{why or ' is not what it should be: certificates, or a key, in PEM'}") from error
+            if "MISMATCH" in (error.reason or ""):
+                raise TlsError(f"the key {self.key} is not that of {self.certificate}") from error
+            raise TlsError(f"{at} is not what it should be, in PEM") from error
         except OSError as error:
             raise TlsError(f"cannot read {error.filename or at}: {error.strerror}") from error
         except ValueError as error:
@@ -90,6 +89,15 @@ class TlsFiles:
             return stamp_of(path for path in self._paths if path)
         except OSError:
             return None
+
+    def _read_again(self, before: Pem) -> Pem:
+        try:
+            read = self._read(before.version + 1)
+        except TlsError as error:
+            _log.error("changed TLS files cannot be used, those before stay in use: %s", error)
+            return before
+        _log.info("TLS files read again")
+        return read
 
     def _read(self, version: int) -> Pem:
         self.apply(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))

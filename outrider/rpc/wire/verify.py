@@ -90,6 +90,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
         num_logprobs=opening.num_logprobs,
         trace=encode_trace(opening.trace),
         time_left_ms=opening.time_left_ms,
+        cache_salt=opening.cache_salt,
     )
 
 
@@ -107,6 +108,7 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
         num_logprobs=message.num_logprobs if message.HasField("num_logprobs") else None,
         trace=decode_trace(message.trace),
         time_left_ms=message.time_left_ms if message.HasField("time_left_ms") else None,
+        cache_salt=message.cache_salt,
     )
 
 
