@@ -87,6 +87,7 @@ class Generation:
             max_draft_tokens=request.max_draft_tokens if request.speculate else 0,
             num_logprobs=request.num_logprobs,
             trace=trace,
+            cache_salt=request.cache_salt,
         )
         self._ending = Ending.of(self._opening, target.eos_token_ids)
         self._emission = Emission(decoder)
@@ -102,6 +103,7 @@ class Generation:
             max_length=request.max_length,
             vocab_size=target.vocab_size,
             trace=trace,
+            cache_salt=request.cache_salt,
         )
         self._drafters = DrafterRelay(
             self.session, links, self._verifiers, draft_opening, self._opening.max_draft_tokens

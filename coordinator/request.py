@@ -46,6 +46,8 @@ class GenerationRequest:
     max_draft_tokens: int
     tree_width: int
     num_completions: int
+    cache_salt: str = ""
+    """See `VerifyOpen.cache_salt`."""
 
     def completion(self, index: int) -> Self:
         """The request for completion number `index` alone."""

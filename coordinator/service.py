@@ -78,6 +78,8 @@ class GenerationService:
                 prompt = await self.render(prompt)
                 options = replace(options, add_special_tokens=False)
             request = await settle(prompt, options, self._config, target, tokenizer, asker.max_tokens)
+        if not self._config.share_prefix_cache:
+            request = replace(request, cache_salt=asker.cache_salt)
         with self._admission.admitted(request.num_completions, asker), self._spending(asker) as spend:
             spend(len(request.prompt_token_ids), 0)
             links = GrpcLinks(Route(self._workers, request, target))

@@ -90,6 +90,7 @@ def draft_opens() -> st.SearchStrategy[DraftOpen]:
         max_length=UINT32,
         vocab_size=UINT32,
         trace=traces(),
+        cache_salt=TEXT,
     )
 
 
@@ -108,6 +109,7 @@ def verify_opens() -> st.SearchStrategy[VerifyOpen]:
         num_logprobs=st.none() | UINT32,
         time_left_ms=st.none() | UINT32,
         trace=traces(),
+        cache_salt=TEXT,
     )
 
 

@@ -147,6 +147,8 @@ class DraftOpen:
     max_length: int
     vocab_size: int
     trace: TraceContext = NOT_TRACED
+    cache_salt: str = ""
+    """Sessions with the same one share what has been computed of their lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +168,8 @@ class VerifyOpen:
     trace: TraceContext = NOT_TRACED
     time_left_ms: int | None = None
     """Until the request's deadline, if it has one."""
+    cache_salt: str = ""
+    """Sessions with the same one share what has been computed of their lines."""
 
 
 VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
