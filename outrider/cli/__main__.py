@@ -41,6 +41,7 @@ from outrider.cli.up import COORDINATOR_PORT, UpOptions
 from outrider.client import Credentials, GenerationOptions, SamplingParams
 from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
+from outrider.core.protocol.printable import uncontrolled
 from outrider.core.protocol.validation import LOGPROBS_MAX
 from outrider.output import standard_output
 
@@ -241,7 +242,7 @@ def main() -> None:
         try:
             app()
         except OutriderError as error:
-            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), uncontrolled(str(error))), soft_wrap=True)
             sys.exit(_EXIT_USAGE if isinstance(error, InvalidRequestError) else _EXIT_ERROR)
 
 

@@ -22,6 +22,7 @@ from outrider.client import (
     gather,
 )
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
+from outrider.core.protocol.printable import uncontrolled
 
 HELP = """\
 /reset               forget what was said
@@ -108,7 +109,7 @@ class Conversation:
 
     def _tell(self, text: str) -> None:
         if self._out.is_terminal:
-            self._out.print(Text(text, "dim"))
+            self._out.print(Text(uncontrolled(text), "dim"))
 
 
 def hold(conversation: Conversation, read: Callable[[], str]) -> None:

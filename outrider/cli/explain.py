@@ -12,6 +12,7 @@ from outrider.cli.generate import explanations, generate
 from outrider.cli.request import Request
 from outrider.client import NO_CREDENTIALS, Credentials
 from outrider.core.coordinate.explanation import Explanation
+from outrider.core.protocol.printable import uncontrolled
 
 
 async def explain(
@@ -34,7 +35,7 @@ def print_explanations(found: Sequence[Explanation], out: Console) -> None:
         if len(found) > 1:
             out.print(Text(f"Completion {number}:", "bold"))
         for sentence in each.sentences:
-            out.print(Text(sentence), soft_wrap=True)
+            out.print(Text(uncontrolled(sentence)), soft_wrap=True)
 
 
 def explanations_object(found: Sequence[Explanation], *, as_list: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from outrider.cli.table import closing_table, comparison
 from outrider.client import NO_CREDENTIALS, Answer, Credentials, GenerationClient, gather
 from outrider.core.coordinate.explanation import Explanation, explanation
 from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.printable import uncontrolled
 
 
 async def generate(
@@ -50,6 +51,6 @@ def conclude(answer: Answer, target_only: Answer | None, out: Console, err: Cons
     console.print(closing_table(answer, target_only))
     unpaid = next((each for each in explanations(answer, target_only) if each.pays is False), None)
     if unpaid is not None:
-        console.print(Text(unpaid.sentences[0], "yellow"), soft_wrap=True)
+        console.print(Text(uncontrolled(unpaid.sentences[0]), "yellow"), soft_wrap=True)
     if target_only is not None:
         console.print(comparison(answer, target_only))

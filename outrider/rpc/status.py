@@ -30,6 +30,7 @@ from outrider.core.protocol.errors import (
     UnsupportedModelError,
     WorkerUnavailableError,
 )
+from outrider.core.protocol.printable import uncontrolled
 
 S = TypeVar("S")
 Q = TypeVar("Q")
@@ -196,6 +197,7 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
 
     A status without Outrider's ErrorInfo was made by gRPC. It gets a text of ours, because gRPC's names addresses and
     internals and errors of this family may be shown to anybody; raise it `from rpc_error` to keep those for the log.
+    A peer's text is shown in terminals, too: it loses its control characters.
     """
     status = _received_status(rpc_error)
     info, bad_request = ErrorInfo(), BadRequest()
@@ -206,10 +208,14 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
     if error_type is None:
         error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))
         return error_type(text)
+    message = uncontrolled(status.message)
     if issubclass(error_type, InvalidRequestError):
-        violations = [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
-        return InvalidRequestError(violations or [FieldViolation("request", status.message)])
-    return error_type(status.message)
+        violations = [
+            FieldViolation(uncontrolled(each.field), uncontrolled(each.description))
+            for each in bad_request.field_violations
+        ]
+        return InvalidRequestError(violations or [FieldViolation("request", message)])
+    return error_type(message)
 
 
 def _status(error: BaseException) -> Status:

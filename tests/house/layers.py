@@ -278,11 +278,24 @@ def _check_names(path: PurePosixPath, tree: ast.Module) -> Iterator[Violation]:
                 yield Violation(path, node.lineno, f"{name} {_FORBIDDEN_NAMES[name]}")
             if name in _ENVIRONMENT_NAMES and path.name not in _ENVIRONMENT_FILES:
                 yield Violation(path, node.lineno, "the environment is read in __main__.py and config.py alone")
+        elif isinstance(node, ast.Assert) and not _narrows(node.test):
+            yield Violation(path, node.lineno, "an assert tells a type and checks no value: raise an error instead")
         elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             if not (isinstance(node.value, ast.Constant) and node.value.value is False):
                 yield Violation(path, node.value.lineno, "code from a model folder is never run")
         elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":
             yield Violation(path, node.lineno, "code from a model folder is never run")
+
+
+def _narrows(test: ast.expr) -> bool:
+    """Whether an assertion says no more than that a value is there, or of which class it is."""
+    match test:
+        case ast.Compare(ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return True
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return _narrows(operand)
+        case _:
+            return isinstance(test, ast.Call) and _called(test) == "isinstance"
 
 
 def _imports(path: PurePosixPath, tree: ast.Module) -> Iterator[_Import]:
