@@ -24,13 +24,19 @@ from coordinator.authorization import UNKNOWN_TOKEN, Authorization
 from coordinator.http import HttpServer
 from coordinator.openai.app import make_app
 from coordinator.openai.authorization import Authorization as HttpAuthorization
+from coordinator.openai.body import BODY_BYTES_MAX
 from coordinator.servicer import GenerationServicer
 from coordinator.tokens import Tokens
 from outrider.client import Answer, Credentials, GenerationClient, gather
-from outrider.core.protocol.errors import InvalidRequestError, RateLimitError, UnauthenticatedError
+from outrider.core.protocol.errors import (
+    InvalidRequestError,
+    RateLimitError,
+    SlotsExhaustedError,
+    UnauthenticatedError,
+)
 from outrider.core.protocol.identity import COORDINATOR_NAME
 from outrider.core.protocol.printable import PRINTABLE_CHARACTERS_MAX
-from outrider.rpc.channels import open_channel
+from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
 from outrider.rpc.server import Server, Service
 from outrider.rpc.tls_context import HANDSHAKE, server_context
 from outrider.rpc.tls_files import TlsFiles
@@ -268,6 +274,18 @@ async def test_a_token_opens_no_other_spelling_of_a_path(public: Public, path: s
 )
 async def test_a_token_is_taken_from_its_own_header_alone(public: Public, header: str) -> None:
     assert (await public.get("/v1/models", header.format(**public.tokens)))[0] == 401
+
+
+async def test_oversized_requests_are_refused_with_a_token_and_without(public: Public) -> None:
+    ours = f"authorization: Bearer {public.tokens['ann']}"
+    body, json_type = "x" * (BODY_BYTES_MAX + 1), "content-type: application/json"
+    assert (await public.get("/v1/completions", ours, json_type, method="POST", body=body))[0] == 413
+    assert (await public.get("/v1/completions", json_type, method="POST", body="x" * 70_000))[0] == 401
+    assert (await public.get("/" + "x" * 60_000, ours))[0] == 404
+    with pytest.raises(SlotsExhaustedError, match="the message was too large"):
+        await public.ask(public.tokens["ann"], stop=["x" * MESSAGE_BYTES_MAX])
+    with pytest.raises(InvalidRequestError):
+        await public.ask(public.tokens["ann"], stop=["x" * 1000])
 
 
 async def test_openais_client_is_understood(public: Public) -> None:
