@@ -146,7 +146,7 @@ class WorkerClient:
         try:
             while not changing.done():
                 await asyncio.wait({changing}, timeout=RENEW_SECONDS)
-                if (renewed := renewable.renewed()) is not None:
+                if not changing.done() and (renewed := renewable.renewed()) is not None:
                     before = self.channel
                     self._use(renewed)
                     await before.close()
