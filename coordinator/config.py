@@ -2,23 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pydantic import Field, field_validator
 
 from coordinator.chat.families import AUTO, TOOL_CALL_PARSERS
 from coordinator.resolution import parse_endpoints
 from outrider.core.coordinate.liveness import ALONE_SECONDS, SILENCE_SECONDS
+from outrider.core.protocol.identity import DRAFTER_NAME, VERIFIER_NAME
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, DRAFT_TOKENS_MAX, RUN_AHEAD_MAX, TREE_WIDTH_MAX
-from outrider.settings import CORES_DESCRIPTION, CORES_PATTERN, DRAIN_SECONDS_MAX, VLLM_METRICS_DESCRIPTION, Settings
+from outrider.settings import (
+    CORES_DESCRIPTION,
+    CORES_PATTERN,
+    DRAIN_SECONDS_MAX,
+    NAME_PATTERN,
+    VLLM_METRICS_DESCRIPTION,
+    Problem,
+    Settings,
+)
 
 
 class CoordinatorConfig(Settings):
     """What the coordinator is told."""
 
-    listen: str = Field("127.0.0.1:50050", description="host:port to serve on; there is no authentication of clients")
+    listen: str = Field("127.0.0.1:50050", description="host:port to serve on")
     http: str = Field(
         "127.0.0.1:8080",
-        description="host:port of the OpenAI-compatible HTTP interface; empty turns it off; there is no authentication "
-        "of clients",
+        description="host:port of the OpenAI-compatible HTTP interface; empty turns it off",
+    )
+    tls_client_ca: str = Field(
+        "",
+        description="file in PEM of the authority of clients' certificates; with it nobody without one can connect, by "
+        "gRPC or HTTP",
+    )
+    tls_verify_name: str = Field(
+        VERIFIER_NAME, pattern=NAME_PATTERN, description="with --tls-ca: name that a verify service's certificate has"
+    )
+    tls_draft_name: str = Field(
+        DRAFTER_NAME, pattern=NAME_PATTERN, description="with --tls-ca: name that a draft service's certificate has"
+    )
+    tokens: str = Field(
+        "",
+        description="file of those who may ask (`outrider tokens add` writes it), read again when it changes; with it "
+        "whoever has no token of it is refused, by gRPC and HTTP",
+    )
+    share_prefix_cache: bool = Field(
+        False,
+        description="with --tokens: let requests of one token find in workers' caches what those of another have read; "
+        "it is faster, and tells by its time what others have asked",
     )
     verify: str = Field(
         "127.0.0.1:50052",
@@ -70,6 +101,16 @@ class CoordinatorConfig(Settings):
     drain_seconds: float = Field(
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running generations get to finish"
     )
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Settings`."""
+        yield from super().problems()
+        if self.http:
+            yield from self._listening("http")
+        yield from self._file("tls_client_ca")
+        yield from self._file("tokens")
+        if self.tls_client_ca and not self.tls_cert:
+            yield Problem("tls_cert", "must be set: clients show certificates where TLS is spoken")
 
     @field_validator("verify", "draft")
     @classmethod

@@ -96,6 +96,7 @@ class Generation:
             num_logprobs=request.num_logprobs,
             prediction_token_ids=request.prediction_token_ids,
             trace=trace,
+            cache_salt=request.cache_salt,
         )
         self._ending = Ending.of(self._opening, target.eos_token_ids)
         self._emission = Emission(decoder, received.token_ids, request.prediction_token_ids)
@@ -114,6 +115,7 @@ class Generation:
             max_length=request.max_length,
             vocab_size=target.vocab_size,
             trace=trace,
+            cache_salt=request.cache_salt,
         )
         self._drafters = DrafterRelay(
             self.session,

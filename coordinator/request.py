@@ -19,6 +19,7 @@ from outrider.core.protocol.validation import (
     COMPLETIONS_MAX,
     DRAFT_TOKENS_MAX,
     TREE_WIDTH_MAX,
+    UINT32_MAX,
     Violations,
     check_line,
     check_num_logprobs,
@@ -50,6 +51,8 @@ class GenerationRequest:
     prediction_token_ids: Sequence[int] = ()
     """What is expected to follow the prompt."""
     num_completions: int
+    cache_salt: str = ""
+    """See `VerifyOpen.cache_salt`."""
     received: Sequence[ReceivedCompletion] = (NOTHING_RECEIVED,)
     """What the client has of each completion already."""
 
@@ -65,10 +68,17 @@ class GenerationRequest:
 
 
 async def settle(
-    prompt: Prompt, options: GenerationOptions, config: CoordinatorConfig, target: ModelInfo, tokenizer: TargetTokenizer
+    prompt: Prompt,
+    options: GenerationOptions,
+    config: CoordinatorConfig,
+    target: ModelInfo,
+    tokenizer: TargetTokenizer,
+    longest_answer: int | None = None,
 ) -> GenerationRequest:
-    """Checks and completes a request. Raises InvalidRequestError for what is wrong with it, QueueFullError if too much
-    text waits to be tokenized."""
+    """Checks and completes a request, whose caller may have an answer of `longest_answer` tokens; None: of any length.
+
+    Raises InvalidRequestError for what is wrong with it, QueueFullError if too much text waits to be tokenized.
+    """
     if options.resume is not None:
         require_same_target(options.resume, target)
     if isinstance(prompt, str):
@@ -79,9 +89,9 @@ async def settle(
         token_ids = await tokenizer.encode(
             prompt, add_special_tokens=options.add_special_tokens, num_tokens_max=target.max_context - 1
         )
-        request = settle_token_ids(token_ids, options, config, target, "text")
+        request = settle_token_ids(token_ids, options, config, target, "text", longest_answer)
     else:
-        request = settle_token_ids(prompt, options, config, target)
+        request = settle_token_ids(prompt, options, config, target, longest_answer=longest_answer)
     if not options.prediction:
         return request
     found, field = Violations(), "speculation.prediction"
@@ -97,6 +107,7 @@ def settle_token_ids(
     config: CoordinatorConfig,
     target: ModelInfo,
     prompt_field: str = "token_ids.ids",
+    longest_answer: int | None = None,
 ) -> GenerationRequest:
     """The same when the prompt, which came in `prompt_field`, has been tokenized. Raises InvalidRequestError with
     everything that is wrong."""
@@ -108,13 +119,16 @@ def settle_token_ids(
     check_num_logprobs(found, options.num_logprobs, "num_logprobs")
     check_stop(found, options.stop, "stop")
     room = target.max_context - len(prompt_token_ids)
-    max_tokens = max(min(MAX_TOKENS_DEFAULT, room), 1) if options.max_tokens is None else options.max_tokens
+    longest = UINT32_MAX if longest_answer is None else longest_answer
+    default = max(min(MAX_TOKENS_DEFAULT, room, longest), 1)
+    max_tokens = default if options.max_tokens is None else options.max_tokens
     found.check(max_tokens >= 1, "max_tokens", "must be at least 1")
     found.check(
         max_tokens <= room or room < 1,
         "max_tokens",
         f"is {max_tokens}; the context of {target.max_context} leaves {room} after a prompt of {len(prompt_token_ids)}",
     )
+    found.check(max_tokens <= longest, "max_tokens", f"is {max_tokens}; this token allows at most {longest}")
     max_draft_tokens = config.max_draft_tokens if options.max_draft_tokens is None else options.max_draft_tokens
     found.check(
         0 <= max_draft_tokens <= min(config.max_draft_tokens, DRAFT_TOKENS_MAX),
@@ -132,9 +146,7 @@ def settle_token_ids(
     found.check(
         1 <= num_completions <= num_completions_max, "num_completions", f"must be between 1 and {num_completions_max}"
     )
-    received: Sequence[ReceivedCompletion] = (NOTHING_RECEIVED,) * max(num_completions, 1)
     if options.resume is not None:
-        received = options.resume.completions
         check_resume(found, options, target, len(prompt_token_ids), max_tokens, num_completions)
     found.raise_if_any()
     return GenerationRequest(
@@ -149,5 +161,5 @@ def settle_token_ids(
         max_draft_tokens=max_draft_tokens,
         tree_width=tree_width,
         num_completions=num_completions,
-        received=received,
+        received=(NOTHING_RECEIVED,) * num_completions if options.resume is None else options.resume.completions,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import replace
 
 from coordinator.admission import Admission
+from coordinator.allowance import Allowances
+from coordinator.caller import CALLER, Caller
 from coordinator.chat.families import require_tool_call_parser
 from coordinator.chat.reasoning import behind_reasoning, tags_of
 from coordinator.chat.template import ChatTemplate
@@ -44,6 +46,7 @@ class GenerationService:
         self._telemetry = telemetry
         self._admission = Admission(config.max_requests)
         self._lives = Lives(config.max_request_seconds)
+        self._allowances = Allowances()
         self._gate = SpeculationGate(adaptive=config.adaptive_speculation)
         telemetry.instruments.observe_requests(lambda: self._admission.num_running)
         telemetry.instruments.observe_gate(lambda: self._gate.is_open)
@@ -78,18 +81,24 @@ class GenerationService:
         verifier puts sessions that have less time first; to end the iteration by then is up to the caller. Closing the
         iterator (`contextlib.aclosing`) cancels the request at both workers.
 
-        Raises InvalidRequestError with everything that is wrong with the request, QueueFullError if too much runs, and
-        other OutriderErrors where it cannot be served.
+        What a token allows whoever asks (`coordinator/caller.py`) bounds the request. Raises InvalidRequestError with
+        everything that is wrong with it, QueueFullError if too much runs, RateLimitError if whoever asks uses too much,
+        and other OutriderErrors where it cannot be served.
         """
+        asker = CALLER.get()
+        self._allowances.require(asker)
         target, tokenizer = self._workers.require_target()
-        with self._admission.admitted(1):  # while it is rendered and tokenized
+        with self._admission.admitted(1, asker):  # while it is rendered and tokenized
             if isinstance(prompt, ChatPrompt):
                 text = await self.render(prompt)
                 sampling = replace(options.sampling, grammar=self._grammar(options.sampling.grammar, prompt, text))
                 prompt, options = text, replace(options, add_special_tokens=False, sampling=sampling)
-            request = await settle(prompt, options, self._config, target, tokenizer)
+            request = await settle(prompt, options, self._config, target, tokenizer, asker.max_tokens)
+        if not self._config.share_prefix_cache:
+            request = replace(request, cache_salt=asker.cache_salt)
         numbers = request.unfinished
-        with self._admission.admitted(len(numbers)):
+        with self._admission.admitted(len(numbers), asker), self._spending(asker) as spend:
+            spend(len(request.prompt_token_ids), 0)
             links = GrpcLinks(Route(self._workers, request, target))
             request_id = uuid.uuid4().hex
             with (
@@ -127,6 +136,7 @@ class GenerationService:
                     async for index, emitted in rounds:
                         completion = numbers[index]
                         if emitted is not None:
+                            spend(0, len(emitted.emit.token_ids))
                             yield emitted.tokens(completion)
                             if emitted.round is not None:
                                 yield emitted.round
@@ -136,6 +146,22 @@ class GenerationService:
                             finished = generation.finished(completion)
                             observation.on_finish(finished, generation.session.statistics, generation.draft_model)
                             yield finished
+
+    @contextmanager
+    def _spending(self, asker: Caller) -> Iterator[Callable[[int, int], None]]:
+        """Yields what is to be told of the prompt's and the answer's tokens as the asker uses them."""
+        used = [0, 0]
+
+        def spend(num_prompt_tokens: int, num_generated_tokens: int) -> None:
+            used[0] += num_prompt_tokens
+            used[1] += num_generated_tokens
+            self._allowances.spend(asker, num_prompt_tokens + num_generated_tokens)
+
+        try:
+            yield spend
+        finally:
+            if asker.name:
+                self._telemetry.instruments.count_usage(asker.name, *used)
 
     async def render(self, prompt: ChatPrompt) -> str:
         """What the target's chat template makes of a conversation: a text that has its special tokens. Raises what

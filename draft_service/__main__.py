@@ -38,7 +38,12 @@ def main() -> None:
 
             servicer = ModelDraftServicer(telemetry)
             run(
-                config, "outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer, doors(config, exposed)
+                config,
+                "outrider.v1.DraftService",
+                add_DraftServiceServicer_to_server,
+                servicer,
+                telemetry.instruments,
+                doors(config, exposed),
             )
     finally:
         telemetry.shut_down()

@@ -16,9 +16,9 @@ from outrider.core.protocol.messages import ModelInfo
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Door, Service
-from outrider.rpc.transport import PLAINTEXT
 from outrider.telemetry.setup import Telemetry
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
+from outrider.worker.access import access
 from outrider.worker.ngram_file import NgramFile, load_ngrams
 
 
@@ -52,4 +52,5 @@ async def _serve(config: DraftConfig, telemetry: Telemetry, doors: Sequence[Door
     servicer = DraftServicer(telemetry)
     begin(servicer, config, load_ngrams(config.ngram_table) if config.ngram_table else None)
     service = Service("outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer, on_stop=servicer.drain)
-    await serve(config, service, PLAINTEXT, doors)
+    transport, guards = access(config, telemetry.instruments)
+    await serve(config, service, transport, doors, guards, reflection=config.reflection)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import ipaddress
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any, NamedTuple, Self
 
-from pydantic import ValidationError
-from pydantic_settings import BaseSettings, CliSettingsSource, SettingsConfigDict
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, CliImplicitFlag, CliSettingsSource, SettingsConfigDict
 
 from outrider import __version__
 from outrider.core.protocol.address import parse_address
@@ -29,6 +31,11 @@ VLLM_METRICS_DESCRIPTION = "have /metrics tell what vLLM tells by vLLM's names t
 
 DRAIN_SECONDS_MAX = 24 * 3600.0
 """Longest drain that may be configured: a day. Whoever wants a longer one wants the service not to stop."""
+
+NAME_PATTERN = r"^[^\s,]+$"
+"""What a name in a certificate looks like."""
+NAMES_PATTERN = r"^[^\s,]+(,[^\s,]+)*$"
+"""What a list of names looks like."""
 
 _USAGE_ERROR = 2
 """Exit status by the convention of command lines."""
@@ -68,6 +75,23 @@ class Settings(BaseSettings):
 
     listen: str
     """`host:port` to serve on; port 0 takes a free one."""
+    tls_cert: str = Field(
+        "",
+        description="file in PEM of this service's certificate and of those between it and its authority; with it TLS "
+        "is spoken wherever this service listens; it is read again when it changes, and so are the next two",
+    )
+    tls_key: str = Field("", description="file in PEM of the certificate's key, not encrypted")
+    tls_ca: str = Field(
+        "",
+        description="file in PEM of the authority that signs the services' certificates; with it the services take one "
+        "another's word by certificates alone",
+    )
+    insecure: CliImplicitFlag[bool] = Field(
+        False, description="listen beyond this machine without TLS: whoever can reach the port can read and ask"
+    )
+    reflection: bool = Field(
+        True, description="describe the services to tools such as grpcurl; turn it off in production"
+    )
 
     @classmethod
     def from_command_line(cls, program: str) -> Self:
@@ -100,10 +124,40 @@ class Settings(BaseSettings):
 
     def problems(self) -> Iterator[Problem]:
         """What is wrong with settings that have the right form, such as naming what this machine lacks."""
+        yield from self._listening("listen")
+        for setting in ("tls_cert", "tls_key", "tls_ca"):
+            yield from self._file(setting)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            yield Problem("tls_key" if self.tls_cert else "tls_cert", "must be set: certificate and key go together")
+        if self.tls_ca and not self.tls_cert:
+            yield Problem("tls_cert", "must be set: with --tls-ca the services show one another certificates")
+
+    def _listening(self, setting: str) -> Iterator[Problem]:
+        listen = getattr(self, setting)
         try:
-            parse_address(self.listen, port_min=0)
+            host = parse_address(listen, port_min=0).host
         except ValueError as error:
-            yield Problem("listen", str(error))
+            yield Problem(setting, str(error))
+            return
+        if not (self.tls_cert or self.insecure or _is_loopback(host)):
+            yield Problem(
+                setting,
+                f"{listen} can be reached from other machines, and nothing is encrypted: give --tls-cert and --tls-key "
+                "(`outrider certs` makes some to try), listen on 127.0.0.1, or say --insecure",
+            )
+
+    def _file(self, setting: str) -> Iterator[Problem]:
+        path = getattr(self, setting)
+        if path and not os.access(path, os.R_OK):
+            yield Problem(setting, f"there is no file {path!r}, or this user may not read it")
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether nobody but this machine can reach what listens there. A name other than localhost may be anything."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Help(argparse.HelpFormatter):

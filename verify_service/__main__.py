@@ -31,7 +31,14 @@ def main() -> None:
         from verify_service.servicer import VerifyServicer
 
         servicer = VerifyServicer(config, telemetry)
-        run(config, "outrider.v1.VerifyService", add_VerifyServiceServicer_to_server, servicer, doors(config, exposed))
+        run(
+            config,
+            "outrider.v1.VerifyService",
+            add_VerifyServiceServicer_to_server,
+            servicer,
+            telemetry.instruments,
+            doors(config, exposed),
+        )
     finally:
         telemetry.shut_down()
 

@@ -112,6 +112,6 @@ async def _external_sources(
     if options.external_openai is not None:
         sources["external_openai"] = OpenAISource(options.external_openai, options.external_model or "")
     if options.external_grpc is not None:
-        client = await leaving.enter_async_context(GenerationClient(options.external_grpc, NO_RETRY))
+        client = await leaving.enter_async_context(GenerationClient(options.external_grpc, retry=NO_RETRY))
         sources["external_grpc"] = CoordinatorSource(client)
     return sources

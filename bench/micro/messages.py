@@ -32,9 +32,10 @@ SETTINGS = {
     "gRPC as it comes, uvloop": {"GRPC_EXPERIMENTS": "", "LOOP": "uvloop"},
     "without event engine": GRPC_ENVIRONMENT,
     "without event engine, uvloop": GRPC_ENVIRONMENT | {"LOOP": "uvloop"},
+    "the same, TLS": GRPC_ENVIRONMENT | {"LOOP": "uvloop", "SOCKET": "tls"},
     "the same, Unix socket": GRPC_ENVIRONMENT | {"LOOP": "uvloop", "SOCKET": "unix"},
 }
-"""Environments of both processes. The last but one is what the services use."""
+"""Environments of both processes. The services use uvloop without event engine, by TLS where they have certificates."""
 
 _NUM_FIRST = 1_000
 """Round trips before the clock starts."""
@@ -63,6 +64,7 @@ async def _serve(folder: str) -> None:
     from outrider.rpc import wire
     from outrider.rpc.channels import SERVER_OPTIONS
     from outrider.rpc.streams import EOF
+    from outrider.rpc.transport import Transport
     from outrider.v1 import draft_pb2_grpc
 
     answer = wire.encode_draft_event(DraftWindow(100, 1, [0, 1, 2, 1, 2, 3], list(range(6)), [-0.5] * 6, 1.5))
@@ -77,6 +79,8 @@ async def _serve(folder: str) -> None:
     if os.environ.get("SOCKET") == "unix":
         address = f"unix:{folder}/server-{os.getpid()}"
         server.add_insecure_port(address)
+    elif os.environ.get("SOCKET") == "tls":
+        address = f"127.0.0.1:{Transport(_files(folder, 'draft')).listen(server, '127.0.0.1:0')}"
     else:
         address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
@@ -84,15 +88,23 @@ async def _serve(folder: str) -> None:
     await server.wait_for_termination()
 
 
-async def _ask(address: str, server: int, num_messages: int) -> None:
+def _files(folder: str, service: str) -> Any:
+    from outrider.rpc.tls_files import TlsFiles
+
+    return TlsFiles(*(f"{folder}/{file}" for file in (f"{service}.pem", f"{service}.key", "ca.pem")))
+
+
+async def _ask(address: str, folder: str, server: int, num_messages: int) -> None:
     """Sends a commitment and reads the answer, again and again; prints microseconds per round trip."""
     from outrider.core.protocol.messages import Commitment
     from outrider.rpc import wire
     from outrider.rpc.channels import open_channel
+    from outrider.rpc.transport import PLAINTEXT, Transport
     from outrider.v1 import draft_pb2_grpc
 
+    transport = Transport(_files(folder, "coordinator")) if os.environ.get("SOCKET") == "tls" else PLAINTEXT
     command = wire.encode_draft_command(Commitment(100, [3, 4, 5], False, 3.1, 0.02))
-    async with open_channel(address) as channel:
+    async with open_channel(address, transport) as channel:
         call: Any = draft_pb2_grpc.DraftServiceStub(channel).Draft()
 
         async def converse(count: int) -> None:
@@ -109,14 +121,17 @@ async def _ask(address: str, server: int, num_messages: int) -> None:
 
 
 def _measured(environment: dict[str, str], cores: tuple[int, int], num_messages: int) -> list[float]:
+    from outrider.cli.certificates import make_certificates
+
     with tempfile.TemporaryDirectory() as folder:
+        make_certificates(Path(folder))
         start: dict[str, Any] = {"env": os.environ | environment, "stdout": subprocess.PIPE, "text": True}
         command = [sys.executable, "-m", "bench.micro.messages"]
         with subprocess.Popen([*command, "serve", str(cores[0]), folder], **start) as server:
             try:
                 assert server.stdout is not None
                 address = server.stdout.readline().strip()
-                asking = [*command, "ask", str(cores[1]), address, str(server.pid), str(num_messages)]
+                asking = [*command, "ask", str(cores[1]), address, folder, str(server.pid), str(num_messages)]
                 return json.loads(subprocess.run(asking, check=True, **start).stdout)
             finally:
                 server.kill()
@@ -148,7 +163,7 @@ if __name__ == "__main__":
             if what_ == "serve":
                 runner_.run(_serve(*arguments_))
             else:
-                address_, server_, num_messages_ = arguments_
-                runner_.run(_ask(address_, int(server_), int(num_messages_)))
+                address_, folder_, server_, num_messages_ = arguments_
+                runner_.run(_ask(address_, folder_, int(server_), int(num_messages_)))
     else:
         typer.run(main)

@@ -64,13 +64,14 @@ ABLATIONS: Mapping[str, str] = {
 }
 """Ours with one policy off; see `ruled.py`."""
 
-COMPILED, EAGER, ALL_CORES, NGRAM = "", "eager", "all cores", "ngram"
+COMPILED, EAGER, ALL_CORES, NGRAM, TLS = "", "eager", "all cores", "ngram", "tls"
 
 PAIRS: Mapping[str, str] = {
     COMPILED: "as it is",
     EAGER: "forward passes not compiled",
     ALL_CORES: "the target alone on every core",
     NGRAM: "n-grams in the place of a draft model",
+    TLS: "TLS between all services and to the client",
 }
 """The pairs of worker processes. Modes on the same pair share engine, caches and warm-up."""
 
@@ -98,6 +99,7 @@ def _all_modes() -> Iterable[Mode]:
     for name, about in ABLATIONS.items():
         yield Mode(name=name, about=f"outrider {about}", policy=PolicyName(name), coordinator=(OPEN_GATE,))
     yield Mode(name="ngram_alone", about="outrider with n-grams in the place of a draft model", pair=NGRAM)
+    yield Mode(name="outrider_tls", about="outrider with TLS everywhere, and certificates at both ends", pair=TLS)
     yield Mode(name="no_compile", about="outrider with forward passes not compiled", pair=EAGER)
     yield Mode(
         name="target_no_compile",

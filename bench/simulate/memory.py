@@ -57,6 +57,8 @@ class AmpleMemory:
     def align(self, slot: int, token_ids: Sequence[int]) -> None:
         """Has nothing to take over."""
 
-    def num_missing_blocks(self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0) -> int:
+    def num_missing_blocks(
+        self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0, *, cache_salt: str = ""
+    ) -> int:
         """None."""
         return 0

@@ -7,18 +7,22 @@ import contextlib
 import os
 import socket
 import statistics
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, Mode
+from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, TLS, Mode
 from bench.stack.checkout import Checkout
 from bench.stack.control import tell
 from bench.stack.models import Models
+from outrider.cli.certificates import make_certificates, tls_settings, transport_to
 from outrider.cli.child import Child, Observer
-from outrider.client import NO_RETRY, GenerationClient
+from outrider.client import NO_RETRY, Credentials, GenerationClient
 from outrider.rpc.channels import open_channel
+from outrider.rpc.transport import Transport
 
 HOST = "127.0.0.1"
 
@@ -54,7 +58,7 @@ class Pair:
         """`workers` are its workers by kind, `measured` the kinds that can be told things; see `worker.py`."""
         self.addresses: Mapping[str, str] = {kind: child.address for kind, child in workers.items()}
         """Of its workers, by kind."""
-        self._channels = {kind: open_channel(self.addresses[kind]) for kind in measured}
+        self._channels = {kind: open_channel(workers[kind].address, workers[kind].transport) for kind in measured}
 
     async def choose(self, mode: Mode) -> None:
         """Has the sessions that open next follow the policy of `mode`, and find no prompt that was read before."""
@@ -130,8 +134,11 @@ async def running(
     coordinators: dict[tuple[str, tuple[str, ...]], Child] = {}
     os.environ["OUTRIDER_HTTP"] = ""  # several run, for which one port is too few; older checkouts have no such flag
     async with contextlib.AsyncExitStack() as leaving:
+        certificates = Path(leaving.enter_context(tempfile.TemporaryDirectory()))
+        if any(mode.pair == TLS for mode in ours):
+            make_certificates(certificates)
         for name in dict.fromkeys(mode.pair for mode in ours):
-            pairs[name] = _workers(name, models, setup, observer)
+            pairs[name] = _workers(name, models, setup, observer, certificates)
         workers = [child for pair in pairs.values() for child in pair if child is not None]
         leaving.push_async_callback(_stop, workers)
         for child in workers:
@@ -150,7 +157,12 @@ async def running(
             ]
             name = f"coordinator {len(coordinators) + 1}"
             coordinators[key] = _child(
-                name, "GenerationService", _production(setup, pair, "coordinator"), flags, observer
+                name,
+                "GenerationService",
+                _production(setup, pair, "coordinator"),
+                [*flags, *_tls_flags(pair, certificates, "coordinator")],
+                observer,
+                _transport(pair, certificates, "coordinator"),
             )
         leaving.push_async_callback(_stop, list(coordinators.values()))
         for child in coordinators.values():
@@ -160,7 +172,9 @@ async def running(
         for pair in running_pairs.values():
             leaving.push_async_callback(pair.close)
         clients = {
-            key: await leaving.enter_async_context(GenerationClient(child.address, NO_RETRY))
+            key: await leaving.enter_async_context(
+                GenerationClient(child.address, Credentials(child.transport), retry=NO_RETRY)
+            )
             for key, child in coordinators.items()
         }
         yield Stack(running_pairs, coordinators, clients, [*workers, *coordinators.values()])
@@ -173,7 +187,9 @@ async def _stop(children: Sequence[Child]) -> None:
         await asyncio.gather(*(child.kill() for child in children))
 
 
-def _workers(name: str, models: Models, setup: Setup, observer: Observer) -> tuple[Child, Child | None]:
+def _workers(
+    name: str, models: Models, setup: Setup, observer: Observer, certificates: Path
+) -> tuple[Child, Child | None]:
     verify_cores, draft_cores = split_cores(models)
     if name == ALL_CORES:
         verify_cores, draft_cores = sorted({*verify_cores, *draft_cores}), []
@@ -184,7 +200,14 @@ def _workers(name: str, models: Models, setup: Setup, observer: Observer) -> tup
         command = (
             _MEASURED[kind] if measured and name not in setup.checkouts else _production(setup, name, _MODULES[kind])
         )
-        return _child(f"{kind} {name}".strip(), f"{kind.capitalize()}Service", command, flags, observer)
+        return _child(
+            f"{kind} {name}".strip(),
+            f"{kind.capitalize()}Service",
+            command,
+            [*flags, *_tls_flags(name, certificates, kind)],
+            observer,
+            _transport(name, certificates, kind),
+        )
 
     on_target = [f"--model={models.target}", f"--device={models.target_device}", *flags]
     on_target += _core_flags(models.target_device, verify_cores)
@@ -216,7 +239,18 @@ def _core_flags(device: str, cores: Sequence[int]) -> list[str]:
     return [f"--cores={','.join(map(str, cores))}", f"--num-threads={len(cores)}"]
 
 
-def _child(name: str, service: str, command: Sequence[str], flags: Sequence[str], observer: Observer) -> Child:
+def _tls_flags(pair: str, certificates: Path, service: str) -> list[str]:
+    settings = tls_settings(certificates, service) if pair == TLS else {}
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+
+
+def _transport(pair: str, certificates: Path, service: str) -> Transport:
+    return transport_to(certificates if pair == TLS else None, service)
+
+
+def _child(
+    name: str, service: str, command: Sequence[str], flags: Sequence[str], observer: Observer, transport: Transport
+) -> Child:
     address = f"{HOST}:{_free_port()}"
     return Child(
         name,
@@ -224,6 +258,7 @@ def _child(name: str, service: str, command: Sequence[str], flags: Sequence[str]
         address=address,
         health_service=f"outrider.v1.{service}",
         observer=observer,
+        transport=transport,
     )
 
 

@@ -147,7 +147,7 @@ def main() -> None:
         add_control(server, methods)
 
     try:
-        serve(add, servicer)
+        serve(add, servicer, telemetry.instruments)
     finally:
         telemetry.shut_down()
 

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 import grpc
 
-from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, UnauthenticatedError
 from outrider.rpc.status import told
 
 BAD_REQUEST = 400
+UNAUTHORIZED = 401
+FORBIDDEN = 403
 NOT_FOUND = 404
 METHOD_NOT_ALLOWED = 405
 REQUEST_TIMEOUT = 408
@@ -30,6 +32,7 @@ _SERVER_ERROR = "server_error"
 
 _STATUS_AND_TYPE: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: (BAD_REQUEST, INVALID_REQUEST),
+    grpc.StatusCode.PERMISSION_DENIED: (FORBIDDEN, INVALID_REQUEST),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (TOO_MANY_REQUESTS, _RATE_LIMIT),
     grpc.StatusCode.UNAVAILABLE: (SERVICE_UNAVAILABLE, _SERVER_ERROR),
     grpc.StatusCode.DEADLINE_EXCEEDED: (REQUEST_TIMEOUT, _SERVER_ERROR),
@@ -81,6 +84,9 @@ def api_error(error: Exception, field_names: Mapping[str, str]) -> ApiError:
         found = [_renamed(violation, field_names) for violation in error.violations]
         message = "; ".join(f"{field}: {description}" for field, description in found)
         return ApiError(message, param=found[0].field)
+    if isinstance(error, UnauthenticatedError):
+        headers = {"www-authenticate": "Bearer", "x-should-retry": "false"}
+        return ApiError(str(error), status=UNAUTHORIZED, code="invalid_api_key", headers=headers)
     code, reason, text, retry_seconds = told(error)
     status, kind = _STATUS_AND_TYPE.get(code, (INTERNAL_SERVER_ERROR, _SERVER_ERROR))
     if status == INTERNAL_SERVER_ERROR:

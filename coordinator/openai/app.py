@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp
 
 from coordinator.openai.api_error import ApiError, api_error
 from coordinator.openai.chat_body import ChatBody
@@ -28,9 +30,13 @@ _CLIENT_LEFT = 499
 
 
 def make_app(
-    service: GenerationService, exposition: Exposition | None = None, unread_seconds: float = UNREAD_SECONDS
+    service: GenerationService,
+    authorization: Callable[[ASGIApp], ASGIApp] | None = None,
+    exposition: Exposition | None = None,
+    unread_seconds: float = UNREAD_SECONDS,
 ) -> FastAPI:
-    """Everything that is answered over HTTP, metrics too if there are any. Whoever serves it sets `state.ready`.
+    """Everything that is answered over HTTP, metrics too if there are any, to whom `authorization` lets in. Whoever
+    serves it sets `state.ready`.
 
     What is done for a client that takes nothing for `unread_seconds` is ended.
     """
@@ -64,6 +70,8 @@ def make_app(
     ):
         app.post(path, response_model=None, openapi_extra=body_of(kind))(endpoint)
     app.openapi = cache(lambda: document(app))
+    if authorization is not None:
+        app.add_middleware(authorization)
     app.add_exception_handler(ApiError, _tell)
     app.add_exception_handler(HTTPException, _tell_path)
     app.add_exception_handler(ClientDisconnect, _tell_nobody)

@@ -8,6 +8,7 @@ import os
 import sys
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 from outrider import __version__
 from outrider.cli import flags
 from outrider.cli.answer import json_object
+from outrider.cli.certificates import AUTHORITY, DAYS_DEFAULT, DAYS_MAX, make_certificates
 from outrider.cli.chat import Conversation, hold
 from outrider.cli.commands import Commands
 from outrider.cli.display import Display
@@ -31,13 +33,16 @@ from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
 from outrider.cli.plan import FORECAST, forecast_object, print_forecast
+from outrider.cli.ports import HOST
 from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
-from outrider.cli.up import COORDINATOR_PORT, HOST, UpOptions
-from outrider.client import GenerationOptions, SamplingParams
+from outrider.cli.tokens import app as tokens_app
+from outrider.cli.up import COORDINATOR_PORT, UpOptions
+from outrider.client import Credentials, GenerationOptions, SamplingParams
 from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
+from outrider.core.protocol.printable import uncontrolled
 from outrider.core.protocol.validation import LOGPROBS_MAX
 from outrider.output import standard_output
 from outrider.plan.forecast import Forecast
@@ -75,6 +80,9 @@ except ModuleNotFoundError as error:
         )
 else:
     app.add_typer(bench_app, name="bench", cls=Commands)
+
+
+app.add_typer(tokens_app, name="tokens", cls=Commands)
 
 
 def _show_version(is_asked: bool) -> None:
@@ -124,7 +132,7 @@ def up(options: UpOptions) -> None:
 
 
 @app.command()
-@grouped(request=flags.REQUEST)
+@grouped(request=flags.REQUEST, credentials=flags.CREDENTIALS)
 def generate(
     request: Request,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
@@ -139,6 +147,8 @@ def generate(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text and table.")] = False,
     address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+    *,
+    credentials: Credentials,
 ) -> None:
     """Continue PROMPT with a running coordinator.
 
@@ -147,17 +157,18 @@ def generate(
     request = request.but(speculate=not target_only, num_logprobs=logprobs)
     num_completions = request.options.num_completions
     if as_json:
-        answer = asyncio.run(generate_at(request, address))
+        answer = asyncio.run(generate_at(request, address, None, credentials))
         print(json.dumps(json_object(answer, as_list=num_completions is not None, with_logprobs=logprobs is not None)))
         return
     out = Console()
     prompt = request.prompt if isinstance(request.prompt, str) else ""
-    answer = asyncio.run(generate_at(request, address, Display(out, prompt, num_completions=num_completions)))
+    display = Display(out, prompt, num_completions=num_completions)
+    answer = asyncio.run(generate_at(request, address, display, credentials))
     conclude(answer, None, out, Console(stderr=True))
 
 
 @app.command()
-@grouped(request=flags.REQUEST)
+@grouped(request=flags.REQUEST, credentials=flags.CREDENTIALS)
 def explain(
     request: Request,
     compare: Annotated[
@@ -165,13 +176,15 @@ def explain(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of sentences.")] = False,
     address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+    *,
+    credentials: Credentials,
 ) -> None:
     """Say why speculation pays for PROMPT or does not, at a running coordinator.
 
     The request is made once, and its own figures tell: who guessed, how often and how deep the guesses were accepted,
     and whether they came in time. The most important sentence comes first.
     """
-    found = asyncio.run(explain_at(request, address, compare=compare))
+    found = asyncio.run(explain_at(request, address, compare=compare, credentials=credentials))
     if as_json:
         print(json.dumps(explanations_object(found, as_list=request.options.num_completions is not None)))
     else:
@@ -203,12 +216,15 @@ def plan(
 
 
 @app.command()
+@grouped(credentials=flags.CREDENTIALS)
 def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told before all else.", metavar="TEXT")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer; default: the server's.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.")] = 0.0,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
     address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+    *,
+    credentials: Credentials,
 ) -> None:
     """Talk with the target of a running coordinator, by the model's own chat template.
 
@@ -224,7 +240,23 @@ def chat(
     )
     with suppress(ModuleNotFoundError):
         import readline  # noqa: F401  gives `input` editing and a history
-    hold(Conversation(address, options, system, out), partial(input, "> " if out.is_terminal else ""))
+    hold(Conversation(address, options, system, out, credentials), partial(input, "> " if out.is_terminal else ""))
+
+
+@app.command()
+def certs(
+    folder: Annotated[Path, typer.Argument(help="Where to write them.", metavar="DIR")],
+    days: Annotated[int, typer.Option(help="How long they are good.", min=1, max=DAYS_MAX)] = DAYS_DEFAULT,
+    host: Annotated[
+        list[str] | None, typer.Option(help="Another name or address of the coordinator; may be repeated.")
+    ] = None,
+) -> None:
+    """Make an authority, and a certificate and a key for each service, to try TLS with.
+
+    `outrider up --tls DIR` uses them. Services read them again when they are made anew.
+    """
+    make_certificates(folder, days, host or ())
+    print(f"{folder}: {AUTHORITY} for clients; keys for their owner alone; good for {days} days")
 
 
 def main() -> None:
@@ -233,7 +265,7 @@ def main() -> None:
         try:
             app()
         except OutriderError as error:
-            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
+            Console(stderr=True).print(Text.assemble(("error: ", "bold red"), uncontrolled(str(error))), soft_wrap=True)
             sys.exit(_EXIT_USAGE if isinstance(error, InvalidRequestError) else _EXIT_ERROR)
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from outrider.cli.child import LOG_TAIL_LINES, Observer, Phase, ServiceDiedError
 from outrider.cli.record import is_warning
 from outrider.core.protocol.errors import OutriderError
+from outrider.core.protocol.printable import uncontrolled
 from outrider.output import OutputError
 
 _STYLES: Final[Mapping[str, str]] = {"coordinator": "cyan", "draft": "green", "verify": "magenta"}
@@ -103,7 +104,7 @@ class Board(Observer):
             self._print(self._prefixed(name, line), soft_wrap=True)
 
     def notice(self, text: str) -> None:
-        self._print(Text(text, "yellow"), soft_wrap=True)
+        self._print(Text(uncontrolled(text), "yellow"), soft_wrap=True)
 
     def _print(self, text: Text, *, soft_wrap: bool = False) -> None:
         try:

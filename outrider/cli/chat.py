@@ -10,8 +10,20 @@ from rich.console import Console
 from rich.text import Text
 
 from outrider.cli.display import Display, legend
-from outrider.client import Answer, ChatPrompt, Event, Finished, GenerationClient, GenerationOptions, Tokens, gather
+from outrider.client import (
+    NO_CREDENTIALS,
+    Answer,
+    ChatPrompt,
+    Credentials,
+    Event,
+    Finished,
+    GenerationClient,
+    GenerationOptions,
+    Tokens,
+    gather,
+)
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
+from outrider.core.protocol.printable import uncontrolled
 
 HELP = """\
 /reset               forget what was said
@@ -24,9 +36,17 @@ HELP = """\
 class Conversation:
     """What was said, and how the next answer is made."""
 
-    def __init__(self, address: str, options: GenerationOptions, system: str | None, out: Console) -> None:
+    def __init__(
+        self,
+        address: str,
+        options: GenerationOptions,
+        system: str | None,
+        out: Console,
+        credentials: Credentials = NO_CREDENTIALS,
+    ) -> None:
         """`system`, if there is one, stands before all that is said."""
         self._address = address
+        self._credentials = credentials
         self._options = options
         self._beginning = [] if system is None else [{"role": "system", "content": system}]
         self._messages = list(self._beginning)
@@ -75,7 +95,7 @@ class Conversation:
 
         prompt = ChatPrompt(messages=[*self._messages, {"role": "user", "content": line}])
         try:
-            async with GenerationClient(self._address) as client:
+            async with GenerationClient(self._address, self._credentials) as client:
                 answer = await gather(client.generate(prompt, self._options), show)
             self._tell(_summary(answer))
         except asyncio.CancelledError:
@@ -90,7 +110,7 @@ class Conversation:
 
     def _tell(self, text: str) -> None:
         if self._out.is_terminal:
-            self._out.print(Text(text, "dim"))
+            self._out.print(Text(uncontrolled(text), "dim"))
 
 
 def hold(conversation: Conversation, read: Callable[[], str]) -> None:

@@ -18,6 +18,7 @@ from outrider.core.protocol.errors import OutriderError
 from outrider.machine.tether import tethered
 from outrider.rpc.channels import open_channel
 from outrider.rpc.status import error_from
+from outrider.rpc.transport import PLAINTEXT, Transport
 
 LOG_TAIL_LINES = 20
 """How many last lines of its log are told when a service dies: a traceback's end, or the reason in words."""
@@ -76,9 +77,12 @@ class Child:
         health_service: str,
         observer: Observer,
         http_address: str | None = None,
+        transport: Transport = PLAINTEXT,
     ) -> None:
         """`command` is the module to run and its arguments; it is ready once `health_service` serves at `address`."""
         self.name = name
+        self.transport = transport
+        """How it is reached."""
         self.address = address
         self.http_address = http_address
         """Where it answers HTTP, if it does."""
@@ -153,7 +157,7 @@ class Child:
 
     async def _serving(self) -> None:
         request = health_pb2.HealthCheckRequest(service=self._health_service)
-        async with open_channel(self.address) as channel:
+        async with open_channel(self.address, self.transport) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)
             while True:
                 try:

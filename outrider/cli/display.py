@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from outrider.client import Event, Finished, Round, Started, TokenOrigin, Tokens
+from outrider.core.protocol.printable import uncontrolled
 
 ORIGIN_STYLES: Final[Mapping[TokenOrigin, str]] = {
     TokenOrigin.ACCEPTED: "green",
@@ -28,13 +29,6 @@ _ORIGIN_NAMES: Final[Mapping[TokenOrigin, str]] = {
 
 ROLLBACK_MARK: Final = "⟲"
 """Stands where the drafter's guesses were voided."""
-
-_VISIBLE: Final = {
-    **{code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"},
-    0x7F: 0x2421,
-    **dict.fromkeys(range(0x80, 0xA0), 0xFFFD),
-}
-"""Control characters and the pictures shown in their place: what a model writes must not steer the terminal."""
 
 
 class Display:
@@ -108,7 +102,7 @@ class Display:
             return
         self._last = text[-1]
         if self._console.is_terminal:
-            self._console.out(text.translate(_VISIBLE), style=style, highlight=False, end="")
+            self._console.out(uncontrolled(text), style=style, highlight=False, end="")
         else:
             self._console.file.write(text)
             self._console.file.flush()

@@ -9,11 +9,14 @@ import typer
 
 from coordinator.config import CoordinatorConfig
 from draft_service.config import DraftConfig
-from outrider.cli.up import HOST, UpOptions, drafter_settings, verifier_settings
+from outrider.cli.certificates import tls_settings
+from outrider.cli.ports import HOST
+from outrider.cli.up import UpOptions, drafter_settings, verifier_settings
 from outrider.settings import BadSettingsError, Settings
 from verify_service.config import VerifyConfig
 
-_WORKER_FLAGS = {"dtype": "--dtype", "compile": "--compile", "ngram_table": "--ngram-table"}
+_TLS_FLAGS: Mapping[str, str] = dict.fromkeys(("tls_cert", "tls_key", "tls_ca"), "--tls")
+_WORKER_FLAGS = {**_TLS_FLAGS, "dtype": "--dtype", "compile": "--compile", "ngram_table": "--ngram-table"}
 _VERIFIER_FLAGS = {"model": "--target", "device": "--target-device", **_WORKER_FLAGS}
 _DRAFTER_FLAGS = {"model": "--draft", "device": "--draft-device", **_WORKER_FLAGS}
 """By the setting of the service: the flag that sets it here."""
@@ -36,11 +39,13 @@ def check(options: UpOptions) -> UpOptions:
     """Returns `options`. Raises typer.BadParameter for a value that a service would refuse, of a flag or a variable."""
     for service in _services(options):
         try:
-            service.settings.checked(**service.values)
+            settings = service.settings.checked(**service.values)
         except BadSettingsError as error:
             problem = error.problems[0]
             where = service.flags.get(problem.setting, problem.variable)
             raise typer.BadParameter(problem.text, param_hint=f"'{where}'") from error
+        if settings.tls_cert and options.tls is None:
+            raise typer.BadParameter("services that this command starts speak TLS by --tls DIR", param_hint="'--tls'")
     return options
 
 
@@ -49,4 +54,5 @@ def _services(options: UpOptions) -> Iterator[_Service]:
     yield _Service(VerifyConfig, verifier_settings(options) | always, _VERIFIER_FLAGS)
     for draft in options.drafts:
         yield _Service(DraftConfig, drafter_settings(options, draft) | always, _DRAFTER_FLAGS)
-    yield _Service(CoordinatorConfig, {**_COORDINATOR_SETTINGS, "cores": ""}, {})
+    coordinator = {**_COORDINATOR_SETTINGS, **tls_settings(options.tls, "coordinator"), "cores": ""}
+    yield _Service(CoordinatorConfig, coordinator, _TLS_FLAGS)

@@ -10,16 +10,22 @@ from rich.text import Text
 
 from outrider.cli.generate import explanations, generate
 from outrider.cli.request import Request
+from outrider.client import NO_CREDENTIALS, Credentials
 from outrider.core.coordinate.explanation import Explanation
+from outrider.core.protocol.printable import uncontrolled
 
 
-async def explain(request: Request, address: str, *, compare: bool) -> list[Explanation]:
+async def explain(
+    request: Request, address: str, *, compare: bool, credentials: Credentials = NO_CREDENTIALS
+) -> list[Explanation]:
     """Generates at the coordinator at `address`, and with `compare` the same by the target alone.
 
     Returns an explanation for each completion. Raises OutriderError.
     """
-    answer = await generate(request, address)
-    alone = await generate(request.by_target_alone(answer.started.seed), address) if compare else None
+    answer = await generate(request, address, credentials=credentials)
+    if not compare:
+        return explanations(answer)
+    alone = await generate(request.by_target_alone(answer.started.seed), address, credentials=credentials)
     return explanations(answer, alone)
 
 
@@ -29,7 +35,7 @@ def print_explanations(found: Sequence[Explanation], out: Console) -> None:
         if len(found) > 1:
             out.print(Text(f"Completion {number}:", "bold"))
         for sentence in each.sentences:
-            out.print(Text(sentence), soft_wrap=True)
+            out.print(Text(uncontrolled(sentence)), soft_wrap=True)
 
 
 def explanations_object(found: Sequence[Explanation], *, as_list: bool) -> dict[str, Any]:

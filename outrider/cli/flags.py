@@ -13,8 +13,9 @@ import typer
 from outrider.cli.group import Group, parameters_of
 from outrider.cli.prompt import parse_prediction, parse_prompt
 from outrider.cli.request import Request
+from outrider.cli.token import read_token
 from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, choose_models
-from outrider.client import GREEDY, GenerationOptions, SamplingParams
+from outrider.client import GREEDY, Credentials, GenerationOptions, SamplingParams, TlsFiles, Transport
 from outrider.core.protocol.address import PORT_MAX
 from outrider.core.protocol.errors import InvalidRequestError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
@@ -129,6 +130,10 @@ class _UpFlags(_ModelFlags):
     port: Annotated[int, typer.Option(help="Port of the coordinator; 0 takes a free one.", **_PORTS)] = COORDINATOR_PORT
     draft_port: Annotated[int, typer.Option(help="The same of the draft service.", **_PORTS)] = DRAFT_PORT
     verify_port: Annotated[int, typer.Option(help="The same of the verify service.", **_PORTS)] = VERIFY_PORT
+    tls: Annotated[
+        Path | None,
+        typer.Option(help="Speak TLS everywhere, with the certificates that `outrider certs` has made.", metavar="DIR"),
+    ] = None
     http_port: Annotated[
         int | None, typer.Option(help="The same of the coordinator's OpenAI-compatible HTTP interface.", **_PORTS)
     ] = HTTP_PORT
@@ -154,6 +159,7 @@ def _services(flags: _UpFlags) -> UpOptions:
         draft_port=flags.draft_port,
         verify_port=flags.verify_port,
         http_port=flags.http_port,
+        tls=flags.tls,
     )
 
 
@@ -297,6 +303,42 @@ def _check(options: GenerationOptions) -> None:
         flag = field.removeprefix(f"{_SAMPLING}.").removeprefix("grammar.").replace("_", "-")
         raise typer.BadParameter(description, param_hint=f"'--{flag}'") from error
 
+
+@dataclass(frozen=True, kw_only=True)
+class _CredentialFlags:
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="OUTRIDER_TLS_CA",
+            help="Speak TLS with a coordinator of this authority (ca.pem of `outrider certs`).",
+            metavar="FILE",
+        ),
+    ] = None
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate to show, if the coordinator wants one.", metavar="FILE")
+    ] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.", metavar="FILE")] = None
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the token that says who asks; without it the variable OUTRIDER_TOKEN.", metavar="FILE"
+        ),
+    ] = None
+    token: Annotated[str, typer.Option(envvar="OUTRIDER_TOKEN", hidden=True)] = ""
+
+
+def _credentials(
+    tls_ca: Path | None, tls_cert: Path | None, tls_key: Path | None, token_file: Path | None, token: str
+) -> Credentials:
+    """Raises typer.BadParameter."""
+    if (tls_cert is None) != (tls_key is None) or (tls_cert is not None and tls_ca is None):
+        raise typer.BadParameter("--tls-cert, --tls-key and --tls-ca go together")
+    files = None if tls_ca is None else TlsFiles(str(tls_cert or ""), str(tls_key or ""), str(tls_ca))
+    return Credentials(Transport(files), token.strip() if token_file is None else read_token(token_file))
+
+
+CREDENTIALS = Group(parameters_of(_CredentialFlags), _credentials)
+"""How the coordinator is known, and who asks it."""
 
 REQUEST = Group([*parameters_of(_PromptFlags), *_option_parameters(), *parameters_of(_GrammarFlags)], _request)
 """A prompt and how to continue it."""

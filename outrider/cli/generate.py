@@ -8,19 +8,22 @@ from rich.text import Text
 from outrider.cli.display import Display, legend
 from outrider.cli.request import Request
 from outrider.cli.table import closing_table, comparison
-from outrider.client import Answer, GenerationClient, gather
+from outrider.client import NO_CREDENTIALS, Answer, Credentials, GenerationClient, gather
 from outrider.core.coordinate.explanation import Explanation, explanation
 from outrider.core.protocol.errors import WorkerUnavailableError
+from outrider.core.protocol.printable import uncontrolled
 
 
-async def generate(request: Request, address: str, display: Display | None = None) -> Answer:
+async def generate(
+    request: Request, address: str, display: Display | None = None, credentials: Credentials = NO_CREDENTIALS
+) -> Answer:
     """Sends the request to the coordinator at `address`, or to one of several that stand there with commas between
     them, shows its events, and returns them gathered.
 
     Raises OutriderError.
     """
     try:
-        async with GenerationClient(address) as client:
+        async with GenerationClient(address, credentials) as client:
             return await gather(
                 client.generate(request.prompt, request.options), None if display is None else display.show
             )
@@ -49,6 +52,6 @@ def conclude(answer: Answer, target_only: Answer | None, out: Console, err: Cons
     console.print(closing_table(answer, target_only))
     unpaid = next((each for each in explanations(answer, target_only) if each.pays is False), None)
     if unpaid is not None:
-        console.print(Text(unpaid.sentences[0], "yellow"), soft_wrap=True)
+        console.print(Text(uncontrolled(unpaid.sentences[0]), "yellow"), soft_wrap=True)
     if target_only is not None:
         console.print(comparison(answer, target_only))

@@ -6,19 +6,24 @@ import json
 import re
 from typing import Any
 
+from outrider.core.protocol.printable import uncontrolled
+
 _UNTOLD = frozenset({"event", "level", "timestamp", "service", "logger", "exception"})
 """Keys that are not told as `key=value`: they have their own place, or the reader knows them."""
 
 
 def readable(line: str) -> str:
-    """A JSON record as `time level event key=value ...`, its traceback on lines of its own; other lines as they are."""
+    """A JSON record as `time level event key=value ...`, its traceback on lines of its own; other lines as they are.
+
+    Whatever control characters somebody got into it are shown rather than obeyed.
+    """
     try:
         record = json.loads(line)
     except ValueError:
-        return line
+        return uncontrolled(line)
     if not isinstance(record, dict) or "event" not in record:
-        return line
-    return _told(record)  # pyright: ignore[reportUnknownArgumentType]
+        return uncontrolled(line)
+    return uncontrolled(_told(record))  # pyright: ignore[reportUnknownArgumentType]
 
 
 def is_warning(line: str) -> bool:

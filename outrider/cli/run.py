@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from outrider.cli.board import Board
+from outrider.cli.certificates import AUTHORITY
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
@@ -52,15 +53,11 @@ async def serve(options: UpOptions, console: Console) -> None:
             board.settle()
             others = running.coordinators[1:]
             also = f" (or at {', '.join(others)})" if others else ""
+            scheme, flag = ("http", "") if options.tls is None else ("https", f"--tls-ca {options.tls / AUTHORITY} ")
             if running.http is not None:
-                console.print(Text(f"OpenAI-compatible: http://{running.http}/v1"), soft_wrap=True)
-            console.print(
-                Text(
-                    f"Ready. Ctrl-C stops. Try: outrider generate --address {running.coordinator} 'import os'{also}",
-                    "bold",
-                ),
-                soft_wrap=True,
-            )
+                console.print(Text(f"OpenAI-compatible: {scheme}://{running.http}/v1"), soft_wrap=True)
+            command = f"outrider generate {flag}--address {running.coordinator} 'import os'"
+            console.print(Text(f"Ready. Ctrl-C stops. Try: {command}{also}", "bold"), soft_wrap=True)
             await running.fail()
     except asyncio.CancelledError:
         if board.failure is not None:

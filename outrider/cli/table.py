@@ -11,6 +11,7 @@ from rich.text import Text
 
 from outrider.client import Answer, Finished, Speculation
 from outrider.core.coordinate.statistics import COUNTERS, Counter
+from outrider.core.protocol.printable import uncontrolled
 
 _DEPTHS_SHOWN = 6
 """Depths of which the table tells how many rounds accepted so many tokens: what fits beside the labels."""
@@ -31,12 +32,12 @@ def closing_table(answer: Answer, target_only: Answer | None = None) -> Table:
     rows = _rows(answer)
     if target_only is None:
         for row in rows:
-            table.add_row(row.label, row.shown)
+            table.add_row(row.label, uncontrolled(row.shown))
         return table
     table.add_column("target alone", justify="right")
     table.add_column("ratio", justify="right", style="bold")
     for row, other in zip(rows, _rows(target_only), strict=True):
-        table.add_row(row.label, row.shown, other.shown, _ratio(row, other))
+        table.add_row(row.label, uncontrolled(row.shown), uncontrolled(other.shown), _ratio(row, other))
     return table
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from outrider.cli.child import Child
-from outrider.client import GenerationClient
+from outrider.client import Credentials, GenerationClient
 from outrider.core.protocol.errors import OutriderError
 
 TAKE_UP_SECONDS = 60.0
@@ -29,13 +29,13 @@ async def taken_up(coordinator: Child) -> None:
         async with asyncio.timeout(TAKE_UP_SECONDS):
             await coordinator.ready()
     except TimeoutError as error:
-        why = await _why_not(coordinator.address)
+        why = await _why_not(coordinator)
         raise NotTakenUpError(f"the workers are ready, and the {coordinator.name} cannot use them: {why}") from error
 
 
-async def _why_not(address: str) -> str:
+async def _why_not(coordinator: Child) -> str:
     try:
-        async with GenerationClient(address) as client:
+        async with GenerationClient(coordinator.address, Credentials(coordinator.transport)) as client:
             info = await client.server_info(timeout_s=_ANSWER_SECONDS)
     except OutriderError as error:
         return str(error)

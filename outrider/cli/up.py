@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import outrider
+from outrider.cli.certificates import tls_settings, transport_to
 from outrider.cli.child import Child, Observer
 from outrider.cli.cores import available_cores, num_threads, share_cores
+from outrider.cli.ports import free_addresses
 from outrider.cli.take_up import taken_up
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.core.protocol.errors import OutriderError
-
-HOST = "127.0.0.1"
-"""Where everything listens: there is no authentication, so it stays on this machine."""
 
 COORDINATOR_PORT = 50050
 """The coordinator's default port."""
@@ -35,10 +33,6 @@ _BUNDLED_MODELS = Path(outrider.__file__).parents[1] / "models"
 
 class NoModelError(OutriderError):
     """No model folder was given and none comes with this installation."""
-
-
-class PortTakenError(OutriderError):
-    """A service cannot listen where it should."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +63,9 @@ class UpOptions:
     """Of the first service of each kind; port 0 takes a free one, and so does every other service."""
     http_port: int | None = None
     """The same of the first coordinator's HTTP interface; None: no coordinator has one."""
+
+    tls: Path | None = None
+    """Folder of `make_certificates` for all services; None: they speak plain text."""
 
     @property
     def drafts(self) -> Sequence[str]:
@@ -200,7 +197,7 @@ async def services(options: UpOptions, observer: Observer | None = None) -> Asyn
 def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list[Child], list[Child]]:
     """Coordinators, verifiers and drafters, none of them started. Raises PortTakenError."""
     drafts = [draft for draft in options.drafts for _ in range(options.num_drafters)]
-    addresses = _addresses(
+    addresses = free_addresses(
         {
             "--port": (options.port, options.num_coordinators),
             "--http-port": (options.http_port or 0, options.num_coordinators),
@@ -223,6 +220,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             address=address,
             health_service="outrider.v1.VerifyService",
             observer=observer,
+            transport=transport_to(options.tls, "verify"),
         )
         for name, address in zip(_numbered("verify", options.num_verifiers), addresses["--verify-port"], strict=True)
     ]
@@ -240,6 +238,7 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
             address=address,
             health_service="outrider.v1.DraftService",
             observer=observer,
+            transport=transport_to(options.tls, "draft"),
         )
         for name, draft, address in zip(_numbered("draft", len(drafts)), drafts, addresses["--draft-port"], strict=True)
     ]
@@ -253,11 +252,13 @@ def _children(options: UpOptions, observer: Observer) -> tuple[list[Child], list
                 f"--verify={','.join(child.address for child in verifiers)}",
                 f"--draft={','.join(child.address for child in drafters)}",
                 f"--cores={cores.others}",
+                *_flags(tls_settings(options.tls, "coordinator")),
             ],
             address=address,
             health_service="outrider.v1.GenerationService",
             observer=observer,
             http_address=http,
+            transport=transport_to(options.tls, "coordinator"),
         )
         for name, address, http in zip(
             _numbered("coordinator", options.num_coordinators),
@@ -286,13 +287,14 @@ def _core_flags(share: str, *, divided: bool) -> list[str]:
 
 def verifier_settings(options: UpOptions) -> dict[str, str]:
     """What each verify service is told, beside its address and its cores."""
-    return _worker_settings(options, options.target, options.target_device, options.ngram_table)
+    settings = _worker_settings(options, options.target, options.target_device, options.ngram_table)
+    return settings | tls_settings(options.tls, "verify")
 
 
 def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
     """The same of a draft service with the model `draft`."""
     ngram_table = options.ngram_table if draft == NGRAM_MODEL else ""
-    return _worker_settings(options, draft, options.draft_device, ngram_table)
+    return _worker_settings(options, draft, options.draft_device, ngram_table) | tls_settings(options.tls, "draft")
 
 
 def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:
@@ -311,34 +313,11 @@ def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: s
 
 
 def _command(module: str, settings: Mapping[str, str], address: str) -> list[str]:
-    flags = {**settings, "listen": address}
-    return [module, *(f"--{name.replace('_', '-')}={value}" for name, value in flags.items())]
+    return [module, *_flags({**settings, "listen": address})]
 
 
-def _addresses(wanted: Mapping[str, tuple[int, int]]) -> dict[str, list[str]]:
-    """For each flag the addresses of its services: the first at the port that it asks for, the rest at free ones.
-
-    `wanted` has port and number of services; port 0 is a free one too. Raises PortTakenError. A service would say the
-    same of its own port, but a stranger's service that is ready there would be taken for ours.
-    """
-    addresses: dict[str, list[str]] = {}
-    with contextlib.ExitStack() as held:
-        for flag, (first, count) in wanted.items():
-            ports: list[int] = []
-            for port in [first, *([0] * (count - 1))][:count]:
-                probe = held.enter_context(socket.socket())
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((HOST, port))
-                    probe.listen()
-                except OSError as error:
-                    raise PortTakenError(
-                        f"cannot listen on {HOST}:{port} ({error.strerror}); stop what listens there or choose another "
-                        f"port with {flag} (0 takes a free one)"
-                    ) from error
-                ports.append(probe.getsockname()[1])
-            addresses[flag] = [f"{HOST}:{port}" for port in ports]
-    return addresses
+def _flags(settings: Mapping[str, str]) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
 
 
 def _bundled(name: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Self, Unpack
 import grpc.aio
 
 from outrider.client.coordinators import Coordinator, Coordinators
+from outrider.client.credentials import NO_CREDENTIALS, Credentials
 from outrider.client.received import ReceivedAnswer
 from outrider.client.retry import DEFAULT_RETRY, Patience, Retry
 from outrider.core.coordinate.events import Event
@@ -35,14 +36,22 @@ class GenerationClient:
     reached.
     """
 
-    def __init__(self, addresses: str | Sequence[str], retry: Retry = DEFAULT_RETRY) -> None:
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        credentials: Credentials = NO_CREDENTIALS,
+        *,
+        retry: Retry = DEFAULT_RETRY,
+    ) -> None:
         """Makes a client of the coordinators at `addresses`, which are connected to at the first call.
 
         They are `host:port`, in one text with commas between them or one by one; the first that answers is taken. All
-        have the same target. `retry` says when to give up. To be made where the event loop runs that will use it.
+        have the same target, and take the same `credentials`. `retry` says when to give up. To be made where the event
+        loop runs that will use it. Raises TlsError.
         """
         self._retry = retry
-        self._coordinators = Coordinators(addresses, retry)
+        self._metadata = credentials.metadata
+        self._coordinators = Coordinators(addresses, credentials.transport, retry)
 
     async def __aenter__(self) -> Self:
         return self
@@ -81,7 +90,7 @@ class GenerationClient:
         while True:
             request = encode_generate_request(*received.request())
             coordinator = await self._coordinators.next(avoided, deadline)
-            call = coordinator.stub.Generate(request, timeout=_left(deadline))
+            call = coordinator.stub.Generate(request, timeout=_left(deadline), metadata=self._metadata)
             try:
                 async for message in call:
                     coordinator.on_answer()

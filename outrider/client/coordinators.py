@@ -9,14 +9,15 @@ from collections.abc import Collection, Sequence
 from outrider.client.retry import Retry
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.rpc.channels import open_client_channel
+from outrider.rpc.transport import Transport
 from outrider.v1 import generation_pb2_grpc
 
 
 class Coordinator:
     """One of them."""
 
-    def __init__(self, address: str, retry: Retry) -> None:
-        self.channel = open_client_channel(address)
+    def __init__(self, address: str, transport: Transport, retry: Retry) -> None:
+        self.channel = open_client_channel(address, transport)
         self.stub = generation_pb2_grpc.GenerationServiceStub(self.channel)
         self.rests_until = 0.0
         """By the monotonic clock."""
@@ -37,10 +38,10 @@ class Coordinator:
 class Coordinators:
     """All of them, in the order in which they are preferred."""
 
-    def __init__(self, addresses: str | Sequence[str], retry: Retry) -> None:
-        """`addresses` are `host:port`, in one text with commas between them or one by one."""
+    def __init__(self, addresses: str | Sequence[str], transport: Transport, retry: Retry) -> None:
+        """`addresses` are `host:port`, in one text with commas between them or one by one. Raises TlsError."""
         found = addresses.split(",") if isinstance(addresses, str) else addresses
-        self._all = [Coordinator(address.strip(), retry) for address in found]
+        self._all = [Coordinator(address.strip(), transport, retry) for address in found]
         self._is_closed = asyncio.Event()
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 from outrider.client.answer import Answer, gather
 from outrider.client.client import GenerationClient
+from outrider.client.credentials import NO_CREDENTIALS, Credentials
 from outrider.client.retry import DEFAULT_RETRY, Retry
 from outrider.core.coordinate.events import Event
 from outrider.core.coordinate.server_info import ServerInfo
@@ -28,14 +29,20 @@ class SyncGenerationClient:
                 print(event.text, end="", flush=True)
     """
 
-    def __init__(self, addresses: str | Sequence[str], retry: Retry = DEFAULT_RETRY) -> None:
+    def __init__(
+        self,
+        addresses: str | Sequence[str],
+        credentials: Credentials = NO_CREDENTIALS,
+        *,
+        retry: Retry = DEFAULT_RETRY,
+    ) -> None:
         """See `GenerationClient`."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="outrider-client", daemon=True)
         self._thread.start()
 
         async def make() -> GenerationClient:
-            return GenerationClient(addresses, retry)
+            return GenerationClient(addresses, credentials, retry=retry)
 
         self._client = self._wait(make())
 

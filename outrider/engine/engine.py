@@ -102,9 +102,10 @@ class Engine:
         """Slots that no session holds."""
         return self._slots.num_free
 
-    def acquire(self) -> Slot:
-        """A slot for a new session. Raises SlotsExhaustedError."""
-        return self._slots.acquire()
+    def acquire(self, *, cache_salt: str = "") -> Slot:
+        """A slot for a new session, which shares cached blocks with those of the same salt. Raises
+        SlotsExhaustedError."""
+        return self._slots.acquire(cache_salt=cache_salt)
 
     def release(self, slot: Slot) -> None:
         """Ends a session's hold on its slot and its blocks."""

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 
 import structlog
 import uvicorn
@@ -31,10 +32,17 @@ class HttpServer:
     """A `Door` (outrider/rpc/server.py) to an ASGI application."""
 
     def __init__(
-        self, app: FastAPI, listen: str, flag: str = "--http", *, unread_seconds: float = UNREAD_SECONDS
+        self,
+        app: FastAPI,
+        listen: str,
+        flag: str = "--http",
+        *,
+        tls: Callable[[], ssl.SSLContext] | None = None,
+        unread_seconds: float = UNREAD_SECONDS,
     ) -> None:
         """`listen` is host:port; with port 0 `open` takes a free one; `flag` is what sets it. The app's `state.ready`
-        says what `set_ready` was told. A connection that takes nothing for `unread_seconds` is ended."""
+        says what `set_ready` was told. With `tls`, which may raise TlsError, it is HTTPS. A connection that takes
+        nothing for `unread_seconds` is ended."""
         app.state.ready = False
         self.port = 0
         """Set by `open`."""
@@ -42,6 +50,8 @@ class HttpServer:
         self._listen = listen
         self._flag = flag
         self._unread_seconds = unread_seconds
+        self._tls = tls
+        self._context: ssl.SSLContext
         self._draining = False
         self._serving: asyncio.Task[None] | None = None
         self._server = _Server(
@@ -55,11 +65,14 @@ class HttpServer:
                 server_header=False,
                 limit_concurrency=CONNECTIONS_MAX,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                ssl_context_factory=None if tls is None else lambda _config, _default: self._context,
             )
         )
 
     async def open(self) -> None:
-        """Listens. Raises ListenError."""
+        """Listens. Raises ListenError and TlsError."""
+        if self._tls is not None:
+            self._context = self._tls()
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # below it are greetings
         host, port = listen_address(self._listen, self._flag)
         sockets = await bind(host, port, self._flag)

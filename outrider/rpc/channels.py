@@ -86,7 +86,7 @@ def open_client_channel(target: str, transport: Transport = PLAINTEXT) -> grpc.a
 def open_channel(
     target: str, transport: Transport = PLAINTEXT, response_bytes_max: Mapping[str, int] = NO_LIMITS
 ) -> grpc.aio.Channel:
-    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself.
+    """A channel to `target` (`host:port`). It connects at the first call and reconnects by itself. Raises TlsError.
 
     `response_bytes_max` bounds the answers of methods by their paths: gRPC refuses larger ones unread.
     """
@@ -97,3 +97,21 @@ def open_channel(
     ]
     limits = (("grpc.service_config", json.dumps({"methodConfig": methods})),) if methods else ()
     return transport.connect(target, (*CHANNEL_OPTIONS, *limits))
+
+
+class RenewableChannel:
+    """Makes a channel, and another one when TLS files have changed: a channel shows what it was made with."""
+
+    def __init__(self, target: str, transport: Transport, response_bytes_max: Mapping[str, int] = NO_LIMITS) -> None:
+        self._target = target
+        self._transport = transport
+        self._response_bytes_max = response_bytes_max
+
+    def open(self) -> grpc.aio.Channel:
+        """See `open_channel`."""
+        self._version = self._transport.version
+        return open_channel(self._target, self._transport, self._response_bytes_max)
+
+    def renewed(self) -> grpc.aio.Channel | None:
+        """A channel by the files as they are now; None if they are those of the last one."""
+        return None if self._transport.version == self._version else self.open()

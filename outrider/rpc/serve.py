@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
+import grpc.aio
 import structlog
 
 from outrider.rpc.server import Door, Server, Service
@@ -28,13 +29,21 @@ class ServeConfig(Protocol):
         ...
 
 
-async def serve(config: ServeConfig, service: Service, transport: Transport, doors: Sequence[Door] = ()) -> None:
+async def serve(
+    config: ServeConfig,
+    service: Service,
+    transport: Transport,
+    doors: Sequence[Door] = (),
+    guards: Sequence[grpc.aio.ServerInterceptor] = (),
+    *,
+    reflection: bool = True,
+) -> None:
     """Listens, then runs `service.work` while RPCs are answered, until SIGTERM or SIGINT. Only in the main thread.
 
-    The work is cancelled once the last RPC has ended. Raises ListenError, or what the work raises: the server then
-    stops at once.
+    The work is cancelled once the last RPC has ended. Raises ListenError and TlsError, or what the work raises: the
+    server then stops at once.
     """
-    server = Server(service, transport=transport, doors=doors)
+    server = Server(service, transport=transport, doors=doors, guards=guards, reflection=reflection)
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)
     serving = asyncio.create_task(server.run_until_signalled(config.drain_seconds))

@@ -82,11 +82,19 @@ class Door(Protocol):
 class Server:
     """One gRPC server with health and reflection. Make it inside a running event loop, and start it once."""
 
-    def __init__(self, *services: Service, transport: Transport = PLAINTEXT, doors: Sequence[Door] = ()) -> None:
+    def __init__(
+        self,
+        *services: Service,
+        transport: Transport = PLAINTEXT,
+        doors: Sequence[Door] = (),
+        guards: Sequence[grpc.aio.ServerInterceptor] = (),
+        reflection: bool = True,
+    ) -> None:
+        """Every RPC passes the `guards`, the first one first. `reflection` describes the services to whoever asks."""
         self._transport = transport
         self._doors = doors
         self._server = grpc.aio.server(
-            interceptors=[UndecodableRequests(), Checksums()],
+            interceptors=[*guards, UndecodableRequests(), Checksums()],
             options=SERVER_OPTIONS,
             maximum_concurrent_rpcs=CONCURRENT_RPCS_MAX,
         )
@@ -96,12 +104,13 @@ class Server:
         for service in services:
             service.add_to_server(service.servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        add_reflection(self._server, [*names, health.SERVICE_NAME])
+        if reflection:
+            add_reflection(self._server, [*names, health.SERVICE_NAME])
 
     async def start(self, listen: str) -> int:
         """Listens on `listen` (`host:port`; port 0 takes a free one), the services not ready yet. Returns the port.
 
-        Raises ListenError, in words for the user, if that is no address or the port is taken.
+        Raises ListenError, in words for the user, if that is no address or the port is taken, and TlsError.
         """
         host, port = listen_address(listen)
         # gRPC is content with any one of the host's addresses and does not say what is wrong with the others.

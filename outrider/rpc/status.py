@@ -21,15 +21,19 @@ from outrider.core.protocol.errors import (
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
+    PermissionDeniedError,
     ProtocolViolationError,
     QueueFullError,
+    RateLimitError,
     RequestTooLongError,
     SlotsExhaustedError,
     StepFailedError,
+    UnauthenticatedError,
     UnsupportedModelError,
     UntrustedWorkerError,
     WorkerUnavailableError,
 )
+from outrider.core.protocol.printable import uncontrolled
 
 S = TypeVar("S")
 Q = TypeVar("Q")
@@ -85,6 +89,9 @@ _TABLE: Final[Mapping[type[OutriderError], _Row]] = {
     UntrustedWorkerError: _Row(grpc.StatusCode.UNAVAILABLE, "WORKER_UNTRUSTED", retry=True),
     DamagedMessageError: _Row(grpc.StatusCode.DATA_LOSS, "DAMAGED_MESSAGE", retry=True),
     RequestTooLongError: _Row(grpc.StatusCode.DEADLINE_EXCEEDED, "REQUEST_TOO_LONG"),
+    UnauthenticatedError: _Row(grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"),
+    PermissionDeniedError: _Row(grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"),
+    RateLimitError: _Row(grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMIT", retry=True),
     StepFailedError: _Row(grpc.StatusCode.INTERNAL, "STEP_FAILED"),
 }
 
@@ -168,7 +175,8 @@ def told(error: BaseException) -> Told:
     error = _leading(error)
     row = _TABLE.get(type(error), _UNEXPECTED) if isinstance(error, OutriderError) else _UNEXPECTED
     text = _UNEXPECTED_TEXT if row is _UNEXPECTED else str(error)
-    return Told(row.code, row.reason, text, _RETRY_SECONDS if row.retry else None)
+    retry_seconds = error.retry_seconds if isinstance(error, RateLimitError) else _RETRY_SECONDS
+    return Told(row.code, row.reason, text, retry_seconds if row.retry else None)
 
 
 def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:
@@ -213,6 +221,7 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
 
     A status without Outrider's ErrorInfo was made by gRPC. It gets a text of ours, because gRPC's names addresses and
     internals and errors of this family may be shown to anybody; raise it `from rpc_error` to keep those for the log.
+    A peer's text is shown in terminals, too: it loses its control characters.
     """
     status = _received_status(rpc_error)
     info, bad_request = ErrorInfo(), BadRequest()
@@ -225,10 +234,14 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
     if error_type is None:
         error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))
         return error_type(text)
+    message = uncontrolled(status.message)
     if issubclass(error_type, InvalidRequestError):
-        violations = [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
-        return InvalidRequestError(violations or [FieldViolation("request", status.message)])
-    return error_type(status.message)
+        violations = [
+            FieldViolation(uncontrolled(each.field), uncontrolled(each.description))
+            for each in bad_request.field_violations
+        ]
+        return InvalidRequestError(violations or [FieldViolation("request", message)])
+    return error_type(message)
 
 
 def retry_seconds(rpc_error: grpc.aio.AioRpcError) -> float | None:

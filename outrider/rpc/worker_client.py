@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -19,9 +20,9 @@ from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavaila
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX, check_load, check_model_info
 from outrider.rpc import wire
-from outrider.rpc.channels import open_channel
+from outrider.rpc.channels import RenewableChannel, open_channel
 from outrider.rpc.status import error_from
-from outrider.rpc.transport import Transport
+from outrider.rpc.transport import PLAINTEXT, Transport
 from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
 DRAFT_SERVICE = "outrider.v1.DraftService"
@@ -49,6 +50,8 @@ RESPONSE_BYTES_MAX: Final = {
     },
 }
 """Largest answers by the methods' paths."""
+RENEW_SECONDS = 2.0
+"""Pause between two looks at the TLS files of a worker that cannot be reached: what stands in them may be why."""
 
 TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
 """Largest tokenizer.json that is taken from a worker."""
@@ -57,20 +60,19 @@ TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
 class WorkerClient:
     """One worker as the coordinator sees it outside of sessions. It owns the channel, which sessions share."""
 
-    def __init__(self, channel: grpc.aio.Channel, service: str) -> None:
-        """`service` is VERIFY_SERVICE or DRAFT_SERVICE."""
-        self.channel = channel
+    def __init__(self, channel: grpc.aio.Channel, service: str, renewable: RenewableChannel | None = None) -> None:
+        """`service` is VERIFY_SERVICE or DRAFT_SERVICE. `renewable` makes another channel when TLS files change."""
         self._service = service
-        self._stub: Any = (
-            draft_pb2_grpc.DraftServiceStub(channel)
-            if service == DRAFT_SERVICE
-            else verify_pb2_grpc.VerifyServiceStub(channel)
-        )
+        self._renewable = renewable
+        self._use(channel)
 
     @classmethod
     def connect(cls, address: str, service: str, transport: Transport) -> Self:
-        """A client with a channel of its own to `address` (`host:port`)."""
-        return cls(open_channel(address, transport, RESPONSE_BYTES_MAX), service)
+        """A client with a channel of its own to `address` (`host:port`). Raises TlsError."""
+        if transport == PLAINTEXT:
+            return cls(open_channel(address, transport, RESPONSE_BYTES_MAX), service)
+        renewable = RenewableChannel(address, transport, RESPONSE_BYTES_MAX)
+        return cls(renewable.open(), service, renewable)
 
     @property
     def is_connected(self) -> bool:
@@ -87,6 +89,8 @@ class WorkerClient:
         """
         serving: bool | None = None
         while True:
+            if serving is not None:
+                await self._until(lambda state: state is grpc.ChannelConnectivity.READY)
             watch = health_pb2_grpc.HealthStub(self.channel).Watch(
                 health_pb2.HealthCheckRequest(service=self._service), wait_for_ready=serving is not None
             )
@@ -160,9 +164,34 @@ class WorkerClient:
         """Closes the channel, and with it every session's stream."""
         await self.channel.close()
 
+    def _use(self, channel: grpc.aio.Channel) -> None:
+        self.channel = channel
+        self._stub: Any = (
+            draft_pb2_grpc.DraftServiceStub(channel)
+            if self._service == DRAFT_SERVICE
+            else verify_pb2_grpc.VerifyServiceStub(channel)
+        )
+
     async def _until(self, holds: Callable[[grpc.ChannelConnectivity], bool]) -> None:
+        """Waits for a state of the channel. While it has no connection, it goes on with changed TLS files."""
         while not holds(state := self.channel.get_state(try_to_connect=True)):
-            await self.channel.wait_for_state_change(state)
+            if state is grpc.ChannelConnectivity.READY or self._renewable is None:
+                await self.channel.wait_for_state_change(state)
+            else:
+                await self._changed_or_renewed(state, self._renewable)
+
+    async def _changed_or_renewed(self, state: grpc.ChannelConnectivity, renewable: RenewableChannel) -> None:
+        changing = asyncio.ensure_future(self.channel.wait_for_state_change(state))
+        try:
+            while not changing.done():
+                await asyncio.wait({changing}, timeout=RENEW_SECONDS)
+                if not changing.done() and (renewed := renewable.renewed()) is not None:
+                    before = self.channel
+                    self._use(renewed)
+                    await before.close()
+                    return
+        finally:
+            changing.cancel()
 
     async def _model_info(self) -> ModelInfo:
         request = common_pb2.GetModelInfoRequest()

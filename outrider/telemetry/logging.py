@@ -9,6 +9,8 @@ from typing import Final
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from outrider.core.protocol.printable import uncontrolled
+
 CONTENT_KEYS: Final = frozenset(
     {"prompt", "text", "stop", "token_ids", "prompt_token_ids", "stop_token_ids", "messages"}
 )
@@ -45,7 +47,11 @@ def set_up_logging(service_name: str, json: bool) -> None:
     rendering: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if json
-        else [structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback)]
+        else [
+            structlog.processors.format_exc_info,
+            _uncontrolled,  # JSON has them escaped
+            structlog.dev.ConsoleRenderer(colors=True, exception_formatter=structlog.dev.plain_traceback),
+        ]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -55,6 +61,11 @@ def set_up_logging(service_name: str, json: bool) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+
+
+def _uncontrolled(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What a model, a peer or a client wrote is shown in the terminal, and not obeyed."""
+    return {key: uncontrolled(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _without_content(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -91,6 +91,12 @@ class Instruments:
             "{session}",
             "Sessions that one worker refused or lost and another took",
         )
+        self._refused = meter.create_counter(
+            names.METRIC_ACCESS_REFUSED, "{call}", "Calls and connections refused because of who made them"
+        )
+        self._usage = meter.create_counter(
+            names.METRIC_TOKEN_USAGE, "{token}", "Tokens of prompts and answers, by whoever asked"
+        )
         self._request_duration = meter.create_histogram(
             names.METRIC_REQUEST_DURATION,
             "s",
@@ -148,6 +154,15 @@ class Instruments:
     def count_move(self, *, service: str) -> None:
         """A session goes to another worker of `service` because one has refused or lost it."""
         self._replica_moves.add(1, {names.REPLICA_SERVICE: service})
+
+    def count_refusal(self, reason: str) -> None:
+        """A caller was refused. `reason` comes from a closed set."""
+        self._refused.add(1, {names.ACCESS_REASON: reason})
+
+    def count_usage(self, name: str, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        """A request of whoever has the token `name` has ended. There are no more names than a token file has."""
+        for use, num_tokens in ((names.USE_PROMPT, num_prompt_tokens), (names.USE_ANSWER, num_generated_tokens)):
+            self._usage.add(num_tokens, {names.TOKEN_NAME: name, names.TOKEN_USE: use})
 
     def observe_load(self, read: Callable[[], WorkerLoad], *, model: str) -> None:
         """Reports a worker's load whenever metrics are collected. `read` is called on the collector's thread."""

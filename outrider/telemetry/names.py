@@ -108,7 +108,22 @@ REPLICA_SERVICE: Final = "outrider.replica.service"
 """Full name of the service that a worker offers."""
 REPLICA_ADDRESS: Final = "outrider.replica.address"
 
+ACCESS_REASON: Final = "outrider.access.reason"
+"""Why a caller was refused, by one of a few words."""
+
+TOKEN_NAME: Final = "outrider.token.name"
+"""Of whoever asked, as the token file has it."""
+TOKEN_USE: Final = "outrider.token.use"
+USE_PROMPT: Final = "prompt"
+USE_ANSWER: Final = "answer"
+
 # --- metrics
+
+METRIC_TOKEN_USAGE: Final = "outrider.token.usage"
+"""Tokens of prompts and answers by whoever asked."""
+
+METRIC_ACCESS_REFUSED: Final = "outrider.access.refused"
+"""Calls and connections that were refused because of who made them."""
 
 METRIC_REPLICA_SESSIONS: Final = "outrider.replica.sessions"
 METRIC_REPLICA_MOVES: Final = "outrider.replica.moves"

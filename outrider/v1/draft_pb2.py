@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import common_pb2 as outrider_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17outrider/v1/draft.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"\xb7\x01\n\x0c\x44raftCommand\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.outrider.v1.DraftOpenH\x00\x12%\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.outrider.v1.CommitH\x00\x12)\n\x08rollback\x18\x03 \x01(\x0b\x32\x15.outrider.v1.RollbackH\x00\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x01\x88\x01\x01\x42\t\n\x07\x63ommandB\x0b\n\t_checksum\"\xf9\x01\n\tDraftOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x15\n\rmax_run_ahead\x18\x05 \x01(\r\x12\x12\n\ntree_width\x18\x06 \x01(\r\x12\x12\n\nmax_length\x18\x07 \x01(\r\x12(\n\x05trace\x18\x08 \x01(\x0b\x32\x19.outrider.v1.TraceContext\x12\x12\n\nvocab_size\x18\t \x01(\r\"Y\n\x06\x43ommit\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\"[\n\x08Rollback\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\"\x8e\x01\n\nDraftEvent\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.outrider.v1.DraftOpenedH\x00\x12\'\n\x07\x64rafted\x18\x02 \x01(\x0b\x32\x14.outrider.v1.DraftedH\x00\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x01\x88\x01\x01\x42\x07\n\x05\x65ventB\x0b\n\t_checksum\"&\n\x0b\x44raftOpened\x12\x17\n\x0fnum_line_tokens\x18\x01 \x01(\r2\xe7\x01\n\x0c\x44raftService\x12?\n\x05\x44raft\x12\x19.outrider.v1.DraftCommand\x1a\x17.outrider.v1.DraftEvent(\x01\x30\x01\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12\x41\n\x07GetLoad\x12\x1b.outrider.v1.GetLoadRequest\x1a\x17.outrider.v1.WorkerLoad0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17outrider/v1/draft.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"\xb7\x01\n\x0c\x44raftCommand\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.outrider.v1.DraftOpenH\x00\x12%\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.outrider.v1.CommitH\x00\x12)\n\x08rollback\x18\x03 \x01(\x0b\x32\x15.outrider.v1.RollbackH\x00\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x01\x88\x01\x01\x42\t\n\x07\x63ommandB\x0b\n\t_checksum\"\x8d\x02\n\tDraftOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x15\n\rmax_run_ahead\x18\x05 \x01(\r\x12\x12\n\ntree_width\x18\x06 \x01(\r\x12\x12\n\nmax_length\x18\x07 \x01(\r\x12(\n\x05trace\x18\x08 \x01(\x0b\x32\x19.outrider.v1.TraceContext\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x12\n\ncache_salt\x18) \x01(\t\"Y\n\x06\x43ommit\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\"[\n\x08Rollback\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\"\x8e\x01\n\nDraftEvent\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.outrider.v1.DraftOpenedH\x00\x12\'\n\x07\x64rafted\x18\x02 \x01(\x0b\x32\x14.outrider.v1.DraftedH\x00\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x01\x88\x01\x01\x42\x07\n\x05\x65ventB\x0b\n\t_checksum\"&\n\x0b\x44raftOpened\x12\x17\n\x0fnum_line_tokens\x18\x01 \x01(\r2\xe7\x01\n\x0c\x44raftService\x12?\n\x05\x44raft\x12\x19.outrider.v1.DraftCommand\x1a\x17.outrider.v1.DraftEvent(\x01\x30\x01\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12\x41\n\x07GetLoad\x12\x1b.outrider.v1.GetLoadRequest\x1a\x17.outrider.v1.WorkerLoad0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,15 +35,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTCOMMAND']._serialized_start=67
   _globals['_DRAFTCOMMAND']._serialized_end=250
   _globals['_DRAFTOPEN']._serialized_start=253
-  _globals['_DRAFTOPEN']._serialized_end=502
-  _globals['_COMMIT']._serialized_start=504
-  _globals['_COMMIT']._serialized_end=593
-  _globals['_ROLLBACK']._serialized_start=595
-  _globals['_ROLLBACK']._serialized_end=686
-  _globals['_DRAFTEVENT']._serialized_start=689
-  _globals['_DRAFTEVENT']._serialized_end=831
-  _globals['_DRAFTOPENED']._serialized_start=833
-  _globals['_DRAFTOPENED']._serialized_end=871
-  _globals['_DRAFTSERVICE']._serialized_start=874
-  _globals['_DRAFTSERVICE']._serialized_end=1105
+  _globals['_DRAFTOPEN']._serialized_end=522
+  _globals['_COMMIT']._serialized_start=524
+  _globals['_COMMIT']._serialized_end=613
+  _globals['_ROLLBACK']._serialized_start=615
+  _globals['_ROLLBACK']._serialized_end=706
+  _globals['_DRAFTEVENT']._serialized_start=709
+  _globals['_DRAFTEVENT']._serialized_end=851
+  _globals['_DRAFTOPENED']._serialized_start=853
+  _globals['_DRAFTOPENED']._serialized_end=891
+  _globals['_DRAFTSERVICE']._serialized_start=894
+  _globals['_DRAFTSERVICE']._serialized_end=1125
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from outrider.core.protocol.identity import COORDINATOR_NAME
 from outrider.core.protocol.model_name import is_hub_name
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.machine.limits import num_cores
@@ -16,6 +17,7 @@ from outrider.settings import (
     CORES_DESCRIPTION,
     CORES_PATTERN,
     DRAIN_SECONDS_MAX,
+    NAMES_PATTERN,
     VLLM_METRICS_DESCRIPTION,
     Problem,
     Settings,
@@ -63,7 +65,13 @@ class WorkerConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of weights and activations; auto takes the type of the stored weights"
     )
-    listen: str = Field(description="host:port to serve on; keep it on loopback or a private network")
+    listen: str = Field(description="host:port to serve on")
+    tls_peers: str = Field(
+        COORDINATOR_NAME,
+        pattern=NAMES_PATTERN,
+        description="with TLS: names, one of which a caller's certificate must have (subject alternative names, with "
+        "commas)",
+    )
     max_sessions: int = Field(64, ge=1, le=SESSIONS_MAX, description="most sessions at a time")
     max_context: int = Field(
         4096, ge=2, description="most tokens of prompt and output together; the model's own limit if that is less"
@@ -133,6 +141,8 @@ class WorkerConfig(Settings):
     def problems(self) -> Iterator[Problem]:
         """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""
         yield from super().problems()
+        if self.tls_cert and not self.tls_ca:
+            yield Problem("tls_ca", "must be set: a worker takes calls from certificates of this authority alone")
         folder = os.path.expanduser(self.model)
         if text := lacking(ENGINE, "engine"):
             yield Problem("model", f"a model {text}")

@@ -42,7 +42,7 @@ class EngineMemory:
         return -(-num_tokens // self._engine.blocks.block_cells)
 
     def acquire(self, opening: DraftOpen | VerifyOpen) -> int:
-        slot = self._engine.acquire()
+        slot = self._engine.acquire(cache_salt=opening.cache_salt)
         self._slots[slot.index] = slot
         prompt, output = opening.token_ids[: opening.num_prompt_tokens], opening.token_ids[opening.num_prompt_tokens :]
         self._sampler.open(slot.index, opening.sampling, prompt, output)
@@ -71,10 +71,12 @@ class EngineMemory:
     def align(self, slot: int, token_ids: Sequence[int]) -> None:
         self._slots[slot].align(token_ids)
 
-    def num_missing_blocks(self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0) -> int:
+    def num_missing_blocks(
+        self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0, *, cache_salt: str = ""
+    ) -> int:
         if slot is not None:
             return self._slots[slot].num_missing_blocks(token_ids, num_nodes)
-        free = self._engine.acquire()
+        free = self._engine.acquire(cache_salt=cache_salt)
         num_missing = free.num_missing_blocks(token_ids, num_nodes)
         self._engine.release(free)
         return num_missing

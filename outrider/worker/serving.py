@@ -23,7 +23,8 @@ from outrider.machine.descendants import kill_descendants
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Door, Service, SetReady
-from outrider.rpc.transport import PLAINTEXT
+from outrider.telemetry.metrics import Instruments
+from outrider.worker.access import access
 from outrider.worker.compilation import compile_package
 from outrider.worker.config import WorkerConfig
 from outrider.worker.readiness import Readiness
@@ -63,13 +64,16 @@ def run(
     name: str,
     add_to_server: Callable[[Any, Any], None],
     servicer: WorkerServicer,
+    instruments: Instruments,
     doors: Sequence[Door] = (),
 ) -> None:
     """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
+    transport, guards = access(config, instruments)
     service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
     try:
-        run_process(config.cores, partial(serve, config, service, PLAINTEXT, doors))
+        serving = partial(serve, config, service, transport, doors, guards, reflection=config.reflection)
+        run_process(config.cores, serving)
     except StoppedEarlyError:
         _log.info("stopped before it was ready")
         atexit.register(_leave)  # when the caller has tidied up

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from outrider.cli.child import Child, Observer, Phase, ServiceDiedError
-from outrider.cli.up import HOST, PortTakenError, Running, UpOptions, _children, choose_models, services
+from outrider.cli.ports import HOST, PortTakenError
+from outrider.cli.up import Running, UpOptions, _children, choose_models, services
 from tests.cli.stub_service import NAME
 
 

@@ -67,7 +67,8 @@ def test_run_and_generate_take_a_request_by_the_same_flags() -> None:
         {flag for parameter in group.commands[name].params for flag in parameter.opts} for name in ("generate", "run")
     ]
     assert found[0] & found[1] >= {"--max-tokens", "--temperature", "--seed", "--stop", "--completions", "--token-ids"}
-    assert found[0] - found[1] == {"--target-only", "--logprobs", "--json", "--address"}
+    credentials = {"--tls-ca", "--tls-cert", "--tls-key", "--token-file", "--token"}
+    assert found[0] - found[1] == {"--target-only", "--logprobs", "--json", "--address"} | credentials
 
 
 def test_what_is_not_said_of_the_services_is_their_default() -> None:

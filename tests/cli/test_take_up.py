@@ -9,8 +9,8 @@ import pytest
 
 from outrider.cli import take_up
 from outrider.cli.child import Child, Observer, Phase
+from outrider.cli.ports import HOST
 from outrider.cli.take_up import NotTakenUpError, taken_up
-from outrider.cli.up import HOST
 
 NOBODY = "127.0.0.1:1"
 

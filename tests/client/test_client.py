@@ -209,7 +209,7 @@ async def test_one_gathered_answer_has_its_log_probabilities() -> None:
 
 async def test_a_gathered_answer_raises_what_ended_it() -> None:
     script = [*ROUNDS[:2], SlotsExhaustedError("every slot is taken; try again later")]
-    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address, NO_RETRY) as client:
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address, retry=NO_RETRY) as client:
         with pytest.raises(SlotsExhaustedError):
             await gather(client.generate("x"))
 
@@ -224,7 +224,7 @@ async def test_a_refusal_is_the_error_that_the_server_raised() -> None:
 
 async def test_an_error_in_the_midst_comes_after_the_tokens_before_it() -> None:
     script = [*ROUNDS[:2], SlotsExhaustedError("every slot is taken; try again later")]
-    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address, NO_RETRY) as client:
+    async with serving(ScriptedCoordinator(script)) as address, GenerationClient(address, retry=NO_RETRY) as client:
         events = client.generate("x")
         assert isinstance(await anext(events), Started)
         assert isinstance(await anext(events), Tokens)

@@ -146,7 +146,7 @@ async def ask(coordinators: Sequence[Coordinator], seen: list[Event], num_comple
     """The answer of the first of them and its successors."""
     async with AsyncExitStack() as stack:
         addresses = [await stack.enter_async_context(serving(each)) for each in coordinators]
-        client = await stack.enter_async_context(GenerationClient(addresses, AT_ONCE))
+        client = await stack.enter_async_context(GenerationClient(addresses, retry=AT_ONCE))
         sampling = SamplingParams(temperature=1.0)
         answering = client.generate("x", num_completions=num_completions, sampling=sampling, draw_seed=True)
         return await gather(answering, seen.append)
@@ -293,7 +293,7 @@ async def test_nobody_left_is_said_after_so_many_tries() -> None:
     ]
     coordinator = Coordinator(*endless)
     retry = Retry(pause_seconds=0.0, tries_max=1)
-    async with serving(coordinator) as address, GenerationClient(address, retry) as client:
+    async with serving(coordinator) as address, GenerationClient(address, retry=retry) as client:
         with pytest.raises(WorkerUnavailableError, match="failure 1"):
             await gather(client.generate("x"))
     assert len(coordinator.requests) == 2
@@ -301,7 +301,7 @@ async def test_nobody_left_is_said_after_so_many_tries() -> None:
 
 async def test_nothing_is_tried_again_where_that_is_not_wanted() -> None:
     coordinator = Coordinator((2, WorkerUnavailableError("all verifiers were lost")))
-    async with serving(coordinator) as address, GenerationClient(address, NO_RETRY) as client:
+    async with serving(coordinator) as address, GenerationClient(address, retry=NO_RETRY) as client:
         with pytest.raises(WorkerUnavailableError, match="all verifiers were lost"):
             await gather(client.generate("x"))
     assert len(coordinator.requests) == 1

@@ -213,7 +213,7 @@ async def coordinator(
     address = f"127.0.0.1:{await server.start(config.listen)}"
     watching = asyncio.create_task(service.watch(on_change))
     try:
-        async with GenerationClient(address, NO_RETRY) as client:
+        async with GenerationClient(address, retry=NO_RETRY) as client:
             running = Stack(client, address, service, workers, changed)
             if wait_for_target:
                 await running.until(lambda workers: workers.target is not None and workers.draft_answered)

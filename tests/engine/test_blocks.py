@@ -113,6 +113,21 @@ def test_a_beginning_in_common_is_held_once_and_not_fed_again() -> None:
     assert pool.num_available == 10 - 4
 
 
+def test_only_slots_with_one_salt_share_a_beginning() -> None:
+    pool = BlockPool(20, CELLS)
+    slots = SlotPool(5, 40, pool)
+    salts = ("", "ann", "ben", "ann", "")
+    held = [slots.acquire(cache_salt=salt) for salt in salts]
+    assert [slot.num_missing_blocks(line_of(10), 0) for slot in held[:3]] == [3, 3, 3]
+    for slot in held:
+        fed(slot, line_of(10))
+    assert [slot.num_cached_tokens for slot in held] == [0, 0, 0, 8, 8]
+    slots.release(held[1])  # an idle block is found by its salt, too, and a slot that is used again forgets its own
+    assert fed(slots.acquire(cache_salt="ben"), line_of(9)).num_prefix == 1
+    assert [slot.blocks[0] for slot in held[2:]] == [held[2].blocks[0], held[3].blocks[0], held[0].blocks[0]]
+    assert len({held[0].blocks[0], held[2].blocks[0], held[3].blocks[0]}) == 3
+
+
 def test_the_last_token_of_a_line_is_always_fed() -> None:
     pool = BlockPool(10, CELLS)
     slots = SlotPool(2, 40, pool)
@@ -289,6 +304,7 @@ def test_no_job_needs_more_than_a_slot_may_use() -> None:
 # --- histories ---
 
 BEGINNINGS = [[0] * 9, [0] * 12, [0, 0, 0, 0, 1, 1, 1, 1, 1], [0, 1, 2]]
+SALTS = ["", "ann"]
 NUM_BLOCKS = 30
 NUM_SLOTS = 4
 
@@ -305,10 +321,10 @@ class Sharing(RuleBasedStateMachine):
         self.sessions: list[tuple[Slot, list[int]]] = []
 
     @precondition(lambda self: len(self.sessions) < NUM_SLOTS)
-    @rule(beginning=st.sampled_from(BEGINNINGS), num_more=st.integers(0, 9))
-    def open(self, beginning: list[int], num_more: int) -> None:
+    @rule(beginning=st.sampled_from(BEGINNINGS), num_more=st.integers(0, 9), cache_salt=st.sampled_from(SALTS))
+    def open(self, beginning: list[int], num_more: int, cache_salt: str) -> None:
         line = [*beginning, *(self.rng.randrange(2) for _ in range(num_more))]
-        self.sessions.append((self.slots.acquire(), line))
+        self.sessions.append((self.slots.acquire(cache_salt=cache_salt), line))
 
     @precondition(lambda self: self.sessions)
     @rule()
@@ -379,10 +395,16 @@ class Sharing(RuleBasedStateMachine):
         assert {cached.block: key for key, cached in pool._cached.items()} == pool._keys
 
     @invariant()
+    def no_block_is_held_under_two_salts(self) -> None:
+        if hasattr(self, "pool"):
+            roots = {(block, slot.root) for slot, _ in self.sessions for block in slot.blocks}
+            assert len({block for block, _ in roots}) == len(roots)
+
+    @invariant()
     def all_that_is_published_can_be_reached(self) -> None:
         """What a block stands on is evicted after it."""
         if hasattr(self, "pool"):
-            hashes = {ROOT_HASH, *(cached.block_hash for cached in self.pool._cached.values())}
+            hashes = {ROOT_HASH, *SALTS, *(cached.block_hash for cached in self.pool._cached.values())}
             assert {block_hash for block_hash, _ in self.pool._cached} <= hashes
 
 

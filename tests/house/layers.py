@@ -102,12 +102,13 @@ LAYERS = {
     "outrider.machine": _layer(),
     "outrider.output": _layer(),
     "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
+    "outrider.token_file": _layer("core", packages="pydantic"),
     "outrider.worker.extras": _layer(),
     "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
-    "outrider.rpc": _layer("core v1", f"{_GRPC} structlog uvloop"),
     "outrider.telemetry": _layer("core", "opentelemetry prometheus_client structlog"),
     "outrider.plan": _layer("core"),
     "outrider.http": _layer("core rpc telemetry", "fastapi structlog uvicorn"),
+    "outrider.rpc": _layer("core machine v1", f"{_GRPC} structlog uvloop"),
     "outrider.worker": _layer(
         f"core {_ALL_ENGINE} grammar http machine rpc settings telemetry {_WORKER_SETTINGS} v1",
         f"{_ENGINE} {_GRPC} {_SERVICE}",
@@ -121,8 +122,8 @@ LAYERS = {
     "coordinator.resolution": _layer("core"),
     "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
     "outrider.cli": _layer(
-        "core machine output plan rpc settings telemetry v1 client",
-        f"{_GRPC} structlog typer rich bench",
+        "core machine output plan rpc settings telemetry token_file v1 client",
+        f"{_GRPC} structlog typer rich bench cryptography",
         services="coordinator.config draft_service.config verify_service.config",
     ),
     **{
@@ -134,7 +135,7 @@ LAYERS = {
         for service in ("draft_service", "verify_service")
     },
     "coordinator": _layer(
-        "core machine rpc settings telemetry v1",
+        "core machine rpc settings telemetry token_file v1",
         f"{_GRPC} {_SERVICE} tokenizers",
         services="coordinator.chat coordinator.config coordinator.resolution",
     ),
@@ -282,11 +283,24 @@ def _check_names(path: PurePosixPath, tree: ast.Module) -> Iterator[Violation]:
                 yield Violation(path, node.lineno, f"{name} {_FORBIDDEN_NAMES[name]}")
             if name in _ENVIRONMENT_NAMES and path.name not in _ENVIRONMENT_FILES:
                 yield Violation(path, node.lineno, "the environment is read in __main__.py and config.py alone")
+        elif isinstance(node, ast.Assert) and not _narrows(node.test):
+            yield Violation(path, node.lineno, "an assert tells a type and checks no value: raise an error instead")
         elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             if not (isinstance(node.value, ast.Constant) and node.value.value is False):
                 yield Violation(path, node.value.lineno, "code from a model folder is never run")
         elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":
             yield Violation(path, node.lineno, "code from a model folder is never run")
+
+
+def _narrows(test: ast.expr) -> bool:
+    """Whether an assertion says no more than that a value is there, or of which class it is."""
+    match test:
+        case ast.Compare(ops=[ast.IsNot()], comparators=[ast.Constant(value=None)]):
+            return True
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return _narrows(operand)
+        case _:
+            return isinstance(test, ast.Call) and _called(test) == "isinstance"
 
 
 def _imports(path: PurePosixPath, tree: ast.Module) -> Iterator[_Import]:

@@ -78,11 +78,17 @@ def every_variable() -> set[str]:
 
 @cache
 def known_flags() -> dict[str, frozenset[str]]:
-    """The flags of each command of ours."""
+    """The flags of each command of ours, with those of its own commands."""
     group = typer.main.get_command(app)
     assert isinstance(group, typer.core.TyperGroup)
     return {module: frozenset(map(flag_of, config.model_fields)) | {"--help"} for module, config in CONFIGS.items()} | {
-        f"outrider {name}": frozenset(flag for parameter in command.params for flag in parameter.opts) | {"--help"}
+        f"outrider {name}": frozenset(
+            flag
+            for each in (command, *getattr(command, "commands", {}).values())
+            for parameter in each.params
+            for flag in parameter.opts
+        )
+        | {"--help"}
         for name, command in group.commands.items()
     }
 

@@ -148,6 +148,9 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
         ("coordinator/a.py", "import time\ntime.sleep(1)", "time.sleep waits"),
         ("coordinator/a.py", "from asyncio import sleep\nasync def f():\n    await sleep(1)", "asyncio.sleep waits"),
         ("coordinator/a.py", "import asyncio as a\nasync def f():\n    await a.sleep(0)", "asyncio.sleep waits"),
+        ("coordinator/a.py", "def f(x):\n    assert x > 0", "checks no value"),
+        ("outrider/rpc/a.py", "def f(x):\n    assert x", "checks no value"),
+        ("outrider/rpc/a.py", "def f(x):\n    assert not x.ok", "checks no value"),
         # Files.
         ("outrider/rpc/utils.py", "", "says nothing"),
         ("tests/helpers.py", "", "says nothing"),
@@ -182,6 +185,7 @@ def test_a_breach_is_found(path: str, source: str, message: str) -> None:
         ("outrider/telemetry/a.py", "def f(environ):\n    return environ.get('OTEL_SDK_DISABLED')"),
         ("coordinator/config.py", "import os\nos.environ['X']"),
         ("coordinator/a.py", "class C:\n    def f(self, a, b, c, d, e, f, g, h, i, *, j): ..."),
+        ("coordinator/a.py", "def f(x):\n    assert x is not None\n    assert not isinstance(x, int)"),
         ("coordinator/servicer.py", "from outrider.v1 import generation_pb2"),
         ("coordinator/a.py", "from outrider.v1 import draft_pb2_grpc\nfrom outrider import PROTOCOL_VERSION"),
         ("coordinator/a.py", "from opentelemetry.trace import Span"),

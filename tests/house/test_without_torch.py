@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from outrider.cli.child import Child, Observer
-from outrider.cli.up import HOST
+from outrider.cli.ports import HOST
 from outrider.client import GenerationClient
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.rpc.worker_client import DRAFT_SERVICE

@@ -157,6 +157,7 @@ def test_one_port_from_address_to_socket(manifests: Manifests, name: str) -> Non
     assert manifests.environment(name).get("OUTRIDER_HTTP") == (
         f"0.0.0.0:{HTTP_PORT}" if name == "coordinator" else None
     )
+    assert manifests.environment(name)["OUTRIDER_INSECURE"] == "true"
     http = [HTTP_PORT] if name == "coordinator" else []
     assert manifests.container(name)["ports"] == [
         {"name": "grpc", "containerPort": port},

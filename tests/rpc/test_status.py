@@ -21,11 +21,14 @@ from outrider.core.protocol.errors import (
     InvalidRequestError,
     ModelMismatchError,
     OutriderError,
+    PermissionDeniedError,
     ProtocolViolationError,
     QueueFullError,
+    RateLimitError,
     RequestTooLongError,
     SlotsExhaustedError,
     StepFailedError,
+    UnauthenticatedError,
     UnsupportedModelError,
     UntrustedWorkerError,
     WorkerUnavailableError,
@@ -44,12 +47,22 @@ STATUSES = [
     (SlotsExhaustedError("all 4 slots are taken"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (QueueFullError("64 events wait"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (WorkerUnavailableError("no verifier"), grpc.StatusCode.UNAVAILABLE),
+    (UnauthenticatedError("send a token"), grpc.StatusCode.UNAUTHENTICATED),
+    (PermissionDeniedError("no such name may call"), grpc.StatusCode.PERMISSION_DENIED),
+    (RateLimitError("10 tokens a minute"), grpc.StatusCode.RESOURCE_EXHAUSTED),
     (UntrustedWorkerError("a verdict has 9 tokens"), grpc.StatusCode.UNAVAILABLE),
     (DamagedMessageError("bits flipped"), grpc.StatusCode.DATA_LOSS),
     (RequestTooLongError("an hour has passed"), grpc.StatusCode.DEADLINE_EXCEEDED),
     (StepFailedError("the step failed"), grpc.StatusCode.INTERNAL),
 ]
-RETRYABLE = {SlotsExhaustedError, QueueFullError, WorkerUnavailableError, UntrustedWorkerError, DamagedMessageError}
+RETRYABLE = {
+    SlotsExhaustedError,
+    QueueFullError,
+    WorkerUnavailableError,
+    RateLimitError,
+    UntrustedWorkerError,
+    DamagedMessageError,
+}
 
 
 class Raising(draft_pb2_grpc.DraftServiceServicer):

@@ -93,6 +93,7 @@ def draft_opens() -> st.SearchStrategy[DraftOpen]:
         max_length=UINT32,
         vocab_size=UINT32,
         trace=traces(),
+        cache_salt=TEXT,
     )
 
 
@@ -112,6 +113,7 @@ def verify_opens() -> st.SearchStrategy[VerifyOpen]:
         time_left_ms=st.none() | UINT32,
         report_scored=st.booleans(),
         trace=traces(),
+        cache_salt=TEXT,
     )
 
 

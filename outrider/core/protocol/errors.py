@@ -61,5 +61,21 @@ class RequestTooLongError(OutriderError):
     """A request has lasted for as long as any may."""
 
 
+class UnauthenticatedError(OutriderError):
+    """The caller has not said who it is, or not proven it."""
+
+
+class PermissionDeniedError(OutriderError):
+    """The caller has proven who it is, and may not do this."""
+
+
+class RateLimitError(OutriderError):
+    """The caller uses all that it may at present; try again after `retry_seconds`."""
+
+    def __init__(self, text: str, retry_seconds: int = 1) -> None:
+        self.retry_seconds = retry_seconds
+        super().__init__(text)
+
+
 class StepFailedError(OutriderError):
     """A forward pass failed for this session; the worker's log has the reason."""

@@ -149,6 +149,8 @@ class DraftOpen:
     max_length: int
     vocab_size: int
     trace: TraceContext = NOT_TRACED
+    cache_salt: str = ""
+    """Sessions with the same one share what has been computed of their lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +174,8 @@ class VerifyOpen:
     """What is expected to follow the prompt; empty if nothing is known."""
     report_scored: bool = False
     """Whether verdicts are to tell which nodes they scored."""
+    cache_salt: str = ""
+    """Sessions with the same one share what has been computed of their lines."""
 
 
 VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts

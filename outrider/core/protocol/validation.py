@@ -50,6 +50,8 @@ SESSIONS_MAX = 1024
 """Most sessions that one worker may be configured for."""
 SESSION_ID_CHARACTERS_MAX = 128
 """Longest session name."""
+CACHE_SALT_CHARACTERS_MAX = 128
+"""Longest cache salt: longer than any name of a token."""
 SEED_MAX = 2**64 - 1
 """Seeds are unsigned 64-bit integers."""
 PROMPT_BYTES_MAX = 1024 * 1024
@@ -270,6 +272,11 @@ def _check_opening(found: Violations, opening: DraftOpen | VerifyOpen, vocab_siz
         len(opening.session_id) <= SESSION_ID_CHARACTERS_MAX,
         "open.session_id",
         f"must have at most {SESSION_ID_CHARACTERS_MAX} characters",
+    )
+    found.check(
+        len(opening.cache_salt) <= CACHE_SALT_CHARACTERS_MAX,
+        "open.cache_salt",
+        f"must have at most {CACHE_SALT_CHARACTERS_MAX} characters",
     )
     check_line(found, opening.token_ids, vocab_size, max_context, "open.token_ids")
     found.check(

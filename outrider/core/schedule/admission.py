@@ -231,7 +231,8 @@ class Admission(Generic[SessionT]):
             return False
         if not self.seated:
             return True
-        num_missing = memory.num_missing_blocks(slot, place.session.token_ids)
+        cache_salt = place.session.opening.cache_salt
+        num_missing = memory.num_missing_blocks(slot, place.session.token_ids, cache_salt=cache_salt)
         num_owed = sum(
             max(memory.num_blocks(len(other.session.token_ids)) - memory.num_held_blocks(other.slot), 0)
             for other in self.seated

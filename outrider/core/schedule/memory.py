@@ -66,8 +66,11 @@ class Memory(Protocol):
         """Makes what the slot holds agree with its line, and takes over what others have computed of it."""
         ...
 
-    def num_missing_blocks(self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0) -> int:
-        """How many available blocks feeding a line and a tree of so many nodes takes at most; None: of a free slot.
+    def num_missing_blocks(
+        self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0, *, cache_salt: str = ""
+    ) -> int:
+        """How many available blocks feeding a line and a tree of so many nodes takes at most; None: of a free slot, for
+        a session with that salt.
 
         The sessions of a step may run if their sum is at most `num_available_blocks`. Ask again when a slot was
         released or made to forget: what a session would have shared with it, it has to take now.

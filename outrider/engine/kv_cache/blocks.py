@@ -15,8 +15,9 @@ from typing import NamedTuple
 ROOT_HASH = 0
 """Block hash of the empty text: what stands before a line's first block."""
 
-BlockKey = tuple[int, tuple[int, ...]]
-"""What a cached block is found by: the block hash of the one before it, and its own token ids."""
+BlockKey = tuple[int | str, tuple[int, ...]]
+"""What a cached block is found by: the block hash of the one before it, and its own token ids. For a line's first block
+that of the empty text, or in its place the cache salt of those who share with one another alone."""
 
 
 class CachedBlock(NamedTuple):

@@ -54,6 +54,7 @@ class Slot:
         "index",
         "num_cached_tokens",
         "num_cells",
+        "root",
         "shares",
     )
 
@@ -67,6 +68,8 @@ class Slot:
         """How many tokens of the line were found cached since the slot was empty."""
         self.shares = True
         """Whether the slot looks for cached blocks and caches its own."""
+        self.root: int | str = ROOT_HASH
+        """What stands before its first block: a cache salt, or the empty text alone."""
         self.cached_prefix: list[int] = []
         """Token ids of the cells 0 .. len(cached_prefix) - 1, which are their positions too."""
         self.cells: dict[int, TreeCell] = {}
@@ -163,7 +166,7 @@ class Slot:
         end = first + self._pool.block_cells
         if end >= len(line) or not self.shares:
             return None
-        return self._hashes[-1] if self._hashes else ROOT_HASH, tuple(line[first:end])
+        return self._hashes[-1] if self._hashes else self.root, tuple(line[first:end])
 
     def num_missing_blocks(self, line: Sequence[int], num_nodes: int) -> int:
         """How many available blocks a job of `line` and `num_nodes` tree nodes takes at most until it is done."""
@@ -279,8 +282,9 @@ class SlotPool:
         """How many slots nobody holds."""
         return len(self._free)
 
-    def acquire(self, *, shares: bool = True) -> Slot:
-        """A slot that holds nothing; without `shares` it stands apart, and computes all that it is asked for.
+    def acquire(self, *, shares: bool = True, cache_salt: str = "") -> Slot:
+        """A slot that holds nothing; without `shares` it stands apart, and computes all that it is asked for. It shares
+        with those alone that were acquired with the same `cache_salt`.
 
         Raises SlotsExhaustedError.
         """
@@ -290,6 +294,7 @@ class SlotPool:
             )
         slot = self._free.pop()
         slot.shares = shares
+        slot.root = cache_salt or ROOT_HASH
         return slot
 
     def release(self, slot: Slot) -> None:

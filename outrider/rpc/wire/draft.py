@@ -84,6 +84,7 @@ def _encode_draft_open(opening: DraftOpen) -> draft_pb2.DraftOpen:
         max_length=opening.max_length,
         vocab_size=opening.vocab_size,
         trace=encode_trace(opening.trace),
+        cache_salt=opening.cache_salt,
     )
 
 
@@ -98,4 +99,5 @@ def _decode_draft_open(message: draft_pb2.DraftOpen) -> DraftOpen:
         max_length=message.max_length,
         vocab_size=message.vocab_size,
         trace=decode_trace(message.trace),
+        cache_salt=message.cache_salt,
     )

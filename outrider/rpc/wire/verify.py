@@ -93,6 +93,7 @@ def _encode_verify_open(opening: VerifyOpen) -> verify_pb2.VerifyOpen:
         time_left_ms=opening.time_left_ms,
         prediction_token_ids=opening.prediction_token_ids,
         report_scored=opening.report_scored,
+        cache_salt=opening.cache_salt,
     )
 
 
@@ -112,6 +113,7 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
         time_left_ms=message.time_left_ms if message.HasField("time_left_ms") else None,
         prediction_token_ids=tuple(message.prediction_token_ids),
         report_scored=message.report_scored,
+        cache_salt=message.cache_salt,
     )
 
 

@@ -78,7 +78,9 @@ class CountedMemory:
     def align(self, slot: int, token_ids: Sequence[int]) -> None:
         pass
 
-    def num_missing_blocks(self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0) -> int:
+    def num_missing_blocks(
+        self, slot: int | None, token_ids: Sequence[int], num_nodes: int = 0, *, cache_salt: str = ""
+    ) -> int:
         held = 0 if slot is None else self.num_held_blocks(slot)
         return self.num_blocks(len(token_ids) + num_nodes) - held
 
