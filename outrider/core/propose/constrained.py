@@ -1,4 +1,4 @@
-"""Constrained guesses: tokens that a constraint forces, and of another proposer's guesses those that it allows."""
+"""Constrained guesses: each forced token of a constraint, and of another proposer's guesses those that it allows."""
 
 from __future__ import annotations
 
