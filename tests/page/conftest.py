@@ -59,9 +59,13 @@ async def served(verifier: RunningWorker, folder: Path) -> AsyncIterator[tuple[R
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def without_drafter(verifier: RunningWorker) -> AsyncIterator[str]:
-    """The URL of a page of the target alone."""
-    async with coordinator(verifier.address, "") as stack, page_of(stack) as http:
+async def without_drafter(verifier: RunningWorker, folder: Path) -> AsyncIterator[str]:
+    """The URL of a page of the target alone, at a verifier that has learned nothing of its guesses yet."""
+    async with (
+        worker(load_tiny(folder / "target")) as fresh,
+        coordinator(fresh.address, "") as stack,
+        page_of(stack) as http,
+    ):
         yield f"http://127.0.0.1:{http.port}"
 
 
