@@ -57,7 +57,7 @@ def halves(num_rows: int) -> Tensor:
 @pytest.mark.parametrize(
     ("make", "dtype"),
     [(spread, torch.float32), (tied, torch.bfloat16), (few_equals, torch.float32), (halves, torch.float32)],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_every_row_chooses_and_proposes_by_the_definition(make: Callable[[int], Tensor], dtype: torch.dtype) -> None:
     sampler = Sampler(VOCAB_SIZE, len(KINDS), torch.device("cpu"))

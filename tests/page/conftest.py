@@ -12,7 +12,7 @@ import pytest_asyncio
 from coordinator.openai.app import make_app
 from coordinator.page.site import add_page
 from outrider.http.server import HttpServer
-from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, worker
+from tests.e2e.stack import RunningWorker, Stack, bundled, coordinator, load_tiny, worker
 from tests.openai.conftest import blurred, random_target, saved
 from tests.page.browser import CHROMIUM, Browser, chromium
 from tests.page.relay import Relay, relay_to
@@ -59,9 +59,13 @@ async def served(verifier: RunningWorker, folder: Path) -> AsyncIterator[tuple[R
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
-async def without_drafter(verifier: RunningWorker) -> AsyncIterator[str]:
-    """The URL of a page of the target alone."""
-    async with coordinator(verifier.address, "") as stack, page_of(stack) as http:
+async def without_drafter() -> AsyncIterator[str]:
+    """The URL of a page of the bundled target alone, which greedily repeats itself."""
+    async with (
+        worker(bundled("target")) as fresh,
+        coordinator(fresh.address, "") as stack,
+        page_of(stack) as http,
+    ):
         yield f"http://127.0.0.1:{http.port}"
 
 
