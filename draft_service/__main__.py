@@ -31,7 +31,7 @@ def main() -> None:
         if config.model == NGRAM_MODEL:
             from draft_service.without_model import run_without_model
 
-            run_without_model(config, telemetry, doors(config, exposed))
+            run_without_model(config, telemetry, doors(config, exposed, telemetry.instruments))
         else:
             from draft_service.model_servicer import ModelDraftServicer
             from outrider.worker.serving import run
@@ -43,7 +43,7 @@ def main() -> None:
                 add_DraftServiceServicer_to_server,
                 servicer,
                 telemetry.instruments,
-                doors(config, exposed),
+                doors(config, exposed, telemetry.instruments),
             )
     finally:
         telemetry.shut_down()

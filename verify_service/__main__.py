@@ -37,7 +37,7 @@ def main() -> None:
             add_VerifyServiceServicer_to_server,
             servicer,
             telemetry.instruments,
-            doors(config, exposed),
+            doors(config, exposed, telemetry.instruments),
         )
     finally:
         telemetry.shut_down()

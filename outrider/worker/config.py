@@ -141,6 +141,8 @@ class WorkerConfig(Settings):
     def problems(self) -> Iterator[Problem]:
         """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""
         yield from super().problems()
+        if self.metrics:
+            yield from self._listening("metrics")
         if self.tls_cert and not self.tls_ca:
             yield Problem("tls_ca", "must be set: a worker takes calls from certificates of this authority alone")
         folder = os.path.expanduser(self.model)
