@@ -24,6 +24,7 @@ from outrider.core.verify.draft_wait import AT_ONCE, DraftWait, ReadyDrafts, Wai
 from outrider.core.verify.forbidden import without_forbidden
 from outrider.core.verify.overlay import Overlay
 from outrider.core.verify.selection import Beside, Candidates, most_probable
+from outrider.core.verify.worth import worths, worths_of_late
 
 _SMOOTHING = 0.2
 """Weight of the newest round in the running mean of how many nodes a round scores."""
@@ -150,7 +151,8 @@ class VerifySession:
             for calibration in self._calibrations:
                 calibration.observe(claim_bin(log_prob), right)
         if grafted.late:
-            self._observe_places(self._worths_of_late(grafted.late))
+            log_acceptance = self._calibrations[0].log_acceptance
+            self._observe_places(worths_of_late(grafted.late, log_acceptance, self._log_acceptance_min, self._price))
         self._observe_arrival(window, grafted, now)
         return grafted
 
@@ -272,7 +274,7 @@ class VerifySession:
         scored_own, accepted_own = (
             (0, 0) if self._overlay is None else self._overlay.num_own(some) for some in (nodes, accepted)
         )
-        self._observe_places(self._worths(token_ids))
+        self._observe_places(worths(self.tree.root, token_ids, self._log_acceptance_min, self._price))
         decided(self._guesses(token_ids), self._calibrations)
         if self._prediction is not None:
             decided(self._prediction.guesses(token_ids), self._calibrations)
@@ -318,35 +320,6 @@ class VerifySession:
             else:
                 yield token_id, self._overlay.guesses(node)
                 node = self._overlay.made(node, token_id)
-
-    def _worths(self, token_ids: Sequence[int]) -> list[float]:
-        """What the guesses for each place that `token_ids` decide were worth; see `DraftWait.observe_places`."""
-        worths: list[float] = []
-        node: Node | None = self.tree.root
-        for token_id in token_ids:
-            if node is None or not node.children:
-                break
-            floor = node.path_log_prob + self._log_acceptance_min
-            worths.append(
-                sum(
-                    (child_id == token_id) - self._price
-                    for child_id, child in node.children.items()
-                    if child.path_log_prob >= floor
-                )
-            )
-            node = node.children.get(token_id)
-        return worths
-
-    def _worths_of_late(self, guesses: Iterable[tuple[int, float, bool]]) -> list[float]:
-        """The same for guesses that came after their place was decided."""
-        log_acceptance = self._calibrations[0].log_acceptance
-        worths: list[float] = []
-        for rank, log_prob, right in guesses:
-            if rank == 0:
-                worths.append(0.0)
-            if log_acceptance(claim_bin(log_prob)) >= self._log_acceptance_min:
-                worths[-1] += right - self._price
-        return worths
 
     def _observe_places(self, worths: Sequence[float]) -> None:
         for draft_wait in (self._draft_wait, self._shared_draft_wait):

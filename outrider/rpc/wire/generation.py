@@ -21,7 +21,6 @@ from outrider.core.coordinate.statistics import COUNTERS, Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.options import GenerationOptions, Prompt
-from outrider.core.protocol.resume import ReceivedCompletion, Resume
 from outrider.rpc.wire.parts import (
     decode_finish_reason,
     decode_load,
@@ -36,6 +35,7 @@ from outrider.rpc.wire.parts import (
     encode_token_logprobs,
     encode_token_origin,
 )
+from outrider.rpc.wire.resume import decode_resume, encode_resume
 from outrider.rpc.wire.round import decode_round, encode_round
 from outrider.v1 import generation_pb2 as pb
 
@@ -69,7 +69,7 @@ def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOpti
                 report_rounds=options.report_rounds,
             ),
             num_completions=options.num_completions,
-            resume=_encode_resume(options.resume) if options.resume is not None else None,
+            resume=encode_resume(options.resume) if options.resume is not None else None,
         )
     except (TypeError, ValueError) as error:
         raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
@@ -105,35 +105,7 @@ def decode_generate_request(message: pb.GenerateRequest) -> tuple[Prompt | ChatP
         prediction=speculation.prediction,
         report_rounds=speculation.report_rounds,
         num_completions=_optional(message, "num_completions"),
-        resume=_decode_resume(message.resume) if message.HasField("resume") else None,
-    )
-
-
-def _encode_resume(resume: Resume) -> pb.Resume:
-    return pb.Resume(
-        completions=[
-            pb.ReceivedCompletion(
-                token_ids=each.token_ids,
-                finished=each.finished,
-                num_cached_prompt_tokens=each.num_cached_prompt_tokens,
-            )
-            for each in resume.completions
-        ],
-        target_identity_sha256=resume.target_identity_sha256,
-    )
-
-
-def _decode_resume(message: pb.Resume) -> Resume:
-    return Resume(
-        completions=tuple(
-            ReceivedCompletion(
-                token_ids=each.token_ids[:],
-                finished=each.finished,
-                num_cached_prompt_tokens=_optional(each, "num_cached_prompt_tokens"),
-            )
-            for each in message.completions
-        ),
-        target_identity_sha256=message.target_identity_sha256,
+        resume=decode_resume(message.resume) if message.HasField("resume") else None,
     )
 
 
@@ -363,5 +335,5 @@ def _counts(source: Speculation | pb.SpeculationStatistics) -> dict[str, Any]:
     return {counter.field: getattr(source, counter.field) for counter in COUNTERS}
 
 
-def _optional(message: pb.GenerateRequest | pb.SpeculationParams | pb.ReceivedCompletion, field: str) -> int | None:
+def _optional(message: pb.GenerateRequest | pb.SpeculationParams, field: str) -> int | None:
     return getattr(message, field) if message.HasField(field) else None  # pyright: ignore[reportArgumentType]
