@@ -66,7 +66,9 @@ def speculations() -> st.SearchStrategy[Speculation]:
 
 
 def loads() -> st.SearchStrategy[WorkerLoad]:
-    return st.builds(WorkerLoad, TEXT, UINT32, UINT32, UINT32, UINT32, UINT32, FLOAT32, UINT64, UINT64)
+    return st.builds(
+        WorkerLoad, TEXT, UINT32, UINT32, UINT32, UINT32, UINT32, FLOAT32, UINT64, UINT64, UINT64, st.booleans()
+    )
 
 
 STARTED = st.builds(Started, TEXT, UINT32S.map(tuple), UINT64, TEXT, st.booleans(), TEXT)

@@ -107,7 +107,9 @@ def test_what_is_no_trace_context_is_harmless(received: TraceContext) -> None:
 
 
 @pytest.mark.parametrize(
-    "tracestate", ["", "=", "a" * 1_000_000, ",".join(f"k{i}=v" for i in range(1000)), "\x00\ud800"]
+    "tracestate",
+    ["", "=", "a" * 1_000_000, ",".join(f"k{i}=v" for i in range(1000)), "\x00\ud800"],
+    ids=["empty", "equals", "long", "many", "no text"],
 )
 def test_a_bad_tracestate_does_not_lose_the_trace(tracestate: str) -> None:
     telemetry, _ = traced()
