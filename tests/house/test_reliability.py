@@ -30,5 +30,5 @@ def test_every_fault_has_a_test_that_exists() -> None:
         assert named, f"no test proves that {fault}"
         for span in named:
             file, _, name = span.partition("::")
-            assert re.fullmatch(r"tests/\w+/(test_\w+|phases)\.py", file), span
+            assert re.fullmatch(r"tests/(\w+/)+(test_\w+|phases)\.py", file), span
             assert name in defined_in(file), f"{span} does not exist"
