@@ -27,13 +27,15 @@ run: $(VENV)/.installed ## Start the three services with the bundled pair and co
 up: $(VENV)/.installed ## Start the three services with the bundled pair in the foreground
 	@$(BIN)/outrider up $(ARGS)
 
+TEST_PROCESSES ?= 2
 .PHONY: test
-test: $(VENV)/.installed ## Run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed ## Run the tests, TEST_PROCESSES files at a time
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed ## Run the tests that need no model and start no service
-	$(BIN)/python -m pytest tests/core tests/coordinator tests/client tests/cli tests/house tests/k8s $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/core tests/coordinator tests/client tests/cli \
+	  tests/house tests/k8s $(ARGS)
 
 N ?= 100000
 .PHONY: simulate
