@@ -18,8 +18,9 @@ if __name__ == "__main__":
 from coordinator.authorization import Authorization
 from coordinator.config import CoordinatorConfig
 from coordinator.openai.app import make_app
+from coordinator.openai.authorization import OPEN_PATHS
 from coordinator.openai.authorization import Authorization as HttpAuthorization
-from coordinator.page.site import add_page
+from coordinator.page.site import PATHS, add_page
 from coordinator.service import GenerationService
 from coordinator.servicer import GenerationServicer
 from coordinator.tokens import Tokens
@@ -61,7 +62,7 @@ async def _serve(config: CoordinatorConfig, telemetry: Telemetry, exposition: Ex
     if config.tokens:
         tokens = Tokens(Path(config.tokens))
         guards = (Authorization(tokens, on_refused),)
-        authorization = partial(HttpAuthorization, tokens=tokens, on_refused=on_refused)
+        authorization = partial(HttpAuthorization, tokens=tokens, on_refused=on_refused, open_paths=OPEN_PATHS | PATHS)
     workers = Workers(
         config.verify,
         config.draft,

@@ -23,15 +23,22 @@ OPEN_PATHS: Final = frozenset({b"/healthz", b"/readyz"})
 class Authorization:
     """Around an application: finds out who asks, and keeps a record of it."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens, on_refused: Callable[[str], None]) -> None:
-        """`on_refused` hears the reason of each refusal."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        tokens: Tokens,
+        on_refused: Callable[[str], None],
+        open_paths: frozenset[bytes] = OPEN_PATHS,
+    ) -> None:
+        """`on_refused` hears the reason of each refusal; `open_paths` are answered to anybody."""
         self._app = app
         self._tokens = tokens
         self._on_refused = on_refused
+        self._open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request, or has it answered."""
-        if scope["raw_path"] in OPEN_PATHS:
+        if scope["raw_path"] in self._open_paths:
             await self._app(scope, receive, send)
             return
         caller, status, outcome, started = ANYONE, "", audit.CANCELLED, time.monotonic()

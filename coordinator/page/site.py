@@ -11,6 +11,11 @@ from fastapi.responses import Response
 
 FOLDER: Final = Path(__file__).parent / "static"
 
+_FILES: Final = {"/" if path.name == "index.html" else f"/page/{path.name}": path for path in sorted(FOLDER.iterdir())}
+
+PATHS: Final = frozenset(url.encode() for url in _FILES)
+"""What a browser asks for before it can show a token. The files are the same for everybody."""
+
 _MEDIA_TYPES: Final = {
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -47,6 +52,5 @@ class File:
 def add_page(app: FastAPI) -> None:
     """Answers `/` with the page, and `/page/NAME` with what it is made of. There are no other paths, so none to escape
     by."""
-    for path in sorted(FOLDER.iterdir()):
-        url = "/" if path.name == "index.html" else f"/page/{path.name}"
+    for url, path in _FILES.items():
         app.add_route(url, File(path).answer, methods=["GET"], include_in_schema=False)

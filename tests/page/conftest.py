@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from coordinator.openai.app import make_app
-from coordinator.page.site import add_page
+from coordinator.openai.authorization import OPEN_PATHS, Authorization
+from coordinator.page.site import PATHS, add_page
+from coordinator.tokens import Tokens
 from outrider.http.server import HttpServer
+from outrider.token_file import TokenEntry, new_token, sha256_of, write_tokens
 from tests.e2e.stack import RunningWorker, Stack, bundled, coordinator, load_tiny, worker
 from tests.openai.conftest import blurred, random_target, saved
 from tests.page.browser import CHROMIUM, Browser, chromium
@@ -25,9 +29,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @asynccontextmanager
-async def page_of(stack: Stack) -> AsyncIterator[HttpServer]:
-    """The HTTP door of a stack, page included."""
-    app = make_app(stack.service)
+async def page_of(stack: Stack, tokens: Tokens | None = None) -> AsyncIterator[HttpServer]:
+    """The HTTP door of a stack, page included; with `tokens` it is for who has one."""
+    authorization = None
+    if tokens is not None:
+        authorization = partial(
+            Authorization, tokens=tokens, on_refused=lambda reason: None, open_paths=OPEN_PATHS | PATHS
+        )
+    app = make_app(stack.service, authorization)
     add_page(app)
     http = HttpServer(app, "127.0.0.1:0")
     await http.open()
@@ -67,6 +76,18 @@ async def without_drafter() -> AsyncIterator[str]:
         page_of(stack) as http,
     ):
         yield f"http://127.0.0.1:{http.port}"
+
+
+@pytest_asyncio.fixture(scope="package", loop_scope="package")
+async def guarded(verifier: RunningWorker, folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """The URL of a page that wants to know who asks, and a token."""
+    token = new_token()
+    write_tokens(folder / "tokens.json", [TokenEntry(name="ann", sha256=sha256_of(token))])
+    async with (
+        coordinator(verifier.address, "") as stack,
+        page_of(stack, Tokens(folder / "tokens.json")) as http,
+    ):
+        yield f"http://127.0.0.1:{http.port}", token
 
 
 @pytest_asyncio.fixture(scope="package", loop_scope="package")

@@ -180,3 +180,19 @@ async def test_everything_is_reached_by_keyboard_and_colours_can_be_switched(tab
     assert await tab.value(colour) != light
     await tab.click("#theme")
     assert await tab.text("#theme") == "Colours: as the system"
+
+
+async def test_who_has_a_token_is_let_in(guarded: tuple[str, str], browser: Browser) -> None:
+    url, token = guarded
+    tab = await browser.open(url)
+    await tab.until("!document.getElementById('door').hidden")
+    assert "token" in await tab.text("#models")
+    for given in ("a guess", token):
+        await tab.fill("#token", given)
+        await tab.click("#door button")
+        shown = "target, 1024" if given == token else "The server does not say"
+        await tab.until(f"document.getElementById('models').textContent.startsWith({shown!r})")
+    assert await tab.value("document.getElementById('door').hidden")
+    await tab.fill("#text", "def walk(")
+    await tab.press("Enter", ctrl=True)
+    await tab.until(f"{OVER} && document.getElementById('status').textContent.startsWith('Done')")

@@ -26,7 +26,7 @@ from coordinator.openai.authorization import Authorization as HttpAuthorization
 from coordinator.openai.body import BODY_BYTES_MAX
 from coordinator.servicer import GenerationServicer
 from coordinator.tokens import Tokens
-from outrider.client import Answer, Credentials, GenerationClient, gather
+from outrider.client import NO_RETRY, Answer, Credentials, GenerationClient, gather
 from outrider.core.protocol.errors import (
     InvalidRequestError,
     RateLimitError,
@@ -81,7 +81,7 @@ class Public:
         return Credentials(Transport(TlsFiles(authority=self.ours.file), "localhost"), token)
 
     async def ask(self, token: str, **options: Any) -> Answer:
-        async with GenerationClient(f"127.0.0.1:{self.port}", self.credentials(token)) as client:
+        async with GenerationClient(f"127.0.0.1:{self.port}", self.credentials(token), retry=NO_RETRY) as client:
             return await gather(client.generate(PROMPT, **{"max_tokens": 2, "ignore_eos": True, **options}))
 
     async def get(self, path: str, *headers: str, method: str = "GET", body: str = "") -> tuple[int, dict[str, Any]]:
@@ -111,7 +111,7 @@ async def public(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Publ
         http = HttpServer(
             make_app(stack.service, partial(HttpAuthorization, tokens=tokens, on_refused=found.refusals.append)),
             "127.0.0.1:0",
-            partial(server_context, identity, found.refusals.append),
+            tls=partial(server_context, identity, found.refusals.append),
         )
         server = Server(
             Service(SERVICE, add_GenerationServiceServicer_to_server, GenerationServicer(stack.service)),
@@ -192,7 +192,9 @@ async def test_another_tenants_prompt_is_not_found_in_the_cache(public: Public) 
 async def test_completions_at_a_time_are_bounded(public: Public) -> None:
     with pytest.raises(RateLimitError, match="0 completions of this token are running and 1 the most"):
         await public.ask(public.tokens["one"], num_completions=2)
-    async with GenerationClient(f"127.0.0.1:{public.port}", public.credentials(public.tokens["one"])) as client:
+    async with GenerationClient(
+        f"127.0.0.1:{public.port}", public.credentials(public.tokens["one"]), retry=NO_RETRY
+    ) as client:
         events = client.generate(PROMPT, max_tokens=300, ignore_eos=True)
         await anext(events)
         with pytest.raises(RateLimitError):

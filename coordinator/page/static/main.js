@@ -7,7 +7,7 @@ import { verdict } from "./race.js";
 import { Readings } from "./readings.js";
 import { Recent } from "./recent.js";
 import { Runner } from "./runner.js";
-import { servedModel } from "./server.js";
+import { keepToken, servedModel, wantsToken } from "./server.js";
 import { Settings, alone } from "./settings.js";
 import { offerThemes } from "./theme.js";
 import { Tree } from "./tree.js";
@@ -131,7 +131,16 @@ async function greet() {
     settings.offerChat(outrider.has_chat_template);
   } catch (error) {
     element("models").textContent = `The server does not say what it serves: ${error.message}`;
+    element("door").hidden = !wantsToken(error);
   }
+}
+
+function enter(event) {
+  event.preventDefault();
+  keepToken(element("token").value);
+  element("token").value = "";
+  element("door").hidden = true;
+  greet();
 }
 
 function stop() {
@@ -139,6 +148,7 @@ function stop() {
   target.stop();
 }
 
+element("door").addEventListener("submit", enter);
 settings.form.addEventListener("submit", (event) => {
   event.preventDefault();
   generate(false);
