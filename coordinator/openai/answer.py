@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from coordinator.interleave import interleaved
 from coordinator.openai.api_error import explained
 from coordinator.openai.choice import Choice, Piece
-from coordinator.openai.connection import DONE, data, first_headers
+from coordinator.openai.connection import COMMENT, DONE, data, first_headers
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.reported_round import ReportedRound, reported
 from coordinator.openai.steps import Steps, metrics, mode, timings
@@ -107,7 +107,7 @@ class Answer:
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answer as server-sent events, one for each round of each choice. Raises ApiError."""
-        shape, include_usage = self._shape, self._asked.body.include_usage
+        shape, include_usage, begun = self._shape, self._asked.body.include_usage, False
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 if isinstance(piece, ReportedRound):
@@ -116,6 +116,9 @@ class Answer:
                 choice = piece.choice
                 told = shape.chunk_choice(piece)
                 if told is None or piece.is_had:
+                    if piece.is_had and not begun:  # what the client has is written anew: that may take a while
+                        yield COMMENT
+                    begun = begun or piece.is_had
                     continue
                 root = self._root(shape.chunk_object, [self._choice(choice, told)])
                 if piece.is_first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
@@ -16,6 +17,12 @@ from coordinator.openai.api_error import api_error
 from outrider.core.coordinate.events import Started
 
 T = TypeVar("T")
+
+KEEP_ALIVE_COMMENT_SECONDS = 5.0
+"""Longest silence of a stream of events: a comment, which clients pass over, tells proxies and them that it lives."""
+
+COMMENT = b":\n\n"
+"""No event: clients pass it over."""
 
 DONE = b"data: [DONE]\n\n"
 """Ends a stream of events as OpenAI's clients expect it."""
@@ -73,6 +80,39 @@ async def _until_left(receive: Receive) -> None:
         message = await receive()
 
 
+class _Speaking:
+    """The body of a stream, which is never silent for long once it has begun."""
+
+    def __init__(self, send: Send) -> None:
+        self.keeping: asyncio.Task[None] | None = None
+        """Set once the stream has begun."""
+        self._send = send
+        self._last = 0.0
+
+    def begin(self) -> None:
+        """The headers are sent."""
+        self.keeping = asyncio.create_task(self._keep_alive())
+
+    async def say(self, event: bytes) -> None:
+        """Sends an event."""
+        self._last = time.monotonic()
+        await self._send({"type": "http.response.body", "body": event, "more_body": True})
+
+    async def end(self) -> None:
+        """Says nothing more by itself."""
+        if self.keeping is not None:
+            self.keeping.cancel()
+            await asyncio.gather(self.keeping, return_exceptions=True)
+
+    async def _keep_alive(self) -> None:
+        while True:
+            silent = time.monotonic() - self._last
+            if silent >= KEEP_ALIVE_COMMENT_SECONDS:
+                await self.say(COMMENT)
+                silent = 0.0
+            await asyncio.sleep(KEEP_ALIVE_COMMENT_SECONDS - silent)
+
+
 class EventStream(Response):
     """Server-sent events. The status waits for the first one: what fails before it has a status of its own.
 
@@ -93,19 +133,21 @@ class EventStream(Response):
             await while_connected(receive, self._send(send))
 
     async def _send(self, send: Send) -> None:
-        has_begun = False
+        speaking = _Speaking(send)
         async with aclosing(self._events) as events:
             try:
                 async for event in events:
-                    if not has_begun:
+                    if speaking.keeping is None:
                         await self._begin(send)
-                        has_begun = True
-                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                        speaking.begin()
+                    await speaking.say(event)
             except Exception as error:
                 told = api_error(error, {})
-                if not has_begun:
+                if speaking.keeping is None:
                     raise told from error
-                await send({"type": "http.response.body", "body": data(told.body), "more_body": True})
+                await speaking.say(data(told.body))
+            finally:
+                await speaking.end()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _begin(self, send: Send) -> None:

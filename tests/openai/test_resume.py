@@ -34,6 +34,8 @@ async def stream(
     assert answer.status_code == 200, answer.text
     found: list[Sent] = []
     for event in answer.text.split("\n\n")[:-1]:
+        if event.startswith(":"):
+            continue  # a comment
         lines = dict(line.split(": ", 1) for line in event.split("\n"))
         found.append(Sent(lines.get("id"), None if lines["data"] == "[DONE]" else json.loads(lines["data"])))
     return found

@@ -21,8 +21,9 @@ ORIGINS = {"accepted", "prompt_lookup", "recovered", "bonus", "target"}
 async def chunks(plain: httpx.AsyncClient, path: str, **body: Any) -> list[dict[str, Any]]:
     response = await plain.post(path, json={**REPORTED, **body})
     assert response.status_code == 200, response.text
-    parts = response.text.removesuffix("data: [DONE]\n\n").split("\n\n")
-    return [json.loads(part.removeprefix("data: ")) for part in parts if part]
+    lines = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
+    assert lines.pop() == "[DONE]"
+    return [json.loads(line) for line in lines]
 
 
 def rounds(told: list[dict[str, Any]], index: int = 0) -> list[dict[str, Any]]:
