@@ -88,6 +88,7 @@ class _Speaking:
         """Set once the stream has begun."""
         self._send = send
         self._last = 0.0
+        self._is_over = asyncio.Event()
 
     def begin(self) -> None:
         """The headers are sent."""
@@ -100,17 +101,20 @@ class _Speaking:
 
     async def end(self) -> None:
         """Says nothing more by itself."""
+        self._is_over.set()
         if self.keeping is not None:
             self.keeping.cancel()
             await asyncio.gather(self.keeping, return_exceptions=True)
 
     async def _keep_alive(self) -> None:
-        while True:
+        while not self._is_over.is_set():
             silent = time.monotonic() - self._last
             if silent >= KEEP_ALIVE_COMMENT_SECONDS:
                 await self.say(COMMENT)
                 silent = 0.0
-            await asyncio.sleep(KEEP_ALIVE_COMMENT_SECONDS - silent)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(KEEP_ALIVE_COMMENT_SECONDS - silent):
+                    await self._is_over.wait()
 
 
 class EventStream(Response):
