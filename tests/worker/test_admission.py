@@ -158,7 +158,7 @@ async def test_what_a_worker_reports_of_its_load() -> None:
     changes: list[None] = []
     bench.verifier.runner.on_change = lambda: changes.append(None)
     idle = bench.load()
-    assert idle == ("me", 0, 0, 0, ONE_SESSION_TOKENS, ONE_SESSION_TOKENS, 0.0, 0, 0)
+    assert idle == ("me", 0, 0, 0, ONE_SESSION_TOKENS, ONE_SESSION_TOKENS, 0.0, 0, 0, 0, False)
     sessions = [bench.open(name, PROMPT, 8) for name in ("a", "b", "c")]
     assert changes
     waiting = bench.load()
