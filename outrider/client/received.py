@@ -13,6 +13,7 @@ from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import TokenOrigin
 from outrider.core.protocol.options import GenerationOptions, Prompt
 from outrider.core.protocol.resume import ReceivedCompletion, Resume
+from outrider.core.protocol.validation import COMPLETIONS_MAX
 
 _NOT_BEGUN = "the server's events do not begin with one `started`; report this"
 
@@ -43,7 +44,8 @@ class ReceivedAnswer:
         self._started: Started | None = None
         self._awaits_started = True
         self._is_resumed = False
-        self._completions = [_Completion() for _ in range(options.num_completions or 1)]
+        num_completions = min(options.num_completions or 1, COMPLETIONS_MAX)  # more are refused
+        self._completions = [_Completion() for _ in range(num_completions)]
 
     @property
     def has_begun(self) -> bool:
