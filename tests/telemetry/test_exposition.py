@@ -45,6 +45,8 @@ def everything_told(*, vllm_names: bool) -> Exposition:
     )
     instruments.observe_gate(lambda: True)
     instruments.add_sessions(1, service="outrider.v1.VerifyService", address="a:1")
+    instruments.count_refusal("handshake")
+    instruments.count_usage("ann", 7, 8)
     instruments.count_move(service="outrider.v1.VerifyService")
     instruments.count(STATISTICS, model="target", draft_model="draft")
     instruments.count_completion(Usage(num_prompt_tokens=7, num_generated_tokens=8), model="target", mode="SPECULATIVE")
