@@ -32,13 +32,13 @@ class DrafterRelay:
         verifiers: VerifierFailover,
         opening: DraftOpen,
         max_draft_tokens: int,
-        on_window: Callable[[Worker, DraftWindow], None],
     ) -> None:
         """`opening` is that of the first drafter; later ones begin at the end of the line.
 
-        A round verifies at most `max_draft_tokens`, and none while speculation is paused. `on_window` is told of every
-        window that the session has taken.
+        A round verifies at most `max_draft_tokens`, and none while speculation is paused.
         """
+        self.on_window: Callable[[Worker, DraftWindow], None] = lambda drafter, window: None
+        """Is told of every window that the session has taken."""
         self.model_name = ""
         """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
         self._session = session
@@ -46,7 +46,6 @@ class DrafterRelay:
         self._verifiers = verifiers
         self._opening = opening
         self._max_draft_tokens = max_draft_tokens
-        self._on_window = on_window
         self._limit_told = max_draft_tokens
         """What the verifier goes by, as far as this has told it."""
         self._link: DrafterLink | None = None
@@ -147,7 +146,7 @@ class DrafterRelay:
         is_heard = self._session.hears_drafter
         outcome = self._session.on_drafted(window)
         if is_heard and (outcome is None or isinstance(outcome, DraftWindow)):
-            self._on_window(drafter, window)
+            self.on_window(drafter, window)
         return outcome
 
     async def _limit(self, max_draft_tokens: int) -> None:

@@ -70,8 +70,7 @@ class Generation:
         `deadline` is the caller's, on the monotonic clock.
         """
         (received,) = request.received
-        self.reporter: RoundReporter | None = None
-        """Set it before `run`, and the rounds come with reports."""
+        self._reporter: RoundReporter | None = None
         self._gated = GatedRounds(gate, greedy=request.sampling.greedy)
         self.session = Session(
             request.prompt_token_ids,
@@ -123,8 +122,16 @@ class Generation:
             self._verifiers,
             draft_opening,
             self._opening.max_draft_tokens,
-            self._note_window,
         )
+
+    def report_by(self, reporter: RoundReporter) -> None:
+        """The rounds are to come with reports. Call it before `run`."""
+        self._reporter, stopwatch = reporter, self._stopwatch
+
+        def on_window(drafter: Worker, window: DraftWindow) -> None:  # not a method: that would make a ring
+            reporter.on_window(drafter.address, window, stopwatch.elapsed_ms())
+
+        self._drafters.on_window = on_window
 
     @property
     def draft_model(self) -> str:
@@ -196,7 +203,7 @@ class Generation:
             max_draft_tokens=0 if session.is_paused else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
-            report_scored=self.reporter is not None,
+            report_scored=self._reporter is not None,
         )
         await verifier.send(opening)
         drafted = session.on_verifier_changed()
@@ -249,16 +256,12 @@ class Generation:
                 assert_never(event)
         return None
 
-    def _note_window(self, drafter: Worker, window: DraftWindow) -> None:
-        if self.reporter is not None:
-            self.reporter.on_window(drafter.address, window, self._stopwatch.elapsed_ms())
-
     def _commit(self, verdict: Verdict, verifier: Worker) -> EmittedTokens | None:
         line = self.session.line
         is_first = not line.num_generated_tokens
         if self._num_cached_prompt_tokens is None:
             self._num_cached_prompt_tokens = min(verdict.num_cached_tokens, line.num_prompt_tokens)
-        reporter, came_ms = self.reporter, self._stopwatch.elapsed_ms()
+        reporter, came_ms = self._reporter, self._stopwatch.elapsed_ms()
         before = reporter.before(self.session, verdict) if reporter is not None else None
         outcome = self.session.on_verdict(verdict)
         if outcome is None:

@@ -123,7 +123,7 @@ class GenerationService:
                 ]
                 if options.report_rounds:
                     for number, generation in enumerate(generations):
-                        generation.reporter = RoundReporter(number, tokenizer.spell)
+                        generation.report_by(RoundReporter(number, tokenizer.spell))
                 yield Started(
                     request_id,
                     tuple(request.prompt_token_ids),

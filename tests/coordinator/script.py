@@ -227,7 +227,8 @@ class Stage:
             max_run_ahead=MAX_RUN_AHEAD,
             trace=NOT_TRACED,
         )
-        generation.reporter = reporter
+        if reporter is not None:
+            generation.report_by(reporter)
         self._running = asyncio.create_task(self._run(generation))
 
     def _see(self, line: str) -> None:
