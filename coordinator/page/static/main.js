@@ -129,6 +129,7 @@ async function greet() {
       : `no drafter: ${outrider.target_only_reason}`;
     element("models").textContent = `${id}, ${context} tokens of context; ${drafter}`;
     settings.offerChat(outrider.has_chat_template);
+    element("door").hidden = true;
   } catch (error) {
     element("models").textContent = `The server does not say what it serves: ${error.message}`;
     element("door").hidden = !wantsToken(error);
@@ -139,7 +140,6 @@ function enter(event) {
   event.preventDefault();
   keepToken(element("token").value);
   element("token").value = "";
-  element("door").hidden = true;
   greet();
 }
 
