@@ -180,8 +180,9 @@ async def coordinator(
     resolver: Resolve = resolve,
     **settings: Any,
 ) -> AsyncIterator[Stack]:
-    """A coordinator that has found its workers. Unless told otherwise its speculation gate stays open."""
-    settings = {"listen": "127.0.0.1:0", "adaptive_speculation": False, **settings}
+    """A coordinator that has found its workers. Unless told otherwise its speculation gate stays open, and a busy
+    machine's silence is no fault of a worker."""
+    settings = {"listen": "127.0.0.1:0", "adaptive_speculation": False, "silence_seconds": 20.0, **settings}
     config = CoordinatorConfig(verify=verify, draft=draft, **settings)
     changed = asyncio.Condition()
     notices: set[asyncio.Task[None]] = set()
