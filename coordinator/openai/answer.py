@@ -107,7 +107,7 @@ class Answer:
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answer as server-sent events, one for each round of each choice. Raises ApiError."""
-        shape, include_usage, begun = self._shape, self._asked.body.include_usage, False
+        shape, include_usage, is_rewriting = self._shape, self._asked.body.include_usage, False
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 if isinstance(piece, ReportedRound):
@@ -116,9 +116,9 @@ class Answer:
                 choice = piece.choice
                 told = shape.chunk_choice(piece)
                 if told is None or piece.is_had:
-                    if piece.is_had and not begun:  # what the client has is written anew: that may take a while
+                    if piece.is_had and not is_rewriting:  # what the client has is written anew: that may take a while
+                        is_rewriting = True
                         yield COMMENT
-                    begun = begun or piece.is_had
                     continue
                 root = self._root(shape.chunk_object, [self._choice(choice, told)])
                 if piece.is_first:

@@ -23,6 +23,7 @@ from coordinator.openai.unread_responses import UNREAD_SECONDS, UnreadResponses
 from coordinator.service import GenerationService
 from outrider import __version__
 from outrider.http.scraping import metrics_answer
+from outrider.http.server import NO_RECORDS
 from outrider.telemetry.exposition import Exposition
 
 _CLIENT_LEFT = 499
@@ -45,8 +46,7 @@ def make_app(
         version=__version__,
         docs_url=None,  # they would load their scripts from other hosts
         redoc_url=None,
-        # The service traces requests itself; FastAPI's records may hold what a client sent.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry=NO_RECORDS,
     )
     app.state.ready = False
     app.add_middleware(UnreadResponses, seconds=unread_seconds)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 
+from outrider.http.server import NO_RECORDS
 from outrider.telemetry.exposition import CONTENT_TYPE, Exposition
 
 _SERVICE_UNAVAILABLE = 503
@@ -25,8 +26,7 @@ def make_scraping_app(exposition: Exposition) -> FastAPI:
     """GET /metrics, /healthz and /readyz, and nothing else. Whoever serves it sets `state.ready`."""
     app = FastAPI(
         openapi_url=None,
-        # The service traces itself; FastAPI's records may hold what a client sent.
-        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
+        telemetry=NO_RECORDS,
     )
     app.state.ready = False
 

@@ -9,10 +9,12 @@ import math
 import socket
 import ssl
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import structlog
 import uvicorn
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 
 from outrider.rpc.listening import bind, listen_address
 
@@ -21,6 +23,9 @@ CONNECTIONS_MAX = 1024
 
 UNREAD_SECONDS = 60.0
 """How long a connection may take nothing of what is sent, before the system ends it."""
+
+NO_RECORDS: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
+"""FastAPI's own telemetry: the services trace by themselves, and its records may hold what a client sent."""
 
 KEEP_ALIVE_SECONDS = 75
 """How long an idle connection stays open: longer than clients keep theirs, or they would meet closed ones."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from outrider.core.coordinate.events import Usage
-from outrider.core.coordinate.statistics import COUNTERS, SpeculationStatistics
+from outrider.core.coordinate.statistics import COUNTERS, SpeculationStatistics, accepted_by_position
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.telemetry import names
 
@@ -121,8 +120,7 @@ class Instruments:
         for field, instrument in self._times.items():
             instrument.add(getattr(statistics, field) / 1000.0, labels)
         self._num_drafts.add(sum(1 for num_drafted in statistics.drafted_by_round if num_drafted), labels)
-        deeper = itertools.accumulate(reversed(statistics.acceptance_histogram[1:]))
-        for position, num_accepted in enumerate([*deeper][::-1]):
+        for position, num_accepted in enumerate(accepted_by_position(statistics.acceptance_histogram)):
             place = {names.POSITION: str(min(position, POSITIONS_MAX - 1))}
             self._accepted_per_position.add(num_accepted, labels | place)
 

@@ -143,6 +143,11 @@ COUNTERS: Final[Sequence[Counter]] = (
 """Every count once. The wire, metrics, span attributes and the closing table of the command line follow from it."""
 
 
+def accepted_by_position(acceptance_histogram: Sequence[int]) -> Sequence[int]:
+    """At index i the number of rounds that accepted more than i draft tokens."""
+    return [*itertools.accumulate(reversed(acceptance_histogram[1:]))][::-1]
+
+
 @dataclass(slots=True, kw_only=True)
 class Speculation(SpeculationCounts):
     """What speculation did for one completion, as its client is told."""
@@ -156,8 +161,7 @@ class Speculation(SpeculationCounts):
     def acceptance_by_depth(self) -> tuple[float, ...]:
         """At index i the share of rounds that accepted more than i draft tokens."""
         num_rounds = sum(self.acceptance_histogram)
-        deeper = itertools.accumulate(reversed(self.acceptance_histogram[1:]))
-        return tuple(num_deeper / num_rounds for num_deeper in deeper)[::-1]
+        return tuple(num_accepted / num_rounds for num_accepted in accepted_by_position(self.acceptance_histogram))
 
     @property
     def acceptance_rate(self) -> float:
