@@ -13,9 +13,7 @@ from outrider.core.protocol.messages import (
     FinishReason,
     Verdict,
     VerifyFinished,
-    VerifyOpen,
 )
-from outrider.core.protocol.sampling import SamplingParams
 
 from .processes import Process, Stream, Watch
 from .scenario import Conduct
@@ -104,16 +102,7 @@ class CoordinatorSide:
             drafting=drafting,
             num_spare_drafters=SPARE_DRAFTERS,
         )
-        self._opening = VerifyOpen(
-            session_id="",
-            token_ids=scenario.prompt,
-            num_prompt_tokens=len(scenario.prompt),
-            sampling=SamplingParams(),
-            max_length=scenario.max_length,
-            stop_token_ids=scenario.stop_token_ids,
-            ignore_eos=scenario.ignore_eos,
-            max_draft_tokens=scenario.max_draft_tokens,
-        )
+        self._opening = scenario.opening()
         if not self._end_if_decided():
             self._open_verifier()
             if drafting and not self._is_over:

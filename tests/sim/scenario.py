@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from enum import Enum
 from random import Random
 
-from outrider.core.protocol.messages import FinishReason
+from outrider.core.protocol.messages import FinishReason, VerifyOpen
+from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
 
 from .toys import ToyDraft, ToyTarget
@@ -63,6 +64,19 @@ class Scenario:
     def expected(self) -> tuple[list[int], FinishReason]:
         """What the target alone writes, and why it ends."""
         return self.target.decode_alone(self.prompt, self.max_length, self.stop_token_ids, self.ignore_eos)
+
+    def opening(self) -> VerifyOpen:
+        """Of a session at its beginning, without drafts or a prediction."""
+        return VerifyOpen(
+            session_id="",
+            token_ids=self.prompt,
+            num_prompt_tokens=len(self.prompt),
+            sampling=SamplingParams(),
+            max_length=self.max_length,
+            stop_token_ids=self.stop_token_ids,
+            ignore_eos=self.ignore_eos,
+            max_draft_tokens=self.max_draft_tokens,
+        )
 
 
 def draw_scenario(rng: Random) -> Scenario:

@@ -6,6 +6,7 @@ say something again; between links every order occurs. Workers begin and end the
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from outrider.core.coordinate.drafter_state import DrafterState
@@ -19,9 +20,7 @@ from outrider.core.protocol.messages import (
     TokenOrigin,
     Verdict,
     VerifyFinished,
-    VerifyOpen,
 )
-from outrider.core.protocol.sampling import SamplingParams
 
 from .drafters import DRAFT_MS, Babbler, HonestDrafter, break_window
 from .link import Closed, Link
@@ -48,18 +47,7 @@ class World:
             max_run_ahead=scenario.max_run_ahead,
             drafting=drafting,
         )
-        self.verify_open = VerifyOpen(
-            session_id="",
-            token_ids=scenario.prompt,
-            num_prompt_tokens=len(scenario.prompt),
-            sampling=SamplingParams(),
-            max_length=scenario.max_length,
-            stop_token_ids=scenario.stop_token_ids,
-            ignore_eos=scenario.ignore_eos,
-            max_draft_tokens=scenario.max_draft_tokens,
-            expect_drafts=drafting,
-            prediction_token_ids=scenario.prediction,
-        )
+        self.verify_open = replace(scenario.opening(), expect_drafts=drafting, prediction_token_ids=scenario.prediction)
         self.open_verifier()
         self.drafter: HonestDrafter | Babbler | None = None
         if drafting:
