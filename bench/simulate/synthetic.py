@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -81,7 +82,8 @@ def map_plane(
         Point(alpha=alpha, draft_step=draft_step, delay=delay, verify_slope=verify_slope)
         for alpha, draft_step, delay in itertools.product(alphas, draft_steps, delays)
     ]
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    spawned = multiprocessing.get_context("spawn")  # a fork of a process that runs gRPC's threads may die at once
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=spawned) as pool:
         maps = list(pool.map(at_point, points, itertools.repeat(num_tokens), chunksize=4))
     return {
         "benchmark": "outrider bench synthetic",
