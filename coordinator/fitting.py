@@ -33,8 +33,9 @@ def pair_refusal(target: ModelInfo, draft: ModelInfo) -> Refusal | None:
         return None
     return Refusal(
         f"the draft model {draft.name!r} ({draft.vocab_size} ids) and the target {target.name!r} "
-        f"({target.vocab_size} ids) have different vocabularies; serve a draft of the target's family, or ask with "
-        "speculation.enabled = false"
+        f"({target.vocab_size} ids) have different vocabularies; serve a draft of the target's family, write this one "
+        "in the target's vocabulary (from a checkout: python -m recipes.transplant), or ask with speculation.enabled = "
+        "false"
     )
 
 

@@ -11,8 +11,6 @@ known from network growing (Net2Net, arXiv 1511.05641; stacking with zero output
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +26,7 @@ from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.folder import load_model, resolve_folder
+from recipes.model_folder import copy_companions, new_folder, save
 
 PROOF_TOKENS = 64
 """Tokens of the text on which the written model is compared with the original."""
@@ -43,8 +42,6 @@ _GATE, _UP, _DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"
 _ATTENTION = "self_attn.o_proj.weight"
 _MLP_INPUTS = re.compile(r"mlp\.(gate|up)_proj\..+")
 _OUTPUTS = re.compile(r"(mlp\.down|self_attn\.o)_proj\..+")
-_COMPANIONS = ("*.json", "*.jinja", "*.model", "*.txt")
-"""Files beside the weights: configurations, tokenizer, chat template."""
 
 
 class Widened(NamedTuple):
@@ -64,15 +61,9 @@ def widen(
     their types. Raises UnsupportedModelError, and leaves no `out`, if the layers are of another type than Llama's, if a
     size would shrink, or if the logits of what was written are not the original's.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UnsupportedModelError(f"{out} is not an empty folder; choose a new one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{out.name}.", dir=out.parent) as unfinished:
-        written = Path(unfinished, "model")
+    with new_folder(out) as written:
         _write(folder, written, mlp_width, num_layers, torch.Generator().manual_seed(seed))
-        widened = _proved(folder, written)
-        written.replace(out)
-    return widened
+        return _proved(folder, written)
 
 
 def _write(folder: Path, out: Path, mlp_width: int | None, num_layers: int | None, generator: torch.Generator) -> None:
@@ -95,12 +86,8 @@ def _write(folder: Path, out: Path, mlp_width: int | None, num_layers: int | Non
         if "layer" in name and isinstance(value, list) and len(value) == old_layers:
             setattr(config, name, [value[source] for source in sources])
     config.num_hidden_layers, config.intermediate_size = num_layers, mlp_width
-    model.save_pretrained(out, state_dict=state)
-    for file in (file for pattern in _COMPANIONS for file in folder.glob(pattern)):
-        if file.name != "config.json" and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, out / file.name)
-    for file in out.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors makes them their owner's alone; a service often runs as somebody else
+    save(model, out, state)
+    copy_companions(folder, out)
 
 
 def _gated_layers(model: PreTrainedModel, folder: Path) -> Mapping[int, Mapping[str, Tensor]]:

@@ -134,15 +134,16 @@ def check_folder(folder: Path) -> None:
             AutoModelForCausalLM.from_config(config, attn_implementation="eager", trust_remote_code=False)
     except Exception as error:
         raise _cannot(f"make the model that {folder / 'config.json'} describes", error) from error
-    _end_tokens(config, generation)
+    end_token_ids(config, generation)
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:
     """Token ids that end a text, from the generation configuration or else the model's."""
-    return _end_tokens(model.config, model.generation_config)
+    return end_token_ids(model.config, model.generation_config)
 
 
-def _end_tokens(config: PreTrainedConfig, generation: GenerationConfig | None) -> tuple[int, ...]:
+def end_token_ids(config: PreTrainedConfig, generation: GenerationConfig | None) -> tuple[int, ...]:
+    """The same without a model. Raises UnsupportedModelError for what cannot be a token id."""
     text = config.get_text_config()
     found = generation.eos_token_id if generation is not None else None
     if found is None:
