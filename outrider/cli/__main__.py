@@ -22,10 +22,12 @@ os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 from outrider import __version__
 from outrider.cli import flags
 from outrider.cli.answer import json_object
+from outrider.cli.calibration import CALIBRATION_SECONDS
 from outrider.cli.certificates import AUTHORITY, DAYS_DEFAULT, DAYS_MAX, make_certificates
 from outrider.cli.chat import Conversation, hold
 from outrider.cli.commands import Commands
 from outrider.cli.display import Display
+from outrider.cli.doctor import examine, examine_server, findings_object, print_findings
 from outrider.cli.door import check
 from outrider.cli.explain import explain as explain_at
 from outrider.cli.explain import explanations_object, print_explanations
@@ -44,6 +46,7 @@ from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 from outrider.core.protocol.printable import uncontrolled
 from outrider.core.protocol.validation import LOGPROBS_MAX
+from outrider.doctor.finding import Level
 from outrider.output import standard_output
 from outrider.plan.forecast import Forecast
 
@@ -200,6 +203,44 @@ def run(request: Request, options: UpOptions) -> None:
     """
     if until_signalled(run_services(check(options), request, Console(), Console(stderr=True))):
         raise typer.Exit(_EXIT_INTERRUPTED)
+
+
+@app.command()
+@grouped(options=flags.PAIR, credentials=flags.CREDENTIALS)
+def doctor(
+    options: UpOptions,
+    address: Annotated[
+        str | None, typer.Option(help="Look at the services of a running coordinator in place of this machine's.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1.0)] = CALIBRATION_SECONDS,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
+    *,
+    credentials: Credentials,
+) -> None:
+    """Look at machine, installation and services, measure what speculation gains, and say what to change.
+
+    Without --address it starts the pair, as `outrider run` does. Exits with 1 if something does not work.
+    """
+    err = Console(stderr=True)
+    if address is None:
+        found = examine(check(options), seconds, err)
+    else:
+        found = examine_server(address, seconds, credentials, err)
+    healthy = True
+
+    async def tell() -> None:
+        nonlocal healthy
+        if not as_json:
+            healthy = await print_findings(found, Console())
+            return
+        gathered = [each async for each in found]
+        healthy = all(each.level is not Level.PROBLEM for each in gathered)
+        print(json.dumps(findings_object(gathered)))
+
+    if until_signalled(tell()):
+        raise typer.Exit(_EXIT_INTERRUPTED)
+    if not healthy:
+        raise typer.Exit(_EXIT_ERROR)
 
 
 @app.command()

@@ -107,6 +107,7 @@ LAYERS = {
     "outrider.worker.config": _layer("core machine settings worker.extras", "pydantic"),
     "outrider.telemetry": _layer("core", "opentelemetry prometheus_client structlog"),
     "outrider.plan": _layer("core"),
+    "outrider.doctor": _layer("core machine", packages="packaging"),
     "outrider.http": _layer("core rpc telemetry", "fastapi structlog uvicorn"),
     "outrider.rpc": _layer("core machine v1", f"{_GRPC} structlog uvloop"),
     "outrider.worker": _layer(
@@ -122,7 +123,7 @@ LAYERS = {
     "coordinator.resolution": _layer("core"),
     "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
     "outrider.cli": _layer(
-        "core machine output plan rpc settings telemetry token_file v1 client",
+        "core doctor machine output plan rpc settings telemetry token_file v1 client",
         f"{_GRPC} structlog typer rich bench cryptography",
         services="coordinator.config draft_service.config verify_service.config",
     ),
