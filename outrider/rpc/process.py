@@ -12,13 +12,14 @@ import structlog
 import uvloop
 
 from outrider.core.protocol.errors import OutriderError
+from outrider.machine.leaving import leave_at_exit
 
 
 def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs `serve` on an event loop to its end, on the given `cores` (such as "0,1"; empty: any).
 
     Exits with a sentence and status 1 if it raises an OutriderError. Call it before any thread is started: threads
-    inherit the cores.
+    inherit the cores. Either way the process leaves at its exit (`outrider/machine/leaving.py`).
     """
     try:
         _keep_to(cores)
@@ -27,7 +28,9 @@ def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> N
             runner.run(serve())
     except OutriderError as error:
         structlog.get_logger().error("cannot serve", reason=str(error))
+        leave_at_exit(1)
         sys.exit(1)
+    leave_at_exit(0)
 
 
 def _keep_to(cores: str) -> None:

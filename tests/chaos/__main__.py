@@ -13,9 +13,12 @@ from bench.machine import facts
 
 from .phases import OVERTIME_SECONDS, PHASES, SHOWN_MAX, Found, Settings
 from .plot import plot
+from .streams import GrpcClient, HttpClient
+
+CLIENTS = {client.name: client for client in (GrpcClient, HttpClient)}
 
 
-async def run(minutes: float, seed: int, names: list[str], folder: Path) -> bool:
+async def run(minutes: float, seed: int, names: list[str], clients: list[str], folder: Path) -> bool:
     """Runs the named parts and writes what they found after each. Returns whether all promises were kept."""
     total = sum(PHASES[name][1] for name in names)
     result: dict[str, Any] = {"minutes": minutes, "seed": seed, "machine": facts(), "parts": {}}
@@ -31,7 +34,7 @@ async def run(minutes: float, seed: int, names: list[str], folder: Path) -> bool
         say(f"begins, for {seconds:.0f} s")
         try:
             async with asyncio.timeout(seconds + OVERTIME_SECONDS):
-                found = await part(Settings(seconds, seed, say))
+                found = await part(Settings(seconds, seed, say, [CLIENTS[client] for client in clients]))
         except Exception as error:
             found = Found({}, [f"it broke off: {type(error).__name__}: {error}"])
         kept = kept and not found.problems
@@ -60,9 +63,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="for all parts together, beside their starts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", choices=list(PHASES), default=list(PHASES), help="parts to run")
+    parser.add_argument("--clients", nargs="+", choices=list(CLIENTS), default=list(CLIENTS), help="of the streams")
     parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="folder of chaos.json and recovery.svg")
     options = parser.parse_args()
-    kept = asyncio.run(run(options.minutes, options.seed, options.only, options.out))
+    kept = asyncio.run(run(options.minutes, options.seed, options.only, options.clients, options.out))
     print(f"{options.out}/chaos.json: {'every promise was kept' if kept else 'promises were not kept'}")
     raise SystemExit(0 if kept else 1)
 

@@ -54,6 +54,10 @@ class Fault:
     back: float | None = None
     """When all was well again, as far as the services can tell."""
 
+    def __str__(self) -> str:
+        lasted = "never back" if self.back is None else f"back after {self.back - self.at:.1f} s"
+        return f"{self.place} {self.kind}, {lasted}"
+
     def recovery_seconds(self, streams: Streams) -> float:
         """The longest that a client waited for its next tokens because of it."""
         return streams.silence(self.at, self.at + RECOVERY_LOOK_SECONDS)

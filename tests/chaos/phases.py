@@ -47,6 +47,8 @@ class Settings(NamedTuple):
     seconds: float
     seed: int
     say: Callable[[str], None]
+    clients: Sequence[type[GrpcClient | HttpClient]] = (GrpcClient, HttpClient)
+    """What the streams are made of, in turns."""
 
 
 class Found(NamedTuple):
@@ -116,7 +118,7 @@ async def links(settings: Settings) -> Found:
 
 async def rolling(settings: Settings) -> Found:
     """Every process is restarted in turn, under load."""
-    async with _streamed(SHORT_TOKENS) as (services, streams):
+    async with _streamed(settings, SHORT_TOKENS) as (services, streams):
         streams.start()
         try:
             problems = await roll(services, streams, settings.seconds, settings.say)
@@ -140,7 +142,7 @@ async def crowd(settings: Settings) -> Found:
 async def _campaign(
     settings: Settings, kinds: Sequence[str], roles: Sequence[str] = ROLES, inside: Namespace | None = None
 ) -> Found:
-    async with _streamed(LONG_TOKENS, inside) as (services, streams):
+    async with _streamed(settings, LONG_TOKENS, inside) as (services, streams):
         campaign = Campaign(services, streams, Random(settings.seed), settings.say)
         streams.start()
         try:
@@ -156,7 +158,7 @@ async def _campaign(
     figures = _told(streams) | {
         "num_faults": len(campaign.faults),
         "longest_silences": streams.longest_silences(
-            SILENCES_SHOWN, [(fault.at, f"{fault.place} {fault.kind}") for fault in campaign.faults]
+            SILENCES_SHOWN, [(fault.at, str(fault)) for fault in campaign.faults]
         ),
         "recovery_seconds": {
             name: {"count": len(every), **(percentiles([(each, 1) for each in every]) or {}), "all": sorted(every)}
@@ -177,13 +179,13 @@ def _told(streams: Streams) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _streamed(max_tokens: int, inside: Namespace | None = None) -> AsyncIterator[tuple[Services, Streams]]:
-    """Two of each service, and streams that are ready to start, half by gRPC and half by HTTP."""
+async def _streamed(
+    settings: Settings, max_tokens: int, inside: Namespace | None = None
+) -> AsyncIterator[tuple[Services, Streams]]:
+    """Two of each service, and streams that are ready to start."""
     async with two_of_each(inside=inside) as services:
-        clients = [
-            GrpcClient(services.addresses) if number % 2 == 0 else HttpClient(services.urls)
-            for number in range(NUM_STREAMS)
-        ]
+        kinds = settings.clients
+        clients = [kinds[number % len(kinds)](services) for number in range(NUM_STREAMS)]
         streams = Streams(clients, jobs(max_tokens))
         await streams.measure_undisturbed()
         yield services, streams
