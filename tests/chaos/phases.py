@@ -49,6 +49,8 @@ class Settings(NamedTuple):
     say: Callable[[str], None]
     clients: Sequence[type[GrpcClient | HttpClient]] = (GrpcClient, HttpClient)
     """What the streams are made of, in turns."""
+    process_faults: Sequence[str] = PROCESS_FAULTS
+    """Those that processes suffer in `faults`."""
 
 
 class Found(NamedTuple):
@@ -102,7 +104,7 @@ async def fuzz(settings: Settings) -> Found:
 
 async def faults(settings: Settings) -> Found:
     """Processes that die, freeze and drain at random moments."""
-    return await _campaign(settings, PROCESS_FAULTS)
+    return await _campaign(settings, settings.process_faults)
 
 
 async def links(settings: Settings) -> Found:

@@ -120,7 +120,7 @@ class NotResumableError(Exception):
 
 class HttpClient:
     """Streams a completion as server-sent events. When it breaks off, it asks any coordinator for what follows the last
-    event, as a browser's EventSource does."""
+    event, as a browser's EventSource does, and predicts what it has, so that this is soon written anew."""
 
     name = "HTTP"
 
@@ -130,7 +130,7 @@ class HttpClient:
 
     async def ask(self, job: Job, answered: Answered) -> None:
         """Asks, and fills the history. Raises NotResumableError, and httpx's errors when it gives up."""
-        body = {
+        body: dict[str, Any] = {
             "prompt": job.prompt,
             "max_tokens": job.max_tokens,
             "temperature": job.sampling.temperature,
@@ -143,6 +143,8 @@ class HttpClient:
         for attempt in range(TRIES_MAX):
             url = f"{self._urls[attempt % len(self._urls)]}/v1/completions"
             headers = {"last-event-id": last_id} if last_id else {}
+            if last_id:
+                body["prediction"] = {"type": "content", "content": answered.history.text}
             answered.on_step(f"asks {url}")
             try:
                 async with self._client.stream("POST", url, json=body, headers=headers) as response:
