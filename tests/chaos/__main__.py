@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,7 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path("build/chaos"), help="folder of chaos.json and recovery.svg")
     options = parser.parse_args()
+    os.environ["PYTHONFAULTHANDLER"] = "1"  # a service that does not end tells where it is
     kept = asyncio.run(
         run(options.minutes, options.seed, options.only, options.clients, options.process_faults, options.out)
     )

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from random import Random
 from typing import Any, NamedTuple
 
@@ -27,6 +28,9 @@ LONG_TOKENS = 160
 
 SHORT_TOKENS = 24
 """Where many answers are wanted."""
+
+ROLLING_ANSWERS = 500
+"""Fewest under a rolling restart."""
 
 SCHEDULES_AT_A_TIME = 200
 MESSAGES_AT_A_TIME = 2000
@@ -123,7 +127,7 @@ async def rolling(settings: Settings) -> Found:
     async with _streamed(settings, SHORT_TOKENS) as (services, streams):
         streams.start()
         try:
-            problems = await roll(services, streams, settings.seconds, settings.say)
+            problems = await roll(services, streams, settings.seconds, ROLLING_ANSWERS, settings.say)
         finally:
             await streams.stop()
     return Found(_told(streams), [*problems, *streams.failures])
@@ -133,12 +137,7 @@ async def crowd(settings: Settings) -> Found:
     """Idle connections, calls that are cancelled, answers that are not read. `seconds` of 300 and more is all of it."""
     async with two_of_each() as services:
         told = await crowds(services, min(settings.seconds / 300.0, 1.0), settings.say)
-    problems = [
-        f"{each['kind']}: no good request was answered beside them: {each['problem']}"
-        for each in told
-        if each["good_request_seconds"] is None
-    ]
-    return Found({"crowds": told}, problems)
+    return Found({"crowds": [asdict(each) for each in told]}, [found for each in told for found in each.problems])
 
 
 async def _campaign(
