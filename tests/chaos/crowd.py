@@ -28,8 +28,8 @@ GOOD_SECONDS_MAX = 90.0
 
 CANCELS_AT_A_TIME = 32
 
-GROWN_BYTES_MAX = 128_000_000
-"""Most that any process may grow by a crowd: 100 KB for each of a thousand connections, and what allocators keep."""
+GROWN_BYTES_MAX = 64_000_000
+"""Most that any process may grow by a crowd: 30 KB for each of a thousand connections, and what allocators keep."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ def test_memory_is_bounded_with_the_crowd_and_after_it() -> None:
         replace(GOOD, resident_after={"coordinator-1": 100, "verify-1": 51 + GROWN_BYTES_MAX}),
     ):
         (problem,) = grown.problems
-        assert "grew by 128 MB" in problem
+        assert "grew by 64 MB" in problem
 
 
 def test_a_good_request_must_be_answered() -> None:
