@@ -81,7 +81,7 @@ async def _serve(config: CoordinatorConfig, telemetry: Telemetry, exposition: Ex
         generation.watch,
         on_grace_over=generation.end_all,
     )
-    app = make_app(generation, authorization, exposition, config.unread_seconds)
+    app = make_app(generation, authorization, exposition, config.unread_seconds, config.max_requests_per_client)
     add_page(app)
     doors = [HttpServer(app, config.http, tls=tls, unread_seconds=2.0 * config.unread_seconds)] if config.http else []
     await serve(config, service, transport, doors, guards, reflection=config.reflection)

@@ -89,7 +89,10 @@ class CoordinatorConfig(Settings):
     )
     max_request_seconds: float = Field(3600.0, gt=0, description="longest life of a request")
     max_requests_per_client: int = Field(
-        4096, ge=1, le=4096, description="most requests at a time by gRPC from one address; more are refused"
+        4096,
+        ge=1,
+        le=4096,
+        description="most requests at a time from one address, by gRPC and as many by HTTP; more are refused",
     )
     silence_seconds: float = Field(
         SILENCE_SECONDS,

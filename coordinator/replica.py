@@ -209,10 +209,10 @@ class Replica:
             self._serve(info)
 
     def _hand_over(self) -> None:
-        """Sessions that have not ended at a worker that drains go on at another one, as soon as there is one."""
-        if self._seats and self._has_peers(self):
-            self._lose([*self._seats], "it is about to stop", is_handed_over=True)
-        elif self._seats:
+        """Sessions that have not ended at a worker that drains go on at another one, as soon as one can take them."""
+        movable = [seat for seat in self._seats if seat.can_move()] if self._has_peers(self) else []
+        self._lose(movable, "it is about to stop", is_handed_over=True)
+        if len(movable) < len(self._seats):
             self._handover = asyncio.get_running_loop().call_later(HANDOVER_SECONDS, self._hand_over)
 
     def _cancel_handover(self) -> None:

@@ -34,14 +34,7 @@ class Route:
 
         Raises WorkerUnavailableError if no verifier is left.
         """
-        found = [
-            replica
-            for replica in self._workers.usable(self._workers.verifiers)
-            if replica not in avoid
-            and replica.model is not None
-            and alike_refusal(self._target, replica.model) is None
-            and replica.model.max_context >= self._request.max_length
-        ]
+        found = self._verifiers(avoid)
         if not found:
             raise WorkerUnavailableError("no verify service is left that could take the request; try again later")
         # Another completion shares the prompt's KV cache, so it goes elsewhere only if all slots are taken.
@@ -50,7 +43,9 @@ class Route:
             self._last = found[choose_verifier([each.replica_state for each in found], num_tokens, num_rounds)]
         if avoid:
             self._workers.instruments.count_move(service=self._last.service)
-        return self._last.take(num_tokens)
+        seat = self._last.take(num_tokens)
+        seat.can_move = lambda: bool(self._verifiers([seat.replica]))
+        return seat
 
     def drafter(self, num_tokens: int, verifier: Replica, avoid: Collection[Replica] = ()) -> tuple[Seat, Trial]:
         """A seat for a session with a line of `num_tokens` that `verifier` decides, at none of those to `avoid`.
@@ -85,6 +80,17 @@ class Route:
             workers.instruments.count_move(service=chosen.service)
         chosen.breaker.begin()
         return chosen.take(num_tokens), workers.drafter_bandit.begin(_kind(chosen), greedy=greedy)
+
+    def _verifiers(self, avoid: Collection[Replica]) -> list[Replica]:
+        """Those that could take a session of the request."""
+        return [
+            replica
+            for replica in self._workers.usable(self._workers.verifiers)
+            if replica not in avoid
+            and replica.model is not None
+            and alike_refusal(self._target, replica.model) is None
+            and replica.model.max_context >= self._request.max_length
+        ]
 
     def _short_context(self, replica: Replica) -> Refusal | None:
         max_context = replica.model.max_context if replica.model is not None else 0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Seat:
     """Knows since when its session waits for the worker, and hears when that is not worth it any more."""
 
-    __slots__ = ("is_handed_over", "loss", "num_tokens", "on_loss", "replica", "taken_at", "waits_since")
+    __slots__ = ("can_move", "is_handed_over", "loss", "num_tokens", "on_loss", "replica", "taken_at", "waits_since")
 
     def __init__(self, replica: Replica, num_tokens: int, taken_at: float) -> None:
         self.replica = replica
@@ -29,6 +29,8 @@ class Seat:
         """Why the worker was left, if it was."""
         self.is_handed_over = False
         """Whether it was left because it is about to stop, which is nobody's fault."""
+        self.can_move: Callable[[], bool] = lambda: True
+        """Whether another worker of those that serve could take the session."""
         self.on_loss: Callable[[], None] = lambda: None
         """Called when the worker is left: it ends the session's stream."""
 

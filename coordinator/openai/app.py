@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import cache
 
@@ -13,6 +14,7 @@ from starlette.types import ASGIApp
 
 from coordinator.openai.api_error import ApiError, api_error
 from coordinator.openai.chat_body import ChatBody
+from coordinator.openai.client_requests import ClientRequests
 from coordinator.openai.completion import CompletionBody
 from coordinator.openai.connection import Json
 from coordinator.openai.document import body_of, document
@@ -35,11 +37,13 @@ def make_app(
     authorization: Callable[[ASGIApp], ASGIApp] | None = None,
     exposition: Exposition | None = None,
     unread_seconds: float = UNREAD_SECONDS,
+    max_requests_per_client: int = sys.maxsize,
 ) -> FastAPI:
     """Everything that is answered over HTTP, metrics too if there are any, to whom `authorization` lets in. Whoever
     serves it sets `state.ready`.
 
-    What is done for a client that takes nothing for `unread_seconds` is ended.
+    What is done for a client that takes nothing for `unread_seconds` is ended. One address has at most
+    `max_requests_per_client` at a time.
     """
     app = FastAPI(
         title="Outrider",
@@ -50,6 +54,7 @@ def make_app(
     )
     app.state.ready = False
     app.add_middleware(UnreadResponses, seconds=unread_seconds)
+    app.add_middleware(ClientRequests, num_max=max_requests_per_client)
     answers = Endpoints(service)
     for path, endpoint in {
         "/healthz": answers.healthz,

@@ -56,7 +56,9 @@ class StreamPosition:
         """Raises ApiError if it is another request that was answered before."""
         digest = hashlib.sha256(array("I", started.prompt_token_ids).tobytes())
         # The prompt itself has been hashed as it reads now, perhaps by a template that asks for the date.
-        digest.update(self._body.model_dump_json(exclude={"prompt", "messages"}, exclude_none=True).encode())
+        # A prediction changes no token. Whoever continues predicts what it has, which makes few rounds of that.
+        without = {"prompt", "messages", "prediction"}
+        digest.update(self._body.model_dump_json(exclude=without, exclude_none=True).encode())
         digest.update(self._target.identity_sha256.encode())
         fingerprint = digest.digest()[:8]
         if self._had is not None and fingerprint != self._had.fingerprint:

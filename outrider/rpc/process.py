@@ -12,22 +12,28 @@ import structlog
 import uvloop
 
 from outrider.core.protocol.errors import OutriderError
+from outrider.machine.leaving import leave_at_exit
+from outrider.machine.watchdog import watch
 
 
 def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Runs `serve` on an event loop to its end, on the given `cores` (such as "0,1"; empty: any).
 
     Exits with a sentence and status 1 if it raises an OutriderError. Call it before any thread is started: threads
-    inherit the cores.
+    inherit the cores. Either way the process leaves at its exit (`outrider/machine/leaving.py`), and before if its
+    event loop hangs (`outrider/machine/watchdog.py`).
     """
     try:
         _keep_to(cores)
         # A message costs a quarter less on this loop than on asyncio's own (docs/decisions/0012-messages.md).
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            watch(runner.get_loop())
             runner.run(serve())
     except OutriderError as error:
         structlog.get_logger().error("cannot serve", reason=str(error))
+        leave_at_exit(1)
         sys.exit(1)
+    leave_at_exit(0)
 
 
 def _keep_to(cores: str) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import concurrent.futures
-import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -19,7 +17,7 @@ from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.library import CannotCompileError
-from outrider.machine.descendants import kill_descendants
+from outrider.machine.leaving import leave_at_exit
 from outrider.rpc.process import run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Door, Service, SetReady
@@ -76,7 +74,7 @@ def run(
         run_process(config.cores, serving)
     except StoppedEarlyError:
         _log.info("stopped before it was ready")
-        atexit.register(_leave)  # when the caller has tidied up
+        leave_at_exit(0)
 
 
 async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetReady) -> NoReturn:
@@ -161,9 +159,3 @@ async def _abandonable(call: Callable[[], T]) -> T:
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await asyncio.wrap_future(result)
-
-
-def _leave() -> None:
-    """Ends a process at once. Its interpreter would tidy up for seconds, under threads that still load."""
-    kill_descendants()
-    os._exit(0)

@@ -54,6 +54,10 @@ class Fault:
     back: float | None = None
     """When all was well again, as far as the services can tell."""
 
+    def __str__(self) -> str:
+        lasted = "never back" if self.back is None else f"back after {self.back - self.at:.1f} s"
+        return f"{self.place} {self.kind}, {lasted}"
+
     def recovery_seconds(self, streams: Streams) -> float:
         """The longest that a client waited for its next tokens because of it."""
         return streams.silence(self.at, self.at + RECOVERY_LOOK_SECONDS)
@@ -154,9 +158,7 @@ class Campaign:
         if kind == "kill":
             await place.child.kill()
         else:
-            await place.child.stop()
-            if code := place.child.end.result():
-                self.problems.append(f"{place.name} ended its drain with exit code {code}")
+            self.problems += filter(None, [await place.drain()])
         await place.start()
 
     async def _disturb(self, proxy: Proxy, kind: str) -> None:
@@ -176,16 +178,17 @@ class Campaign:
             proxy.reset()
 
 
-async def roll(services: Services, streams: Streams, seconds: float, say: Callable[[str], None]) -> list[str]:
-    """Restarts every process by SIGTERM, one at a time, again and again for so long. Returns what went wrong."""
+async def roll(
+    services: Services, streams: Streams, seconds: float, num_answers: int, say: Callable[[str], None]
+) -> list[str]:
+    """Restarts every process by SIGTERM, one at a time, again and again for so long, and until so many answers have
+    come. Returns what went wrong."""
     until = time.monotonic() + seconds
     problems: list[str] = []
     num_restarted = 0
-    while num_restarted < len(services.all) or time.monotonic() < until:
+    while num_restarted < len(services.all) or time.monotonic() < until or len(streams.answers) < num_answers:
         place = services.all[num_restarted % len(services.all)]
-        await place.child.stop()
-        if code := place.child.end.result():
-            problems.append(f"{place.name} ended its drain with exit code {code}")
+        problems += filter(None, [await place.drain()])
         await place.start()
         try:
             await services.until_serving(place)

@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import grpc.aio
@@ -28,6 +28,9 @@ GOOD_SECONDS_MAX = 90.0
 
 CANCELS_AT_A_TIME = 32
 
+GROWN_BYTES_MAX = 64_000_000
+"""Most that any process may grow by a crowd: 30 KB for each of a thousand connections, and what allocators keep."""
+
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
@@ -39,15 +42,34 @@ class Crowd:
     good_request_seconds: float | None
     """How long a good request took while the crowd was there; None if it was not answered."""
     problem: str
+    """Why it was not."""
     resident_before: dict[str, int]
     """Bytes of each process."""
     resident_with: dict[str, int]
     resident_after: dict[str, int]
 
+    @property
+    def grown(self) -> dict[str, int]:
+        """Bytes that each process has grown, with the crowd or after it."""
+        with_it, after = self.resident_with, self.resident_after
+        return {name: max(with_it[name], after[name]) - before for name, before in self.resident_before.items()}
 
-async def crowds(services: Services, scale: float, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    @property
+    def problems(self) -> list[str]:
+        """Promises that were not kept."""
+        found = [
+            f"{self.kind}: {name} grew by {grown / 1e6:.0f} MB; {GROWN_BYTES_MAX / 1e6:.0f} MB are the most allowed"
+            for name, grown in self.grown.items()
+            if grown > GROWN_BYTES_MAX
+        ]
+        if self.good_request_seconds is None:
+            found.append(f"{self.kind}: no good request was answered beside them: {self.problem}")
+        return found
+
+
+async def crowds(services: Services, scale: float, say: Callable[[str], None]) -> list[Crowd]:
     """Each kind in turn; `scale` 1 is 1 000 idle connections, 10 000 cancelled calls, 64 who do not read."""
-    found: list[dict[str, Any]] = []
+    found: list[Crowd] = []
     for kind, come, number in (
         ("idle connections", idle, int(1000 * scale)),
         ("opened and cancelled", cancelled, int(10_000 * scale)),
@@ -66,9 +88,8 @@ async def crowds(services: Services, scale: float, say: Callable[[str], None]) -
         after = _resident(services)
         crowd = Crowd(kind, number, time.monotonic() - started, good, problem, before, present, after)
         answered = "no good request was answered" if good is None else f"a good request took {good:.1f} s"
-        grown = max(present[name] - before[name] for name in before) / 1e6
-        say(f"{number} {kind}: {answered}; the most that a process grew is {grown:.1f} MB {problem}")
-        found.append(asdict(crowd))
+        say(f"{number} {kind}: {answered}; the most that a process grew is {max(crowd.grown.values()) / 1e6:.1f} MB")
+        found.append(crowd)
     return found
 
 

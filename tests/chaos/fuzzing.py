@@ -139,6 +139,15 @@ class Complaints(logging.Handler):
         self.found.append(f"{context.get('message')}: {context.get('exception')!r}")
 
 
+class _Drawn(NamedTuple):
+    """One call, before it is made."""
+
+    method: Method
+    contents: Sequence[bytes]
+    num_wanted: int
+    """Answers after which it is cancelled."""
+
+
 class Fuzzer:
     """Calls RPCs with nonsense, and counts what came of it."""
 
@@ -157,26 +166,38 @@ class Fuzzer:
     async def batch(self, num_messages: int) -> None:
         """Sends so many messages or a few more."""
         until = self.num_messages + num_messages
+        drawn: list[_Drawn] = []
         while self.num_messages < until:
-            called = self._rng.choices(self._methods, self._weights, k=CALLS_AT_A_TIME)
-            await asyncio.gather(*map(self._call, called))
+            drawn.append(self._draw())
+            self.num_messages += len(drawn[-1].contents)
+        calls = iter(drawn)
+
+        async def make_calls() -> None:
+            for each in calls:  # of all tasks together
+                await self._call(each)
+
+        await asyncio.gather(*(make_calls() for _ in range(CALLS_AT_A_TIME)))
 
     async def close(self) -> None:
         """Closes the channels."""
         for channel in self._channels.values():
             await channel.close()
 
-    async def _call(self, method: Method) -> None:
+    def _draw(self) -> _Drawn:
+        """In the order of the calls, so that a seed makes the same ones whatever becomes of them."""
+        (method,) = self._rng.choices(self._methods, self._weights)
+        contents = self._contents(method.descriptor)
+        return _Drawn(method, contents, self._rng.randrange(1, 12) if method.descriptor.client_streaming else 1)
+
+    async def _call(self, drawn: _Drawn) -> None:
+        method, contents, num_wanted = drawn
         descriptor = method.descriptor
         kind = f"{'stream' if descriptor.client_streaming else 'unary'}_"
         kind += "stream" if descriptor.server_streaming else "unary"
         multi_callable = getattr(self._channels[method.address], kind)(method.path)
-        contents = self._contents(descriptor)
-        self.num_messages += len(contents)
         call = multi_callable(
             _all(contents) if descriptor.client_streaming else contents[0], timeout=ANSWER_SECONDS_MAX
         )
-        num_wanted = 1 if not descriptor.client_streaming else self._rng.randrange(1, 12)
         code, details = grpc.StatusCode.OK, ""
         try:
             if descriptor.server_streaming:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import asdict
 from random import Random
 from typing import Any, NamedTuple
 
@@ -28,6 +29,9 @@ LONG_TOKENS = 160
 SHORT_TOKENS = 24
 """Where many answers are wanted."""
 
+ROLLING_ANSWERS = 500
+"""Fewest under a rolling restart."""
+
 SCHEDULES_AT_A_TIME = 200
 MESSAGES_AT_A_TIME = 2000
 
@@ -47,6 +51,10 @@ class Settings(NamedTuple):
     seconds: float
     seed: int
     say: Callable[[str], None]
+    clients: Sequence[type[GrpcClient | HttpClient]] = (GrpcClient, HttpClient)
+    """What the streams are made of, in turns."""
+    process_faults: Sequence[str] = PROCESS_FAULTS
+    """Those that processes suffer in `faults`."""
 
 
 class Found(NamedTuple):
@@ -100,7 +108,7 @@ async def fuzz(settings: Settings) -> Found:
 
 async def faults(settings: Settings) -> Found:
     """Processes that die, freeze and drain at random moments."""
-    return await _campaign(settings, PROCESS_FAULTS)
+    return await _campaign(settings, settings.process_faults)
 
 
 async def links(settings: Settings) -> Found:
@@ -116,10 +124,10 @@ async def links(settings: Settings) -> Found:
 
 async def rolling(settings: Settings) -> Found:
     """Every process is restarted in turn, under load."""
-    async with _streamed(SHORT_TOKENS) as (services, streams):
+    async with _streamed(settings, SHORT_TOKENS) as (services, streams):
         streams.start()
         try:
-            problems = await roll(services, streams, settings.seconds, settings.say)
+            problems = await roll(services, streams, settings.seconds, ROLLING_ANSWERS, settings.say)
         finally:
             await streams.stop()
     return Found(_told(streams), [*problems, *streams.failures])
@@ -129,18 +137,13 @@ async def crowd(settings: Settings) -> Found:
     """Idle connections, calls that are cancelled, answers that are not read. `seconds` of 300 and more is all of it."""
     async with two_of_each() as services:
         told = await crowds(services, min(settings.seconds / 300.0, 1.0), settings.say)
-    problems = [
-        f"{each['kind']}: no good request was answered beside them: {each['problem']}"
-        for each in told
-        if each["good_request_seconds"] is None
-    ]
-    return Found({"crowds": told}, problems)
+    return Found({"crowds": [asdict(each) for each in told]}, [found for each in told for found in each.problems])
 
 
 async def _campaign(
     settings: Settings, kinds: Sequence[str], roles: Sequence[str] = ROLES, inside: Namespace | None = None
 ) -> Found:
-    async with _streamed(LONG_TOKENS, inside) as (services, streams):
+    async with _streamed(settings, LONG_TOKENS, inside) as (services, streams):
         campaign = Campaign(services, streams, Random(settings.seed), settings.say)
         streams.start()
         try:
@@ -156,7 +159,7 @@ async def _campaign(
     figures = _told(streams) | {
         "num_faults": len(campaign.faults),
         "longest_silences": streams.longest_silences(
-            SILENCES_SHOWN, [(fault.at, f"{fault.place} {fault.kind}") for fault in campaign.faults]
+            SILENCES_SHOWN, [(fault.at, str(fault)) for fault in campaign.faults]
         ),
         "recovery_seconds": {
             name: {"count": len(every), **(percentiles([(each, 1) for each in every]) or {}), "all": sorted(every)}
@@ -177,13 +180,13 @@ def _told(streams: Streams) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _streamed(max_tokens: int, inside: Namespace | None = None) -> AsyncIterator[tuple[Services, Streams]]:
-    """Two of each service, and streams that are ready to start, half by gRPC and half by HTTP."""
+async def _streamed(
+    settings: Settings, max_tokens: int, inside: Namespace | None = None
+) -> AsyncIterator[tuple[Services, Streams]]:
+    """Two of each service, and streams that are ready to start."""
     async with two_of_each(inside=inside) as services:
-        clients = [
-            GrpcClient(services.addresses) if number % 2 == 0 else HttpClient(services.urls)
-            for number in range(NUM_STREAMS)
-        ]
+        kinds = settings.clients
+        clients = [kinds[number % len(kinds)](services) for number in range(NUM_STREAMS)]
         streams = Streams(clients, jobs(max_tokens))
         await streams.measure_undisturbed()
         yield services, streams

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence, Set
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from outrider.cli.child import Child, Observer
+from outrider.cli.child import STOP_GRACE_S, Child, Observer
 from outrider.client import GenerationClient
 from outrider.core.protocol.errors import OutriderError
 from tests.e2e.stack import MODELS, free_address
@@ -28,6 +29,19 @@ SERVING_SECONDS_MAX = 120.0
 
 LOOK_SECONDS = 0.1
 """Between two looks at what a coordinator knows."""
+
+LOG_LINES = 100
+"""Last ones of a process that are told when it does not end: the stacks of its threads are among them."""
+
+
+class _Log(Observer):
+    """Keeps a process's last lines."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=LOG_LINES)
+
+    def log(self, name: str, line: str) -> None:
+        self.lines.append(line)
 
 
 class Place:
@@ -49,6 +63,7 @@ class Place:
         self.http_address = http_address
         self.num_started = 0
         self._flags = flags
+        self._log = _Log()
         self.child: Child
 
     async def start(self) -> None:
@@ -63,9 +78,20 @@ class Place:
             [*entered, _MODULES[self.role], *flags],
             address=self.address,
             health_service=f"outrider.v1.{_SERVICES[self.role]}",
-            observer=Observer(),
+            observer=self._log,
         )
         await self.child.start()
+
+    async def drain(self) -> str:
+        """Has it drain, and waits for its end. Returns what is wrong with that, with its threads' stacks if it does not
+        come (where PYTHONFAULTHANDLER is set); empty if nothing is."""
+        self.signal(signal.SIGTERM)
+        if not (await asyncio.wait({self.child.end}, timeout=STOP_GRACE_S))[0]:
+            self.signal(signal.SIGABRT)
+            await asyncio.wait({self.child.end})
+            return f"{self.name} did not end its drain in {STOP_GRACE_S:g} s; its log: {' | '.join(self._log.lines)}"
+        code = self.child.end.result()
+        return f"{self.name} ended its drain with exit code {code}" if code else ""
 
     def signal(self, number: signal.Signals) -> None:
         """Sends the process there a signal."""

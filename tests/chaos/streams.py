@@ -16,6 +16,7 @@ from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.sampling import SamplingParams
 
 from .history import History
+from .services import Services
 
 ANSWER_SECONDS_MAX = 180.0
 """Longest that an answer may take, faults and all. One that takes longer has failed."""
@@ -25,6 +26,12 @@ PAUSE_SECONDS = 0.2
 
 TRIES_MAX = 200
 """Of an HTTP client in a row."""
+
+STEPS_SHOWN = 20
+"""Of a client in one silence."""
+
+FAULTS_BEFORE_SECONDS = 10.0
+"""A fault so long before a silence may still be going on: it is told with it."""
 
 
 class Job(NamedTuple):
@@ -63,8 +70,19 @@ class Answered:
     ended: float = 0.0
     num_resumed: int = 0
     failures: list[str] = field(default_factory=list[str])
-    reasons: list[str] = field(default_factory=list[str])
-    """Why it had to be resumed, as far as the client tells."""
+    steps: list[tuple[float, str]] = field(default_factory=list[tuple[float, str]])
+    """What its client did and met beside tokens, and when: what a silence was spent on."""
+
+    def on_step(self, what: str) -> None:
+        """Its client does or meets something."""
+        self.steps.append((time.monotonic(), what))
+
+    def steps_in(self, start: float, end: float) -> list[str]:
+        """What happened from `start` to `end`, with the seconds since `start`, behind the step that was the last before
+        it."""
+        before = [step for step in self.steps if step[0] < start]
+        within = [step for step in self.steps if start <= step[0] <= end]
+        return [f"{at - start:+.1f} s {what}" for at, what in (*before[-1:], *within)]
 
 
 class GrpcClient:
@@ -72,8 +90,8 @@ class GrpcClient:
 
     name = "gRPC"
 
-    def __init__(self, addresses: Sequence[str]) -> None:
-        self._client = GenerationClient(addresses)
+    def __init__(self, services: Services) -> None:
+        self._client = GenerationClient(services.addresses)
 
     async def ask(self, job: Job, answered: Answered) -> None:
         """Asks, and fills the history. Raises OutriderError."""
@@ -102,17 +120,17 @@ class NotResumableError(Exception):
 
 class HttpClient:
     """Streams a completion as server-sent events. When it breaks off, it asks any coordinator for what follows the last
-    event, as a browser's EventSource does."""
+    event, as a browser's EventSource does, and predicts what it has, so that this is soon written anew."""
 
     name = "HTTP"
 
-    def __init__(self, urls: Sequence[str]) -> None:
-        self._urls = urls
+    def __init__(self, services: Services) -> None:
+        self._urls = services.urls
         self._client = httpx.AsyncClient(timeout=httpx.Timeout(10.0, connect=2.0))
 
     async def ask(self, job: Job, answered: Answered) -> None:
         """Asks, and fills the history. Raises NotResumableError, and httpx's errors when it gives up."""
-        body = {
+        body: dict[str, Any] = {
             "prompt": job.prompt,
             "max_tokens": job.max_tokens,
             "temperature": job.sampling.temperature,
@@ -125,12 +143,16 @@ class HttpClient:
         for attempt in range(TRIES_MAX):
             url = f"{self._urls[attempt % len(self._urls)]}/v1/completions"
             headers = {"last-event-id": last_id} if last_id else {}
+            if last_id:
+                body["prediction"] = {"type": "content", "content": answered.history.text}
+            answered.on_step(f"asks {url}")
             try:
                 async with self._client.stream("POST", url, json=body, headers=headers) as response:
+                    answered.on_step(f"status {response.status_code}")
                     if response.status_code in (429, 500, 503):
                         raise httpx.ReadError(f"status {response.status_code}")
                     response.raise_for_status()
-                    async for event_id, data in _events(response):
+                    async for event_id, data in _events(response, answered):
                         last_id = event_id or last_id
                         if _take(data, answered.history):
                             return
@@ -139,7 +161,7 @@ class HttpClient:
                 if answered.history.times and not last_id:
                     raise NotResumableError(f"broke off after {len(answered.history.committed)} tokens") from error
                 answered.num_resumed += 1
-                answered.reasons.append(f"{type(error).__name__}: {error}"[:200])
+                answered.on_step(f"{type(error).__name__}: {error}"[:200])
                 await asyncio.sleep(PAUSE_SECONDS)
         raise NotResumableError("no coordinator goes on")
 
@@ -164,11 +186,13 @@ def _take(data: str, history: History) -> bool:
     return False
 
 
-async def _events(response: httpx.Response) -> AsyncIterator[tuple[str, str]]:
+async def _events(response: httpx.Response, answered: Answered) -> AsyncIterator[tuple[str, str]]:
     """Id and data of each event; the id is empty if it has none."""
     event_id = ""
     async for line in response.aiter_lines():
-        if line.startswith("id:"):
+        if line.startswith(":"):
+            answered.on_step("a comment")
+        elif line.startswith("id:"):
             event_id = line.removeprefix("id:").strip()
         elif line.startswith("data:"):
             yield event_id, line.removeprefix("data:").strip()
@@ -219,8 +243,8 @@ class Streams:
         return longest
 
     def longest_silences(self, number: int, faults: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
-        """The longest waits for a message between two, whose they were, and the `faults` (time, name) just before and
-        in them."""
+        """The longest waits for a message between two, whose they were, what the client did in them, and the `faults`
+        (time, name) just before and in them."""
         spans = [
             (later - sooner, sooner, later, each)
             for each in self.answers
@@ -232,8 +256,10 @@ class Streams:
                 "seconds": seconds,
                 "client": each.client,
                 "num_resumed": each.num_resumed,
-                "reasons": each.reasons[:10],
-                "faults": [name for at, name in faults if sooner - 1.0 < at < later],
+                "steps": each.steps_in(sooner, later)[:STEPS_SHOWN],
+                "faults": [
+                    f"{at - sooner:+.1f} s {name}" for at, name in faults if sooner - FAULTS_BEFORE_SECONDS < at < later
+                ],
             }
             for seconds, sooner, later, each in longest
         ]
@@ -261,9 +287,11 @@ class Streams:
         except (OutriderError, NotResumableError, httpx.HTTPError) as error:
             answered.failures.append(f"{type(error).__name__}: {error}")
         except TimeoutError:
-            num_tokens = len(answered.history.committed)
-            tried = f"; tried again because of {answered.reasons[-5:]}" if answered.reasons else ""
-            answered.failures.append(f"no end after {ANSWER_SECONDS_MAX:g} s and {num_tokens} tokens{tried}")
+            num_tokens, last = len(answered.history.committed), answered.steps_in(answered.began, time.monotonic())
+            answered.failures.append(
+                f"no end after {ANSWER_SECONDS_MAX:g} s and {num_tokens} tokens; its client's last steps: "
+                f"{last[-STEPS_SHOWN:]}"
+            )
         finally:
             answered.ended = time.monotonic()
             del self.running[number]

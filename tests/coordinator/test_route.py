@@ -32,6 +32,11 @@ class Standing:
         self.model = model
         self.breaker = CircuitBreaker()
         self.num_taken = num_sessions
+        self.can_move = lambda: True
+
+    @property
+    def replica(self) -> Standing:
+        return self
 
     @property
     def replica_state(self) -> ReplicaState:
@@ -99,6 +104,16 @@ def test_a_verifier_to_avoid_is_avoided_and_the_move_is_counted() -> None:
 def test_a_verifier_that_would_give_other_tokens_or_has_too_little_context_is_not_used(other: ModelInfo) -> None:
     with pytest.raises(WorkerUnavailableError):
         route(Pools([Standing("other", other)], [])).verifier(3)
+
+
+def test_a_session_can_move_where_another_verifier_has_context_for_it() -> None:
+    large, small = Standing("large"), Standing("small", TARGET._replace(max_context=10))
+    pools = Pools([large, small], [])
+    seat = cast("Standing", route(pools).verifier(3))
+    assert seat is large
+    assert not seat.can_move()
+    pools.verifiers.append(Standing("another"))
+    assert seat.can_move()
 
 
 def test_a_drafter_that_broke_many_streams_comes_after_one_that_broke_none() -> None:

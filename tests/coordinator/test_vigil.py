@@ -206,6 +206,23 @@ async def test_a_verifier_that_drains_hands_its_sessions_over_as_soon_as_another
         assert place.seat.is_handed_over
 
 
+async def test_a_session_that_no_other_verifier_could_take_stays_at_one_that_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(replica_module, "HANDOVER_SECONDS", 0.02)
+    async with scene(slow) as made:
+        long, short = Place(made.replica), Place(made.replica)
+        is_larger = False
+        long.seat.can_move = lambda: is_larger
+        await made.worker.cease()
+        await short.is_lost.wait()
+        short.seat.leave()
+        assert not long.is_lost.is_set()
+        is_larger = True
+        await long.is_lost.wait()
+        assert long.seat.is_handed_over
+
+
 async def test_a_drafter_that_drains_and_a_worker_that_comes_back_keep_their_sessions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

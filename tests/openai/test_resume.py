@@ -103,6 +103,19 @@ async def test_a_stream_may_be_cut_again(plain: httpx.AsyncClient) -> None:
     assert joined([*whole[:3], *rest[:2], *last]) == joined(whole)
 
 
+async def test_whoever_continues_may_predict_what_it_has(served: Served, plain: httpx.AsyncClient) -> None:
+    path, body = BODIES["greedy"]
+    body = body | {"stream_options": {"include_usage": True}}
+    whole = await stream(plain, path, body)
+    had = whole[: len(whole) // 2]
+    predicting = body | {"prediction": {"type": "content", "content": joined(had)[0]["text"]}}
+    async with http_at(served.stack) as url, httpx.AsyncClient(base_url=url, timeout=30) as elsewhere:
+        rest = await stream(elsewhere, path, predicting, had[-1].event_id)
+    assert joined([*had, *rest]) == joined(whole)
+    assert rest[-2].chunk is not None
+    assert "accepted_prediction_tokens" in rest[-2].chunk["usage"]["completion_tokens_details"]
+
+
 async def refusal(
     client: httpx.AsyncClient, body: dict[str, Any], last_event_id: str, path: str = "/v1/completions"
 ) -> dict[str, Any]:
