@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from outrider.core.propose.constraint import Constraint
-from outrider.core.propose.lookup import PromptLookup
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams, PromptLookup
 from outrider.core.propose.proposer import CERTAIN, Proposer
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import Node, path_tokens
@@ -68,9 +67,7 @@ class ConstrainedProposer:
             self._inner.commit(token_ids)
 
 
-def proposer_of(
-    line: Line, ngram_table: Callable[[], NgramTable] | None, constraint: Constraint | None
-) -> Proposer | None:
+def proposer_of(line: Line, ngram_table: Callable[[], Ngrams] | None, constraint: Constraint | None) -> Proposer | None:
     """What guesses for a session at its verifier: the table that `ngram_table` makes for its line, and `constraint`."""
     lookup = None if ngram_table is None else PromptLookup(ngram_table(), line)
     return lookup if constraint is None else ConstrainedProposer(constraint, lookup)

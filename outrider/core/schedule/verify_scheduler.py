@@ -15,7 +15,7 @@ from typing import Generic
 
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constraint import Constraint
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
 from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
@@ -44,7 +44,7 @@ class VerifyScheduler(Generic[KeyT]):
         eos_token_ids: Sequence[int],
         step_tokens_max: int,
         max_queue: int = 0,
-        ngram_table: Callable[[], NgramTable] | None = None,
+        ngram_table: Callable[[], Ngrams] | None = None,
         policy: VerifyPolicy | None = None,
     ) -> None:
         """At most `max_queue` sessions wait for room, and a step feeds at most `step_tokens_max` tokens of lines.

@@ -12,7 +12,7 @@ from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constrained import AllowedProposer, proposer_of
 from outrider.core.propose.constraint import Constraint
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams
 from outrider.core.propose.prediction import Prediction
 from outrider.core.propose.proposer import Proposer
 from outrider.core.protocol.ending import Ending
@@ -99,7 +99,7 @@ class VerifySession:
         eos_token_ids: Sequence[int],
         max_live_nodes: int,
         estimates: VerifyEstimates | None = None,
-        ngram_table: Callable[[], NgramTable] | None = None,
+        ngram_table: Callable[[], Ngrams] | None = None,
         constraint: Constraint | None = None,
     ) -> None:
         """Guesses by itself what the `opening` predicts and, below what its drafter has sent, what is looked up if
