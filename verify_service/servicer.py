@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.messages import (
     DraftWindow,
     EndDrafts,
@@ -54,12 +55,14 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
+        recent = self._config.recent_answers
         static = load_ngrams_of(loaded.info, self._config.ngram_table)
         self._verifier = Verifier(
             loaded.engine,
             loaded.info.eos_token_ids,
             max_queue=self._config.max_queue,
             ngram_table=ngram_tables(self._native, static) if self._config.ngram == "on" else None,
+            recent=None if recent == "off" else RecentAnswersByTenant(has_common=recent == "all"),
             policy=self._policy,
         )
         return self._take_over(loaded, self._verifier, on_death)

@@ -38,6 +38,11 @@ class AllowedProposer:
         self._inner.commit(token_ids)
 
 
+def allowed(constraint: Constraint | None, proposer: Proposer | None) -> Proposer | None:
+    """What `proposer` guesses, as far as the `constraint` allows it, if there is one."""
+    return proposer if constraint is None or proposer is None else AllowedProposer(constraint, proposer)
+
+
 class ConstrainedProposer:
     """A `Proposer`. What is forced needs no other guess."""
 
@@ -46,7 +51,7 @@ class ConstrainedProposer:
     def __init__(self, constraint: Constraint, inner: Proposer | None) -> None:
         """`inner` guesses where nothing is forced. The constraint is told elsewhere of what was decided."""
         self._constraint = constraint
-        self._inner = None if inner is None else AllowedProposer(constraint, inner)
+        self._inner = allowed(constraint, inner)
         self._is_inner_ready = False
 
     def prepare(self) -> bool:
