@@ -32,6 +32,7 @@ _LIKELY = math.log(0.5)
 """Chance of the predicted next token from which no round waits for drafts: they seldom go as deep as a prediction."""
 
 _NOTHING: Mapping[int, Node] = {}
+_SILENCE: Mapping[int, float] = {}
 
 
 class Overlay:
@@ -163,8 +164,11 @@ class Overlay:
         log_acceptance = node.path_log_prob - root.path_log_prob
         if log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
             return _NOTHING
-        probabilities = self._proposer.propose(root, node) if self._is_ready and self._proposer is not None else {}
-        recalled = self._recall.propose(root, node) if self._is_recalled and self._recall is not None else {}
+        probabilities = recalled = _SILENCE
+        if self._is_ready and self._proposer is not None:
+            probabilities = self._proposer.propose(root, node)
+        if self._is_recalled and self._recall is not None:
+            recalled = self._recall.propose(root, node)
         if not probabilities and not recalled:
             return _NOTHING
         learned, floor, position = self._log_acceptance, _LOG_ACCEPTANCE_MIN - log_acceptance, node.position + 1
