@@ -7,8 +7,8 @@ from setuptools import Distribution, setup
 
 class _Distribution(Distribution):
     def has_ext_modules(self) -> bool:
-        """Whether there is machine code in the package; see outrider/engine/library.py."""
-        return any(Path(__file__).parent.glob("outrider/engine/native/built/*.so"))
+        """Whether there is machine code in the package; see library.py in outrider/engine and outrider/lookup."""
+        return any(Path(__file__).parent.glob("outrider/**/built/*.so"))
 
 
 setup(distclass=_Distribution)

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftEstimates, DraftSession
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
-from outrider.core.propose.lookup import PromptLookup
+from outrider.core.propose.lookup import Ngrams, PromptLookup
 from outrider.core.propose.ngram import NgramTable
-from outrider.core.propose.ngram_static import StaticNgrams
 from outrider.core.protocol.errors import ProtocolViolationError, SlotsExhaustedError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened, WorkerLoad
 from outrider.core.protocol.tree import Node
@@ -26,9 +25,10 @@ less likely come after them."""
 class NgramDrafting:
     """One session. A guess takes microseconds, so sessions need neither a device nor each other's steps."""
 
-    def __init__(self, opening: DraftOpen, estimates: DraftEstimates, static: StaticNgrams | None) -> None:
+    def __init__(self, opening: DraftOpen, estimates: DraftEstimates, ngrams: Ngrams) -> None:
+        """`ngrams` is an empty table."""
         self._session = DraftSession(opening, estimates)
-        self._proposer = PromptLookup(NgramTable(static=static), self._session.line)
+        self._proposer = PromptLookup(ngrams, self._session.line)
         self._vocab_size = opening.vocab_size
 
     def commit(self, commitment: Commitment) -> None:
@@ -89,11 +89,11 @@ class _Streamed:
 class NgramDrafter:
     """Drafts for all sessions in turn; see `Drafts`. The event loop reads and writes between any two windows."""
 
-    def __init__(self, instance_id: str, max_sessions: int, static: StaticNgrams | None = None) -> None:
-        """Below every session's own table stands `static`, if there is one."""
+    def __init__(self, instance_id: str, max_sessions: int, ngram_table: Callable[[], Ngrams] = NgramTable) -> None:
+        """`ngram_table` makes a session's table, empty."""
         self._instance_id = instance_id
         self._max_sessions = max_sessions
-        self._static = static
+        self._ngram_table = ngram_table
         self._estimates = DraftEstimates(NGRAM_PROBABILITIES, ngram_bin)
         self._num_sessions = 0
         self._due: deque[_Streamed] = deque()
@@ -118,7 +118,7 @@ class NgramDrafter:
             raise SlotsExhaustedError(
                 f"all {self._max_sessions} sessions are taken; try again later or raise --max-sessions of this worker"
             )
-        session = _Streamed(NgramDrafting(opening, self._estimates, self._static), outbox)
+        session = _Streamed(NgramDrafting(opening, self._estimates, self._ngram_table()), outbox)
         self._num_sessions += 1
         self.on_change()
         now_ns = time.time_ns()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from ctypes import PyDLL
 from functools import partial
 
 from draft_service.config import DraftConfig
@@ -19,16 +20,19 @@ from outrider.rpc.server import Door, Service
 from outrider.telemetry.setup import Telemetry
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.worker.access import access
+from outrider.worker.lookups import native_lookups, ngram_tables
 from outrider.worker.ngram_file import NgramFile, load_ngrams
 
 
 def run_without_model(config: DraftConfig, telemetry: Telemetry, doors: Sequence[Door]) -> None:
     """Runs the worker to its end. Exits with a sentence and status 1 if it cannot serve."""
-    run_process(config.cores, partial(_serve, config, telemetry, doors))
+    native = native_lookups(config.compile_cache)
+    run_process(config.cores, partial(_serve, config, telemetry, doors, native))
 
 
-def begin(servicer: DraftServicer, config: DraftConfig, file: NgramFile | None) -> None:
-    """Has `servicer` draft from now on, for the vocabulary of `file` alone if there is one."""
+def begin(servicer: DraftServicer, config: DraftConfig, file: NgramFile | None, native: PyDLL | None = None) -> None:
+    """Has `servicer` draft from now on, for the vocabulary of `file` alone if there is one, by `native` look-ups or
+    those in Python."""
     info = ModelInfo(
         name=NGRAM_MODEL,
         model_type=NGRAM_MODEL,
@@ -43,14 +47,15 @@ def begin(servicer: DraftServicer, config: DraftConfig, file: NgramFile | None) 
         protocol_version=PROTOCOL_VERSION,
         instance_id=uuid.uuid4().hex,
     )
-    drafter = NgramDrafter(info.instance_id, info.max_sessions, file.table if file is not None else None)
+    tables = ngram_tables(native, file.table if file is not None else None)
+    drafter = NgramDrafter(info.instance_id, info.max_sessions, tables)
     servicer.draft_by(drafter)
     drafter.on_change = servicer.serve(info, drafter.load).touch
 
 
-async def _serve(config: DraftConfig, telemetry: Telemetry, doors: Sequence[Door]) -> None:
+async def _serve(config: DraftConfig, telemetry: Telemetry, doors: Sequence[Door], native: PyDLL | None) -> None:
     servicer = DraftServicer(telemetry)
-    begin(servicer, config, load_ngrams(config.ngram_table) if config.ngram_table else None)
+    begin(servicer, config, load_ngrams(config.ngram_table) if config.ngram_table else None, native)
     service = Service("outrider.v1.DraftService", add_DraftServiceServicer_to_server, servicer, on_stop=servicer.drain)
     transport, guards = access(config, telemetry.instruments)
     await serve(config, service, transport, doors, guards, reflection=config.reflection)

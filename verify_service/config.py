@@ -21,6 +21,12 @@ class VerifyConfig(WorkerConfig):
         "on",
         description="n-gram guesses, from what the text repeats, below all that has arrived",
     )
+    recent_answers: Literal["tenants", "all", "off"] = Field(
+        "tenants",
+        description="guesses from what recent answers said; tenants: from those to the same token, and none where "
+        "coordinators have no tokens or share the prefix cache; all: besides, those to whoever has no token, from one "
+        "another's",
+    )
     max_queue: int = Field(
         256, ge=0, le=QUEUE_MAX, description="most sessions that wait for room; those beyond it are refused"
     )

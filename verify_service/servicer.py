@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.messages import (
     DraftWindow,
     EndDrafts,
@@ -27,7 +28,8 @@ from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import verify_pb2, verify_pb2_grpc
 from outrider.worker.device_servicer import DeviceServicer
-from outrider.worker.ngram_file import ngram_tables
+from outrider.worker.lookups import native_lookups, ngram_tables
+from outrider.worker.ngram_file import load_ngrams_of
 from outrider.worker.outbox import Outbox, Stamped
 from outrider.worker.servicer import reopened
 from outrider.worker.startup import LoadedModel
@@ -48,16 +50,19 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
         super().__init__(telemetry)
         self._config = config
         self._policy = policy
+        self._native = native_lookups(config.compile_cache) if config.ngram == "on" else None
         self._verifier: Verifier
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
-        ngram_table = ngram_tables(self._config.ngram_table, loaded.info)
+        recent = self._config.recent_answers
+        static = load_ngrams_of(loaded.info, self._config.ngram_table)
         self._verifier = Verifier(
             loaded.engine,
             loaded.info.eos_token_ids,
             max_queue=self._config.max_queue,
-            ngram_table=ngram_table if self._config.ngram == "on" else None,
+            ngram_table=ngram_tables(self._native, static) if self._config.ngram == "on" else None,
+            recent=None if recent == "off" else RecentAnswersByTenant(has_common=recent == "all"),
             policy=self._policy,
         )
         return self._take_over(loaded, self._verifier, on_death)

@@ -11,7 +11,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams
+from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.schedule.policy import VerifyPolicy
@@ -36,7 +37,8 @@ class Verifier:
         eos_token_ids: Sequence[int],
         *,
         max_queue: int = 0,
-        ngram_table: Callable[[], NgramTable] | None = None,
+        ngram_table: Callable[[], Ngrams] | None = None,
+        recent: RecentAnswersByTenant | None = None,
         policy: VerifyPolicy | None = None,
     ) -> None:
         """See `VerifyScheduler`."""
@@ -48,6 +50,7 @@ class Verifier:
             step_tokens_max=STEP_TOKENS_MAX,
             max_queue=max_queue,
             ngram_table=ngram_table,
+            recent=recent,
             policy=policy,
         )
         self.admission = self.scheduler.admission

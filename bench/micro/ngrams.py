@@ -1,8 +1,9 @@
-"""How often n-gram guesses are right: the target continues held-out prompts, and the table guesses along.
+"""How often n-gram guesses are right, and what they cost: the target continues held-out prompts, and the table guesses.
 
     python -m bench.micro.ngrams --table build/ngrams.safetensors --json bench/results/ngrams.json
 
-No clock is involved: what is counted depends on the text alone.
+What is counted depends on the text alone. Microseconds per round are those of a verify session's rounds over the same
+text, of the table in Python and the one in machine code by turns.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench import machine
+from bench.micro import lookup_rounds
 from bench.prompts import load_prompts
 from outrider.core.propose.ngram import ORDERS, GuessTree, NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams
@@ -85,6 +87,7 @@ def main(
         figures[f"temperature {temperature}"] = {"line": _measure(texts, None)} | (
             {"line and table": _measure(texts, static)} if static is not None else {}
         )
+        figures[f"microseconds per round, temperature {temperature}"] = lookup_rounds.measure(texts, static)
     text = json.dumps(figures, indent=1)
     print(text)
     if out is not None:

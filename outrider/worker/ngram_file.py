@@ -7,12 +7,10 @@ laid out as `StaticOrder` says; the metadata name the format, the width and the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import STATIC_ORDERS, VOCAB_SIZE_MAX, StaticNgrams, StaticOrder
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo
@@ -65,13 +63,13 @@ def load_ngrams(path: str | Path) -> NgramFile:
     return NgramFile(table, vocab_size, metadata.get("tokenizer_sha256", ""))
 
 
-def ngram_tables(path: str, info: ModelInfo) -> Callable[[], NgramTable]:
-    """What makes a session's n-gram table, empty, above that of the file at `path`, if one is named, for a target.
+def load_ngrams_of(info: ModelInfo, path: str) -> StaticNgrams | None:
+    """The table of the file at `path`, if one is named, for a target.
 
     Raises UnsupportedModelError if the file cannot be used with the model.
     """
     if not path:
-        return NgramTable
+        return None
     file = load_ngrams(path)
     if file.tokenizer_sha256 != info.tokenizer_sha256:
         raise UnsupportedModelError(
@@ -83,7 +81,7 @@ def ngram_tables(path: str, info: ModelInfo) -> Callable[[], NgramTable]:
             f"{path} was counted with {file.vocab_size} token ids, of which {info.name!r} knows {info.vocab_size}; "
             "leave --ngram-table out"
         )
-    return partial(NgramTable, static=file.table)
+    return file.table
 
 
 def _values(tensor: Any, dtype: str) -> Sequence[int]:

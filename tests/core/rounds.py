@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constraint import Constraint
 from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.recent_answers import RecentAnswers
 from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
@@ -24,6 +25,7 @@ def verify_session(
     estimates: VerifyEstimates | None = None,
     line: Sequence[int] = (7, 8, 9),
     ngrams: bool = False,
+    recent: RecentAnswers | None = None,
     constraint: Constraint | None = None,
     prediction: Sequence[int] = (),
 ) -> VerifySession:
@@ -45,6 +47,7 @@ def verify_session(
         max_live_nodes=20,
         estimates=estimates,
         ngram_table=NgramTable if ngrams else None,
+        recent=recent,
         constraint=constraint,
     )
 

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
@@ -124,12 +124,14 @@ async def worker(
     telemetry: Telemetry = SILENT,
     listen: str = "127.0.0.1:0",
     max_queue: int = 0,
+    recent_answers: Literal["tenants", "all", "off"] = "tenants",
 ) -> AsyncIterator[RunningWorker]:
-    """Serves a loaded model as a verify worker, or as a draft worker. `max_queue` is the verifier's."""
+    """Serves a loaded model as a verify worker, or as a draft worker. `max_queue` and `recent_answers` are the
+    verifier's."""
     servicer: WorkerServicer = (
         ModelDraftServicer(telemetry)
         if draft
-        else VerifyServicer(VerifyConfig(model="target", max_queue=max_queue), telemetry)
+        else VerifyServicer(VerifyConfig(model="target", max_queue=max_queue, recent_answers=recent_answers), telemetry)
     )
     name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
     add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server

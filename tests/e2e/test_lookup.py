@@ -9,9 +9,10 @@ import pytest
 import pytest_asyncio
 
 from outrider.client import GenerationMode, Speculation
+from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.worker.ngram_file import ngram_tables
+from outrider.worker.ngram_file import load_ngrams_of
 from recipes.ngram_table import write
 from tests.e2e.answers import Answer, ask
 from tests.e2e.stack import MODELS, SILENT, Stack, bundled, coordinator, load_tiny, save_tiny, worker
@@ -90,9 +91,9 @@ async def test_a_table_of_more_token_ids_than_the_model_has_is_refused_in_words(
     path = tmp_path / "ngrams.safetensors"
     write(path, ["import os\n" * 50], TOKENIZER, width=2, min_count=2)
     info = bundled("target").info
-    assert ngram_tables(str(path), info)().probabilities(0) == {}
+    assert NgramTable(static=load_ngrams_of(info, str(path))).probabilities(0) == {}
     with pytest.raises(UnsupportedModelError, match=f"of which '{info.name}' knows 4095"):
-        ngram_tables(str(path), info._replace(vocab_size=info.vocab_size - 1))
+        load_ngrams_of(info._replace(vocab_size=info.vocab_size - 1), str(path))
 
 
 async def test_a_verifier_that_shall_not_look_up_makes_no_tables() -> None:

@@ -20,6 +20,7 @@ from draft_service.without_model import begin
 from outrider.client import GenerationMode
 from outrider.core.draft.session import DraftEstimates
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
+from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import (
     ModelMismatchError,
@@ -219,7 +220,7 @@ async def test_a_session_too_many_is_refused_until_one_ends() -> None:
 
 
 def test_guesses_follow_what_is_committed() -> None:
-    session = NgramDrafting(opening(), DraftEstimates(NGRAM_PROBABILITIES, ngram_bin), None)
+    session = NgramDrafting(opening(), DraftEstimates(NGRAM_PROBABILITIES, ngram_bin), NgramTable())
     assert session.prepare()
     first = session.draft()
     assert first is not None
@@ -238,7 +239,7 @@ def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
     session = NgramDrafting(
         opening(vocab_size=3, token_ids=[1, 2, 1], num_prompt_tokens=3),
         DraftEstimates(NGRAM_PROBABILITIES, ngram_bin),
-        file.table,
+        NgramTable(static=file.table),
     )
     assert session.prepare()
     window = session.draft()

@@ -99,6 +99,7 @@ LAYERS = {
     "outrider.core.coordinate": _room("protocol estimate propose"),
     **_engine(),
     "outrider.grammar": _layer("core", f"{_GRAMMAR} structlog"),
+    "outrider.lookup": _layer("core machine", forbidden="asyncio"),
     "outrider.machine": _layer(),
     "outrider.output": _layer(),
     "outrider.settings": _layer("core output", packages="pydantic pydantic_settings"),
@@ -111,7 +112,7 @@ LAYERS = {
     "outrider.http": _layer("core rpc telemetry", "fastapi structlog uvicorn"),
     "outrider.rpc": _layer("core machine v1", f"{_GRPC} structlog uvloop"),
     "outrider.worker": _layer(
-        f"core {_ALL_ENGINE} grammar http machine rpc settings telemetry {_WORKER_SETTINGS} v1",
+        f"core {_ALL_ENGINE} grammar http lookup machine rpc settings telemetry {_WORKER_SETTINGS} v1",
         f"{_ENGINE} {_GRPC} {_SERVICE}",
     ),
     "outrider.client": _layer("core rpc v1", _GRPC),
@@ -129,7 +130,7 @@ LAYERS = {
     ),
     **{
         service: _layer(
-            f"core {_ALL_ENGINE} grammar http machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
+            f"core {_ALL_ENGINE} grammar http lookup machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
             f"{_ENGINE} {_GRPC} {_SERVICE}",
             services=f"{service}.config",
         )

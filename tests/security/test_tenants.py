@@ -10,6 +10,7 @@ from coordinator.caller import Caller
 from draft_service.ngram_drafter import NgramDrafting
 from outrider.core.draft.session import DraftEstimates
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
+from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import QueueFullError, RateLimitError
 from outrider.core.protocol.messages import DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
@@ -31,7 +32,7 @@ def drafted(token_ids: list[int], salt: str, estimates: DraftEstimates) -> list[
         vocab_size=100,
         cache_salt=salt,
     )
-    drafting = NgramDrafting(opening, estimates, None)
+    drafting = NgramDrafting(opening, estimates, NgramTable())
     while not drafting.prepare():
         pass
     window = drafting.draft()

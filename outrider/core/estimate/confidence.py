@@ -48,6 +48,10 @@ PREDICTION_PROBABILITIES = (0.01, 0.01, 0.02, 0.03, 0.04, 0.15, 0.3, 0.4, 0.4, 0
 """How often a prediction is right by what it promises (`propose/prediction.py`): less than half where the line has left
 it. On source files with edits of several kinds."""
 
+RECALL_PROBABILITIES = (0.01, 0.02, 0.03, 0.03, 0.1, 0.3, 0.3, 0.4, 0.6, 0.65, 0.7, 0.85, 0.92, 0.97)
+"""How often what recent answers go on with is right by what it promises (`propose/recall.py`): between what held for
+edited source files and for strange ones (`python -m bench.micro.recall`)."""
+
 DRAFT_PROBABILITIES = (
     *(_first_chance(margin) for margin in _MARGIN_MIDDLES),
     *(_other_chance(rank, margin) for rank in range(1, _NUM_RANKS) for margin in _MARGIN_MIDDLES),
@@ -58,9 +62,14 @@ at temperature 0.8."""
 CLAIM_PROBABILITIES = _PROBABILITY_MIDDLES
 """How often guesses are right by what their drafter claims: as often as it says, until that proves wrong."""
 
-VERIFY_PROBABILITIES = (*CLAIM_PROBABILITIES, *NGRAM_PROBABILITIES, *PREDICTION_PROBABILITIES)
-"""How often guesses are right by a verifier's cells: those of what is claimed, those of what it looks up, then those of
-what its client predicts."""
+VERIFY_PROBABILITIES = (
+    *CLAIM_PROBABILITIES,
+    *NGRAM_PROBABILITIES,
+    *PREDICTION_PROBABILITIES,
+    *RECALL_PROBABILITIES,
+)
+"""How often guesses are right by a verifier's cells: those of what is claimed, those of what it looks up, those of what
+its client predicts, then those of what it recalls."""
 
 
 def margin_bin(rank: int, margin: float) -> int:
@@ -86,3 +95,8 @@ def lookup_bin(probability: float) -> int:
 def prediction_bin(probability: float) -> int:
     """A verifier's cell of a token that its client's prediction promises with a probability above 0."""
     return 2 * _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))
+
+
+def recall_bin(probability: float) -> int:
+    """A verifier's cell of a token that recent answers promise with a probability above 0."""
+    return 3 * _NUM_BUCKETS + bisect_left(_PROBABILITY_EDGES, math.log(probability))

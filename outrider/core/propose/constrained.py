@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from outrider.core.propose.constraint import Constraint
-from outrider.core.propose.lookup import PromptLookup
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams, PromptLookup
 from outrider.core.propose.proposer import CERTAIN, Proposer
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import Node, path_tokens
@@ -39,6 +38,11 @@ class AllowedProposer:
         self._inner.commit(token_ids)
 
 
+def allowed(constraint: Constraint | None, proposer: Proposer | None) -> Proposer | None:
+    """What `proposer` guesses, as far as the `constraint` allows it, if there is one."""
+    return proposer if constraint is None or proposer is None else AllowedProposer(constraint, proposer)
+
+
 class ConstrainedProposer:
     """A `Proposer`. What is forced needs no other guess."""
 
@@ -47,7 +51,7 @@ class ConstrainedProposer:
     def __init__(self, constraint: Constraint, inner: Proposer | None) -> None:
         """`inner` guesses where nothing is forced. The constraint is told elsewhere of what was decided."""
         self._constraint = constraint
-        self._inner = None if inner is None else AllowedProposer(constraint, inner)
+        self._inner = allowed(constraint, inner)
         self._is_inner_ready = False
 
     def prepare(self) -> bool:
@@ -68,9 +72,7 @@ class ConstrainedProposer:
             self._inner.commit(token_ids)
 
 
-def proposer_of(
-    line: Line, ngram_table: Callable[[], NgramTable] | None, constraint: Constraint | None
-) -> Proposer | None:
+def proposer_of(line: Line, ngram_table: Callable[[], Ngrams] | None, constraint: Constraint | None) -> Proposer | None:
     """What guesses for a session at its verifier: the table that `ngram_table` makes for its line, and `constraint`."""
     lookup = None if ngram_table is None else PromptLookup(ngram_table(), line)
     return lookup if constraint is None else ConstrainedProposer(constraint, lookup)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
-from outrider.core.propose.ngram import HISTORY_TOKENS_MAX, NgramTable, path_context
+from outrider.core.propose.ngram import HISTORY_TOKENS_MAX
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import Node
 
@@ -13,12 +14,28 @@ READ_TOKENS_MAX = 512
 rounds later."""
 
 
+class Ngrams(Protocol):
+    """A table that one line fills. `NgramTable` defines what it answers; `outrider/lookup` does so in machine code."""
+
+    def read(self, token_ids: Sequence[int]) -> None:
+        """Appends tokens that nobody had to guess."""
+        ...
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """Appends tokens that were decided, and learns from each how far guesses can be trusted."""
+        ...
+
+    def after(self, root: Node, node: Node) -> Mapping[int, float]:
+        """The probability of each token that may follow `node`; the line ends at `root`."""
+        ...
+
+
 class PromptLookup:
     """A `Proposer` by n-grams of the line and of what was counted beforehand."""
 
     __slots__ = ("_line", "_ngrams", "_num_read")
 
-    def __init__(self, ngrams: NgramTable, line: Line) -> None:
+    def __init__(self, ngrams: Ngrams, line: Line) -> None:
         """`ngrams` is an empty table, for `line`."""
         self._ngrams = ngrams
         self._line = line
@@ -34,7 +51,7 @@ class PromptLookup:
 
     def propose(self, root: Node, node: Node) -> Mapping[int, float]:
         """See `Proposer.propose`."""
-        return self._ngrams.probabilities(path_context(node, root, self._ngrams.context))
+        return self._ngrams.after(root, node)
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """See `Proposer.commit`."""

@@ -168,8 +168,15 @@ class NgramTable:
         shares = self._shares(context)
         if not shares:
             return shares
-        scale = min(self.trust, PROBABILITY_MAX / sum(shares.values()))
+        total = 0.0
+        for share in shares.values():  # `sum` rounds otherwise from Python 3.12 on
+            total += share
+        scale = min(self.trust, PROBABILITY_MAX / total)
         return {token_id: share * scale for token_id, share in shares.items()}
+
+    def after(self, root: Node, node: Node) -> dict[int, float]:
+        """See `Ngrams.after`."""
+        return self.probabilities(path_context(node, root, self.context))
 
     def tree(self, context: int, *, limit: int, width: int, min_probability: float = 0.0) -> GuessTree:
         """The at most `limit` guesses below `context` with the most probable paths, at most `width` below each node.

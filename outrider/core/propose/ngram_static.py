@@ -45,7 +45,7 @@ class StaticOrder(NamedTuple):
 class StaticNgrams:
     """Continuations by context, of several orders. Immutable: all sessions share one."""
 
-    __slots__ = ("_orders",)
+    __slots__ = ("_orders", "orders", "width")
 
     def __init__(self, orders: Mapping[int, StaticOrder], *, width: int, vocab_size: int) -> None:
         """Takes the orders into use as they are, `width` continuations for each context.
@@ -58,10 +58,13 @@ class StaticNgrams:
             if num_tokens not in STATIC_ORDERS:
                 raise ValueError(f"it has contexts of {num_tokens} tokens; possible are {sorted(STATIC_ORDERS)}")
             _check(order, num_tokens, width, vocab_size)
+        self.orders = {num_tokens: orders[num_tokens] for num_tokens in STATIC_ORDERS if num_tokens in orders}
+        """Longest contexts first."""
+        self.width = width
+        """How many continuations a context has."""
         self._orders = [
-            ((1 << (TOKEN_BITS * num_tokens)) - 1, lru_cache(_ROWS_KEPT_MAX)(partial(_row, orders[num_tokens], width)))
-            for num_tokens in STATIC_ORDERS
-            if num_tokens in orders
+            ((1 << (TOKEN_BITS * num_tokens)) - 1, lru_cache(_ROWS_KEPT_MAX)(partial(_row, order, width)))
+            for num_tokens, order in self.orders.items()
         ]
 
     def add_shares(self, context: int, rest: float, shares: dict[int, float]) -> None:

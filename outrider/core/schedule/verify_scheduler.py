@@ -15,7 +15,8 @@ from typing import Generic
 
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constraint import Constraint
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams
+from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
 from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
@@ -44,12 +45,14 @@ class VerifyScheduler(Generic[KeyT]):
         eos_token_ids: Sequence[int],
         step_tokens_max: int,
         max_queue: int = 0,
-        ngram_table: Callable[[], NgramTable] | None = None,
+        ngram_table: Callable[[], Ngrams] | None = None,
+        recent: RecentAnswersByTenant | None = None,
         policy: VerifyPolicy | None = None,
     ) -> None:
         """At most `max_queue` sessions wait for room, and a step feeds at most `step_tokens_max` tokens of lines.
 
-        `ngram_table` makes a session's n-gram table, empty; without it the drafters guess alone.
+        `ngram_table` makes a session's n-gram table, empty; without it sessions look up nothing in their lines, and
+        without `recent` nothing in other answers.
         """
         self.policy = policy or VerifyPolicy()
         self.admission: Admission[Verification[KeyT]] = Admission(memory, max_queue=max_queue)
@@ -58,6 +61,7 @@ class VerifyScheduler(Generic[KeyT]):
         self._eos_token_ids = eos_token_ids
         self._step_tokens_max = step_tokens_max
         self._ngram_table = ngram_table
+        self._recent = recent
         self.sessions: dict[KeyT, Verification[KeyT]] = {}
         """Those that have not ended."""
         self._isolated: deque[Seated[Verification[KeyT]]] = deque()
@@ -75,6 +79,7 @@ class VerifyScheduler(Generic[KeyT]):
             max_live_nodes=RUN_AHEAD_MAX,
             estimates=self.policy.estimates,
             ngram_table=self._ngram_table if self.policy.looks_up else None,
+            recent=self._recent.of(opening.cache_salt) if self._recent is not None and self.policy.looks_up else None,
             constraint=constraint,
         )
         self.sessions[key] = session = Verification(key, opening, state, self.policy.rounds(opening))
@@ -114,6 +119,8 @@ class VerifyScheduler(Generic[KeyT]):
         """Ends a session, wherever it is; does nothing if it has ended."""
         if (session := self.sessions.pop(key, None)) is not None:
             self.admission.dismiss(session)
+            if session.state.recall is not None:
+                session.state.recall.end()
 
     def fail_step(self, key: KeyT) -> OutriderError:
         """Ends a session for which the device fails even alone. Returns what to tell it."""

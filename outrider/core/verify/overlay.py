@@ -2,10 +2,11 @@
 
 A drafter's guesses are a message away, and after a rejection often nothing is at hand. The verifier decides a round and
 begins the next one at once, and a proposer (`propose/proposer.py`) answers in microseconds: its guesses stand below the
-root while nothing else does, and below the drafter's last guesses. A client's prediction speaks at every node: where it
-guesses what a drafter has guessed too, the likelier of both nodes asks for a place. Like all guesses these are scored
-only if they are worth their time (`selection.py`). The overlay is thrown away with its round, so nobody else has to
-know of it.
+root while nothing else does, and below the drafter's last guesses. What recent answers go on with (`propose/recall.py`)
+stands beside what the line itself repeats; of the same token the likelier guess counts. A client's prediction speaks at
+every node: where it guesses what a drafter has guessed too, the likelier of both nodes asks for a place. Like all
+guesses these are scored only if they are worth their time (`selection.py`). The overlay is thrown away with its round,
+so nobody else has to know of it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from outrider.core.estimate.confidence import lookup_bin, prediction_bin
+from outrider.core.estimate.confidence import lookup_bin, prediction_bin, recall_bin
 from outrider.core.propose.proposer import CERTAIN, Proposer
 from outrider.core.protocol.tree import Node, SpeculationTree
 
@@ -31,6 +32,7 @@ _LIKELY = math.log(0.5)
 """Chance of the predicted next token from which no round waits for drafts: they seldom go as deep as a prediction."""
 
 _NOTHING: Mapping[int, Node] = {}
+_SILENCE: Mapping[int, float] = {}
 
 
 class Overlay:
@@ -41,10 +43,12 @@ class Overlay:
         "_guesses",
         "_is_predicted",
         "_is_ready",
+        "_is_recalled",
         "_log_acceptance",
         "_predicted",
         "_prediction",
         "_proposer",
+        "_recall",
         "_tree",
     )
 
@@ -54,15 +58,18 @@ class Overlay:
         proposer: Proposer | None,
         log_acceptance: Callable[[int], float],
         prediction: Proposer | None = None,
+        recall: Proposer | None = None,
     ) -> None:
         """`log_acceptance` tells how likely guesses of a bin are right, given that their parent is: those of `proposer`
-        in a `lookup_bin`, those of `prediction` in a `prediction_bin`."""
+        in a `lookup_bin`, those of `prediction` in a `prediction_bin`, those of `recall`, which speaks below both, in a
+        `recall_bin`."""
         self._tree = tree
         self._proposer = proposer
         self._prediction = prediction
+        self._recall = recall
         self._log_acceptance = log_acceptance
         self._is_ready: bool | None = None
-        self._is_predicted = False
+        self._is_predicted = self._is_recalled = False
         self._below: dict[Node, Mapping[int, Node]] = {}
         """For each node that was asked about its children here, by token."""
         self._guesses: dict[Node, list[tuple[int, int]]] = {}
@@ -75,6 +82,7 @@ class Overlay:
         if self._is_ready is None:
             self._is_ready = self._proposer is not None and self._proposer.prepare()
             self._is_predicted = self._prediction is not None and self._prediction.prepare()
+            self._is_recalled = self._recall is not None and self._recall.prepare()
 
     def children(self, node: Node) -> Collection[Node]:
         """What may ask for a place after `node`: what the drafter has sent or, if that is nothing, what was looked up,
@@ -109,7 +117,7 @@ class Overlay:
         """What was looked up after `node`, a leaf of the tree or a guess, by token: the same all round."""
         below = self._below.get(node)
         if below is None:
-            below = self._below[node] = self._propose(node) if self._is_ready else _NOTHING
+            below = self._below[node] = self._propose(node) if self._is_ready or self._is_recalled else _NOTHING
         return below
 
     def made(self, node: Node, token_id: int) -> Node | None:
@@ -154,10 +162,14 @@ class Overlay:
     def _propose(self, node: Node) -> Mapping[int, Node]:
         root = self._tree.root
         log_acceptance = node.path_log_prob - root.path_log_prob
-        if self._proposer is None or log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
+        if log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
             return _NOTHING
-        probabilities = self._proposer.propose(root, node)
-        if not probabilities:
+        probabilities = recalled = _SILENCE
+        if self._is_ready and self._proposer is not None:
+            probabilities = self._proposer.propose(root, node)
+        if self._is_recalled and self._recall is not None:
+            recalled = self._recall.propose(root, node)
+        if not probabilities and not recalled:
             return _NOTHING
         learned, floor, position = self._log_acceptance, _LOG_ACCEPTANCE_MIN - log_acceptance, node.position + 1
         guesses = self._guesses[node] = [
@@ -165,12 +177,15 @@ class Overlay:
             for token_id, probability in probabilities.items()
             if probability < CERTAIN
         ]
-        found = {
-            token_id: Node(node, position, token_id, learned_log, learned_log)
-            for token_id, confidence_bin in guesses
-            if (learned_log := learned(confidence_bin)) >= floor
-        }
-        if len(guesses) < len(probabilities):
+        is_certain = len(guesses) < len(probabilities)
+        if recalled and not is_certain:
+            guesses += [(token_id, recall_bin(probability)) for token_id, probability in recalled.items()]
+        found: dict[int, Node] = {}
+        for token_id, confidence_bin in guesses:
+            learned_log = learned(confidence_bin)
+            if learned_log >= floor and (token_id not in found or learned_log > found[token_id].log_prob):
+                found[token_id] = Node(node, position, token_id, learned_log, learned_log)
+        if is_certain:
             token_id = max(probabilities, key=probabilities.__getitem__)
             found[token_id] = Node(node, position, token_id, _CERTAIN_LOG_ACCEPTANCE, _CERTAIN_LOG_ACCEPTANCE)
         return found

@@ -10,11 +10,13 @@ from typing import NamedTuple
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
 from outrider.core.estimate.step_curve import StepCurve
-from outrider.core.propose.constrained import AllowedProposer, proposer_of
+from outrider.core.propose.constrained import allowed, proposer_of
 from outrider.core.propose.constraint import Constraint
-from outrider.core.propose.ngram import NgramTable
+from outrider.core.propose.lookup import Ngrams
 from outrider.core.propose.prediction import Prediction
 from outrider.core.propose.proposer import Proposer
+from outrider.core.propose.recall import Recall
+from outrider.core.propose.recent_answers import RecentAnswers
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import DraftWindow, FinishReason, ScoredNodes, VerifyOpen
@@ -99,11 +101,12 @@ class VerifySession:
         eos_token_ids: Sequence[int],
         max_live_nodes: int,
         estimates: VerifyEstimates | None = None,
-        ngram_table: Callable[[], NgramTable] | None = None,
+        ngram_table: Callable[[], Ngrams] | None = None,
+        recent: RecentAnswers | None = None,
         constraint: Constraint | None = None,
     ) -> None:
         """Guesses by itself what the `opening` predicts and, below what its drafter has sent, what is looked up if
-        `ngram_table` makes an empty table to read the line.
+        `ngram_table` makes an empty table to read the line, and what is recalled of `recent` answers.
 
         `constraint`, which has followed the line, forbids and forces guesses.
         """
@@ -127,6 +130,7 @@ class VerifySession:
         self._proposer: Proposer | None = None
         prediction = opening.prediction_token_ids
         self._prediction = Prediction(prediction, self.line) if prediction else None
+        self.recall = None if recent is None else Recall(recent, self.line)
         self._overlay = self._fresh_overlay()
         self._ending = Ending.of(opening, eos_token_ids)
         self._last_verdict: float | None = None
@@ -171,12 +175,10 @@ class VerifySession:
         if not self._max_draft_tokens:
             return None
         self._proposer = self._proposer or proposer_of(self.line, self._ngram_table, self._constraint)
-        if self._proposer is None and self._prediction is None:
+        prediction, recall = (allowed(self._constraint, each) for each in (self._prediction, self.recall))
+        if self._proposer is None and prediction is None and recall is None:
             return None
-        prediction: Proposer | None = self._prediction
-        if prediction is not None and self._constraint is not None:
-            prediction = AllowedProposer(self._constraint, prediction)
-        return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance, prediction)
+        return Overlay(self.tree, self._proposer, self._calibrations[0].log_acceptance, prediction, recall)
 
     @property
     def num_ready_levels(self) -> int:
@@ -283,7 +285,7 @@ class VerifySession:
         if self._constraint is not None:
             self._constraint.commit(token_ids)
         if self._overlay is not None:
-            for proposer in (self._proposer, self._prediction):
+            for proposer in (self._proposer, self._prediction, self.recall):
                 if proposer is not None:
                     proposer.commit(token_ids)
             self._overlay = self._fresh_overlay()

@@ -19,6 +19,7 @@ from outrider.core.estimate.confidence import (
     margin_bin,
     ngram_bin,
     prediction_bin,
+    recall_bin,
 )
 from outrider.core.protocol.validation import TREE_WIDTH_MAX
 
@@ -41,6 +42,7 @@ def test_each_kind_of_guess_has_a_cell_of_its_own() -> None:
     assert confidence_bins == list(range(len(CLAIM_PROBABILITIES)))
     confidence_bins += [lookup_bin(probability) for probability in PROBABILITIES]
     confidence_bins += [prediction_bin(probability) for probability in PROBABILITIES]
+    confidence_bins += [recall_bin(probability) for probability in PROBABILITIES]
     assert confidence_bins == list(range(len(VERIFY_PROBABILITIES)))
 
 

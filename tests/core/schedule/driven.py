@@ -96,10 +96,17 @@ def steady_curve(fixed: float, per_token: float) -> StepCurve:
 class VerifierByHand:
     """A verify scheduler, a clock that stands still unless told, and a target that always says the same."""
 
-    def __init__(self, memory: CountedMemory | None = None, *, max_queue: int = 100, budget: int = 512) -> None:
+    def __init__(
+        self, memory: CountedMemory | None = None, *, max_queue: int = 100, budget: int = 512, recent: Any = None
+    ) -> None:
         self.memory = memory or CountedMemory()
         self.scheduler: VerifyScheduler[str] = VerifyScheduler(
-            self.memory, vocab_size=VOCAB_SIZE, eos_token_ids=(), step_tokens_max=budget, max_queue=max_queue
+            self.memory,
+            vocab_size=VOCAB_SIZE,
+            eos_token_ids=(),
+            step_tokens_max=budget,
+            max_queue=max_queue,
+            recent=recent,
         )
         self.scheduler.policy.estimates.curve = steady_curve(1.0, 0.001)
         self.now = 0.0
