@@ -14,8 +14,9 @@ from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 from outrider.machine.tether import untethered
 
-SECONDS_MAX = 2.0
-"""Processor time that a template may take for one conversation. Published ones take a thousandth of it."""
+SECONDS_MAX = 0.75
+"""Processor time that a template may take for one conversation, so that a refusal comes within a second. Published ones
+take a few thousandths of it."""
 
 
 class Renderer:
