@@ -151,6 +151,7 @@ class Outcome(NamedTuple):
     """How a case was answered."""
 
     status: int
+    """0 if no answer came."""
     is_shaped: bool
     """Whether the body is that of an error of OpenAI's."""
     seconds: float
@@ -228,13 +229,14 @@ async def _asked(client: httpx.AsyncClient, case: Case) -> Outcome:
     probing = asyncio.create_task(_probe(client))
     headers = {"content-type": "application/json", **case.headers}
     before = time.perf_counter()
-    answer = await client.post(case.path, content=case.content, headers=headers)
+    status, is_shaped = 0, False
+    with suppress(httpx.TransportError, ValueError, KeyError, TypeError):
+        answer = await client.post(case.path, content=case.content, headers=headers)
+        status = answer.status_code
+        is_shaped = answer.json()["error"].keys() == {"message", "type", "param", "code"}
     seconds = time.perf_counter() - before
     probing.cancel()
-    is_shaped = False
-    with suppress(ValueError, KeyError, TypeError):
-        is_shaped = answer.json()["error"].keys() == {"message", "type", "param", "code"}
-    return Outcome(answer.status_code, is_shaped, seconds, await probing)
+    return Outcome(status, is_shaped, seconds, await probing)
 
 
 async def _probe(client: httpx.AsyncClient) -> float:
@@ -243,7 +245,7 @@ async def _probe(client: httpx.AsyncClient) -> float:
     with suppress(asyncio.CancelledError):
         while True:
             before = time.perf_counter()
-            await client.get("/healthz")
+            (await client.get("/healthz")).raise_for_status()
             longest = max(longest, time.perf_counter() - before)
             await asyncio.sleep(_PROBE_SECONDS)
     return longest
