@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -117,16 +118,15 @@ CASES: Final[Mapping[str, Case]] = {
     "a template that recurses": _chat("recurses"),
     "a template that escapes": _chat("escapes"),
     "a template that raises": _chat("raises"),
-    "a deep argument of the template": _chat(chat_template_kwargs={"x": _nested(80, 1)}),
     "a template of the client's": _chat(chat_template="{{ 1 }}"),
     "a schema that is none": _schema({"type": 3}),
-    "a deep schema": _schema(_nested(90, {"type": "string"})),
+    "a deep schema": _schema(_nested(90, {"not": {}})),
     "a wide schema": _schema({"anyOf": [_WIDE] * 2}),
     "a schema of choices": _schema(_nested(60, {"type": "string"}, "anyOf") | {"not": {}}),
     "a schema that refers to itself": _schema({"$ref": "#"}),
     "a schema elsewhere": _schema({"$ref": "http://127.0.0.1:1/x"}),
     "a pattern that explodes": _schema({"type": "string", "pattern": "^((a{1,200}){1,200}){1,200}$"}),
-    "an expression that explodes": _completion(guided_regex="((a|b|ab){1,300}c){1,300}" * 4),
+    "an expression that explodes": _completion(guided_regex="((((a{1,99}){1,99}){1,99}){1,99}){1,99}"),
     "an expression that is none": _completion(guided_regex="(" * 100_000),
     "choices without end": _completion(guided_choice=[f"choice {number}" for number in range(50_000)]),
     "a grammar that is none": _completion(guided_grammar="start: " + "(" * 60_000),
@@ -142,7 +142,7 @@ CASES: Final[Mapping[str, Case]] = {
     "another type": Case(COMPLETIONS, b"{}", {"content-type": "text/plain"}),
     "an event id of nothing": Case(COMPLETIONS, b'{"prompt":"a","stream":true}', {"last-event-id": "x" * 50_000}),
     "a header without end": Case(COMPLETIONS, b"{}", {"x-long": "a" * 1_000_000}),
-    "headers without end": Case(COMPLETIONS, b"{}", {f"x-{number}": "a" for number in range(20_000)}),
+    "headers without end": Case(COMPLETIONS, b"{}", {f"x-{number}": "a" * 100 for number in range(1_000)}),
     "a path without end": Case("/v1/" + "a" * 60_000, b"{}"),
 }
 
@@ -172,7 +172,7 @@ def main(
         told = {name: row._asdict() for name, row in rows.items()}
         print(json.dumps({"cases": told, "unharmed": is_unharmed, "machine": machine.facts()}))
     else:
-        table = Table("case", "status", "ms", "/healthz, ms", title=f"medians of {num_repeats}; worst first")
+        table = Table("case", "status", "ms", "/healthz, ms", title=_title(num_repeats))
         for name, row in sorted(rows.items(), key=lambda each: -each[1].seconds):
             figures = (f"{1000 * row.seconds:.0f}", f"{1000 * row.longest_probe_seconds:.0f}")
             table.add_row(name, f"{row.status}{'' if row.is_shaped else ' in another shape'}", *figures)
@@ -181,6 +181,11 @@ def main(
         Console().print(f"a good request is answered as before: {'yes' if is_unharmed else 'no'}")
     if bad or not is_unharmed:
         raise typer.Exit(1)
+
+
+def _title(num_repeats: int) -> str:
+    crowd = f"{os.getloadavg()[0]:.0f} processes on {len(os.sched_getaffinity(0))} cores"
+    return f"medians of {num_repeats}, worst first; {crowd}"
 
 
 def _is_refused(row: Outcome) -> bool:
@@ -242,13 +247,14 @@ async def _asked(client: httpx.AsyncClient, case: Case) -> Outcome:
 async def _probe(client: httpx.AsyncClient) -> float:
     """The longest time that a question took, until it is cancelled."""
     longest = 0.0
+    before = None
     with suppress(asyncio.CancelledError):
         while True:
             before = time.perf_counter()
             (await client.get("/healthz")).raise_for_status()
-            longest = max(longest, time.perf_counter() - before)
+            longest, before = max(longest, time.perf_counter() - before), None
             await asyncio.sleep(_PROBE_SECONDS)
-    return longest
+    return longest if before is None else max(longest, time.perf_counter() - before)
 
 
 if __name__ == "__main__":
