@@ -16,7 +16,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine
+from bench.processor_time import used_by_family_ns
 from bench.rivals.modes import Mode
 from bench.stack.models import Models
 from bench.stack.preparing import prepared
@@ -155,6 +156,8 @@ class Outcome(NamedTuple):
     is_shaped: bool
     """Whether the body is that of an error of OpenAI's."""
     seconds: float
+    processor_seconds: float
+    """Processor time of all services: what the answer takes where nobody else wants the processors."""
     longest_probe_seconds: float
     """The longest time that `/healthz` took meanwhile."""
 
@@ -172,9 +175,9 @@ def main(
         told = {name: row._asdict() for name, row in rows.items()}
         print(json.dumps({"cases": told, "unharmed": is_unharmed, "machine": machine.facts()}))
     else:
-        table = Table("case", "status", "ms", "/healthz, ms", title=_title(num_repeats))
+        table = Table("case", "status", "ms", "processor, ms", "/healthz, ms", title=_title(num_repeats))
         for name, row in sorted(rows.items(), key=lambda each: -each[1].seconds):
-            figures = (f"{1000 * row.seconds:.0f}", f"{1000 * row.longest_probe_seconds:.0f}")
+            figures = (f"{1000 * seconds:.0f}" for seconds in row[2:])
             table.add_row(name, f"{row.status}{'' if row.is_shaped else ' in another shape'}", *figures)
         Console().print(table)
         Console().print(f"not refused as they should be: {', '.join(bad) or 'none'}")
@@ -194,9 +197,9 @@ def _is_refused(row: Outcome) -> bool:
 
 def _median(outcomes: list[Outcome]) -> Outcome:
     last = outcomes[-1]
-    seconds, probes = ([*each] for each in zip(*(outcome[2:] for outcome in outcomes), strict=True))
+    medians = (statistics.median(each) for each in zip(*(outcome[2:] for outcome in outcomes), strict=True))
     is_shaped = all(outcome.is_shaped and outcome.status == last.status for outcome in outcomes)
-    return Outcome(last.status, is_shaped, statistics.median(seconds), statistics.median(probes))
+    return Outcome(last.status, is_shaped, *medians)
 
 
 async def _measured(num_repeats: int) -> tuple[Mapping[str, list[Outcome]], bool]:
@@ -209,12 +212,16 @@ async def _measured(num_repeats: int) -> tuple[Mapping[str, list[Outcome]], bool
         (target / "chat_template.jinja").write_text(_TEMPLATE)
         setup = Setup(coordinator_flags=(f"--http={http}",))
         async with (
-            running([_MODE], replace(models, target=str(target)), board, setup),
+            running([_MODE], replace(models, target=str(target)), board, setup) as stack,
             httpx.AsyncClient(base_url=f"http://{http}", timeout=60.0) as client,
         ):
             board.settle()
             before = await _good(client)
-            outcomes = {name: [await _asked(client, case) for _ in range(num_repeats)] for name, case in CASES.items()}
+            processes = [service.process_id for service in stack.services]
+            outcomes = {
+                name: [await _asked(client, case, processes) for _ in range(num_repeats)]
+                for name, case in CASES.items()
+            }
             return outcomes, before == await _good(client)
 
 
@@ -230,18 +237,19 @@ async def _good(client: httpx.AsyncClient) -> list[Any]:
     return [answer.raise_for_status().json()["choices"] for answer in answers]
 
 
-async def _asked(client: httpx.AsyncClient, case: Case) -> Outcome:
+async def _asked(client: httpx.AsyncClient, case: Case, processes: Sequence[int]) -> Outcome:
     probing = asyncio.create_task(_probe(client))
     headers = {"content-type": "application/json", **case.headers}
-    before = time.perf_counter()
+    used, before = sum(map(used_by_family_ns, processes)), time.perf_counter()
     status, is_shaped = 0, False
     with suppress(httpx.TransportError, ValueError, KeyError, TypeError):
         answer = await client.post(case.path, content=case.content, headers=headers)
         status = answer.status_code
         is_shaped = answer.json()["error"].keys() == {"message", "type", "param", "code"}
     seconds = time.perf_counter() - before
+    used = sum(map(used_by_family_ns, processes)) - used
     probing.cancel()
-    return Outcome(status, is_shaped, seconds, await probing)
+    return Outcome(status, is_shaped, seconds, used / 1e9, await probing)
 
 
 async def _probe(client: httpx.AsyncClient) -> float:
