@@ -6,16 +6,18 @@ import asyncio
 import json
 import signal
 from asyncio.subprocess import PIPE, Process
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
+from coordinator.chat.messages import check_number
 from coordinator.chat.template import ChatTemplate
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
 from outrider.machine.tether import untethered
 
-SECONDS_MAX = 2.0
-"""Processor time that a template may take for one conversation. Published ones take a thousandth of it."""
+SECONDS_MAX = 0.5
+"""Processor time that a template may take for one conversation, so that a refusal comes within a second. Published ones
+take a few thousandths of it."""
 
 
 class Renderer:
@@ -31,10 +33,11 @@ class Renderer:
 
         Raises InvalidRequestError also where the template takes too much time or memory.
         """
+        check_number(conversation.messages)
         request = {
             "templates": template.templates,
             "special_tokens": template.special_tokens,
-            "conversation": asdict(conversation),
+            "conversation": {field.name: getattr(conversation, field.name) for field in fields(conversation)},
         }
         try:
             message = json.dumps(request).encode()

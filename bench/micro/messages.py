@@ -2,7 +2,7 @@
 
     python -m bench.micro.messages
 
-Linux only: each thread's time is read from /proc, to the nanosecond, so what else the machine does matters little. With
+Linux only. With
 two cores or more each end has one of its own, and then both share one.
 """
 
@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from bench.processor_time import used_ns
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 SETTINGS = {
@@ -39,12 +40,6 @@ SETTINGS = {
 
 _NUM_FIRST = 1_000
 """Round trips before the clock starts."""
-
-
-def _used_ns(process: int) -> int:
-    """Processor time of all threads."""
-    tasks = Path(f"/proc/{process}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
 def _loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -113,9 +108,9 @@ async def _ask(address: str, folder: str, server: int, num_messages: int) -> Non
                 await call.read()
 
         await converse(_NUM_FIRST)
-        before = time.monotonic_ns(), _used_ns(server), _used_ns(os.getpid())
+        before = time.monotonic_ns(), used_ns(server), used_ns(os.getpid())
         await converse(num_messages)
-        after = time.monotonic_ns(), _used_ns(server), _used_ns(os.getpid())
+        after = time.monotonic_ns(), used_ns(server), used_ns(os.getpid())
         print(json.dumps([(last - first) / num_messages / 1000.0 for first, last in zip(before, after, strict=True)]))
         call.cancel()
 

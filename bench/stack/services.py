@@ -251,7 +251,7 @@ def _transport(pair: str, certificates: Path, service: str) -> Transport:
 def _child(
     name: str, service: str, command: Sequence[str], flags: Sequence[str], observer: Observer, transport: Transport
 ) -> Child:
-    address = f"{HOST}:{_free_port()}"
+    address = f"{HOST}:{free_port()}"
     return Child(
         name,
         [*command, f"--listen={address}", *flags],
@@ -285,7 +285,8 @@ def split_cores(models: Models) -> tuple[list[int], list[int]]:
     return cores[:half], cores[half:]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on at present."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return probe.getsockname()[1]

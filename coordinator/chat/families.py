@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -60,16 +59,16 @@ def parser_for(
     template: str,
     tools: Sequence[Tool] | None = None,
     *,
+    names: Iterator[str],
     prompt: str = "",
     family: str | None = None,
-    new_id: Callable[[], str] | None = None,
 ) -> Parser:
     """The parser of one answer.
 
     `template` is the text of the chat template that the prompt was made by. Reasoning is told apart where the template
     knows of it, tool calls where there are `tools` (see `offered_tools`) and the family is known: `family` is one of
     TOOL_CALL_PARSERS, None for the template's. All else is content. `prompt` is the rendered prompt, which may have
-    begun the reasoning. `new_id` names calls.
+    begun the reasoning. `names` are what the ids of calls are made of, each of 24 letters and digits or more.
     """
     tags = tags_of(template)
     name = (family or tool_call_parser_of(template)) if tools else None
@@ -82,7 +81,12 @@ def parser_for(
             yield from _calls(parser, name, tools or ())
         yield from parser.until((), parser.content)
 
-    return Parser(grammar, new_id or (_short_id if name == "mistral" else _id))
+    def new_id() -> str:
+        unique = next(names)
+        # Mistral's templates demand nine letters and digits.
+        return unique[:9] if name == "mistral" else f"call_{unique[:24]}"
+
+    return Parser(grammar, new_id)
 
 
 def _calls(parser: Parser, family: str, tools: Sequence[Tool]) -> Steps[None]:
@@ -106,12 +110,3 @@ def _strings(functions: Sequence[Mapping[str, Any]]) -> Strings:
         )
         for function in functions
     }
-
-
-def _id() -> str:
-    return f"call_{uuid.uuid4().hex[:24]}"
-
-
-def _short_id() -> str:
-    """As Mistral's templates demand ids: nine letters and digits."""
-    return uuid.uuid4().hex[:9]

@@ -22,11 +22,16 @@ MESSAGES_MAX = 4096
 def conformed(messages: Sequence[Mapping[str, Any]], expects: Expectations) -> list[dict[str, Any]]:
     """New messages, with nothing in them but what JSON has. Raises InvalidRequestError for what is no text
     and for too many."""
+    check_number(messages)
+    return [_conformed(message, expects, f"messages[{number}]") for number, message in enumerate(messages)]
+
+
+def check_number(messages: Sequence[Any]) -> None:
+    """Raises InvalidRequestError for none and for too many, before anything is done with them."""
     if not messages:
         raise refused("messages", "must not be empty")
     if len(messages) > MESSAGES_MAX:
         raise refused("messages", f"are {len(messages)}; at most {MESSAGES_MAX} are allowed")
-    return [_conformed(message, expects, f"messages[{number}]") for number, message in enumerate(messages)]
 
 
 def refused(field: str, description: str) -> InvalidRequestError:

@@ -12,11 +12,12 @@ from typing import Any, Protocol
 from coordinator.interleave import interleaved
 from coordinator.openai.api_error import explained
 from coordinator.openai.choice import Choice, Piece
+from coordinator.openai.choices_position import ChoicesPosition
 from coordinator.openai.connection import COMMENT, DONE, data, first_headers
+from coordinator.openai.event_id import needs_stream
 from coordinator.openai.generation_body import ChoicesBody
 from coordinator.openai.reported_round import ReportedRound, reported
 from coordinator.openai.steps import Steps, metrics, mode, timings
-from coordinator.openai.stream_position import stream_position
 from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
 from outrider.core.coordinate.round import Round
@@ -78,11 +79,15 @@ class Answer:
         self._request_id = ""
         self._headers: dict[str, str] = {}
         self._choices: dict[int, Choice] = {}
-        self._position = stream_position(
-            asked.last_event_id, len(asked.prompts), self._num_completions, asked.body, target
-        )
-        if self._position is not None and (had := self._position.had) is not None:
-            self._created, self._request_id = had.created, had.request_id
+        self._position: ChoicesPosition | None = None
+        if asked.body.stream:
+            self._position = ChoicesPosition(
+                asked.last_event_id, len(asked.prompts), self._num_completions, asked.body, target
+            )
+            if (had := self._position.had) is not None:
+                self._created, self._request_id = had.created, had.request_id
+        elif asked.last_event_id is not None:
+            raise needs_stream()
 
     async def whole(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The answer in one piece, and its headers. Raises ApiError."""
@@ -111,7 +116,8 @@ class Answer:
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 if isinstance(piece, ReportedRound):
-                    yield data(self._root(shape.chunk_object, []) | {"outrider": {"round": piece._asdict()}})
+                    root = self._root(shape.chunk_object, []) | {"outrider": {"round": piece._asdict()}}
+                    yield data(root, self._event_id)
                     continue
                 choice = piece.choice
                 told = shape.chunk_choice(piece)
@@ -142,8 +148,10 @@ class Answer:
         """Raises ApiError."""
         asked, service = self._asked, self._service
         with explained(asked.body.names):
-            options = asked.options if self._position is None else self._position.options(asked.options)
-            streams = [service.generate(prompt, options, caller=asked.caller) for prompt in asked.prompts]
+            streams = [
+                service.generate(prompt, self._options(number), caller=asked.caller)
+                for number, prompt in enumerate(asked.prompts)
+            ]
             async with aclosing(interleaved(streams)) as events:
                 async for prompt, event in events:
                     for piece in self._on_event(prompt, event) if event is not None else ():
@@ -153,7 +161,7 @@ class Answer:
         if isinstance(event, Started):
             self._request_id = self._request_id or event.request_id
             if self._position is not None:
-                self._position.on_started(event, self._created, self._request_id)
+                self._position.on_started(prompt, event, self._created, self._request_id)
             self._headers = self._headers or first_headers(event)
             for completion in range(self._num_completions):
                 index = prompt * self._num_completions + completion
@@ -162,7 +170,8 @@ class Answer:
         choice = self._choices[prompt * self._num_completions + event.completion]
         if isinstance(event, Round):
             assert choice.latest is not None
-            yield reported(choice.index, choice.latest, event)
+            if self._position is None or not self._position.on_reported(choice.index):
+                yield reported(choice.index, choice.latest, event)
             return
         echo = "" if choice.has_begun else self._shape.echo(choice)
         if isinstance(event, Finished):
@@ -176,6 +185,10 @@ class Answer:
         for part, is_had in parts:
             yield choice.piece(echo + self._shape.text(part), part.tokens, is_had=is_had)
             echo = ""
+
+    def _options(self, prompt: int) -> GenerationOptions:
+        options = self._asked.options
+        return options if self._position is None else self._position.options(prompt, options)
 
     @property
     def _event_id(self) -> bytes:

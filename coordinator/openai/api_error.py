@@ -24,6 +24,12 @@ TOO_MANY_REQUESTS = 429
 INTERNAL_SERVER_ERROR = 500
 SERVICE_UNAVAILABLE = 503
 
+MESSAGE_CHARACTERS_MAX = 4000
+"""Most characters of an error's message: eight faults with a compiler's words about each."""
+
+PARAM_CHARACTERS_MAX = 200
+"""Most characters of the name of a field at fault."""
+
 INVALID_REQUEST = "invalid_request_error"
 """OpenAI's `type` of whatever the caller did wrong."""
 
@@ -56,8 +62,10 @@ class ApiError(Exception):
         code: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """`param` is the field at fault, `code` a word for programs."""
+        """`param` is the field at fault, `code` a word for programs. Clients' own words are in both: they are cut."""
         super().__init__(message)
+        message = message[:MESSAGE_CHARACTERS_MAX]
+        param = None if param is None else param[:PARAM_CHARACTERS_MAX]
         self.status = status
         self.headers = headers or {}
         self.body: dict[str, Any] = {"error": {"message": message, "type": type, "param": param, "code": code}}

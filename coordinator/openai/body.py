@@ -69,8 +69,9 @@ class Fields(BaseModel):
                 )
         for name in type(self).model_fields:
             value = getattr(self, name)
-            for each in value if isinstance(value, list) else (value,):
-                if isinstance(each, Fields):
+            within = value if isinstance(value, list) else [value]
+            if within and isinstance(within[0], Fields):  # then all of them are
+                for each in within:
                     each.check_unknown(f"{prefix}{name}.")
 
 

@@ -44,7 +44,7 @@ class ChatShape:
         choice = piece.choice
         parser = self._parsers.get(choice.index)
         if parser is None:
-            parser = self._parsers[choice.index] = self._conversation.parser(choice.started)
+            parser = self._parsers[choice.index] = self._conversation.parser(choice.started, choice.index)
         delta = delta_message([*parser.push(piece.text), *(parser.finish() if piece.is_last else ())])
         if "tool_calls" in delta:
             self._calling.add(choice.index)
@@ -58,7 +58,7 @@ class ChatShape:
 
     def whole_choice(self, choice: Choice, text: str, tokens: Sequence[Token]) -> dict[str, Any]:
         """See `Shape`."""
-        parser = self._conversation.parser(choice.started)
+        parser = self._conversation.parser(choice.started, choice.index)
         message = whole_message([*parser.push(text), *parser.finish()])
         if "tool_calls" in message:
             self._calling.add(choice.index)

@@ -33,9 +33,9 @@ def data(value: Mapping[str, Any], event_id: bytes = b"") -> bytes:
     return b"%bdata: %b\n\n" % (b"id: %b\n" % event_id if event_id else b"", to_json(value))
 
 
-def named(value: Mapping[str, Any]) -> bytes:
+def named(value: Mapping[str, Any], event_id: bytes) -> bytes:
     """A server-sent event that is named by its `type`."""
-    return b"event: %b\ndata: %b\n\n" % (value["type"].encode(), to_json(value))
+    return b"event: %b\n%b" % (value["type"].encode(), data(value, event_id))
 
 
 def first_headers(started: Started) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
+from itertools import count
 from typing import Any
 
 from coordinator.chat.call_grammar import CallGrammar
@@ -81,11 +83,12 @@ class Conversation:
             return calls.or_else(answer)
         return calls.allowed(self._service.target().eos_token_ids)
 
-    def parser(self, started: Started) -> Parser:
-        """The parser of one answer."""
+    def parser(self, started: Started, choice: int) -> Parser:
+        """The parser of one answer, which is the request's choice of that number."""
         end = b"".join(map(self.detokenizer.content, started.prompt_token_ids[-PROMPT_END_TOKENS:]))
         family = self._service.tool_call_parser(self._source) if self._tools else None
-        return parser_for(self._source, self._tools, prompt=end.decode(errors="replace"), family=family)
+        names = (sha256(f"{started.request_id} {choice} {call}".encode()).hexdigest() for call in count())
+        return parser_for(self._source, self._tools, names=names, prompt=end.decode(errors="replace"), family=family)
 
     def text(self, event: Tokens) -> str:
         """A round's text, with the markers in it."""

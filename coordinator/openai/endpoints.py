@@ -18,7 +18,7 @@ from coordinator.openai.completion import CompletionBody, CompletionShape
 from coordinator.openai.connection import EventStream, Json, while_connected
 from coordinator.openai.conversation import Conversation
 from coordinator.openai.event_id import HEADER
-from coordinator.openai.response import ResponseAnswer
+from coordinator.openai.response import AskedResponse, ResponseAnswer
 from coordinator.openai.responses_body import ResponsesBody
 from coordinator.openai.tokens import DetokenizeBody, TokenizeBody
 from coordinator.service import GenerationService
@@ -100,17 +100,22 @@ class Endpoints:
     async def responses(self, request: Request) -> Response:
         """Answers a conversation, item by item."""
         body = await read_body(request, ResponsesBody)
-        target, caller = self._target(body.model), _caller(request)
-        if HEADER in request.headers:
-            raise ApiError(f"the events of a response have no ids; leave {HEADER} out", param=HEADER)
+        target = self._target(body.model)
         choice, parallel = body.chat_tool_choice, body.parallel_tool_calls is not False
         with explained(body.names):
             conversation = Conversation(self._service, body.messages(), offered_tools(body.chat_tools, choice))
             options = conversation.held(body.options(), choice, parallel=parallel)
-        answer = ResponseAnswer(self._service, target, body, conversation)
+        asked = AskedResponse(
+            conversation=conversation,
+            options=options,
+            body=body,
+            caller=_caller(request),
+            last_event_id=request.headers.get(HEADER),
+        )
+        answer = ResponseAnswer(self._service, target, asked)
         if body.stream:
-            return EventStream(answer.chunks(options, caller), answer.headers)
-        told, headers = await while_connected(request.receive, answer.whole(options, caller))
+            return EventStream(answer.chunks(), answer.headers)
+        told, headers = await while_connected(request.receive, answer.whole())
         return Json(told, headers=headers)
 
     async def tokenize(self, request: Request) -> Response:

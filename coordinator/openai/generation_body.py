@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import Field
 
 from coordinator.openai.api_error import ApiError
 from coordinator.openai.body import Body, Fields, Int
 from coordinator.openai.output_format import OutputFormat, ResponseFormat, StructuredOutputs, formats, only_one
 from outrider.core.protocol.options import GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.validation import LOGIT_BIAS_ENTRIES_MAX
 
 TEMPERATURE_DEFAULT = 1.0
 """OpenAI's. By gRPC it is 0."""
@@ -68,7 +71,7 @@ class GenerationBody(Body):
     repetition_penalty: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float], Field(max_length=LOGIT_BIAS_ENTRIES_MAX)] | None = None
     seed: Int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[Int] | None = None

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from coordinator.chat.messages import MESSAGES_MAX
 from coordinator.openai.api_error import ApiError
+
+ITEMS_MAX = 4 * MESSAGES_MAX
+"""Most items of an input: of a message of the model's there may be several."""
 
 
 def messages_of(items: Sequence[Any]) -> list[dict[str, Any]]:
     """Messages, among them one for all items of a turn of the model's. Raises ApiError for what is no such item."""
+    if len(items) > ITEMS_MAX:
+        raise ApiError(f"input has {len(items)} items; at most {ITEMS_MAX} are allowed", param="input")
     found = _Messages()
     for number, item in enumerate(items):
         found.add(item, f"input[{number}]")

@@ -12,6 +12,7 @@ from coordinator.chat.lark import regex_escaped
 from coordinator.openai.api_error import ApiError
 from coordinator.openai.body import Fields
 from outrider.core.protocol.grammar import Grammar, GrammarKind
+from outrider.core.protocol.validation import GRAMMAR_BYTES_MAX
 
 _ANY_OBJECT: Final[Mapping[str, Any]] = {"type": "object"}
 """The schema of a JSON object of which nothing more is asked."""
@@ -103,6 +104,10 @@ def formats(
         if not choice or not all(choice):
             raise ApiError(
                 f"{prefix}choice must have at least one text, and none that is empty", param=f"{prefix}choice"
+            )
+        if sum(map(len, choice)) > GRAMMAR_BYTES_MAX:
+            raise ApiError(
+                f"{prefix}choice must have at most {GRAMMAR_BYTES_MAX} bytes in all", param=f"{prefix}choice"
             )
         alternatives = "|".join(map(regex_escaped, choice))
         yield OutputFormat(Grammar(GrammarKind.REGEX, alternatives), f"{prefix}choice")

@@ -1,8 +1,7 @@
-"""Writes one response: rounds become items, and the events that tell how they grow."""
+"""Writes one response: tokens become items, and the events that tell how they grow."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -18,39 +17,50 @@ from outrider.core.protocol.messages import FinishReason, ModelInfo
 
 
 class ResponseWriter:
-    """From the first round to the end."""
+    """From the first token to the end. Its events follow from the tokens, however rounds bring them."""
 
     def __init__(
-        self, body: ResponsesBody, target: ModelInfo, conversation: Conversation, started: Started, steps: Steps
+        self,
+        body: ResponsesBody,
+        target: ModelInfo,
+        conversation: Conversation,
+        started: Started,
+        steps: Steps,
+        created: int,
     ) -> None:
+        """`created` is the response's time, in seconds of the epoch."""
         self._body = body
         self._target = target
         self._conversation = conversation
         self._started = started
         self._steps = steps
-        self._parser = conversation.parser(started)
-        self._created = int(time.time())
-        self._has_begun = False
+        self._parser = conversation.parser(started, 0)
+        self._created = created
         self._items: list[Item | CallItem] = []
         self._num_reasoning_tokens = 0
-        """Of rounds that ended in reasoning."""
+        """Behind which there was reasoning."""
         self._logprobs: list[dict[str, Any]] = []
         """Of tokens whose text is not certain yet."""
 
-    def on_event(self, event: Tokens | Finished) -> Iterator[dict[str, Any]]:
-        """What to tell of it."""
-        if not self._has_begun:
-            self._has_begun = True
-            for kind in ("response.created", "response.in_progress"):
-                yield {"type": kind, "response": self._response("in_progress")}
-        if isinstance(event, Tokens):
-            self._steps.on_round(event)
-            yield from self._grow(self._parser.push(self._conversation.text(event)), event.tokens)
-            if self._items and self._items[-1].kind is ItemKind.REASONING:
-                self._num_reasoning_tokens += len(event.tokens)
-        else:
-            yield from self._grow([*self._parser.push(event.text), *self._parser.finish()], ())
-            yield from self._end(event)
+    def begin(self) -> Iterator[dict[str, Any]]:
+        """The events that announce it."""
+        for kind in ("response.created", "response.in_progress"):
+            yield {"type": kind, "response": self._response("in_progress")}
+
+    def on_round(self, event: Tokens) -> None:
+        """A round's tokens follow."""
+        self._steps.on_round(event)
+
+    def on_token(self, token: Tokens) -> Iterator[dict[str, Any]]:
+        """The events that tell of one token."""
+        yield from self._grow(self._parser.push(self._conversation.text(token)), token.tokens)
+        if self._items and self._items[-1].kind is ItemKind.REASONING:
+            self._num_reasoning_tokens += 1
+
+    def end(self, finished: Finished) -> Iterator[dict[str, Any]]:
+        """The events that tell of its end; the last one has the whole response."""
+        yield from self._grow([*self._parser.push(finished.text), *self._parser.finish()], ())
+        yield from self._end(finished)
 
     def _grow(self, deltas: Sequence[Delta], tokens: Sequence[Token]) -> Iterator[dict[str, Any]]:
         if self._body.num_logprobs is not None:

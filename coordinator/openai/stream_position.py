@@ -1,35 +1,46 @@
-"""How far a stream of choices has come, and how far its client has had it from a coordinator that was lost.
+"""How far a stream has come, and how far its client has had it from a coordinator that was lost.
 
-Nothing is kept between requests: the answer is generated anew with its seed, and what the client has is not told again.
-That the tokens are the same is checked, since a target that is not batch invariant may choose otherwise.
+Nothing is kept between requests: the answer is generated anew with its seeds, and what the client has is not told
+again. That the tokens are the same is checked, since a target that is not batch invariant may choose otherwise.
 """
 
 from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from zlib import crc32
 
 from coordinator.openai.api_error import ApiError
-from coordinator.openai.event_id import HEADER, EventId, ToldChoice
-from coordinator.openai.generation_body import ChoicesBody
-from outrider.core.coordinate.events import Started, Token, Tokens
+from coordinator.openai.event_id import HEADER, EventId, ToldChoice, ToldPrompt
+from coordinator.openai.generation_body import GenerationBody
+from outrider.core.coordinate.events import Started, Token
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.options import GenerationOptions
 
+_PROMPT_FIELDS = {"prompt", "messages", "input", "instructions"}
+"""What the tokens of a prompt are made of: these are hashed as they read now, perhaps by a template that asks for the
+date."""
+
 
 class StreamPosition:
-    """That of an answer to one prompt."""
+    """That of an answer."""
 
-    def __init__(self, last_event_id: str | None, num_choices: int, body: ChoicesBody, target: ModelInfo) -> None:
-        """`num_choices` need not be valid yet. Raises ApiError."""
-        self._num_choices = num_choices
-        self._body = body
-        self._target = target
-        self._had = None if last_event_id is None else EventId.decode(last_event_id, num_choices)
-        self._now = EventId(0, 0, "", b"", [])
+    def __init__(
+        self, last_event_id: str | None, num_prompts: int, num_completions: int, body: GenerationBody, target: ModelInfo
+    ) -> None:
+        """`num_completions`, of each prompt, need not be valid yet.
+
+        A prediction changes no token, so the continuation of a request may have another: whoever predicts what it has
+        waits for few rounds of that. Raises ApiError.
+        """
+        self._num_prompts = num_prompts
+        self._num_choices = num_prompts * num_completions
+        self._had = None if last_event_id is None else EventId.decode(last_event_id, num_prompts, self._num_choices)
+        self._now = EventId(0, "", [], [])
+        told = body.model_dump_json(exclude={*_PROMPT_FIELDS, "prediction"}, exclude_none=True)
+        self._digest = hashlib.sha256(f"{target.identity_sha256} {told}".encode())
 
     @property
     def had(self) -> EventId | None:
@@ -41,91 +52,47 @@ class StreamPosition:
         """Identity of the event that tells the last of what has been taken in."""
         return self._now.encode()
 
-    def on_last(self) -> bool:
-        """The token counts follow. Returns whether the client has them."""
-        self._now = self._now._replace(is_last=True)
-        return self._had is not None and self._had.is_last
-
-    def options(self, options: GenerationOptions) -> GenerationOptions:
-        """The same with the seed that is in force."""
-        if self._had is None:
+    def options(self, prompt: int, options: GenerationOptions) -> GenerationOptions:
+        """The same for one of the prompts, with the seed that is in force."""
+        if self._had is None or not self._had.prompts[prompt].has_started:
             return options
-        return replace(options, draw_seed=False, sampling=replace(options.sampling, seed=self._had.seed))
+        seed = self._had.prompts[prompt].seed
+        return replace(options, draw_seed=False, sampling=replace(options.sampling, seed=seed))
 
-    def on_started(self, started: Started, created: int, request_id: str) -> None:
+    def on_started(self, prompt: int, started: Started, created: int, request_id: str) -> None:
         """Raises ApiError if it is another request that was answered before."""
-        digest = hashlib.sha256(array("I", started.prompt_token_ids).tobytes())
-        # The prompt itself has been hashed as it reads now, perhaps by a template that asks for the date.
-        # A prediction changes no token. Whoever continues predicts what it has, which makes few rounds of that.
-        without = {"prompt", "messages", "prediction"}
-        digest.update(self._body.model_dump_json(exclude=without, exclude_none=True).encode())
-        digest.update(self._target.identity_sha256.encode())
-        fingerprint = digest.digest()[:8]
-        if self._had is not None and fingerprint != self._had.fingerprint:
+        digest = self._digest.copy()
+        digest.update(array("I", started.prompt_token_ids).tobytes())
+        now = ToldPrompt(started.seed, digest.digest()[:8])
+        had = now if self._had is None or not self._had.prompts[prompt].has_started else self._had.prompts[prompt]
+        if had.fingerprint != now.fingerprint:
             raise ApiError(
                 f"{HEADER} is of another request, another target, or a conversation that reads otherwise by now; send "
                 "the same body with it, or leave it out to begin anew",
                 param=HEADER,
             )
-        choices = [ToldChoice()] * self._num_choices
-        self._now = EventId(created, started.seed, request_id, fingerprint, choices)
+        if not self._now.prompts:
+            self._now = EventId(
+                created, request_id, [ToldPrompt()] * self._num_prompts, [ToldChoice()] * self._num_choices
+            )
+        self._now.prompts[prompt] = now
 
-    def on_tokens(self, choice: int, event: Tokens) -> Sequence[tuple[Tokens, bool]]:
-        """A round as far as the client has it, and what is beyond that; with each part whether the client has it.
+    def _had_of(self, choice: int) -> ToldChoice:
+        return ToldChoice() if self._had is None else self._had.choices[choice]
 
-        Raises ApiError if the client has other tokens.
-        """
-        had = ToldChoice() if self._had is None else self._had.choices[choice]
-        num_missing = had.num_tokens - self._now.choices[choice].num_tokens
-        if num_missing <= 0:
-            self._count(choice, event.tokens)
-            return [(event, False)]
-        head, tail = _part(event, 0, num_missing), _part(event, num_missing, len(event.tokens))
-        self._count(choice, head.tokens)
-        if num_missing == len(head.tokens):
-            self._require_same(choice)
-        self._count(choice, tail.tokens)
-        return [(head, True), (tail, False)] if tail.tokens else [(head, True)]
-
-    def on_finished(self, choice: int) -> bool:
-        """A choice has ended. Returns whether the client has been told so. Raises ApiError as `on_tokens` does."""
-        now = self._now.choices[choice]
-        self._now.choices[choice] = now._replace(finished=True)
-        if self._had is None:
-            return False
-        had = self._had.choices[choice]
-        if had.num_tokens > now.num_tokens or (had.finished and had.num_tokens < now.num_tokens):
-            raise _other_tokens()
-        return had.finished
-
-    def _count(self, choice: int, tokens: Sequence[Token]) -> None:
+    def _take(self, choice: int, tokens: Iterable[Token], num_told: int) -> None:
+        """Takes tokens in, and how much they tell."""
         now = self._now.choices[choice]
         checksum = crc32(array("I", [token.token_id for token in tokens]).tobytes(), now.checksum)
-        self._now.choices[choice] = ToldChoice(now.num_tokens + len(tokens), checksum)
+        self._now.choices[choice] = now._replace(num_told=now.num_told + num_told, checksum=checksum)
 
     def _require_same(self, choice: int) -> None:
-        if self._had is not None and self._had.choices[choice].checksum != self._now.choices[choice].checksum:
-            raise _other_tokens()
+        if self._had_of(choice).checksum != self._now.choices[choice].checksum:
+            raise other_tokens()
 
 
-def stream_position(
-    last_event_id: str | None, num_prompts: int, num_choices: int, body: ChoicesBody, target: ModelInfo
-) -> StreamPosition | None:
-    """Where a request's stream begins; None if its events have no ids. Raises ApiError if it cannot begin there."""
-    if body.stream and num_prompts == 1:
-        return StreamPosition(last_event_id, num_choices, body, target)
-    if last_event_id is not None:
-        raise ApiError(f"{HEADER} needs stream: true and one prompt", param=HEADER)
-    return None
-
-
-def _part(event: Tokens, begin: int, end: int) -> Tokens:
-    tokens = event.tokens[begin:end]
-    text = "".join(token.text for token in tokens)
-    return replace(event, position=event.position + begin, text=text, tokens=tokens)
-
-
-def _other_tokens() -> ApiError:
+def other_tokens() -> ApiError:
+    """The answer cannot go on where its client says."""
     return ApiError(
         "other tokens have come this time than those that were sent, so the answer cannot go on; begin anew. A target "
         "that is not batch invariant, as x-outrider-batch-invariant tells, may choose otherwise",

@@ -29,14 +29,16 @@ def closing_table(answer: Answer, target_only: Answer | None = None) -> Table:
     table = Table(show_header=target_only is not None, header_style="bold")
     table.add_column("", style="dim", no_wrap=True)
     table.add_column("speculative", justify="right")
-    rows = _rows(answer)
+    told = [each.speculation for each in (answer, target_only) if each is not None]
+    counters = [each for each in COUNTERS if each.row and any(_has_something(counts, each) for counts in told)]
+    rows = _rows(answer, counters)
     if target_only is None:
         for row in rows:
             table.add_row(row.label, uncontrolled(row.shown))
         return table
     table.add_column("target alone", justify="right")
     table.add_column("ratio", justify="right", style="bold")
-    for row, other in zip(rows, _rows(target_only), strict=True):
+    for row, other in zip(rows, _rows(target_only, counters), strict=True):
         table.add_row(row.label, uncontrolled(row.shown), uncontrolled(other.shown), _ratio(row, other))
     return table
 
@@ -63,7 +65,12 @@ def _first_difference(ours: Sequence[int], theirs: Sequence[int]) -> int:
     return next(different, min(len(ours), len(theirs)))
 
 
-def _rows(answer: Answer) -> list[_Row]:
+def _has_something(speculation: Speculation, counter: Counter) -> bool:
+    """Whether it is not a share of nothing."""
+    return not counter.whole or getattr(speculation, counter.whole) > 0
+
+
+def _rows(answer: Answer, counters: Sequence[Counter]) -> list[_Row]:
     speculation = answer.speculation
     finished = [completion.finished for completion in answer.completions]
     num_tokens = sum(each.usage.num_generated_tokens for each in finished)
@@ -80,7 +87,7 @@ def _rows(answer: Answer) -> list[_Row]:
         _Row(
             "accepted by depth", " ".join(f"{share:.0%}" for share in speculation.acceptance_by_depth[:_DEPTHS_SHOWN])
         ),
-        *(_count(speculation, counter) for counter in COUNTERS if counter.row),
+        *(_count(speculation, counter) for counter in counters),
         _Row("tokens/s", f"{tokens_per_second:.1f}", tokens_per_second),
         _Row("time to first token", f"{first_token_ms:.0f} ms", first_token_ms),
         _Row("total time", f"{total_ms:.0f} ms", total_ms),

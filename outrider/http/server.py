@@ -16,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from fastapi.telemetry import TelemetryConfig
 
+from outrider.http.protocol import HttpProtocol
 from outrider.rpc.listening import bind, listen_address
 
 CONNECTIONS_MAX = 1024
@@ -62,7 +63,7 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=HttpProtocol,
                 ws="none",
                 lifespan="off",
                 log_config=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pytest
@@ -40,9 +40,12 @@ class Answer(NamedTuple):
     """Names and arguments."""
 
 
+def names() -> Iterator[str]:
+    return map(str, itertools.count())
+
+
 def parsed(pieces: Iterable[str], family: str | None, prompt: str = "", tools: Any = TOOLS) -> Answer:
-    ids = map(str, itertools.count())
-    parser = parser_for(THINKING, tools, family=family, prompt=prompt, new_id=lambda: next(ids))
+    parser = parser_for(THINKING, tools, family=family, prompt=prompt, names=names())
     deltas: list[Delta] = []
     for piece in pieces:
         deltas += parser.push(piece)
@@ -56,7 +59,7 @@ def parsed(pieces: Iterable[str], family: str | None, prompt: str = "", tools: A
             case Reasoning(text):
                 reasoning += text
             case ToolCallStart(index, call_id, name):
-                assert (index, call_id) == (len(calls), str(len(calls)))
+                assert (index, call_id.removeprefix("call_")) == (len(calls), str(len(calls)))
                 calls.append((name, ""))
             case ToolCallArguments(index, text):
                 assert index == len(calls) - 1
@@ -327,15 +330,15 @@ def test_published_vocabularies_show_their_markup(name: str) -> None:
 
 
 def test_arguments_stream() -> None:
-    parser = parser_for(THINKING, TOOLS, family="hermes", new_id=lambda: "x")
+    parser = parser_for(THINKING, TOOLS, family="hermes", names=iter("x"))
     assert parser.push('<tool_call>\n{"name": "f"') == []
-    assert parser.push(', "arguments": {"s": "a') == [ToolCallStart(0, "x", "f"), ToolCallArguments(0, '{"s": "a')]
+    assert parser.push(', "arguments": {"s": "a') == [ToolCallStart(0, "call_x", "f"), ToolCallArguments(0, '{"s": "a')]
     assert parser.push("b") == [ToolCallArguments(0, "b")]
     assert parser.push('"}}') == [ToolCallArguments(0, '"}')]
 
 
 def test_content_and_thoughts_stream() -> None:
-    parser = parser_for(THINKING, TOOLS, family="hermes")
+    parser = parser_for(THINKING, TOOLS, family="hermes", names=names())
     assert parser.push("<think>\nI") == [Reasoning("I")]
     assert parser.push(" see\n</th") == [Reasoning(" see")]
     assert parser.push("ink>\n\nSo <") == [Content("So")]
@@ -351,7 +354,7 @@ def test_without_tools_calls_are_content() -> None:
 
 def test_a_name_has_an_end() -> None:
     """An answer that begins like a call and never comes to its name is not held back for ever."""
-    parser = parser_for(THINKING, TOOLS, family="hermes")
+    parser = parser_for(THINKING, TOOLS, family="hermes", names=names())
     parser.push('<tool_call>{"name": "')
     assert parser.push("x" * (NAME_CHARACTERS_MAX + 1)) != []
 
@@ -380,9 +383,10 @@ def test_a_template_of_no_family_tells_none() -> None:
 
 
 def test_ids_are_as_the_family_wants_them() -> None:
-    (call, *_) = parser_for("", TOOLS, family="mistral").push("[TOOL_CALLS]f{")
+    (call, *_) = parser_for("", TOOLS, family="mistral", names=iter(["0123456789ab" * 2])).push("[TOOL_CALLS]f{")
     assert isinstance(call, ToolCallStart)
     assert (len(call.id), call.id.isalnum()) == (9, True)
-    (call, *_) = parser_for("", TOOLS, family="hermes").push('<tool_call>{"name": "f", "arguments": {')
+    parser = parser_for("", TOOLS, family="hermes", names=names())
+    (call, *_) = parser.push('<tool_call>{"name": "f", "arguments": {')
     assert isinstance(call, ToolCallStart)
     assert call.id.startswith("call_")

@@ -108,12 +108,14 @@ async def test_the_table_goes_where_it_does_not_harm_the_text() -> None:
         "6 (length)",
         "2.00 tokens per round",
         "25% (2 of 8)",
+        "1 of 5 accepted",
         "4 of 9 drafted",
         "12.0",
         "40 ms",
         "degraded: the drafter left",
     ):
         assert part in table
+    assert "prediction" not in table, "a share of nothing"
     out, err = terminal(), terminal()
     conclude(answer, None, out, err)
     assert written(err) == ""

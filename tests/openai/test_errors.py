@@ -80,6 +80,30 @@ async def test_a_body_that_is_no_request_gets_an_error_in_openais_shape(plain: h
     assert len(error["message"]) < 10_000
 
 
+NO_HTTP: dict[str, bytes] = {
+    "nonsense": b"\x16\x03\x01\x00\r\n\r\n",
+    "no host": b"GET /healthz HTTP/1.1\r\n\r\n",
+    "no header": b"GET /healthz HTTP/1.1\r\nhost: x\r\nnonsense\r\n\r\n",
+    "no length": b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
+    "no chunk": b"POST /tokenize HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    b"transfer-encoding: chunked\r\n\r\nx\r\n",
+    "a long header": b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 3_000_000,
+    "many headers": b"GET /healthz HTTP/1.1\r\nhost: x\r\n" + b"x: a\r\n" * 100_000,
+}
+
+
+@pytest.mark.parametrize("name", NO_HTTP)
+async def test_what_is_no_http_is_refused_in_the_same_shape_and_heard(served: Served, name: str) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.http.port)
+    writer.write(NO_HTTP[name])
+    await writer.drain()
+    head, body = (await reader.readuntil(b"\r\n\r\n")), await reader.readuntil(b"}}")
+    assert head.startswith(b"HTTP/1.1 400 ")
+    assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    writer.close()
+    await until_idle(served)
+
+
 async def test_only_json_is_read(plain: httpx.AsyncClient) -> None:
     answer = await plain.post("/v1/completions", content=b"{}", headers={"content-type": "text/plain"})
     assert (answer.status_code, "application/json" in answer.json()["error"]["message"]) == (415, True)
@@ -90,6 +114,18 @@ async def test_a_path_or_method_that_there_is_not(plain: httpx.AsyncClient) -> N
         answer = await plain.request(method, path)
         assert answer.status_code == status
         assert f"{method} {path}" in answer.json()["error"]["message"]
+
+
+async def test_a_clients_own_words_are_repeated_only_so_far(plain: httpx.AsyncClient) -> None:
+    long = "x" * 50_000
+    answers = [
+        await plain.post("/v1/completions", json={**ASKED, "model": long}),
+        await plain.post("/v1/completions", json={**ASKED, long: 1}),
+        await plain.post("/v1/completions", json={**ASKED, "speculation": {long: 1}}),
+        await plain.get(f"/v1/{long}"),
+    ]
+    for answer in answers:
+        assert (answer.status_code // 100, len(answer.content) < 5000) == (4, True)
 
 
 async def test_another_model_is_not_found(client: AsyncOpenAI) -> None:

@@ -14,6 +14,7 @@ from tests.openai.conftest import Served, http_at
 pytestmark = pytest.mark.asyncio(loop_scope="package")
 
 PROMPT = "def add(a, b):\n"
+RESPONSES = "/v1/responses"
 MESSAGES = [{"role": "user", "content": "Say something."}]
 NUM_TOKENS = 12
 
@@ -30,7 +31,8 @@ async def stream(
     client: httpx.AsyncClient, path: str, body: dict[str, Any], last_event_id: str | None = None
 ) -> list[Sent]:
     headers = {} if last_event_id is None else {"last-event-id": last_event_id}
-    answer = await client.post(path, json={"stream": True, "max_tokens": NUM_TOKENS, **body}, headers=headers)
+    length = "max_output_tokens" if path == RESPONSES else "max_tokens"
+    answer = await client.post(path, json={"stream": True, length: NUM_TOKENS, **body}, headers=headers)
     assert answer.status_code == 200, answer.text
     found: list[Sent] = []
     for event in answer.text.split("\n\n")[:-1]:
@@ -67,6 +69,7 @@ BODIES: dict[str, tuple[str, dict[str, Any]]] = {
         "/v1/completions",
         {"prompt": PROMPT, "seed": 1, "repetition_penalty": 1.3, "presence_penalty": 0.4, "stop": ["return x", "e"]},
     ),
+    "prompts": ("/v1/completions", {"prompt": [PROMPT, "class", PROMPT], "n": 2, "return_token_ids": True}),
     "chat": ("/v1/chat/completions", {"messages": MESSAGES, "seed": 4, "n": 2, "logprobs": True}),
     "chat with usage": (
         "/v1/chat/completions",
@@ -137,11 +140,76 @@ async def test_what_cannot_go_on_is_refused_in_words(plain: httpx.AsyncClient) -
     assert "another request" in (await refusal(plain, streamed | {"prompt": "x"}, event_id))["message"]
     assert "another request" in (await refusal(plain, streamed | {"top_p": 0.5}, event_id))["message"]
     assert "stream: true" in (await refusal(plain, {**body, "max_tokens": 4}, event_id))["message"]
-    assert "one prompt" in (await refusal(plain, streamed | {"prompt": ["a", "b"]}, event_id))["message"]
+    assert "no id of this" in (await refusal(plain, streamed | {"prompt": ["a", "b"]}, event_id))["message"]
     response = {"input": "x", "max_output_tokens": 4, "stream": True}
-    assert "have no ids" in (await refusal(plain, response, event_id, "/v1/responses"))["message"]
+    assert "another request" in (await refusal(plain, response, event_id, RESPONSES))["message"]
+    assert "stream: true" in (await refusal(plain, response | {"stream": False}, event_id, RESPONSES))["message"]
 
 
-async def test_prompts_in_a_list_have_no_ids(plain: httpx.AsyncClient) -> None:
-    events = await stream(plain, "/v1/completions", {"prompt": ["a", "b"], "max_tokens": 4})
-    assert {event.event_id for event in events} == {None}
+async def test_rounds_are_reported_once(plain: httpx.AsyncClient) -> None:
+    body = {"prompt": PROMPT, "seed": 2, "speculation": {"report_rounds": True}, "ignore_eos": True, "max_tokens": 30}
+    whole = await stream(plain, "/v1/completions", body)
+    assert all(event.event_id for event in whole[:-1])
+    told = reported(whole)
+    assert len(told) == 30
+    for cut in (0, len(whole) // 2, len(whole) // 2 + 1):  # behind tokens, and behind the report of them
+        rest = await stream(plain, "/v1/completions", body, whole[cut].event_id)
+        assert joined([*whole[: cut + 1], *rest]) == joined(whole)
+        before, after = reported(whole[: cut + 1]), reported(rest)
+        assert before | after == told, "each token is reported"
+        report = next(event.chunk["outrider"]["round"] for event in rest if event.chunk and "outrider" in event.chunk)
+        end = report["position"] + len(report["tokens"])
+        assert end > max(before, default=0) + 1, "and no round of which all has been reported"
+
+
+def reported(events: Sequence[Sent]) -> dict[int, int]:
+    """Token ids by position, as reports of rounds tell them."""
+    rounds = [event.chunk["outrider"]["round"] for event in events if event.chunk and "outrider" in event.chunk]
+    return {each["position"] + at: told["token_id"] for each in rounds for at, told in enumerate(each["tokens"])}
+
+
+FORGOTTEN = {"metrics", "timings", "speculation", "usage"}
+"""What a response tells of its making."""
+
+
+def remembered(events: Sequence[Sent]) -> list[Any]:
+    chunks = [dict(event.chunk) for event in events if event.chunk is not None]
+    for chunk in chunks:
+        if "response" in chunk:
+            chunk["response"] = {name: told for name, told in chunk["response"].items() if name not in FORGOTTEN}
+    return chunks
+
+
+async def test_a_response_goes_on_where_it_was_cut(served: Served, plain: httpx.AsyncClient) -> None:
+    body = {"input": "Say something.", "include": ["message.output_text.logprobs"], "seed": 9}
+    whole = await stream(plain, RESPONSES, body)
+    assert all(event.event_id for event in whole)
+    async with http_at(served.stack) as url, httpx.AsyncClient(base_url=url, timeout=30) as elsewhere:
+        for cut in (0, 3, len(whole) // 2, len(whole) - 4, len(whole) - 2, len(whole) - 1):
+            rest = await stream(elsewhere, RESPONSES, body, whole[cut].event_id)
+            assert rounded(remembered(rest)) == rounded(remembered(whole[cut + 1 :])), f"cut behind event {cut}"
+
+
+def rounded(value: Any) -> Any:
+    """Log-probabilities come from passes of other sizes: they may differ in their last digits."""
+    match value:
+        case float():
+            return round(value, 3)
+        case dict():
+            return {name: rounded(each) for name, each in value.items()}
+        case list():
+            return [rounded(each) for each in value]
+        case _:
+            return value
+
+
+async def test_calls_of_a_response_keep_their_ids(dictated: str) -> None:
+    tools = [{"type": "function", "name": name, "parameters": {"type": "object"}} for name in ("add", "weather")]
+    body = {"input": "What is 1 + 2?", "tools": tools, "max_output_tokens": 64}
+    async with httpx.AsyncClient(base_url=dictated, timeout=30) as client:
+        whole = await stream(client, RESPONSES, body)
+        ids = {event.chunk["item"]["call_id"] for event in whole if event.chunk and "item" in event.chunk}
+        assert len(ids) == 2
+        for cut in (3, len(whole) // 2, len(whole) - 3):
+            rest = await stream(client, RESPONSES, body, whole[cut].event_id)
+            assert remembered(rest) == remembered(whole[cut + 1 :])

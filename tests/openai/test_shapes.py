@@ -137,10 +137,15 @@ def test_nothing_is_sent_of_a_round_whose_text_is_held_back() -> None:
 def test_a_response_has_an_item_for_reasoning_and_one_for_the_message() -> None:
     body = ResponsesBody.model_validate({"input": "x", "include": ["message.output_text.logprobs"]})
     target = cast("ModelInfo", type("Target", (), {"name": "target"}))
-    writer = ResponseWriter(body, target, conversation(None), STARTED, Steps(0, detailed=False))
-    events = [told for event in (*rounds("<think>hm</think>So.", 4), finished()) for told in writer.on_event(event)]
+    writer = ResponseWriter(body, target, conversation(None), STARTED, Steps(0, detailed=False), created=1000)
+    events = [*writer.begin()]
+    for token in rounds("<think>hm</think>So.", 1):
+        events += writer.on_token(token)
+    events += writer.end(finished())
     kinds = [event["type"].removeprefix("response.") for event in events]
-    assert kinds == [
+    deltas = "".join(event["delta"] for event in events if "delta" in event)
+    assert deltas == "hmSo."
+    assert [kind for number, kind in enumerate(kinds) if kind != kinds[number - 1]] == [
         *("created", "in_progress"),
         *("output_item.added", "content_part.added", "reasoning_text.delta"),
         *("reasoning_text.done", "content_part.done", "output_item.done"),
@@ -150,7 +155,8 @@ def test_a_response_has_an_item_for_reasoning_and_one_for_the_message() -> None:
     reasoning, message = events[-1]["response"]["output"]
     assert (reasoning["type"], reasoning["content"][0]["text"]) == ("reasoning", "hm")
     assert (message["type"], message["content"][0]["text"]) == ("message", "So.")
-    assert [event.get("output_index") for event in events[2:-1]] == [0] * 6 + [1] * 6
+    assert [event.get("output_index") for event in events[2:-1]] == [0] * 7 + [1] * 8
+    assert events[-1]["response"]["usage"]["output_tokens_details"] == {"reasoning_tokens": 3}
 
 
 def test_log_probabilities_in_both_shapes() -> None:

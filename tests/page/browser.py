@@ -93,8 +93,8 @@ class Tab:
         self.loaded = asyncio.Event()
         self.faults: list[str] = []
         """Errors of scripts, of the console, and of what was loaded."""
-        self.urls: list[str] = []
-        """All that was asked for."""
+        self.requests: list[dict[str, Any]] = []
+        """All that was asked for, as the DevTools protocol tells it: `url`, `headers` and so on."""
 
     def hear(self, method: str, params: dict[str, Any]) -> None:
         """Takes an event."""
@@ -102,7 +102,7 @@ class Tab:
             case "Page.loadEventFired":
                 self.loaded.set()
             case "Network.requestWillBeSent":
-                self.urls.append(params["request"]["url"])
+                self.requests.append(params["request"])
             case "Runtime.exceptionThrown":
                 self.faults.append(str(params["exceptionDetails"]))
             case "Runtime.consoleAPICalled" if params["type"] in {"error", "assert"}:

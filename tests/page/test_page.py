@@ -33,7 +33,7 @@ async def tab(served: tuple[Relay, str], browser: Browser) -> AsyncIterator[Tab]
     await tab.until("document.getElementById('models').textContent.startsWith('target')")
     yield tab
     assert tab.faults == []
-    assert {asked.split("/")[2] for asked in tab.urls} == {url.removeprefix("http://")}
+    assert {asked["url"].split("/")[2] for asked in tab.requests} == {url.removeprefix("http://")}
 
 
 async def asked_for(tab: Tab, *, seed: int, max_tokens: int = 150, temperature: float = 0.7) -> None:
@@ -122,6 +122,8 @@ async def test_a_cut_connection_is_shown_and_the_answer_goes_on(tab: Tab, served
     assert 0 < num_before < 120
     assert await tab.text("#status") == "Done: 120 tokens with seed 6, up to the limit, taken up again after 1 cut."
     assert await tab.value(TOKENS) == whole
+    first, again = [asked["headers"] for asked in tab.requests if asked["method"] == "POST"][-2:]
+    assert (first.get("last-event-id"), bool(again.get("last-event-id"))) == (None, True), "no token came twice"
     assert [fault for fault in tab.faults if "net::ERR" not in fault] == []  # the browser's own word on the cut
     tab.faults.clear()
 

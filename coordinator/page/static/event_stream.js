@@ -1,6 +1,6 @@
-// Server-sent events of a response's body, as the JSON that they carry.
+// Server-sent events of a response's body: their ids, and the JSON that they carry.
 
-/** Yields each event's value; ends at [DONE]. Throws CutError if the stream ends before, TypeError if it breaks. */
+/** Yields `{ id, value }` of each event; ends at [DONE]. Throws CutError if the stream ends before, TypeError if it breaks. */
 export async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -11,9 +11,11 @@ export async function* events(response) {
       const parts = (rest + value).split("\n\n");
       rest = parts.pop();
       for (const part of parts) {
-        const data = part.split("\n").filter((line) => line.startsWith("data: ")).map((line) => line.slice(6)).join("\n");
+        const lines = part.split("\n");
+        const field = (name) => lines.filter((line) => line.startsWith(name)).map((line) => line.slice(name.length)).join("\n");
+        const data = field("data: ");
         if (data === "[DONE]") return;
-        if (data) yield JSON.parse(data);
+        if (data) yield { id: field("id: "), value: JSON.parse(data) };
       }
     }
   } finally {

@@ -11,6 +11,7 @@ export class Generation {
     this.ask = ask;
     this.tokens = [];
     this.rounds = [];
+    this.lastEventId = "";
     this.finished = null;
     this.error = "";
     this.started = 0;
@@ -58,23 +59,19 @@ export class Generation {
     this.seconds = (performance.now() - this.started) / 1000;
   }
 
-  /** The same request with the same seed gives the same tokens: those that are here already are passed over. */
+  /** Of the answer what follows the last event that came. A round that was cut is reported again as a whole. */
   async #follow(onRound) {
     const began = performance.now() - this.started;
-    let numSeen = 0;
-    const response = await post(this.ask.path, this.ask.body, this.abort.signal);
-    for await (const chunk of events(response)) {
+    const response = await post(this.ask.path, this.ask.body, this.abort.signal, this.lastEventId);
+    for await (const { id, value: chunk } of events(response)) {
       if (chunk.error) throw new Refusal(chunk.error.message);
+      this.lastEventId = id;
       const choice = chunk.choices[0];
       if (choice?.finish_reason) this.finished = { ...chunk, text: choice.text ?? "", reason: choice.finish_reason };
       const round = chunk.outrider?.round;
       if (!round) continue;
-      const known = this.tokens.slice(numSeen, numSeen + round.tokens.length);
-      if (known.some((token, index) => token.token_id !== round.tokens[index].token_id)) {
-        throw new Refusal("After the cut the answer went on otherwise than before. Generate it again.");
-      }
-      numSeen += round.tokens.length;
-      const fresh = { ...round, number: this.rounds.length, began, fresh: round.tokens.slice(known.length) };
+      const end = this.rounds.length ? this.rounds[0].position + this.tokens.length : round.position;
+      const fresh = { ...round, number: this.rounds.length, began, fresh: round.tokens.slice(end - round.position) };
       this.tokens.push(...fresh.fresh);
       this.rounds.push(fresh);
       onRound(fresh);

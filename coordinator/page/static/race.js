@@ -18,7 +18,8 @@ export function verdict(raced, alone) {
     : `${same} The target alone was sooner: ${slow.toFixed(2)} s against ${quick.toFixed(2)} s. Below stands why.`;
 }
 
-/** How long a generation took by the coordinator's clock. */
+/** How long a generation took by the coordinator's clock, and by the browser's up to its last cut. */
 function seconds(generation) {
-  return generation.rounds.at(-1).at_ms / 1000;
+  const { began, at_ms: atMs } = generation.rounds.at(-1);
+  return (began + atMs) / 1000;
 }

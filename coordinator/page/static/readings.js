@@ -26,7 +26,7 @@ export class Readings {
     const counts = this.counts;
     for (const round of rounds) {
       counts.rounds++;
-      counts.tokens += round.tokens.length;
+      counts.tokens += round.fresh.length;
       counts.scored += round.nodes.filter((node) => node.scored).length;
       counts.accepted += round.nodes.filter((node) => node.fate === "accepted").length;
       counts.lookedUp += round.tokens.filter((token) => token.origin === "prompt_lookup").length;

@@ -24,9 +24,13 @@ export async function servedModel() {
   return data[0];
 }
 
-/** Posts a request whose answer is a stream. Throws as `servedModel` does, and AbortError. */
-export function post(path, body, signal) {
-  return ask(path, { method: "POST", headers: { "content-type": "application/json" }, body: JSON.stringify(body), signal });
+/**
+ * Posts a request whose answer is a stream; with the id of the last event that came of it, what follows that event.
+ * Throws as `servedModel` does, and AbortError.
+ */
+export function post(path, body, signal, lastEventId = "") {
+  const headers = { "content-type": "application/json", ...(lastEventId ? { "last-event-id": lastEventId } : {}) };
+  return ask(path, { method: "POST", headers, body: JSON.stringify(body), signal });
 }
 
 async function ask(path, options = {}) {

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from outrider.core.coordinate.round import Round
@@ -73,6 +73,12 @@ class Tokens:
     """Which completion they belong to."""
     num_cached_prompt_tokens: int = 0
     """In a completion's first round: see `Usage`."""
+
+    def part(self, begin: int, end: int) -> Tokens:
+        """The tokens from number `begin` to before `end`, as if they were a round."""
+        tokens = self.tokens[begin:end]
+        text = "".join(token.text for token in tokens)
+        return replace(self, position=self.position + begin, text=text, tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True)
