@@ -95,15 +95,8 @@ class DrafterLink(Protocol):
         ...
 
 
-class Links(Protocol):
-    """Opens streams to workers that have room."""
-
-    def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> VerifierLink:
-        """A stream for a session with a line of `num_tokens`, to none of those to `avoid`.
-
-        Raises WorkerUnavailableError if no verifier is left.
-        """
-        ...
+class DrafterLinks(Protocol):
+    """Opens streams to drafters that have room."""
 
     def drafter(
         self, opening: DraftOpen, verifier: Worker, avoid: Collection[Worker], statistics: SpeculationStatistics
@@ -112,5 +105,16 @@ class Links(Protocol):
 
         What changes in the session's `statistics` until it is closed tells what the drafter was worth. Raises
         WorkerUnavailableError, which says why, if no drafter is worth it.
+        """
+        ...
+
+
+class Links(DrafterLinks, Protocol):
+    """Opens streams to workers that have room."""
+
+    def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> VerifierLink:
+        """A stream for a session with a line of `num_tokens`, to none of those to `avoid`.
+
+        Raises WorkerUnavailableError if no verifier is left.
         """
         ...
