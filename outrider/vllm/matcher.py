@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 TAIL_TOKENS = 16
-"""Tokens at a line's end that, with its length, tell it from others: two texts that agree in both are hardly ever
-different. Where that is so of lines at hand, all that stands before decides."""
+"""Tokens at a line's end that, with its length, tell it from the others of the last step. Where several agree in both,
+or the last step had not the line, all that stands before decides. A new line that agrees with one that has just ended is
+taken for that: it is drafted for badly, and no token of it changes."""
 
 
 class Row(NamedTuple):
@@ -57,6 +58,8 @@ class Matcher:
         self._lines: dict[int, _Line] = {}
         self._found: dict[tuple[int, bytes], list[int]] = {}
         """Numbers of lines by length and tail: several where these are alike."""
+        self._present: set[int] = set()
+        """Lines that the last step had."""
         self._last_number = 0
 
     def __len__(self) -> int:
@@ -66,10 +69,12 @@ class Matcher:
         """Whose line each row of a step has. No line is given to two rows."""
         taken: set[int] = set()
         numbers = [self._number(row, taken) for row in rows]  # all of them, before one line becomes like another's
-        return [
+        matches = [
             self._open(row) if number is None else self._grow(number, row)
             for row, number in zip(rows, numbers, strict=True)
         ]
+        self._present = {match.number for match in matches}
+        return matches
 
     def forget(self, numbers: Iterable[int]) -> None:
         """Lines that are over. Forgetting one twice is harmless."""
@@ -80,7 +85,8 @@ class Matcher:
     def _number(self, row: Row, taken: set[int]) -> int | None:
         num_before = row.num_tokens - row.num_new
         found = [number for number in self._found.get(_key(row, num_before), ()) if number not in taken]
-        if len({self._lines[number].digest() for number in found}) > 1:
+        is_plain = self._present.issuperset(found) and len({self._lines[number].digest() for number in found}) == 1
+        if found and not is_plain:
             digest = hashlib.blake2b(row.content(0, num_before)).digest()
             found = [number for number in found if self._lines[number].digest() == digest]
         if not found:
