@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 TAIL_TOKENS = 16
 """Tokens at a line's end that, with its length, tell it from the others of the last step. Where several agree in both,
-or the last step had not the line, all that stands before decides. A new line that agrees with one that has just ended is
-taken for that: it is drafted for badly, and no token of it changes."""
+or the last step had not the line, all that stands before decides. A new line that agrees with one that has just ended
+is taken for that: it is drafted for badly, and no token of it changes."""
 
 
 class Row(NamedTuple):

@@ -83,7 +83,6 @@ class RemoteProposer:
         self._thread: LoopThread | None = None
         # vLLM has every rank propose, and asks the first one of a tensor-parallel group for what it has proposed.
         if parallel.rank % parallel.tensor_parallel_size == 0:
-            self._thread = LoopThread(THREAD_NAME)
             target = target_info(vllm_config.model_config)
             limits = Limits(
                 vocab_size=target.vocab_size,
@@ -93,6 +92,7 @@ class RemoteProposer:
             )
             self._pool = DraftPool(config, target)
             self._drafting = Drafting(self._pool, limits, config.vllm_keep_seconds)
+            self._thread = LoopThread(THREAD_NAME)
             self._thread.hand(self._start())
             atexit.register(self.close)
 
