@@ -22,7 +22,9 @@ from outrider.vllm import RemoteProposer
 
 TARGET = Path(__file__).parents[2] / "models" / "target"
 VOCAB_SIZE = 4096
-MAX_LENGTH = 512
+MAX_LENGTH = 4096
+STEP_SECONDS = 0.005
+"""Of a step of the target, in which drafters run ahead."""
 NUM_SPECULATIVE_TOKENS = 5
 PERIOD = 8
 """The target writes the same so many tokens over and over, which whoever reads it guesses soon."""
@@ -97,11 +99,12 @@ class Batch:
         token_ids = np.zeros((len(self.lines), MAX_LENGTH), dtype=np.int32)
         for row, line in zip(token_ids, self.lines.values(), strict=True):
             row[: len(line)] = line
+        await asyncio.sleep(STEP_SECONDS)
         drafts = await asyncio.to_thread(self._proposer.propose, sampled, lengths.tolist(), token_ids, None)
         assert len(drafts) == len(sampled)
         self._drafts = dict(zip(self.lines, drafts, strict=True))
 
-    async def until(self, holds: Callable[[], bool], num_steps: int = 40) -> None:
+    async def until(self, holds: Callable[[], bool], num_steps: int = 400) -> None:
         """Steps until `holds`, which takes no more than `num_steps`."""
         for _ in range(num_steps):
             if holds():
