@@ -19,6 +19,7 @@ from outrider.rpc.server import Server, Service
 from outrider.telemetry.setup import set_up
 from outrider.v1 import draft_pb2_grpc
 from outrider.vllm import RemoteProposer
+from outrider.worker.access import access
 
 TARGET = Path(__file__).parents[2] / "models" / "target"
 VOCAB_SIZE = 4096
@@ -140,10 +141,12 @@ class Drafter:
 @asynccontextmanager
 async def ngram_drafter(**settings: Any) -> AsyncIterator[Drafter]:
     """One that serves. Where a text repeats itself it guesses well."""
-    servicer = DraftServicer(set_up("test", environ={}))
-    begin(servicer, DraftConfig(model="ngram", **settings), None)
+    telemetry, config = set_up("test", environ={}), DraftConfig(model="ngram", **settings)
+    servicer = DraftServicer(telemetry)
+    begin(servicer, config, None)
     service = Service("outrider.v1.DraftService", draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer)
-    server = Server(service)
+    transport, guards = access(config, telemetry.instruments)
+    server = Server(service, transport=transport, guards=guards)
     port = await server.start("127.0.0.1:0")
     server.set_ready(True)
     try:

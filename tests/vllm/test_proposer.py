@@ -7,9 +7,11 @@ import random
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import pytest
 
+from outrider.cli.certificates import make_certificates
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.settings import BadSettingsError
 from outrider.vllm import RemoteProposer
@@ -116,6 +118,26 @@ async def test_a_drafter_of_another_vocabulary_gets_no_line(begin: Begin) -> Non
             await batch.step()
         assert batch.num_accepted[0] == 0
         assert drafter.drafter.load().num_sessions == 0
+
+
+@pytest.mark.parametrize("name", ["coordinator", "verify"])
+async def test_drafters_let_in_by_certificate(
+    name: str, begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM stands where a coordinator would; who has another name gets no drafts."""
+    make_certificates(tmp_path)
+    own = {setting: str(tmp_path / file) for setting, file in (("tls_cert", "draft.pem"), ("tls_key", "draft.key"))}
+    for setting, file in (("CERT", f"{name}.pem"), ("KEY", f"{name}.key"), ("CA", "ca.pem")):
+        monkeypatch.setenv(f"OUTRIDER_TLS_{setting}", str(tmp_path / file))
+    async with ngram_drafter(tls_ca=str(tmp_path / "ca.pem"), **own) as drafter:
+        batch = await begin(drafter)
+        batch.add(0)
+        if name == "coordinator":
+            await batch.until(lambda: batch.num_accepted[0] > 0)
+        else:
+            for _ in range(12):
+                await batch.step()
+            assert batch.num_accepted[0] == 0
 
 
 async def test_a_rank_whose_drafts_nobody_asks_for_makes_none(begin: Begin) -> None:
