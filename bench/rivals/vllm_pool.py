@@ -26,6 +26,12 @@ from rich.table import Table
 from bench import machine
 from bench.prompts import load_prompts, tokenizer
 from bench.rivals.vllm_server import VllmServer, drafter_process, vllm_server
+from outrider.vllm.config import PoolConfig
+
+LOGS = Path("build/vllm-logs")
+"""Where the servers' output goes."""
+
+WAIT_MS: float = PoolConfig.model_fields["vllm_wait_ms"].default
 
 _MODELS = Path(__file__).parents[2] / "models"
 
@@ -49,29 +55,29 @@ def main(
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts of each block.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 48,
     num_blocks: Annotated[int, typer.Option(min=1, help="Blocks of each arm, after one that warms up.")] = 3,
-    wait_ms: Annotated[float, typer.Option(min=0, help="OUTRIDER_VLLM_WAIT_MS of the pool.")] = 2.0,
-    logs: Annotated[Path, typer.Option(help="Folder for the servers' output.")] = Path("build/vllm-logs"),
+    wait_ms: Annotated[list[float], typer.Option(help="OUTRIDER_VLLM_WAIT_MS: a pool for each.")] = [WAIT_MS],  # noqa: B006
     out: Annotated[Path | None, typer.Option("--json", help="Where to write the figures as JSON, too.")] = None,
 ) -> None:
     """Measure vLLM alone, with its own draft model, and with Outrider's drafters."""
-    logs.mkdir(parents=True, exist_ok=True)
+    LOGS.mkdir(parents=True, exist_ok=True)
     prompts = load_prompts(None, num_prompts, tokenizer(target))
-    rounds: dict[str, list[Block]] = {ALONE: [], OWN_DRAFT: [], POOL: []}
     with ExitStack() as running:
-        _, address = running.enter_context(drafter_process(Path(sys.executable), draft, logs / "draft.log"))
+        _, address = running.enter_context(drafter_process(Path(sys.executable), draft, LOGS / "draft.log"))
+        proposer = {"method": "custom_class", "model": "outrider.vllm.RemoteProposer"}
         settings: Mapping[str, tuple[Mapping[str, object] | None, Mapping[str, str]]] = {
             ALONE: (None, {}),
             OWN_DRAFT: ({"method": "draft_model", "model": str(draft)}, {}),
-            POOL: (
-                {"method": "custom_class", "model": "outrider.vllm.RemoteProposer"},
-                {"OUTRIDER_DRAFT": address, "OUTRIDER_VLLM_WAIT_MS": f"{wait_ms:g}"},
-            ),
+            **{
+                f"{POOL}_{each:g}_ms": (proposer, {"OUTRIDER_DRAFT": address, "OUTRIDER_VLLM_WAIT_MS": f"{each:g}"})
+                for each in wait_ms
+            },
         }
+        rounds: dict[str, list[Block]] = {arm: [] for arm in settings}
         servers: dict[str, VllmServer] = {}
         for arm, (speculation, variables) in settings.items():
             chosen = None if speculation is None else speculation | {"num_speculative_tokens": num_speculative_tokens}
             servers[arm] = running.enter_context(
-                vllm_server(vllm_python, target.resolve(), logs / f"{arm}.log", chosen, **variables)
+                vllm_server(vllm_python, target.resolve(), LOGS / f"{arm}.log", chosen, **variables)
             )
             servers[arm].wait_until_ready()
             servers[arm].pause()
@@ -92,7 +98,6 @@ def main(
         "num_prompts": num_prompts,
         "max_tokens": max_tokens,
         "num_blocks": num_blocks,
-        "wait_ms": wait_ms,
         "texts_equal": {arm: _equal(rounds[ALONE], blocks) for arm, blocks in rounds.items()},
         "arms": {arm: _figures(blocks) for arm, blocks in rounds.items()},
     }
@@ -136,7 +141,7 @@ def _figures(blocks: Sequence[Block]) -> dict[str, object]:
         "ms_per_token_median": round(statistics.median(per_token), 2),
         "acceptance_rate": round(num_accepted / num_drafted, 3) if num_drafted else None,
         "acceptance_length": round(1.0 + num_accepted / num_drafts, 2) if num_drafts else None,
-        "tokens_per_step": round(num_tokens / (num_tokens - num_accepted), 2),
+        "tokens_per_step": round(num_tokens / total["iteration_tokens_total_count"], 2),
         "num_drafts": round(num_drafts),
         "num_draft_tokens": round(num_drafted),
         "num_accepted_tokens": round(num_accepted),

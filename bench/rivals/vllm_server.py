@@ -26,7 +26,10 @@ ANSWER_SECONDS = 600.0
 _ASK_SECONDS = 3.0
 """Pause between two questions whether a server that starts answers."""
 
-_COUNTER = re.compile(r"^vllm:(spec_decode_\w+_total|generation_tokens_total|prefix_cache_hits_total)\{(.*)\} (\S+)$")
+_COUNTER = re.compile(
+    r"^vllm:(spec_decode_\w+_total|generation_tokens_total|prefix_cache_hits_total|iteration_tokens_total_count)"
+    r"\{(.*)\} (\S+)$"
+)
 _POSITION = re.compile(r'position="(\d+)"')
 
 LIMITS = ("--max-model-len=1024", "--max-num-seqs=16", "--max-num-batched-tokens=2048")

@@ -106,7 +106,7 @@ def test_the_text_is_that_of_vllm_alone_in_fewer_steps(pooled: Pooled, alone: Ma
         for position in range(NUM_SPECULATIVE_TOKENS)
     ]
     assert sum(by_position) == num_accepted
-    assert num_tokens / (num_tokens - num_accepted) > 1.5, "tokens per step: the bundled pair agrees often"
+    assert num_tokens > counted(before, after, "iteration_tokens_total_count"), "tokens per step"
 
 
 def test_sixteen_requests_at_a_time(pooled: Pooled, alone: Mapping[Question, str]) -> None:
