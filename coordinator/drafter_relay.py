@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol, assert_never
 
 import structlog
 
-from coordinator.links import DrafterLink, DrafterLinks, Worker
+from coordinator.links import DrafterLink, Worker
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
+from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts, LimitDrafts
 
@@ -42,6 +43,16 @@ class Deciders(Protocol):
 
     async def ready(self) -> Decider | None:
         """The present one, once it knows the session; None if the session is over before."""
+        ...
+
+
+class DrafterLinks(Protocol):
+    """Opens sessions at drafters that have room: the part of `Links` that has to do with drafters."""
+
+    def drafter(
+        self, opening: DraftOpen, verifier: Worker, avoid: Collection[Worker], statistics: SpeculationStatistics
+    ) -> DrafterLink:
+        """See `Links.drafter`."""
         ...
 
 

@@ -95,8 +95,15 @@ class DrafterLink(Protocol):
         ...
 
 
-class DrafterLinks(Protocol):
-    """Opens streams to drafters that have room."""
+class Links(Protocol):
+    """Opens streams to workers that have room."""
+
+    def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> VerifierLink:
+        """A stream for a session with a line of `num_tokens`, to none of those to `avoid`.
+
+        Raises WorkerUnavailableError if no verifier is left.
+        """
+        ...
 
     def drafter(
         self, opening: DraftOpen, verifier: Worker, avoid: Collection[Worker], statistics: SpeculationStatistics
@@ -105,16 +112,5 @@ class DrafterLinks(Protocol):
 
         What changes in the session's `statistics` until it is closed tells what the drafter was worth. Raises
         WorkerUnavailableError, which says why, if no drafter is worth it.
-        """
-        ...
-
-
-class Links(DrafterLinks, Protocol):
-    """Opens streams to workers that have room."""
-
-    def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> VerifierLink:
-        """A stream for a session with a line of `num_tokens`, to none of those to `avoid`.
-
-        Raises WorkerUnavailableError if no verifier is left.
         """
         ...

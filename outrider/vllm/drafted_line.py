@@ -5,9 +5,8 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Sequence
 
-from coordinator.drafter_relay import DrafterRelay
+from coordinator.drafter_relay import DrafterLinks, DrafterRelay
 from coordinator.generation import SPARE_DRAFTERS
-from coordinator.links import DrafterLinks
 from outrider.core.coordinate.session import Session
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, EndDrafts, FinishReason, LimitDrafts, Verdict
 from outrider.core.protocol.sampling import SamplingParams

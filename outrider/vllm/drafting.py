@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from coordinator.links import DrafterLinks
+from coordinator.drafter_relay import DrafterLinks
 from outrider.vllm.drafted_line import DraftedLine
 from outrider.vllm.limits import Limits
 
