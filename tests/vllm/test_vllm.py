@@ -21,6 +21,9 @@ NUM_SPECULATIVE_TOKENS = 5
 SHORT, LONG = 24, 96
 """Lengths of answers: vLLM takes a tenth of a second for a token on a busy machine."""
 
+SILENCE_SECONDS = "20"
+"""A busy machine's silence is no fault of a drafter."""
+
 pytestmark = [
     pytest.mark.skipif(not VLLM_PYTHON, reason="make test-vllm runs it, in an environment that has vLLM"),
     pytest.mark.timeout(1800),
@@ -58,19 +61,18 @@ def ask(server: VllmServer, asked: Sequence[Question], at_a_time: int) -> list[s
         return list(pool.map(lambda question: server.complete(question.prompt, question.max_tokens), asked))
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Mapping[Question, str]:
-    """What vLLM says by itself."""
-    log = tmp_path_factory.mktemp("alone") / "vllm.log"
-    asked = questions()
-    with vllm_server(Path(VLLM_PYTHON), MODELS / "target", log) as server:
-        server.wait_until_ready()
-        return dict(zip(asked, ask(server, asked, len(asked)), strict=True))
+class Answered(NamedTuple):
+    """Both, after vLLM alone has said what it says."""
+
+    alone: Mapping[Question, str]
+    pooled: Pooled
 
 
 @pytest.fixture(scope="module")
-def pooled(alone: Mapping[Question, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pooled]:
-    folder, python, draft = tmp_path_factory.mktemp("pooled"), Path(sys.executable), MODELS / "draft"
+def answered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Answered]:
+    """The servers start at the same time, since that takes minutes; vLLM alone ends before the other is asked."""
+    folder, python, draft = tmp_path_factory.mktemp("vllm"), Path(sys.executable), MODELS / "draft"
+    vllm, target, asked = Path(VLLM_PYTHON), MODELS / "target", questions()
     speculation = {
         "method": "custom_class",
         "model": "outrider.vllm.RemoteProposer",
@@ -80,11 +82,31 @@ def pooled(alone: Mapping[Question, str], tmp_path_factory: pytest.TempPathFacto
         drafter_process(python, draft, folder / "first.log", "--compile=off") as (first, one),
         drafter_process(python, draft, folder / "second.log", "--compile=off") as (second, other),
         vllm_server(
-            Path(VLLM_PYTHON), MODELS / "target", folder / "vllm.log", speculation, OUTRIDER_DRAFT=f"{one},{other}"
+            vllm,
+            target,
+            folder / "pooled.log",
+            speculation,
+            OUTRIDER_DRAFT=f"{one},{other}",
+            OUTRIDER_SILENCE_SECONDS=SILENCE_SECONDS,
         ) as server,
     ):
+        with vllm_server(vllm, target, folder / "alone.log") as alone:
+            alone.wait_until_ready()
+            texts = dict(zip(asked, ask(alone, asked, len(asked)), strict=True))
         server.wait_until_ready()
-        yield Pooled(server, (first, second))
+        yield Answered(texts, Pooled(server, (first, second)))
+
+
+@pytest.fixture
+def alone(answered: Answered) -> Mapping[Question, str]:
+    """What vLLM says by itself."""
+    return answered.alone
+
+
+@pytest.fixture
+def pooled(answered: Answered) -> Pooled:
+    """vLLM with the pool."""
+    return answered.pooled
 
 
 def counted(before: Mapping[str, float], after: Mapping[str, float], name: str) -> float:
