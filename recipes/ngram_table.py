@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from outrider.core.propose.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
-from outrider.engine.load.folder import vocabulary_sha256
+from outrider.core.protocol.vocabulary import vocabulary_sha256
 from outrider.output import standard_output
 from outrider.worker.ngram_file import FORMAT, load_ngrams
 from recipes.demo_pair.recipe import Recipe
@@ -80,7 +80,7 @@ def write(out: Path, documents: Sequence[str], tokenizer_file: Path, *, width: i
         "format": FORMAT,
         "width": str(width),
         "vocab_size": str(tokenizer.get_vocab_size(with_added_tokens=True)),
-        "tokenizer_sha256": vocabulary_sha256(tokenizer_file),
+        "tokenizer_sha256": vocabulary_sha256(tokenizer_file.read_bytes()),
     }
     save_file(tensors, out, metadata)
     load_ngrams(out)

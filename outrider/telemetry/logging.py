@@ -23,11 +23,6 @@ def set_up_logging(service_name: str, json: bool) -> None:
     `json`: one JSON object per line, else coloured text; a service asks for it when stderr is not a terminal. Each
     record carries the service's name and what `structlog.contextvars.bind_contextvars` has bound, such as a session's.
     """
-
-    def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        event["service"] = service_name
-        return event
-
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -35,7 +30,7 @@ def set_up_logging(service_name: str, json: bool) -> None:
         structlog.stdlib.PositionalArgumentsFormatter(),
         structlog.stdlib.ExtraAdder(),
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        add_service,
+        _service(service_name),
         _without_content,
     ]
     structlog.configure(
@@ -61,6 +56,33 @@ def set_up_logging(service_name: str, json: bool) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+
+
+def set_up_logging_beside(service_name: str) -> None:
+    """Makes structlog alone log to stderr, as plain text: the standard library's logging is another program's, which
+    we are only a guest of."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _service(service_name),
+            _without_content,
+            structlog.processors.format_exc_info,
+            _uncontrolled,
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _service(name: str) -> Processor:
+    def add_service(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+        event["service"] = name
+        return event
+
+    return add_service
 
 
 def _uncontrolled(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer
+from outrider.core.protocol.vocabulary import vocabulary_sha256
 from outrider.engine import library, native
 from outrider.engine.attention.interface import ModelFacts, model_facts
 from outrider.engine.attention.native import NativeAttention
@@ -26,7 +27,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.load import self_check
 from outrider.engine.load.checkpoint import weights_sha256
-from outrider.engine.load.folder import check_folder, eos_token_ids, load_weights, resolve_folder, vocabulary_sha256
+from outrider.engine.load.folder import check_folder, eos_token_ids, load_weights, resolve_folder
 from outrider.engine.load.identity import model_name, model_sha256
 from outrider.engine.load.positions import check_positions
 from outrider.engine.load.tokenizer import portable_tokenizer

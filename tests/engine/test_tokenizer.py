@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
-from outrider.engine.load.folder import vocabulary_sha256
+from outrider.core.protocol.vocabulary import vocabulary_sha256
 from outrider.engine.load.tokenizer import portable_tokenizer
 from tests.engine.folders import BUNDLED, copied, edit
 
@@ -85,7 +85,7 @@ def test_so_it_is_with_real_ones(name: str, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(real, tmp_path / name))
     shutil.copy(BUNDLED / "config.json", folder)
     handed = spells_alike(folder)
-    assert vocabulary_sha256(folder / "tokenizer.json") == vocabulary_sha256(handed.to_str().encode())
+    assert vocabulary_sha256((folder / "tokenizer.json").read_bytes()) == vocabulary_sha256(handed.to_str().encode())
 
 
 @pytest.mark.parametrize(

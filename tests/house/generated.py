@@ -21,6 +21,7 @@ from outrider.core.coordinate.drafter_state import diagram
 from outrider.settings import Settings
 from outrider.telemetry.setup import TRACE_DETAIL_VARIABLE
 from outrider.telemetry.tracing import TraceDetail
+from outrider.vllm.config import PoolConfig
 from verify_service.config import VerifyConfig
 
 from .layers import GENERATED, LAYERS, PRODUCT
@@ -64,6 +65,15 @@ def settings() -> str:
         f"spans of a traced request; one of {details}",
     ]
     return _table(["variable", "flag", "of", "default", "what it sets"], sorted([*found, trace]))
+
+
+def pool() -> str:
+    """A row for each setting of vLLM's draft pool, which has variables alone."""
+    rows = [
+        [f"`OUTRIDER_{name.upper()}`", _default(field), f"{field.description}{_range(field)}"]
+        for name, field in PoolConfig.model_fields.items()
+    ]
+    return _table(["setting", "default", "what it sets"], rows)
 
 
 def rooms() -> str:
@@ -111,6 +121,7 @@ def drafter() -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
+    "pool": pool,
     "rooms": rooms,
     "layers": layers,
     "results": results,

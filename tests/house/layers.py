@@ -146,6 +146,11 @@ LAYERS = {
         "fastapi grpc pydantic pydantic_core starlette",
         services="coordinator coordinator.chat",
     ),
+    "outrider.vllm": _layer(
+        "core rpc settings telemetry",
+        "pydantic structlog transformers",
+        services="coordinator coordinator.config coordinator.resolution",
+    ),
     "coordinator.page": _layer(packages="fastapi"),
     "coordinator.__main__": _layer(
         "http machine rpc telemetry v1",

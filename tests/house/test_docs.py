@@ -19,6 +19,7 @@ from outrider.cli.__main__ import app
 from outrider.client import Speculation, Timings, Usage
 from outrider.rpc import status
 from outrider.telemetry.setup import TRACE_DETAIL_VARIABLE
+from outrider.vllm.config import PoolConfig
 
 from .generated import CONFIGS, PARTS, flag_of, parts_of, renewed, rooms_of
 from .layers import LAYERS, PRODUCT
@@ -72,8 +73,12 @@ def variables(config: type[BaseSettings]) -> set[str]:
     return {f"OUTRIDER_{field.upper()}" for field in config.model_fields} | {TRACE_DETAIL_VARIABLE}
 
 
-def every_variable() -> set[str]:
+def service_variables() -> set[str]:
     return set().union(*map(variables, CONFIGS.values()))
+
+
+def every_variable() -> set[str]:
+    return service_variables() | variables(PoolConfig)
 
 
 @cache
@@ -240,7 +245,7 @@ def test_every_make_target_exists() -> None:
 
 def test_the_settings_page_lists_every_setting() -> None:
     listed = {code(variable)[0]: code(flag) for variable, flag, *_ in rows(SETTINGS, "variable")}
-    assert listed.keys() == every_variable()
+    assert listed.keys() == service_variables()
     assert listed.pop(TRACE_DETAIL_VARIABLE) == []
     assert listed == {name: [flag_of(name.removeprefix("OUTRIDER_").lower())] for name in listed}
 

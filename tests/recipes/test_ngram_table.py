@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from outrider.core.propose.ngram import NgramTable, extend
 from outrider.core.propose.ngram_static import SHARE_UNIT, STATIC_ORDERS, TOKEN_BITS, VOCAB_SIZE_MAX
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine.load.folder import vocabulary_sha256
+from outrider.core.protocol.vocabulary import vocabulary_sha256
 from outrider.worker.ngram_file import FORMAT, load_ngrams
 from recipes.ngram_table import count, main, read_texts, write
 
@@ -70,7 +70,7 @@ def test_what_was_counted_is_guessed(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(TOKENIZER))
     assert num_counted == len(tokenizer.encode(LOOP).ids)
     file = load_ngrams(out)
-    assert file.tokenizer_sha256 == vocabulary_sha256(TOKENIZER)
+    assert file.tokenizer_sha256 == vocabulary_sha256(TOKENIZER.read_bytes())
     assert file.vocab_size == tokenizer.get_vocab_size()
     body: list[int] = tokenizer.encode("for name in names:\n    print(name)\n").ids
     table = NgramTable(body[:3], file.table)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -178,17 +176,6 @@ def tokenizer_file(folder: Path) -> Path:
             "AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
         )
     return path
-
-
-def vocabulary_sha256(tokenizer: Path | bytes) -> str:
-    """SHA-256 of what a tokenizer.json, given as a file or its content, says about ids: vocabulary and added tokens.
-
-    Two tokenizers that agree on it give one meaning to every id, however else their files differ.
-    """
-    content: dict[str, Any] = json.loads(tokenizer if isinstance(tokenizer, bytes) else tokenizer.read_bytes())
-    added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
-    meaning = [content.get("model", {}).get("vocab"), added]
-    return hashlib.sha256(json.dumps(meaning, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _check_architecture(config: PreTrainedConfig, folder: Path) -> None:
