@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class DraftServiceStub:
-    """Guesses tokens ahead of the committed line. One Draft stream serves one session; closing it frees the slot.
+    """Guesses tokens ahead of the committed line. One Draft stream serves all sessions of a coordinator; when it ends, however
+    it does, so do they.
     """
 
     def __init__(self, channel):
@@ -54,11 +55,12 @@ class DraftServiceStub:
 
 
 class DraftServiceServicer:
-    """Guesses tokens ahead of the committed line. One Draft stream serves one session; closing it frees the slot.
+    """Guesses tokens ahead of the committed line. One Draft stream serves all sessions of a coordinator; when it ends, however
+    it does, so do they.
     """
 
     def Draft(self, request_iterator, context):
-        """Opens a session with the first command, then takes commits and rollbacks while drafted nodes stream back.
+        """Each session is opened by its first command, then takes commits and rollbacks while drafted nodes stream back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,7 +107,8 @@ def add_DraftServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DraftService:
-    """Guesses tokens ahead of the committed line. One Draft stream serves one session; closing it frees the slot.
+    """Guesses tokens ahead of the committed line. One Draft stream serves all sessions of a coordinator; when it ends, however
+    it does, so do they.
     """
 
     @staticmethod

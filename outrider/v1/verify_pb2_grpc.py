@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class VerifyServiceStub:
-    """Decides tokens. One Verify stream serves one session; closing it frees the slot.
+    """Decides tokens. One Verify stream serves all sessions of a coordinator; when it ends, however it does, so do they.
     """
 
     def __init__(self, channel):
@@ -59,12 +59,12 @@ class VerifyServiceStub:
 
 
 class VerifyServiceServicer:
-    """Decides tokens. One Verify stream serves one session; closing it frees the slot.
+    """Decides tokens. One Verify stream serves all sessions of a coordinator; when it ends, however it does, so do they.
     """
 
     def Verify(self, request_iterator, context):
-        """Opens a session with the first command, then takes draft nodes while verdicts stream back. The verifier drives its
-        own rounds: with no nodes at hand a round is one step of plain decoding.
+        """Each session is opened by its first command, then takes draft nodes while verdicts stream back. The verifier drives
+        its own rounds: with no nodes at hand a round is one step of plain decoding.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +123,7 @@ def add_VerifyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VerifyService:
-    """Decides tokens. One Verify stream serves one session; closing it frees the slot.
+    """Decides tokens. One Verify stream serves all sessions of a coordinator; when it ends, however it does, so do they.
     """
 
     @staticmethod
