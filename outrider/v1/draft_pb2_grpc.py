@@ -39,8 +39,8 @@ class DraftServiceStub:
         """
         self.Draft = channel.stream_stream(
                 '/outrider.v1.DraftService/Draft',
-                request_serializer=outrider_dot_v1_dot_draft__pb2.DraftCommand.SerializeToString,
-                response_deserializer=outrider_dot_v1_dot_draft__pb2.DraftEvent.FromString,
+                request_serializer=outrider_dot_v1_dot_draft__pb2.DraftCommands.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_draft__pb2.DraftEvents.FromString,
                 _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/outrider.v1.DraftService/GetModelInfo',
@@ -85,8 +85,8 @@ def add_DraftServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Draft': grpc.stream_stream_rpc_method_handler(
                     servicer.Draft,
-                    request_deserializer=outrider_dot_v1_dot_draft__pb2.DraftCommand.FromString,
-                    response_serializer=outrider_dot_v1_dot_draft__pb2.DraftEvent.SerializeToString,
+                    request_deserializer=outrider_dot_v1_dot_draft__pb2.DraftCommands.FromString,
+                    response_serializer=outrider_dot_v1_dot_draft__pb2.DraftEvents.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -126,8 +126,8 @@ class DraftService:
             request_iterator,
             target,
             '/outrider.v1.DraftService/Draft',
-            outrider_dot_v1_dot_draft__pb2.DraftCommand.SerializeToString,
-            outrider_dot_v1_dot_draft__pb2.DraftEvent.FromString,
+            outrider_dot_v1_dot_draft__pb2.DraftCommands.SerializeToString,
+            outrider_dot_v1_dot_draft__pb2.DraftEvents.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,8 +38,8 @@ class VerifyServiceStub:
         """
         self.Verify = channel.stream_stream(
                 '/outrider.v1.VerifyService/Verify',
-                request_serializer=outrider_dot_v1_dot_verify__pb2.VerifyCommand.SerializeToString,
-                response_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyEvent.FromString,
+                request_serializer=outrider_dot_v1_dot_verify__pb2.VerifyCommands.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyEvents.FromString,
                 _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/outrider.v1.VerifyService/GetModelInfo',
@@ -96,8 +96,8 @@ def add_VerifyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Verify': grpc.stream_stream_rpc_method_handler(
                     servicer.Verify,
-                    request_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyCommand.FromString,
-                    response_serializer=outrider_dot_v1_dot_verify__pb2.VerifyEvent.SerializeToString,
+                    request_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyCommands.FromString,
+                    response_serializer=outrider_dot_v1_dot_verify__pb2.VerifyEvents.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -141,8 +141,8 @@ class VerifyService:
             request_iterator,
             target,
             '/outrider.v1.VerifyService/Verify',
-            outrider_dot_v1_dot_verify__pb2.VerifyCommand.SerializeToString,
-            outrider_dot_v1_dot_verify__pb2.VerifyEvent.FromString,
+            outrider_dot_v1_dot_verify__pb2.VerifyCommands.SerializeToString,
+            outrider_dot_v1_dot_verify__pb2.VerifyEvents.FromString,
             options,
             channel_credentials,
             insecure,
