@@ -16,6 +16,7 @@ import grpc.aio
 
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, UntrustedWorkerError
 from outrider.rpc.checksum import CHECKSUM_METADATA, parsed, sealed
+from outrider.rpc.entry import entry
 from outrider.rpc.protocol_version import VERSION_METADATA
 from outrider.rpc.session_failure import decode_failure, encode_failure
 from outrider.rpc.session_stream import SessionStream
@@ -44,7 +45,7 @@ class Multiplexer(Generic[CommandT, EventT]):
         self._numbers = itertools.count(1)
         self._sessions: dict[int, SessionStream[CommandT, EventT]] = {}
         self._unsent: deque[tuple[int, bytes]] = deque()
-        """Messages of one entry. One after another they are a message with all entries: so protobuf is defined."""
+        """Messages of one `entry` each, and of whose session."""
         self._has_unsent = asyncio.Event()
         self._reader = asyncio.create_task(self._read())
         self._writer = asyncio.create_task(self._write())
@@ -63,14 +64,15 @@ class Multiplexer(Generic[CommandT, EventT]):
     def _put(self, number: int, command: CommandT) -> None:
         message = self._kind.encode_command(command)
         message.session = number
-        self._append(number, self._kind.commands_type(commands=[message]))
+        self._append(number, entry(message.SerializeToString()))
 
     def _close(self, number: int) -> None:
         del self._sessions[number]
-        self._append(number, self._kind.commands_type(closed=[number]))
+        message: Any = self._kind.commands_type(closed=[number])
+        self._append(number, message.SerializeToString())
 
-    def _append(self, number: int, message: Any) -> None:
-        self._unsent.append((number, message.SerializeToString()))
+    def _append(self, number: int, content: bytes) -> None:
+        self._unsent.append((number, content))
         self._has_unsent.set()
 
     async def _write(self) -> None:

@@ -30,7 +30,8 @@ class SessionStream(Generic[CommandT, EventT]):
         self._put = put
         self._leave = leave
         self._events: deque[EventT] = deque()
-        self._has_news = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
+        """What the reader waits for: an asyncio.Event would cost half as much again."""
         self._has_room = asyncio.Event()
         self._is_over = False
         self._error: OutriderError | None = None
@@ -65,8 +66,8 @@ class SessionStream(Generic[CommandT, EventT]):
                 yield self._events.popleft()
             if self._is_over:
                 break
-            self._has_news.clear()
-            await self._has_news.wait()
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
         error, self._error = self._error, None
         if error is not None:
             try:
@@ -83,7 +84,7 @@ class SessionStream(Generic[CommandT, EventT]):
         """The worker sent an event."""
         if len(self._events) < UNREAD_EVENTS_MAX:
             self._events.append(event)
-            self._has_news.set()
+            self._wake()
         else:
             self._leave()
             self.end(QueueFullError(f"{UNREAD_EVENTS_MAX} events wait for the reader of this session; read faster"))
@@ -91,5 +92,9 @@ class SessionStream(Generic[CommandT, EventT]):
     def end(self, error: OutriderError | None) -> None:
         """Nothing more comes of the session, because of `error` if there is one."""
         self._is_over, self._error = True, error
-        self._has_news.set()
+        self._wake()
         self._has_room.set()
+
+    def _wake(self) -> None:
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
@@ -75,6 +75,7 @@ class SessionHost(Generic[CommandT, EventT]):
         self._outlet.wake()
 
     def _on_commands(self, message: Any) -> None:
+        self._close(message.closed)
         for command in message.commands:
             number = command.session
             hosted = self._sessions.get(number)
@@ -84,11 +85,14 @@ class SessionHost(Generic[CommandT, EventT]):
                 self._begin(number, command)
             else:
                 hosted.take(command)
-        for number in message.closed:
-            if (hosted := self._sessions.pop(number, None)) is not None:
-                hosted.close(None)
+        self._close(message.closed)  # those that this message has opened
         if not self._opens_more:
             self._outlet.wake()
+
+    def _close(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if (hosted := self._sessions.pop(number, None)) is not None:
+                hosted.close(None)
 
     def _begin(self, number: int, command: Any) -> None:
         if len(self._sessions) >= 2 * SESSIONS_PER_STREAM_MAX:
