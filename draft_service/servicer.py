@@ -40,8 +40,8 @@ class DraftServicer(ModelServicer, draft_pb2_grpc.DraftServiceServicer):
     async def _serve_session(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> ServedDrafting:
         info = self._served()
         check_draft_open(opening, info.vocab_size, info.max_context)
-        session = await self._open(opening, outbox)
         trace = SessionTrace(self._telemetry, names.SPAN_DRAFT_SESSION, opening.session_id, opening.trace)
+        session = await self._open(opening, outbox)
         return ServedDrafting(self._drafts, session, trace)
 
     async def _open(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> Any:

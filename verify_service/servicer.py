@@ -82,6 +82,6 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
             opening.sampling.grammar, opening.token_ids[opening.num_prompt_tokens :], eos_last=opening.ignore_eos
         )
         session = VerifyStream(opening, outbox, grammar)
-        self._device.submit(partial(self._verifier.open, session))
         trace = SessionTrace(self._telemetry, names.SPAN_VERIFY_SESSION, opening.session_id, opening.trace)
+        self._device.submit(partial(self._verifier.open, session))
         return ServedVerification(self._verifier, self._device, session, trace)
