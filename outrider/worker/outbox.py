@@ -29,7 +29,7 @@ class Outbox(Generic[Event]):
     def __init__(self, outlet: Outlet | None = None, session: int = 0) -> None:
         """One of the `session` by that number. Without an `outlet`, which several may share, it has its own."""
         self.session = session
-        self._outlet = outlet or Outlet()
+        self._outlet = Outlet() if outlet is None else outlet
         self._items: deque[Stamped[Event] | Exception | None] = deque()
         self.is_waiting = False
         """Whether the outlet knows that there is something."""

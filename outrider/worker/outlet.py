@@ -41,6 +41,10 @@ class Outlet:
         self._has_changed.clear()
         self._is_woken = False  # before anything is taken: what is added from here on wakes again
 
+    def __bool__(self) -> bool:
+        """Whether `next` has an outbox."""
+        return bool(self._filled)
+
     def next(self) -> Outbox[Any] | None:
         """An outbox that has something, those first that have waited longest; None if there is none."""
         if not self._filled:

@@ -61,8 +61,9 @@ class SessionHost(Generic[CommandT, EventT]):
                     await self._outlet.wait()
                     if self._failure is not None:
                         raise self._failure
-                    while (message := self._batch()) is not None:
-                        await self._context.write(message)
+                    while self._outlet:
+                        if (message := self._batch()) is not None:
+                            await self._context.write(message)
         finally:
             for hosted in self._sessions.values():
                 hosted.close(self._failure)
@@ -75,7 +76,9 @@ class SessionHost(Generic[CommandT, EventT]):
         self._outlet.wake()
 
     def _on_commands(self, message: Any) -> None:
-        self._close(message.closed)
+        closed = message.closed
+        if closed:
+            self._close(closed)
         for command in message.commands:
             number = command.session
             hosted = self._sessions.get(number)
@@ -85,7 +88,8 @@ class SessionHost(Generic[CommandT, EventT]):
                 self._begin(number, command)
             else:
                 hosted.take(command)
-        self._close(message.closed)  # those that this message has opened
+        if closed:
+            self._close(closed)  # those that this message has opened
         if not self._opens_more:
             self._outlet.wake()
 
@@ -125,22 +129,21 @@ class SessionHost(Generic[CommandT, EventT]):
         self._outlet.wake()
 
     def _batch(self) -> Any | None:
-        """The next message: what the sessions have, as far as BATCH_BYTES_MAX. None if they have nothing."""
-        events: list[Any] = []
-        failed: list[Any] = []
-        ended: list[int] = []
+        """The next message: what the sessions have, as far as BATCH_BYTES_MAX. None if that is of closed ones alone."""
+        message: Any = self._kind.events_type()
         num_bytes = 0
         while num_bytes < BATCH_BYTES_MAX and (outbox := self._outlet.next()) is not None:
             hosted = self._sessions.get(outbox.session)
             while hosted is not None and outbox and num_bytes < BATCH_BYTES_MAX:
                 match outbox.pop():
                     case None:
-                        ended.append(outbox.session)
+                        message.ended.append(outbox.session)
                         self._sessions.pop(outbox.session).close(None)
                         hosted = None
                     case Exception() as error:
-                        failed.append(encode_failure(error, outbox.session))
-                        num_bytes += failed[-1].ByteSize()
+                        failure = encode_failure(error, outbox.session)
+                        message.failed.append(failure)
+                        num_bytes += failure.ByteSize()
                         self._sessions.pop(outbox.session).close(error)
                         hosted = None
                     case stamped:
@@ -148,9 +151,7 @@ class SessionHost(Generic[CommandT, EventT]):
                         event = self._kind.encode_event(stamped.event)
                         event.session = outbox.session
                         num_bytes += event.ByteSize()
-                        events.append(event)
+                        message.events.append(event)
             if hosted is not None and outbox:
                 self._outlet.add(outbox)
-        if not events and not failed and not ended:
-            return None
-        return self._kind.events_type(events=events, failed=failed, ended=ended)
+        return message if num_bytes or message.ended else None
