@@ -6,6 +6,7 @@ from typing import Any
 
 from outrider.rpc.session_failure import decode_failure
 from outrider.rpc.stream_kind import StreamKind
+from outrider.rpc.streams import EOF
 
 
 def commands(kind: StreamKind[Any, Any], *values: Any, session: int = 0) -> Any:
@@ -33,7 +34,9 @@ def _numbered(messages: Any, session: int) -> list[Any]:
 
 async def rest(kind: StreamKind[Any, Any], call: Any, session: int = 0) -> list[Any]:
     """Everything that a stream says of a session to its end. Raises what the session failed with."""
-    found = [each async for message in call for each in told(kind, message, session)]
+    found: list[Any] = []
+    while (message := await call.read()) is not EOF:
+        found += told(kind, message, session)
     if found and isinstance(found[-1], Exception):
         raise found[-1]
     return found
