@@ -1,8 +1,7 @@
-"""One session's gRPC stream to its drafter. Whatever happens to it, the session goes on."""
+"""One session at its drafter, by gRPC. Whatever happens to it there, the session goes on."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,7 +11,7 @@ from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
-from outrider.rpc.session_stream import draft_stream
+from outrider.rpc.session_stream import SessionStream
 
 UNREAD_COMMITMENTS_MAX = 1024
 """Most commitments that wait for a drafter that does not read; beyond it the drafter counts as lost."""
@@ -30,17 +29,16 @@ class GrpcDrafterLink:
         self._trial: Trial | None = trial
         self._statistics = statistics
         self._num_tokens_before, self._num_rounds_before = statistics.num_committed_tokens, statistics.num_rounds
-        self._stream = draft_stream(seat.replica.channel)
+        self._stream: SessionStream[DraftOpen | Commitment, Opened | DraftWindow] = seat.replica.open_session()
         seat.on_loss = self._stream.cancel
-        self._opening = opening
-        self._commitments: asyncio.Queue[Commitment] = asyncio.Queue(UNREAD_COMMITMENTS_MAX)
         self._overflowed = False
+        self._stream.offer(opening)
 
     def send(self, commitment: Commitment) -> None:
         """See `DrafterLink.send`."""
-        try:
-            self._commitments.put_nowait(commitment)
-        except asyncio.QueueFull:
+        if self._stream.num_unsent < UNREAD_COMMITMENTS_MAX:
+            self._stream.offer(commitment)
+        else:
             self._overflowed = True
             self._stream.cancel()
 
@@ -67,28 +65,20 @@ class GrpcDrafterLink:
 
     async def windows(self) -> AsyncGenerator[DraftWindow]:
         """See `DrafterLink.windows`."""
-        writer, has_drafted = asyncio.create_task(self._write()), False
-        try:
-            async with aclosing(self._stream.events()) as events:
-                async for event in events:
-                    self._seat.hears()
-                    if isinstance(event, Opened):
-                        self.is_open = True
-                    else:
-                        if not has_drafted:
-                            has_drafted = True
-                            self.worker.breaker.work()
-                        yield event
-                    self._seat.waits()
-        finally:
-            writer.cancel()
+        has_drafted = False
+        async with aclosing(self._stream.events()) as events:
+            async for event in events:
+                self._seat.hears()
+                if isinstance(event, Opened):
+                    self.is_open = True
+                else:
+                    if not has_drafted:
+                        has_drafted = True
+                        self.worker.breaker.work()
+                    yield event
+                self._seat.waits()
         raise self._seat.loss or WorkerUnavailableError(
             "the draft service does not read what is committed"
             if self._overflowed
             else "the draft service ended the stream"
         )
-
-    async def _write(self) -> None:
-        is_open = await self._stream.send(self._opening)
-        while is_open:
-            is_open = await self._stream.send(await self._commitments.get())

@@ -17,7 +17,7 @@ from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts, LimitDrafts
 
 RELAY_END_SECONDS = 1.0
-"""Longest that the relay is given to see that its streams are over: it takes a round of the event loop or two."""
+"""Longest that the relay is given to see that its sessions are over: it takes a round of the event loop or two."""
 
 _log = structlog.get_logger()
 
@@ -130,7 +130,7 @@ class DrafterRelay:
     async def end(self) -> None:
         """Waits for the relay's end. Call it when the drafter is closed and the verifiers are over: that ends it.
 
-        It is cancelled only if it does not end: grpcio never frees a read or write whose await was cancelled.
+        It is cancelled if it does not end.
         """
         task, self._task = self._task, None
         if task is None:

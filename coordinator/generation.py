@@ -1,4 +1,4 @@
-"""One generation at run time: two streams, one session machine between them."""
+"""One generation at run time: a session at either worker, one session machine between them."""
 
 from __future__ import annotations
 

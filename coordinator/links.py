@@ -1,4 +1,4 @@
-"""What a generation needs of its workers: a stream to a verifier, one to a drafter, and somebody who opens them."""
+"""What a generation needs of its workers: a session at a verifier, one at a drafter, and somebody who opens them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Worker(Protocol):
 
 
 class VerifierLink(Protocol):
-    """One session's stream to a verifier."""
+    """One session at a verifier."""
 
     @property
     def worker(self) -> Worker:
@@ -38,15 +38,15 @@ class VerifierLink(Protocol):
 
     @property
     def is_handed_over(self) -> bool:
-        """Whether the stream ended because the verifier is about to stop, so that another one may take the session."""
+        """Whether it ended there because the verifier is about to stop, so that another one may take the session."""
         ...
 
     async def send(self, command: VerifyCommand) -> None:
-        """Writes a command, waiting for flow control; one task at a time. If the stream is over, `events` tells how."""
+        """Sends a command, waiting while too many wait; one task at a time. When it is over, `events` tells how."""
         ...
 
     def events(self) -> AsyncIterator[Opened | Verdict | VerifyFinished]:
-        """What the verifier says. Raises OutriderError when it refuses, fails, or ends the stream by itself."""
+        """What the verifier says. Raises OutriderError when it refuses, fails, or ends the session by itself."""
         ...
 
     def distrust(self, reason: str) -> None:
@@ -54,12 +54,12 @@ class VerifierLink(Protocol):
         ...
 
     def close(self) -> None:
-        """Ends the stream; the verifier frees its slot. Calling it twice is harmless."""
+        """Ends the session; the verifier frees its slot. Calling it twice is harmless."""
         ...
 
 
 class DrafterLink(Protocol):
-    """One session's stream to a drafter."""
+    """One session at a drafter."""
 
     @property
     def worker(self) -> Worker:
@@ -81,14 +81,14 @@ class DrafterLink(Protocol):
         ...
 
     def windows(self) -> AsyncGenerator[DraftWindow]:
-        """Opens the session and yields what the drafter sends.
+        """Yields what the drafter sends.
 
-        Raises OutriderError when the drafter refuses, fails, or ends the stream by itself.
+        Raises OutriderError when the drafter refuses, fails, or ends the session by itself.
         """
         ...
 
     def close(self, *, failed: bool) -> None:
-        """Ends the stream; the drafter frees its slot. `failed` says that it is the drafter's fault.
+        """Ends the session; the drafter frees its slot. `failed` says that it is the drafter's fault.
 
         Calling it twice is harmless.
         """
@@ -96,10 +96,10 @@ class DrafterLink(Protocol):
 
 
 class Links(Protocol):
-    """Opens streams to workers that have room."""
+    """Opens sessions at workers that have room."""
 
     def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> VerifierLink:
-        """A stream for a session with a line of `num_tokens`, to none of those to `avoid`.
+        """A place for a session with a line of `num_tokens`, to none of those to `avoid`.
 
         Raises WorkerUnavailableError if no verifier is left.
         """
@@ -108,7 +108,7 @@ class Links(Protocol):
     def drafter(
         self, opening: DraftOpen, verifier: Worker, avoid: Collection[Worker], statistics: SpeculationStatistics
     ) -> DrafterLink:
-        """A stream for a session that `verifier` decides, to none of those to `avoid`.
+        """A place for a session that `verifier` decides, to none of those to `avoid`.
 
         What changes in the session's `statistics` until it is closed tells what the drafter was worth. Raises
         WorkerUnavailableError, which says why, if no drafter is worth it.

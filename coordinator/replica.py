@@ -7,8 +7,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
-import grpc.aio
 import structlog
 
 from coordinator.fitting import version_refusal
@@ -21,6 +21,7 @@ from outrider.core.coordinate.placement import ReplicaState, StepTime
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.core.protocol.refusal import Refusal
+from outrider.rpc.session_stream import SessionStream
 from outrider.rpc.status import own_task_is_cancelled
 from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
 
@@ -91,10 +92,9 @@ class Replica:
         self._watch: asyncio.Task[None] | None = None
         self._load_watch: asyncio.Task[None] | None = None
 
-    @property
-    def channel(self) -> grpc.aio.Channel:
-        """The channel that sessions share."""
-        return self.client.channel
+    def open_session(self) -> SessionStream[Any, Any]:
+        """See `WorkerClient.open_session`."""
+        return self.client.open_session()
 
     @property
     def is_serving(self) -> bool:

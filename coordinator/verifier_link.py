@@ -1,4 +1,4 @@
-"""One session's gRPC stream to its verifier."""
+"""One session at its verifier, by gRPC."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import aclosing
 from coordinator.replica import Replica, Seat
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import Opened, Verdict, VerifyCommand, VerifyFinished
-from outrider.rpc.session_stream import verify_stream
+from outrider.rpc.session_stream import SessionStream
 
 
 class GrpcVerifierLink:
@@ -18,7 +18,7 @@ class GrpcVerifierLink:
         self.worker: Replica = seat.replica
         self.has_decided = False
         self._seat = seat
-        self._stream = verify_stream(seat.replica.channel)
+        self._stream: SessionStream[VerifyCommand, Opened | Verdict | VerifyFinished] = seat.replica.open_session()
         seat.on_loss = self._stream.cancel
 
     @property

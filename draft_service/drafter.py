@@ -103,7 +103,7 @@ class Drafter:
         return [None if num_rows is None else list(islice(proposals, num_rows)) for num_rows in output.num_rows]
 
     def _tell(self, events: Iterable[Event[DraftStream, Opened | Drafted | OutriderError | None]]) -> None:
-        for session, content in events:
+        for session, content in list(events):  # told without a pause, so that one message has it all
             if isinstance(content, Drafted):
                 session.tell(content.window, time.time_ns() - round((time.monotonic() - content.since) * 1e9))
             else:

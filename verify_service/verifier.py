@@ -97,9 +97,12 @@ class Verifier:
         started_ns = time.time_ns()
         session_ids = [part.session.opening.session_id for part in step.parts]
         logits, outcome = self.runner.attempt(partial(self._compute, step), session_ids) or (torch.empty(0), None)
-        for session, content in self.scheduler.settle(step, outcome, time.monotonic()):
-            told = self._verdict(session, content, logits) if isinstance(content, Decided) else content
-            session.tell(told, started_ns)
+        told = [
+            (session, self._verdict(session, content, logits) if isinstance(content, Decided) else content)
+            for session, content in self.scheduler.settle(step, outcome, time.monotonic())
+        ]
+        for session, content in told:  # without a pause, so that one message has it all
+            session.tell(content, started_ns)
         self.runner.observe(now)
         return 0.0
 

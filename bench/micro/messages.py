@@ -1,6 +1,8 @@
-"""What a message costs: a command to a gRPC server in another process and its answer, in processor time of each end.
+"""What messages cost: commands to a gRPC server in another process and its answers, in processor time of each end.
 
-    python -m bench.micro.messages
+    python -m bench.micro.messages --sessions 1,16
+
+Each session sends a commitment, waits for a window, and does so again, all of them on one stream, as the services do.
 
 Linux only. With
 two cores or more each end has one of its own, and then both share one.
@@ -39,7 +41,7 @@ SETTINGS = {
 """Environments of both processes. The services use uvloop without event engine, by TLS where they have certificates."""
 
 _NUM_FIRST = 1_000
-"""Round trips before the clock starts."""
+"""Round trips of each session before the clock starts."""
 
 
 def _loop() -> Callable[[], asyncio.AbstractEventLoop]:
@@ -56,21 +58,39 @@ async def _serve(folder: str) -> None:
     import grpc.aio
 
     from outrider.core.protocol.messages import DraftWindow
-    from outrider.rpc import wire
     from outrider.rpc.channels import SERVER_OPTIONS
-    from outrider.rpc.streams import EOF
+    from outrider.rpc.checksum import Checksums
+    from outrider.rpc.stream_kind import DRAFT
     from outrider.rpc.transport import Transport
     from outrider.v1 import draft_pb2_grpc
+    from outrider.worker.outbox import Outbox
+    from outrider.worker.session_host import SessionHost
 
-    answer = wire.encode_draft_event(DraftWindow(100, 1, [0, 1, 2, 1, 2, 3], list(range(6)), [-0.5] * 6, 1.5))
+    answer = DraftWindow(100, 1, [0, 1, 2, 1, 2, 3], list(range(6)), [-0.5] * 6, 1.5)
 
-    class Echo(draft_pb2_grpc.DraftServiceServicer):
+    class Answering:
+        def __init__(self, outbox: Outbox[Any]) -> None:
+            self._outbox = outbox
+            outbox.put(answer, 0, 0)
+
+        def take(self, command: object) -> None:
+            self._outbox.put(answer, 0, 0)
+
+        def finish(self) -> None: ...
+
+        def record(self, stamped: object) -> None: ...
+
+        def close(self, error: object) -> None: ...
+
+    async def answering(opening: object, outbox: Outbox[Any]) -> Answering:
+        return Answering(outbox)
+
+    class Worker(draft_pb2_grpc.DraftServiceServicer):
         async def Draft(self, request_iterator: object, context: Any) -> None:
-            while await context.read() is not EOF:
-                await context.write(answer)
+            await SessionHost(context, DRAFT, answering).run()
 
-    server = grpc.aio.server(options=SERVER_OPTIONS)
-    draft_pb2_grpc.add_DraftServiceServicer_to_server(Echo(), server)
+    server = grpc.aio.server(options=SERVER_OPTIONS, interceptors=[Checksums()])
+    draft_pb2_grpc.add_DraftServiceServicer_to_server(Worker(), server)
     if os.environ.get("SOCKET") == "unix":
         address = f"unix:{folder}/server-{os.getpid()}"
         server.add_insecure_port(address)
@@ -89,33 +109,53 @@ def _files(folder: str, service: str) -> Any:
     return TlsFiles(*(f"{folder}/{file}" for file in (f"{service}.pem", f"{service}.key", "ca.pem")))
 
 
-async def _ask(address: str, folder: str, server: int, num_messages: int) -> None:
-    """Sends a commitment and reads the answer, again and again; prints microseconds per round trip."""
-    from outrider.core.protocol.messages import Commitment
-    from outrider.rpc import wire
+async def _ask(address: str, folder: str, server: int, num_sessions: int, num_messages: int) -> None:
+    """Sends commitments and reads the answers, again and again; prints microseconds per session and round trip."""
+    from outrider.core.protocol.messages import Commitment, DraftOpen
+    from outrider.core.protocol.sampling import SamplingParams
     from outrider.rpc.channels import open_channel
+    from outrider.rpc.multiplexer import Multiplexer
+    from outrider.rpc.stream_kind import DRAFT
     from outrider.rpc.transport import PLAINTEXT, Transport
-    from outrider.v1 import draft_pb2_grpc
 
     transport = Transport(_files(folder, "coordinator")) if os.environ.get("SOCKET") == "tls" else PLAINTEXT
-    command = wire.encode_draft_command(Commitment(100, [3, 4, 5], False, 3.1, 0.02))
+    command = Commitment(100, [3, 4, 5], False, 3.1, 0.02)
+    opening = DraftOpen(
+        session_id="",
+        token_ids=[1],
+        num_prompt_tokens=1,
+        sampling=SamplingParams(),
+        max_run_ahead=16,
+        tree_width=0,
+        max_length=8,
+        vocab_size=26,
+    )
     async with open_channel(address, transport) as channel:
-        call: Any = draft_pb2_grpc.DraftServiceStub(channel).Draft()
+        multiplexer = Multiplexer(channel, DRAFT)
+        sessions = [multiplexer.open() for _ in range(num_sessions)]
+        streams = [(session, session.events()) for session in sessions]
+        for session, events in streams:
+            await session.send(opening)
+            await anext(events)
 
-        async def converse(count: int) -> None:
+        async def converse(session: Any, events: Any, count: int) -> None:
             for _ in range(count):
-                await call.write(command)
-                await call.read()
+                await session.send(command)
+                await anext(events)
 
-        await converse(_NUM_FIRST)
+        async def all_converse(count: int) -> None:
+            await asyncio.gather(*(converse(session, events, count) for session, events in streams))
+
+        await all_converse(_NUM_FIRST // num_sessions)
         before = time.monotonic_ns(), used_ns(server), used_ns(os.getpid())
-        await converse(num_messages)
+        await all_converse(num_messages // num_sessions)
         after = time.monotonic_ns(), used_ns(server), used_ns(os.getpid())
-        print(json.dumps([(last - first) / num_messages / 1000.0 for first, last in zip(before, after, strict=True)]))
-        call.cancel()
+        num_done = num_messages // num_sessions * num_sessions
+        print(json.dumps([(last - first) / num_done / 1000.0 for first, last in zip(before, after, strict=True)]))
+        await multiplexer.close()
 
 
-def _measured(environment: dict[str, str], cores: tuple[int, int], num_messages: int) -> list[float]:
+def _measured(environment: dict[str, str], cores: tuple[int, int], num_sessions: int, num_messages: int) -> list[float]:
     from outrider.cli.certificates import make_certificates
 
     with tempfile.TemporaryDirectory() as folder:
@@ -126,27 +166,34 @@ def _measured(environment: dict[str, str], cores: tuple[int, int], num_messages:
             try:
                 assert server.stdout is not None
                 address = server.stdout.readline().strip()
-                asking = [*command, "ask", str(cores[1]), address, folder, str(server.pid), str(num_messages)]
+                asking = [*command, "ask", str(cores[1]), address, folder, str(server.pid), str(num_sessions)]
+                asking.append(str(num_messages))
                 return json.loads(subprocess.run(asking, check=True, **start).stdout)
             finally:
                 server.kill()
 
 
 def main(
-    num_messages: Annotated[int, typer.Option(help="Round trips that are timed.")] = 5_000,
+    num_messages: Annotated[int, typer.Option(help="Round trips that are timed, of all sessions.")] = 5_000,
+    sessions: Annotated[
+        str, typer.Option(help="How many sessions share the stream; several numbers by commas.")
+    ] = "1,16",
     num_repeats: Annotated[int, typer.Option(help="Times that each setting is measured; the median counts.")] = 5,
 ) -> None:
-    """What a message costs."""
+    """What messages cost."""
     cores = sorted(os.sched_getaffinity(0))
-    table = Table("", "cores", "server, us", "client, us", "round trip, us")
+    table = Table("", "cores", "sessions", "server, us", "client, us", "round trip, us")
     placements = [(cores[0], cores[-1]), (cores[0], cores[0])] if len(cores) > 1 else [(cores[0], cores[0])]
-    found: dict[tuple[str, tuple[int, int]], list[list[float]]] = {}
-    for _, (name, environment), placement in itertools.product(range(num_repeats), SETTINGS.items(), placements):
-        found.setdefault((name, placement), []).append(_measured(environment, placement, num_messages))
-    for (name, placement), runs in found.items():
+    counts = [int(count) for count in sessions.split(",")]
+    found: dict[tuple[str, tuple[int, int], int], list[list[float]]] = {}
+    for _, (name, environment), placement, count in itertools.product(
+        range(num_repeats), SETTINGS.items(), placements, counts
+    ):
+        found.setdefault((name, placement, count), []).append(_measured(environment, placement, count, num_messages))
+    for (name, placement, count), runs in found.items():
         round_trip, server, client = (statistics.median(each) for each in zip(*runs, strict=True))
         num_cores = len(set(placement))
-        table.add_row(name, str(num_cores), f"{server:.0f}", f"{client:.0f}", f"{round_trip:.0f}")
+        table.add_row(name, str(num_cores), str(count), f"{server:.0f}", f"{client:.0f}", f"{round_trip:.0f}")
     Console().print(table)
 
 
@@ -158,7 +205,7 @@ if __name__ == "__main__":
             if what_ == "serve":
                 runner_.run(_serve(*arguments_))
             else:
-                address_, folder_, server_, num_messages_ = arguments_
-                runner_.run(_ask(address_, folder_, int(server_), int(num_messages_)))
+                address_, folder_, *numbers_ = arguments_
+                runner_.run(_ask(address_, folder_, *map(int, numbers_)))
     else:
         typer.run(main)

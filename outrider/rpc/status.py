@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias, TypeVar, cast
 
 import grpc
@@ -141,9 +141,8 @@ async def abort(context: ServicerContext, error: BaseException) -> NoReturn:
     error = _leading(error)
     # InternalError is a read or write that gRPC refused. If the peer has left, it means no more than that.
     refused = isinstance(error, grpc.aio.InternalError)
-    if type(error) not in _TABLE and not refused:
-        _log.error("unexpected error in an RPC handler", exc_info=error)
     if not refused:
+        log_unexpected(error)
         # gRPC's record of the RPC keeps the abort and what led to it, with all that its frames hold; and they hold the
         # record, so that it would all stay until the interpreter looks for such rings.
         error.__traceback__ = error.__cause__ = error.__context__ = None
@@ -177,6 +176,20 @@ def told(error: BaseException) -> Told:
     text = _UNEXPECTED_TEXT if row is _UNEXPECTED else str(error)
     retry_seconds = error.retry_seconds if isinstance(error, RateLimitError) else _RETRY_SECONDS
     return Told(row.code, row.reason, text, retry_seconds if row.retry else None)
+
+
+def shown_violations(error: InvalidRequestError) -> list[FieldViolation]:
+    """Those that a peer is told of, within the bounds."""
+    return [
+        FieldViolation(clipped(field, VIOLATION_TEXT_BYTES_MAX), clipped(description, VIOLATION_TEXT_BYTES_MAX))
+        for field, description in error.violations[:VIOLATIONS_MAX]
+    ]
+
+
+def log_unexpected(error: BaseException) -> None:
+    """Has the log tell of an error that is not in the table: the peer sees no text that was not written for it."""
+    if type(error) not in _TABLE:
+        _log.error("unexpected error in an RPC handler", exc_info=error)
 
 
 def rpc_errors(handler: Handler[S, Q, R]) -> Handler[S, Q, R]:
@@ -221,26 +234,35 @@ def error_from(rpc_error: grpc.aio.AioRpcError) -> OutriderError:
 
     A status without Outrider's ErrorInfo was made by gRPC. It gets a text of ours, because gRPC's names addresses and
     internals and errors of this family may be shown to anybody; raise it `from rpc_error` to keep those for the log.
-    A peer's text is shown in terminals, too: it loses its control characters.
     """
     status = _received_status(rpc_error)
     info, bad_request = ErrorInfo(), BadRequest()
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(bad_request)
-    error_type = _BY_REASON.get(info.reason) if info.domain == ERROR_DOMAIN else None
-    if error_type is None and _OVERSIZED_DETAILS in (rpc_error.details() or ""):
+    if info.domain == ERROR_DOMAIN:
+        violations = [FieldViolation(each.field, each.description) for each in bad_request.field_violations]
+        error = named_error(info.reason, status.message, violations)
+        if error is not None:
+            return error
+    if _OVERSIZED_DETAILS in (rpc_error.details() or ""):
         return UntrustedWorkerError("a message of the service exceeds every bound of the protocol; restart the service")
+    error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))
+    return error_type(text)
+
+
+def named_error(reason: str, text: str, violations: Sequence[FieldViolation]) -> OutriderError | None:
+    """The error of a peer that gave it this `ErrorInfo.reason`; None if there is no such reason.
+
+    A peer's text is shown in terminals, too: it loses its control characters.
+    """
+    error_type = _BY_REASON.get(reason)
     if error_type is None:
-        error_type, text = _BY_CODE.get(rpc_error.code(), (WorkerUnavailableError, _LOST_TEXT))
-        return error_type(text)
-    message = uncontrolled(status.message)
+        return None
+    message = uncontrolled(text)
     if issubclass(error_type, InvalidRequestError):
-        violations = [
-            FieldViolation(uncontrolled(each.field), uncontrolled(each.description))
-            for each in bad_request.field_violations
-        ]
-        return InvalidRequestError(violations or [FieldViolation("request", message)])
+        shown = [FieldViolation(uncontrolled(field), uncontrolled(description)) for field, description in violations]
+        return InvalidRequestError(shown or [FieldViolation("request", message)])
     return error_type(message)
 
 
@@ -261,15 +283,12 @@ def retry_seconds(rpc_error: grpc.aio.AioRpcError) -> float | None:
 
 def _status(error: BaseException) -> Status:
     code, reason, text, retry_seconds = told(error)
-    status = Status(code=code.value[0], message=_clipped(text, MESSAGE_TEXT_BYTES_MAX))
+    status = Status(code=code.value[0], message=clipped(text, MESSAGE_TEXT_BYTES_MAX))
     status.details.add().Pack(ErrorInfo(reason=reason, domain=ERROR_DOMAIN))
     if isinstance(error, InvalidRequestError):
         violations = [
-            BadRequest.FieldViolation(
-                field=_clipped(field, VIOLATION_TEXT_BYTES_MAX),
-                description=_clipped(description, VIOLATION_TEXT_BYTES_MAX),
-            )
-            for field, description in error.violations[:VIOLATIONS_MAX]
+            BadRequest.FieldViolation(field=field, description=description)
+            for field, description in shown_violations(error)
         ]
         status.details.add().Pack(BadRequest(field_violations=violations))
     if retry_seconds is not None:
@@ -297,7 +316,8 @@ def _leading(error: BaseException) -> BaseException:
     return next((leaf for leaf in leaves if isinstance(leaf, OutriderError)), group)
 
 
-def _clipped(text: str, num_bytes_max: int) -> str:
+def clipped(text: str, num_bytes_max: int) -> str:
+    """At most so many bytes of a text; an ellipsis says where it was cut off."""
     encoded = text.encode(errors="replace")
     if len(encoded) <= num_bytes_max:
         return text

@@ -1,4 +1,4 @@
-"""Worker client: what is asked of a worker outside of sessions, its model, health, load and tokenizer."""
+"""Worker client: the way to one worker, to its model, health, load and tokenizer, and to sessions there."""
 
 # The generated stubs and grpcio's companions have no types of their own.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -21,7 +21,10 @@ from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, Worker
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX, check_load, check_model_info
 from outrider.rpc import wire
 from outrider.rpc.channels import RenewableChannel, open_channel
+from outrider.rpc.multiplexer import Multiplexer
+from outrider.rpc.session_stream import SessionStream
 from outrider.rpc.status import error_from
+from outrider.rpc.stream_kind import DRAFT, EVENTS_BYTES_MAX, VERIFY
 from outrider.rpc.transport import PLAINTEXT, Transport
 from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
 
@@ -30,10 +33,6 @@ DRAFT_SERVICE = "outrider.v1.DraftService"
 VERIFY_SERVICE = "outrider.v1.VerifyService"
 """Full name of the verify service."""
 
-EVENT_BYTES_MAX = 128 * 1024
-"""Largest event of a session: a verdict of DRAFT_TOKENS_MAX accepted tokens and one more, each with LOGPROBS_MAX
-alternatives, takes 64 KiB."""
-
 ANSWER_BYTES_MAX = 64 * 1024
 """Largest answer to what a worker serves and how busy it is: both take some hundred bytes."""
 
@@ -41,8 +40,8 @@ ANSWER_SECONDS = 10.0
 """Longest wait for what a worker serves: it has that at hand."""
 
 RESPONSE_BYTES_MAX: Final = {
-    f"/{VERIFY_SERVICE}/Verify": EVENT_BYTES_MAX,
-    f"/{DRAFT_SERVICE}/Draft": EVENT_BYTES_MAX,
+    VERIFY.path: EVENTS_BYTES_MAX,
+    DRAFT.path: EVENTS_BYTES_MAX,
     **{
         f"/{service}/{method}": ANSWER_BYTES_MAX
         for service in (VERIFY_SERVICE, DRAFT_SERVICE)
@@ -58,12 +57,13 @@ TOKENIZER_BYTES_MAX = 256 * 1024 * 1024
 
 
 class WorkerClient:
-    """One worker as the coordinator sees it outside of sessions. It owns the channel, which sessions share."""
+    """One worker as the coordinator sees it. It owns the channel, and the stream on it that sessions share."""
 
     def __init__(self, channel: grpc.aio.Channel, service: str, renewable: RenewableChannel | None = None) -> None:
         """`service` is VERIFY_SERVICE or DRAFT_SERVICE. `renewable` makes another channel when TLS files change."""
         self._service = service
         self._renewable = renewable
+        self._multiplexer: Multiplexer[Any, Any] | None
         self._use(channel)
 
     @classmethod
@@ -160,12 +160,20 @@ class WorkerClient:
             raise ProtocolViolationError(f"the worker's chat templates exceed {CHAT_TEMPLATE_BYTES_MAX} bytes")
         return tokenizer
 
+    def open_session(self) -> SessionStream[Any, Any]:
+        """A session of the service's own commands and events, on the stream of all, which is begun anew at need."""
+        if self._multiplexer is None or self._multiplexer.is_over:
+            self._multiplexer = Multiplexer(self.channel, DRAFT if self._service == DRAFT_SERVICE else VERIFY)
+        return self._multiplexer.open()
+
     async def close(self) -> None:
-        """Closes the channel, and with it every session's stream."""
+        """Closes the channel, and with it every session."""
+        if self._multiplexer is not None:
+            await self._multiplexer.close()
         await self.channel.close()
 
     def _use(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
+        self.channel, self._multiplexer = channel, None
         self._stub: Any = (
             draft_pb2_grpc.DraftServiceStub(channel)
             if self._service == DRAFT_SERVICE

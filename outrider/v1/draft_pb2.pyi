@@ -7,17 +7,27 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class DraftCommands(_message.Message):
+    __slots__ = ("commands", "closed", "checksum")
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    commands: _containers.RepeatedCompositeFieldContainer[DraftCommand]
+    closed: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    def __init__(self, commands: _Optional[_Iterable[_Union[DraftCommand, _Mapping]]] = ..., closed: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
 class DraftCommand(_message.Message):
-    __slots__ = ("open", "commit", "rollback", "checksum")
+    __slots__ = ("open", "commit", "rollback", "session")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     COMMIT_FIELD_NUMBER: _ClassVar[int]
     ROLLBACK_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     open: DraftOpen
     commit: Commit
     rollback: Rollback
-    checksum: int
-    def __init__(self, open: _Optional[_Union[DraftOpen, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    session: int
+    def __init__(self, open: _Optional[_Union[DraftOpen, _Mapping]] = ..., commit: _Optional[_Union[Commit, _Mapping]] = ..., rollback: _Optional[_Union[Rollback, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
 
 class DraftOpen(_message.Message):
     __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_run_ahead", "tree_width", "max_length", "trace", "vocab_size", "cache_salt")
@@ -67,15 +77,27 @@ class Rollback(_message.Message):
     probability_min: float
     def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ..., probability_min: _Optional[float] = ...) -> None: ...
 
+class DraftEvents(_message.Message):
+    __slots__ = ("events", "failed", "ended", "checksum")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[DraftEvent]
+    failed: _containers.RepeatedCompositeFieldContainer[_common_pb2.SessionFailed]
+    ended: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    def __init__(self, events: _Optional[_Iterable[_Union[DraftEvent, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[_common_pb2.SessionFailed, _Mapping]]] = ..., ended: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
 class DraftEvent(_message.Message):
-    __slots__ = ("opened", "drafted", "checksum")
+    __slots__ = ("opened", "drafted", "session")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     opened: DraftOpened
     drafted: _common_pb2.Drafted
-    checksum: int
-    def __init__(self, opened: _Optional[_Union[DraftOpened, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    session: int
+    def __init__(self, opened: _Optional[_Union[DraftOpened, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
 
 class DraftOpened(_message.Message):
     __slots__ = ("num_line_tokens",)

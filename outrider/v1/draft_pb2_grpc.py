@@ -27,7 +27,8 @@ if _version_not_supported:
 
 
 class DraftServiceStub:
-    """Guesses tokens ahead of the committed line. One Draft stream serves one session; closing it frees the slot.
+    """Guesses tokens ahead of the committed line. One Draft stream serves all sessions of a coordinator; when it ends, however
+    it does, so do they.
     """
 
     def __init__(self, channel):
@@ -38,8 +39,8 @@ class DraftServiceStub:
         """
         self.Draft = channel.stream_stream(
                 '/outrider.v1.DraftService/Draft',
-                request_serializer=outrider_dot_v1_dot_draft__pb2.DraftCommand.SerializeToString,
-                response_deserializer=outrider_dot_v1_dot_draft__pb2.DraftEvent.FromString,
+                request_serializer=outrider_dot_v1_dot_draft__pb2.DraftCommands.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_draft__pb2.DraftEvents.FromString,
                 _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/outrider.v1.DraftService/GetModelInfo',
@@ -54,11 +55,12 @@ class DraftServiceStub:
 
 
 class DraftServiceServicer:
-    """Guesses tokens ahead of the committed line. One Draft stream serves one session; closing it frees the slot.
+    """Guesses tokens ahead of the committed line. One Draft stream serves all sessions of a coordinator; when it ends, however
+    it does, so do they.
     """
 
     def Draft(self, request_iterator, context):
-        """Opens a session with the first command, then takes commits and rollbacks while drafted nodes stream back.
+        """Each session is opened by its first command, then takes commits and rollbacks while drafted nodes stream back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,8 +85,8 @@ def add_DraftServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Draft': grpc.stream_stream_rpc_method_handler(
                     servicer.Draft,
-                    request_deserializer=outrider_dot_v1_dot_draft__pb2.DraftCommand.FromString,
-                    response_serializer=outrider_dot_v1_dot_draft__pb2.DraftEvent.SerializeToString,
+                    request_deserializer=outrider_dot_v1_dot_draft__pb2.DraftCommands.FromString,
+                    response_serializer=outrider_dot_v1_dot_draft__pb2.DraftEvents.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -105,7 +107,8 @@ def add_DraftServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class DraftService:
-    """Guesses tokens ahead of the committed line. One Draft stream serves one session; closing it frees the slot.
+    """Guesses tokens ahead of the committed line. One Draft stream serves all sessions of a coordinator; when it ends, however
+    it does, so do they.
     """
 
     @staticmethod
@@ -123,8 +126,8 @@ class DraftService:
             request_iterator,
             target,
             '/outrider.v1.DraftService/Draft',
-            outrider_dot_v1_dot_draft__pb2.DraftCommand.SerializeToString,
-            outrider_dot_v1_dot_draft__pb2.DraftEvent.FromString,
+            outrider_dot_v1_dot_draft__pb2.DraftCommands.SerializeToString,
+            outrider_dot_v1_dot_draft__pb2.DraftEvents.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,19 +7,29 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class VerifyCommands(_message.Message):
+    __slots__ = ("commands", "closed", "checksum")
+    COMMANDS_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    commands: _containers.RepeatedCompositeFieldContainer[VerifyCommand]
+    closed: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    def __init__(self, commands: _Optional[_Iterable[_Union[VerifyCommand, _Mapping]]] = ..., closed: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
 class VerifyCommand(_message.Message):
-    __slots__ = ("open", "drafted", "drafts_ended", "draft_limit", "checksum")
+    __slots__ = ("open", "drafted", "drafts_ended", "draft_limit", "session")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTS_ENDED_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LIMIT_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     open: VerifyOpen
     drafted: _common_pb2.Drafted
     drafts_ended: DraftsEnded
     draft_limit: DraftLimit
-    checksum: int
-    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    session: int
+    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
 
 class VerifyOpen(_message.Message):
     __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms", "prediction_token_ids", "report_scored", "cache_salt")
@@ -65,17 +75,29 @@ class DraftLimit(_message.Message):
     max_draft_tokens: int
     def __init__(self, max_draft_tokens: _Optional[int] = ...) -> None: ...
 
+class VerifyEvents(_message.Message):
+    __slots__ = ("events", "failed", "ended", "checksum")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    ENDED_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[VerifyEvent]
+    failed: _containers.RepeatedCompositeFieldContainer[_common_pb2.SessionFailed]
+    ended: _containers.RepeatedScalarFieldContainer[int]
+    checksum: int
+    def __init__(self, events: _Optional[_Iterable[_Union[VerifyEvent, _Mapping]]] = ..., failed: _Optional[_Iterable[_Union[_common_pb2.SessionFailed, _Mapping]]] = ..., ended: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
 class VerifyEvent(_message.Message):
-    __slots__ = ("opened", "verdict", "finished", "checksum")
+    __slots__ = ("opened", "verdict", "finished", "session")
     OPENED_FIELD_NUMBER: _ClassVar[int]
     VERDICT_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
     opened: VerifyOpened
     verdict: Verdict
     finished: VerifyFinished
-    checksum: int
-    def __init__(self, opened: _Optional[_Union[VerifyOpened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., finished: _Optional[_Union[VerifyFinished, _Mapping]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    session: int
+    def __init__(self, opened: _Optional[_Union[VerifyOpened, _Mapping]] = ..., verdict: _Optional[_Union[Verdict, _Mapping]] = ..., finished: _Optional[_Union[VerifyFinished, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
 
 class VerifyOpened(_message.Message):
     __slots__ = ("num_line_tokens",)

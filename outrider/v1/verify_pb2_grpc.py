@@ -27,7 +27,7 @@ if _version_not_supported:
 
 
 class VerifyServiceStub:
-    """Decides tokens. One Verify stream serves one session; closing it frees the slot.
+    """Decides tokens. One Verify stream serves all sessions of a coordinator; when it ends, however it does, so do they.
     """
 
     def __init__(self, channel):
@@ -38,8 +38,8 @@ class VerifyServiceStub:
         """
         self.Verify = channel.stream_stream(
                 '/outrider.v1.VerifyService/Verify',
-                request_serializer=outrider_dot_v1_dot_verify__pb2.VerifyCommand.SerializeToString,
-                response_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyEvent.FromString,
+                request_serializer=outrider_dot_v1_dot_verify__pb2.VerifyCommands.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyEvents.FromString,
                 _registered_method=True)
         self.GetModelInfo = channel.unary_unary(
                 '/outrider.v1.VerifyService/GetModelInfo',
@@ -59,12 +59,12 @@ class VerifyServiceStub:
 
 
 class VerifyServiceServicer:
-    """Decides tokens. One Verify stream serves one session; closing it frees the slot.
+    """Decides tokens. One Verify stream serves all sessions of a coordinator; when it ends, however it does, so do they.
     """
 
     def Verify(self, request_iterator, context):
-        """Opens a session with the first command, then takes draft nodes while verdicts stream back. The verifier drives its
-        own rounds: with no nodes at hand a round is one step of plain decoding.
+        """Each session is opened by its first command, then takes draft nodes while verdicts stream back. The verifier drives
+        its own rounds: with no nodes at hand a round is one step of plain decoding.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,8 +96,8 @@ def add_VerifyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Verify': grpc.stream_stream_rpc_method_handler(
                     servicer.Verify,
-                    request_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyCommand.FromString,
-                    response_serializer=outrider_dot_v1_dot_verify__pb2.VerifyEvent.SerializeToString,
+                    request_deserializer=outrider_dot_v1_dot_verify__pb2.VerifyCommands.FromString,
+                    response_serializer=outrider_dot_v1_dot_verify__pb2.VerifyEvents.SerializeToString,
             ),
             'GetModelInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModelInfo,
@@ -123,7 +123,7 @@ def add_VerifyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class VerifyService:
-    """Decides tokens. One Verify stream serves one session; closing it frees the slot.
+    """Decides tokens. One Verify stream serves all sessions of a coordinator; when it ends, however it does, so do they.
     """
 
     @staticmethod
@@ -141,8 +141,8 @@ class VerifyService:
             request_iterator,
             target,
             '/outrider.v1.VerifyService/Verify',
-            outrider_dot_v1_dot_verify__pb2.VerifyCommand.SerializeToString,
-            outrider_dot_v1_dot_verify__pb2.VerifyEvent.FromString,
+            outrider_dot_v1_dot_verify__pb2.VerifyCommands.SerializeToString,
+            outrider_dot_v1_dot_verify__pb2.VerifyEvents.FromString,
             options,
             channel_credentials,
             insecure,

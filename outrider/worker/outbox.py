@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import Generic, NamedTuple, TypeVar
 
 from outrider.core.protocol.errors import QueueFullError
+from outrider.worker.outlet import Outlet
 
 OUTBOX_MAX = 4096
 """Most events of one session that wait for a slow reader; beyond it the session fails with QueueFullError."""
@@ -24,43 +24,55 @@ class Stamped(NamedTuple, Generic[Event]):
 
 
 class Outbox(Generic[Event]):
-    """Filled on the device thread, drained on the event loop that made it."""
+    """Filled on the device thread, drained on the event loop that made its outlet."""
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._events: deque[Stamped[Event] | Exception | None] = deque()
-        self._filled = asyncio.Event()
+    def __init__(self, outlet: Outlet | None = None, session: int = 0) -> None:
+        """One of the `session` by that number. Without an `outlet`, which several may share, it has its own."""
+        self.session = session
+        self._outlet = Outlet() if outlet is None else outlet
+        self._items: deque[Stamped[Event] | Exception | None] = deque()
+        self.is_waiting = False
+        """Whether the outlet knows that there is something."""
         self._full = False
 
     def put(self, event: Event, started_ns: int, ended_ns: int) -> None:
         """Adds an event. Any thread."""
-        if len(self._events) < OUTBOX_MAX:
+        if len(self._items) < OUTBOX_MAX:
             self._append(Stamped(event, started_ns, ended_ns))
         elif not self._full:
             self._full = True
             self._append(QueueFullError(f"{OUTBOX_MAX} events wait for the reader of this stream; read faster"))
 
     def fail(self, error: Exception) -> None:
-        """Ends the stream with `error` after the events before it. Any thread."""
+        """Ends the session with `error` after the events before it. Any thread."""
         self._append(error)
 
     def end(self) -> None:
-        """Ends the stream after the events before it. Any thread."""
+        """Ends the session after the events before it. Any thread."""
         self._append(None)
 
+    def pop(self) -> Stamped[Event] | Exception | None:
+        """The next item: an event, the error that the session failed with, or None at its end. Raises IndexError."""
+        return self._items.popleft()
+
+    def __len__(self) -> int:
+        """How many items there are."""
+        return len(self._items)
+
     async def take(self) -> Stamped[Event] | None:
-        """The next event; None at the end. Raises the error that the session failed with."""
-        while not self._events:
-            self._filled.clear()
-            await self._filled.wait()
-        item = self._events.popleft()
+        """The next event of a session that has the outlet for itself; None at the end.
+
+        Raises the error that the session failed with.
+        """
+        while not self._items:
+            await self._outlet.wait()
+            self._outlet.next()
+        item = self._items.popleft()
         if isinstance(item, Exception):
             raise item
         return item
 
     def _append(self, item: Stamped[Event] | Exception | None) -> None:
-        self._events.append(item)
-        try:
-            self._loop.call_soon_threadsafe(self._filled.set)
-        except RuntimeError:  # the loop is closed: nobody reads any more
-            self._events.clear()
+        self._items.append(item)
+        if not self.is_waiting:
+            self._outlet.add(self)

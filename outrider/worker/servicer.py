@@ -1,21 +1,25 @@
-"""What all workers' services have in common on the wire: what they serve, how busy they are, how a stream begins."""
+"""What all workers' services have in common on the wire: what they serve, how busy they are, streams of sessions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, ClassVar, TypeVar
 
-from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
+from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.rpc import wire
 from outrider.rpc.status import ServicerContext, rpc_errors
-from outrider.rpc.streams import EOF
+from outrider.rpc.stream_kind import StreamKind
 from outrider.telemetry.setup import Telemetry
 from outrider.v1 import common_pb2
 from outrider.worker.load import LoadBoard
+from outrider.worker.outbox import Outbox
+from outrider.worker.served_session import ServedSession
+from outrider.worker.session_host import SessionHost
 
-OpeningT = TypeVar("OpeningT")
+CommandT = TypeVar("CommandT")
+EventT = TypeVar("EventT")
 
 
 class ModelServicer:
@@ -28,6 +32,7 @@ class ModelServicer:
         self._telemetry = telemetry
         self._info: ModelInfo | None = None
         self._board: LoadBoard
+        self._hosts: set[SessionHost[Any, Any]] = set()
 
     def serve(self, info: ModelInfo, read_load: Callable[[], WorkerLoad]) -> LoadBoard:
         """From now on serves the model of `info`. Returns the board that is to be told when the load changes."""
@@ -39,9 +44,11 @@ class ModelServicer:
         return self._board
 
     def drain(self) -> None:
-        """Ends streams that serve no session, when the server begins to stop."""
+        """Ends streams that serve no session, or serve none any more, when the server begins to stop."""
         if self._info is not None:
             self._board.close()
+        for host in self._hosts:
+            host.drain()
 
     def _served(self) -> ModelInfo:
         """The model. Raises WorkerUnavailableError while it is being loaded."""
@@ -51,15 +58,19 @@ class ModelServicer:
             )
         return self._info
 
-    async def _opening(
-        self, context: ServicerContext, decode: Callable[[Any], Any], opening_type: type[OpeningT]
-    ) -> OpeningT:
-        """The first command of a stream, decoded. Raises ProtocolViolationError if it is another one."""
-        message = await context.read()
-        opening = decode(message) if message is not EOF else None
-        if not isinstance(opening, opening_type):
-            raise ProtocolViolationError(f"a {self.NAME.title()} stream begins with `open`; send it first")
-        return opening
+    async def _host(
+        self,
+        context: ServicerContext,
+        kind: StreamKind[CommandT, EventT],
+        open_session: Callable[[Any, Outbox[EventT]], Awaitable[ServedSession[CommandT, EventT]]],
+    ) -> None:
+        """Serves a stream of sessions to its end; see `SessionHost`."""
+        host = SessionHost(context, kind, open_session)
+        self._hosts.add(host)
+        try:
+            await host.run()
+        finally:
+            self._hosts.discard(host)
 
     @rpc_errors
     async def GetModelInfo(
@@ -75,8 +86,3 @@ class ModelServicer:
         async with aclosing(self._board.watch()) as loads:
             async for load in loads:
                 await context.write(wire.encode_load(load))
-
-
-def reopened() -> ProtocolViolationError:
-    """What a second `open` on one stream ends in."""
-    return ProtocolViolationError("`open` was sent already; open another stream for another session")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Self
 
 from opentelemetry.util.types import AttributeValue
 
@@ -18,7 +15,7 @@ from outrider.telemetry.tracing import extract, record_span, within
 
 
 class SessionTrace:
-    """Use it as a context manager around one stream.
+    """From the session's opening to `end`.
 
     A peer that leaves is no error: that is how a coordinator ends a session, and of a session that it ends early the
     request's own span tells why.
@@ -46,13 +43,9 @@ class SessionTrace:
         """Records work of the device thread that is over."""
         record_span(self._telemetry.tracer, span_name, within(self._span), started_ns, ended_ns, attributes)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exception_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """The session is over, because of `error` if there is one."""
         self._span.set_attributes(self._counts)
-        if exception_type is not None and exception_type is not asyncio.CancelledError:
-            self._span.set_attribute(names.ERROR_TYPE, exception_type.__name__)
+        if error is not None:
+            self._span.set_attribute(names.ERROR_TYPE, type(error).__name__)
         self._span.end()

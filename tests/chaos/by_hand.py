@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any, TypeVar
 
 import grpc
@@ -55,11 +55,13 @@ class Workers:
             token_ids=PROMPT, num_prompt_tokens=len(PROMPT), max_length=len(PROMPT) + num_tokens, ignore_eos=True
         )
         stream = self.stream("Verify")
-        assert stream.write(verify_pb2.VerifyCommand(open=opening).SerializeToString())
-        code, events = stream.rest()
+        command = verify_pb2.VerifyCommand(open=opening)
+        assert stream.write(verify_pb2.VerifyCommands(commands=[command]).SerializeToString())
+        stream.half_close()
+        code, messages = stream.rest()
         assert code is grpc.StatusCode.OK
-        verdicts = [verify_pb2.VerifyEvent.FromString(event).verdict for event in events]
-        return [token_id for verdict in verdicts for token_id in verdict.token_ids]
+        events = [event for message in messages for event in verify_pb2.VerifyEvents.FromString(message).events]
+        return [token_id for event in events for token_id in event.verdict.token_ids]
 
     def check_nothing_is_left(self) -> None:
         """Every slot is free, and who does all right is served."""
@@ -83,30 +85,30 @@ class Workers:
 
 
 class Stream:
-    """One stream; what is written and read are bytes. It is read all the time that the loop runs."""
+    """One stream; what is written and read are bytes, a message each. It is read all the time that the loop runs."""
 
     def __init__(self, workers: Workers, call: Any) -> None:
         self._workers = workers
         self._call = call
-        self._events: list[bytes] = []
+        self._messages: list[bytes] = []
         self._reading: asyncio.Task[None] | None = None
 
     def write(self, content: bytes) -> bool:
-        """Sends a command. Returns whether the stream was still there to take it."""
+        """Sends a message. Returns whether the stream was still there to take it."""
         return self._workers.run(self._write(content))
 
     def take(self) -> list[bytes]:
-        """The events that have come and were not taken."""
-        taken, self._events = self._events, []
+        """What has come and was not taken."""
+        taken, self._messages = self._messages, []
         return taken
 
     def wait(self, seconds: float) -> None:
-        """Lets events come."""
+        """Lets something come."""
         self._workers.run(asyncio.sleep(seconds))
 
     def half_close(self) -> None:
         """No command will follow."""
-        self._workers.run(self._call.done_writing())
+        self._workers.run(self._half_close())
 
     def rest(self) -> tuple[grpc.StatusCode, list[bytes]]:
         """The status, and what came before it and was not taken."""
@@ -126,10 +128,14 @@ class Stream:
             return False
         return True
 
+    async def _half_close(self) -> None:
+        with suppress(grpc.aio.InternalError, asyncio.InvalidStateError):
+            await self._call.done_writing()
+
     async def _read(self) -> None:
         try:
             async for event in self._call:
-                self._events.append(event)
+                self._messages.append(event)
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
             pass
 

@@ -68,6 +68,7 @@ def good_messages(vocab_size: int) -> Mapping[str, Sequence[Message]]:
     draft_open = draft_pb2.DraftOpen(
         token_ids=PROMPT, num_prompt_tokens=3, max_run_ahead=12, tree_width=2, max_length=40, vocab_size=vocab_size
     )
+    limit = verify_pb2.DraftLimit(max_draft_tokens=3)
     chat = generation_pb2.ChatPrompt(messages=[generation_pb2.ChatMessage(role="user", content="0123")])
     good: Sequence[Message] = (
         generation_pb2.GenerateRequest(text="123", max_tokens=8, stop=["9"], sampling=sampling),
@@ -79,13 +80,19 @@ def good_messages(vocab_size: int) -> Mapping[str, Sequence[Message]]:
             speculation=generation_pb2.SpeculationParams(max_draft_tokens=4, tree_width=2),
         ),
         generation_pb2.GenerateRequest(chat=chat, max_tokens=4),
-        verify_pb2.VerifyCommand(open=verify_open),
-        verify_pb2.VerifyCommand(drafted=drafted),
-        verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded()),
-        verify_pb2.VerifyCommand(draft_limit=verify_pb2.DraftLimit(max_draft_tokens=3)),
-        draft_pb2.DraftCommand(open=draft_open),
-        draft_pb2.DraftCommand(commit=draft_pb2.Commit(**commit)),
-        draft_pb2.DraftCommand(rollback=draft_pb2.Rollback(**commit)),
+        verify_pb2.VerifyCommands(commands=[verify_pb2.VerifyCommand(open=verify_open)]),
+        verify_pb2.VerifyCommands(commands=[verify_pb2.VerifyCommand(open=verify_open, session=1)]),
+        verify_pb2.VerifyCommands(commands=[verify_pb2.VerifyCommand(drafted=drafted)]),
+        verify_pb2.VerifyCommands(
+            commands=[verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded(), session=1)]
+        ),
+        verify_pb2.VerifyCommands(commands=[verify_pb2.VerifyCommand(draft_limit=limit)]),
+        verify_pb2.VerifyCommands(closed=[0]),
+        draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(open=draft_open)]),
+        draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(open=draft_open, session=1)]),
+        draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(commit=draft_pb2.Commit(**commit))]),
+        draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(rollback=draft_pb2.Rollback(**commit), session=1)]),
+        draft_pb2.DraftCommands(closed=[1]),
         health_pb2.HealthCheckRequest(service="outrider.v1.DraftService"),
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="outrider.v1.DraftService"),
@@ -237,7 +244,7 @@ class Fuzzer:
 
 
 def _opens(message: Message) -> bool:
-    return any(field.name == "open" for field, _ in message.ListFields())
+    return any(command.HasField("open") for command in getattr(message, "commands", ()))
 
 
 async def _all(contents: Sequence[bytes]) -> AsyncIterator[bytes]:

@@ -70,7 +70,7 @@ class Nonsense:
         """The same message, some of whose fields, at any depth, have other values."""
         for _ in range(self._rng.choice((1, 1, 1, 2, 5))):
             place = message
-            while below := [value for field, value in place.ListFields() if _is_single_message(field)]:
+            while below := [each for field, value in place.ListFields() for each in _messages(field, value)]:
                 if self._rng.random() < 0.3:
                     break
                 place = self._rng.choice(below)
@@ -144,5 +144,8 @@ class Nonsense:
                 return rng.choice(_INTEGERS[kind]) if rng.random() < 0.6 else rng.randrange(70)
 
 
-def _is_single_message(field: FieldDescriptor) -> bool:
-    return field.message_type is not None and not field.is_repeated
+def _messages(field: FieldDescriptor, value: Any) -> Sequence[Message]:
+    """Those in a field's value; what a map holds is left alone."""
+    if field.message_type is None or field.message_type.GetOptions().map_entry:
+        return ()
+    return value if field.is_repeated else [value]

@@ -1,12 +1,14 @@
-"""Commands in any order, legal and illegal, on both kinds of worker streams: state machines against real services."""
+"""Commands in any order, legal and illegal, of a session at either kind of worker: state machines, real services."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -16,6 +18,7 @@ from outrider.core.protocol.naming import Inbound
 from outrider.core.protocol.tree import SpeculationTree, path_tokens
 from outrider.core.protocol.validation import DRAFT_TOKENS_MAX
 from outrider.rpc import wire
+from outrider.rpc.stream_kind import DRAFT, VERIFY, StreamKind
 from outrider.v1 import common_pb2, draft_pb2, verify_pb2
 from tests.engine.tiny_models import VOCAB_SIZE
 
@@ -39,10 +42,13 @@ WAIT_SECONDS = 0.003
 
 token_ids = st.integers(0, VOCAB_SIZE - 1)
 
+CODES = {code.value[0]: code for code in grpc.StatusCode}
+
 
 class Machine(RuleBasedStateMachine):
-    """What both streams have in common: a command that is illegal ends the stream in words, and it alone."""
+    """What both streams have in common: a command that is illegal ends the session in words, and it alone."""
 
+    kind: StreamKind[Any, Any]
     method: str
     ends_by_itself: bool
     """Whether a session comes to its end without another command. When it does is chance: no rule may depend on it."""
@@ -59,8 +65,8 @@ class Machine(RuleBasedStateMachine):
         self.stream = self.workers.stream(self.method)
         self.is_open = False
         self.is_over = False
-        self.is_dead = False
-        """Whether a command has found the stream at its end."""
+        self.failed: grpc.StatusCode | None = None
+        """What the session has failed with."""
         self.opened_with = b""
 
     @property
@@ -75,7 +81,8 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def another_stream(self) -> None:
         self.stream = self.workers.stream(self.method)
-        self.is_open = self.is_over = self.is_dead = False
+        self.is_open = self.is_over = False
+        self.failed = None
 
     @precondition(lambda self: self.takes_opening)
     @rule(data=st.data())
@@ -87,10 +94,10 @@ class Machine(RuleBasedStateMachine):
                 self.legal(opening)
                 self.is_open = True
             case "no opening":
-                self.refused("no opening", data.draw(st.sampled_from([b"", UNDECODABLE])))
+                self.refused("no opening", data.draw(st.sampled_from([self.empty(), UNDECODABLE])))
             case _:
                 opening.open.token_ids.append(VOCAB_SIZE)
-                self.refused("bad opening", opening.SerializeToString())
+                self.refused("bad opening", self.wrapped(opening))
 
     @precondition(lambda self: self.takes_commands)
     @rule(data=st.data())
@@ -100,11 +107,11 @@ class Machine(RuleBasedStateMachine):
             case "undecodable":
                 self.refused("undecodable", UNDECODABLE)
             case "no command":
-                self.refused("no command", b"")
+                self.refused("no command", self.empty())
             case "second opening":
                 self.refused("second opening", self.opened_with)
             case breach:
-                self.refused(breach, self.breach(breach, data).SerializeToString())
+                self.refused(breach, self.wrapped(self.breach(breach, data)))
 
     @precondition(lambda self: self.takes_commands)
     @rule()
@@ -114,11 +121,19 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.takes_commands)
     @rule()
+    def close(self) -> None:
+        """Ends the session and then the stream."""
+        self.is_over = True
+        assert self.stream.write(self.kind.commands_type(closed=[0]).SerializeToString())
+        self.stream.half_close()
+        assert self.rest() is grpc.StatusCode.OK
+
+    @precondition(lambda self: self.takes_commands)
+    @rule()
     def half_close(self) -> None:
         self.is_over = True
-        if not self.is_dead:
-            self.stream.half_close()
-            assert self.rest() is grpc.StatusCode.OK
+        self.stream.half_close()
+        assert self.rest() is grpc.StatusCode.OK
 
     @precondition(lambda self: self.takes_commands)
     @rule()
@@ -127,35 +142,53 @@ class Machine(RuleBasedStateMachine):
         self.look()
 
     def legal(self, command: verify_pb2.VerifyCommand | draft_pb2.DraftCommand) -> None:
-        """Sends a command that must not end the stream: if it has ended, then because the session was at its end."""
-        if not self.is_dead and not self.stream.write(command.SerializeToString()):
-            self.is_dead = True
-            assert self.ends_by_itself
+        """Sends a command that must not end the session."""
+        assert self.stream.write(self.wrapped(command))
         self.look()
 
     def refused(self, what: str, content: bytes) -> None:
         """Sends one that must. A session that has come to its end meanwhile hears no more of it."""
         self.is_over = True
-        if self.is_dead:
-            return
         self.said[what] += 1
-        if not self.stream.write(content) or (code := self.rest()) not in REFUSALS:
+        assert self.stream.write(content)
+        self.stream.half_close()
+        if (code := self.rest()) not in REFUSALS:
             assert self.is_open, "an opening was taken that must not be"
             assert self.ends_by_itself, code
         else:
             self.heard[what] += 1
 
     def rest(self) -> grpc.StatusCode:
-        """The stream's status, once all that came before it is checked."""
-        code, events = self.stream.rest()
-        for event in events:
-            self.on_event(event)
-        return code
+        """The session's status or, if it has none, the stream's, once all that came before it is checked."""
+        code, messages = self.stream.rest()
+        self.check(messages)
+        return self.failed or code
 
     def look(self) -> None:
         """Checks what has come."""
-        for event in self.stream.take():
-            self.on_event(event)
+        self.check(self.stream.take())
+        assert self.failed is None
+
+    def check(self, messages: Sequence[bytes]) -> None:
+        """Checks messages of the session."""
+        for content in messages:
+            message: Any = self.kind.events_type.FromString(content)
+            assert {each.session for each in (*message.events, *message.failed)} <= {0}
+            for event in message.events:
+                self.on_event(event)
+            for failed in message.failed:
+                assert self.failed is None
+                self.failed = CODES[failed.code]
+
+    def wrapped(self, command: Message) -> bytes:
+        """A message with one command."""
+        return self.kind.commands_type(commands=[command]).SerializeToString()
+
+    def empty(self) -> bytes:
+        """A message with a command that says nothing."""
+        message: Any = self.kind.commands_type()
+        message.commands.add()
+        return message.SerializeToString()
 
     def opening(self, data: st.DataObject) -> verify_pb2.VerifyCommand | draft_pb2.DraftCommand:
         """A legal one, of which the model then is."""
@@ -165,7 +198,7 @@ class Machine(RuleBasedStateMachine):
         """An illegal command of one of BREACHES."""
         raise NotImplementedError
 
-    def on_event(self, event: bytes) -> None:
+    def on_event(self, event: Any) -> None:
         """Checks it."""
         raise NotImplementedError
 
@@ -175,6 +208,7 @@ class Machine(RuleBasedStateMachine):
 
 
 class VerifyMachine(Machine):
+    kind = VERIFY
     method = "Verify"
     ends_by_itself = True
     BREACHES = ("gap", "parent", "token", "log_prob", "lengths", "base", "limit")
@@ -194,7 +228,7 @@ class VerifyMachine(Machine):
             expect_drafts=True,
         )
         command = verify_pb2.VerifyCommand(open=opening)
-        self.opened_with = command.SerializeToString()
+        self.opened_with = self.wrapped(command)
         return command
 
     @precondition(lambda self: self.takes_commands)
@@ -248,20 +282,19 @@ class VerifyMachine(Machine):
             log_probs=[-0.5] * count,
         )
 
-    def on_event(self, event: bytes) -> None:
-        message = verify_pb2.VerifyEvent.FromString(event)
+    def on_event(self, event: Any) -> None:
         assert not self.is_finished, "an event after the last one"
-        match message.WhichOneof("event"):
+        match event.WhichOneof("event"):
             case "opened":
                 assert self.num_opened == 0
-                assert message.opened.num_line_tokens == self.position
+                assert event.opened.num_line_tokens == self.position
                 self.num_opened += 1
             case "verdict":
                 assert self.num_opened == 1
-                assert message.verdict.position == self.position
-                end = self.position + len(message.verdict.token_ids)
+                assert event.verdict.position == self.position
+                end = self.position + len(event.verdict.token_ids)
                 expected = self.workers.expected[self.position - len(PROMPT) : end - len(PROMPT)]
-                assert list(message.verdict.token_ids) == expected
+                assert list(event.verdict.token_ids) == expected
                 self.position = end
             case "finished":
                 assert self.position == self.end
@@ -271,6 +304,7 @@ class VerifyMachine(Machine):
 
 
 class DraftMachine(Machine):
+    kind = DRAFT
     method = "Draft"
     ends_by_itself = False
     BREACHES = ("gap", "contradiction")
@@ -291,7 +325,7 @@ class DraftMachine(Machine):
             vocab_size=VOCAB_SIZE,
         )
         command = draft_pb2.DraftCommand(open=opening)
-        self.opened_with = command.SerializeToString()
+        self.opened_with = self.wrapped(command)
         return command
 
     @precondition(lambda self: self.takes_commands and self.num_commits < COMMITS_MAX)
@@ -322,8 +356,8 @@ class DraftMachine(Machine):
             position, token_id = len(self.line) - 1, (self.line[-1] + 1) % VOCAB_SIZE
         return draft_pb2.DraftCommand(commit=draft_pb2.Commit(position=position, token_ids=[token_id]))
 
-    def on_event(self, event: bytes) -> None:
-        match wire.decode_draft_event(draft_pb2.DraftEvent.FromString(event)):
+    def on_event(self, event: Any) -> None:
+        match wire.decode_draft_event(event):
             case DraftWindow() as window:
                 assert self.num_opened == 1
                 self.inbound.graft(self.tree, window)  # raises if the window breaks the protocol or the credit

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
-
-import grpc.aio
+from typing import Any, Protocol, cast
 
 from coordinator.replica import Replica, Seat
 from outrider.core.coordinate.circuit_breaker import CircuitBreaker
@@ -17,12 +16,17 @@ from outrider.core.protocol.messages import (
     VerifyOpen,
 )
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.rpc.session_stream import SessionStream
 from outrider.rpc.status import rpc_errors
+from outrider.rpc.stream_kind import DRAFT, VERIFY, StreamKind
+from outrider.rpc.streams import EOF
+from outrider.rpc.worker_client import VERIFY_SERVICE, WorkerClient
 from outrider.v1 import draft_pb2_grpc, verify_pb2_grpc
+from tests import sessions
 
 from .script import TARGET
 
-Handle = Callable[[Any], Awaitable[None]]
+Handle = Callable[["Peer"], Awaitable[None]]
 
 DRAFT_OPEN = DraftOpen(
     session_id="s",
@@ -38,27 +42,54 @@ VERIFY_OPEN = VerifyOpen(session_id="s", token_ids=[1, 2], num_prompt_tokens=2, 
 VERDICT = Verdict(position=2, token_ids=[3], num_accepted=0, num_draft_tokens=0, bonus=False)
 
 
+class Peer:
+    """The worker's end of a stream with one session, that of the first command."""
+
+    def __init__(self, context: Any, kind: StreamKind[Any, Any]) -> None:
+        self.context = context
+        self.kind = kind
+        self.session = 0
+        self._commands: deque[Any] = deque()
+
+    async def hear(self) -> Any:
+        """The next command. Raises EOFError if the session is closed, or the stream is over."""
+        while not self._commands:
+            message = await self.context.read()
+            if message is EOF or message.closed:
+                raise EOFError
+            self._commands.extend(message.commands)
+            self.session = message.commands[0].session
+        return self.kind.decode_command(self._commands.popleft())
+
+    async def say(self, *events: Any) -> None:
+        """Sends events of the session, in one message."""
+        await self.context.write(sessions.events(self.kind, *events, session=self.session))
+
+    async def send(self, message: Any) -> None:
+        """Sends a message as it is."""
+        await self.context.write(message)
+
+
 class ScriptedWorker(draft_pb2_grpc.DraftServiceServicer, verify_pb2_grpc.VerifyServiceServicer):
     """Both services by one function."""
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        self.was_cancelled = asyncio.Event()
+        self.was_closed = asyncio.Event()
 
     @rpc_errors
     async def Draft(self, request_iterator: object, context: Any) -> None:
-        await self._serve(context)
+        await self._serve(Peer(context, DRAFT))
 
     @rpc_errors
     async def Verify(self, request_iterator: object, context: Any) -> None:
-        await self._serve(context)
+        await self._serve(Peer(context, VERIFY))
 
-    async def _serve(self, context: Any) -> None:
+    async def _serve(self, peer: Peer) -> None:
         try:
-            await self._handle(context)
-        except asyncio.CancelledError:
-            self.was_cancelled.set()
-            raise
+            await self._handle(peer)
+        except EOFError:
+            self.was_closed.set()
 
 
 class Standing:
@@ -67,8 +98,8 @@ class Standing:
     address = "here"
     model = TARGET
 
-    def __init__(self, channel: grpc.aio.Channel) -> None:
-        self.channel = channel
+    def __init__(self, client: WorkerClient) -> None:
+        self.client = client
         self.breaker = CircuitBreaker()
         for _ in range(2):
             self.breaker.fail(0.0)
@@ -81,6 +112,9 @@ class Standing:
     @property
     def replica(self) -> Replica:
         return cast("Replica", self)
+
+    def open_session(self) -> SessionStream[Any, Any]:
+        return self.client.open_session()
 
     @property
     def num_failures(self) -> int:
@@ -105,8 +139,18 @@ class Served:
         self.seat = cast("Seat", standing)
 
 
-Serve = Callable[[Handle], Awaitable[Served]]
+class Serve(Protocol):
+    """Starts such a worker."""
+
+    async def __call__(self, handle: Handle, service: str = VERIFY_SERVICE) -> Served: ...
 
 
-async def waits(_: Any) -> None:
+async def listens(peer: Peer) -> None:
+    """To the session's end."""
+    while True:
+        await peer.hear()
+
+
+async def waits(_: Peer) -> None:
+    """Without ever reading."""
     await asyncio.Event().wait()

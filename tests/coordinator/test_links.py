@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import pytest
 
@@ -25,9 +24,9 @@ from outrider.core.protocol.messages import (
     Opened,
     VerifyFinished,
 )
-from outrider.rpc import wire
+from outrider.rpc.worker_client import DRAFT_SERVICE
 
-from .linked import DRAFT_OPEN, VERDICT, VERIFY_OPEN, Serve, Served, waits
+from .linked import DRAFT_OPEN, VERDICT, VERIFY_OPEN, Peer, Serve, Served, listens, waits
 
 
 def drafter(served: Served, bandit: DrafterBandit, statistics: SpeculationStatistics) -> GrpcDrafterLink:
@@ -49,12 +48,12 @@ async def test_a_verifier_hears_commands_in_order_and_its_events_come_out(serve:
     window = DraftWindow(1, 1, [0], [3], [-0.5])
     heard: list[object] = []
 
-    async def handle(context: Any) -> None:
+    async def handle(peer: Peer) -> None:
         while len(heard) < 3:
-            heard.append(wire.decode_verify_command(await context.read()))
+            heard.append(await peer.hear())
         for event in (Opened(2), VERDICT, VerifyFinished(FinishReason.EOS)):
-            await context.write(wire.encode_verify_event(event))
-        await waits(context)
+            await peer.say(event)
+        await listens(peer)
 
     link = GrpcVerifierLink((await serve(handle)).seat)
     for command in (VERIFY_OPEN, window, EndDrafts()):
@@ -70,7 +69,7 @@ async def test_a_verifier_hears_commands_in_order_and_its_events_come_out(serve:
 
 
 async def test_a_verifier_that_refuses_raises_what_it_said(serve: Serve) -> None:
-    async def handle(context: Any) -> None:
+    async def handle(peer: Peer) -> None:
         raise SlotsExhaustedError("every slot is taken")
 
     link = GrpcVerifierLink((await serve(handle)).seat)
@@ -81,9 +80,9 @@ async def test_a_verifier_that_refuses_raises_what_it_said(serve: Serve) -> None
 
 
 async def test_a_verifier_that_ends_the_stream_without_a_word_is_lost(serve: Serve) -> None:
-    async def handle(context: Any) -> None:
-        await context.read()
-        await context.write(wire.encode_verify_event(VERDICT))
+    async def handle(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(VERDICT)
 
     link = GrpcVerifierLink((await serve(handle)).seat)
     await link.send(VERIFY_OPEN)
@@ -95,12 +94,12 @@ async def test_a_verifier_that_ends_the_stream_without_a_word_is_lost(serve: Ser
 
 
 async def test_closing_a_verifiers_stream_frees_its_slot_and_the_seat(serve: Serve) -> None:
-    served = await serve(waits)
+    served = await serve(listens)
     link = GrpcVerifierLink(served.seat)
     await link.send(VERIFY_OPEN)
     await asyncio.wait({asyncio.ensure_future(anext(link.events()))}, timeout=0.05)
     link.close()
-    await served.worker.was_cancelled.wait()
+    await served.worker.was_closed.wait()
     assert served.standing.num_leavings == 1
 
 
@@ -109,15 +108,15 @@ async def test_a_drafter_is_opened_and_hears_what_was_committed(serve: Serve) ->
     window = DraftWindow(1, 1, [0], [3], [-0.5], 2.0)
     heard: list[object] = []
 
-    async def handle(context: Any) -> None:
-        heard.append(wire.decode_draft_command(await context.read()))
-        await context.write(wire.encode_draft_event(Opened(2)))
-        await context.write(wire.encode_draft_event(window))
-        heard.append(wire.decode_draft_command(await context.read()))
-        await context.write(wire.encode_draft_event(window))
-        await waits(context)
+    async def handle(peer: Peer) -> None:
+        heard.append(await peer.hear())
+        await peer.say(Opened(2))
+        await peer.say(window)
+        heard.append(await peer.hear())
+        await peer.say(window)
+        await listens(peer)
 
-    link = fresh_drafter(await serve(handle))
+    link = fresh_drafter(await serve(handle, DRAFT_SERVICE))
     assert (link.model_name, link.is_open) == ("target", False)
     windows = link.windows()
     assert await anext(windows) == window
@@ -130,10 +129,10 @@ async def test_a_drafter_is_opened_and_hears_what_was_committed(serve: Serve) ->
 
 
 async def test_a_drafter_that_refuses_has_not_had_the_session(serve: Serve) -> None:
-    async def handle(context: Any) -> None:
+    async def handle(peer: Peer) -> None:
         raise SlotsExhaustedError("every slot is taken")
 
-    served, bandit = await serve(handle), DrafterBandit()
+    served, bandit = await serve(handle, DRAFT_SERVICE), DrafterBandit()
     before = bandit.worth("m", greedy=True)
     link = drafter(served, bandit, SpeculationStatistics())
     windows, error = await first_error(link)
@@ -143,13 +142,13 @@ async def test_a_drafter_that_refuses_has_not_had_the_session(serve: Serve) -> N
     assert bandit.worth("m", greedy=True) == before, "the trial did not take place"
 
 
-async def opened_then_gone(context: Any) -> None:
-    await context.read()
-    await context.write(wire.encode_draft_event(Opened(2)))
+async def opened_then_gone(peer: Peer) -> None:
+    await peer.hear()
+    await peer.say(Opened(2))
 
 
 async def test_a_drafter_that_ends_its_stream_is_lost_and_that_counts_against_it(serve: Serve) -> None:
-    served, bandit = await serve(opened_then_gone), DrafterBandit()
+    served, bandit = await serve(opened_then_gone, DRAFT_SERVICE), DrafterBandit()
     link = drafter(served, bandit, SpeculationStatistics())
     _, error = await first_error(link)
     assert "ended the stream" in str(error)
@@ -161,7 +160,7 @@ async def test_a_drafter_that_ends_its_stream_is_lost_and_that_counts_against_it
 
 
 async def test_what_a_session_gained_with_its_drafter_is_told_at_its_end(serve: Serve) -> None:
-    served, bandit = await serve(waits), DrafterBandit()
+    served, bandit = await serve(waits, DRAFT_SERVICE), DrafterBandit()
     statistics = SpeculationStatistics(num_committed_tokens=10, num_rounds=10)
     link = drafter(served, bandit, statistics)
     statistics.num_committed_tokens += 32 * 6
@@ -173,7 +172,7 @@ async def test_what_a_session_gained_with_its_drafter_is_told_at_its_end(serve: 
 
 async def test_a_drafter_that_does_not_read_is_given_up(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drafter_link, "UNREAD_COMMITMENTS_MAX", 2)
-    link = fresh_drafter(await serve(waits))
+    link = fresh_drafter(await serve(waits, DRAFT_SERVICE))
     for position in range(3):
         link.send(Commitment(position, [3], rollback=False))
     _, error = await first_error(link)
@@ -184,16 +183,17 @@ async def test_a_drafter_that_does_not_read_is_given_up(serve: Serve, monkeypatc
 async def test_closing_a_drafters_stream_frees_its_slot(serve: Serve) -> None:
     window = DraftWindow(1, 1, [0], [3], [-0.5])
 
-    async def handle(context: Any) -> None:
-        await context.write(wire.encode_draft_event(window))
-        await waits(context)
+    async def handle(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(window)
+        await listens(peer)
 
-    served = await serve(handle)
+    served = await serve(handle, DRAFT_SERVICE)
     link = fresh_drafter(served)
     windows = link.windows()
     assert await anext(windows) == window
     link.close(failed=False)
-    await served.worker.was_cancelled.wait()
+    await served.worker.was_closed.wait()
     with pytest.raises(WorkerUnavailableError):
         await anext(windows)
     assert served.standing.num_leavings == 1

@@ -17,19 +17,21 @@ from outrider.core.protocol.messages import (
     Verdict,
 )
 from outrider.core.protocol.validation import DRAFT_TOKENS_MAX, LOGPROBS_MAX
-from outrider.rpc import checksum, wire
+from outrider.rpc import checksum
+from outrider.rpc.stream_kind import VERIFY
 from outrider.v1 import verify_pb2
+from tests import sessions
 
-from .linked import VERDICT, VERIFY_OPEN, Handle, Serve, waits
+from .linked import VERDICT, VERIFY_OPEN, Handle, Peer, Serve, listens
 
 
 def saying(content: bytes, *, is_sealed: bool = True) -> Handle:
     """A worker that says these bytes, whatever they are."""
 
-    async def handle(context: Any) -> None:
-        await context.read()
-        await context.write(Raw(content, is_sealed))
-        await waits(context)
+    async def handle(peer: Peer) -> None:
+        await peer.hear()
+        await peer.send(Raw(content, is_sealed))
+        await listens(peer)
 
     return handle
 
@@ -66,7 +68,13 @@ def raw_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("outrider.rpc.server.Checksums", RawServer)
 
 
-VERDICT_BYTES = wire.encode_verify_event(VERDICT).SerializeToString()
+VERDICT_BYTES = sessions.events(VERIFY, VERDICT, session=1).SerializeToString()
+
+
+def said(event: verify_pb2.VerifyEvent) -> bytes:
+    """By the first session of a stream."""
+    event.session = 1
+    return verify_pb2.VerifyEvents(events=[event]).SerializeToString()
 
 
 @pytest.mark.usefixtures("raw_answers")
@@ -80,13 +88,13 @@ VERDICT_BYTES = wire.encode_verify_event(VERDICT).SerializeToString()
         ),
         (saying(b"", is_sealed=False), DamagedMessageError),
         (saying(b"no protobuf"), UntrustedWorkerError),
-        (saying(b""), UntrustedWorkerError),
+        (saying(said(verify_pb2.VerifyEvent())), UntrustedWorkerError),
         (
-            saying(verify_pb2.VerifyEvent(finished=verify_pb2.VerifyFinished()).SerializeToString()),
+            saying(said(verify_pb2.VerifyEvent(finished=verify_pb2.VerifyFinished()))),
             UntrustedWorkerError,
         ),
         (
-            saying(verify_pb2.VerifyEvent(verdict=verify_pb2.Verdict(token_ids=[1] * 1_000_000)).SerializeToString()),
+            saying(said(verify_pb2.VerifyEvent(verdict=verify_pb2.Verdict(token_ids=[1] * 1_000_000)))),
             UntrustedWorkerError,
         ),
     ],
@@ -112,10 +120,10 @@ async def test_the_largest_verdict_that_may_be_arrives(serve: Serve) -> None:
         logprobs=(best,) * (DRAFT_TOKENS_MAX + 1),
     )
 
-    async def handle(context: Any) -> None:
-        await context.read()
-        await context.write(wire.encode_verify_event(largest))
-        await waits(context)
+    async def handle(peer: Peer) -> None:
+        await peer.hear()
+        await peer.say(largest)
+        await listens(peer)
 
     link = GrpcVerifierLink((await serve(handle)).seat)
     await link.send(VERIFY_OPEN)
@@ -128,8 +136,8 @@ async def test_an_opening_that_was_damaged_on_its_way_opens_nothing(
 ) -> None:
     heard: list[object] = []
 
-    async def handle(context: Any) -> None:
-        heard.append(await context.read())
+    async def handle(peer: Peer) -> None:
+        heard.append(await peer.hear())
 
     def flip(content: bytes) -> bytes:
         flipped = bytearray(checksum.sealed(content))
@@ -137,7 +145,7 @@ async def test_an_opening_that_was_damaged_on_its_way_opens_nothing(
         return bytes(flipped)
 
     link = GrpcVerifierLink((await serve(handle)).seat)
-    monkeypatch.setattr("outrider.rpc.session_stream.sealed", flip)
+    monkeypatch.setattr("outrider.rpc.multiplexer.sealed", flip)
     await link.send(VERIFY_OPEN)
     with pytest.raises(DamagedMessageError):
         await anext(link.events())

@@ -182,11 +182,11 @@ async def test_a_draft_session_by_hand_ends_after_its_credit(folders: tuple[Path
         opening = draft_pb2.DraftOpen(
             token_ids=PROMPT, num_prompt_tokens=3, max_run_ahead=5, tree_width=1, max_length=60, vocab_size=61
         )
-        await call.write(draft_pb2.DraftCommand(open=opening))
-        assert (await call.read()).WhichOneof("event") == "opened"
+        await call.write(draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(open=opening)]))
         await call.done_writing()
-        num_nodes = 0
-        while (message := await call.read()) is not grpc.aio.EOF:
-            num_nodes += len(message.drafted.token_ids)
-        assert num_nodes == 5
+        messages = [message async for message in call]
+        events = [event for message in messages for event in message.events]
+        assert events[0].WhichOneof("event") == "opened"
+        assert sum(len(event.drafted.token_ids) for event in events) == 5
+        assert [number for message in messages for number in message.ended] == [0]
         assert await call.code() is grpc.StatusCode.OK

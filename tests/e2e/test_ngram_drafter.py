@@ -33,13 +33,14 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.server import Server, Service
-from outrider.rpc.status import error_from
+from outrider.rpc.stream_kind import DRAFT
 from outrider.v1 import common_pb2, draft_pb2_grpc
 from outrider.worker.ngram_file import NgramFile, load_ngrams
 from recipes.ngram_table import write
 from tests.e2e.answers import ask
 from tests.e2e.stack import MODELS, SILENT, Stack, bundled, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
+from tests.sessions import commands, rest, told
 
 TOKENIZER = MODELS / "target" / "tokenizer.json"
 TEXT = "".join(f"def area_{name}(self):\n    return self.width * self.height\n\n\n" for name in "abcdefgh")
@@ -157,10 +158,10 @@ async def test_it_says_what_it_serves() -> None:
 async def test_a_stream_by_hand_uses_its_credit_and_ends() -> None:
     async with ngram_worker() as draft, open_channel(draft) as channel:
         stream = draft_pb2_grpc.DraftServiceStub(channel).Draft()
-        await stream.write(wire.encode_draft_command(opening()))
-        await stream.write(wire.encode_draft_command(Commitment(6, [3, 4], rollback=False)))
+        await stream.write(commands(DRAFT, opening()))
+        await stream.write(commands(DRAFT, Commitment(6, [3, 4], rollback=False)))
         await stream.done_writing()
-        events = [wire.decode_draft_event(message) async for message in stream]
+        events = await rest(DRAFT, stream)
         assert await stream.code() is grpc.StatusCode.OK
     assert events[0] == Opened(6)
     windows = [event for event in events[1:] if isinstance(event, DraftWindow)]
@@ -169,7 +170,7 @@ async def test_a_stream_by_hand_uses_its_credit_and_ends() -> None:
 
 
 @pytest.mark.parametrize(
-    ("commands", "error", "text"),
+    ("breach", "error", "text"),
     [
         ([Commitment(6, [3], rollback=False)], ProtocolViolationError, "begins with `open`"),
         ([opening(), opening()], ProtocolViolationError, "`open` was sent already"),
@@ -178,45 +179,39 @@ async def test_a_stream_by_hand_uses_its_credit_and_ends() -> None:
         ([opening(token_ids=[VOCAB_SIZE_MAX], num_prompt_tokens=1)], OutriderError, "out of range"),
     ],
 )
-async def test_what_breaks_the_protocol_ends_that_stream_alone(
-    commands: list[DraftOpen | Commitment], error: type[OutriderError], text: str
+async def test_what_breaks_the_protocol_ends_that_session_alone(
+    breach: list[DraftOpen | Commitment], error: type[OutriderError], text: str
 ) -> None:
     async with ngram_worker() as draft, open_channel(draft) as channel:
-        stub = draft_pb2_grpc.DraftServiceStub(channel)
-        neighbour = stub.Draft()
-        await neighbour.write(wire.encode_draft_command(opening()))
-        stream = stub.Draft()
-        for command in commands:
-            await stream.write(wire.encode_draft_command(command))
+        stream = draft_pb2_grpc.DraftServiceStub(channel).Draft()
+        await stream.write(commands(DRAFT, opening()))
+        for command in breach:
+            await stream.write(commands(DRAFT, command, session=1))
         await stream.done_writing()
-        with pytest.raises(grpc.aio.AioRpcError) as failure:
-            async for _ in stream:
-                pass
-        assert isinstance(error_from(failure.value), error)
-        assert text in (failure.value.details() or "")
-        await neighbour.done_writing()
-        assert len([message async for message in neighbour]) == 2
+        messages = [message async for message in stream]
+    failure = [each for message in messages for each in told(DRAFT, message, session=1)][-1]
+    assert isinstance(failure, error)
+    assert text in str(failure)
+    assert len([event for message in messages for event in told(DRAFT, message)]) == 2
 
 
 async def test_a_session_too_many_is_refused_until_one_ends() -> None:
     async with ngram_worker(max_sessions=1) as draft, open_channel(draft) as channel:
         stub = draft_pb2_grpc.DraftServiceStub(channel)
         first = stub.Draft()
-        await first.write(wire.encode_draft_command(opening()))
+        await first.write(commands(DRAFT, opening()))
         assert await first.read() is not grpc.aio.EOF
         second = stub.Draft()
-        await second.write(wire.encode_draft_command(opening()))
-        with pytest.raises(grpc.aio.AioRpcError) as failure:
-            async for _ in second:
-                pass
-        assert isinstance(error_from(failure.value), SlotsExhaustedError)
+        await second.write(commands(DRAFT, opening()))
+        await second.done_writing()
+        with pytest.raises(SlotsExhaustedError):
+            await rest(DRAFT, second)
         await first.done_writing()
-        while await first.read() is not grpc.aio.EOF:
-            pass
+        await rest(DRAFT, first)
         third = stub.Draft()
-        await third.write(wire.encode_draft_command(opening()))
+        await third.write(commands(DRAFT, opening()))
         await third.done_writing()
-        assert len([message async for message in third]) == 2
+        assert len(await rest(DRAFT, third)) == 2
 
 
 def test_guesses_follow_what_is_committed() -> None:

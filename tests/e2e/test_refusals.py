@@ -31,8 +31,16 @@ from outrider.core.protocol.messages import DraftOpen, DraftWindow, VerifyFinish
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.channels import MESSAGE_BYTES_MAX, open_channel
-from outrider.rpc.streams import OutgoingStream
-from outrider.v1 import common_pb2, draft_pb2, draft_pb2_grpc, generation_pb2, generation_pb2_grpc, verify_pb2_grpc
+from outrider.rpc.session_failure import decode_failure
+from outrider.v1 import (
+    common_pb2,
+    draft_pb2,
+    draft_pb2_grpc,
+    generation_pb2,
+    generation_pb2_grpc,
+    verify_pb2,
+    verify_pb2_grpc,
+)
 from outrider.v1.verify_pb2 import VerifyCommand
 from tests.e2e.answers import ask
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, stack, worker
@@ -194,13 +202,25 @@ def drafted(**fields: Any) -> VerifyCommand:
     return wire.encode_verify_command(DraftWindow(**window))
 
 
-async def refused(call: grpc.aio.StreamStreamCall, commands: list[Any], error: type[OutriderError]) -> None:
-    with OutgoingStream(call) as stream:
-        for command in commands:
-            await stream.send(command)
-        with pytest.raises(error):
-            async for _ in stream.responses():
-                pass
+BAD, NEIGHBOUR = 1, 0
+"""Numbers of two sessions on one stream."""
+
+
+async def refused_beside(call: Any, neighbour: Any, commands: list[Any], message_type: type[Any]) -> list[Any]:
+    """Sends an opening and, for another session, commands of which one is refused. Returns what comes until then."""
+    await call.write(message_type(commands=[neighbour]))
+    for command in commands:
+        command.session = BAD
+        await call.write(message_type(commands=[command]))
+    messages: list[Any] = []
+    while not messages or not messages[-1].failed:
+        messages.append(await call.read())
+        assert messages[-1] is not grpc.aio.EOF
+    return messages
+
+
+def failures(messages: list[Any]) -> list[tuple[int, type[OutriderError]]]:
+    return [(failed.session, type(decode_failure(failed))) for message in messages for failed in message.failed]
 
 
 BAD_DRAFT_STREAMS = {
@@ -228,15 +248,12 @@ async def test_a_bad_draft_stream_ends_alone(drafter: RunningWorker, name: str) 
     commands, error = BAD_DRAFT_STREAMS[name]
     async with open_channel(drafter.address) as channel:
         stub = draft_pb2_grpc.DraftServiceStub(channel)
-        neighbour = stub.Draft()
-        await neighbour.write(draft_open())
-        assert wire.decode_draft_event(await neighbour.read())
-        await refused(stub.Draft(), commands, error)
-        num_nodes = 0
-        while num_nodes < 4:
-            event = wire.decode_draft_event(await neighbour.read())
-            num_nodes += len(event) if isinstance(event, DraftWindow) else 0
-        neighbour.cancel()
+        call = stub.Draft()
+        messages = await refused_beside(call, draft_open(), commands, draft_pb2.DraftCommands)
+        while sum(len(e.drafted.token_ids) for m in messages for e in m.events if e.session == NEIGHBOUR) < 4:
+            messages.append(await call.read())
+        assert failures(messages) == [(BAD, error)]
+        call.cancel()
 
 
 BAD_VERIFY_STREAMS = {
@@ -271,14 +288,14 @@ async def test_a_bad_verify_stream_ends_alone(verifier: RunningWorker, name: str
     commands, error = BAD_VERIFY_STREAMS[name]
     async with open_channel(verifier.address) as channel:
         stub = verify_pb2_grpc.VerifyServiceStub(channel)
-        neighbour = stub.Verify()
-        await neighbour.write(verify_open())
-        assert wire.decode_verify_event(await neighbour.read())
-        await refused(stub.Verify(), commands, error)
-        event: object = None
-        while (message := await neighbour.read()) is not grpc.aio.EOF:
-            event = wire.decode_verify_event(message)
-        assert isinstance(event, VerifyFinished)
+        call = stub.Verify()
+        messages = await refused_beside(call, verify_open(), commands, verify_pb2.VerifyCommands)
+        while NEIGHBOUR not in messages[-1].ended:
+            messages.append(await call.read())
+        assert failures(messages) == [(BAD, error)]
+        events = [event for message in messages for event in message.events if event.session == NEIGHBOUR]
+        assert isinstance(wire.decode_verify_event(events[-1]), VerifyFinished)
+        call.cancel()
 
 
 async def test_models_of_different_vocabularies_are_refused_in_words(

@@ -16,11 +16,13 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc import wire
 from outrider.rpc.server import Server, Service
 from outrider.rpc.status import ServicerContext, rpc_errors
+from outrider.rpc.stream_kind import DRAFT
 from outrider.rpc.streams import EOF
 from outrider.v1 import common_pb2, draft_pb2_grpc
 from tests.e2e.answers import ask
 from tests.e2e.stack import coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import VOCAB_SIZE, build
+from tests.sessions import events
 
 PROMPT = [1, 2, 3]
 SAMPLED = SamplingParams(temperature=0.9, seed=4)
@@ -38,12 +40,11 @@ class RogueDrafter(draft_pb2_grpc.DraftServiceServicer):
 
     @rpc_errors
     async def Draft(self, request: Any, context: ServicerContext) -> None:
-        await context.read()
-        await context.write(wire.encode_draft_event(Opened(len(PROMPT))))
-        for window in self._windows:
-            await context.write(wire.encode_draft_event(window))
-        while await context.read() is not EOF:
-            pass
+        while (message := await context.read()) is not EOF:
+            for session in {command.session for command in message.commands if command.HasField("open")}:
+                await context.write(events(DRAFT, Opened(len(PROMPT)), session=session))
+                for window in self._windows:
+                    await context.write(events(DRAFT, window, session=session))
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ import asyncio
 import json
 import re
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from google.protobuf import json_format, symbol_database
 from google.protobuf.message import Message
@@ -76,9 +76,9 @@ def test_what_grpcurl_is_told_to_send_is_accepted() -> None:
                 if isinstance(prompt, ChatPrompt):
                     prompt = ChatTemplate({"default": "{{ messages[-1].content }}"}).render(**asdict(prompt))
                 asyncio.run(settle(prompt, options, CoordinatorConfig(), BUNDLED, TargetTokenizer(tokenizer)))
-            case draft_pb2.DraftCommand():
+            case draft_pb2.DraftCommands():
                 _check_draft_session(messages, tokenizer)
-            case verify_pb2.VerifyCommand():
+            case verify_pb2.VerifyCommands():
                 _check_verify_session(messages, tokenizer)
             case _:
                 assert isinstance(messages[0], health_pb2.HealthCheckRequest), (page, method)
@@ -86,8 +86,15 @@ def test_what_grpcurl_is_told_to_send_is_accepted() -> None:
     assert methods == {"GenerationService/Generate", "DraftService/Draft", "VerifyService/Verify", "Health/Check"}
 
 
+def _commands(messages: list[Any]) -> list[Any]:
+    """Those of the one session of a stream."""
+    found = [command for message in messages for command in message.commands]
+    assert {command.session for command in found} == {0}
+    return found
+
+
 def _check_draft_session(messages: list[Message], tokenizer: Tokenizer) -> None:
-    opening, *commitments = map(wire.decode_draft_command, messages)
+    opening, *commitments = map(wire.decode_draft_command, _commands(messages))
     assert isinstance(opening, DraftOpen)
     check_draft_open(opening, BUNDLED.vocab_size, BUNDLED.max_context)
     assert opening.token_ids == tokenizer.encode("def main(").ids
@@ -100,7 +107,7 @@ def _check_draft_session(messages: list[Message], tokenizer: Tokenizer) -> None:
 
 
 def _check_verify_session(messages: list[Message], tokenizer: Tokenizer) -> None:
-    opening, *windows = map(wire.decode_verify_command, messages)
+    opening, *windows = map(wire.decode_verify_command, _commands(messages))
     assert isinstance(opening, VerifyOpen)
     check_verify_open(opening, BUNDLED.vocab_size, BUNDLED.max_context)
     assert opening.token_ids == tokenizer.encode("def main(").ids

@@ -12,7 +12,7 @@ import pytest
 
 from outrider.rpc.channels import CHANNEL_OPTIONS, KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS
 from outrider.v1 import draft_pb2_grpc
-from outrider.v1.draft_pb2 import DraftCommand
+from outrider.v1.draft_pb2 import DraftCommands
 
 ECHO = """
 import asyncio
@@ -23,7 +23,7 @@ from outrider.v1 import draft_pb2, draft_pb2_grpc
 class Echo(draft_pb2_grpc.DraftServiceServicer):
     async def Draft(self, request_iterator, context):
         while await context.read() is not grpc.aio.EOF:
-            await context.write(draft_pb2.DraftEvent())
+            await context.write(draft_pb2.DraftEvents())
 
 async def main():
     server = grpc.aio.server(options=SERVER_OPTIONS)
@@ -50,7 +50,7 @@ async def test_a_peer_that_is_stuck_counts_as_lost() -> None:
         port = int(await peer.stdout.readline())
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
             call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
-            await call.write(DraftCommand())
+            await call.write(DraftCommands())
             await call.read()
             peer.send_signal(signal.SIGSTOP)
             with pytest.raises(grpc.aio.AioRpcError) as caught:

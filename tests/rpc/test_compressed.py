@@ -13,7 +13,7 @@ from outrider.rpc.channels import MESSAGE_BYTES_MAX
 from outrider.rpc.status import rpc_errors
 from outrider.rpc.streams import EOF
 from outrider.v1 import draft_pb2_grpc
-from outrider.v1.draft_pb2 import DraftCommand, DraftEvent, DraftOpen, DraftOpened
+from outrider.v1.draft_pb2 import DraftCommand, DraftCommands, DraftEvent, DraftEvents, DraftOpen, DraftOpened
 
 
 class Characters(draft_pb2_grpc.DraftServiceServicer):
@@ -22,7 +22,8 @@ class Characters(draft_pb2_grpc.DraftServiceServicer):
     @rpc_errors
     async def Draft(self, request_iterator: object, context: Any) -> None:
         while (request := await context.read()) is not EOF:
-            await context.write(DraftEvent(opened=DraftOpened(num_line_tokens=len(request.open.session_id))))
+            opened = DraftOpened(num_line_tokens=len(request.commands[0].open.session_id))
+            await context.write(DraftEvents(events=[DraftEvent(opened=opened)]))
 
 
 @pytest.mark.parametrize(("num_bytes", "is_taken"), [(MESSAGE_BYTES_MAX // 2, True), (16 * MESSAGE_BYTES_MAX, False)])
@@ -31,9 +32,9 @@ async def test_what_a_message_inflates_to_is_bounded(serve: Serve, num_bytes: in
     unlimited = (("grpc.max_send_message_length", -1),)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}", options=unlimited) as channel:
         call = draft_pb2_grpc.DraftServiceStub(channel).Draft(compression=grpc.Compression.Gzip)
-        await call.write(DraftCommand(open=DraftOpen(session_id="x" * num_bytes)))
+        await call.write(DraftCommands(commands=[DraftCommand(open=DraftOpen(session_id="x" * num_bytes))]))
         if is_taken:
-            assert (await call.read()).opened.num_line_tokens == num_bytes
+            assert (await call.read()).events[0].opened.num_line_tokens == num_bytes
             await call.done_writing()
         assert await call.code() == (grpc.StatusCode.OK if is_taken else grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert is_taken or "message larger than max" in await call.details()

@@ -23,7 +23,7 @@ from outrider.rpc.status import rpc_errors
 from outrider.rpc.streams import EOF
 from outrider.rpc.transport import PLAINTEXT
 from outrider.v1 import draft_pb2_grpc
-from outrider.v1.draft_pb2 import DraftCommand, DraftEvent, DraftOpened
+from outrider.v1.draft_pb2 import DraftCommands, DraftEvent, DraftEvents, DraftOpened
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ class Echo(draft_pb2_grpc.DraftServiceServicer):
     @rpc_errors
     async def Draft(self, request_iterator: object, context: Any) -> None:
         while await context.read() is not EOF:
-            await context.write(DraftEvent(opened=DraftOpened()))
+            await context.write(DraftEvents(events=[DraftEvent(opened=DraftOpened())]))
 
 
 def service(**beside: Any) -> Service:
@@ -73,13 +73,13 @@ async def test_work_goes_on_until_the_last_stream_has_drained(address: str) -> N
     async with open_channel(address) as channel:
         await until_serving(channel)
         call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
-        await call.write(DraftCommand())
+        await call.write(DraftCommands())
         await call.read()
         os.kill(os.getpid(), signal.SIGTERM)
-        await call.write(DraftCommand())
+        await call.write(DraftCommands())
         await call.read()
         while "stop begins" not in events:
-            await call.write(DraftCommand())
+            await call.write(DraftCommands())
             await call.read()
         assert events == ["stop begins"]
         await call.done_writing()
@@ -121,7 +121,7 @@ async def test_work_that_fails_stops_the_server_and_is_raised(address: str) -> N
     async with open_channel(address) as channel:
         await until_serving(channel)
         call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
-        await call.write(DraftCommand())
+        await call.write(DraftCommands())
         await call.read()
         fails.set()
         with pytest.raises(grpc.aio.AioRpcError) as caught:

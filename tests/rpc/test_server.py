@@ -34,14 +34,14 @@ from outrider.rpc.status import error_from, rpc_errors
 from outrider.rpc.streams import EOF, OutgoingStream
 from outrider.v1 import draft_pb2_grpc
 from outrider.v1.common_pb2 import GetModelInfoRequest, GetModelInfoResponse, ModelInfo
-from outrider.v1.draft_pb2 import DraftCommand, DraftEvent, DraftOpen, DraftOpened
+from outrider.v1.draft_pb2 import DraftCommand, DraftCommands, DraftEvent, DraftEvents, DraftOpen, DraftOpened
 
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 DRAIN_SECONDS = 60.0
 """Longer than any test waits: a test that passes did not wait for the grace to run out."""
 
-OVERSIZED = DraftCommand(open=DraftOpen(session_id="x" * MESSAGE_BYTES_MAX))
+OVERSIZED = DraftCommands(commands=[DraftCommand(open=DraftOpen(session_id="x" * MESSAGE_BYTES_MAX))])
 
 
 class Echo(draft_pb2_grpc.DraftServiceServicer):
@@ -50,22 +50,23 @@ class Echo(draft_pb2_grpc.DraftServiceServicer):
     @rpc_errors
     async def Draft(self, request_iterator: object, context: Any) -> None:
         while (request := await context.read()) is not EOF:
-            await context.write(DraftEvent(opened=DraftOpened(num_line_tokens=len(request.open.token_ids))))
+            opened = DraftOpened(num_line_tokens=len(request.commands[0].open.token_ids))
+            await context.write(DraftEvents(events=[DraftEvent(opened=opened)]))
 
     @rpc_errors
     async def GetModelInfo(self, request: GetModelInfoRequest, context: Any) -> GetModelInfoResponse:
         return GetModelInfoResponse(model=ModelInfo(name="echo"))
 
 
-def open_command(num_tokens: int) -> DraftCommand:
-    return DraftCommand(open=DraftOpen(token_ids=[1] * num_tokens))
+def open_command(num_tokens: int) -> DraftCommands:
+    return DraftCommands(commands=[DraftCommand(open=DraftOpen(token_ids=[1] * num_tokens))])
 
 
 async def test_an_oversized_message_ends_one_stream_and_nothing_else(serve: Serve) -> None:
     served = await serve(Echo())
     bystander = served.stub.Draft()
     await bystander.write(open_command(1))
-    assert (await bystander.read()).opened.num_line_tokens == 1
+    assert (await bystander.read()).events[0].opened.num_line_tokens == 1
     unbounded = [("grpc.max_send_message_length", -1)]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{served.port}", unbounded) as channel:
         call = draft_pb2_grpc.DraftServiceStub(channel).Draft()
@@ -74,7 +75,7 @@ async def test_an_oversized_message_ends_one_stream_and_nothing_else(serve: Serv
             await call.read()
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     await bystander.write(open_command(2))
-    assert (await bystander.read()).opened.num_line_tokens == 2
+    assert (await bystander.read()).events[0].opened.num_line_tokens == 2
 
 
 async def test_a_channel_does_not_send_an_oversized_message(serve: Serve) -> None:
@@ -231,7 +232,7 @@ async def test_a_signal_drains_and_lets_streams_finish(serve: Serve) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     assert (await watch.read()).status == NOT_SERVING
     await call.write(open_command(2))
-    assert (await call.read()).opened.num_line_tokens == 2
+    assert (await call.read()).events[0].opened.num_line_tokens == 2
     assert not running.done()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await served.stub.GetModelInfo(GetModelInfoRequest())
@@ -287,7 +288,7 @@ async def test_what_a_stop_waits_for_is_ended_in_words_before_it_is_cancelled() 
     class Patient(draft_pb2_grpc.DraftServiceServicer):
         @rpc_errors
         async def Draft(self, request_iterator: object, context: Any) -> None:
-            await context.write(DraftEvent())
+            await context.write(DraftEvents())
             await is_over.wait()
             raise WorkerUnavailableError("it is stopping; go on elsewhere")
 

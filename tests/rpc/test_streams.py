@@ -16,7 +16,7 @@ from outrider.core.protocol.errors import ProtocolViolationError, QueueFullError
 from outrider.rpc.status import rpc_errors
 from outrider.rpc.streams import EOF, OutgoingStream, reading
 from outrider.v1 import draft_pb2_grpc
-from outrider.v1.draft_pb2 import Commit, DraftCommand, DraftEvent, DraftOpened
+from outrider.v1.draft_pb2 import Commit, DraftCommand, DraftCommands, DraftEvent, DraftEvents, DraftOpened
 
 NUM_RACES = 300
 """Streams whose end crosses the client's writes; without care two in three of them would end in a false INTERNAL."""
@@ -44,12 +44,12 @@ def allocated_bytes() -> int:
     return LIBC.mallinfo2().uordblks
 
 
-def command(position: int) -> DraftCommand:
-    return DraftCommand(commit=Commit(position=position))
+def command(position: int) -> DraftCommands:
+    return DraftCommands(commands=[DraftCommand(commit=Commit(position=position))])
 
 
-def event(number: int) -> DraftEvent:
-    return DraftEvent(opened=DraftOpened(num_line_tokens=number))
+def event(number: int) -> DraftEvents:
+    return DraftEvents(events=[DraftEvent(opened=DraftOpened(num_line_tokens=number))])
 
 
 class Drafter(draft_pb2_grpc.DraftServiceServicer):
@@ -75,15 +75,18 @@ def ignore(*_: object) -> None:
     """Takes requests, or the end of them, and does nothing."""
 
 
-async def received(stream: OutgoingStream[DraftCommand, DraftEvent]) -> list[int]:
-    return [response.opened.num_line_tokens async for response in stream.responses()]
+async def received(stream: OutgoingStream[DraftCommands, DraftEvents]) -> list[int]:
+    return [response.events[0].opened.num_line_tokens async for response in stream.responses()]
 
 
 async def test_the_body_writes_while_requests_arrive(serve: Serve) -> None:
     async def handle(context: Any) -> None:
         echoes: asyncio.Queue[int | None] = asyncio.Queue()
         async with reading(
-            context, lambda request: echoes.put_nowait(request.commit.position), lambda: echoes.put_nowait(None), ignore
+            context,
+            lambda request: echoes.put_nowait(request.commands[0].commit.position),
+            lambda: echoes.put_nowait(None),
+            ignore,
         ):
             while (position := await echoes.get()) is not None:
                 await context.write(event(position))
@@ -155,7 +158,7 @@ async def test_sessions_leave_no_memory_behind(serve: Serve) -> None:
 async def test_what_a_callback_raises_reaches_the_client_through_the_body(serve: Serve) -> None:
     """Even while the body is writing: cancelling that write would leave the client without an answer."""
 
-    def refuse(request: DraftCommand) -> None:
+    def refuse(request: DraftCommands) -> None:
         raise ProtocolViolationError("open comes first")
 
     async def handle(context: Any) -> None:
@@ -205,8 +208,8 @@ async def test_a_client_that_leaves_while_a_write_waits_for_it_ends_the_handler(
     blocked = asyncio.Event()
 
     async def handle(context: Any) -> None:
-        large = DraftEvent()
-        large.drafted.token_ids.extend([2**31] * 500_000)
+        large = DraftEvents()
+        large.events.add().drafted.token_ids.extend([2**31] * 500_000)
         async with reading(context, lambda _: blocked.set(), ignore, ignore):
             while True:
                 await context.write(large)
@@ -232,7 +235,7 @@ async def test_an_end_that_crosses_a_write_loses_neither_responses_nor_reason(
 
     served = await serve(Drafter(handle))
 
-    async def send_all(stream: OutgoingStream[DraftCommand, DraftEvent]) -> None:
+    async def send_all(stream: OutgoingStream[DraftCommands, DraftEvents]) -> None:
         while await stream.send(command(0)):
             pass
 
@@ -243,7 +246,7 @@ async def test_an_end_that_crosses_a_write_loses_neither_responses_nor_reason(
             sender = asyncio.create_task(send_all(stream))
             try:
                 async for response in stream.responses():
-                    numbers.append(response.opened.num_line_tokens)
+                    numbers.append(response.events[0].opened.num_line_tokens)
             except QueueFullError as error:
                 outcome = error
             await sender

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from draft_service.ngram_drafter import NgramDrafter
 from outrider.core.protocol.messages import WorkerLoad
-from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
+from outrider.rpc.stream_kind import VERIFY
 from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
 from outrider.v1 import verify_pb2_grpc
 from outrider.worker.load import LoadBoard
 from tests.e2e.stack import load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
+from tests.sessions import commands
 from tests.worker.driven import Bench, engine_of
 
 IDLE = WorkerLoad("me", 0, 0, 0, 100, 100, 0.0)
@@ -107,7 +108,7 @@ async def test_a_verifier_tells_its_load_over_the_wire(tmp_path: Path) -> None:
         assert idle.num_kv_tokens == idle.num_free_kv_tokens == 7808  # whole blocks of 16, 128 bytes a token
         call = verify_pb2_grpc.VerifyServiceStub(channel).Verify()
         session = Bench(engine_of()).open("s", [1, 2, 3], 40)
-        await call.write(wire.encode_verify_command(session.verification.opening))
+        await call.write(commands(VERIFY, session.verification.opening))
         while (busy := await anext(loads)).num_prompt_tokens == idle.num_prompt_tokens:
             pass
         assert busy.num_prompt_tokens == idle.num_prompt_tokens + 3

@@ -1,0 +1,54 @@
+"""The outlet of a stream: which of its sessions' outboxes have something, for the task that writes them out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from outrider.worker.outbox import Outbox
+
+
+class Outlet:
+    """Filled on the device thread, drained on the event loop that made it, which one step wakes once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._filled: deque[Outbox[Any]] = deque()
+        self._has_changed = asyncio.Event()
+        self._is_woken = False
+
+    def add(self, outbox: Outbox[Any]) -> None:
+        """That outbox has something. Any thread."""
+        outbox.is_waiting = True
+        self._filled.append(outbox)
+        if self._is_woken:
+            return
+        self._is_woken = True
+        try:
+            self._loop.call_soon_threadsafe(self._has_changed.set)
+        except RuntimeError:  # the loop is closed: nobody reads any more
+            self._filled.clear()
+
+    def wake(self) -> None:
+        """Ends a wait for other reasons. On the event loop."""
+        self._has_changed.set()
+
+    async def wait(self) -> None:
+        """Waits until an outbox has something, or for `wake`."""
+        await self._has_changed.wait()
+        self._has_changed.clear()
+        self._is_woken = False  # before anything is taken: what is added from here on wakes again
+
+    def __bool__(self) -> bool:
+        """Whether `next` has an outbox."""
+        return bool(self._filled)
+
+    def next(self) -> Outbox[Any] | None:
+        """An outbox that has something, those first that have waited longest; None if there is none."""
+        if not self._filled:
+            return None
+        outbox = self._filled.popleft()
+        outbox.is_waiting = False  # before anything is taken from it: what is put there from here on is told again
+        return outbox

@@ -1,0 +1,91 @@
+"""A session at the verify service: its commands on their way to the device thread, and its span."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import assert_never
+
+from outrider.core.protocol.messages import (
+    DraftWindow,
+    EndDrafts,
+    LimitDrafts,
+    Opened,
+    Verdict,
+    VerifyCommand,
+    VerifyFinished,
+    VerifyOpen,
+)
+from outrider.core.protocol.validation import check_max_draft_tokens
+from outrider.engine.device_thread import DeviceThread
+from outrider.telemetry import names
+from outrider.worker.outbox import Stamped
+from outrider.worker.served_session import reopened
+from outrider.worker.trace import SessionTrace
+from verify_service.verifier import Verifier, VerifyEvent, VerifyStream
+
+
+class ServedVerification:
+    """See `ServedSession`."""
+
+    def __init__(self, verifier: Verifier, device: DeviceThread, session: VerifyStream, trace: SessionTrace) -> None:
+        """`session` has been handed to the `verifier`, which runs on the thread of `device`."""
+        self._verifier = verifier
+        self._device = device
+        self._session = session
+        self._trace = trace
+
+    def take(self, command: VerifyCommand) -> None:
+        """See `ServedSession.take`."""
+        match command:
+            case DraftWindow() as window:
+                self._device.submit(partial(self._verifier.graft, self._session, window, time.monotonic()))
+            case EndDrafts():
+                self.finish()
+            case LimitDrafts(max_draft_tokens):
+                check_max_draft_tokens(max_draft_tokens)
+                self._device.submit(partial(self._verifier.limit_drafts, self._session, max_draft_tokens))
+            case VerifyOpen():
+                raise reopened()
+            case _:
+                assert_never(command)
+
+    def finish(self) -> None:
+        """See `ServedSession.finish`. It goes on without drafts."""
+        self._device.submit(partial(self._verifier.end_drafts, self._session))
+
+    def record(self, stamped: Stamped[VerifyEvent]) -> None:
+        """See `ServedSession.record`."""
+        if self._trace.is_recording:
+            _record(self._trace, stamped)
+
+    def close(self, error: BaseException | None) -> None:
+        """See `ServedSession.close`."""
+        self._trace.end(error)
+        self._device.submit_close(partial(self._verifier.close, self._session))
+
+
+def _record(trace: SessionTrace, stamped: Stamped[VerifyEvent]) -> None:
+    match stamped.event:
+        case Opened():
+            trace.seated(stamped.ended_ns)
+        case Verdict() as verdict:
+            trace.count(
+                {
+                    names.SESSION_NUM_ROUNDS: 1,
+                    names.SESSION_NUM_TOKENS: len(verdict.token_ids),
+                    names.SESSION_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
+                    names.SESSION_NUM_ACCEPTED: verdict.num_accepted,
+                    names.SESSION_STEP_MS: verdict.verify_ms,
+                    names.SESSION_WAIT_MS: verdict.wait_ms,
+                }
+            )
+            if trace.records_steps:
+                attributes = {
+                    names.ROUND_POSITION: verdict.position,
+                    names.ROUND_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
+                    names.ROUND_NUM_ACCEPTED: verdict.num_accepted,
+                }
+                trace.step(names.SPAN_VERIFY_STEP, stamped.started_ns, stamped.ended_ns, attributes)
+        case VerifyFinished():
+            pass
