@@ -153,15 +153,20 @@ class DraftScheduler(Generic[KeyT]):
         expanding.sort(key=lambda seated: seated.session.last_step)
         num_beside = sum(chunk.num_tokens for chunk in chunks)
         num_beside += sum(seated.session.state.num_uncomputed for seated in expanding)
-        chosen = choose_expansions([seated.session.state for seated in expanding], curve, num_beside)
+        # One place a pass: who completes its line expands its end, and that alone is there to be expanded.
+        completing = [chunk.seated for chunk in chunks if chunk.completes and self.policy.mask_token_id is not None]
+        states = [seated.session.state for seated in (*expanding, *completing)]
+        num_beside -= len(completing)  # their last tokens are counted as what they expand
+        chosen = dict(zip(states, choose_expansions(states, curve, num_beside), strict=True))
         parts: list[DraftPart[KeyT]] = []
-        for seated, nodes in zip(expanding, chosen, strict=True):
-            if nodes:
+        for seated in expanding:
+            if nodes := chosen[seated.session.state]:
                 seated.session.last_step = self._num_steps
                 # It feeds so many tokens, or fewer: what was drafted may be held.
                 parts.append(self._part(seated, nodes, admission.num_uncomputed_tokens(seated)))
         for chunk in chunks:
-            nodes = [chunk.seated.session.state.take()] if chunk.completes else []
+            state = chunk.seated.session.state
+            nodes = chosen[state] if state in chosen else [state.take()] if chunk.completes else []
             parts.append(self._part(chunk.seated, nodes, chunk.num_tokens))
         for part in parts:
             part.session.part = part
