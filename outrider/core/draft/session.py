@@ -240,7 +240,7 @@ class DraftSession:
             child = None if token_id is None else self.tree.attach(node, token_id, _CERTAIN)
             if child is None:
                 break
-            node.proposals = ()
+            node.proposals, node.mask_depth = (), 0
             self._unsent.append(child)
             node = child
         return node
