@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,17 @@ def saved(family: str, folder: Path, **entries: object) -> Path:
     for name, value in entries.items():
         setattr(model.config, name, value)
     return save_tiny(model, folder)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
+    return load_tiny(saved("llama", tmp_path_factory.mktemp("tiny")), max_sessions=2)
+
+
+def configured(folder: Path, entries: dict[str, object]) -> Path:
+    """A folder whose config.json has these entries."""
+    (folder / "config.json").write_text(json.dumps(entries))
+    return folder
 
 
 class Watched:
@@ -129,12 +141,12 @@ async def test_a_drafter_of_one_kind_takes_over_from_one_of_the_other(tmp_path: 
     ],
 )
 async def test_the_setting_and_the_checkpoint_decide(
-    tmp_path: Path, entries: dict[str, object], parallel: str, num_positions: int
+    tiny: LoadedModel, tmp_path: Path, entries: dict[str, object], parallel: str, num_positions: int
 ) -> None:
     policy = DraftPolicy()
-    config = DraftConfig(model=str(saved("llama", tmp_path / "draft", **entries)), parallel=parallel)
+    config = DraftConfig(model=str(configured(tmp_path, entries)), parallel=parallel)
     servicer = ModelDraftServicer(SILENT, policy, config.parallel)
-    servicer.begin(load_tiny(tmp_path / "draft"), lambda death: None)
+    servicer.begin(replace(tiny, folder=tmp_path), lambda death: None)
     assert policy.estimates.num_positions == num_positions
     assert (policy.mask_token_id is not None) == (num_positions > 1)
 
@@ -144,9 +156,9 @@ async def test_the_setting_and_the_checkpoint_decide(
     [({}, "4", "names no mask token"), ({"pard_token": VOCAB_SIZE}, "auto", "below the vocabulary's size")],
 )
 async def test_what_cannot_be_done_is_refused_with_what_to_do(
-    tmp_path: Path, entries: dict[str, object], parallel: str, words: str
+    tiny: LoadedModel, tmp_path: Path, entries: dict[str, object], parallel: str, words: str
 ) -> None:
-    loaded = load_tiny(saved("llama", tmp_path / "draft", **entries))
+    loaded = replace(tiny, folder=configured(tmp_path, entries))
     with pytest.raises(UnsupportedModelError, match=words) as refusal:
         ModelDraftServicer(SILENT, parallel=parallel).begin(loaded, lambda death: None)
     assert "--parallel" in str(refusal.value)
