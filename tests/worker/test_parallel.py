@@ -73,7 +73,7 @@ def state_of(drafter: Drafter, session: DraftStream) -> DraftSession:
 
 
 def guesses(model: PreTrainedModel, known: list[int], sampling: SamplingParams, num_masks: int) -> list[list[int]]:
-    """What the parallel draft model proposes for the places after `known`, three tokens each, best first: transformers
+    """What the parallel draft model proposes for the places after `known`, eight tokens each, best first: transformers
     over the whole text, and noise of the places' own positions."""
     token_ids = torch.tensor([[*known, *[MASK] * num_masks]])
     with torch.inference_mode():
@@ -83,7 +83,7 @@ def guesses(model: PreTrainedModel, known: list[int], sampling: SamplingParams, 
     sampler = Sampler(VOCAB_SIZE, 1, torch.device("cpu"))
     sampler.open(0, sampling, PROMPT, [])
     path = known[len(PROMPT) :] if sampling.penalized else ()
-    return sampler.propose(logits, [Row(0, len(known) + index, path) for index in range(1 + num_masks)], 3)[0]
+    return sampler.propose(logits, [Row(0, len(known) + index, path) for index in range(1 + num_masks)], 8)[0]
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
@@ -100,7 +100,7 @@ async def test_the_guesses_of_the_first_pass_are_transformers_own(family: str, s
 async def test_a_wide_session_drafts_several_candidates_of_each_place() -> None:
     model = build("qwen3", layers=2)
     drafter = drafter_of(build("qwen3", layers=2))
-    session = opened(drafter, SAMPLINGS[1], width=3)
+    session = opened(drafter, SAMPLINGS[1], width=8)
     step(drafter)
     rows = guesses(model, PROMPT, SAMPLINGS[1], NUM_POSITIONS - 1)
     root = state_of(drafter, session).tree.root
@@ -110,9 +110,8 @@ async def test_a_wide_session_drafts_several_candidates_of_each_place() -> None:
         level = [child for node in level for child in node.children.values()]
         assert {node.token_id for node in level} <= set(row)
         widths.append(len({node.token_id for node in level}))
-    assert widths[0] == 3
-    assert widths[1] > 1
-    assert state_of(drafter, session).tree.num_live == 3 * NUM_POSITIONS
+    assert min(widths[:2]) > 1
+    assert state_of(drafter, session).tree.num_live == 8 + NUM_POSITIONS - 1
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)

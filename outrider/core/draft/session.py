@@ -209,11 +209,9 @@ class DraftSession:
                 self._frontier.push(last)
 
     def _grow(self, parent: Node, rows: Sequence[Proposals]) -> None:
-        """Adds the likeliest paths through `rows`, as many nodes as there is credit for."""
-        num_free = self._max_run_ahead - self.tree.num_live - self._frontier.num_reserved
-        bounds = Bounds(
-            min(num_free, self.width * len(rows)), self._log_floor + self.tree.root.path_log_prob, self._allows
-        )
+        """Adds the likeliest paths through `rows`, as many nodes as were reserved: for each mask token one."""
+        log_floor = self._log_floor + self.tree.root.path_log_prob
+        bounds = Bounds(self.width + len(rows) - 1, log_floor, self._allows)
         new = grow(self.tree, parent, rows, self._calibrations[0].log_acceptance, bounds)
         self._unsent += new
         for node in new:

@@ -119,7 +119,7 @@ def test_no_row_is_fed_before_the_path_that_leads_to_it() -> None:
 
 def test_its_own_row_tells_more_of_a_node_than_masks_above_it() -> None:
     """And what that finds likelier or less likely is so from then on, with all below it."""
-    session = session_of()
+    session = session_of(width=6)
     _taken(session, 3)
     guesses = [7, 8], [2.0, 2.0]
     session.expand(session.tree.root, *guesses, [guesses] * 2)
@@ -186,7 +186,7 @@ class Even:
 
 
 def test_what_a_constraint_forbids_beyond_masks_is_left_out_and_what_it_forces_is_added() -> None:
-    session = session_of(constraint=Even())
+    session = session_of(width=6, constraint=Even())
     expand(session, Counter({session.tree.root: _taken(session, 3)}), [40, 41])
     paths = [path(session, node) for node in session.tree.live_nodes()]
     assert [41, 41, 41] in paths
