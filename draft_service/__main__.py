@@ -36,7 +36,7 @@ def main() -> None:
             from draft_service.model_servicer import ModelDraftServicer
             from outrider.worker.serving import run
 
-            servicer = ModelDraftServicer(telemetry)
+            servicer = ModelDraftServicer(telemetry, parallel=config.parallel)
             run(
                 config,
                 "outrider.v1.DraftService",

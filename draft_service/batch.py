@@ -20,6 +20,7 @@ def expansion_job(slot: Slot, state: DraftSession, nodes: Sequence[Node]) -> Job
     return Job(slot, state.line.token_ids, *subtree(state.tree.root, nodes))
 
 
-def expansion_row(slot: int, state: DraftSession, node: Node) -> Row:
-    """The place of a token below `node`, with the path there from the end of the line of `state` if that matters."""
-    return Row(slot, node.position + 1, path_tokens(state.tree.root, node) if state.needs_path else ())
+def expansion_row(slot: int, state: DraftSession, node: Node, num_masks: int = 0) -> Row:
+    """The place of a token below `node`, or `num_masks` places further on, with the path there from the end of the line
+    of `state` if that matters, as far as it is known."""
+    return Row(slot, node.position + 1 + num_masks, path_tokens(state.tree.root, node) if state.needs_path else ())

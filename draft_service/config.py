@@ -6,9 +6,13 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
+from outrider.core.estimate.foresight import POSITIONS_AUTO, POSITIONS_MAX
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.settings import Problem
 from outrider.worker.config import WorkerConfig
+
+AUTO, OFF = "auto", "off"
+"""Values of `parallel` that are no number."""
 
 
 class DraftConfig(WorkerConfig):
@@ -20,6 +24,13 @@ class DraftConfig(WorkerConfig):
     )
     ngram_table: str = Field(
         "", description=f"{WorkerConfig.model_fields['ngram_table'].description}; with --model {NGRAM_MODEL} alone"
+    )
+    parallel: str = Field(
+        AUTO,
+        pattern=rf"^({AUTO}|{OFF}|{'|'.join(map(str, range(2, POSITIONS_MAX + 1)))})$",
+        description=f"most places that one pass drafts below a token, from 2 to {POSITIONS_MAX}, by a parallel draft "
+        f"model (PARD), whose config.json names its mask token; {AUTO}: {POSITIONS_AUTO} where it does; {OFF}: one "
+        "place a pass",
     )
     listen: str = Field("127.0.0.1:50051", description=WorkerConfig.model_fields["listen"].description)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from functools import partial
-from itertools import islice
+from itertools import groupby, islice
 
 import torch
 
@@ -86,7 +86,7 @@ class Drafter:
         slots, sampler, vocab_size = self.runner.memory, self.runner.sampler, self.runner.engine.vocab_size
         jobs = [Job(slots.slot(part.slot), part.session.state.line.token_ids, *part.subtree) for part in step.parts]
         constrained = [
-            Constrained(index, grammar, _rows(part))
+            Constrained(index, grammar, _own_rows(part))
             for index, part in enumerate(step.parts)
             if (grammar := part.session.key.grammar) is not None and not grammar.is_lost
         ]
@@ -94,10 +94,13 @@ class Drafter:
             output = self.runner.forward(jobs, step.num_line_tokens)
         complete = [part for part, num_rows in zip(step.parts, output.num_rows, strict=True) if num_rows is not None]
         rows: list[Row] = []
+        if (mask_token_id := self.scheduler.policy.mask_token_id) is not None:
+            output.logits[:, mask_token_id] = -torch.inf
         for part in complete:
             if part.session.opening.vocab_size < vocab_size:  # the target's vocabulary may be padded less
                 output.logits[len(rows) : len(rows) + len(part.nodes), part.session.opening.vocab_size :] = -torch.inf
-            rows += _rows(part)
+            rows += _own_rows(part)
+            rows += _mask_rows(part)
         width = max((part.session.state.width for part in complete), default=0)
         proposals = zip(*sampler.propose(output.logits, rows, width, masks.of(output.num_rows)), strict=True)
         return [None if num_rows is None else list(islice(proposals, num_rows)) for num_rows in output.num_rows]
@@ -111,5 +114,16 @@ class Drafter:
                 self.runner.on_change()
 
 
-def _rows(part: DraftPart[DraftStream]) -> list[Row]:
-    return [expansion_row(part.slot, part.session.state, node) for node in part.nodes]
+def _own_rows(part: DraftPart[DraftStream]) -> list[Row]:
+    num_nodes = len(part.nodes) - part.subtree.num_masks
+    return [expansion_row(part.slot, part.session.state, node) for node in part.nodes[:num_nodes]]
+
+
+def _mask_rows(part: DraftPart[DraftStream]) -> list[Row]:
+    """Of chains of mask tokens, which stand together. What a grammar allows there is not known yet."""
+    num_nodes = len(part.nodes) - part.subtree.num_masks
+    return [
+        expansion_row(part.slot, part.session.state, node, num_masks)
+        for node, chain in groupby(part.nodes[num_nodes:])
+        for num_masks, _ in enumerate(chain, 1)
+    ]

@@ -7,13 +7,16 @@ from functools import partial
 
 import structlog
 
+from draft_service.config import AUTO, OFF
 from draft_service.drafter import Drafter, DraftStream
 from draft_service.drafts import DraftEvent
 from draft_service.servicer import DraftServicer
-from outrider.core.protocol.errors import InvalidRequestError, QueueFullError
+from outrider.core.estimate.foresight import POSITIONS_AUTO
+from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, UnsupportedModelError
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.load.mask_token import mask_token_id
 from outrider.grammar.state import GrammarState
 from outrider.telemetry.setup import Telemetry
 from outrider.worker.device_servicer import DeviceServicer
@@ -55,17 +58,34 @@ class ModelDraftServicer(DraftServicer, DeviceServicer):
     _drafter: Drafter
     _device_drafts: DeviceDrafts
 
-    def __init__(self, telemetry: Telemetry, policy: DraftPolicy | None = None) -> None:
+    def __init__(self, telemetry: Telemetry, policy: DraftPolicy | None = None, parallel: str = AUTO) -> None:
+        """`parallel` is the setting of that name."""
         super().__init__(telemetry)
-        self._policy = policy
+        self._policy = policy or DraftPolicy()
+        self._parallel = parallel
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`."""
+        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the model cannot draft in parallel and has to."""
+        self._choose_parallel(loaded)
         self._drafter = Drafter(loaded.engine, self._policy)
         device = self._take_over(loaded, self._drafter, on_death)
         self._device_drafts = DeviceDrafts(self._drafter, device)
         self.draft_by(self._device_drafts)
         return device
+
+    def _choose_parallel(self, loaded: LoadedModel) -> None:
+        if self._parallel == OFF:
+            return
+        mask_token = mask_token_id(loaded.folder, loaded.engine.vocab_size)
+        if mask_token is not None:
+            num_positions = POSITIONS_AUTO if self._parallel == AUTO else int(self._parallel)
+            self._policy.draft_in_parallel(mask_token, num_positions)
+            _log.info("drafting in parallel", positions=num_positions, mask_token=mask_token)
+        elif self._parallel != AUTO:
+            raise UnsupportedModelError(
+                f"--parallel {self._parallel}: {loaded.folder / 'config.json'} names no mask token, so the model "
+                f"drafts for one place a pass; use --parallel {AUTO}, or a checkpoint of a parallel draft model (PARD)"
+            )
 
     async def _open(self, opening: DraftOpen, outbox: Outbox[DraftEvent]) -> DraftStream:
         """With a grammar that cannot be compiled here the model guesses freely: that changes no token."""

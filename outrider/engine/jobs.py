@@ -26,6 +26,9 @@ class Job(NamedTuple):
     """For each node its token id."""
     wanted: Sequence[int] = (LINE_END,)
     """Nodes (or LINE_END) whose following token's logits are wanted, in the order of the result."""
+    num_masks: int = 0
+    """How many of the nodes, the last ones, are mask tokens. The slot never holds them: their cells are free again
+    after the pass."""
 
 
 @dataclass(slots=True)
@@ -43,9 +46,9 @@ class Feed:
     num_new_prefix: int = 0
     """How many of those the slot did not hold."""
     nodes: list[tuple[int, TreeCell]] = field(default_factory=list)
-    """Cells and contents of the fed tree nodes, in the order of their tokens."""
+    """Cells and contents of the fed tree nodes that the slot will hold, in the order of their tokens."""
     paths: list[list[int]] = field(default_factory=list)
-    """For each of them the cells of its path, from below the line to its own."""
+    """For each fed tree node or mask token the cells of its path, from below the line to its own."""
     rows: list[int] = field(default_factory=list)
     """For each wanted token its index among the fed ones; empty while the line is not yet fed to its end."""
     complete: bool = True
@@ -104,9 +107,10 @@ def _plan_nodes(feed: Feed) -> None:
     node_cells = [tip] * (len(job.token_ids) + 1)
     paths: list[list[int]] = [[]] * len(node_cells)
     row_of: dict[int, int] = {LINE_END: feed.num_prefix - 1}
+    first_mask = len(job.token_ids) - job.num_masks
     for node, (parent, token_id) in enumerate(zip(job.parents, job.token_ids, strict=True)):
         parent_cell = node_cells[parent]
-        held_cell = slot.find(parent_cell, token_id)
+        held_cell = slot.find(parent_cell, token_id) if node < first_mask else None
         cell = node_cells[node] = held_cell if held_cell is not None else next(free)
         path = paths[node] = [*paths[parent], cell]
         if held_cell is not None and node not in wanted:
@@ -116,7 +120,8 @@ def _plan_nodes(feed: Feed) -> None:
         feed.token_ids.append(token_id)
         feed.positions.append(position)
         feed.cells.append(cell)
-        feed.nodes.append((cell, TreeCell(parent_cell, token_id, position)))
+        if node < first_mask:
+            feed.nodes.append((cell, TreeCell(parent_cell, token_id, position)))
         feed.paths.append(path)
     feed.rows = [row_of[node] for node in job.wanted]
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from outrider.core.draft.session import DraftSession
+from outrider.core.draft.session import DraftEstimates, DraftSession
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import WINDOW_NODES_MAX
 from outrider.core.protocol.sampling import SamplingParams
@@ -37,7 +38,8 @@ class HonestDrafter:
                 tree_width=0 if scenario.automatic_width else scenario.draft.width,
                 max_length=scenario.max_length,
                 vocab_size=scenario.target.vocab_size,
-            )
+            ),
+            DraftEstimates(num_positions=scenario.num_positions),
         )
         self._model = scenario.draft
         self._rng = rng
@@ -57,8 +59,9 @@ class HonestDrafter:
         nodes, self._in_hand = self._in_hand, []
         num_postponed = self._rng.choice((0, 0, 0, 1))
         self.session.postpone(nodes[:num_postponed])
-        for node in nodes[num_postponed:]:
-            self.session.expand(node, *self._model.propose(place_after(self.session.line, node)))
+        for node, num_rows in Counter(nodes[num_postponed:]).items():
+            (token_ids, margins), *ahead = self._model.propose_ahead(place_after(self.session.line, node), num_rows)
+            self.session.expand(node, token_ids, margins, ahead)
         return self.flush() if self._rng.random() < 0.5 else None
 
     def flush(self) -> DraftWindow | None:

@@ -60,6 +60,8 @@ class Scenario:
     """What the client says that the text will be; empty if it says nothing."""
     speeds: dict[str, int]
     """How fast each actor is, against the others."""
+    num_positions: int
+    """For how many places a pass of the draft model proposes: above 1 it is a parallel one."""
 
     def expected(self) -> tuple[list[int], FinishReason]:
         """What the target alone writes, and why it ends."""
@@ -104,6 +106,7 @@ def draw_scenario(rng: Random) -> Scenario:
         ngrams=rng.random() < 0.5,
         speeds=_draw_speeds(rng),
         prediction=_draw_prediction(rng, target, prompt, max_length),
+        num_positions=rng.choice((1, 1, 4)),
     )
 
 

@@ -94,6 +94,14 @@ class ToyDraft(NamedTuple):
         first = (probability >> 40) % 16 / 16
         return token_ids, [first, *(first + 0.5 * rank for rank in range(self.width - 1))]
 
+    def propose_ahead(self, place: Place, num_places: int) -> list[tuple[list[int], list[float]]]:
+        """The same for so many places in a row, as if each time its first guess stood there."""
+        rows: list[tuple[list[int], list[float]]] = []
+        for _ in range(num_places):
+            rows.append(self.propose(place))
+            place = Place(place.position + 1, (place.tail[1], rows[-1][0][0]))
+        return rows
+
 
 class TieredDraft(NamedTuple):
     """Proposes as many tokens as `coverage` has entries: the target's own is among the first k with `coverage[k - 1]`.

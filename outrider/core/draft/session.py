@@ -6,8 +6,12 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from outrider.core.draft.frontier import Frontier, LikeliestFirst
+from outrider.core.draft.lattice import Bounds, Proposals, grow
+from outrider.core.draft.mask_chains import MaskChains
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
+from outrider.core.estimate.foresight import Foresight, discounted
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.line import Line
@@ -44,16 +48,35 @@ class DraftEstimates:
         self,
         probabilities: Sequence[float] = DRAFT_PROBABILITIES,
         confidence_bin: Callable[[int, float], int] = margin_bin,
+        *,
+        num_positions: int = 1,
     ) -> None:
         """`confidence_bin` sorts a guess by its rank among its siblings, 0 the first, and by its proposer's confidence
-        in it; `probabilities` are how often guesses of each bin are right at first. As they stand, a draft model's."""
+        in it; `probabilities` are how often guesses of each bin are right at first. As they stand, a draft model's.
+
+        A pass proposes for up to `num_positions` places below a node, from 1 to POSITIONS_MAX; above 1 the draft model
+        is a parallel one, and guesses are told apart by the mask tokens before them as well.
+        """
         self.curve = StepCurve()
-        self.confidence_bin = confidence_bin
-        self._greedy, self._sampled = Calibration(probabilities), Calibration(probabilities)
+        self.num_positions = num_positions
+        self._num_bins = len(probabilities)
+        self._confidence_bin = confidence_bin
+        cells = discounted(probabilities, num_positions)
+        self._greedy, self._sampled = Calibration(cells), Calibration(cells)
+        self._foresight = {greedy: Foresight(num_positions) for greedy in (True, False)}
 
     def calibration(self, *, greedy: bool) -> Calibration:
         """What guesses are worth in greedy sessions, or in the others."""
         return self._greedy if greedy else self._sampled
+
+    def foresight(self, *, greedy: bool) -> Foresight:
+        """How far the passes of greedy sessions, or of the others, see ahead."""
+        return self._foresight[greedy]
+
+    def binned(self, token_ids: Sequence[int], confidences: Sequence[float], mask_depth: int = 0) -> Proposals:
+        """Proposals with their bins, best first. So many mask tokens stood before them."""
+        first, confidence_bin = mask_depth * self._num_bins, self._confidence_bin
+        return [(token_id, first + confidence_bin(rank, confidences[rank])) for rank, token_id in enumerate(token_ids)]
 
 
 class DraftSession:
@@ -70,8 +93,9 @@ class DraftSession:
         """What follows a new node may be drafted if `expands` says so. `constraint` has followed the line."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or DraftEstimates()
-        self._confidence_bin = estimates.confidence_bin
-        shared = estimates.calibration(greedy=opening.sampling.greedy)
+        self._binned = estimates.binned
+        greedy = opening.sampling.greedy
+        shared = estimates.calibration(greedy=greedy)
         self._calibrations = shared.for_session(), shared
         self.tree = SpeculationTree(len(self.line) - 1, self.line.token_ids[-1])
         self.width = opening.tree_width or AUTOMATIC_WIDTH_MAX
@@ -84,9 +108,12 @@ class DraftSession:
         self._max_run_ahead = opening.max_run_ahead
         self._max_length = opening.max_length
         self._outbound = Outbound()
-        self._frontier: list[tuple[float, int, Node]] = []
-        self._num_pushed = 0
-        self._num_reserved = 0
+        self._foresight: Foresight | None = None
+        self._frontier: Frontier = LikeliestFirst(self.width)
+        if estimates.num_positions > 1:
+            self._foresight = estimates.foresight(greedy=greedy).for_session()
+            self._frontier = MaskChains(self.width, self._foresight, self._has_place)
+        self._num_uncomputed = 0
         self._unsent: list[Node] = []
         self._last_sent = 0.0
         self._verify_seconds = 0.0
@@ -99,6 +126,7 @@ class DraftSession:
         """
         new = self.line.commit(commitment.position, commitment.token_ids)
         decided(self._proposals(new), self._calibrations)
+        self._follow(new)
         if self._constraint is not None and new:
             self._constraint.commit(new)
         growth = self.tree.commit(new)
@@ -120,46 +148,52 @@ class DraftSession:
         worth scoring in the round after the next one, if that starts from an outcome just worth scoring. So its chance
         is at least the square of the smallest one worth scoring, which commits carry.
         """
-        if self.tree.num_live + self._num_reserved + self.width > self._max_run_ahead:
+        root = self.tree.root
+        if self.tree.num_live + self._frontier.num_reserved + self.width > self._max_run_ahead:
             return None
-        root, frontier = self.tree.root, self._frontier
-        if root.proposals is None and not self._num_reserved:
-            return 0.0 if root.position + 1 < self._max_length else None
-        while frontier:
-            node = frontier[0][2]
-            if node.state is LIVE and node.proposals is None:
-                log_acceptance = node.path_log_prob - root.path_log_prob
-                return log_acceptance if log_acceptance >= self._log_floor else None
-            heapq.heappop(frontier)
-        return None
+        if root.position + 1 >= self._max_length:
+            return None
+        log_worth = self._frontier.best(root)
+        return log_worth if log_worth is not None and log_worth >= self._log_floor else None
 
     def take(self) -> Node:
-        """The node that `best` spoke of. It must be given to `expand` or `postpone`."""
-        root = self.tree.root
-        node = root if root.proposals is None and not self._num_reserved else heapq.heappop(self._frontier)[2]
-        self._num_reserved += self.width
-        return node
+        """The node that `best` spoke of. It must be given to `expand` or `postpone`.
+
+        With a parallel draft model it may be one that was taken before: that is one more mask token in a chain below
+        it, whose row proposes for one place more.
+        """
+        return self._frontier.take(self.tree.root)
 
     def postpone(self, nodes: Iterable[Node]) -> None:
-        """Gives nodes that were taken but not expanded back to the frontier."""
+        """Gives nodes that were taken but not expanded back to the frontier, each as often as it was taken."""
         for node in nodes:
-            self._num_reserved -= self.width
-            if node is not self.tree.root:
-                self._push(node)
+            self._frontier.postpone(self.tree.root, node)
 
-    def expand(self, parent: Node, token_ids: Sequence[int], confidences: Sequence[float]) -> None:
+    def expand(
+        self,
+        parent: Node,
+        token_ids: Sequence[int],
+        confidences: Sequence[float],
+        ahead: Sequence[tuple[Sequence[int], Sequence[float]]] = (),
+    ) -> None:
         """Adds what was proposed below `parent`, which was taken, best first.
 
         `confidences` are the proposer's, one for each: a draft model's are the margins of `Sampler.propose`. Proposals
-        not worth drafting are left out when the width is automatic.
+        not worth drafting are left out when the width is automatic. `ahead` are the same of each mask token below it.
         """
         width = self.width
-        self._num_reserved -= width
-        log_acceptance, confidence_bin = self._calibrations[0].log_acceptance, self._confidence_bin
-        parent.proposals = proposals = [
-            (token_id, confidence_bin(rank, confidences[rank])) for rank, token_id in enumerate(token_ids[:width])
-        ]
-        found = {token_id: log_acceptance(its_bin) for token_id, its_bin in proposals}
+        self._frontier.settle(parent)
+        own = self._binned(token_ids[:width], confidences)
+        if isinstance(self._frontier, MaskChains) and (ahead or parent.proposals is not None):
+            rows = [own]
+            for mask_depth, (ahead_ids, ahead_confidences) in enumerate(ahead, 1):
+                rows.append(self._binned(ahead_ids[:width], ahead_confidences, mask_depth))
+            self._grow(parent, rows)
+            self._frontier.push_below(parent)
+            return
+        parent.proposals = own
+        log_acceptance = self._calibrations[0].log_acceptance
+        found = {token_id: log_acceptance(its_bin) for token_id, its_bin in own}
         children: list[Node] = []
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
         for token_id in sorted(found, key=found.__getitem__, reverse=True):
@@ -171,21 +205,40 @@ class DraftSession:
                 children.append(child)
         for child in children:
             last = self._with_forced(child)
-            if last.position + 1 < self._max_length and self._expands(last):
-                self._push(last)
+            if self._has_place(last):
+                self._frontier.push(last)
+
+    def _grow(self, parent: Node, rows: Sequence[Proposals]) -> None:
+        """Adds the likeliest paths through `rows`, as many nodes as were reserved: for each mask token one."""
+        log_floor = self._log_floor + self.tree.root.path_log_prob
+        bounds = Bounds(self.width + len(rows) - 1, log_floor, self._allows)
+        new = grow(self.tree, parent, rows, self._calibrations[0].log_acceptance, bounds)
+        self._unsent += new
+        for node in new:
+            self._with_forced(node)
+
+    def _allows(self, node: Node, token_id: int) -> bool:
+        root, constraint = self.tree.root, self._constraint
+        if constraint is None or (node is not root and node.state is not LIVE):
+            return True
+        return constraint.allows([*path_tokens(root, node), token_id])
+
+    def _has_place(self, node: Node, num_masks: int = 0) -> bool:
+        """Whether what follows `node`, and then so many mask tokens, may be drafted."""
+        return node.position + num_masks + 1 < self._max_length and self._expands(node)
 
     def _with_forced(self, node: Node) -> Node:
         """Adds what the constraint forces below `node`, as far as there is credit: that takes no step. Returns the last
         of it."""
         root, constraint = self.tree.root, self._constraint
-        while constraint is not None and self.tree.num_live + self._num_reserved < self._max_run_ahead:
+        while constraint is not None and self.tree.num_live + self._frontier.num_reserved < self._max_run_ahead:
             if node.position + 1 >= self._max_length or node.children:
                 break
             token_id = constraint.forced(path_tokens(root, node))
             child = None if token_id is None else self.tree.attach(node, token_id, _CERTAIN)
             if child is None:
                 break
-            node.proposals = ()
+            node.proposals, node.mask_depth = (), 0
             self._unsent.append(child)
             node = child
         return node
@@ -218,9 +271,28 @@ class DraftSession:
             yield token_id, node.proposals or ()
             node = node.children.get(token_id)
 
-    def _push(self, node: Node) -> None:
-        self._num_pushed += 1
-        heapq.heappush(self._frontier, (-node.path_log_prob, self._num_pushed, node))
+    @property
+    def num_uncomputed(self) -> int:
+        """How many committed tokens a parallel draft model has to be fed before the one at the line's end: guesses of
+        one pass need not be fed to be accepted."""
+        root = self.tree.root
+        return 0 if root.proposals is not None and root.mask_depth == 0 else self._num_uncomputed
+
+    def _follow(self, token_ids: Iterable[int]) -> None:
+        """Learns how far ahead the passes saw what `token_ids` decide, and which of them were fed."""
+        if self._foresight is None:
+            return
+        places: list[tuple[int, bool]] = []
+        node: Node | None = self.tree.root
+        for token_id in token_ids:
+            is_fed = node is not None and node.proposals is not None and node.mask_depth == 0
+            self._num_uncomputed = 0 if is_fed else self._num_uncomputed + 1
+            if node is None:
+                continue
+            if node.proposals:
+                places.append((node.mask_depth, token_id in node.children))
+            node = node.children.get(token_id)
+        self._foresight.observe(places)
 
 
 def choose_expansions(sessions: Sequence[DraftSession], curve: StepCurve, num_beside: int = 0) -> list[list[Node]]:

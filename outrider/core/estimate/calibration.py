@@ -34,6 +34,10 @@ class Calibration:
         self.log_acceptance: Callable[[int], float] = self._log_acceptances.__getitem__
         """Natural logarithm of the chance of a guess of this cell; always below 0."""
 
+    def __len__(self) -> int:
+        """How many cells there are."""
+        return len(self._probabilities)
+
     def for_session(self) -> Calibration:
         """One that starts from what this one has learned, and departs from it by its own observations."""
         session = Calibration(self._probabilities)

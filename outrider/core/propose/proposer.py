@@ -36,9 +36,9 @@ class Proposer(Protocol):
     **Models.** A draft model does not implement this: it is asked below many nodes of many sessions at once, since that
     is what a forward pass does. Its step returns for each node token ids, best first, and for each a confidence in the
     model's own unit: margins of perturbed logits (`Sampler.propose`). `DraftEstimates` is told how to sort that
-    confidence into bins, and `DraftSession.expand` takes the answers, a model's as an n-gram table's. A model that
-    answers for several levels at once, or reads hidden states, differs in its step alone: `expand` is called once for
-    each node that was answered for.
+    confidence into bins, and `DraftSession.expand` takes the answers, a model's as an n-gram table's. A parallel
+    model answers for several places in a row at once: `expand` takes its further answers as `ahead`. One that reads
+    hidden states differs in its step alone.
     """
 
     def prepare(self) -> bool:

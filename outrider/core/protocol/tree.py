@@ -34,6 +34,7 @@ class Node:
     __slots__ = (
         "children",
         "log_prob",
+        "mask_depth",
         "node_id",
         "parent",
         "path_log_prob",
@@ -59,6 +60,9 @@ class Node:
         self.proposals: Sequence[tuple[int, int]] | None = None
         """Token ids that were proposed below it, nodes or not, with their confidence bins; None until then. The
         drafter's mirror alone has them."""
+        self.mask_depth = 0
+        """How many mask tokens stood for what the model did not know yet when it made the best of its proposals; 0 if
+        it was fed the node itself."""
         self.state = LIVE
         self.node_id = 0
         """Id under which the owner of this mirror sent the node on; 0 while it has not."""

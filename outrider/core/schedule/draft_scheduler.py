@@ -7,7 +7,7 @@ the device is to do (`plan`), and what is to be sent meanwhile (`flush`); it run
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import Generic
 
@@ -17,7 +17,7 @@ from outrider.core.protocol.errors import OutriderError, ProtocolViolationError,
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
 from outrider.core.protocol.tree import Node
 from outrider.core.schedule.admission import Admission, Seated
-from outrider.core.schedule.draft_step import Drafted, Drafting, DraftOutcome, DraftPart, DraftStep
+from outrider.core.schedule.draft_step import Drafted, Drafting, DraftOutcome, DraftPart, DraftStep, Proposal
 from outrider.core.schedule.memory import Memory
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.core.schedule.prefill import prefill_budget
@@ -119,7 +119,7 @@ class DraftScheduler(Generic[KeyT]):
             return self._fail(step)
         complete = [part for part, proposals in zip(step.parts, outcome, strict=True) if proposals is not None]
         num_beside = self.admission.observe_prefill(step.num_held, [part.seated for part in complete])
-        self._num_tokens = sum(len(part.nodes) for part in complete) + num_beside
+        self._num_tokens = sum(len(part.nodes) + part.session.state.num_uncomputed for part in complete) + num_beside
         for part, proposals in zip(step.parts, outcome, strict=True):
             session = part.session
             if proposals is None:
@@ -128,8 +128,11 @@ class DraftScheduler(Generic[KeyT]):
             if session.draft_seconds == 0.0:
                 session.drafting_since = step.started
             session.draft_seconds += now - step.started
-            for node, (token_ids, confidences) in zip(part.nodes, proposals, strict=True):
-                session.state.expand(node, token_ids, confidences)
+            rows_of: dict[Node, list[Proposal]] = {}
+            for node, proposal in zip(part.nodes, proposals, strict=True):
+                rows_of.setdefault(node, []).append(proposal)
+            for node, ((token_ids, confidences), *ahead) in rows_of.items():
+                session.state.expand(node, token_ids, confidences, ahead)
         return [event for part in step.parts for event in self._due(part.session, now)]
 
     def observe(self, seconds: float) -> None:
@@ -149,16 +152,22 @@ class DraftScheduler(Generic[KeyT]):
         self._num_steps += 1
         expanding.sort(key=lambda seated: seated.session.last_step)
         num_beside = sum(chunk.num_tokens for chunk in chunks)
-        chosen = choose_expansions([seated.session.state for seated in expanding], curve, num_beside)
+        num_beside += sum(seated.session.state.num_uncomputed for seated in expanding)
+        # One place a pass: who completes its line expands its end, and that alone is there to be expanded.
+        completing = [chunk.seated for chunk in chunks if chunk.completes and self.policy.mask_token_id is not None]
+        states = [seated.session.state for seated in (*expanding, *completing)]
+        num_beside -= len(completing)  # their last tokens are counted as what they expand
+        chosen = dict(zip(states, choose_expansions(states, curve, num_beside), strict=True))
         parts: list[DraftPart[KeyT]] = []
-        for seated, nodes in zip(expanding, chosen, strict=True):
-            if nodes:
+        for seated in expanding:
+            if nodes := chosen[seated.session.state]:
                 seated.session.last_step = self._num_steps
                 # It feeds so many tokens, or fewer: what was drafted may be held.
-                parts.append(_part(seated, nodes, admission.num_uncomputed_tokens(seated)))
+                parts.append(self._part(seated, nodes, admission.num_uncomputed_tokens(seated)))
         for chunk in chunks:
-            nodes = [chunk.seated.session.state.take()] if chunk.completes else []
-            parts.append(_part(chunk.seated, nodes, chunk.num_tokens))
+            state = chunk.seated.session.state
+            nodes = chosen[state] if state in chosen else [state.take()] if chunk.completes else []
+            parts.append(self._part(chunk.seated, nodes, chunk.num_tokens))
         for part in parts:
             part.session.part = part
         num_nodes = {part.seated: len(part.subtree.token_ids) for part in parts}
@@ -175,6 +184,14 @@ class DraftScheduler(Generic[KeyT]):
             return None
         num_held = {part.seated: self._memory.num_tokens(part.slot) for part in parts if part.seated.is_prefilling}
         return DraftStep(parts, now, num_held)
+
+    def _part(self, seated: Seated[Drafting[KeyT]], nodes: list[Node], num_line_tokens: int) -> DraftPart[KeyT]:
+        distinct = list(dict.fromkeys(nodes))
+        if len(distinct) < len(nodes):
+            num_masks = Counter(nodes)
+            nodes = distinct + [node for node in distinct for _ in range(num_masks[node] - 1)]
+        root = seated.session.state.tree.root
+        return DraftPart(seated, nodes, subtree(root, nodes, self.policy.mask_token_id), num_line_tokens)
 
     def _is_seated(self, session: Drafting[KeyT]) -> bool:
         return self.admission.place_of(session) in self.admission.seated
@@ -197,7 +214,3 @@ class DraftScheduler(Generic[KeyT]):
         key = step.parts[0].session.key
         self.close(key)
         return (Event(key, StepFailedError("the forward pass failed for this session; see the worker's log")),)
-
-
-def _part(seated: Seated[Drafting[KeyT]], nodes: list[Node], num_line_tokens: int) -> DraftPart[KeyT]:
-    return DraftPart(seated, nodes, subtree(seated.session.state.tree.root, nodes), num_line_tokens)

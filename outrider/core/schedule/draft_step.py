@@ -38,9 +38,10 @@ class DraftPart(NamedTuple, Generic[KeyT]):
 
     seated: Seated[Drafting[KeyT]]
     nodes: list[Node]
-    """What is expanded; nothing while the line is prefilled."""
+    """What is expanded; nothing while the line is prefilled. For each row of the step's outcome its node: first those
+    that are fed themselves, then, once for each, those that have mask tokens below them."""
     subtree: Subtree
-    """Their paths from the end of the line."""
+    """Their paths from the end of the line, and the mask tokens below them."""
     num_line_tokens: int
     """How much of the line may be fed."""
 
@@ -56,7 +57,7 @@ class DraftPart(NamedTuple, Generic[KeyT]):
 
 
 class DraftStep(NamedTuple, Generic[KeyT]):
-    """What the device is to do: one forward pass, and proposals of what follows each node."""
+    """What the device is to do: one forward pass, and proposals of what follows each node and each mask token."""
 
     parts: list[DraftPart[KeyT]]
     """In the order in which their lines are fed: who expands before who prefills."""
@@ -74,7 +75,7 @@ Proposal = tuple[Sequence[int], Sequence[float]]
 """Token ids below a node, best first, and for each how sure that is; see `DraftSession.expand`."""
 
 DraftOutcome = Sequence[Sequence[Proposal] | None]
-"""What came out of a step: for each part the proposals below its nodes, or None if its line is not fed yet."""
+"""What came out of a step: for each part the proposals of its rows, or None if its line is not fed yet."""
 
 
 class Drafted(NamedTuple):

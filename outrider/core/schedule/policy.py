@@ -73,3 +73,10 @@ class DraftPolicy:
     """What a session opens with: how wide it drafts, and how far ahead."""
     expands: Callable[[Node], bool] = lambda node: True
     """Whether what follows a new node may be drafted too."""
+    mask_token_id: int | None = None
+    """The mask token of a parallel draft model; None where `estimates` are of passes that propose for one place."""
+
+    def draft_in_parallel(self, mask_token_id: int, num_positions: int) -> None:
+        """From now on a pass proposes for up to `num_positions` places below a node. What was learned is forgotten."""
+        self.mask_token_id = mask_token_id
+        self.estimates = DraftEstimates(num_positions=num_positions)
