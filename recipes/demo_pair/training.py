@@ -15,6 +15,7 @@ from transformers import LlamaForCausalLM
 
 from recipes.demo_pair.recipe import Precision, Recipe
 from recipes.demo_pair.text import Batch, Text
+from recipes.progress import Report
 
 WARMUP_FRACTION = 0.03
 """Part of the steps in which the learning rate rises to its peak."""
@@ -49,9 +50,6 @@ LossFunction = Callable[[LlamaForCausalLM, Batch], Tensor]
 
 Optimizers = Sequence[torch.optim.Optimizer]
 """Between them they have all of a model's parameters, each once. Whoever steps them sets their learning rates."""
-
-Report = Callable[[int, int, float | None], None]
-"""Called after each step with the steps done, the steps in all, and the step's loss, if it trained anything."""
 
 
 def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
