@@ -6,13 +6,13 @@ import sysconfig
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import transformers
 import typer
 from rich.console import Console
 
 from recipes.demo_pair.pair import PairRun
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError
+from recipes.device import usable_device
 from recipes.progress import progress_bars, reporter
 
 DEFAULTS = Recipe()
@@ -77,18 +77,6 @@ def run(
         f"Agreement: greedy {figures.greedy_agreement:.1%}, top 3 {figures.top3_agreement:.1%}. "
         f"See {out / 'README.md'}."
     )
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name. Raises RecipeError if this machine has none."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
-    if (device.index or 0) >= num_devices:
-        raise RecipeError(f"--device {name}: this PyTorch sees no such device here. Use cpu, cuda or cuda:N.")
-    return device
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from recipes.demo_pair.recipe import Precision, Recipe
 from recipes.demo_pair.text import Batch, Text
@@ -85,13 +85,13 @@ def distillation_loss(teacher: LlamaForCausalLM) -> LossFunction:
 
 
 @torch.no_grad()
-def adopt_embedding(model: LlamaForCausalLM, teacher: LlamaForCausalLM) -> None:
+def adopt_embedding(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Gives `model` the principal components of the teacher's embedding to begin with, as spread out as its own was.
 
     If its width exceeds the teacher's, the rest stays as it was.
     """
-    own = model.model.embed_tokens.weight
-    wanted = teacher.model.embed_tokens.weight.float()
+    own: Tensor = model.get_input_embeddings().weight
+    wanted: Tensor = teacher.get_input_embeddings().weight.float()
     _, _, directions = torch.linalg.svd(wanted, full_matrices=False)  # [width of the teacher, width of the teacher]
     components = wanted @ directions[: own.shape[1]].T
     own[:, : components.shape[1]] = components * own.std() / components.std()
@@ -105,14 +105,14 @@ def adamw(model: LlamaForCausalLM) -> Optimizers:
     return [torch.optim.AdamW(groups, betas=BETAS)]
 
 
-def muon(model: LlamaForCausalLM) -> Optimizers:
+def muon(model: PreTrainedModel) -> Optimizers:
     """Muon for the layers' matrices, with steps as long as AdamW's at the same rate, and AdamW for the rest."""
-    embedding = model.model.embed_tokens.weight
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter is not embedding]
-    gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in ends]
+    rest = [each for each in model.parameters() if each.ndim != 2 or id(each) in ends]
     return [
         torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([embedding, *gains], weight_decay=0.0, betas=BETAS),
+        torch.optim.AdamW(rest, weight_decay=0.0, betas=BETAS),
     ]
 
 
@@ -158,7 +158,7 @@ def train(
         report(step, num_steps, loss.item())
 
 
-def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers, step: int) -> None:
+def save_checkpoint(path: Path, model: PreTrainedModel, optimizers: Optimizers, step: int) -> None:
     """Writes weights, optimizer state and step into one safetensors file, which takes the place of `path` at once."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -170,7 +170,7 @@ def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers,
     unfinished.replace(path)
 
 
-def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers) -> int:
+def load_checkpoint(path: Path, model: PreTrainedModel, optimizers: Optimizers) -> int:
     """Restores what `save_checkpoint` wrote and returns the number of steps done."""
     parameters = dict(model.named_parameters())
     states = {
