@@ -20,6 +20,9 @@ from recipes.demo_pair.text import read_documents
 PIECE_CHARACTERS = 4000
 """Length to which running text is cut, at a line's end: pieces can be held out where there is one file."""
 
+TOKEN_CHARACTERS_MAX = 16
+"""As many characters of running text are read for each token of a prompt; few tokens are longer."""
+
 HELD_OUT_PART = 20
 """One of so many prompts is held out, and at least one."""
 
@@ -38,7 +41,7 @@ class Kind(Enum):
     """How a passage becomes a prompt."""
 
     RUNNING = "running"
-    """Any place of it may begin one, behind what the tokenizer puts in front of a text."""
+    """Any line of it may begin one, behind what the tokenizer puts in front of a text."""
     PROMPT = "prompt"
     """It is one, which the tokenizer begins."""
     TEMPLATED = "templated"
@@ -96,20 +99,20 @@ def cut(passages: Sequence[Passage], tokenizer: Tokenizer, wanted: Wanted, seed:
     num_kept = min(HELD_OUT_MAX, max(1, len(passages) // HELD_OUT_PART))
     generator = torch.Generator().manual_seed(seed)
     begin = tokenizer.encode("").ids
-    length = max(wanted.num_tokens - len(begin), 1)
 
-    def prompt(kind: Kind, token_ids: Sequence[int]) -> Sequence[int]:
-        if kind is not Kind.RUNNING:
-            return token_ids[: wanted.num_tokens]
-        first = int(torch.randint(max(len(token_ids) - length, 0) + 1, (), generator=generator))
-        return [*begin, *token_ids[first : first + length]]
+    def prompt(text: str, kind: Kind) -> list[int]:
+        if kind is Kind.RUNNING:
+            place = int(torch.randint(len(text), (), generator=generator))
+            first = text.rfind("\n", 0, place) + 1
+            text = text[first : first + wanted.num_tokens * TOKEN_CHARACTERS_MAX]
+            return [*begin, *tokenizer.encode(text, add_special_tokens=False).ids][: wanted.num_tokens]
+        return tokenizer.encode(text, add_special_tokens=kind is Kind.PROMPT).ids[: wanted.num_tokens]
 
-    def drawn(some: Sequence[Passage], count: int) -> list[Sequence[int]]:
-        encoded = [tokenizer.encode(text, add_special_tokens=kind is Kind.PROMPT).ids for text, kind in some]
-        # Running text is drawn as often as it is long, so that any place of it may begin a prompt.
-        weights = [len(ids) if kind is Kind.RUNNING else 1 for ids, (_, kind) in zip(encoded, some, strict=True)]
-        places = torch.multinomial(torch.tensor(weights).float(), count, replacement=True, generator=generator)
-        return [prompt(some[place].kind, encoded[place]) for place in places.tolist()]
+    def drawn(some: Sequence[Passage], count: int) -> list[list[int]]:
+        # Running text is drawn as often as it is long, so that any line of it may begin a prompt.
+        weights = torch.tensor([len(text) if kind is Kind.RUNNING else 1 for text, kind in some]).float()
+        places = torch.multinomial(weights, count, replacement=True, generator=generator)
+        return [prompt(*some[place]) for place in places.tolist()]
 
     return Prompts(drawn(passages[num_kept:], wanted.num_training), drawn(passages[:num_kept], wanted.num_held_out))
 

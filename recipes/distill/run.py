@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
 from outrider.engine.load.folder import load_model, tokenizer_file
+from outrider.worker.config import default_compile_cache
 from recipes.demo_pair.recipe import RecipeError
 from recipes.distill import draft as drafts
 from recipes.distill import prompts, written
@@ -69,7 +70,8 @@ class Distillation:
         wanted = prompts.Wanted(options.num_texts, options.held_out_texts, options.prompt_tokens)
         found = prompts.cut(prompts.read(options.text, options.target), self._tokenizer, wanted, options.seed)
         target = load_model(options.target, device=self._device, dtype="auto")
-        writer = written.Writer(target, max_context=options.prompt_tokens + options.answer_tokens)
+        max_context = options.prompt_tokens + options.answer_tokens
+        writer = written.Writer(target, max_context=max_context, cache=default_compile_cache())
         for name, count, seed in kinds:
             some: Sequence[Sequence[int]] = getattr(found, name)
             for first, file in zip(range(0, count, written.AT_ONCE), self._files(name, count), strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine import native
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.engine.kv_cache.slots import Slot
@@ -49,8 +52,15 @@ class _Writing(NamedTuple):
 class Writer:
     """A target that continues prompts, many at a time in ragged batches."""
 
-    def __init__(self, target: PreTrainedModel, *, max_context: int) -> None:
+    def __init__(self, target: PreTrainedModel, *, max_context: int, cache: Path) -> None:
+        """On a CPU it runs native operators, as a worker does, if `cache` has them or they can be built into it."""
+        with suppress(UnsupportedModelError):
+            if target.device.type == "cpu":
+                native.load(cache)
         self._engine = Engine(target, max_sessions=AT_ONCE, max_context=max_context)
+        with suppress(UnsupportedModelError):
+            if native.available(self._engine.device):
+                self._engine.export()
         self._sampler = Sampler(self._engine.vocab_size, AT_ONCE, self._engine.device)
         self._ends = frozenset(eos_token_ids(target))
 
