@@ -40,6 +40,7 @@ def distill(
         import torch
         import transformers
 
+        from outrider.worker.config import default_compile_cache
         from recipes.device import usable_device
         from recipes.distill.report import sentences, table
         from recipes.distill.run import Distillation
@@ -48,7 +49,7 @@ def distill(
     transformers.utils.logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)
-    run = Distillation(out, options, usable_device(device))
+    run = Distillation(out, options, usable_device(device), default_compile_cache())
     if run.is_done:
         console.print(f"{out} is finished; see {out / 'README.md'}.", highlight=False)
         return

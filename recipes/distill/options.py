@@ -31,13 +31,14 @@ class Options:
     """The flags of `outrider distill` that decide its result."""
 
     target: Annotated[
-        Path, Option(help="Folder of the target. Default: the bundled one.", metavar="FOLDER", show_default=False)
+        Path,
+        Option(help="Folder or hub name of the target. Default: the bundled one.", metavar="MODEL", show_default=False),
     ] = BUNDLED_TARGET
     draft: Annotated[
         Path | None,
         Option(
-            help="Folder of the draft model to begin with, of the target's vocabulary. Default: from nothing.",
-            metavar="FOLDER",
+            help="The same of the draft model to begin with, of the target's vocabulary. Default: from nothing.",
+            metavar="MODEL",
         ),
     ] = None
     text: Annotated[

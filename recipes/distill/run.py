@@ -15,8 +15,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import PreTrainedModel
 
-from outrider.engine.load.folder import load_model, tokenizer_file
-from outrider.worker.config import default_compile_cache
+from outrider.engine.load.folder import load_model, resolve_folder, tokenizer_file
 from recipes.demo_pair.recipe import RecipeError
 from recipes.distill import draft as drafts
 from recipes.distill import prompts, written
@@ -37,9 +36,10 @@ HELD_OUT_SEED = 1 << 32
 class Distillation:
     """One run. Its stages are called in the order they stand in; what is done is not done again."""
 
-    def __init__(self, out: Path, options: Options, device: torch.device) -> None:
+    def __init__(self, out: Path, options: Options, device: torch.device, cache: Path | None = None) -> None:
         """Claims the folder `out`, or takes up the run that was stopped there, and loads the target.
 
+        It writes with the native operators of the folder `cache`; see `Writer`.
         Raises RecipeError if `out` holds anything else, or a run with other settings, and UnsupportedModelError if a
         model cannot be served.
         """
@@ -47,8 +47,10 @@ class Distillation:
         self._work = out / "work"
         self._options = options
         self._device = device
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file(options.target)))
-        self._target = drafts.load(options.target, options.precision.value, device).eval()
+        self._cache = cache
+        self._target_folder = resolve_folder(str(options.target))
+        self._tokenizer = Tokenizer.from_file(str(tokenizer_file(self._target_folder)))
+        self._target = drafts.load(self._target_folder, options.precision.value, device).eval()
         self._draft, self._had_masks = self._beginning()
         self._claim()
 
@@ -68,10 +70,10 @@ class Distillation:
         if all(file.exists() for file in files):
             return
         wanted = prompts.Wanted(options.num_texts, options.held_out_texts, options.prompt_tokens)
-        found = prompts.cut(prompts.read(options.text, options.target), self._tokenizer, wanted, options.seed)
-        target = load_model(options.target, device=self._device, dtype="auto")
+        found = prompts.cut(prompts.read(options.text, self._target_folder), self._tokenizer, wanted, options.seed)
+        target = load_model(self._target_folder, device=self._device, dtype="auto")
         max_context = options.prompt_tokens + options.answer_tokens
-        writer = written.Writer(target, max_context=max_context, cache=default_compile_cache())
+        writer = written.Writer(target, max_context=max_context, cache=self._cache)
         for name, count, seed in kinds:
             some: Sequence[Sequence[int]] = getattr(found, name)
             for first, file in zip(range(0, count, written.AT_ONCE), self._files(name, count), strict=True):
@@ -100,7 +102,7 @@ class Distillation:
 
     def finish(self, before: Measured, command: Sequence[str], report: Report) -> Reached:
         """Measures the draft as it is saved, and writes the folder; the checkpoint is no more needed then."""
-        drafts.save(self._draft, self._options.target, self._out)
+        drafts.save(self._draft, self._target_folder, self._out)
         reached = Reached(before, self._measured((CHAIN, MASKS) if self._options.parallel else (CHAIN,), report))
         plot(before, reached.after, self._out / PLOT)
         text = readme(reached, self._options, command, self._draft.num_parameters())
@@ -120,8 +122,9 @@ class Distillation:
         """The draft to begin with, and whether it knew a mask token."""
         options = self._options
         if options.draft:
-            drafts.check_vocabulary(options.draft, options.target)
-            model = drafts.load(options.draft, "float32", self._device)
+            folder = resolve_folder(str(options.draft))
+            drafts.check_vocabulary(folder, self._target_folder)
+            model = drafts.load(folder, "float32", self._device)
         else:
             model = drafts.from_nothing(self._target, options.layers, options.width, options.seed)
         had_masks = drafts.mask_token(model) is not None

@@ -52,10 +52,11 @@ class _Writing(NamedTuple):
 class Writer:
     """A target that continues prompts, many at a time in ragged batches."""
 
-    def __init__(self, target: PreTrainedModel, *, max_context: int, cache: Path) -> None:
-        """On a CPU it runs native operators, as a worker does, if `cache` has them or they can be built into it."""
+    def __init__(self, target: PreTrainedModel, *, max_context: int, cache: Path | None) -> None:
+        """With a folder `cache` it runs native operators on a CPU, as a worker does, if the folder has them or they can
+        be built into it."""
         with suppress(UnsupportedModelError):
-            if target.device.type == "cpu":
+            if cache is not None and target.device.type == "cpu":
                 native.load(cache)
         self._engine = Engine(target, max_sessions=AT_ONCE, max_context=max_context)
         with suppress(UnsupportedModelError):

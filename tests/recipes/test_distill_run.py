@@ -134,12 +134,12 @@ def test_a_draft_that_was_made_can_begin_another_run(finished: Path, options: Op
 
 
 def test_training_moves_the_draft_towards_its_target(options: Options, tmp_path: Path) -> None:
-    longer = replace(options, steps=60, by_length=False, learning_rate=1e-2)
+    longer = replace(options, steps=30, by_length=False, learning_rate=1e-2)
     distillation = Distillation(tmp_path / "out", longer, CPU)
     distillation.write(silent)
     losses: list[float] = []
     distillation.train(lambda _, __, loss: losses.append(loss or 0.0))
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 def test_the_command_says_what_was_reached(options: Options, finished: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_draft_that_cannot_be_trained_is_refused_before_anything_is_written(op
     folder = tmp_path / "sliding"
     MistralForCausalLM(sliding).save_pretrained(folder)
     tokenizer = (BUNDLED_TARGET / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes(tokenizer.replace(b'"<|endoftext|>":0', b'"<|otherend|>":0'))
+    (folder / "tokenizer.json").write_bytes(tokenizer.replace(b"<|endoftext|>", b"<|otherend|>"))
     with pytest.raises(RecipeError, match="have different vocabularies"):
         Distillation(tmp_path / "out", replace(options, draft=folder), CPU)
     (folder / "tokenizer.json").write_bytes(tokenizer)
