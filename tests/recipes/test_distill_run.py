@@ -13,10 +13,10 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from typer.testing import CliRunner
 
+from draft_service.config import DraftConfig
 from outrider.cli.__main__ import app
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine.engine import Engine
-from outrider.engine.load.folder import load_model
+from outrider.worker.startup import load
 from recipes.demo_pair.pair import llama_config
 from recipes.demo_pair.recipe import Precision, RecipeError, Shape
 from recipes.distill import draft as drafts
@@ -25,6 +25,7 @@ from recipes.distill.acceptance import CHAIN, MASKS
 from recipes.distill.options import BUNDLED_TARGET, Options
 from recipes.distill.prompts import Kind, Passage, Wanted
 from recipes.distill.run import Distillation
+from verify_service.config import VerifyConfig
 
 CPU = torch.device("cpu")
 VOCAB_SIZE = 4096
@@ -101,8 +102,13 @@ def test_a_run_makes_a_folder_that_a_drafter_serves(finished: Path, options: Opt
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
     assert config["pard_token"] == VOCAB_SIZE < config["vocab_size"]
     drafts.check_vocabulary(finished, options.target)
-    model = load_model(finished, device=CPU, dtype="float32")
-    assert Engine(model, max_sessions=1, max_context=64).vocab_size == config["vocab_size"]
+    settings = {"num_threads": 1, "compile": "off"}
+    loaded, target = (
+        load(kind.model_validate(settings | {"model": str(folder)})).info
+        for kind, folder in ((DraftConfig, finished), (VerifyConfig, options.target))
+    )
+    assert loaded.vocab_size == config["vocab_size"]
+    assert loaded.tokenizer_sha256 == target.tokenizer_sha256
     assert (finished / "acceptance.png").read_bytes().startswith(b"\x89PNG")
     text = (finished / "README.md").read_text(encoding="utf-8")
     assert "outrider distill" in text
