@@ -97,7 +97,9 @@ class Distillation:
         """Trains the draft on what the target has written."""
         options = self._options
         objective = Objective(self._target, options, self._vocab_size)
-        rate = options.learning_rate or (LEARNING_RATE_GIVEN if options.draft else LEARNING_RATE)
+        rate = options.learning_rate
+        if rate is None:
+            rate = LEARNING_RATE_GIVEN if options.draft else LEARNING_RATE
         train(self._draft, objective, self._texts("training"), options, rate, self._checkpoint, report)
 
     def finish(self, before: Measured, command: Sequence[str], report: Report) -> Reached:
@@ -116,7 +118,8 @@ class Distillation:
 
     @property
     def _vocab_size(self) -> int:
-        return self._target.config.get_text_config().vocab_size
+        """Tokens that both models have; either may be padded."""
+        return min(model.config.get_text_config().vocab_size for model in (self._target, self._draft))
 
     def _beginning(self) -> tuple[PreTrainedModel, bool]:
         """The draft to begin with, and whether it knew a mask token."""
