@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -32,6 +33,11 @@ CHECKPOINT_STEPS = 20
 """Steps between two checkpoints: what is lost when a run is stopped."""
 
 
+KEPT_BYTES_MAX = 4 << 30
+"""Memory for what the target has made of texts: with a width of 4096 that of half a million tokens. Texts beyond that
+are read anew in each pass."""
+
+
 class Batch(NamedTuple):
     """The texts of one step, side by side."""
 
@@ -41,6 +47,8 @@ class Batch(NamedTuple):
     """[B], the tokens of each."""
     temperatures: Tensor
     """[B], at which each was written and is learned."""
+    places: Tensor
+    """[B], which of the texts each is."""
 
 
 def batch_of(texts: Sequence[Text], num_texts: int, step: int, seed: int) -> Batch:
@@ -56,7 +64,35 @@ def batch_of(texts: Sequence[Text], num_texts: int, step: int, seed: int) -> Bat
         pad_sequence([torch.tensor(text.token_ids) for text in some], batch_first=True),
         torch.tensor([len(text.token_ids) for text in some]),
         torch.tensor([text.temperature for text in some]),
+        torch.tensor(places),
     )
+
+
+class Reader:
+    """A target that reads texts: each alone, so that what it makes of one depends on no other, and once if it may."""
+
+    def __init__(self, target: PreTrainedModel) -> None:
+        self._target = target
+        self._kept: dict[int, Tensor] = {}
+        self._num_bytes = 0
+
+    @torch.no_grad()
+    def read(self, batch: Batch) -> Tensor:
+        """What the target's head makes logits of, [B, T - 1, width]; behind a text's end zeros."""
+        lengths = (batch.lengths - 1).tolist()
+        texts = zip(batch.places.tolist(), batch.token_ids, lengths, strict=True)
+        found = [self._states(place, token_ids[:length]) for place, token_ids, length in texts]
+        missing = batch.token_ids.shape[1] - 1 - max(lengths)
+        return functional.pad(pad_sequence(found, batch_first=True), (0, 0, 0, missing))
+
+    def _states(self, place: int, token_ids: Tensor) -> Tensor:
+        kept = self._kept.get(place)
+        if kept is None:
+            kept = states(self._target, token_ids[None])[0]
+            if self._num_bytes + kept.nbytes <= KEPT_BYTES_MAX:
+                self._kept[place] = kept.cpu()
+                self._num_bytes += kept.nbytes
+        return kept.to(token_ids.device)
 
 
 class Objective:
@@ -65,6 +101,7 @@ class Objective:
     def __init__(self, target: PreTrainedModel, options: Options, vocab_size: int) -> None:
         """Distributions are those over the `vocab_size` tokens that both models have."""
         self._target = target
+        self._reader = Reader(target)
         self._options = options
         self._vocab_size = vocab_size
 
@@ -79,8 +116,7 @@ class Objective:
         if options.parallel:
             generator = torch.Generator().manual_seed(options.seed * options.steps + step)
             masks = dropped(num_tokens, options.depths, options.keep, generator).to(inputs.device)
-        with torch.no_grad():
-            wanted = states(self._target, inputs)  # [B, T, width]
+        wanted = self._reader.read(batch)  # [B, T, width]
         given = states(draft, inputs, masks)  # [B, T + N, width]
         ends = batch.lengths[:, None] - 1
         found = self._costs(draft, given[:, :num_tokens], wanted, batch.temperatures)

@@ -188,7 +188,7 @@ def test_the_objective_compares_each_guess_with_the_target_at_the_place_it_stand
 ) -> None:
     options = Options(parallel=True, depths=3, keep=0.6, by_length=by_length, loss=Loss.FORWARD_KL)
     token_ids = torch.randint(VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(0))
-    batch = Batch(token_ids, torch.tensor([9, 6]), torch.tensor([0.8, 1.0]))
+    batch = Batch(token_ids, torch.tensor([9, 6]), torch.tensor([0.8, 1.0]), torch.tensor([0, 1]))
     masks = dropped(8, 3, 0.6, torch.Generator().manual_seed(7))
     totals = {False: [0.0, 0.0], True: [0.0, 0.0]}
     for text, (length, temperature) in enumerate(zip((9, 6), (0.8, 1.0), strict=True)):
@@ -229,6 +229,30 @@ def test_batches_take_every_text_once_a_pass(texts: list[Text]) -> None:
     seen = [length for step in range(5) for length in batch_of(texts * 2, 2, step, seed=0).lengths.tolist()]
     assert sorted(seen) == sorted(2 * [len(text.token_ids) for text in texts])
     assert seen != [length for step in range(5, 10) for length in batch_of(texts * 2, 2, step, seed=0).lengths.tolist()]
+
+
+def test_the_target_reads_each_text_once_and_as_if_it_were_alone(
+    target: LlamaForCausalLM, texts: list[Text], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def counted(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
+        read.append(token_ids.shape[1])
+        return drafts.states(model, token_ids)
+
+    monkeypatch.setattr(training, "states", counted)
+    for most, times in ((1 << 20, 1), (0, 4)):
+        monkeypatch.setattr(training, "KEPT_BYTES_MAX", most)
+        reader = training.Reader(target)
+        read.clear()
+        for step in range(10):  # four passes over five texts
+            batch = batch_of(texts, 2, step, seed=0)
+            found = reader.read(batch)
+            assert found.shape[:2] == (2, batch.token_ids.shape[1] - 1)
+            for row, place in zip(found, batch.places.tolist(), strict=True):
+                alone = drafts.states(target, torch.tensor([texts[place].token_ids[:-1]]))[0]
+                assert torch.equal(row[: len(alone)], alone)
+        assert len(read) == 5 * times
 
 
 # What the target writes.
