@@ -90,8 +90,8 @@ def adopt_embedding(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
 
     If its width exceeds the teacher's, the rest stays as it was.
     """
-    own: Tensor = model.get_input_embeddings().weight
-    wanted: Tensor = teacher.get_input_embeddings().weight.float()
+    own = model.get_input_embeddings().get_parameter("weight")
+    wanted = teacher.get_input_embeddings().get_parameter("weight").float()
     _, _, directions = torch.linalg.svd(wanted, full_matrices=False)  # [width of the teacher, width of the teacher]
     components = wanted @ directions[: own.shape[1]].T
     own[:, : components.shape[1]] = components * own.std() / components.std()
@@ -107,7 +107,8 @@ def adamw(model: LlamaForCausalLM) -> Optimizers:
 
 def muon(model: PreTrainedModel) -> Optimizers:
     """Muon for the layers' matrices, with steps as long as AdamW's at the same rate, and AdamW for the rest."""
-    ends = {id(end.weight) for end in (model.get_input_embeddings(), model.get_output_embeddings())}
+    modules = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = {id(end.get_parameter("weight")) for end in modules if end is not None}
     matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in ends]
     rest = [each for each in model.parameters() if each.ndim != 2 or id(each) in ends]
     return [

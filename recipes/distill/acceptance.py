@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.sample.sampler import Row, Sampler
-from recipes.distill.draft import states
+from recipes.distill.draft import logits, states
 from recipes.distill.masks import everywhere
 from recipes.distill.written import Text
 from recipes.progress import Report
@@ -66,9 +66,8 @@ class Drafter:
         masks = everywhere(num_places, num_depths)
         token_ids = torch.tensor([text.token_ids[:-1]], device=self._draft.device)
         hidden = states(self._draft, token_ids, masks if num_depths > 1 else None)[0]
-        logits = self._draft.get_output_embeddings()(hidden)[:, : self._vocab_size]
-        positions = (masks.positions + 1).tolist()
-        guesses = torch.tensor(self._sampler.choose(logits, [Row(0, position) for position in positions]))
+        rows = [Row(0, position) for position in (masks.positions + 1).tolist()]
+        guesses = torch.tensor(self._sampler.choose(logits(self._draft, hidden, self._vocab_size), rows))
         table = torch.zeros(num_places, num_depths, dtype=torch.bool)
         table[:, 0] = guesses[:num_places] == true
         table[masks.places, masks.depths] = guesses[num_places:] == true[masks.stands_for]

@@ -102,7 +102,7 @@ def give_mask_token(model: PreTrainedModel, num_tokens: int) -> None:
         if text.vocab_size <= known:
             model.resize_token_embeddings(known + 1, pad_to_multiple_of=VOCABULARY_MULTIPLE, mean_resizing=False)
             with torch.no_grad():
-                rows: Tensor = model.get_input_embeddings().weight
+                rows = model.get_input_embeddings().get_parameter("weight")
                 rows[num_tokens:] = rows[:num_tokens].mean(0)
         setattr(text, MASK_TOKEN, known)
     if not (type(known) is int and 0 <= known < text.vocab_size):
@@ -116,13 +116,22 @@ def states(model: PreTrainedModel, token_ids: Tensor, masks: Masks | None = None
     decoder = model.get_decoder()
     if masks is None:
         return decoder(input_ids=token_ids, use_cache=False).last_hidden_state
-    behind = token_ids.new_full((len(token_ids), len(masks.places)), mask_token(model))
+    mask = mask_token(model)
+    assert mask is not None
+    behind = token_ids.new_full((len(token_ids), len(masks.places)), mask)
     return decoder(
         input_ids=torch.cat((token_ids, behind), -1),
         position_ids=masks.positions[None].to(token_ids.device),
         attention_mask=masks.visible[None, None].to(token_ids.device),
         use_cache=False,
     ).last_hidden_state
+
+
+def logits(model: PreTrainedModel, hidden: Tensor, vocab_size: int) -> Tensor:
+    """[..., V] of what `states` gives, of the first `vocab_size` tokens."""
+    head = model.get_output_embeddings()
+    assert head is not None
+    return head(hidden)[..., :vocab_size]
 
 
 def save(model: PreTrainedModel, target: Path, folder: Path) -> None:

@@ -22,14 +22,14 @@ def plot(before: Measured, after: Measured, path: Path) -> None:
     panels = figure.subplots(1, len(after), squeeze=False)[0]
     for axes, (way, of) in zip(panels, after.items(), strict=True):
         for colour, (temperature, found) in zip(_COLOURS, of.items(), strict=False):
-            depths = range(1, len(found.num_accepted) + 1)
+            depths = list(range(1, len(found.num_accepted) + 1))
+            axes.set_xticks(depths)
             axes.plot(depths, found.by_depth, marker="o", color=colour, label=f"T {temperature:g}, after")
             if way in before:
                 earlier = before[way][temperature].by_depth
                 axes.plot(depths, earlier, marker=".", color=colour, linestyle=":", label=f"T {temperature:g}, before")
         axes.set_title(way)
         axes.set_ylim(0.0, 1.0)
-        axes.set_xticks(list(depths))
         axes.set_xlabel("depth")
         axes.set_ylabel("rounds that accepted as many")
         axes.legend(fontsize="small")

@@ -22,7 +22,7 @@ from recipes.demo_pair.training import (
     rate_factor,
     save_checkpoint,
 )
-from recipes.distill.draft import states
+from recipes.distill.draft import logits, states
 from recipes.distill.loss import Costs, chain_weights, costs, length_weights
 from recipes.distill.masks import Masks, dropped
 from recipes.distill.options import Options
@@ -153,8 +153,7 @@ class Objective:
         return costs(self._options.loss, aim, self._log_probs(draft, given, warmth))
 
     def _log_probs(self, model: PreTrainedModel, hidden: Tensor, warmth: Tensor) -> Tensor:
-        logits = model.get_output_embeddings()(hidden)[:, : self._vocab_size]  # [P, V]
-        return (logits.float() / warmth).log_softmax(-1)
+        return (logits(model, hidden, self._vocab_size).float() / warmth).log_softmax(-1)  # [P, V]
 
 
 def train(
