@@ -57,7 +57,10 @@ class Options:
         float,
         Option(help="Part of the mask tokens of a depth that the next depth keeps (conditional drop).", min=0.1, max=1),
     ] = 0.7
-    loss: Annotated[Loss, Option(help="What training makes small.")] = Loss.FORWARD_KL_AND_MISSES
+    loss: Annotated[
+        Loss | None,
+        Option(help="What training makes small. Default: total-variation from a given draft, else forward-kl+tv."),
+    ] = None
     by_length: Annotated[
         bool, Option("--by-length", help="Weigh each guess by what it adds to the accepted length.")
     ] = False
@@ -76,3 +79,9 @@ class Options:
         Precision.BFLOAT16
     )
     seed: Annotated[int, Option(help="Decides texts, their order, and what is dropped.", min=0)] = 0
+
+    @property
+    def divergence(self) -> Loss:
+        """The loss that is meant: from a given draft the one that gained most (docs/experiments/distill.md); from
+        nothing the bundled draft's, as where two distributions share nothing total variation has no slope."""
+        return self.loss or (Loss.TOTAL_VARIATION if self.draft else Loss.FORWARD_KL_AND_MISSES)

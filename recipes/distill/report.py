@@ -69,7 +69,7 @@ def sentences(reached: Reached) -> list[str]:
 def readme(reached: Reached, options: Options, command: Sequence[str], num_parameters: int) -> str:
     """How the draft was made and what it reaches."""
     lines = [headers(options.depths), ["---"] * len(headers(options.depths)), *rows(reached)]
-    settings = json.dumps({**asdict(options), "target": str(options.target)}, indent=2, default=str)
+    settings = json.dumps({**asdict(options), "loss": options.divergence}, indent=2, default=str)
     table = "\n".join(f"| {' | '.join(row)} |" for row in lines)
     masks = (
         "\n`pard_token` in config.json is its mask token: one pass over a token and masks behind it guesses several "

@@ -150,7 +150,7 @@ class Objective:
     def _compared(self, draft: PreTrainedModel, given: Tensor, wanted: Tensor, warmth: Tensor) -> Costs:
         with torch.no_grad():
             aim = self._log_probs(self._target, wanted, warmth)
-        return costs(self._options.loss, aim, self._log_probs(draft, given, warmth))
+        return costs(self._options.divergence, aim, self._log_probs(draft, given, warmth))
 
     def _log_probs(self, model: PreTrainedModel, hidden: Tensor, warmth: Tensor) -> Tensor:
         return (logits(model, hidden, self._vocab_size).float() / warmth).log_softmax(-1)  # [P, V]
