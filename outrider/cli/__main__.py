@@ -57,8 +57,14 @@ _EXIT_INTERRUPTED = 130
 """As a shell reports a command that Ctrl-C ended."""
 
 
-class BenchMissingError(OutriderError):
-    """The benchmark was asked for where there is no checkout."""
+class CheckoutMissingError(OutriderError):
+    """A command was asked for that only a checkout has."""
+
+    def __init__(self, command: str) -> None:
+        super().__init__(
+            f"`outrider {command}` is not part of the installed package; from a checkout of the repository: "
+            "pip install --editable '.[engine,bench]'"
+        )
 
 
 app = typer.Typer(
@@ -77,12 +83,23 @@ except ModuleNotFoundError as error:
     @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def bench() -> None:
         """Measure Outrider; only from a checkout."""
-        raise BenchMissingError(
-            "`outrider bench` is not part of the installed package; from a checkout of the repository: "
-            "pip install --editable '.[engine,bench]'"
-        )
+        raise CheckoutMissingError("bench")
 else:
     app.add_typer(bench_app, name="bench", cls=Commands)
+
+
+try:
+    from recipes.distill.cli import distill
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith("recipes"):
+        raise
+
+    @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+    def distill() -> None:
+        """Train a draft model for a target; only from a checkout."""
+        raise CheckoutMissingError("distill")
+else:
+    app.command()(distill)
 
 
 app.add_typer(tokens_app, name="tokens", cls=Commands)

@@ -6,23 +6,14 @@ import sysconfig
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import transformers
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from recipes.demo_pair.pair import PairRun
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError
-from recipes.demo_pair.training import Report
+from recipes.device import usable_device
+from recipes.progress import progress_bars, reporter
 
 DEFAULTS = Recipe()
 
@@ -86,46 +77,6 @@ def run(
         f"Agreement: greedy {figures.greedy_agreement:.1%}, top 3 {figures.top3_agreement:.1%}. "
         f"See {out / 'README.md'}."
     )
-
-
-def usable_device(name: str) -> torch.device:
-    """The device of that name. Raises RecipeError if this machine has none."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    num_devices = {"cpu": 1, "cuda": torch.cuda.device_count()}.get(device.type, 0)
-    if (device.index or 0) >= num_devices:
-        raise RecipeError(f"--device {name}: this PyTorch sees no such device here. Use cpu, cuda or cuda:N.")
-    return device
-
-
-def progress_bars(console: Console) -> Progress:
-    """One bar per stage: steps, loss, time so far and time left."""
-    return Progress(
-        TextColumn("{task.description:6}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps{task.fields[loss]}, elapsed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
-
-
-def reporter(bars: Progress, name: str) -> Report:
-    """A report that moves a bar of that name, which appears with the first step."""
-    task: TaskID | None = None
-
-    def report(step: int, num_steps: int, loss: float | None) -> None:
-        nonlocal task
-        shown = "" if loss is None else f", loss {loss:.3f}"
-        if task is None:
-            task = bars.add_task(name, total=num_steps, completed=step - 1, loss=shown)
-        bars.update(task, completed=step, loss=shown)
-
-    return report
 
 
 if __name__ == "__main__":

@@ -26,7 +26,6 @@ from recipes.demo_pair.text import END_OF_TEXT, Text, Turns, Windows, cut, encod
 from recipes.demo_pair.training import (
     LossFunction,
     Optimizers,
-    Report,
     adamw,
     adopt_embedding,
     distillation_loss,
@@ -35,6 +34,7 @@ from recipes.demo_pair.training import (
     train,
 )
 from recipes.demo_pair.writing import SOURCE_LESSONS, lesson, write
+from recipes.progress import Report
 
 MAX_CONTEXT = 2048
 """Positions that the saved models accept."""

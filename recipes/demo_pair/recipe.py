@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from outrider.core.protocol.errors import OutriderError
 
-class RecipeError(Exception):
+
+class RecipeError(OutriderError):
     """The run cannot start or go on; the text says what to do."""
 
 

@@ -11,10 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from recipes.demo_pair.recipe import Precision, Recipe
 from recipes.demo_pair.text import Batch, Text
+from recipes.progress import Report
 
 WARMUP_FRACTION = 0.03
 """Part of the steps in which the learning rate rises to its peak."""
@@ -50,9 +51,6 @@ LossFunction = Callable[[LlamaForCausalLM, Batch], Tensor]
 Optimizers = Sequence[torch.optim.Optimizer]
 """Between them they have all of a model's parameters, each once. Whoever steps them sets their learning rates."""
 
-Report = Callable[[int, int, float | None], None]
-"""Called after each step with the steps done, the steps in all, and the step's loss, if it trained anything."""
-
 
 def next_token_loss(model: LlamaForCausalLM, batch: Batch) -> Tensor:
     """Mean cross-entropy of the true next tokens, at temperature 1 always."""
@@ -87,13 +85,13 @@ def distillation_loss(teacher: LlamaForCausalLM) -> LossFunction:
 
 
 @torch.no_grad()
-def adopt_embedding(model: LlamaForCausalLM, teacher: LlamaForCausalLM) -> None:
+def adopt_embedding(model: PreTrainedModel, teacher: PreTrainedModel) -> None:
     """Gives `model` the principal components of the teacher's embedding to begin with, as spread out as its own was.
 
     If its width exceeds the teacher's, the rest stays as it was.
     """
-    own = model.model.embed_tokens.weight
-    wanted = teacher.model.embed_tokens.weight.float()
+    own = model.get_input_embeddings().get_parameter("weight")
+    wanted = teacher.get_input_embeddings().get_parameter("weight").float()
     _, _, directions = torch.linalg.svd(wanted, full_matrices=False)  # [width of the teacher, width of the teacher]
     components = wanted @ directions[: own.shape[1]].T
     own[:, : components.shape[1]] = components * own.std() / components.std()
@@ -107,14 +105,15 @@ def adamw(model: LlamaForCausalLM) -> Optimizers:
     return [torch.optim.AdamW(groups, betas=BETAS)]
 
 
-def muon(model: LlamaForCausalLM) -> Optimizers:
+def muon(model: PreTrainedModel) -> Optimizers:
     """Muon for the layers' matrices, with steps as long as AdamW's at the same rate, and AdamW for the rest."""
-    embedding = model.model.embed_tokens.weight
-    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1 and parameter is not embedding]
-    gains = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    modules = model.get_input_embeddings(), model.get_output_embeddings()
+    ends = {id(end.get_parameter("weight")) for end in modules if end is not None}
+    matrices = [each for each in model.parameters() if each.ndim == 2 and id(each) not in ends]
+    rest = [each for each in model.parameters() if each.ndim != 2 or id(each) in ends]
     return [
         torch.optim.Muon(matrices, weight_decay=WEIGHT_DECAY, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW([embedding, *gains], weight_decay=0.0, betas=BETAS),
+        torch.optim.AdamW(rest, weight_decay=0.0, betas=BETAS),
     ]
 
 
@@ -160,7 +159,7 @@ def train(
         report(step, num_steps, loss.item())
 
 
-def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers, step: int) -> None:
+def save_checkpoint(path: Path, model: PreTrainedModel, optimizers: Optimizers, step: int) -> None:
     """Writes weights, optimizer state and step into one safetensors file, which takes the place of `path` at once."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
@@ -172,7 +171,7 @@ def save_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers,
     unfinished.replace(path)
 
 
-def load_checkpoint(path: Path, model: LlamaForCausalLM, optimizers: Optimizers) -> int:
+def load_checkpoint(path: Path, model: PreTrainedModel, optimizers: Optimizers) -> int:
     """Restores what `save_checkpoint` wrote and returns the number of steps done."""
     parameters = dict(model.named_parameters())
     states = {

@@ -125,7 +125,7 @@ LAYERS = {
     "coordinator.config": _layer("core settings", "pydantic", services="coordinator.chat coordinator.resolution"),
     "outrider.cli": _layer(
         "core doctor machine output plan rpc settings telemetry token_file v1 client",
-        f"{_GRPC} structlog typer rich bench cryptography",
+        f"{_GRPC} structlog typer rich bench recipes cryptography",
         services="coordinator.config draft_service.config verify_service.config",
     ),
     **{

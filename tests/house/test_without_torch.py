@@ -63,6 +63,8 @@ COMMANDS = (
     ("outrider.cli generate x --address 127.0.0.1:1", 1, "`outrider up` starts the services"),
     (f"outrider.cli up --target {MODELS}/target --draft ngram", 2, f"'--target': a model {ENGINE}"),
     ("outrider.cli bench", 1, "torch is not installed: pip install --editable '.[engine,bench]'"),
+    ("outrider.cli distill --help", 0, "Usage"),
+    ("outrider.cli distill out", 1, "torch is not installed: pip install --editable '.[engine,bench]'"),
     (f"verify_service --model {MODELS}/target", 2, f"--model (or OUTRIDER_MODEL): a model {ENGINE}"),
     (f"draft_service --model {MODELS}/draft", 2, f"{ENGINE}; or use ngram, which needs no model"),
     (f"draft_service --model ngram --ngram-table {MODELS}/ngrams.safetensors", 2, f"an n-gram table {TABLE}"),
