@@ -210,3 +210,13 @@ def in_production() -> Manifests:
 def manifests(request: pytest.FixtureRequest) -> Manifests:
     """Each combination in turn. The base alone is read as written, so that it is checked without kubectl too."""
     return written() if request.param == (BASE, ()) else rendered(*request.param)
+
+
+@pytest.fixture(scope="session")
+def custom_resources() -> dict[tuple[str, str], dict[str, Any]]:
+    """One object of each custom resource, by API version and kind: the last that any combination makes."""
+    return {
+        (found["apiVersion"], found["kind"]): found
+        for combination in COMBINATIONS
+        for found in rendered(*combination).objects
+    }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Manifests
+    from .conftest import Manifests
 
 REPOSITORY = Path(__file__).parents[2]
 

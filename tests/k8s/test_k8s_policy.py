@@ -19,7 +19,7 @@ from outrider.worker import config
 from tests.house.generated import CONFIGS
 
 if TYPE_CHECKING:
-    from conftest import Manifests
+    from .conftest import Manifests
 
 PORTS = {"coordinator": 50050, "draft": 50051, "verify": 50052}
 """The services' default ports."""
