@@ -32,7 +32,10 @@ _PRODUCTION = ("tls", "tokens", "isolation", "availability")
 _ON_TOP = ("monitoring-tls", "autoscaling", "gateway-tls")
 """What the guide adds to it."""
 
-COMBINATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
+Combination = tuple[str, tuple[str, ...]]
+"""A folder, and the components that a kustomization of one's own adds, in their order."""
+
+COMBINATIONS: tuple[Combination, ...] = (
     *((overlay, ()) for overlay in OVERLAYS),
     ("overlays/cpu", ("models-pvc",)),
     ("overlays/cpu", ("models-image",)),
@@ -55,7 +58,7 @@ COMBINATIONS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("overlays/production", ("models-image",)),
     ("overlays/production", ("dra", *_ON_TOP)),
 )
-"""What is rendered: a folder, and the components that a kustomization of one's own adds, in their order."""
+"""What is rendered."""
 
 _RENDER_SECONDS_MAX = 60.0
 """Longest that one rendering may take; it reads a few local files."""
@@ -118,6 +121,12 @@ def components_of(overlay: str) -> list[str]:
     return [*(component for each in below for component in components_of(each)), *own]
 
 
+def in_use(overlay: str, components: tuple[str, ...] = ()) -> frozenset[str]:
+    """All components of a combination."""
+    direct = {*components_of(overlay), *components}
+    return frozenset(direct.union(*(_INCLUDES.get(each, ()) for each in direct)))
+
+
 @functools.cache
 def written() -> Manifests:
     """The base as it is written."""
@@ -155,11 +164,16 @@ def rendered(overlay: str, components: tuple[str, ...] = ()) -> Manifests:
         }
         (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         objects = kustomized(Path(folder))
-    direct = {*components_of(overlay), *components}
-    return Manifests(overlay, frozenset(direct.union(*(_INCLUDES.get(each, ()) for each in direct))), objects)
+    return Manifests(overlay, in_use(overlay, components), objects)
 
 
-def id_of(combination: tuple[str, tuple[str, ...]]) -> str:
+def having(component: str) -> pytest.MarkDecorator:
+    """Runs a test for each combination that has this component, its own or an overlay's."""
+    chosen = [combination for combination in COMBINATIONS if component in in_use(*combination)]
+    return pytest.mark.parametrize("combination", chosen, ids=id_of)
+
+
+def id_of(combination: Combination) -> str:
     """How a combination is called in a report."""
     return "+".join((combination[0], *combination[1]))
 

@@ -2,8 +2,8 @@
 
 Each is written by us after the documentation of who defines the resource: cert-manager 1.17 (cert-manager.io/v1), the
 Prometheus operator 0.80 (monitoring.coreos.com/v1), KEDA 2.16 (keda.sh/v1alpha1), Gateway API 1.4
-(gateway.networking.k8s.io/v1) and its Inference Extension 1.0 (inference.networking.k8s.io/v1). A field that we begin to
-use is added here.
+(gateway.networking.k8s.io/v1) and its Inference Extension 1.0 (inference.networking.k8s.io/v1). A field that we begin
+to use is added here.
 """
 
 from __future__ import annotations
