@@ -62,6 +62,10 @@ $(CLIENTS)/.installed: Makefile $(CLIENTS_PINS)
 test-clients: $(VENV)/.installed $(CLIENTS)/.installed ## Run other people's clients against the HTTP interface
 	$(BIN)/python -m pytest tests/openai/test_clients.py $(ARGS)
 
+.PHONY: test-images
+test-images: $(VENV)/.installed ## Start each service from what its Dockerfile copies and installs, without a container engine
+	OUTRIDER_TEST_IMAGES=1 $(BIN)/python -m pytest tests/k8s/test_images.py $(ARGS)
+
 .PHONY: fuzz-http
 fuzz-http: $(VENV)/.installed ## Ask the HTTP interface thousands of things by its OpenAPI document
 	$(BIN)/python -m pytest tests/openai/test_fuzz.py --hypothesis-profile=fuzz-http $(ARGS)
