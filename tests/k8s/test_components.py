@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import shlex
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,21 +87,21 @@ def sources(manifests: Manifests, name: str) -> dict[str, set[int]] | None:
     return found if closed else None
 
 
-@each_service
-def test_who_may_call_a_pod(manifests: Manifests, name: str) -> None:
-    coordinators, prometheus = "app.kubernetes.io/name=outrider-coordinator", "app.kubernetes.io/name=prometheus"
-    if name in WORKERS:
-        expected = {coordinators: {PORTS["draft"], PORTS["verify"]}}
-        if "monitoring" in manifests.components:
-            expected |= {prometheus: {METRICS_PORT}}
-    elif "isolation" in manifests.components:
-        doors = {PORTS["coordinator"], HTTP_PORT}
-        gateway = f"gateway.networking.k8s.io/gateway-name={GATEWAY}"
-        expected = {"outrider-client=true": doors, gateway: doors, prometheus: {HTTP_PORT}}
-    else:
-        # A rule for scrapers alone would shut all others out.
-        expected = None
-    assert sources(manifests, name) == expected
+def test_who_may_call_a_pod(manifests: Manifests) -> None:
+    for name in PORTS:
+        coordinators, prometheus = "app.kubernetes.io/name=outrider-coordinator", "app.kubernetes.io/name=prometheus"
+        if name in WORKERS:
+            expected = {coordinators: {PORTS["draft"], PORTS["verify"]}}
+            if "monitoring" in manifests.components:
+                expected |= {prometheus: {METRICS_PORT}}
+        elif "isolation" in manifests.components:
+            doors = {PORTS["coordinator"], HTTP_PORT}
+            gateway = f"gateway.networking.k8s.io/gateway-name={GATEWAY}"
+            expected = {"outrider-client=true": doors, gateway: doors, prometheus: {HTTP_PORT}}
+        else:
+            # A rule for scrapers alone would shut all others out.
+            expected = None
+        assert sources(manifests, name) == expected
 
 
 def test_what_no_policy_names_is_closed_in_isolation(in_production: Manifests) -> None:
@@ -282,12 +284,13 @@ def test_a_model_that_was_fetched_in_part_is_not_there(on_gpus: Manifests, tmp_p
 
 
 def test_the_hubs_client_takes_what_the_job_says(on_gpus: Manifests) -> None:
-    from huggingface_hub.cli.download import download
-
+    (package,) = find_spec("huggingface_hub").submodule_search_locations  # not imported: that takes seconds
+    source = ast.parse((Path(package) / "cli" / "download.py").read_text())
+    (command,) = (each for each in source.body if isinstance(each, ast.FunctionDef) and each.name == "download")
     script = fetching(on_gpus)["command"][-1]
     flags = {flag.removeprefix("--").replace("-", "_") for flag in re.findall(r"--[a-z-]+", script)}
     assert flags == {"revision", "local_dir", "include"}
-    assert flags <= set(download.__annotations__)
+    assert flags <= {argument.arg for argument in command.args.args}
 
 
 # Counts and autoscalers
