@@ -77,6 +77,10 @@ $(VLLM)/.installed: Makefile pyproject.toml
 test-vllm: $(VENV)/.installed $(VLLM)/.installed ## Run the draft pool in the real vLLM (twenty minutes on two cores)
 	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm/test_vllm.py $(ARGS)
 
+.PHONY: test-images
+test-images: $(VENV)/.installed ## Start each service from what its Dockerfile copies and installs, without a container engine
+	OUTRIDER_TEST_IMAGES=1 $(BIN)/python -m pytest tests/k8s/test_images.py $(ARGS)
+
 .PHONY: fuzz-http
 fuzz-http: $(VENV)/.installed ## Ask the HTTP interface thousands of things by its OpenAPI document
 	$(BIN)/python -m pytest tests/openai/test_fuzz.py --hypothesis-profile=fuzz-http $(ARGS)

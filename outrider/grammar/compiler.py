@@ -23,7 +23,7 @@ COMPILED_MAX = 64
 """Grammars that are kept for the next request with them; a grammar of usual size takes some hundred kilobytes."""
 
 COMPILING_MAX = 64
-"""Grammars that are compiled or wait for it; more are refused. One takes some milliseconds, at worst a second and a half."""
+"""Grammars that are compiled or wait for it; more are refused. One takes milliseconds, at worst a second and a half."""
 
 
 class GrammarCompiler:

@@ -22,8 +22,8 @@ from outrider.grammar.compiled import compiled_matcher
 from outrider.grammar.vocabulary import Vocabulary
 
 PROCESSOR_SECONDS_MAX = 0.75
-"""Processor time for one grammar, so that a refusal comes within a second. Of a published service's largest schemas none
-takes more than 0.4 s."""
+"""Processor time for one grammar, so that a refusal comes within a second. Of a published service's largest schemas
+none takes more than 0.4 s."""
 
 GROWTH_BYTES_MAX = 512 * 1024 * 1024
 """Memory for grammars, besides that of the vocabulary."""

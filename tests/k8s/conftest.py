@@ -1,10 +1,13 @@
-"""The Kubernetes objects that each kustomization under k8s/ makes."""
+"""The Kubernetes objects that kustomizations of the folders under k8s/ make."""
 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,25 +16,64 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
+K8S = REPOSITORY / "k8s"
 
-KUSTOMIZATIONS = sorted(path.parent.relative_to(REPOSITORY) for path in REPOSITORY.glob("k8s/**/kustomization.yaml"))
-"""Every folder that can be applied with `kubectl apply -k`."""
-
-BASE = Path("k8s/base")
+BASE = "base"
 """The folder that the others build on. It only lists whole objects, so it can be read without rendering."""
 
-CPU = Path("k8s/overlays/cpu")
-"""The folder for nodes without GPUs."""
+OVERLAYS = (BASE, *sorted(f"overlays/{path.parent.name}" for path in K8S.glob("overlays/*/kustomization.yaml")))
+"""Every folder that is applied with `kubectl apply -k`."""
+
+COMPONENTS = tuple(sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml")))
+"""Every folder that is added to one of them."""
+
+_PRODUCTION = ("tls", "tokens", "isolation", "availability")
+"""What overlays/production has."""
+_ON_TOP = ("monitoring-tls", "autoscaling", "gateway-tls")
+"""What the guide adds to it."""
+
+Combination = tuple[str, tuple[str, ...]]
+"""A folder, and the components that a kustomization of one's own adds, in their order."""
+
+COMBINATIONS: tuple[Combination, ...] = (
+    *((overlay, ()) for overlay in OVERLAYS),
+    ("overlays/cpu", ("models-pvc",)),
+    ("overlays/cpu", ("models-image",)),
+    ("overlays/cpu", ("tls",)),
+    ("overlays/cpu", ("tokens",)),
+    ("overlays/cpu", ("isolation",)),
+    ("overlays/cpu", ("availability",)),
+    ("overlays/cpu", ("monitoring",)),
+    ("overlays/cpu", ("monitoring", "autoscaling")),
+    ("overlays/cpu", ("gateway",)),
+    ("overlays/cpu", ("gateway", "inference-pool")),
+    ("overlays/cpu", ("isolation", "availability", "monitoring", "autoscaling", "gateway")),
+    ("overlays/cpu", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/gpu", ("models-image",)),
+    ("overlays/gpu", ("dra",)),
+    ("overlays/gpu", ("models-image", "dra", "monitoring", "autoscaling", "gateway", "inference-pool")),
+    ("overlays/a100-t4", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/mig", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/production", _ON_TOP),
+    ("overlays/production", ("models-image",)),
+    ("overlays/production", ("dra", *_ON_TOP)),
+)
+"""What is rendered."""
 
 _RENDER_SECONDS_MAX = 60.0
 """Longest that one rendering may take; it reads a few local files."""
 
+_INCLUDES = {"monitoring-tls": ("monitoring",), "gateway-tls": ("gateway",)}
+"""The components of components."""
+
 
 @dataclass(frozen=True)
 class Manifests:
-    """The objects of one folder. Names are given without their prefix `outrider-`."""
+    """The objects of a combination. Names are given without their prefix `outrider-`."""
 
-    folder: Path
+    overlay: str
+    components: frozenset[str]
+    """All that are in use: added, of the overlay, and of other components."""
     objects: list[dict[str, Any]]
 
     def named(self, kind: str) -> dict[str, dict[str, Any]]:
@@ -59,28 +101,81 @@ class Manifests:
         """The container's variables; empty where the cluster fills in the value."""
         return {variable["name"]: variable.get("value", "") for variable in self.container(name)["env"]}
 
+    def templates(self) -> Iterator[dict[str, Any]]:
+        """The pod templates of all workloads, jobs too."""
+        return (found["spec"]["template"] for found in self.objects if "template" in found.get("spec", {}))
+
+    def secrets(self) -> set[str]:
+        """The names of all secrets that pods mount."""
+        volumes = [volume for template in self.templates() for volume in template["spec"]["volumes"]]
+        return {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
+
+
+def components_of(overlay: str) -> list[str]:
+    """The components that an overlay has, through the overlays that it builds on."""
+    if overlay == BASE:
+        return []
+    written = yaml.safe_load((K8S / overlay / "kustomization.yaml").read_text())
+    below = [os.path.normpath(Path(overlay, resource)) for resource in written["resources"]]
+    own = [Path(component).name for component in written.get("components", ())]
+    return [*(component for each in below for component in components_of(each)), *own]
+
+
+def in_use(overlay: str, components: tuple[str, ...] = ()) -> frozenset[str]:
+    """All components of a combination."""
+    direct = {*components_of(overlay), *components}
+    return frozenset(direct.union(*(_INCLUDES.get(each, ()) for each in direct)))
+
 
 @functools.cache
-def _written() -> Manifests:
-    files = yaml.safe_load((REPOSITORY / BASE / "kustomization.yaml").read_text())["resources"]
-    texts = [(REPOSITORY / BASE / file).read_text() for file in files]
-    return Manifests(BASE, [found for text in texts for found in yaml.safe_load_all(text)])
+def written() -> Manifests:
+    """The base as it is written."""
+    files = yaml.safe_load((K8S / BASE / "kustomization.yaml").read_text())["resources"]
+    texts = [(K8S / BASE / file).read_text() for file in files]
+    return Manifests(BASE, frozenset(), [found for text in texts for found in yaml.safe_load_all(text)])
 
 
-@functools.cache
-def _rendered(folder: Path) -> Manifests:
+def kustomized(folder: Path) -> list[dict[str, Any]]:
+    """The objects that kubectl makes of a folder with a kustomization."""
     kubectl = shutil.which("kubectl")
     if kubectl is None:
-        pytest.skip(f"kubectl is not on the PATH: {folder} is not rendered, only k8s/base is checked, as written")
+        pytest.skip("kubectl is not on the PATH: only k8s/base is checked, as written")
     result = subprocess.run(
-        [kubectl, "kustomize", str(REPOSITORY / folder)],
+        [kubectl, "kustomize", str(folder)],
         capture_output=True,
         text=True,
         timeout=_RENDER_SECONDS_MAX,
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    return Manifests(folder, list(yaml.safe_load_all(result.stdout)))
+    return list(yaml.load_all(result.stdout, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+
+
+@functools.cache
+def rendered(overlay: str, components: tuple[str, ...] = ()) -> Manifests:
+    """What a kustomization of one's own would make, outside of this repository as the guide tells to write it."""
+    with tempfile.TemporaryDirectory() as folder:
+        k8s = os.path.relpath(K8S, os.path.realpath(folder))
+        kustomization = {
+            "apiVersion": "kustomize.config.k8s.io/v1beta1",
+            "kind": "Kustomization",
+            "resources": [f"{k8s}/{overlay}"],
+            "components": [f"{k8s}/components/{component}" for component in components],
+        }
+        (Path(folder) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+        objects = kustomized(Path(folder))
+    return Manifests(overlay, in_use(overlay, components), objects)
+
+
+def having(component: str) -> pytest.MarkDecorator:
+    """Runs a test for each combination that has this component, its own or an overlay's."""
+    chosen = [combination for combination in COMBINATIONS if component in in_use(*combination)]
+    return pytest.mark.parametrize("combination", chosen, ids=id_of)
+
+
+def id_of(combination: Combination) -> str:
+    """How a combination is called in a report."""
+    return "+".join((combination[0], *combination[1]))
 
 
 @pytest.fixture
@@ -92,28 +187,50 @@ def repository() -> Path:
 @pytest.fixture
 def base() -> Manifests:
     """The base as it is written."""
-    return _written()
+    return written()
 
 
 @pytest.fixture
 def rendered_base() -> Manifests:
     """The base as kubectl renders it."""
-    return _rendered(BASE)
+    return rendered(BASE)
 
 
 @pytest.fixture
 def on_cpu() -> Manifests:
-    """The overlay for nodes without GPUs."""
-    return _rendered(CPU)
+    """The overlay with images for CPU."""
+    return rendered("overlays/cpu")
 
 
-@pytest.fixture(params=[folder for folder in KUSTOMIZATIONS if folder not in (BASE, CPU)], ids=str)
-def on_other_gpus(request: pytest.FixtureRequest) -> Manifests:
-    """Each overlay that swaps the base's GPUs."""
-    return _rendered(request.param)
+@pytest.fixture
+def on_gpus() -> Manifests:
+    """The overlay for two kinds of GPU."""
+    return rendered("overlays/gpu")
 
 
-@pytest.fixture(params=KUSTOMIZATIONS, ids=str)
+@pytest.fixture
+def on_other_gpus() -> Manifests:
+    """The overlay that swaps both kinds."""
+    return rendered("overlays/a100-t4")
+
+
+@pytest.fixture
+def in_production() -> Manifests:
+    """The overlay for production, with what the guide adds to it."""
+    return rendered("overlays/production", _ON_TOP)
+
+
+@pytest.fixture(params=COMBINATIONS, ids=id_of)
 def manifests(request: pytest.FixtureRequest) -> Manifests:
-    """Each folder in turn. The base is read as written, so that it is checked without kubectl too."""
-    return _written() if request.param == BASE else _rendered(request.param)
+    """Each combination in turn. The base alone is read as written, so that it is checked without kubectl too."""
+    return written() if request.param == (BASE, ()) else rendered(*request.param)
+
+
+@pytest.fixture(scope="session")
+def custom_resources() -> dict[tuple[str, str], dict[str, Any]]:
+    """One object of each custom resource, by API version and kind: the last that any combination makes."""
+    return {
+        (found["apiVersion"], found["kind"]): found
+        for combination in COMBINATIONS
+        for found in rendered(*combination).objects
+    }

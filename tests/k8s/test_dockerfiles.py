@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Manifests
+    from .conftest import Manifests
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -107,10 +107,10 @@ def test_requirements_come_from_the_project(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "requirements.txt").read_text().splitlines() == expected
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_manifests_run_images_that_are_built(manifests: Manifests, name: str) -> None:
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
-    built = re.findall(rf"docker build -f {FOLDERS[name]}/Dockerfile -t (\S+)", dockerfile(name))
-    image = manifests.container(name)["image"]
-    assert image in built
-    assert image.startswith(f"outrider-{name}:{version}")
+def test_manifests_run_images_that_are_built(manifests: Manifests) -> None:
+    for name in FOLDERS:
+        version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+        built = re.findall(rf"docker build -f {FOLDERS[name]}/Dockerfile -t (\S+)", dockerfile(name))
+        image = manifests.container(name)["image"]
+        assert image in built
+        assert image.startswith(f"outrider-{name}:{version}")

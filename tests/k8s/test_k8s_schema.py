@@ -1,35 +1,117 @@
-"""The manifests are what Kubernetes' own schemas allow, unknown fields refused."""
+"""The manifests are what Kubernetes' own schemas and those of custom resources allow, unknown fields refused."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+import functools
+import json
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 
+from .custom_resources import SPECIFICATIONS, schema_of
+
 if TYPE_CHECKING:
-    from conftest import Manifests
+    from .conftest import Manifests
 
 VERSIONS = ("1.31", "1.34", "1.37")
 """The oldest release that the manifests are meant for, the newest whose schemas we have, and one between."""
+
+SINCE = {("resource.k8s.io/v1", "ResourceClaimTemplate"): "1.34"}
+"""What came later than the oldest release. A component that has it needs that release."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def schemas_are_read_once() -> Iterator[None]:
+    """The validator reads megabytes for each object."""
+    with pytest.MonkeyPatch.context() as patch:
+        reader = kubernetes_validate.utils.schema_contents
+        patch.setattr(kubernetes_validate.utils, "schema_contents", functools.cache(reader))
+        yield
+
+
+def kind_of(found: dict[str, Any]) -> tuple[str, str]:
+    """API version and kind, by which the schema is known."""
+    return found["apiVersion"], found["kind"]
+
+
+@functools.cache
+def validator(kind: tuple[str, str]) -> jsonschema.Draft202012Validator:
+    """What checks objects of a custom resource."""
+    return jsonschema.Draft202012Validator(schema_of(*kind))
+
+
+@functools.cache
+def check(text: str, version: str) -> None:
+    """Raises ValidationError if the object, as JSON, does not fit its schema. Combinations share most objects."""
+    found = json.loads(text)
+    if kind_of(found) in SPECIFICATIONS:
+        validator(kind_of(found)).validate(found)
+    else:
+        # Lacking a release's schemas the validator takes older ones, and says which.
+        assert kubernetes_validate.validate(found, version, strict=True) == version
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_every_object_fits_the_schema(manifests: Manifests, version: str) -> None:
     assert manifests.objects
     for found in manifests.objects:
-        # Lacking a release's schemas the validator takes older ones, and says which.
-        assert kubernetes_validate.validate(found, version, strict=True) == version
+        if version >= SINCE.get(kind_of(found), version):
+            check(json.dumps(found), version)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_misspelt_field_does_not(base: Manifests, version: str) -> None:
-    broken = copy.deepcopy(base.named("Deployment")["draft"])
+def test_a_misspelt_field_does_not(on_gpus: Manifests, version: str) -> None:
+    broken = copy.deepcopy(on_gpus.named("Deployment")["draft"])
     pod = broken["spec"]["template"]["spec"]
     pod["nodeSelectors"] = pod.pop("nodeSelector")
     with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelectors"):
-        kubernetes_validate.validate(broken, version, strict=True)
+        check(json.dumps(broken), version)
+
+
+def places(found: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """The path of each field of a JSON value that holds no free text or labels."""
+    if isinstance(found, dict):
+        for key, value in found.items():
+            if key not in ("labels", "annotations", "matchLabels"):
+                yield (*path, key)
+                yield from places(value, (*path, key))
+    elif isinstance(found, list):
+        for index, value in enumerate(found):
+            yield from places(value, (*path, index))
+
+
+def at(found: Any, path: tuple[str | int, ...]) -> Any:
+    """What is there."""
+    return functools.reduce(lambda value, key: value[key], path, found)
+
+
+def misspell(holder: dict[str, Any], key: str) -> None:
+    """A field that nobody knows, in place of one."""
+    holder[f"{key}z"] = holder.pop(key)
+
+
+def mistype(holder: dict[str, Any], key: str) -> None:
+    """A value of a type that no field has."""
+    holder[key] = 0.5
+
+
+@pytest.mark.parametrize("spoil", [misspell, mistype])
+@pytest.mark.parametrize("kind", SPECIFICATIONS, ids="/".join)
+def test_no_broken_field_of_a_custom_resource_fits(
+    custom_resources: dict[tuple[str, str], dict[str, Any]],
+    kind: tuple[str, str],
+    spoil: Callable[[dict[str, Any], str], None],
+) -> None:
+    whole = custom_resources[kind]
+    for path in places(whole):
+        broken = copy.deepcopy(whole)
+        spoil(at(broken, path[:-1]), str(path[-1]))
+        with pytest.raises(jsonschema.ValidationError):
+            validator(kind).validate(broken)
 
 
 def test_rendering_leaves_the_base_as_it_is_written(base: Manifests, rendered_base: Manifests) -> None:

@@ -19,12 +19,19 @@ import yaml
 
 from tests.e2e.stack import MODELS
 
-MONITORING = Path(__file__).parents[2] / "k8s" / "monitoring"
+K8S = Path(__file__).parents[2] / "k8s"
+MONITORING = K8S / "monitoring"
 ALERTS = yaml.safe_load((MONITORING / "alerts.yaml").read_text())["spec"]
 QUERIES = {
     target["expr"]: panel["title"]
     for panel in json.loads((MONITORING / "dashboard.json").read_text())["panels"]
     for target in panel["targets"]
+}
+SCALED = {
+    trigger["metadata"]["query"]: f"autoscaling of {name}"
+    for name in ("draft", "verify")
+    for found in yaml.safe_load_all((K8S / "components" / "autoscaling" / f"{name}.yaml").read_text())
+    for trigger in found["spec"]["triggers"]
 }
 
 needs_prometheus = pytest.mark.skipif(
@@ -148,15 +155,18 @@ async def until_answered(client: httpx.AsyncClient, url: str) -> None:
 
 
 @needs_prometheus
-async def test_the_dashboards_queries_find_data_in_a_running_stack(tmp_path: Path) -> None:
+async def test_the_dashboards_and_the_autoscalers_queries_find_data_in_a_running_stack(tmp_path: Path) -> None:
     verify, draft, grpc, http, verify_metrics, draft_metrics, prometheus = (free_port() for _ in range(7))
     python, address = sys.executable, "127.0.0.1:{}".format
-    scraped = [address(port) for port in (http, verify_metrics, draft_metrics)]
+    scraped = {"coordinator": http, "verify": verify_metrics, "draft": draft_metrics}
     (tmp_path / "prometheus.yaml").write_text(
         yaml.safe_dump(
             {
                 "global": {"scrape_interval": "1s"},
-                "scrape_configs": [{"job_name": "outrider", "static_configs": [{"targets": scraped}]}],
+                "scrape_configs": [
+                    {"job_name": f"outrider-{service}", "static_configs": [{"targets": [address(port)]}]}
+                    for service, port in scraped.items()
+                ],
             }
         )
     )
@@ -187,7 +197,7 @@ async def test_the_dashboards_queries_find_data_in_a_running_stack(tmp_path: Pat
         for port in (draft_metrics, verify_metrics, http):
             await until_answered(client, f"http://{address(port)}/readyz")
         await until_answered(client, f"http://{address(prometheus)}/-/ready")
-        missing = dict(QUERIES)
+        missing = QUERIES | SCALED
         body = {"model": "target", "prompt": "def main(", "max_tokens": 60, "ignore_eos": True}
         for _ in range(60):
             answer = await client.post(f"http://{address(http)}/v1/completions", json=body)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import sys
+from pathlib import Path
 
 import httpx
+
+from outrider.cli.certificates import make_certificates
 
 
 async def test_metrics_and_health_of_a_worker() -> None:
@@ -29,6 +33,31 @@ async def test_metrics_and_health_of_a_worker() -> None:
     assert told.headers["content-type"].startswith("text/plain")
     assert 'outrider_worker_sessions{gen_ai_request_model="ngram"} 0.0' in told.text
     assert probes == [200, 200, 404]
+
+
+async def test_a_probe_without_a_certificate_is_answered_by_tls(tmp_path: Path) -> None:
+    """As Kubernetes probes a worker that speaks TLS."""
+    make_certificates(tmp_path)
+    files = {"cert": "draft.pem", "key": "draft.key", "ca": "ca.pem"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "draft_service", "--model=ngram", "--listen=127.0.0.1:0", "--metrics=127.0.0.1:0"),
+        *(f"--tls-{setting}={tmp_path / file}" for setting, file in files.items()),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        assert process.stderr is not None
+        ports: dict[str, int] = {}
+        while "ready" not in ports:
+            entry = json.loads(await process.stderr.readline())
+            ports[entry["event"]] = entry.get("port", 0)
+        authority = ssl.create_default_context(cafile=tmp_path / "ca.pem")
+        address = f"https://127.0.0.1:{ports['listening for HTTP']}"
+        async with httpx.AsyncClient(base_url=address, verify=authority) as client:
+            probes = [(await client.get(path)).status_code for path in ("/healthz", "/readyz", "/metrics")]
+    finally:
+        process.kill()
+        await process.communicate()
+    assert probes == [200, 200, 200]
 
 
 async def test_a_taken_port_is_told_with_its_flag() -> None:

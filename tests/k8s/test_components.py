@@ -1,0 +1,395 @@
+"""What each component and overlay is for, in the objects that it makes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from outrider.core.protocol.identity import COORDINATOR_NAME, DRAFTER_NAME, VERIFIER_NAME
+from tests.house.generated import CONFIGS
+
+from .conftest import COMBINATIONS, COMPONENTS, K8S, OVERLAYS, Combination, having, kustomized, rendered
+from .test_k8s_policy import (
+    GPU,
+    GPU_PRODUCT,
+    HTTP_PORT,
+    METRICS_PORT,
+    PORTS,
+    WORKERS,
+    each_service,
+    each_worker,
+    selected,
+)
+
+if TYPE_CHECKING:
+    from .conftest import Manifests
+
+PART_OF = {"matchLabels": {"app.kubernetes.io/part-of": "outrider"}}
+NAMES = {"coordinator": COORDINATOR_NAME, "verify": VERIFIER_NAME, "draft": DRAFTER_NAME}
+"""The names that certificates bear, as the services look for them."""
+
+MODELS = ("draft", "target")
+
+
+def test_every_component_is_rendered_in_a_combination() -> None:
+    assert {component for _, components in COMBINATIONS for component in components} == set(COMPONENTS)
+    assert {overlay for overlay, _ in COMBINATIONS} == set(OVERLAYS)
+
+
+def test_the_guide_has_a_line_for_each_folder(repository: Path) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    lines = re.findall(r"^\| `((?:base|overlays|components)[\w/-]*)` \| \S.* \|$", guide, flags=re.M)
+    assert sorted(lines) == sorted([*OVERLAYS, *(f"components/{component}" for component in COMPONENTS)])
+    for name, port in PORTS.items():
+        assert f"| `outrider-{name}` | {port} |" in guide
+
+
+def test_the_guides_kustomizations_render(repository: Path, tmp_path: Path) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    blocks = re.findall(r"^```yaml\n(.*?)^```", guide, flags=re.M | re.S)
+    blocks = [block for block in blocks if "Kustomization" in block]
+    assert blocks
+    for index, block in enumerate(blocks):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        here = os.path.relpath(K8S, folder.resolve())
+        (folder / "kustomization.yaml").write_text(block.replace("../outrider/k8s/", f"{here}/"))
+        assert {found["kind"] for found in kustomized(folder)} >= {"Deployment", "Service"}
+
+
+# Network policies
+
+
+def sources(manifests: Manifests, name: str) -> dict[str, set[int]] | None:
+    """Who may call the pods of a deployment, at which ports; None if no policy says, which lets everybody."""
+    found: dict[str, set[int]] = {}
+    closed = False
+    for policy in manifests.named("NetworkPolicy").values():
+        spec = policy["spec"]
+        if "Ingress" not in spec["policyTypes"] or name not in selected(spec["podSelector"], manifests):
+            continue
+        closed = True
+        for rule in spec.get("ingress", ()):
+            assert rule["from"], "without peers a rule allows all"
+            assert rule["ports"], "without ports a rule allows all"
+            for peer in rule["from"]:
+                (label,) = peer["podSelector"]["matchLabels"].items()
+                found.setdefault("=".join(label), set()).update(port["port"] for port in rule["ports"])
+    return found if closed else None
+
+
+def test_who_may_call_a_pod(manifests: Manifests) -> None:
+    for name in PORTS:
+        coordinators, prometheus = "app.kubernetes.io/name=outrider-coordinator", "app.kubernetes.io/name=prometheus"
+        if name in WORKERS:
+            expected = {coordinators: {PORTS["draft"], PORTS["verify"]}}
+            if "monitoring" in manifests.components:
+                expected |= {prometheus: {METRICS_PORT}}
+        elif "isolation" in manifests.components:
+            doors = {PORTS["coordinator"], HTTP_PORT}
+            gateway = f"gateway.networking.k8s.io/gateway-name={GATEWAY}"
+            expected = {"outrider-client=true": doors, gateway: doors, prometheus: {HTTP_PORT}}
+        else:
+            # A rule for scrapers alone would shut all others out.
+            expected = None
+        assert sources(manifests, name) == expected
+
+
+def test_what_no_policy_names_is_closed_in_isolation(in_production: Manifests) -> None:
+    closed = in_production.named("NetworkPolicy")["closed"]["spec"]
+    assert closed == {"podSelector": PART_OF, "policyTypes": ["Ingress", "Egress"]}
+    for template in in_production.templates():
+        assert PART_OF["matchLabels"].items() <= template["metadata"]["labels"].items()
+
+
+def test_the_job_that_fetches_models_alone_leaves_the_cluster(manifests: Manifests) -> None:
+    leaving = [
+        policy
+        for policy in manifests.named("NetworkPolicy").values()
+        if any(
+            peer.get("ipBlock", {}).get("cidr") in ("0.0.0.0/0", "::/0")
+            for rule in policy["spec"].get("egress", ())
+            for peer in rule["to"]
+        )
+    ]
+    assert len(leaving) == len(manifests.named("Job"))
+    for policy in leaving:
+        assert selected(policy["spec"]["podSelector"], manifests) == set()
+        (rule,) = policy["spec"]["egress"]
+        assert rule["ports"] == [{"port": 443}]
+
+
+# Certificates and tokens
+
+
+@each_service
+def test_certificates_bear_the_names_that_are_looked_for(in_production: Manifests, name: str) -> None:
+    certificate = in_production.named("Certificate")[name]["spec"]
+    assert NAMES[name] in certificate["dnsNames"]
+    assert ("client auth" in certificate["usages"]) is (name == "coordinator")
+    assert "server auth" in certificate["usages"]
+    assert certificate["issuerRef"]["name"] == "outrider-ca"
+    assert certificate["privateKey"]["rotationPolicy"] == "Always"
+    hours = {field: int(certificate[field].removesuffix("h")) for field in ("duration", "renewBefore")}
+    assert 0 < hours["renewBefore"] < hours["duration"]
+
+
+def test_the_authority_signs_itself_and_outlives_what_it_signs(in_production: Manifests) -> None:
+    authority = in_production.named("Certificate")["ca"]["spec"]
+    issuers = in_production.named("Issuer")
+    assert authority["isCA"] is True
+    assert issuers["self-signed"]["spec"] == {"selfSigned": {}}
+    assert authority["issuerRef"]["name"] == "outrider-self-signed"
+    assert issuers["ca"]["spec"]["ca"]["secretName"] == authority["secretName"]
+    assert int(authority["duration"].removesuffix("h")) > 10 * 168
+
+
+@each_service
+def test_a_service_reads_its_own_certificate(in_production: Manifests, name: str) -> None:
+    volumes = {volume["name"]: volume for volume in in_production.pod(name)["volumes"]}
+    secret = volumes["certificates"]["secret"]
+    assert secret["secretName"] == in_production.named("Certificate")[name]["spec"]["secretName"]
+    # The key is the group's to read, and nobody else's.
+    assert secret["defaultMode"] == 0o440
+    security = in_production.pod(name)["securityContext"]
+    assert security["fsGroup"] == security["runAsGroup"]
+    (mount,) = (each for each in in_production.container(name)["volumeMounts"] if each["name"] == "certificates")
+    assert "subPath" not in mount, "a file that is mounted alone is not renewed"
+    variables = in_production.environment(name)
+    files = [variables[f"OUTRIDER_TLS_{kind}"] for kind in ("CERT", "KEY", "CA")]
+    assert files == [f"{mount['mountPath']}/{file}" for file in ("tls.crt", "tls.key", "ca.crt")]
+    assert variables["OUTRIDER_REFLECTION"] == "false"
+
+
+def test_only_the_coordinator_has_tokens(in_production: Manifests) -> None:
+    assert "OUTRIDER_TOKENS" in in_production.environment("coordinator")
+    assert all("outrider-tokens" not in json.dumps(in_production.deployment(name)) for name in WORKERS)
+
+
+# Availability
+
+
+@each_service
+def test_there_are_two_of_each_apart_from_one_another(in_production: Manifests, name: str) -> None:
+    twice = rendered("overlays/production")
+    assert twice.deployment(name)["replicas"] == 2
+    (spread,) = twice.pod(name)["topologySpreadConstraints"]
+    assert selected(spread["labelSelector"], twice) == {name}
+    assert twice.named("PodDisruptionBudget")[name]["spec"]["maxUnavailable"] < twice.deployment(name)["replicas"]
+
+
+def test_drafters_come_behind_what_cannot_do_without(in_production: Manifests) -> None:
+    classes = in_production.named("PriorityClass")
+    value = {
+        name: classes[in_production.pod(name)["priorityClassName"].removeprefix("outrider-")]["value"] for name in PORTS
+    }
+    assert value["draft"] < value["verify"] == value["coordinator"]
+
+
+# Devices
+
+
+def test_slices_of_one_card() -> None:
+    manifests = rendered("overlays/mig")
+    limits = {name: manifests.container(name)["resources"]["limits"] for name in WORKERS}
+    slices = {name: [key for key in limits[name] if key.startswith("nvidia.com/")] for name in WORKERS}
+    assert slices == {"draft": ["nvidia.com/mig-1g.10gb"], "verify": ["nvidia.com/mig-3g.40gb"]}
+    for name in WORKERS:
+        assert GPU_PRODUCT not in manifests.pod(name)["nodeSelector"]
+        assert manifests.environment(name)["OUTRIDER_DEVICE"] == "cuda"
+
+
+@each_worker
+def test_a_worker_claims_the_first_card_that_is_free(name: str) -> None:
+    manifests = rendered("overlays/gpu", ("dra",))
+    (claim,) = manifests.pod(name)["resourceClaims"]
+    resources = manifests.container(name)["resources"]
+    assert resources["claims"] == [{"name": claim["name"]}]
+    assert GPU not in resources["limits"], "a card by the device plugin, too"
+    assert not manifests.pod(name).get("nodeSelector")
+    template = manifests.named("ResourceClaimTemplate")[claim["resourceClaimTemplateName"].removeprefix("outrider-")]
+    (request,) = template["spec"]["spec"]["devices"]["requests"]
+    cards = [card["selectors"][0]["cel"]["expression"] for card in request["firstAvailable"]]
+    assert len(cards) == len(set(cards)) > 1
+    assert len({card["name"] for card in request["firstAvailable"]}) == len(cards)
+    assert {card["deviceClassName"] for card in request["firstAvailable"]} == {"gpu.nvidia.com"}
+
+
+# Models
+
+
+def test_a_models_image_leaves_nothing_of_the_volume() -> None:
+    manifests = rendered("overlays/gpu", ("models-image",))
+    assert not manifests.named("PersistentVolumeClaim").keys() | manifests.named("Job").keys()
+    for name, model in zip(WORKERS, MODELS, strict=True):
+        (volume,) = (each for each in manifests.pod(name)["volumes"] if each["name"] == "models")
+        assert volume.keys() == {"name", "image"}
+        assert manifests.environment(name)["OUTRIDER_MODEL"] == f"/models/{model}"
+        assert "OUTRIDER_NGRAM_TABLE" not in manifests.environment(name)
+        dockerfile = (K8S / "components/models-image/Dockerfile").read_text()
+        assert f"COPY {model} /{model}\n" in dockerfile
+        assert f"-t {volume['image']['reference']} " in dockerfile
+
+
+def fetching(on_gpus: Manifests) -> dict[str, Any]:
+    """The container of the job."""
+    (container,) = on_gpus.named("Job")["models"]["spec"]["template"]["spec"]["containers"]
+    return container
+
+
+def run_job(on_gpus: Manifests, tmp_path: Path, client: str) -> subprocess.CompletedProcess[str]:
+    """The job's own script, in folders below `tmp_path`, with this as the hub's client."""
+    container = fetching(on_gpus)
+    variables = {variable["name"]: variable.get("value", "") for variable in container["env"]}
+    (tmp_path / "models").mkdir(exist_ok=True)
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    (tmp_path / "bin" / "hf").write_text(f"#!/bin/sh\n{client}\n")
+    (tmp_path / "bin" / "hf").chmod(0o755)
+    *shell, script = container["command"]
+    return subprocess.run(
+        [*shell, script.replace("/models/", f"{tmp_path}/models/")],
+        env={**variables, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+WRITE = 'echo "$@" >> {calls}; mkdir -p "$6"; echo {{}} > "$6/config.json"'
+
+
+def test_the_job_fetches_what_is_missing_and_no_more(on_gpus: Manifests, tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    for _ in range(2):
+        result = run_job(on_gpus, tmp_path, WRITE.format(calls=calls))
+        assert result.returncode == 0, result.stderr
+    assert [shlex.split(call)[1] for call in calls.read_text().splitlines()] == ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"]
+    assert sorted(folder.name for folder in (tmp_path / "models").iterdir()) == list(MODELS)
+
+
+def test_a_model_that_was_fetched_in_part_is_not_there(on_gpus: Manifests, tmp_path: Path) -> None:
+    broken = WRITE.format(calls=tmp_path / "calls") + "; exit 1"
+    assert run_job(on_gpus, tmp_path, broken).returncode != 0
+    assert not any((tmp_path / "models" / model).exists() for model in MODELS)
+
+
+def test_the_hubs_client_takes_what_the_job_says(on_gpus: Manifests) -> None:
+    (package,) = find_spec("huggingface_hub").submodule_search_locations  # not imported: that takes seconds
+    source = ast.parse((Path(package) / "cli" / "download.py").read_text())
+    (command,) = (each for each in source.body if isinstance(each, ast.FunctionDef) and each.name == "download")
+    script = fetching(on_gpus)["command"][-1]
+    flags = {flag.removeprefix("--").replace("-", "_") for flag in re.findall(r"--[a-z-]+", script)}
+    assert flags == {"revision", "local_dir", "include"}
+    assert flags <= {argument.arg for argument in command.args.args}
+
+
+# Counts and autoscalers
+
+
+def metric_names(repository: Path) -> set[str]:
+    """What is told on /metrics, as docs/metrics.md has it and Prometheus writes it."""
+    told = re.findall(r"^\| `(\w+)` \| (\w+) \|", (repository / "docs" / "metrics.md").read_text(), flags=re.M)
+    return {f"{name}_total" if kind == "counter" else name for name, kind in told}
+
+
+@each_worker
+def test_autoscalers_ask_for_what_is_counted(repository: Path, in_production: Manifests, name: str) -> None:
+    scaled = in_production.named("ScaledObject")[name]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == f"outrider-{name}"
+    queries = [trigger["metadata"]["query"] for trigger in scaled["triggers"]]
+    named = {metric for query in queries for metric in re.findall(r"\boutrider_\w+", query)}
+    assert named <= metric_names(repository)
+    wanted = {"draft": "outrider_spec_decode_num_accepted_tokens_total", "verify": "outrider_num_requests_waiting"}
+    assert wanted[name] in named
+    jobs = {job for query in queries for job in re.findall(r'job="outrider-(\w+)"', query)}
+    assert jobs == {"coordinator" if name == "draft" else name}
+    assert jobs <= in_production.named("PodMonitor").keys()
+
+
+def test_a_verifier_more_comes_before_all_sessions_are_taken(in_production: Manifests) -> None:
+    most = CONFIGS["verify_service"].model_fields["max_sessions"].default
+    triggers = in_production.named("ScaledObject")["verify"]["spec"]["triggers"]
+    (sessions,) = (each["metadata"] for each in triggers if "outrider_worker_sessions" in each["metadata"]["query"])
+    assert int(sessions["threshold"]) < most
+
+
+@each_service
+def test_the_autoscaler_alone_says_how_many(in_production: Manifests, name: str) -> None:
+    assert "replicas" not in in_production.deployment(name)
+    scaled = in_production.named("HorizontalPodAutoscaler" if name == "coordinator" else "ScaledObject")[name]["spec"]
+    assert scaled["scaleTargetRef"]["name"] == f"outrider-{name}"
+
+
+@each_service
+@having("monitoring")
+def test_every_service_is_scraped_where_it_answers(combination: Combination, name: str) -> None:
+    manifests = rendered(*combination)
+    monitor = manifests.named("PodMonitor")[name]["spec"]
+    assert selected(monitor["selector"], manifests) == {name}
+    # The alerts and the autoscalers know a service by this job.
+    assert manifests.deployment(name)["template"]["metadata"]["labels"][monitor["jobLabel"]] == f"outrider-{name}"
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == ("metrics" if name in WORKERS else "http")
+    assert endpoint["port"] in [port["name"] for port in manifests.container(name)["ports"]]
+    assert (endpoint.get("scheme") == "https") is ("tls" in manifests.components)
+    if "tls" in manifests.components:
+        assert endpoint["tlsConfig"]["serverName"] == NAMES[name]
+        assert endpoint["tlsConfig"]["ca"]["secret"]["name"] in manifests.secrets()
+    assert ("authorization" in endpoint) is ("tokens" in manifests.components and name not in WORKERS)
+
+
+def test_alerts_and_dashboard_are_those_that_are_tested(repository: Path, in_production: Manifests) -> None:
+    monitoring = repository / "k8s" / "monitoring"
+    assert in_production.named("PrometheusRule")["outrider"] == yaml.safe_load((monitoring / "alerts.yaml").read_text())
+    data = in_production.named("ConfigMap")["dashboard"]["data"]
+    assert json.loads(data["dashboard.json"]) == json.loads((monitoring / "dashboard.json").read_text())
+
+
+# Gateways
+
+GATEWAY = "outrider"
+
+
+@having("gateway")
+def test_routes_lead_to_the_coordinator(combination: Combination) -> None:
+    manifests = rendered(*combination)
+    ports = {port["port"] for port in manifests.named("Service")["coordinator"]["spec"]["ports"]}
+    for kind, port in {"GRPCRoute": PORTS["coordinator"], "HTTPRoute": HTTP_PORT}.items():
+        route = manifests.named(kind)[GATEWAY]["spec"]
+        assert [parent["name"] for parent in route["parentRefs"]] == [GATEWAY]
+        (rule,) = route["rules"]
+        if "inference-pool" in manifests.components and kind == "HTTPRoute":
+            (backend,) = rule["backendRefs"]
+            pool = manifests.named("InferencePool")[backend["name"]]["spec"]
+            assert selected(pool["selector"], manifests) == {"coordinator"}
+            assert pool["targetPorts"] == [{"number": port}]
+        else:
+            assert rule["backendRefs"] == [{"name": "outrider-coordinator", "port": port}]
+            assert port in ports
+
+
+def test_counts_and_pages_are_not_for_the_world(in_production: Manifests) -> None:
+    (rule,) = in_production.named("HTTPRoute")[GATEWAY]["spec"]["rules"]
+    assert {match["path"]["value"] for match in rule["matches"]} == {"/v1", "/tokenize", "/detokenize"}
+
+
+def test_a_gateway_knows_the_coordinator_by_its_certificate(in_production: Manifests) -> None:
+    policy = in_production.named("BackendTLSPolicy")["coordinator"]["spec"]
+    assert [target["name"] for target in policy["targetRefs"]] == ["outrider-coordinator"]
+    assert policy["validation"]["hostname"] == NAMES["coordinator"]
+
+
+def test_tensor_parallel_is_not_promised(repository: Path) -> None:
+    """An overlay over several GPUs comes with the flag that it would set."""
+    flags = {name for config in CONFIGS.values() for name in config.model_fields if "tensor_parallel" in name}
+    assert bool(flags) == (repository / "k8s/overlays/multi-gpu").exists()
