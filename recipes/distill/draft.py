@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from outrider.engine.load.folder import DTYPES, check_folder, tokenizer_file, vocabulary_sha256
+from outrider.core.protocol.vocabulary import vocabulary_sha256
+from outrider.engine.load.folder import DTYPES, check_folder, tokenizer_file
 from recipes.demo_pair.recipe import RecipeError
 from recipes.demo_pair.training import adopt_embedding
 from recipes.distill.masks import Masks
