@@ -67,7 +67,7 @@ def load(folder: Path, dtype: str, device: torch.device) -> PreTrainedModel:
 
 def check_vocabulary(draft: Path, target: Path) -> None:
     """Raises RecipeError unless both folders give every token id the same meaning."""
-    if vocabulary_sha256(tokenizer_file(draft)) != vocabulary_sha256(tokenizer_file(target)):
+    if len({vocabulary_sha256(tokenizer_file(folder).read_bytes()) for folder in (draft, target)}) > 1:
         raise RecipeError(
             f"{draft} and {target} have different vocabularies: begin with a model of the target's family, or without "
             "--draft from nothing."
