@@ -17,6 +17,7 @@ ever, so no token of an answer changes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, NamedTuple
@@ -71,7 +72,7 @@ class _Tongue:
     def __init__(self, folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
         """Raises UnsupportedModelError if the folder has no tokenizer, or one whose tokens are not bytes."""
         tokenizer_json = portable_tokenizer(folder).json.decode()
-        tokenizer = Tokenizer.from_str(tokenizer_json)
+        tokenizer = self._tokenizer = Tokenizer.from_str(tokenizer_json)
         self.vocabulary = Vocabulary(tokenizer_json, vocab_size, eos_token_ids)
         self.eos_token_ids = eos_token_ids
         special = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
@@ -82,6 +83,15 @@ class _Tongue:
             if tokenizer.id_to_token(token_id) is not None and contents[token_id]
         }
         """The bytes of each token that the tokenizer knows, and whether it is a special one."""
+
+    def spelled(self, content: bytes) -> Sequence[int]:
+        """The tokens that the tokenizer makes of these bytes, or some that spell them if it makes others; empty if none
+        do."""
+        with suppress(UnicodeDecodeError):
+            token_ids = self._tokenizer.encode(content.decode(), add_special_tokens=False).ids
+            if b"".join(self.tokens.get(token_id, (b"", False))[0] for token_id in token_ids) == content:
+                return token_ids
+        return self.vocabulary.spelled(content) or ()
 
 
 def spelling(target: _Tongue, draft: _Tongue) -> Spelling:
@@ -95,7 +105,7 @@ def spelling(target: _Tongue, draft: _Tongue) -> Spelling:
     pieces = {
         token_id: spelled
         for token_id, (content, _) in target.tokens.items()
-        if token_id not in shared and (spelled := draft.vocabulary.spelled(content))
+        if token_id not in shared and (spelled := draft.spelled(content))
     }
     return Spelling(shared, pieces)
 

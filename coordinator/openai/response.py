@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from coordinator.openai.api_error import explained
@@ -86,7 +87,7 @@ class ResponseAnswer:
                 writer = self._writer(started)
                 begin: Iterable[dict[str, Any]] = writer.begin()
                 async for event in events:
-                    for told in (*begin, *self._on_event(writer, event)):
+                    for told in chain(begin, self._on_event(writer, event)):  # a token is taken in with its events
                         yield told
                     begin = ()
 

@@ -23,12 +23,15 @@ GOOD_TOKENS = 20
 """Of the good request after each batch."""
 
 
+_folder = TemporaryDirectory()
+"""Of the models: a worker that begins with one reads there again."""
+
+
 @cache
 def tiny(name: str) -> LoadedModel:
     """The target or the draft, loaded once per process; the worker that begins with it has it while it runs."""
-    with TemporaryDirectory() as folder:
-        model = build("llama", layers=2) if name == "target" else build("llama", layers=1, seed=5)
-        return load_tiny(save_tiny(model, Path(folder) / name))
+    model = build("llama", layers=2) if name == "target" else build("llama", layers=1, seed=5)
+    return load_tiny(save_tiny(model, Path(_folder.name) / name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,9 +159,12 @@ async def test_a_stream_by_hand_uses_its_credit_and_ends() -> None:
     async with ngram_worker() as draft, open_channel(draft) as channel:
         stream = draft_pb2_grpc.DraftServiceStub(channel).Draft()
         await stream.write(commands(DRAFT, opening()))
+        events: list[object] = []
+        while not any(isinstance(event, DraftWindow) for event in events):
+            events += told(DRAFT, await stream.read())
         await stream.write(commands(DRAFT, Commitment(6, [3, 4], rollback=False)))
         await stream.done_writing()
-        events = await rest(DRAFT, stream)
+        events += await rest(DRAFT, stream)
         assert await stream.code() is grpc.StatusCode.OK
     assert events[0] == Opened(6)
     windows = [event for event in events[1:] if isinstance(event, DraftWindow)]

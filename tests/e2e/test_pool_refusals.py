@@ -23,11 +23,13 @@ from outrider.rpc import wire
 from outrider.rpc.channels import open_channel
 from outrider.rpc.server import Server, Service
 from outrider.rpc.status import ServicerContext, rpc_errors
+from outrider.rpc.stream_kind import DRAFT
 from outrider.rpc.streams import EOF
 from outrider.v1 import common_pb2, draft_pb2_grpc, generation_pb2, generation_pb2_grpc, verify_pb2_grpc
 from tests.e2e.answers import ask
 from tests.e2e.stack import coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
+from tests.sessions import events
 
 PROMPT = [1, 2, 3]
 LONG: dict[str, Any] = {"max_tokens": 240, "ignore_eos": True, "sampling": SamplingParams(temperature=0.9, seed=4)}
@@ -75,9 +77,9 @@ class RefusingDrafter(draft_pb2_grpc.DraftServiceServicer):
 
     @rpc_errors
     async def Draft(self, request: Any, context: ServicerContext) -> None:
-        await context.read()
+        opening = await context.read()
         if self._opens:
-            await context.write(wire.encode_draft_event(Opened(len(PROMPT))))
+            await context.write(events(DRAFT, Opened(len(PROMPT)), session=opening.commands[0].session))
             if await context.read() is EOF:
                 return
         raise SlotsExhaustedError("every slot is taken; try again later")

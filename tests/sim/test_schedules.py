@@ -125,7 +125,7 @@ def test_where_text_repeats_itself_what_is_looked_up_saves_rounds(conduct: Condu
 
 def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
     num_compared = 0
-    for seed in range(700):
+    for seed in range(800):
         world = World(seed, replace(draw_scenario(Random(seed)), conduct=Conduct.FAITHFUL, stop_string_at=None))
         for _ in range(seed % 97):
             if world.coordinator.finish_reason is None:

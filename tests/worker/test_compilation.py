@@ -142,6 +142,6 @@ async def test_a_worker_that_is_stopped_while_it_compiles_ends_with_its_compiler
         assert await asyncio.to_thread(select.select, [compiling], [], [])
         with workspace(cache):
             pass  # as the next compilation does
-        assert list(cache.iterdir()) == []
+        assert [path.name for path in cache.iterdir() if not path.name.startswith("lookup-")] == []  # built before
     finally:
         os.close(compiling)
