@@ -54,8 +54,11 @@ def ask(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode) -> No
     def check(case: Case) -> None:
         if isinstance(case.body, dict) and {"prompt", "messages", "input"} & case.body.keys():
             for name in ("max_tokens", "max_output_tokens", "max_completion_tokens"):
-                if isinstance(case.body.get(name), int) or (name == "max_tokens" and operation.path != "/v1/responses"):
-                    case.body[name] = min(case.body.get(name) or 2, 2)  # pyright: ignore[reportArgumentType]
+                asked = case.body.get(name)
+                if isinstance(asked, int):
+                    case.body[name] = min(asked, 2)
+                elif asked is None and name == "max_tokens" and operation.path != "/v1/responses":
+                    case.body[name] = 2
         response = case.call(timeout=SECONDS_MAX)
         assert response.status_code < 500, case.as_curl_command()
         if response.status_code >= 400:
