@@ -57,13 +57,17 @@ async def test_the_rounds_tell_the_whole_text_and_where_it_came_from(
 
 
 async def test_the_scored_nodes_are_those_that_are_counted(plain: httpx.AsyncClient) -> None:
-    told = await chunks(plain, "/v1/completions", prompt="def f(", temperature=0.7, seed=4)
-    scored = sum(node["scored"] for each in rounds(told) for node in each["nodes"])
-    looked_up = sum(node["prompt_lookup"] for each in rounds(told) for node in each["nodes"])
-    counted = told[-1]["metrics"]["speculative_decoding"]
-    assert scored == counted["num_draft_tokens"] > looked_up
-    accepted = sum(node["fate"] == "accepted" for each in rounds(told) for node in each["nodes"])
-    assert accepted == counted["num_accepted_draft_tokens"] > 0
+    for seed in range(20):
+        told = await chunks(plain, "/v1/completions", prompt="def f(", temperature=0.7, seed=seed)
+        scored = sum(node["scored"] for each in rounds(told) for node in each["nodes"])
+        looked_up = sum(node["prompt_lookup"] for each in rounds(told) for node in each["nodes"])
+        accepted = sum(node["fate"] == "accepted" for each in rounds(told) for node in each["nodes"])
+        counted = told[-1]["metrics"]["speculative_decoding"]
+        assert scored == counted["num_draft_tokens"]
+        assert accepted == counted["num_accepted_draft_tokens"]
+        if scored > looked_up and accepted:
+            return  # where the drafter got to run, the counts are of something
+    pytest.fail("no drafted token was scored in any answer")
 
 
 async def test_a_chat_and_a_target_alone_report_too(plain: httpx.AsyncClient) -> None:
