@@ -226,13 +226,13 @@ async def test_a_session_that_no_other_verifier_could_take_stays_at_one_that_dra
 async def test_a_drafter_that_drains_and_a_worker_that_comes_back_keep_their_sessions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(replica_module, "HANDOVER_SECONDS", 0.02)
+    monkeypatch.setattr(replica_module, "HANDOVER_SECONDS", 0.1)
     async with scene(slow, service=DRAFT_SERVICE) as drafter, scene(slow) as verifier:
         place, other = Place(drafter.replica), Place(verifier.replica)
         await drafter.worker.cease()
         await verifier.worker.cease()
         await verifier.worker.serve()
-        await drafter.worker.until_asked(5)
-        await verifier.worker.until_asked(5)
+        await drafter.worker.until_asked(8)
+        await verifier.worker.until_asked(8)
         assert not place.is_lost.is_set()
         assert not other.is_lost.is_set()
