@@ -77,7 +77,7 @@ def main(
 
 async def _measured(num_prompts: int, max_tokens: int, temperature: float, asked: Models) -> Samples:
     console = Console(stderr=True)
-    modes = choose_modes("target,outrider")
+    modes = choose_modes(["target", "outrider"])
     models = prepared(asked, console)
     prompts = load_prompts(None, num_prompts + _NUM_WARM_UPS, tokenizer(Path(models.target)))
     samples: dict[tuple[str, str], list[Sample]] = {(mode.name, name): [] for mode in modes for name in GRAMMARS}
