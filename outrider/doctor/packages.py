@@ -52,7 +52,7 @@ def _look_at(extra: str, without: str, wanted: list[Requirement], installed: Cal
         if not requirement.specifier.contains(version, prereleases=True):
             problems.append(f"{requirement.name} is {version}, not {requirement.specifier}")
     if not problems:
-        return Finding(Level.GOOD, subject, f"all {len(wanted)} are there")
+        return Finding(Level.GOOD, subject, f"{len(wanted)} of {len(wanted)} are there")
     name = f"outrider[{extra}]" if extra else "outrider"
     return Finding(
         Level.NOTE if extra else Level.PROBLEM,
