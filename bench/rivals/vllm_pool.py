@@ -89,7 +89,7 @@ def main(
                     rounds[arm].append(block)
     figures = {
         "what": "greedy answers of a fixed length by vLLM's OpenAI server; alternating blocks, idle servers stopped",
-        "caveat": "other work ran on the machine meanwhile: compare arms of one run only, by their medians",
+        "caveat": "vLLM and the drafter share the machine's cores: compare arms of one run only, by their medians",
         "machine": machine.facts() | {"load_average": round(os.getloadavg()[1], 1)},
         "target": target.name,
         "draft": draft.name,
