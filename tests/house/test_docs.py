@@ -163,9 +163,13 @@ def test_every_link_leads_somewhere(page: str) -> None:
     assert missing == []
 
 
+MADE = "build"
+"""Folder of what commands make: a page may name what is not there yet."""
+
+
 @pytest.mark.parametrize("page", [page for page in CURRENT if not page.startswith(("k8s/", "models/"))])
 def test_every_path_exists(page: str) -> None:
-    folders = {path.name for path in ROOT.iterdir() if path.is_dir()}
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != MADE}
     named = {
         span
         for span in spans(PAGES[page])
