@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from outrider.engine.compile.just_in_time import compiler_problem
+from recipes import model_folder
 from recipes.demo_pair.evaluation import Figures, evaluate
 from recipes.demo_pair.recipe import Precision, Recipe, RecipeError, Shape
 from recipes.demo_pair.text import END_OF_TEXT, Text, Turns, Windows, cut, encode, read_documents, train_tokenizer
@@ -239,13 +240,11 @@ class PairRun:
     def _save(self, name: str, model: LlamaForCausalLM) -> None:
         unfinished = self._work / name
         model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-        model.save_pretrained(unfinished)
+        model_folder.save(model, unfinished)
         tokenizer = Tokenizer.from_file(str(self._tokenizer_file))
         PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
         ).save_pretrained(unfinished)
-        # safetensors makes files that only their owner can read; a service often runs as somebody else.
-        (unfinished / "model.safetensors").chmod(0o644)
         unfinished.replace(self._out / name)
 
     def _load(self, folder: Path, dtype: torch.dtype) -> LlamaForCausalLM:

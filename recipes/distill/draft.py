@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 
 from outrider.core.protocol.vocabulary import vocabulary_sha256
 from outrider.engine.load.folder import DTYPES, check_folder, tokenizer_file
+from recipes import model_folder
 from recipes.demo_pair.recipe import RecipeError
 from recipes.demo_pair.training import adopt_embedding
 from recipes.distill.masks import Masks
@@ -138,10 +139,7 @@ def logits(model: PreTrainedModel, hidden: Tensor, vocab_size: int) -> Tensor:
 def save(model: PreTrainedModel, target: Path, folder: Path) -> None:
     """Writes the model in bfloat16, with the target's tokenizer."""
     model.to(torch.bfloat16)  # pyright: ignore[reportArgumentType]
-    model.save_pretrained(folder)
+    model_folder.save(model, folder)
     for name in _TOKENIZER_FILES:
         if (target / name).is_file():
             shutil.copyfile(target / name, folder / name)
-    # safetensors makes files that only their owner can read; a service often runs as somebody else.
-    for file in folder.glob("*.safetensors"):
-        file.chmod(0o644)
