@@ -66,7 +66,7 @@ class Spelling(NamedTuple):
     """Draft ids that together spell each other token of the target; not for bytes that the draft cannot spell."""
 
 
-class _Tongue:
+class FolderVocabulary:
     """A model folder's tokens, as bytes."""
 
     def __init__(self, folder: Path, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
@@ -94,7 +94,7 @@ class _Tongue:
         return self.vocabulary.spelled(content) or ()
 
 
-def spelling(target: _Tongue, draft: _Tongue) -> Spelling:
+def spelling(target: FolderVocabulary, draft: FolderVocabulary) -> Spelling:
     """How a draft's vocabulary spells each token of a target.
 
     Special tokens are alike by their names. An end of text is what ends a text, whatever it is called.
@@ -120,18 +120,18 @@ def transplant(draft: Path, target: Path, out: Path) -> Transplanted:
     config, end_ids = _read_target(target)
     model = load_model(draft, device=_CPU, dtype="auto")
     size = config.get_text_config(decoder=True).vocab_size
-    target_tongue = _Tongue(target, size, end_ids)
-    draft_tongue = _Tongue(draft, _head(model).weight.shape[0], eos_token_ids(model))
-    found = spelling(target_tongue, draft_tongue)
+    target_vocabulary = FolderVocabulary(target, size, end_ids)
+    draft_vocabulary = FolderVocabulary(draft, _head(model).weight.shape[0], eos_token_ids(model))
+    found = spelling(target_vocabulary, draft_vocabulary)
     if not found.shared:
         raise UnsupportedModelError(f"{draft} and {target} spell no token alike; take another draft model")
     with new_folder(out) as written:
         _give(model, found, size)
-        _end_as(model, config, target_tongue.eos_token_ids)
+        _end_as(model, config, target_vocabulary.eos_token_ids)
         save(model, written)
         copy_companions(target, written)
         _prove(draft, written, found.shared)
-    return Transplanted(len(target_tongue.tokens), len(found.shared))
+    return Transplanted(len(target_vocabulary.tokens), len(found.shared))
 
 
 def _read_target(folder: Path) -> tuple[PreTrainedConfig, Sequence[int]]:
