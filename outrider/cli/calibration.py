@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -28,19 +27,21 @@ async def calibrate(address: str, seconds: float, credentials: Credentials) -> l
     """Answers to the same requests, with speculation and by the target alone, in turn as long as it takes."""
     options = GenerationOptions(sampling=SamplingParams(seed=0), max_tokens=_ANSWER_TOKENS, ignore_eos=True)
     requests = [Request(prompt, options) for prompt in _PROMPTS]
+    await _ask(requests[0], address, credentials, alone_first=False)  # what happens for the first time is not measured
     pairs: list[tuple[Answer, Answer]] = []
-    for request in requests[:1]:  # what happens for the first time is not measured
-        await generate(request, address, credentials=credentials)
-        await generate(request.by_target_alone(0), address, credentials=credentials)
     end = time.monotonic() + seconds
-    for number, request in enumerate(itertools.cycle(requests)):
-        if pairs and time.monotonic() > end:
-            return pairs
-        asked = [request, request.by_target_alone(0)]
-        first = number // len(requests) % 2  # neither is always the first
-        answers = {each: await generate(asked[each], address, credentials=credentials) for each in (first, 1 - first)}
-        pairs.append((answers[0], answers[1]))
-    raise AssertionError("a cycle has no end")
+    while not pairs or time.monotonic() <= end:
+        turn, number = divmod(len(pairs), len(requests))
+        pairs.append(await _ask(requests[number], address, credentials, alone_first=turn % 2 == 1))
+    return pairs
+
+
+async def _ask(request: Request, address: str, credentials: Credentials, *, alone_first: bool) -> tuple[Answer, Answer]:
+    """The answer with speculation and that of the target alone, whichever is asked for first."""
+    asked = [request, request.by_target_alone(0)]
+    order = (1, 0) if alone_first else (0, 1)
+    answers = {each: await generate(asked[each], address, credentials=credentials) for each in order}
+    return answers[0], answers[1]
 
 
 def judge(pairs: Sequence[tuple[Answer, Answer]]) -> Iterator[Finding]:
