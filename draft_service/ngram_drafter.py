@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable
 
 from draft_service.drafts import DraftEvent
-from outrider.core.draft.session import DraftEstimates, DraftSession
+from outrider.core.draft.estimates import DraftEstimates
+from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
 from outrider.core.propose.lookup import Ngrams, PromptLookup
 from outrider.core.propose.ngram import NgramTable

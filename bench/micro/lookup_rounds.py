@@ -15,8 +15,9 @@ from outrider.core.propose.recent_answers import RecentAnswers
 from outrider.core.protocol.messages import VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node, path_tokens
+from outrider.core.verify.estimates import VerifyEstimates
 from outrider.core.verify.selection import most_probable
-from outrider.core.verify.session import VerifyEstimates, VerifySession
+from outrider.core.verify.session import VerifySession
 from outrider.worker.config import default_compile_cache
 from outrider.worker.lookups import native_lookups, ngram_tables
 

@@ -11,8 +11,9 @@ from outrider.core.propose.recent_answers import RecentAnswers
 from outrider.core.protocol.messages import DraftWindow, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
+from outrider.core.verify.estimates import VerifyEstimates
 from outrider.core.verify.selection import most_probable
-from outrider.core.verify.session import VerifyEstimates, VerifySession
+from outrider.core.verify.session import VerifySession
 
 EOS, STOP = 90, 91
 

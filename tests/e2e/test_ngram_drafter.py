@@ -18,7 +18,7 @@ from draft_service.ngram_drafter import NgramDrafting
 from draft_service.servicer import DraftServicer
 from draft_service.without_model import begin
 from outrider.client import GenerationMode
-from outrider.core.draft.session import DraftEstimates
+from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import VOCAB_SIZE_MAX

@@ -8,7 +8,7 @@ from coordinator.admission import Admission
 from coordinator.allowance import Allowances
 from coordinator.caller import Caller
 from draft_service.ngram_drafter import NgramDrafting
-from outrider.core.draft.session import DraftEstimates
+from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.estimate.confidence import NGRAM_PROBABILITIES, ngram_bin
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.errors import QueueFullError, RateLimitError

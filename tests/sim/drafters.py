@@ -8,7 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
-from outrider.core.draft.session import DraftEstimates, DraftSession
+from outrider.core.draft.estimates import DraftEstimates
+from outrider.core.draft.session import DraftSession
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.naming import WINDOW_NODES_MAX
 from outrider.core.protocol.sampling import SamplingParams

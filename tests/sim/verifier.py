@@ -16,7 +16,8 @@ from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
 from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
-from outrider.core.verify.session import VerifyEstimates, VerifySession
+from outrider.core.verify.estimates import VerifyEstimates
+from outrider.core.verify.session import VerifySession
 
 from .scenario import Scenario
 from .toys import EOS_TOKEN_ID, place_after

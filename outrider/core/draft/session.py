@@ -6,27 +6,19 @@ import heapq
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.frontier import Frontier, LikeliestFirst
 from outrider.core.draft.lattice import Bounds, Proposals, grow
 from outrider.core.draft.mask_chains import MaskChains
-from outrider.core.estimate.calibration import Calibration, decided
-from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
-from outrider.core.estimate.foresight import Foresight, discounted
+from outrider.core.draft.unsent import Unsent
+from outrider.core.estimate.calibration import decided
+from outrider.core.estimate.foresight import Foresight
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
-from outrider.core.protocol.naming import Outbound
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
 from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, EXPANSIONS_MAX
-
-WINDOW_GAIN_MIN = 0.1
-"""Expected tokens for which a window is sent at once: a message costs the three processes about 0.3 ms together, a
-token of a small target about 3 ms."""
-
-COALESCE_SHARE = 0.25
-"""Nodes of less gain are gathered for this share of a verify step before they are sent: a quarter costs a node little
-freshness and saves most messages."""
 
 NODE_SECONDS = 12e-6
 """What a published node costs: drafter, coordinator and verifier each add it to a mirror, name it, sort it and drop it.
@@ -39,44 +31,6 @@ demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
 
 _CERTAIN = math.log(0.999)
 """What is claimed of a token that a constraint forces: as much as is ever learned of a guess."""
-
-
-class DraftEstimates:
-    """What one drafter has learned about its device and its guesses: the prior of each session."""
-
-    def __init__(
-        self,
-        probabilities: Sequence[float] = DRAFT_PROBABILITIES,
-        confidence_bin: Callable[[int, float], int] = margin_bin,
-        *,
-        num_positions: int = 1,
-    ) -> None:
-        """`confidence_bin` sorts a guess by its rank among its siblings, 0 the first, and by its proposer's confidence
-        in it; `probabilities` are how often guesses of each bin are right at first. As they stand, a draft model's.
-
-        A pass proposes for up to `num_positions` places below a node, from 1 to POSITIONS_MAX; above 1 the draft model
-        is a parallel one, and guesses are told apart by the mask tokens before them as well.
-        """
-        self.curve = StepCurve()
-        self.num_positions = num_positions
-        self._num_bins = len(probabilities)
-        self._confidence_bin = confidence_bin
-        cells = discounted(probabilities, num_positions)
-        self._greedy, self._sampled = Calibration(cells), Calibration(cells)
-        self._foresight = {greedy: Foresight(num_positions) for greedy in (True, False)}
-
-    def calibration(self, *, greedy: bool) -> Calibration:
-        """What guesses are worth in greedy sessions, or in the others."""
-        return self._greedy if greedy else self._sampled
-
-    def foresight(self, *, greedy: bool) -> Foresight:
-        """How far the passes of greedy sessions, or of the others, see ahead."""
-        return self._foresight[greedy]
-
-    def binned(self, token_ids: Sequence[int], confidences: Sequence[float], mask_depth: int = 0) -> Proposals:
-        """Proposals with their bins, best first. So many mask tokens stood before them."""
-        first, confidence_bin = mask_depth * self._num_bins, self._confidence_bin
-        return [(token_id, first + confidence_bin(rank, confidences[rank])) for rank, token_id in enumerate(token_ids)]
 
 
 class DraftSession:
@@ -107,15 +61,13 @@ class DraftSession:
         self._constraint = constraint
         self._max_run_ahead = opening.max_run_ahead
         self._max_length = opening.max_length
-        self._outbound = Outbound()
         self._foresight: Foresight | None = None
         self._frontier: Frontier = LikeliestFirst(self.width)
         if estimates.num_positions > 1:
             self._foresight = estimates.foresight(greedy=greedy).for_session()
             self._frontier = MaskChains(self.width, self._foresight, self._has_place)
         self._num_uncomputed = 0
-        self._unsent: list[Node] = []
-        self._last_sent = 0.0
+        self._unsent = Unsent(self.tree)
         self._verify_seconds = 0.0
         self._log_floor = _log_floor(_SCORING_PROBABILITY_PRIOR, 0.0) if self._automatic else -math.inf
 
@@ -130,7 +82,7 @@ class DraftSession:
         if self._constraint is not None and new:
             self._constraint.commit(new)
         growth = self.tree.commit(new)
-        self._unsent = [node for node in self._unsent if node.state is LIVE]
+        self._unsent.sweep()
         self._verify_seconds = commitment.verify_ms / 1000.0
         if self._automatic and commitment.probability_min > 0.0:
             self._log_floor = _log_floor(commitment.probability_min, self._verify_seconds)
@@ -139,7 +91,7 @@ class DraftSession:
     @property
     def num_sent_live(self) -> int:
         """How many nodes that were sent are still undecided."""
-        return self.tree.num_live - sum(node.state is LIVE for node in self._unsent)
+        return self.tree.num_live - self._unsent.num_live
 
     def best(self) -> float | None:
         """Logarithm of the chance that the most promising node to expand is reached; None if there is none to expand.
@@ -201,8 +153,8 @@ class DraftSession:
                 break
             child = self.tree.attach(parent, token_id, found[token_id])
             if child is not None:
-                self._unsent.append(child)
                 children.append(child)
+        self._unsent.add(children)
         for child in children:
             last = self._with_forced(child)
             if self._has_place(last):
@@ -213,7 +165,7 @@ class DraftSession:
         log_floor = self._log_floor + self.tree.root.path_log_prob
         bounds = Bounds(self.width + len(rows) - 1, log_floor, self._allows)
         new = grow(self.tree, parent, rows, self._calibrations[0].log_acceptance, bounds)
-        self._unsent += new
+        self._unsent.add(new)
         for node in new:
             self._with_forced(node)
 
@@ -239,28 +191,17 @@ class DraftSession:
             if child is None:
                 break
             node.proposals, node.mask_depth = (), 0
-            self._unsent.append(child)
+            self._unsent.add([child])
             node = child
         return node
 
     def is_window_due(self, now: float, idle: bool) -> bool:
         """Whether what has not been sent should be sent now; `idle` says that no step of this session follows."""
-        if not self._unsent:
-            return False
-        if idle or now - self._last_sent >= COALESCE_SHARE * self._verify_seconds:
-            return True
-        root_log_prob, gain = self.tree.root.path_log_prob, 0.0
-        for node in self._unsent:
-            gain += math.exp(node.path_log_prob - root_log_prob)
-            if gain >= WINDOW_GAIN_MIN:
-                return True
-        return False
+        return self._unsent.is_due(now, self._verify_seconds, idle)
 
     def take_window(self, draft_ms: float, now: float = 0.0) -> DraftWindow | None:
         """What has not been sent yet, or None."""
-        unsent, self._unsent = self._unsent, []
-        self._last_sent = now
-        return self._outbound.window(self.tree, unsent, draft_ms)
+        return self._unsent.take_window(draft_ms, now)
 
     def _proposals(self, token_ids: Iterable[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
         """What was proposed for the places that `token_ids` decide, as far as that goes."""

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from outrider.core.draft.session import DraftEstimates
+from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
 from outrider.core.verify.draft_wait import Wait
+from outrider.core.verify.estimates import VerifyEstimates
 from outrider.core.verify.selection import Candidates
-from outrider.core.verify.session import VerifyEstimates, VerifySession
+from outrider.core.verify.session import VerifySession
 
 
 class RoundPolicy(Protocol):

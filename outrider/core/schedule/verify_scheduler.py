@@ -27,9 +27,10 @@ from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.prefill import prefill_budget
 from outrider.core.schedule.step import Event, KeyT, WaitUntil
 from outrider.core.schedule.verify_step import Decided, Verification, VerifyOutcome, VerifyPart, VerifyStep
+from outrider.core.verify.decision import Decision
 from outrider.core.verify.draft_wait import AT_ONCE
 from outrider.core.verify.selection import Beside, Candidates, most_probable
-from outrider.core.verify.session import Decision, VerifySession
+from outrider.core.verify.session import VerifySession
 
 Decisions = Iterable[Event[KeyT, Decided | VerifyFinished | OutriderError | None]]
 

@@ -8,7 +8,7 @@ from outrider.core.estimate.confidence import claim_bin
 from outrider.core.protocol.errors import ProtocolViolationError
 from outrider.core.protocol.messages import DraftWindow, FinishReason
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.session import VerifyEstimates
+from outrider.core.verify.estimates import VerifyEstimates
 from tests.core.rounds import EOS, STOP, chain_window, choices, choose, slow_verifier, verify_session
 
 
@@ -125,16 +125,6 @@ def test_drafts_beyond_the_rounds_bound_wait() -> None:
 def test_a_breach_of_the_protocol_is_reported() -> None:
     with pytest.raises(ProtocolViolationError, match="out of range"):
         verify_session().graft(chain_window(100))
-
-
-def test_the_levels_at_hand_are_those_of_the_most_probable_path_that_fit_a_round() -> None:
-    session = verify_session(max_draft_tokens=3)
-    assert session.num_ready_levels == 0
-    # 1 and 2 below the root; 2 is the likelier and is a leaf.
-    session.graft(DraftWindow(2, 1, [0, 0, 1], [1, 2, 3], [-2.0, -0.1, -0.1]))
-    assert session.num_ready_levels == 1
-    session.graft(DraftWindow(2, 4, [2, 4, 5], [4, 5, 6], [-0.1, -0.1, -0.1]))
-    assert session.num_ready_levels == 3
 
 
 def test_the_first_round_waits_for_nothing() -> None:

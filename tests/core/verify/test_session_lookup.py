@@ -10,7 +10,8 @@ from outrider.core.estimate.confidence import CLAIM_PROBABILITIES, VERIFY_PROBAB
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.messages import DraftWindow, FinishReason
 from outrider.core.verify.draft_wait import DraftWait, ReadyDrafts, Wait
-from outrider.core.verify.session import VerifyEstimates, VerifySession
+from outrider.core.verify.estimates import VerifyEstimates
+from outrider.core.verify.session import VerifySession
 from tests.core.rounds import EOS, chain_window, choices, choose, slow_verifier, verify_session
 
 LOOP = [1, 2, 3, 4, 5] * 4

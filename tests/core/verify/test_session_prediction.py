@@ -7,7 +7,7 @@ import pytest
 from outrider.core.estimate.confidence import prediction_bin
 from outrider.core.protocol.messages import DraftWindow
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.session import VerifyEstimates
+from outrider.core.verify.estimates import VerifyEstimates
 from tests.core.rounds import chain_window, choices, choose, slow_verifier, verify_session
 
 PREDICTION = [1, 2, 3, 4, 5, 6, 7, 8, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22]

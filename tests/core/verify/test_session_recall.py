@@ -9,7 +9,7 @@ import pytest
 from outrider.core.estimate.confidence import recall_bin
 from outrider.core.propose.recent_answers import RecentAnswers, RecentAnswersByTenant
 from outrider.core.schedule.verify_step import Decided
-from outrider.core.verify.session import VerifyEstimates
+from outrider.core.verify.estimates import VerifyEstimates
 from tests.core.rounds import chain_window, choose, verify_session
 from tests.core.schedule.driven import TOKEN, VerifierByHand
 

@@ -1,0 +1,92 @@
+"""What a verifier guesses by itself in one session: its proposers, and the overlay of the round at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from outrider.core.estimate.confidence import claim_bin
+from outrider.core.propose.constrained import allowed, proposer_of
+from outrider.core.propose.constraint import Constraint
+from outrider.core.propose.lookup import Ngrams
+from outrider.core.propose.prediction import Prediction
+from outrider.core.propose.proposer import Proposer
+from outrider.core.propose.recall import Recall
+from outrider.core.protocol.line import Line
+from outrider.core.protocol.tree import Node, SpeculationTree
+from outrider.core.verify.overlay import Overlay
+
+
+class OwnGuesses:
+    """Guesses from the session's own line, from its client's prediction, and from recent answers."""
+
+    def __init__(
+        self,
+        tree: SpeculationTree,
+        line: Line,
+        log_acceptance: Callable[[int], float],
+        *,
+        ngram_table: Callable[[], Ngrams] | None,
+        prediction: Prediction | None,
+        recall: Recall | None,
+        constraint: Constraint | None,
+    ) -> None:
+        """The root of `tree` is the end of `line`. `log_acceptance` tells how likely guesses of a bin are right."""
+        self._tree = tree
+        self._line = line
+        self._log_acceptance = log_acceptance
+        self._ngram_table = ngram_table
+        self._constraint = constraint
+        self._proposer: Proposer | None = None
+        self._prediction = prediction
+        self._recall = recall
+        self._is_wanted = True
+        self.overlay: Overlay | None = None
+        """Of this round; None if nothing is guessed here."""
+
+    def limit(self, max_draft_tokens: int) -> None:
+        """A round verifies at most so many draft tokens from the next one on, and nothing is guessed for one of 0."""
+        self._is_wanted = max_draft_tokens > 0
+        self.renew()
+
+    def renew(self) -> None:
+        """What was guessed is void, since something has changed."""
+        self.overlay = None
+        if not self._is_wanted:
+            return
+        self._proposer = self._proposer or proposer_of(self._line, self._ngram_table, self._constraint)
+        prediction, recall = (allowed(self._constraint, each) for each in (self._prediction, self._recall))
+        if self._proposer is not None or prediction is not None or recall is not None:
+            self.overlay = Overlay(self._tree, self._proposer, self._log_acceptance, prediction, recall)
+
+    def commit(self, token_ids: Sequence[int]) -> None:
+        """The line has grown by `token_ids`."""
+        if self.overlay is None:
+            return
+        for proposer in (self._proposer, self._prediction, self._recall):
+            if proposer is not None:
+                proposer.commit(token_ids)
+        self.renew()
+
+    def num_own(self, nodes: Sequence[Node]) -> tuple[int, int]:
+        """How many of `nodes` were looked up, and how many predicted."""
+        return (0, 0) if self.overlay is None else self.overlay.num_own(nodes)
+
+    def drafted_first(self, nodes: Sequence[Node]) -> Sequence[Node]:
+        """Still with parents before children: nothing that was drafted stands below what was guessed here."""
+        return nodes if self.overlay is None else sorted(nodes, key=self.overlay.holds)
+
+    def decided(self, token_ids: Sequence[int]) -> Iterator[tuple[int, Sequence[tuple[int, int]]]]:
+        """The places that `token_ids` are about to decide, each with what was guessed for it: by the drafter or else
+        here, and by the prediction, asked for or not. See `calibration.decided`."""
+        node: Node | None = self._tree.root
+        for token_id in token_ids:
+            if node is None:
+                break
+            if node.children or self.overlay is None:
+                yield token_id, [(child.token_id, claim_bin(child.log_prob)) for child in node.children.values()]
+                node = node.children.get(token_id)
+            else:
+                yield token_id, self.overlay.guesses(node)
+                node = self.overlay.made(node, token_id)
+        if self._prediction is not None:
+            yield from self._prediction.guesses(token_ids)
