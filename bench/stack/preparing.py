@@ -13,7 +13,7 @@ from rich.console import Console
 
 from bench.stack.models import Models
 from outrider.cli.door import check
-from outrider.cli.up import NoModelError, UpOptions, choose_models
+from outrider.cli.up_options import NoModelError, UpOptions, choose_models
 from outrider.core.protocol.errors import OutriderError
 from outrider.engine.compile.just_in_time import compiler_problem
 

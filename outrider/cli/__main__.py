@@ -40,7 +40,7 @@ from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
 from outrider.cli.tokens import app as tokens_app
-from outrider.cli.up import COORDINATOR_PORT, UpOptions
+from outrider.cli.up_options import COORDINATOR_PORT, UpOptions
 from outrider.client import Credentials, GenerationOptions, SamplingParams
 from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError

@@ -15,7 +15,8 @@ import outrider
 from outrider.cli.board import Board
 from outrider.cli.calibration import calibrate, judge
 from outrider.cli.ports import PortTakenError, free_addresses
-from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, services
+from outrider.cli.up import services
+from outrider.cli.up_options import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions
 from outrider.client import Credentials, GenerationClient
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.printable import uncontrolled

@@ -11,7 +11,8 @@ from coordinator.config import CoordinatorConfig
 from draft_service.config import DraftConfig
 from outrider.cli.certificates import tls_settings
 from outrider.cli.ports import HOST
-from outrider.cli.up import UpOptions, drafter_settings, verifier_settings
+from outrider.cli.up_options import UpOptions
+from outrider.cli.worker_settings import drafter_settings, verifier_settings
 from outrider.settings import BadSettingsError, Settings
 from verify_service.config import VerifyConfig
 

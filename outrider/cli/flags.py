@@ -14,7 +14,7 @@ from outrider.cli.group import Group, parameters_of
 from outrider.cli.prompt import parse_prediction, parse_prompt
 from outrider.cli.request import Request
 from outrider.cli.token import read_token
-from outrider.cli.up import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, choose_models
+from outrider.cli.up_options import COORDINATOR_PORT, DRAFT_PORT, HTTP_PORT, VERIFY_PORT, UpOptions, choose_models
 from outrider.client import GREEDY, Credentials, GenerationOptions, SamplingParams, TlsFiles, Transport
 from outrider.core.protocol.address import PORT_MAX
 from outrider.core.protocol.errors import InvalidRequestError

@@ -16,7 +16,8 @@ from outrider.cli.certificates import AUTHORITY
 from outrider.cli.display import Display
 from outrider.cli.generate import conclude, generate
 from outrider.cli.request import Request
-from outrider.cli.up import UpOptions, services
+from outrider.cli.up import services
+from outrider.cli.up_options import UpOptions
 
 _WARM_UP_TOKENS = 8
 """Tokens of a generation before those that are compared, so that the first of them does not pay for first-time work."""

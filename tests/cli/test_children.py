@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from outrider.cli.child import Child, Observer, Phase, ServiceDiedError
+from outrider.cli.children import Children, children_of
 from outrider.cli.ports import HOST, PortTakenError
-from outrider.cli.up import Running, UpOptions, _children, choose_models, services
+from outrider.cli.up import Running, services
+from outrider.cli.up_options import UpOptions, choose_models
 from tests.cli.stub_service import NAME
 
 
@@ -119,7 +121,7 @@ async def test_the_drafter_can_be_missed_and_the_verifier_cannot() -> None:
     coordinator, verify, draft = (stub(record, name=name) for name in ("coordinator", "verify", "draft"))
     async with started(coordinator, verify, draft):
         await asyncio.gather(coordinator.ready(), verify.ready(), draft.ready())
-        failure = asyncio.create_task(Running([coordinator], [verify], [draft], record).fail())
+        failure = asyncio.create_task(Running(Children([coordinator], [verify], [draft]), record).fail())
         await draft.kill()
         assert "The others go on" in await record.notices.get()
         assert not failure.done()
@@ -134,7 +136,7 @@ async def test_of_several_verifiers_and_coordinators_the_last_cannot_be_missed()
     children = [stub(record, name=name) for name in names]
     async with started(*children):
         await asyncio.gather(*(child.ready() for child in children))
-        failure = asyncio.create_task(Running(children[:2], children[2:], [], record).fail())
+        failure = asyncio.create_task(Running(Children(children[:2], children[2:], []), record).fail())
         for child in (children[2], children[0]):
             await child.kill()
             assert (await record.notices.get()).endswith("The others go on.")
@@ -149,7 +151,7 @@ def commands_of(**changes: Any) -> dict[str, list[str]]:
     options = UpOptions(
         **{"target": "target", "draft": "draft", "port": 0, "draft_port": 0, "verify_port": 0, **changes}
     )
-    children = [child for kind in _children(options, Observer()) for child in kind]
+    children = [child for kind in children_of(options, Observer()) for child in kind]
     assert sorted(child.name for child in children) == sorted(options.names)
     return {child.name: list(child._command) for child in children}
 

@@ -12,7 +12,7 @@ import typer.main
 
 from outrider.cli import flags
 from outrider.cli.__main__ import app
-from outrider.cli.up import UpOptions
+from outrider.cli.up_options import UpOptions
 from outrider.client import GenerationOptions, Grammar, GrammarKind, SamplingParams
 
 ROOT = Path(__file__).parents[2]

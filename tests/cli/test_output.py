@@ -15,7 +15,7 @@ from rich.console import Console
 from outrider.cli import run
 from outrider.cli.board import Board
 from outrider.cli.child import Phase
-from outrider.cli.up import UpOptions
+from outrider.cli.up_options import UpOptions
 from outrider.output import EXIT_CLOSED_PIPE, OutputError
 from tests.client.scripted import ROUNDS, ScriptedCoordinator, serving
 

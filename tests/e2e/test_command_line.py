@@ -14,7 +14,8 @@ import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from openai import AsyncOpenAI
 
-from outrider.cli.up import UpOptions, choose_models, services
+from outrider.cli.up import services
+from outrider.cli.up_options import UpOptions, choose_models
 from outrider.rpc.channels import open_channel
 from outrider.v1 import common_pb2, draft_pb2_grpc
 from tests.e2e.stack import free_address

@@ -9,7 +9,8 @@ import pytest
 from outrider.cli.certificates import AUTHORITY, make_certificates
 from outrider.cli.generate import generate
 from outrider.cli.request import Request
-from outrider.cli.up import UpOptions, services
+from outrider.cli.up import services
+from outrider.cli.up_options import UpOptions
 from outrider.client import Credentials, GenerationOptions, TlsFiles, Transport
 from outrider.core.protocol.errors import UnauthenticatedError, WorkerUnavailableError
 from outrider.token_file import TokenEntry, new_token, sha256_of, write_tokens
