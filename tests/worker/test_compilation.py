@@ -24,7 +24,7 @@ from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
 from outrider.engine.load.probe import probe_layers
 from outrider.machine.workspace import workspace
-from outrider.worker import compilation, serving, startup
+from outrider.worker import compilation, forward_pass, serving
 from outrider.worker.compilation import cache_problem
 from outrider.worker.config import WorkerConfig
 from tests.e2e.stack import load_tiny, save_tiny
@@ -75,10 +75,10 @@ def test_a_package_of_no_use_is_made_anew_and_the_model_runs_as_before(
     reference = self_check.reference(model, probe_layers(model), 64)
     engine = Engine(model, max_sessions=1, max_context=64)
     package = tmp_path / "m.pt2"
-    assert not startup._adopted(engine, package, reference)
+    assert not forward_pass._adopted(engine, package, reference)
     package.write_bytes(b"cut off")
     with capture_logs() as logs, inductor.patch({"cpp.cxx": (None, str(tmp_path / "no compiler"))}):
-        assert not startup._adopted(engine, package, reference)
+        assert not forward_pass._adopted(engine, package, reference)
     assert [(log["event"], log["package"]) for log in logs] == [("the compiled package is of no use", "m.pt2")]
     self_check.check(engine, reference)
     assert engine.step([Job(engine.acquire(), [3, 1, 4])]).logits.isfinite().all()

@@ -11,7 +11,7 @@ from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.worker.config import WorkerConfig
-from outrider.worker.startup import compiles, warm_up
+from outrider.worker.forward_pass import compiles, warm_up
 from tests.engine.tiny_models import build
 
 

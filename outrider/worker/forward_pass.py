@@ -1,0 +1,102 @@
+"""The forward pass that a worker runs: compiled, of native operators, or of torch's own; checked before it is used."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+import torch
+
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine import library, native
+from outrider.engine.attention.native import NativeAttention
+from outrider.engine.attention.registry import AUTO
+from outrider.engine.batch import COMPILED_TOKENS_MAX
+from outrider.engine.compile.just_in_time import compiler_problem
+from outrider.engine.engine import Engine
+from outrider.engine.load import self_check
+from outrider.worker.compilation import cache_problem
+from outrider.worker.config import WorkerConfig
+
+
+def take_up(
+    engine: Engine, config: WorkerConfig, package: Path | None, reference: Sequence[self_check.Passage]
+) -> Path | None:
+    """Has the engine run the best forward pass that there is by now, which computes what `reference` says.
+
+    `package` is where one belongs that was compiled ahead of time; None: none is wanted. Returns it if it is still to
+    be made. Raises UnsupportedModelError.
+    """
+    if package is not None and _adopted(engine, package, reference):
+        return None
+    if package is not None and _hindered(config, cache_problem(config.compile_cache)):
+        package = None
+    if engine.device.type == "cpu" and config.attention_backend in (AUTO, NativeAttention.name):
+        use_native(engine, config.compile_cache)
+    self_check.check(engine, reference)
+    return package
+
+
+def warm_up(engine: Engine, choice: str) -> None:
+    """Compiles the engine's small steps; logs its progress. Where that fails, they run eagerly if `choice` is auto.
+
+    Raises UnsupportedModelError if it fails and `choice` is on.
+    """
+    log = structlog.get_logger()
+    started = time.monotonic()
+    try:
+        for size in engine.warm_up():
+            log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
+    except UnsupportedModelError as error:
+        if choice == "on":
+            raise
+        log.warning("not compiled", reason=str(error))
+        engine.run_eagerly()
+
+
+def use_native(engine: Engine, cache: Path) -> None:
+    """Runs the engine on the native operators from now on; where they cannot, says why, and it stays on torch's."""
+    log = structlog.get_logger()
+    if library.find(cache) is None:
+        log.info("building the native operators, once for this machine")
+    try:
+        native.load(cache)
+        engine.export()
+    except UnsupportedModelError as error:
+        log.warning("logits depend on the batch", reason=str(error))
+
+
+def compiles(config: WorkerConfig, device: torch.device) -> bool:
+    """Whether forward passes are compiled. Raises UnsupportedModelError if they cannot be and have to."""
+    if config.compile == "off":
+        return False
+    problem = compiler_problem(device)
+    if device.type == "cpu" and config.attention_backend not in (AUTO, NativeAttention.name):
+        problem = f"a compiled forward pass on a CPU attends by native, not by {config.attention_backend}"
+    return not _hindered(config, problem)
+
+
+def _hindered(config: WorkerConfig, problem: str) -> bool:
+    """Whether there is a problem with compiling; logs it. Raises UnsupportedModelError if there must be none."""
+    if problem and config.compile == "on":
+        raise UnsupportedModelError(f"--compile on: {problem}; or use --compile off")
+    if problem:
+        structlog.get_logger().warning("not compiled", reason=problem)
+    return bool(problem)
+
+
+def _adopted(engine: Engine, package: Path, reference: Sequence[self_check.Passage]) -> bool:
+    """Whether the engine runs `package` from now on. One that is there and does not work is logged."""
+    if not package.exists():
+        return False
+    try:
+        native.load(package.parent)
+        engine.adopt(package)
+        self_check.check(engine, reference)
+    except UnsupportedModelError as error:
+        structlog.get_logger().warning("the compiled package is of no use", package=package.name, reason=str(error))
+        engine.run_eagerly()
+        return False
+    return True
