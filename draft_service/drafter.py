@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import groupby, islice
 
@@ -30,9 +30,14 @@ DraftStream = SessionStream[DraftOpen, DraftEvent]
 class Drafter:
     """Steps all sessions that have something worth drafting in one forward pass."""
 
-    def __init__(self, engine: Engine, policy: DraftPolicy | None = None) -> None:
-        """See `DraftScheduler`."""
-        self.runner = StepRunner(engine)
+    def __init__(
+        self,
+        engine: Engine,
+        policy: DraftPolicy | None = None,
+        runner: Callable[[Engine], StepRunner] = StepRunner,
+    ) -> None:
+        """See `DraftScheduler`. `runner` makes what runs the steps."""
+        self.runner = runner(engine)
         self.scheduler: DraftScheduler[DraftStream] = DraftScheduler(
             self.runner.memory, vocab_size=engine.vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
         )

@@ -16,12 +16,14 @@ from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, U
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.engine import Engine
 from outrider.engine.load.mask_token import mask_token_id
 from outrider.grammar.state import GrammarState
 from outrider.telemetry.setup import Telemetry
 from outrider.worker.device_servicer import DeviceServicer
 from outrider.worker.outbox import Outbox
 from outrider.worker.startup import LoadedModel
+from outrider.worker.step_runner import StepRunner
 
 _log = structlog.get_logger()
 
@@ -58,16 +60,23 @@ class ModelDraftServicer(DraftServicer, DeviceServicer):
     _drafter: Drafter
     _device_drafts: DeviceDrafts
 
-    def __init__(self, telemetry: Telemetry, policy: DraftPolicy | None = None, parallel: str = AUTO) -> None:
-        """`parallel` is the setting of that name."""
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        policy: DraftPolicy | None = None,
+        parallel: str = AUTO,
+        runner: Callable[[Engine], StepRunner] = StepRunner,
+    ) -> None:
+        """`parallel` is the setting of that name. For the others see `Drafter`."""
         super().__init__(telemetry)
         self._policy = policy or DraftPolicy()
         self._parallel = parallel
+        self._runner = runner
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the model cannot draft in parallel and has to."""
         self._choose_parallel(loaded)
-        self._drafter = Drafter(loaded.engine, self._policy)
+        self._drafter = Drafter(loaded.engine, self._policy, self._runner)
         device = self._take_over(loaded, self._drafter, on_death)
         self._device_drafts = DeviceDrafts(self._drafter, device)
         self.draft_by(self._device_drafts)

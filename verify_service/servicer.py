@@ -12,6 +12,7 @@ from outrider.core.protocol.messages import VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.engine import Engine
 from outrider.rpc.status import ServicerContext, rpc_errors
 from outrider.rpc.stream_kind import VERIFY
 from outrider.telemetry import names
@@ -22,6 +23,7 @@ from outrider.worker.lookups import native_lookups, ngram_tables
 from outrider.worker.ngram_file import load_ngrams_of
 from outrider.worker.outbox import Outbox
 from outrider.worker.startup import LoadedModel
+from outrider.worker.step_runner import StepRunner
 from outrider.worker.trace import SessionTrace
 from verify_service.config import VerifyConfig
 from verify_service.served_verification import ServedVerification
@@ -36,10 +38,18 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
 
     NAME = "verify"
 
-    def __init__(self, config: VerifyConfig, telemetry: Telemetry, policy: VerifyPolicy | None = None) -> None:
+    def __init__(
+        self,
+        config: VerifyConfig,
+        telemetry: Telemetry,
+        policy: VerifyPolicy | None = None,
+        runner: Callable[[Engine], StepRunner] = StepRunner,
+    ) -> None:
+        """See `Verifier`."""
         super().__init__(telemetry)
         self._config = config
         self._policy = policy
+        self._runner = runner
         self._native = native_lookups(config.compile_cache) if config.ngram == "on" else None
         self._verifier: Verifier
 
@@ -54,6 +64,7 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
             ngram_table=ngram_tables(self._native, static) if self._config.ngram == "on" else None,
             recent=None if recent == "off" else RecentAnswersByTenant(has_common=recent == "all"),
             policy=self._policy,
+            runner=self._runner,
         )
         return self._take_over(loaded, self._verifier, on_death)
 

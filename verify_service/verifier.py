@@ -40,9 +40,10 @@ class Verifier:
         ngram_table: Callable[[], Ngrams] | None = None,
         recent: RecentAnswersByTenant | None = None,
         policy: VerifyPolicy | None = None,
+        runner: Callable[[Engine], StepRunner] = StepRunner,
     ) -> None:
-        """See `VerifyScheduler`."""
-        self.runner = StepRunner(engine)
+        """See `VerifyScheduler`. `runner` makes what runs the steps."""
+        self.runner = runner(engine)
         self.scheduler: VerifyScheduler[VerifyStream] = VerifyScheduler(
             self.runner.memory,
             vocab_size=engine.vocab_size,

@@ -22,6 +22,7 @@ from torch import Tensor
 from bench.columns import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
+from bench.stack.measured_runner import MeasuredRunner
 from bench.stack.step_log import StepLog
 from draft_service.drafter import Drafter, DraftStream
 from draft_service.drafts import DraftEvent
@@ -64,13 +65,12 @@ def main(
     tokenizer = Tokenizer.from_file(str(tokenizer_file(draft)))
     title = f"{draft.name}, {dtype}, temperature {temperature:g}: median ms per draft step"
     table = new_table(title, "nodes expanded", "forward pass", "choice of tokens", "all else")
-    log = StepLog()
-    drafter = Drafter(engine)
-    log.watch(engine, drafter, lambda: 0)
+    runner = MeasuredRunner(engine, is_target=False)
+    drafter = Drafter(engine, runner=lambda _: runner)
     with torch.inference_mode():
         for num_sessions in numbers:
             prompts = load_prompts(None, num_sessions, tokenizer)
-            found = asyncio.run(_measured(drafter, log, engine, prompts, temperature))
+            found = asyncio.run(_measured(drafter, runner.log, engine, prompts, temperature))
             name = f"{num_sessions} sessions" if num_sessions > 1 else "1 session"
             table.add_row(name, f"{found.num_nodes:.1f}", *(f"{each:.3f}" for each in found[1:]))
     Console().print(table)

@@ -9,7 +9,7 @@ kernel reads keys and values block by block, only inputs are padded.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ from torch import Tensor
 from outrider.engine.attention.interface import LayerCall
 from outrider.engine.attention.native import NativeAttention, NativeStep
 from outrider.engine.batch import PackedBatch, SessionSpan
-from outrider.engine.engine import Engine
+from outrider.engine.compile.forward import Forward
+from outrider.engine.model import RaggedModel
 
 
 def rounds(batch: PackedBatch) -> list[int]:
@@ -94,32 +95,38 @@ def missing_attention(batch: PackedBatch, scratch_cell: int) -> PackedBatch:
 
 
 class Padding:
-    """Has an engine pad its passes as long as `enabled` is set."""
+    """A `Forward` that pads what a model's other passes compute. Device thread only."""
 
-    def __init__(self, engine: Engine) -> None:
-        """Takes control of the engine's forward passes. Device thread only from then on."""
-        self._model: Any = engine._model
-        self._forward = self._model.forward
+    def __init__(self, model: RaggedModel) -> None:
+        self._model = model
+        self._passes: Sequence[Forward] = ()
+        """Those that compute while it is in use."""
         self._queries: dict[tuple[int, int], Tensor] = {}
-        self.enabled = False
         self.num_tokens = 0
         """How many tokens the last pass was padded with."""
-        self._model.forward = self.forward
 
-    def forward(self, batch: PackedBatch) -> Tensor:
-        """See `RaggedModel.forward`."""
-        self.num_tokens = 0
-        if self.enabled:
-            scratch_cell = self._model.cache.scratch_cell
-            if isinstance(self._model.attention, NativeAttention):
-                # It reads what a token sees and no more, so the rest is done beside the pass.
-                self._attend(self._model.attention, missing_attention(batch, scratch_cell))
-            else:
-                pad_caches(batch)
-            self.num_tokens = pad_inputs(batch, scratch_cell)
-        return self._forward(batch)
+    def use(self, pads: bool) -> None:
+        """From now on the model's passes are padded, or are not."""
+        is_in_use = self in self._model.forwards
+        if pads and not is_in_use:
+            self._passes, self._model.forwards = self._model.forwards, [self]
+        elif is_in_use and not pads:
+            self._model.forwards = [*self._passes]
+            self.num_tokens = 0
 
-    def _attend(self, attention: NativeAttention, batch: PackedBatch) -> None:
+    def run(self, batch: PackedBatch) -> Tensor | None:
+        """See `Forward`."""
+        scratch_cell = self._model.cache.scratch_cell
+        if isinstance(self._model.attention, NativeAttention):
+            # It reads what a token sees and no more, so the rest is done beside the pass.
+            self.attend(self._model.attention, missing_attention(batch, scratch_cell))
+        else:
+            pad_caches(batch)
+        self.num_tokens = pad_inputs(batch, scratch_cell)
+        return next(logits for each in self._passes if (logits := each.run(batch)) is not None)
+
+    def attend(self, attention: NativeAttention, batch: PackedBatch) -> None:
+        """Does what `attention` over `batch` costs, and uses nothing of it."""
         num_tokens = len(batch.limits)
         if not num_tokens:
             return

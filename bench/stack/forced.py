@@ -1,7 +1,7 @@
-"""An engine whose steps take a set time and whose guesses are right as often as they are told to be.
+"""Forward passes that take a set time, and whose guesses are right as often as they are told to be.
 
-The forward pass runs as ever, for the slots' sake, and must be faster than the set time; its logits are then replaced
-by the oracle's.
+A pass runs as ever, for the slots' sake, and must be faster than the set time; its logits are then replaced by the
+oracle's.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from bench.simulate.oracle import Oracle
-from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
+from outrider.engine.engine import StepOutput
 from outrider.engine.jobs import LINE_END, Job
 
 _NEVER = -30.0
@@ -22,14 +22,12 @@ _NEVER = -30.0
 
 
 class Forcing:
-    """What an engine is made to do; nothing until `force` is called."""
+    """What becomes of forward passes; nothing until `force` is called."""
 
-    def __init__(self, engine: Engine, *, is_target: bool) -> None:
-        self._step = engine.step
+    def __init__(self, *, is_target: bool) -> None:
         self._is_target = is_target
         self._oracle: Oracle | None = None
         self._step_seconds = 0.0
-        setattr(engine, "step", self.step)  # noqa: B010
 
     def force(self, settings: dict[str, Any] | None) -> None:
         """Takes `alpha`, `num_positions`, `width`, `seed` and `step_ms`; None ends it."""
@@ -41,12 +39,11 @@ class Forcing:
             settings["alpha"], settings["num_positions"], width=settings["width"], seed=settings["seed"]
         )
 
-    def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
-        """See `Engine.step`."""
+    def apply(self, jobs: Sequence[Job], output: StepOutput, started: float) -> None:
+        """What a pass for `jobs` computed is replaced, and it ends when it should: it began then, on the monotonic
+        clock."""
         if self._oracle is None:
-            return self._step(jobs, max_line_tokens)
-        started = time.monotonic()
-        output = self._step(jobs, max_line_tokens)
+            return
         row = 0
         for job, num_rows in zip(jobs, output.num_rows, strict=True):
             if num_rows is not None:
@@ -54,7 +51,6 @@ class Forcing:
                     self._write(output.logits[row], position, self._oracle)
                     row += 1
         time.sleep(max(0.0, started + self._step_seconds - time.monotonic()))
-        return output
 
     def _write(self, logits: torch.Tensor, position: int, oracle: Oracle) -> None:
         if self._is_target:

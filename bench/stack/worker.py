@@ -8,56 +8,47 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from bench.rivals.padding import Padding
 from bench.rivals.ruled import Policy, policy_of
 from bench.stack.control import add_control
-from bench.stack.forced import Forcing
-from bench.stack.step_log import StepLog
+from bench.stack.measured_runner import MeasuredRunner
 from draft_service.config import DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
-from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.engine import Engine
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
 from outrider.worker.serving import run
-from outrider.worker.startup import LoadedModel
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
 
 
 class Measured:
-    """What the benchmark's workers have in common: a log, and a policy for each mode that was asked for."""
+    """What the benchmark's workers have in common: a runner, and a policy for each mode that was asked for."""
 
-    def __init__(self) -> None:
-        self.log = StepLog()
-        self._engine: Engine
-        self._forcing: Forcing
-        self._padding: Padding
+    def __init__(self, *, is_target: bool) -> None:
+        self._is_target = is_target
+        self.runner: MeasuredRunner
         self._measured: list[tuple[int, float]] = []
         self._step_times: list[tuple[int, float]] = []
         """What a policy knows of the engine's steps when it begins: numbers of tokens and seconds."""
         self._policies: dict[str, Policy] = {}
 
-    def watch(self, engine: Engine, worker: Worker, *, is_target: bool) -> None:
-        """Takes control of an engine, before its device thread starts."""
-        self._engine = engine
+    def run(self, engine: Engine) -> MeasuredRunner:
+        """What is to run the steps of the worker over `engine`."""
         self._measured = self._step_times = engine.measure()
-        self._forcing = Forcing(engine, is_target=is_target)
-        self._padding = padding = Padding(engine)
-        self.log.watch(engine, worker, lambda: padding.num_tokens)
+        self.runner = MeasuredRunner(engine, is_target=self._is_target)
+        return self.runner
 
     def begin(self, *, pads: bool) -> None:
         """On the device thread, while no session is there: the next mode begins, and finds nothing of what others have
         read."""
-        self._padding.enabled = pads
-        blocks = self._engine.blocks
+        self.runner.padding.use(pads)
+        blocks = self.runner.engine.blocks
         blocks.release([blocks.take() for _ in range(blocks.num_available)])
 
     def policy(self, mode: dict[str, Any]) -> Policy:
@@ -72,7 +63,7 @@ class Measured:
 
     def force(self, settings: dict[str, Any] | None) -> None:
         """See `Forcing.force`. What was learned before is forgotten."""
-        self._forcing.force(settings)
+        self.runner.forcing.force(settings)
         self._step_times = [(1, settings["step_ms"] / 1000.0)] if settings is not None else self._measured
         self._policies.clear()
 
@@ -82,14 +73,8 @@ class MeasuredDraftServicer(ModelDraftServicer):
 
     def __init__(self, telemetry: Telemetry) -> None:
         self.policy = DraftPolicy()
-        super().__init__(telemetry, self.policy)
-        self.measured = Measured()
-
-    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`."""
-        device = super().begin(loaded, on_death)
-        self.measured.watch(loaded.engine, self._drafter, is_target=False)
-        return device
+        self.measured = Measured(is_target=False)
+        super().__init__(telemetry, self.policy, runner=self.measured.run)
 
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
@@ -104,14 +89,8 @@ class MeasuredVerifyServicer(VerifyServicer):
 
     def __init__(self, config: VerifyConfig, telemetry: Telemetry) -> None:
         self.policy = VerifyPolicy()
-        super().__init__(config, telemetry, self.policy)
-        self.measured = Measured()
-
-    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`."""
-        device = super().begin(loaded, on_death)
-        self.measured.watch(loaded.engine, self._verifier, is_target=True)
-        return device
+        self.measured = Measured(is_target=True)
+        super().__init__(config, telemetry, self.policy, runner=self.measured.run)
 
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
@@ -139,7 +118,7 @@ def main() -> None:
     methods = {
         "Choose": servicer.choose,
         "Force": servicer.measured.force,
-        "Take": lambda _: servicer.measured.log.take(),
+        "Take": lambda _: servicer.measured.runner.log.take(),
     }
 
     def add(servicer: Any, server: Any) -> None:

@@ -93,6 +93,11 @@ class Engine:
         self._pad_tokens = pad_tokens
 
     @property
+    def model(self) -> RaggedModel:
+        """What computes its steps."""
+        return self._model
+
+    @property
     def attention(self) -> str:
         """The name of the attention backend that is in use."""
         return self._model.attention.name

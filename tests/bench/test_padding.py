@@ -10,7 +10,7 @@ from bench.stack.worker import Measured
 from outrider.engine.attention.masks import spans_and_masks
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.engine import Engine
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import LINE_END, Job, plan
 from tests.engine import histories
 from tests.engine.histories import Rig, random_line
@@ -94,60 +94,49 @@ def test_a_single_round_needs_no_padding(engine: Engine) -> None:
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 def test_padding_changes_no_logits(family: str) -> None:
     rig = Rig(family)
-    padding = Padding(rig.engine)
-    padding.enabled = True
+    Padding(rig.engine.model).use(True)
     histories.sessions_in_one_step_equal_each_alone(rig)
 
 
 def test_the_engine_feeds_what_padding_says(engine: Engine) -> None:
-    padding = Padding(engine)
+    padding = Padding(engine.model)
     jobs = jobs_of(engine)
     expected = engine.step(jobs).logits
     assert padding.num_tokens == 0
     for job in jobs:
         job.slot.clear()
         engine.step([Job(job.slot, job.line[:-1])])
-    padding.enabled = True
+    padding.use(True)
     output = engine.step(jobs[:3])
     assert padding.num_tokens == len(LENGTHS) * (1 + max(NUM_NODES)) - sum(1 + each for each in NUM_NODES)
     assert output.num_rows == [1 + each for each in NUM_NODES]
     torch.testing.assert_close(output.logits, expected[: len(output.logits)], atol=2e-4, rtol=2e-4)
 
 
-class Idle:
-    """A worker without sessions."""
-
-    def step(self) -> float | None:
-        """See `Worker.step`."""
-        return None
-
-
 def test_a_mode_pads_if_it_says_so_and_finds_no_prompt_of_another(engine: Engine) -> None:
-    measured, jobs = Measured(), jobs_of(engine)
+    measured, jobs = Measured(is_target=True), jobs_of(engine)
     for job in jobs:
         engine.release(job.slot)
-    measured.watch(engine, Idle(), is_target=True)
+    runner = measured.run(engine)
     for pads in (True, False):
         measured.begin(pads=pads)
         jobs = jobs_of(engine)
         assert [job.slot.num_cached_tokens for job in jobs] == [0] * len(jobs)
-        measured.log.take()
-        engine.step(jobs[:3])
+        runner.forward(jobs[:3], STEP_TOKENS_MAX)
         num_rows = sum(1 + each for each in NUM_NODES)
         num_padding = len(LENGTHS) * (1 + max(NUM_NODES)) - num_rows if pads else 0
-        assert measured.log.take()["sizes"] == [(len(LENGTHS), num_rows, num_padding)]
+        assert runner.log.take()["sizes"] == [(len(LENGTHS), num_rows, num_padding)]
         for job in jobs:
             engine.release(job.slot)
 
 
 @pytest.mark.usefixtures("native_operators")
 def test_beside_a_compiled_pass_the_missing_attention_is_done_and_leaves_no_trace(engine: Engine) -> None:
-    padding = Padding(engine)
+    model = engine.model
     batch = pack([plan(job, 100) for job in jobs_of(engine)])
-    model = padding._model
     before = [storage.clone() for storage in model.cache.storages]
     attention = NativeAttention(model.facts, model.cache)
-    padding._attend(attention, missing_attention(batch, model.cache.scratch_cell))
+    Padding(model).attend(attention, missing_attention(batch, model.cache.scratch_cell))
     for storage, copy in zip(model.cache.storages, before, strict=True):
         held = slice(model.cache.scratch_cell)
         assert torch.equal(storage[:, held], copy[:, held])

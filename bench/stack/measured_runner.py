@@ -1,0 +1,37 @@
+"""What runs a measured worker's steps: as production does, with a log, and with passes forced or padded on demand."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from bench.rivals.padding import Padding
+from bench.stack.forced import Forcing
+from bench.stack.step_log import StepLog, StepSize
+from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.jobs import Job
+from outrider.worker.step_runner import StepRunner
+
+
+class MeasuredRunner(StepRunner):
+    """Device thread only, but for `log` and `forcing`."""
+
+    def __init__(self, engine: Engine, *, is_target: bool) -> None:
+        super().__init__(engine)
+        self.log = StepLog()
+        self.forcing = Forcing(is_target=is_target)
+        self.padding = Padding(engine.model)
+
+    def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
+        """See `StepRunner.forward`."""
+        started = time.monotonic_ns()
+        output = super().forward(jobs, max_line_tokens)
+        self.forcing.apply(jobs, output, started / 1e9)
+        num_rows = sum(number or 0 for number in output.num_rows)
+        self.log.add_pass(started, StepSize(len(jobs), num_rows, self.padding.num_tokens))
+        return output
+
+    def observe(self, started: float) -> None:
+        """See `StepRunner.observe`."""
+        self.log.add_step(round(started * 1e9))
+        super().observe(started)
