@@ -35,13 +35,8 @@ from outrider.core.protocol.errors import OutriderError, UnsupportedModelError
 from outrider.engine.load.folder import end_token_ids, eos_token_ids, load_model, resolve_folder
 from outrider.engine.load.tokenizer import portable_tokenizer
 from outrider.grammar.vocabulary import Vocabulary
+from recipes import proof
 from recipes.model_folder import copy_companions, new_folder, save
-
-PROOF_TOKENS = 64
-"""Tokens of the text on which the written model is compared with the original."""
-PROOF_TOLERANCE = 1e-5
-"""Largest difference of float32 logits, relative to the largest logit: a head of another size may be summed in another
-order."""
 
 app = typer.Typer(add_completion=False)
 
@@ -199,23 +194,17 @@ def _end_as(model: PreTrainedModel, target: PreTrainedConfig, eos_token_ids: Seq
 
 
 def _prove(draft: Path, written: Path, shared: Mapping[int, int]) -> None:
-    """Compares both folders' logits for a text that both spell alike, as a worker loads them but in float32."""
+    """On a text that both spell alike."""
     target_ids, draft_ids = (torch.tensor(list(ids)) for ids in (shared.keys(), shared.values()))
-    text = torch.randint(len(shared), (PROOF_TOKENS,), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        expected = _logits(draft, draft_ids[text])[:, draft_ids]
-        logits = _logits(written, target_ids[text])[:, target_ids]
-    difference = ((logits - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= PROOF_TOLERANCE:
+    text = proof.text(len(shared))
+    expected = proof.logits(proof.loaded(draft), draft_ids[text])[:, draft_ids]
+    found = proof.logits(proof.loaded(written), target_ids[text])[:, target_ids]
+    difference = proof.difference(found, expected)
+    if not difference <= proof.TOLERANCE:
         raise UnsupportedModelError(
             f"{draft} cannot be written in another vocabulary: its logits would change by {difference:.1e} of the "
             "largest, so it meets its vocabulary elsewhere than in its embedding and its head; take another draft model"
         )
-
-
-def _logits(folder: Path, token_ids: Tensor) -> Tensor:
-    """[N, V]"""
-    return load_model(folder, device=_CPU, dtype="float32")(input_ids=token_ids[None], use_cache=False).logits[0]
 
 
 @app.command()

@@ -26,13 +26,8 @@ from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.folder import load_model, resolve_folder
+from recipes import proof
 from recipes.model_folder import copy_companions, new_folder, save
-
-PROOF_TOKENS = 64
-"""Tokens of the text on which the written model is compared with the original."""
-PROOF_TOLERANCE = 1e-5
-"""Largest difference of float32 logits, relative to the largest logit: a longer row is summed in another order, which
-moves a sum by a few units of 2**-24 = 6e-8 of it."""
 
 app = typer.Typer(add_completion=False)
 
@@ -126,17 +121,13 @@ def _silent(layer: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _proved(folder: Path, written: Path) -> Widened:
-    """Compares both folders' logits, as a worker loads them but in float32."""
-    original = load_model(folder, device=_CPU, dtype="float32")
-    generator = torch.Generator().manual_seed(0)
-    token_ids = torch.randint(original.config.vocab_size, (1, PROOF_TOKENS), generator=generator)
-    with torch.inference_mode():
-        expected = original(input_ids=token_ids, use_cache=False).logits
-        del original
-        model = load_model(written, device=_CPU, dtype="float32")
-        logits = model(input_ids=token_ids, use_cache=False).logits
-    difference = ((logits - expected).abs().max() / expected.abs().max()).item()
-    if not difference <= PROOF_TOLERANCE:
+    original = proof.loaded(folder)
+    token_ids = proof.text(original.config.vocab_size)
+    expected = proof.logits(original, token_ids)
+    del original
+    model = proof.loaded(written)
+    difference = proof.difference(proof.logits(model, token_ids), expected)
+    if not difference <= proof.TOLERANCE:
         raise UnsupportedModelError(
             f"{folder} ({model.config.model_type}) cannot be widened: its logits would change by {difference:.1e} of "
             "the largest, so its layers depend on their number or do more than add to the residual stream; "

@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,15 +76,6 @@ def make_pair(out: Path, target_log: Log, draft_log: Log) -> Figures:
     run.write_text(no_report)
     run.train_draft(draft_log)
     return run.finish()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another on tensors as small as these."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,15 +37,6 @@ def small(seed: int, vocab_size: int = VOCAB_SIZE) -> LlamaForCausalLM:
     model = LlamaForCausalLM(llama_config(SMALL, vocab_size)).eval()
     model.lm_head.weight.data.mul_(20)
     return model
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Threads only wait for one another on tensors as small as these."""
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
 
 
 @pytest.fixture(scope="module")

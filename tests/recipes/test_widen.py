@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.folder import load_model
 from outrider.worker.startup import load
-from recipes.widen import PROOF_TOLERANCE, app, widen
+from recipes import proof
+from recipes.widen import app, widen
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from verify_service.config import VerifyConfig
 
@@ -64,7 +65,7 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 def assert_same_function(folder: Path, original: Path) -> None:
     for actual, expected in zip(logits(folder), logits(original), strict=True):
-        assert (actual - expected).abs().max() <= PROOF_TOLERANCE * expected.abs().max()
+        assert (actual - expected).abs().max() <= proof.TOLERANCE * expected.abs().max()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -82,7 +83,7 @@ def test_more_layers_change_no_bit(family: str, dtype: torch.dtype, tmp_path: Pa
 def test_wider_layers_change_the_order_of_sums_alone(family: str, tmp_path: Path) -> None:
     folder, wide = save(tiny(family), tmp_path / "model"), tmp_path / "wide"
     written = widen(folder, wide, mlp_width=1000, num_layers=5)
-    assert written.logit_difference <= PROOF_TOLERANCE
+    assert written.logit_difference <= proof.TOLERANCE
     assert_same_function(wide, folder)
 
 
@@ -156,7 +157,7 @@ def test_layers_that_depend_on_their_number_are_found_out(tmp_path: Path) -> Non
     config = DiffLlamaConfig.from_dict({**build("llama").config.to_dict(), "num_hidden_layers": 3})
     torch.manual_seed(0)
     folder = save(DiffLlamaForCausalLM(config), tmp_path / "model")
-    assert widen(folder, tmp_path / "wide", mlp_width=200).logit_difference <= PROOF_TOLERANCE
+    assert widen(folder, tmp_path / "wide", mlp_width=200).logit_difference <= proof.TOLERANCE
     with pytest.raises(UnsupportedModelError, match="leave the number of layers as it is"):
         widen(folder, tmp_path / "deep", num_layers=5)
     assert {path.name for path in tmp_path.iterdir()} == {"model", "wide"}
