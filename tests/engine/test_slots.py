@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 
@@ -131,6 +132,33 @@ def test_the_same_line_in_another_list_keeps_everything() -> None:
     assert slot.cells == held
     assert slot.align([*line, 1]) == []
     assert slot.cached_prefix == [*line, 1]
+
+
+class Watched(list[int]):
+    """A line that counts how many of its tokens are read."""
+
+    num_read = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        self.num_read += len(found) if isinstance(index, slice) else 1
+        return found
+
+    def __iter__(self) -> Iterator[int]:
+        raise AssertionError("all of the line is read")
+
+
+def test_a_step_reads_of_its_line_what_is_new_however_long_it_is() -> None:
+    slot, line = SlotPool(1, 4096, BlockPool(280, 16)).acquire(), Watched(range(4000))
+    settle(plan(Job(slot, line), len(line)))
+    feed(slot, line)  # compares what that pass has fed
+    for token_id in range(40):
+        line.append(token_id)
+        line.num_read = 0
+        assert slot.num_missing_blocks(line, 3) <= 1
+        done = feed(slot, line, [LINE_END], [token_id + 1], [LINE_END, 0])
+        assert (done.num_new_prefix, slot.align(line)) == (1 if token_id == 0 else 0, [])
+        assert line.num_read <= 2 * slot.block_cells
 
 
 def test_a_cleared_slot_holds_nothing() -> None:

@@ -14,6 +14,9 @@ FILE_LINES_MAX = 400
 PRODUCT_LINES_MAX = 350
 """The same for a file of the product."""
 
+PRODUCT_LINES_MEDIAN_MAX = 110
+"""Half of them are no longer than this."""
+
 PARAMETERS_MAX = 10
 """A function with more of them takes one value that holds them together."""
 
@@ -161,6 +164,8 @@ LAYERS = {
 the core may import any room. Torch stays away from everything but the workers. The settings of the services lie below
 the command line, which checks by them what it is told."""
 
+_CORE = PurePosixPath("outrider/core")
+
 _HALLS = frozenset({"outrider", "outrider.core"})
 """Packages that hold other layers, and no module of their own."""
 
@@ -292,11 +297,20 @@ def _check_names(path: PurePosixPath, tree: ast.Module) -> Iterator[Violation]:
                 yield Violation(path, node.lineno, "the environment is read in __main__.py and config.py alone")
         elif isinstance(node, ast.Assert) and not _narrows(node.test):
             yield Violation(path, node.lineno, "an assert tells a type and checks no value: raise an error instead")
+        elif isinstance(node, ast.Assert) and path.is_relative_to(_CORE) and _reads_self(node.test):
+            yield Violation(path, node.lineno, "an assert tells what state a session is in: give the state a type")
         elif isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
             if not (isinstance(node.value, ast.Constant) and node.value.value is False):
                 yield Violation(path, node.value.lineno, "code from a model folder is never run")
         elif isinstance(node, ast.Constant) and node.value == "trust_remote_code":
             yield Violation(path, node.lineno, "code from a model folder is never run")
+
+
+def _reads_self(test: ast.expr) -> bool:
+    return any(
+        isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self"
+        for node in ast.walk(test)
+    )
 
 
 def _narrows(test: ast.expr) -> bool:

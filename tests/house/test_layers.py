@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path, PurePosixPath
 
 import pytest
 
-from .layers import FILE_LINES_MAX, LAYERS, PRODUCT, PRODUCT_LINES_MAX, check
+from .layers import FILE_LINES_MAX, GENERATED, LAYERS, PRODUCT, PRODUCT_LINES_MAX, PRODUCT_LINES_MEDIAN_MAX, check
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (*sorted(PRODUCT), "tests", "bench", "recipes")
@@ -39,6 +41,32 @@ def test_the_rules_hold() -> None:
     assert tops >= PRODUCT, "the walk misses a part of the product"
     found = [violation for path, source in sources.items() for violation in check(PurePosixPath(path), source)]
     assert not found, "\n".join(map(str, found))
+
+
+def test_files_of_the_product_are_short() -> None:
+    lengths = [
+        len(path.read_text(encoding="utf-8").splitlines())
+        for folder in PRODUCT
+        for path in (ROOT / folder).rglob("*.py")
+        if path.name != "__init__.py" and not path.relative_to(ROOT).is_relative_to(GENERATED)
+    ]
+    assert statistics.median(lengths) <= PRODUCT_LINES_MEDIAN_MAX
+
+
+def test_the_round_loop_is_written_once() -> None:
+    """Whoever drives sessions, a service or a clock of its own, asks a scheduler what is next."""
+    steps = re.compile(r"\bmost_probable\(|\bchoose_expansions\(|\.state\.decide\(")
+    found = {
+        str(path.relative_to(ROOT))
+        for folder in (*PRODUCT, "bench/simulate", "bench/stack", "tests/sim")
+        for path in (ROOT / folder).rglob("*.py")
+        if steps.search(path.read_text(encoding="utf-8"))
+    }
+    written, said = "outrider/core/schedule", ("verify/selection.py", "verify/session.py", "draft/session.py")
+    assert found == {
+        *(f"outrider/core/{file}" for file in said),
+        *(f"{written}/{kind}_scheduler.py" for kind in ("verify", "draft")),
+    }
 
 
 def test_every_layer_exists() -> None:
@@ -151,6 +179,7 @@ def test_what_runs_beside_the_workers_runs_without_torch() -> None:
         ("coordinator/a.py", "def f(x):\n    assert x > 0", "checks no value"),
         ("outrider/rpc/a.py", "def f(x):\n    assert x", "checks no value"),
         ("outrider/rpc/a.py", "def f(x):\n    assert not x.ok", "checks no value"),
+        ("outrider/core/verify/a.py", "class C:\n    def f(self):\n        assert self.slot is not None", "a type"),
         # Files.
         ("outrider/rpc/utils.py", "", "says nothing"),
         ("tests/helpers.py", "", "says nothing"),
@@ -186,6 +215,7 @@ def test_a_breach_is_found(path: str, source: str, message: str) -> None:
         ("coordinator/config.py", "import os\nos.environ['X']"),
         ("coordinator/a.py", "class C:\n    def f(self, a, b, c, d, e, f, g, h, i, *, j): ..."),
         ("coordinator/a.py", "def f(x):\n    assert x is not None\n    assert not isinstance(x, int)"),
+        ("outrider/core/verify/a.py", "def f(node):\n    assert node.parent is not None"),
         ("coordinator/servicer.py", "from outrider.v1 import generation_pb2"),
         ("coordinator/a.py", "from outrider.v1 import draft_pb2_grpc\nfrom outrider import PROTOCOL_VERSION"),
         ("coordinator/a.py", "from opentelemetry.trace import Span"),

@@ -100,10 +100,10 @@ class Overlay:
 
     def predicted(self, node: Node) -> Node | None:
         """What the prediction has after `node`, any node, if that is likely enough for one."""
-        if not self._is_predicted:
+        if not self._is_predicted or self._prediction is None:
             return None
         if node not in self._predicted:
-            self._predicted[node] = self._predict(node)
+            self._predicted[node] = self._predict(self._prediction, node)
         return self._predicted[node]
 
     def is_predicted(self) -> bool:
@@ -144,12 +144,11 @@ class Overlay:
     def _is_from_prediction(self, node: Node) -> bool:
         return node.parent is not None and self._predicted.get(node.parent) is node
 
-    def _predict(self, node: Node) -> Node | None:
-        assert self._prediction is not None
+    def _predict(self, prediction: Proposer, node: Node) -> Node | None:
         log_acceptance = node.path_log_prob - self._tree.root.path_log_prob
         if log_acceptance < _ASKING_LOG_ACCEPTANCE_MIN:
             return None
-        for token_id, probability in self._prediction.propose(self._tree.root, node).items():
+        for token_id, probability in prediction.propose(self._tree.root, node).items():
             learned_log = self._log_acceptance(prediction_bin(probability))
             if log_acceptance + learned_log >= _LOG_ACCEPTANCE_MIN:
                 return Node(node, node.position + 1, token_id, learned_log, learned_log)
