@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+import uuid
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedModel
@@ -23,7 +26,9 @@ from coordinator.workers import Workers
 from draft_service.config import DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
 from outrider.client import NO_RETRY, GenerationClient
+from outrider.core.protocol.messages import ModelInfo
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.engine import Engine
 from outrider.rpc.server import Server, Service
 from outrider.rpc.transport import PLAINTEXT
 from outrider.rpc.worker_client import WorkerClient
@@ -104,9 +109,40 @@ def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
 
 
 def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
-    """Loads a folder of `save_tiny` as a worker would."""
+    """Loads a folder of `save_tiny` as a worker would, or takes up what a worker that ended has left of it."""
+    files = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in folder.glob("*")]
+    key = repr((folder, sorted(files), sorted(settings.items())))
+    for loaded in _at_rest:
+        if _made[loaded.engine][0] == key:
+            _at_rest.remove(loaded)
+            info = loaded.info._replace(instance_id=uuid.uuid4().hex)
+            _made[loaded.engine] = key, info
+            return replace(loaded, info=info)
     always = {"model": str(folder), "listen": "127.0.0.1:0", "num_threads": 1, "compile": "off"}
-    return load(WorkerConfig(**{**always, **settings}))
+    loaded = load(WorkerConfig(**{**always, **settings}))
+    _made[loaded.engine] = key, loaded.info
+    return loaded
+
+
+_AT_REST_MAX = 8
+"""More engines than the tests of one file have workers at a time."""
+
+_at_rest: deque[LoadedModel] = deque(maxlen=_AT_REST_MAX)
+_made: WeakKeyDictionary[Engine, tuple[str, ModelInfo]] = WeakKeyDictionary()
+"""Engines of `load_tiny`: from what, and what is said of them."""
+
+
+def _put_to_rest(loaded: LoadedModel) -> None:
+    """The model of a worker that has ended is as good as new, unless somebody has put a hand to its engine."""
+    engine = loaded.engine
+    if engine not in _made or _made[engine][1] != loaded.info or "step" in vars(engine):
+        return
+    if engine.num_free_slots < engine.max_sessions:
+        return
+    blocks = engine.blocks
+    blocks.release([blocks.take() for _ in range(blocks.num_available)])  # nothing is cached any more
+    blocks.num_tokens_asked = blocks.num_tokens_found = 0
+    _at_rest.append(loaded)
 
 
 def free_address() -> str:
@@ -147,6 +183,7 @@ async def worker(
         await server.stop(None)
         device.stop()
         assert not deaths
+        _put_to_rest(loaded)
 
 
 @asynccontextmanager
