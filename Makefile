@@ -28,14 +28,15 @@ up: $(VENV)/.installed ## Start the three services with the bundled pair in the 
 	@$(BIN)/outrider up $(ARGS)
 
 TEST_PROCESSES ?= 2
+# In the order of the folders: files with few tests are the slow ones, and would else come last, one by one.
+PARALLEL = --numprocesses $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 .PHONY: test
 test: $(VENV)/.installed ## Run the tests, TEST_PROCESSES files at a time
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed ## Run the tests that need no model and start no service
-	$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile tests/core tests/coordinator tests/client tests/cli \
-	  tests/house tests/k8s $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) tests/core tests/coordinator tests/client tests/cli tests/house tests/k8s $(ARGS)
 
 N ?= 100000
 .PHONY: simulate
