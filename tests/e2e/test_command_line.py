@@ -7,15 +7,14 @@ import json
 import re
 import signal
 import sys
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import grpc.aio
-import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 from openai import AsyncOpenAI
 
-from outrider.cli.up import services
-from outrider.cli.up_options import UpOptions, choose_models
 from outrider.rpc.channels import open_channel
 from outrider.v1 import common_pb2, draft_pb2_grpc
 from tests.e2e.stack import free_address
@@ -34,9 +33,54 @@ async def outrider(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), errors.decode()
 
 
-def options(**changes: Any) -> UpOptions:
-    models = choose_models(None, None, None, no_draft=False)
-    return UpOptions(**{**models._asdict(), "port": 0, "draft_port": 0, "verify_port": 0, "compiled": "off", **changes})
+@dataclass(frozen=True)
+class Up:
+    """What `outrider up` has started."""
+
+    process: asyncio.subprocess.Process
+    coordinator: str
+    draft: str
+    verify: str
+    http: str
+
+    async def draft_name(self) -> str:
+        async with open_channel(self.draft) as channel:
+            info = await draft_pb2_grpc.DraftServiceStub(channel).GetModelInfo(common_pb2.GetModelInfoRequest())
+            return info.model.name
+
+    async def model_names(self) -> list[str]:
+        async with AsyncOpenAI(base_url=self.http, api_key="none") as client:
+            return [model.id async for model in client.models.list()]
+
+    async def end(self, number: signal.Signals) -> None:
+        """Returns when it has drained and exited with zero."""
+        self.process.send_signal(number)
+        output, _ = await self.process.communicate()
+        assert self.process.returncode == 0, output.decode()
+
+
+@asynccontextmanager
+async def up(*flags: str) -> AsyncIterator[Up]:
+    addresses = {flag: free_address() for flag in ("port", "draft-port", "verify-port")}
+    ports = [f"--{flag}={address.rpartition(':')[2]}" for flag, address in addresses.items()]
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "outrider.cli", "up", "--http-port=0", "--compile=off", *ports, *flags),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    assert process.stdout is not None
+    printed = ""
+    try:
+        while "outrider generate" not in printed:
+            line = (await process.stdout.readline()).decode()
+            assert line, printed
+            printed += line
+        (url,) = re.findall(r"OpenAI-compatible: (http://\S+)", printed)
+        yield Up(process, *addresses.values(), url)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.communicate()
 
 
 async def listed(address: str, version: str) -> set[str]:
@@ -53,33 +97,37 @@ async def listed(address: str, version: str) -> set[str]:
         return {service.name for service in response.list_services_response.service}
 
 
-async def test_generate_prints_one_object_and_target_only_the_same_tokens() -> None:
-    async with services(options()) as running:
-        arguments = ("generate", PROMPT, f"--address={running.coordinator}", "--json", "--max-tokens=48")
-        sampled = ("--temperature=0.8", "--top-p=0.95", "--seed=3")
-        code, output, errors = await outrider(*arguments, *sampled)
-        assert code == 0, errors
-        together = json.loads(output)
-        alone = json.loads((await outrider(*arguments, *sampled, "--target-only"))[1])
-        assert together["token_ids"] == alone["token_ids"]
-        assert together["text"] == alone["text"]
-        assert (together["mode"], alone["mode"]) == ("speculative", "target_only")
-        assert together["seed"] == 3
-        assert together["speculation"]["num_accepted_tokens"] > 0
+async def generate_prints_one_object_and_target_only_the_same_tokens(address: str) -> None:
+    arguments = ("generate", PROMPT, f"--address={address}", "--json", "--max-tokens=48")
+    sampled = ("--temperature=0.8", "--top-p=0.95", "--seed=3")
+    code, output, errors = await outrider(*arguments, *sampled)
+    assert code == 0, errors
+    together = json.loads(output)
+    alone = json.loads((await outrider(*arguments, *sampled, "--target-only"))[1])
+    assert together["token_ids"] == alone["token_ids"]
+    assert together["text"] == alone["text"]
+    assert (together["mode"], alone["mode"]) == ("speculative", "target_only")
+    assert together["seed"] == 3
+    assert together["speculation"]["num_accepted_tokens"] > 0
 
-        ids = ",".join(map(str, together["prompt_token_ids"]))
-        code, output, errors = await outrider(
-            "generate", "--token-ids", ids, f"--address={running.coordinator}", "--json", "--max-tokens=48", *sampled
-        )
-        assert code == 0, errors
-        assert json.loads(output)["token_ids"] == together["token_ids"]
+    ids = ",".join(map(str, together["prompt_token_ids"]))
+    code, output, errors = await outrider(
+        "generate", "--token-ids", ids, f"--address={address}", "--json", "--max-tokens=48", *sampled
+    )
+    assert code == 0, errors
+    assert json.loads(output)["token_ids"] == together["token_ids"]
 
-        code, _, errors = await outrider("generate", PROMPT, f"--address={running.coordinator}", "--temperature=-1")
-        assert code != 0
-        assert "temperature" in errors
-        assert "Traceback" not in errors
+    code, _, errors = await outrider("generate", PROMPT, f"--address={address}", "--temperature=-1")
+    assert code != 0
+    assert "temperature" in errors
+    assert "Traceback" not in errors
 
-        assert running.draft is not None
+
+async def test_up_serves_the_command_line_drains_and_exits_with_zero() -> None:
+    async with up() as running:
+        assert await running.draft_name() == "draft"
+        assert await running.model_names() == ["target"]
+        await generate_prints_one_object_and_target_only_the_same_tokens(running.coordinator)
         for address, service in (
             (running.coordinator, "outrider.v1.GenerationService"),
             (running.draft, "outrider.v1.DraftService"),
@@ -87,6 +135,14 @@ async def test_generate_prints_one_object_and_target_only_the_same_tokens() -> N
         ):
             for version in ("v1", "v1alpha"):
                 assert {service, "grpc.health.v1.Health"} <= await listed(address, version)
+        await running.end(signal.SIGINT)
+
+
+async def test_up_starts_the_drafter_without_a_model_drains_and_exits_with_zero() -> None:
+    async with up("--draft=ngram") as running:
+        assert await running.draft_name() == "ngram"
+        assert await running.model_names() == ["target"]
+        await running.end(signal.SIGTERM)
 
 
 async def test_run_starts_generates_compares_and_stops() -> None:
@@ -94,31 +150,3 @@ async def test_run_starts_generates_compares_and_stops() -> None:
     assert code == 0, errors
     assert "identical" in output + errors
     assert "rollbacks" in output + errors
-
-
-@pytest.mark.parametrize(("number", "draft"), [(signal.SIGINT, "draft"), (signal.SIGTERM, "ngram")])
-async def test_up_starts_what_it_is_told_drains_and_exits_with_zero(number: signal.Signals, draft: str) -> None:
-    """The bundled draft model, or the drafter without a model."""
-    address = free_address()
-    flags = ["--port=0", "--verify-port=0", "--http-port=0", "--compile=off"]
-    flags.append(f"--draft-port={address.rpartition(':')[2]}")
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "outrider.cli", "up", *flags, *(["--draft=ngram"] if draft == "ngram" else [])),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    assert process.stdout is not None
-    printed = ""
-    while "outrider generate" not in printed:
-        line = (await process.stdout.readline()).decode()
-        assert line, printed
-        printed += line
-    async with open_channel(address) as channel:
-        info = await draft_pb2_grpc.DraftServiceStub(channel).GetModelInfo(common_pb2.GetModelInfoRequest())
-    assert info.model.name == draft
-    (url,) = re.findall(r"OpenAI-compatible: (http://\S+)", printed)
-    async with AsyncOpenAI(base_url=url, api_key="none") as client:
-        assert [model.id async for model in client.models.list()] == ["target"]
-    process.send_signal(number)
-    output, _ = await process.communicate()
-    assert process.returncode == 0, printed + output.decode()
