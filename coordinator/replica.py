@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -16,8 +15,9 @@ from coordinator.seat import Seat
 from coordinator.settled_log import SettledLog
 from coordinator.vigil import Vigil
 from outrider.core.coordinate.circuit_breaker import CircuitBreaker
+from outrider.core.coordinate.known_load import KnownLoad
 from outrider.core.coordinate.liveness import SILENCE_SECONDS
-from outrider.core.coordinate.placement import ReplicaState, StepTime
+from outrider.core.coordinate.placement import ReplicaState
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.core.protocol.refusal import Refusal
@@ -28,10 +28,6 @@ from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClie
 HANDOVER_SECONDS = 5.0
 """Time that sessions get to end at a verifier that drains before they go on at another one: a quarter of the time that
 it has by default, and longer than most take. A drafter that stops is replaced without a word."""
-
-REPORT_LAG_SECONDS = 0.1
-"""A load report may not count changes from less than this long before it arrived: the network both ways, and delays of
-two event loops."""
 
 _log = structlog.get_logger()
 
@@ -71,7 +67,6 @@ class Replica:
         """Whether it has been asked once, with or without success."""
         self.is_retired = False
         """Whether its name does not resolve to it any more: it gets no new sessions and goes after its last one."""
-        self.load: WorkerLoad | None = None
         self.breaker = CircuitBreaker()
         """Of the streams that it breaks."""
         self._admit = admit
@@ -82,13 +77,10 @@ class Replica:
         self._recovery: asyncio.Task[None] | None = None
         self._refusal_changed = asyncio.Event()
         self._handover: asyncio.TimerHandle | None = None
-        self._step_time = StepTime()
-        self._reported_at = 0.0
+        self._known_load = KnownLoad()
         self._distrusted_id = ""
         """`instance_id` of the process that said what cannot be true; empty if none did."""
         self._seats: set[Seat] = set()
-        self._leavings: deque[float] = deque()
-        """When sessions ended that the present report counts."""
         self._watch: asyncio.Task[None] | None = None
         self._load_watch: asyncio.Task[None] | None = None
 
@@ -110,15 +102,12 @@ class Replica:
     def replica_state(self) -> ReplicaState:
         """Its load at present. Only while its model is known."""
         assert self.model is not None
-        unreported = [seat for seat in self._seats if self.load is None or seat.taken_at > self._known_until]
-        return ReplicaState(
-            self._step_time,
-            self.load,
-            self.model.max_sessions,
-            num_unreported=len(unreported),
-            num_unreported_tokens=sum(seat.num_tokens for seat in unreported),
-            num_left=len(self._leavings),
-        )
+        return self._known_load.state(self._seats, self.model.max_sessions)
+
+    @property
+    def load(self) -> WorkerLoad | None:
+        """Its last report; None while it has sent none."""
+        return self._known_load.report
 
     def distrust(self, reason: str) -> None:
         """The process that serves here said what cannot be true. It gets no session any more before it restarts."""
@@ -163,8 +152,7 @@ class Replica:
         self._seats.remove(seat)
         if not self._seats:
             self._vigil.end()
-        if self.load is not None and seat.taken_at <= self._known_until:
-            self._leavings.append(time.monotonic())
+        self._known_load.leave(seat, time.monotonic())
         self._on_seats(self, -1)
 
     def on_event(self) -> None:
@@ -220,10 +208,6 @@ class Replica:
             self._handover.cancel()
             self._handover = None
 
-    @property
-    def _known_until(self) -> float:
-        return self._reported_at - REPORT_LAG_SECONDS
-
     async def _watch_model(self) -> None:
         while True:
             try:
@@ -253,7 +237,7 @@ class Replica:
     def _serve(self, info: ModelInfo) -> None:
         self.log.info("worker found", model=info.name, device=info.device)
         self.breaker = CircuitBreaker()
-        self._step_time = StepTime()
+        self._known_load.begin()
         self._set_refusal(None)
         self._load_watch = asyncio.create_task(self._watch_load())
         self._on_change(self)
@@ -281,17 +265,12 @@ class Replica:
         if self._load_watch is not None:
             self._load_watch.cancel()
             self._load_watch = None
-        self.load = None
-        self._leavings.clear()
+        self._known_load.cease()
 
     async def _watch_load(self) -> None:
         try:
             async for load in self.client.watch_load():
-                self.load = load
-                self._reported_at = time.monotonic()
-                self._step_time.observe(load)
-                while self._leavings and self._leavings[0] <= self._known_until:
-                    self._leavings.popleft()
+                self._known_load.observe(load, time.monotonic())
         except OutriderError as error:
             _log.warning("worker reports no load", service=self.service, address=self.address, reason=str(error))
-        self.load = None
+        self._known_load.cease()

@@ -59,16 +59,22 @@ class Oracle:
 
 
 class OracleText:
-    """A text after PROMPT, as a `VirtualStack` wants it."""
+    """A text after `prompt`, as a `VirtualStack` wants it."""
 
-    prompt = PROMPT
     vocab_size = VOCAB_SIZE
     sampling = SamplingParams()
 
-    def __init__(self, alpha: float, num_tokens: int, *, width: int, seed: int = 0) -> None:
+    def __init__(
+        self, alpha: float, num_tokens: int, *, width: int, seed: int = 0, prompt: Sequence[int] = PROMPT
+    ) -> None:
         """An answer of `num_tokens`; the rest as for `Oracle`."""
-        self.length = len(PROMPT) + num_tokens
+        self.prompt = prompt
+        self.length = len(prompt) + num_tokens
         self._oracle = Oracle(alpha, self.length, width=width, seed=seed)
+
+    def token(self, position: int) -> int:
+        """The answer's at a position of the line."""
+        return self._oracle.token(position)
 
     def next_token(self, line: Line, node: Node) -> int:
         """See `Text.next_token`: the same on every path."""

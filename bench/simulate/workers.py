@@ -5,19 +5,21 @@ Like a device thread, a worker reads what has arrived between its steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from bench.simulate.clock import Clock
 from bench.simulate.memory import AmpleMemory
 from outrider.core.draft.session import DraftSession
 from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.tree import Node
+from outrider.core.schedule.admission import Seated
 from outrider.core.schedule.draft_scheduler import DraftScheduler
-from outrider.core.schedule.draft_step import Drafted, DraftStep, Proposal
+from outrider.core.schedule.draft_step import Drafted, DraftPart, DraftStep, Proposal
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
 from outrider.core.schedule.step import WaitUntil
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
@@ -69,47 +71,71 @@ class VirtualVerifier:
         texts: Sequence[Text],
         policy: VerifyPolicy,
         step_seconds: Callable[[int], float],
-        tell: Callable[[int, Verdict | VerifyFinished], None],
+        tell: Callable[[int, Verdict | VerifyFinished | OutriderError], None],
         *,
         rest: float = 0.0,
+        memory: AmpleMemory | None = None,
+        max_queue: int = 0,
         ngram_table: Callable[[], NgramTable] | None = None,
     ) -> None:
-        """Session i is about `texts[i]`, and `tell` hears what it is told."""
+        """Session i is about `texts[i]`, and `tell` hears what it is told. At most `max_queue` wait for `memory`."""
         self._clock, self._work, self._texts = clock, work, texts
         self._step_seconds, self._tell, self._rest = step_seconds, tell, rest
-        self._memory = AmpleMemory()
+        self._memory = memory or AmpleMemory()
         self.scheduler: VerifyScheduler[int] = VerifyScheduler(
             self._memory,
             vocab_size=texts[0].vocab_size,
             eos_token_ids=(),
             step_tokens_max=STEP_TOKENS_MAX,
+            max_queue=max_queue,
             ngram_table=ngram_table,
             policy=policy,
         )
         self.steps: list[tuple[set[int], set[int]]] = []
         """For each step who took part, of those who had not ended."""
-        self._arrived: list[tuple[int, DraftWindow, float]] = []
-        self._is_busy = False
+        self._arrived: list[Callable[[], Iterable[object] | None]] = []
+        self._is_busy = self._is_lost = False
         self._alarm: object = None
 
     def open(self, index: int, opening: VerifyOpen) -> None:
-        """Opens a session now."""
-        self.scheduler.open(index, opening, self._clock.now)
+        """A session is to be opened at the next `wake`."""
+        self._arrived.append(partial(self.scheduler.open, index, opening, self._clock.now))
 
     def graft(self, index: int, window: DraftWindow) -> None:
         """A window arrives."""
-        self._arrived.append((index, window, self._clock.now))
+        self._read(partial(self.scheduler.graft, index, window, self._clock.now))
+
+    def end_drafts(self, index: int) -> None:
+        """The session gets no drafts any more."""
+        self._read(partial(self.scheduler.end_drafts, index))
+
+    def limit_drafts(self, index: int, max_draft_tokens: int) -> None:
+        """A round of the session verifies at most so many."""
+        self._read(partial(self.scheduler.limit_drafts, index, max_draft_tokens))
+
+    def close(self, index: int) -> None:
+        """The session is elsewhere."""
+        self._read(partial(self.scheduler.close, index))
+
+    def lose(self) -> None:
+        """It is no more: a step that runs tells nothing."""
+        self._is_lost = True
+
+    def _read(self, command: Callable[[], Iterable[object] | None]) -> None:
+        self._arrived.append(command)
         self.wake()
 
     def wake(self) -> None:
         """Reads what has arrived, and steps if that is due."""
-        if self._is_busy:
+        if self._is_busy or self._is_lost:
             return
         now = self._clock.now
-        for index, window, arrived in self._arrived:
-            assert not self.scheduler.graft(index, window, arrived), "an honest drafter broke the protocol"
-        self._arrived.clear()
-        self.scheduler.admit(now)
+        arrived, self._arrived = self._arrived, []
+        for command in arrived:
+            assert not command(), "an honest drafter broke the protocol"
+        for index, content in self.scheduler.admit(now):
+            if isinstance(content, OutriderError):
+                self._tell(index, content)
         alarm = self._alarm = object()
         match self.scheduler.plan(now):
             case VerifyStep() as step:
@@ -120,20 +146,23 @@ class VirtualVerifier:
                 pass
 
     def _begin(self, step: VerifyStep[int]) -> None:
-        seconds = self._step_seconds(sum(1 + len(part.nodes) for part in step.parts))
+        seconds = self._step_seconds(sum(part.num_line_tokens + len(part.nodes) for part in step.parts))
         self._is_busy = True
         self.steps.append(({part.session.key for part in step.parts}, set(self.scheduler.sessions)))
         self._work.begin("verify", seconds)
         self._clock.after(seconds, partial(self._end, step, self._clock.now, seconds))
 
     def _end(self, step: VerifyStep[int], started: float, seconds: float) -> None:
-        choices = [self._choose(part) for part in step.parts]
+        if self._is_lost:
+            return
+        choices: list[Sequence[int] | None] = []
         for part in step.parts:
-            self._memory.feed(part.slot, len(part.session.token_ids))
+            is_fed = _feed(self._memory, part, step.num_held)
+            choices.append(self._choose(part) if is_fed else None)
         for index, content in self.scheduler.settle(step, VerifyOutcome(started, seconds, choices), self._clock.now):
             if isinstance(content, Decided):
                 self._tell(index, content.verdict)
-            elif isinstance(content, VerifyFinished):
+            elif isinstance(content, VerifyFinished | OutriderError):
                 self._tell(index, content)
         if self._rest:
             self._clock.after(self._rest, self._go_on)
@@ -159,55 +188,75 @@ class VirtualDrafter:
         texts: Sequence[Text],
         policy: DraftPolicy,
         step_seconds: Callable[[int], float],
-        tell: Callable[[int, DraftWindow], None],
+        tell: Callable[[int, DraftWindow | OutriderError], None],
         *,
         pause: float = 0.0,
+        memory: AmpleMemory | None = None,
     ) -> None:
         """Session i is about `texts[i]`, and `tell` hears what it is told."""
         self._clock, self._work, self._texts = clock, work, texts
         self._step_seconds, self._tell, self._pause = step_seconds, tell, pause
-        self._memory = AmpleMemory()
+        self._memory = memory or AmpleMemory()
         self.scheduler: DraftScheduler[int] = DraftScheduler(
             self._memory, vocab_size=texts[0].vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
         )
-        self._arrived: list[tuple[int, Commitment]] = []
-        self._is_busy = False
+        self._arrived: list[Callable[[], Iterable[object] | None]] = []
+        self._is_busy = self._is_lost = False
 
     def open(self, index: int, opening: DraftOpen) -> None:
-        """Opens a session now."""
-        self.scheduler.open(index, opening)
-        self.scheduler.admit()
+        """A session is to be opened at the next `wake`."""
+        self._arrived.append(partial(self._admit, index, opening))
 
     def commit(self, index: int, commitment: Commitment) -> None:
         """A commitment arrives."""
-        self._arrived.append((index, commitment))
+        self._read(partial(self.scheduler.commit, index, commitment))
+
+    def close(self, index: int) -> None:
+        """The session needs no drafts any more."""
+        self._read(partial(self.scheduler.close, index))
+
+    def lose(self) -> None:
+        """It is no more: a step that runs tells nothing."""
+        self._is_lost = True
+
+    def _read(self, command: Callable[[], Iterable[object] | None]) -> None:
+        self._arrived.append(command)
         self.wake()
 
     def wake(self) -> None:
         """Reads what has arrived, and steps if there is anything to draft."""
-        if self._is_busy:
+        if self._is_busy or self._is_lost:
             return
         now = self._clock.now
-        for index, commitment in self._arrived:
-            assert not self.scheduler.commit(index, commitment), "the coordinator broke the protocol"
-        self._arrived.clear()
+        arrived, self._arrived = self._arrived, []
+        for command in arrived:
+            assert not command(), "the coordinator broke the protocol"
         step = self.scheduler.plan(now)
         for index, content in self.scheduler.flush(now):
             self._send(index, content)
         if isinstance(step, DraftStep):
             self._begin(step)
 
+    def _admit(self, index: int, opening: DraftOpen) -> None:
+        self.scheduler.open(index, opening)
+        for refused, content in self.scheduler.admit():
+            self._send(refused, content)
+
     def _begin(self, step: DraftStep[int]) -> None:
-        seconds = self._step_seconds(sum(len(part.nodes) for part in step.parts))
+        num_read = sum(part.num_line_tokens for part in step.parts if part.seated in step.num_held)
+        seconds = self._step_seconds(num_read + sum(len(part.nodes) for part in step.parts))
         self._is_busy = True
         self._work.begin("draft", seconds)
         self._clock.after(seconds, partial(self._end, step, seconds))
 
     def _end(self, step: DraftStep[int], seconds: float) -> None:
-        proposals: list[Sequence[Proposal]] = []
+        if self._is_lost:
+            return
+        proposals: list[Sequence[Proposal] | None] = []
         for part in step.parts:
-            proposals.append(self._texts[part.session.key].propose(part.session.state, part.nodes))
-            self._memory.feed(part.slot, len(part.session.token_ids))
+            is_fed = _feed(self._memory, part, step.num_held)
+            propose = self._texts[part.session.key].propose
+            proposals.append(propose(part.session.state, part.nodes) if is_fed else None)
         events = self.scheduler.settle(step, proposals, self._clock.now)
         self.scheduler.observe(seconds)
         for index, content in events:
@@ -220,7 +269,19 @@ class VirtualDrafter:
     def _send(self, index: int, content: object) -> None:
         if isinstance(content, Drafted):
             self._tell(index, content.window)
+        elif isinstance(content, OutriderError):
+            self._tell(index, content)
 
     def _go_on(self) -> None:
         self._is_busy = False
         self.wake()
+
+
+def _feed(memory: AmpleMemory, part: VerifyPart[int] | DraftPart[int], prefilling: Collection[Seated[Any]]) -> bool:
+    """The step has fed the part's line. Returns whether it is whole now."""
+    whole = len(part.session.token_ids)
+    held = whole
+    if part.seated in prefilling:
+        held = min(memory.num_tokens(part.slot) + part.num_line_tokens, whole)
+    memory.feed(part.slot, held)
+    return held == whole

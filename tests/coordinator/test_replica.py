@@ -10,7 +10,8 @@ from structlog.testing import capture_logs
 
 from coordinator import replica as replica_module
 from coordinator import settled_log
-from coordinator.replica import REPORT_LAG_SECONDS, Replica
+from coordinator.replica import Replica
+from outrider.core.coordinate.known_load import REPORT_LAG_SECONDS
 from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 from outrider.core.protocol.refusal import Refusal
