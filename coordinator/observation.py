@@ -47,7 +47,7 @@ class Observation:
         caller: TraceContext = NOT_TRACED,
         token_name: str = "",
     ) -> None:
-        """The span continues the `caller`'s trace, if there is one. `token_name` says who asks; empty if nobody knows."""
+        """The span continues the `caller`'s trace, if there is one. `token_name` says who asks; it may be empty."""
         self._telemetry = telemetry
         self._model = target.name
         self._span = telemetry.tracer.start_span(
