@@ -35,6 +35,7 @@ from outrider.rpc.tls_files import TlsFiles
 from outrider.rpc.transport import PLAINTEXT, Transport
 from outrider.telemetry.exposition import Exposition
 from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.generation_pb2_grpc import add_GenerationServiceServicer_to_server
 
@@ -44,7 +45,7 @@ def main() -> None:
     config = CoordinatorConfig.from_command_line("python -m coordinator")
     set_up_logging("coordinator", json=not sys.stderr.isatty())
     exposition = Exposition(vllm_names=config.vllm_metrics) if config.http else None
-    telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition)
+    telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition, ring=SpanRing())
     try:
         run_process(config.cores, partial(_serve, config, telemetry, exposition))
     finally:

@@ -45,8 +45,9 @@ class Observation:
         request: GenerationRequest,
         target: ModelInfo,
         caller: TraceContext = NOT_TRACED,
+        token_name: str = "",
     ) -> None:
-        """The span continues the `caller`'s trace, if there is one."""
+        """The span continues the `caller`'s trace, if there is one. `token_name` says who asks; it may be empty."""
         self._telemetry = telemetry
         self._model = target.name
         self._span = telemetry.tracer.start_span(
@@ -63,10 +64,16 @@ class Observation:
         )
         self._span.set_attribute(names.GEN_AI_RESPONSE_ID, request_id)
         self._span.set_attribute(names.BATCH_INVARIANT, target.batch_invariant)
+        if token_name:
+            self._span.set_attribute(names.TOKEN_NAME, token_name)
+        self._context = within(self._span)
         self._records_rounds = telemetry.records_rounds(self._span)
         self._started = time.monotonic()
         self._has_token = False
-        self._last_round: list[float | None] = [None] * request.num_completions
+        self._rounds: list[list[float]] = [[] for _ in range(request.num_completions)]
+        """For each completion, by round, the seconds from the request's arrival until its tokens left."""
+        self._longest_gap = 0.0
+        """Between two rounds of a completion, in seconds."""
         self._last_round_ns = [time.time_ns()] * request.num_completions
         self._num_rounds = [0] * request.num_completions
         self._ended: dict[int, _Ended] = {}
@@ -84,13 +91,18 @@ class Observation:
 
     def on_round(self, completion: int, emitted: EmittedTokens) -> None:
         """A round's tokens are on their way to the client."""
-        instruments, moment = self._telemetry.instruments, time.monotonic()
+        instruments, rounds = self._telemetry.instruments, self._rounds[completion]
+        moment = time.monotonic() - self._started
         if not self._has_token:
             self._has_token = True
-            instruments.record_first_token(moment - self._started, model=self._model)
-        if (last := self._last_round[completion]) is not None:
-            instruments.record_round(moment - last, model=self._model)
-        self._last_round[completion] = moment
+            instruments.record_first_token(moment, model=self._model, context=self._context)
+        if rounds:
+            gap = moment - rounds[-1]
+            # An exemplar costs as much as the rest of a record: the longest gaps are those that are looked for.
+            is_longest = gap > self._longest_gap
+            self._longest_gap = max(gap, self._longest_gap)
+            instruments.record_round(gap, model=self._model, context=self._context if is_longest else None)
+        rounds.append(moment)
         if not self._records_rounds:
             return
         now = time.time_ns()
@@ -104,15 +116,32 @@ class Observation:
             names.ROUND_ROLLED_BACK: emit.rolled_back,
         }
         started = self._last_round_ns[completion]
-        record_span(self._telemetry.tracer, names.SPAN_ROUND, within(self._span), started, now, attributes)
+        record_span(self._telemetry.tracer, names.SPAN_ROUND, self._context, started, now, attributes)
         self._last_round_ns[completion] = now
         self._num_rounds[completion] += 1
 
-    def on_finish(self, finished: Finished, statistics: SpeculationStatistics, draft_model: str) -> None:
-        """A completion ended by its own rules. `draft_model` is empty if it had no drafter."""
+    def on_placed(self, service: str, address: str, instead_of: Sequence[str]) -> None:
+        """A session of the request was placed at the worker of that service and address, after those before."""
+        if self._span.is_recording():
+            self._span.add_event(
+                names.EVENT_PLACED,
+                {
+                    names.REPLICA_SERVICE: service,
+                    names.REPLICA_ADDRESS: address,
+                    names.REPLICA_INSTEAD_OF: tuple(instead_of),
+                },
+            )
+
+    def on_finish(
+        self, finished: Finished, statistics: SpeculationStatistics, draft_model: str, drafter: str = ""
+    ) -> None:
+        """A completion ended by its own rules. `draft_model` is empty if it had no drafter; `drafter` says what had
+        become of it, by a state's name."""
         self._telemetry.instruments.count(statistics, model=self._model, draft_model=draft_model)
         ended = self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
-        self._telemetry.instruments.count_completion(finished.usage, model=self._model, mode=ended.mode)
+        self._telemetry.instruments.count_completion(
+            finished.usage, model=self._model, mode=ended.mode, drafter=drafter
+        )
 
     def _tell_of(self, ended: Sequence[_Ended]) -> None:
         statistics = [each.statistics for each in ended]
@@ -132,6 +161,9 @@ class Observation:
                 names.COMPLETIONS_MODES: tuple(each.mode for each in ended),
                 names.COMPLETIONS_NUM_OUTPUT_TOKENS: tuple(usage.num_generated_tokens for usage in usages),
                 names.COMPLETIONS_NUM_ROUNDS: tuple(each.num_rounds for each in statistics),
+                names.ROUNDS_MS: tuple(
+                    1000.0 * moment for each in ended for moment in self._rounds[each.finished.completion]
+                ),
             }
         )
 
@@ -151,6 +183,6 @@ class Observation:
             # Only our own errors' texts are written to be shown.
             self._span.set_status(Status(StatusCode.ERROR, str(error) if isinstance(error, OutriderError) else None))
         self._telemetry.instruments.record_request(
-            time.monotonic() - self._started, model=self._model, error_type=error_type
+            time.monotonic() - self._started, model=self._model, error_type=error_type, context=self._context
         )
         self._span.end()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from coordinator.drafter_choice import DrafterDemand, take_drafter
 from coordinator.fitting import alike_refusal
@@ -27,6 +27,8 @@ class Route:
         self._target = target
         self._last: Replica | None = None
         """The verifier that was chosen last."""
+        self.on_placed: Callable[[str, str, Sequence[str]], None] = lambda service, address, instead_of: None
+        """Is told of each session that is placed: a worker's service and address, and the addresses of those before."""
 
     def verifier(self, num_tokens: int, avoid: Collection[Replica] = ()) -> Seat:
         """A seat for a session with a line of `num_tokens`, at none of those to `avoid`.
@@ -42,6 +44,7 @@ class Route:
             self._last = found[choose_verifier([each.replica_state for each in found], num_tokens, num_rounds)]
         if avoid:
             self._workers.instruments.count_move(service=self._last.service)
+        self._tell_of(self._last, avoid)
         seat = self._last.take(num_tokens)
         seat.can_move = lambda: bool(self._verifiers([seat.replica]))
         return seat
@@ -66,7 +69,11 @@ class Route:
         seat, trial = take_drafter(found, workers.drafter_bandit, demand)
         if avoid:
             workers.instruments.count_move(service=seat.replica.service)
+        self._tell_of(seat.replica, avoid)
         return seat, trial
+
+    def _tell_of(self, placed_at: Replica, avoid: Collection[Replica]) -> None:
+        self.on_placed(placed_at.service, placed_at.address, [each.address for each in avoid])
 
     def _verifiers(self, avoid: Collection[Replica]) -> list[Replica]:
         """Those that could take a session of the request."""

@@ -22,6 +22,7 @@ from coordinator.lives import Lives
 from coordinator.observation import Observation
 from coordinator.renderer import Renderer
 from coordinator.request import settle
+from coordinator.request_trace import gather_trace
 from coordinator.route import Route
 from coordinator.workers import Workers
 from outrider import PROTOCOL_VERSION, __version__
@@ -33,6 +34,7 @@ from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.grammar import Grammar
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, Prompt
+from outrider.core.protocol.request_trace import RequestTrace
 from outrider.core.protocol.validation import GRAMMAR_BYTES_MAX
 from outrider.telemetry.setup import Telemetry
 
@@ -99,12 +101,14 @@ class GenerationService:
         numbers = request.unfinished
         with self._admission.admitted(len(numbers), asker), self._spending(asker) as spend:
             spend(len(request.prompt_token_ids), 0)
-            links = GrpcLinks(Route(self._workers, request, target))
+            route = Route(self._workers, request, target)
+            links = GrpcLinks(route)
             request_id = uuid.uuid4().hex
             with (
-                Observation(self._telemetry, request_id, request, target, caller) as observation,
+                Observation(self._telemetry, request_id, request, target, caller, asker.name) as observation,
                 self._lives.life() as interruption,
             ):
+                route.on_placed = observation.on_placed
                 generations = [
                     Generation(
                         request.completion(number),
@@ -143,8 +147,9 @@ class GenerationService:
                             observation.on_round(completion, emitted)
                         else:
                             generation = generations[index]
-                            finished = generation.finished(completion)
-                            observation.on_finish(finished, generation.session.statistics, generation.draft_model)
+                            finished, session = generation.finished(completion), generation.session
+                            drafter = session.drafter.name.lower()
+                            observation.on_finish(finished, session.statistics, generation.draft_model, drafter)
                             yield finished
 
     @contextmanager
@@ -223,6 +228,11 @@ class GenerationService:
         """Most draft tokens of a round under valid `options`; 0 if there is no speculation."""
         wanted = options.max_draft_tokens
         return (self._config.max_draft_tokens if wanted is None else wanted) if options.speculate else 0
+
+    async def trace(self, name: str) -> RequestTrace:
+        """What became of a request of whoever asks that is over, by its id or its trace's. Raises
+        InvalidRequestError if nothing is remembered of it."""
+        return await gather_trace(self._telemetry.ring, self._workers, name, CALLER.get())
 
     def server_info(self) -> ServerInfo:
         """What is served, and whether speculation is possible at present. Raises WorkerUnavailableError."""

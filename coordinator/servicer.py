@@ -62,6 +62,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """What is served, and whether speculation is possible at present."""
         return wire.encode_server_info(self._service.server_info())
 
+    @rpc_errors
+    async def GetTrace(self, request: pb.GetTraceRequest, context: ServicerContext) -> pb.GetTraceResponse:
+        """What became of a request of the caller's."""
+        return wire.encode_request_trace(await self._service.trace(request.id))
+
 
 def _deadline(context: ServicerContext) -> float | None:
     """The caller's deadline on the monotonic clock, if there is one."""

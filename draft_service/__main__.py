@@ -15,6 +15,7 @@ if __name__ == "__main__":
 from draft_service.config import DraftConfig
 from outrider.core.propose.ngram import NGRAM_MODEL
 from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.worker.scraping import doors, exposition
@@ -25,7 +26,7 @@ def main() -> None:
     config = DraftConfig.from_command_line("python -m draft_service")
     set_up_logging("draft", json=not sys.stderr.isatty())
     exposed = exposition(config)
-    telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed)
+    telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.
         if config.model == NGRAM_MODEL:

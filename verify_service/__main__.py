@@ -13,6 +13,7 @@ if __name__ == "__main__":
     end_at_once_until_serving("verify_service")  # before what follows imports a lot
 
 from outrider.telemetry.logging import set_up_logging
+from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import set_up
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
 from outrider.worker.scraping import doors, exposition
@@ -24,7 +25,7 @@ def main() -> None:
     config = VerifyConfig.from_command_line("python -m verify_service")
     set_up_logging("verify", json=not sys.stderr.isatty())
     exposed = exposition(config)
-    telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed)
+    telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where the settings are known to be good, and torch to be installed.
         from outrider.worker.serving import run

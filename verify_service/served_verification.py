@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import assert_never
+from typing import Final, assert_never
 
 from outrider.core.protocol.messages import (
     DraftWindow,
@@ -19,10 +19,20 @@ from outrider.core.protocol.messages import (
 from outrider.core.protocol.validation import check_max_draft_tokens
 from outrider.engine.device_thread import DeviceThread
 from outrider.telemetry import names
+from outrider.worker.ledger import Column
 from outrider.worker.outbox import Stamped
 from outrider.worker.served_session import reopened
 from outrider.worker.trace import SessionTrace
 from verify_service.verifier import Verifier, VerifyEvent, VerifyStream
+
+_ROUND: Final = (
+    Column(each=names.STEPS_START_MS, is_count=False),
+    Column(names.SESSION_STEP_MS, names.STEPS_DURATION_MS, is_count=False),
+    Column(names.SESSION_WAIT_MS, is_count=False),
+    Column(names.SESSION_NUM_TOKENS),
+    Column(names.SESSION_NUM_DRAFT_TOKENS, names.STEPS_NUM_DRAFT_TOKENS),
+    Column(names.SESSION_NUM_ACCEPTED, names.STEPS_NUM_ACCEPTED),
+)
 
 
 class ServedVerification:
@@ -34,6 +44,7 @@ class ServedVerification:
         self._device = device
         self._session = session
         self._trace = trace
+        self._rounds = trace.ledger(_ROUND, names.SESSION_NUM_ROUNDS)
 
     def take(self, command: VerifyCommand) -> None:
         """See `ServedSession.take`."""
@@ -56,36 +67,32 @@ class ServedVerification:
 
     def record(self, stamped: Stamped[VerifyEvent]) -> None:
         """See `ServedSession.record`."""
-        if self._trace.is_recording:
-            _record(self._trace, stamped)
+        trace = self._trace
+        if not trace.is_recording:
+            return
+        match stamped.event:
+            case Opened():
+                trace.seated(stamped.ended_ns)
+            case Verdict() as verdict:
+                self._rounds.note(
+                    trace.since_opening_ms(stamped.started_ns),
+                    verdict.verify_ms,
+                    verdict.wait_ms,
+                    len(verdict.token_ids),
+                    verdict.num_draft_tokens,
+                    verdict.num_accepted,
+                )
+                if trace.records_steps:
+                    attributes = {
+                        names.ROUND_POSITION: verdict.position,
+                        names.ROUND_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
+                        names.ROUND_NUM_ACCEPTED: verdict.num_accepted,
+                    }
+                    trace.step(names.SPAN_VERIFY_STEP, stamped.started_ns, stamped.ended_ns, attributes)
+            case VerifyFinished():
+                pass
 
     def close(self, error: BaseException | None) -> None:
         """See `ServedSession.close`."""
         self._trace.end(error)
         self._device.submit_close(partial(self._verifier.close, self._session))
-
-
-def _record(trace: SessionTrace, stamped: Stamped[VerifyEvent]) -> None:
-    match stamped.event:
-        case Opened():
-            trace.seated(stamped.ended_ns)
-        case Verdict() as verdict:
-            trace.count(
-                {
-                    names.SESSION_NUM_ROUNDS: 1,
-                    names.SESSION_NUM_TOKENS: len(verdict.token_ids),
-                    names.SESSION_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
-                    names.SESSION_NUM_ACCEPTED: verdict.num_accepted,
-                    names.SESSION_STEP_MS: verdict.verify_ms,
-                    names.SESSION_WAIT_MS: verdict.wait_ms,
-                }
-            )
-            if trace.records_steps:
-                attributes = {
-                    names.ROUND_POSITION: verdict.position,
-                    names.ROUND_NUM_DRAFT_TOKENS: verdict.num_draft_tokens,
-                    names.ROUND_NUM_ACCEPTED: verdict.num_accepted,
-                }
-                trace.step(names.SPAN_VERIFY_STEP, stamped.started_ns, stamped.ended_ns, attributes)
-        case VerifyFinished():
-            pass

@@ -21,6 +21,7 @@ os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from outrider import __version__
 from outrider.cli import flags
+from outrider.cli.address import Address
 from outrider.cli.answer import json_object
 from outrider.cli.calibration import CALIBRATION_SECONDS
 from outrider.cli.certificates import AUTHORITY, DAYS_DEFAULT, DAYS_MAX, make_certificates
@@ -40,9 +41,10 @@ from outrider.cli.request import Request
 from outrider.cli.run import run as run_services
 from outrider.cli.run import serve, until_signalled
 from outrider.cli.tokens import app as tokens_app
+from outrider.cli.trace import print_timeline, timeline_object
+from outrider.cli.trace import trace as trace_at
 from outrider.cli.up_options import COORDINATOR_PORT, UpOptions
 from outrider.client import Credentials, GenerationOptions, SamplingParams
-from outrider.core.protocol.address import parse_address
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 from outrider.core.protocol.printable import uncontrolled
 from outrider.core.protocol.validation import LOGPROBS_MAX
@@ -111,25 +113,6 @@ def _show_version(is_asked: bool) -> None:
         raise typer.Exit
 
 
-def _checked_addresses(text: str) -> str:
-    try:
-        for address in text.split(","):
-            parse_address(address.strip())
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return text
-
-
-_Address = Annotated[
-    str,
-    typer.Option(
-        help="The coordinator, or several with commas between them: when one is lost, another goes on.",
-        metavar="HOST:PORT,...",
-        callback=_checked_addresses,
-    ),
-]
-
-
 @app.callback()
 def outrider(
     version: Annotated[
@@ -166,7 +149,7 @@ def generate(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text and table.")] = False,
-    address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+    address: Address = f"{HOST}:{COORDINATOR_PORT}",
     *,
     credentials: Credentials,
 ) -> None:
@@ -195,7 +178,7 @@ def explain(
         bool, typer.Option("--compare", help="Also ask the target alone, and tell what a token takes with and without.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of sentences.")] = False,
-    address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+    address: Address = f"{HOST}:{COORDINATOR_PORT}",
     *,
     credentials: Credentials,
 ) -> None:
@@ -209,6 +192,29 @@ def explain(
         print(json.dumps(explanations_object(found, as_list=request.options.num_completions is not None)))
     else:
         print_explanations(found, Console())
+
+
+@app.command()
+@grouped(credentials=flags.CREDENTIALS)
+def trace(
+    request_id: Annotated[
+        str, typer.Argument(help="Its id, that of an OpenAI answer, or its trace's.", metavar="REQUEST_ID")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
+    address: Address = f"{HOST}:{COORDINATOR_PORT}",
+    *,
+    credentials: Credentials,
+) -> None:
+    """Print what became of a request that is over, step by step at all services, as they remember it.
+
+    No collector is needed: each service keeps what it did for the latest thousand requests or so. Whoever has a token
+    is told of the requests that were made with it.
+    """
+    found = asyncio.run(trace_at(request_id, address, credentials))
+    if as_json:
+        print(json.dumps(timeline_object(found)))
+    else:
+        print_timeline(found, Console())
 
 
 @app.command()
@@ -280,7 +286,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer; default: the server's.")] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.")] = 0.0,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
-    address: _Address = f"{HOST}:{COORDINATOR_PORT}",
+    address: Address = f"{HOST}:{COORDINATOR_PORT}",
     *,
     credentials: Credentials,
 ) -> None:

@@ -17,10 +17,11 @@ from outrider.client.retry import DEFAULT_RETRY, Patience, Retry
 from outrider.core.coordinate.events import Event
 from outrider.core.coordinate.server_info import ServerInfo
 from outrider.core.protocol.chat_prompt import ChatPrompt
-from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
+from outrider.core.protocol.errors import InvalidRequestError, ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.options import DEFAULT_OPTIONS, GenerationOptions, OptionFields, Prompt
+from outrider.core.protocol.request_trace import RequestTrace
 from outrider.rpc.status import error_from, retry_seconds
-from outrider.rpc.wire import decode_event, decode_server_info, encode_generate_request
+from outrider.rpc.wire import decode_event, decode_request_trace, decode_server_info, encode_generate_request
 from outrider.v1 import generation_pb2
 
 
@@ -127,12 +128,32 @@ class GenerationClient:
             asked.add(coordinator)
             try:
                 response = await coordinator.stub.GetServerInfo(
-                    generation_pb2.GetServerInfoRequest(), timeout=timeout_s
+                    generation_pb2.GetServerInfoRequest(), timeout=timeout_s, metadata=self._metadata
                 )
                 return decode_server_info(response)
             except grpc.aio.AioRpcError as error:
                 if retry_seconds(error) is None or len(asked) == len(self._coordinators):
                     raise error_from(error) from error
+
+    async def trace(self, name: str, *, timeout_s: float | None = None) -> RequestTrace:
+        """What became of a request that is over, as the first coordinator tells it that remembers it.
+
+        `name` is `Started.request_id` or `Started.trace_id`; of several requests of one trace the latest is told.
+        `timeout_s` bounds the time that each gets. Raises InvalidRequestError if none does, and other OutriderErrors.
+        """
+        request = generation_pb2.GetTraceRequest(id=name)
+        asked: set[Coordinator] = set()
+        while True:
+            coordinator = await self._coordinators.next(asked, None)
+            asked.add(coordinator)
+            try:
+                response = await coordinator.stub.GetTrace(request, timeout=timeout_s, metadata=self._metadata)
+                return decode_request_trace(response)
+            except grpc.aio.AioRpcError as lost:
+                error = error_from(lost)
+                may_be_elsewhere = isinstance(error, InvalidRequestError) or retry_seconds(lost) is not None
+                if not may_be_elsewhere or len(asked) == len(self._coordinators):
+                    raise error from lost
 
 
 def _left(deadline: float | None) -> float | None:

@@ -103,6 +103,11 @@ class Engine:
         return self._model.attention.name
 
     @property
+    def path(self) -> str:
+        """Which way the latest step went through the model: graph, compiled, native or eager."""
+        return self._model.path
+
+    @property
     def num_free_slots(self) -> int:
         """Slots that no session holds."""
         return self._slots.num_free

@@ -52,6 +52,8 @@ class RaggedModel:
         """In the order in which they are asked. The last one takes every batch."""
         self.batch_invariant = False
         """Whether it is known that a token's logits have the same bits whatever shares its step."""
+        self.path = ""
+        """The way that the latest batch went; see `Forward.path`. Empty before the first one."""
         self._graphs: StepGraphs | None = None
         self._use(attention(facts, self.cache), compiled=compiled)
 
@@ -87,7 +89,7 @@ class RaggedModel:
             self._use(self._native_attention(), compiled=False)
             raise
         module = exported.program.module(check_guards=False)
-        self._run_graph(lambda inputs: [module(*inputs)], batch_invariant=not exported.variant_operators)
+        self._run_graph(lambda inputs: [module(*inputs)], "native", batch_invariant=not exported.variant_operators)
 
     def adopt(self, package: Path) -> None:
         """From now on runs a package of this model that `compile_ahead` wrote. The native operators are loaded.
@@ -95,11 +97,11 @@ class RaggedModel:
         Raises CannotCompileError if it cannot be loaded; then it runs as before.
         """
         compiled = native.Package(package)
-        self._run_graph(compiled.run, batch_invariant=INVARIANT in compiled.metadata)
+        self._run_graph(compiled.run, "compiled", batch_invariant=INVARIANT in compiled.metadata)
 
-    def _run_graph(self, run: Callable[[list[Tensor]], list[Tensor]], *, batch_invariant: bool) -> None:
+    def _run_graph(self, run: Callable[[list[Tensor]], list[Tensor]], path: str, *, batch_invariant: bool) -> None:
         attention = self.attention = self._native_attention()
-        self.forwards = [GraphForward(run, attention, self.cache.scratch_cell)]
+        self.forwards = [GraphForward(run, attention, self.cache.scratch_cell, path)]
         self.batch_invariant = batch_invariant
 
     def _native_attention(self) -> NativeAttention:
@@ -129,5 +131,6 @@ class RaggedModel:
         """Feeds the batch. Returns the logits of its wanted rows, [R, vocab_size], on the model's device."""
         for forward in self.forwards:
             if (logits := forward.run(batch)) is not None:
+                self.path = forward.path
                 return logits
         raise AssertionError("no forward pass takes this batch")

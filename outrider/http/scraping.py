@@ -8,16 +8,17 @@ from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse, Response
 
 from outrider.http.server import NO_RECORDS
-from outrider.telemetry.exposition import CONTENT_TYPE, Exposition
+from outrider.telemetry.exposition import Exposition
 
 _SERVICE_UNAVAILABLE = 503
 
 
-def metrics_answer(exposition: Exposition) -> Callable[[], Response]:
+def metrics_answer(exposition: Exposition) -> Callable[[Request], Response]:
     """The endpoint of GET /metrics. FastAPI calls it on a thread, because it is no coroutine."""
 
-    def metrics() -> Response:
-        return Response(exposition.text(), media_type=CONTENT_TYPE)
+    def metrics(request: Request) -> Response:
+        content, content_type = exposition.answer(request.headers.get("accept", ""))
+        return Response(content, headers={"content-type": content_type})
 
     return metrics
 

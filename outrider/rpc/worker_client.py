@@ -18,6 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
+from outrider.core.protocol.request_trace import TraceSpan
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX, check_load, check_model_info
 from outrider.rpc import wire
 from outrider.rpc.channels import RenewableChannel, open_channel
@@ -39,6 +40,12 @@ ANSWER_BYTES_MAX = 64 * 1024
 ANSWER_SECONDS = 10.0
 """Longest wait for what a worker serves: it has that at hand."""
 
+SPANS_BYTES_MAX = 1024 * 1024
+"""Largest answer to what a worker did for a request: some 15 KB for a session of hundreds of steps, and 64 of those."""
+
+SPANS_SECONDS = 2.0
+"""Longest wait for that: somebody waits for it, and the other parts are told without it."""
+
 RESPONSE_BYTES_MAX: Final = {
     VERIFY.path: EVENTS_BYTES_MAX,
     DRAFT.path: EVENTS_BYTES_MAX,
@@ -47,6 +54,7 @@ RESPONSE_BYTES_MAX: Final = {
         for service in (VERIFY_SERVICE, DRAFT_SERVICE)
         for method in ("GetModelInfo", "GetLoad")
     },
+    **{f"/{service}/GetSpans": SPANS_BYTES_MAX for service in (VERIFY_SERVICE, DRAFT_SERVICE)},
 }
 """Largest answers by the methods' paths."""
 RENEW_SECONDS = 2.0
@@ -133,6 +141,14 @@ class WorkerClient:
             async for load in loads:
                 return load
         raise WorkerUnavailableError("the service is about to stop")
+
+    async def spans(self, request_id: str) -> list[TraceSpan]:
+        """What the worker did for a request that is over; none if it knows nothing of it. Raises OutriderError."""
+        request = common_pb2.GetSpansRequest(request_id=request_id)
+        try:
+            return wire.decode_spans(await self._stub.GetSpans(request, timeout=SPANS_SECONDS))
+        except grpc.aio.AioRpcError as error:
+            raise error_from(error) from error
 
     async def until_reconnected(self) -> None:
         """Waits until the present connection has ended and there is another one: then another process may answer."""

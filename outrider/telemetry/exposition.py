@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.sdk.metrics.export import MetricsData
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import Metric
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, choose_encoder
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
-CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
-"""Of what `Exposition.text` returns."""
+from outrider.telemetry.exemplars import SampleKey, exemplars_of
 
 VLLM_NAMES: Final[Mapping[str, str]] = {
     "outrider_num_requests_running": "vllm:num_requests_running",
@@ -40,18 +42,45 @@ class Exposition(Collector):
     def __init__(self, *, vllm_names: bool = False) -> None:
         self._registry = CollectorRegistry(auto_describe=False)
         self._vllm_names = vllm_names
-        self.reader = PrometheusMetricReader(registry=self._registry, scope_info_enabled=False)
+        self.reader = _Reader(registry=self._registry, scope_info_enabled=False)
 
     def text(self) -> bytes:
         """All metrics in Prometheus's text format. Takes milliseconds: call it on a thread of its own."""
         return generate_latest(self)
 
+    def answer(self, accept: str) -> tuple[bytes, str]:
+        """All metrics in the format that a scraper with this header Accept reads best, and its content type.
+
+        In OpenMetrics histograms have exemplars: the traces of requests that are among those counted. Takes as long as
+        `text`.
+        """
+        _, content_type = choose_encoder(accept)
+        if content_type.startswith("application/openmetrics-text"):
+            # As they are: other ways of escaping break names with a colon, and no name of ours needs any.
+            return openmetrics.generate_latest(self, openmetrics.ALLOWUTF8), openmetrics.CONTENT_TYPE_LATEST
+        return self.text(), CONTENT_TYPE_PLAIN_0_0_4
+
     def collect(self) -> Iterator[Metric]:
         """Each family, and where asked a second time as vLLM calls it."""
         for family in self._registry.collect():
+            if exemplars := self.reader.exemplars if family.type == "histogram" else None:
+                family.samples = [
+                    sample._replace(exemplar=exemplars.get((sample.name, frozenset(sample.labels.items()))))
+                    for sample in family.samples
+                ]
             yield family
             if self._vllm_names and (name := VLLM_NAMES.get(family.name)) is not None:
                 yield _renamed(family, name)
+
+
+class _Reader(PrometheusMetricReader):
+    """Keeps the exemplars of what is collected, which the exporter leaves out."""
+
+    exemplars: Mapping[SampleKey, Exemplar] = {}
+
+    def _receive_metrics(self, metrics_data: MetricsData, timeout_millis: float = 10_000, **kwargs: Any) -> None:
+        self.exemplars = exemplars_of(metrics_data)
+        super()._receive_metrics(metrics_data, timeout_millis, **kwargs)
 
 
 def _renamed(family: Metric, name: str) -> Metric:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
 
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from outrider.core.coordinate.events import Usage
@@ -47,8 +48,19 @@ POSITIONS_MAX: Final = 64
 """Positions of a draft that are told apart; what is accepted beyond is told with the last of them."""
 
 
+class StepTime(NamedTuple):
+    """What the steps that went one way through the model have taken so far."""
+
+    path: str
+    num_steps: int
+    seconds: float
+
+
 class Instruments:
-    """A service's instruments. Without an exporter each of them does nothing."""
+    """A service's instruments. Without an exporter each of them does nothing.
+
+    The `context` of a duration is that of its request's span: histograms may show it as an example.
+    """
 
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
@@ -124,16 +136,16 @@ class Instruments:
             place = {names.POSITION: str(min(position, POSITIONS_MAX - 1))}
             self._accepted_per_position.add(num_accepted, labels | place)
 
-    def count_completion(self, usage: Usage, *, model: str, mode: str) -> None:
-        """A completion ended by its own rules, made as `mode` says."""
+    def count_completion(self, usage: Usage, *, model: str, mode: str, drafter: str = "") -> None:
+        """A completion ended by its own rules, made as `mode` says, with its drafter in the state of that name."""
         labels = {names.GEN_AI_REQUEST_MODEL: model}
         self._prompt_tokens.add(usage.num_prompt_tokens, labels)
         self._generation_tokens.add(usage.num_generated_tokens, labels)
-        self._completions.add(1, labels | {names.MODE: mode})
+        self._completions.add(1, labels | {names.MODE: mode} | ({names.DRAFTER: drafter} if drafter else {}))
 
-    def record_round(self, seconds: float, *, model: str) -> None:
+    def record_round(self, seconds: float, *, model: str, context: Context | None = None) -> None:
         """A round's tokens of a completion left, `seconds` after those of the round before."""
-        self._inter_token_latency.record(seconds, {names.GEN_AI_REQUEST_MODEL: model})
+        self._inter_token_latency.record(seconds, {names.GEN_AI_REQUEST_MODEL: model}, context)
 
     def observe_requests(self, num_running: Callable[[], int]) -> None:
         """Reports how many completions run whenever metrics are collected, on the collector's thread."""
@@ -174,6 +186,23 @@ class Instruments:
         for name, unit, about, field in _LOAD_COUNTERS:
             self._meter.create_observable_counter(name, observe(field), unit, about)
 
+    def observe_steps(self, read: Callable[[], Iterable[StepTime]], *, model: str) -> None:
+        """Reports a worker's steps whenever metrics are collected. `read` is called on the collector's thread."""
+
+        def observe(field: str) -> Sequence[Callable[[CallbackOptions], list[Observation]]]:
+            return [
+                lambda _: [
+                    Observation(getattr(each, field), {names.GEN_AI_REQUEST_MODEL: model, names.PATH: each.path})
+                    for each in read()
+                ]
+            ]
+
+        for name, field, unit, about in (
+            (names.METRIC_STEPS, "num_steps", "{step}", "Steps, by their way through the model"),
+            (names.METRIC_STEP_TIME, "seconds", "s", "The time that they took"),
+        ):
+            self._meter.create_observable_counter(name, observe(field), unit, about)
+
     def observe_gate(self, is_open: Callable[[], bool]) -> None:
         """Reports whether speculation is paused whenever metrics are collected, on the collector's thread."""
 
@@ -196,11 +225,13 @@ class Instruments:
             observed = [Observation(num_bytes, labels)]
             self._meter.create_observable_gauge(name, [lambda _, observed=observed: observed], "By", about)
 
-    def record_first_token(self, seconds: float, *, model: str) -> None:
+    def record_first_token(self, seconds: float, *, model: str, context: Context | None = None) -> None:
         """The first token of a request was committed, `seconds` after its arrival."""
-        self._time_to_first_token.record(seconds, _labels(model))
+        self._time_to_first_token.record(seconds, _labels(model), context)
 
-    def record_request(self, seconds: float, *, model: str, error_type: str | None = None) -> None:
+    def record_request(
+        self, seconds: float, *, model: str, error_type: str | None = None, context: Context | None = None
+    ) -> None:
         """A request ended, `seconds` after its arrival; `error_type` is the class of the error that ended it, if any.
 
         Both labels come from closed sets, never from what a caller sent.
@@ -208,7 +239,7 @@ class Instruments:
         labels = _labels(model)
         if error_type is not None:
             labels[names.ERROR_TYPE] = error_type
-        self._request_duration.record(seconds, labels)
+        self._request_duration.record(seconds, labels, context)
 
 
 def _labels(model: str) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""Telemetry by the standard OTEL_* variables. Nothing is exported, and nothing recorded, unless they ask for it."""
+"""Telemetry by the standard OTEL_* variables. Nothing is exported unless they ask for it, and nothing recorded but for
+that and for a ring."""
 
 from __future__ import annotations
 
@@ -26,6 +27,8 @@ from outrider import __version__
 from outrider.core.protocol.errors import OutriderError
 from outrider.telemetry.exposition import Exposition
 from outrider.telemetry.metrics import Instruments
+from outrider.telemetry.ring import SpanRing
+from outrider.telemetry.sampler import RecordingSampler
 from outrider.telemetry.tracing import TraceDetail
 
 TRACE_DETAIL_VARIABLE: Final = "OUTRIDER_TRACE_DETAIL"
@@ -50,12 +53,14 @@ class Telemetry:
     tracer: Tracer
     instruments: Instruments
     detail: TraceDetail
+    ring: SpanRing | None
+    """What remembers the latest requests; None where nothing does."""
     _tracer_provider: TracerProvider | None
     _meter_provider: MeterProvider | None
 
     def records_rounds(self, span: Span) -> bool:
         """Whether `span` shall get a child for each round: to be asked before gathering what such a child would say."""
-        return self.detail is TraceDetail.ROUND and span.is_recording()
+        return self.detail is TraceDetail.ROUND and span.is_recording() and span.get_span_context().trace_flags.sampled
 
     def shut_down(self) -> None:
         """Sends what is left and ends the export; gives up after SHUTDOWN_SECONDS in all if no collector answers."""
@@ -78,6 +83,7 @@ def set_up(
     span_exporter: SpanExporter | None = None,
     metric_reader: MetricReader | None = None,
     exposition: Exposition | None = None,
+    ring: SpanRing | None = None,
 ) -> Telemetry:
     """Reads `environ` and builds the telemetry of one service.
 
@@ -85,20 +91,25 @@ def set_up(
     stdout if it says `console`. OTEL_METRICS_EXPORTER does the same for metrics. OTEL_SDK_DISABLED turns all off.
     Endpoints, sampler, batching and OTEL_RESOURCE_ATTRIBUTES are read by the OpenTelemetry SDK from its own variables.
     `span_exporter` and `metric_reader` take the place of what the variables choose; spans reach such an exporter as
-    they end. `exposition` gets the metrics beside whoever else does.
+    they end. `exposition` gets the metrics, and `ring` every span, sampled or not, beside whoever else does.
 
     Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL.
     """
     detail = _detail(environ)
+    processor: SpanProcessor | None = None
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true":
         processor = SimpleSpanProcessor(span_exporter) if span_exporter is not None else _span_processor(environ)
         reader = metric_reader if metric_reader is not None else _metric_reader(environ)
         resource = _resource(service_name, environ)
-        if processor is not None:
+        processors = [each for each in (processor, ring) if each is not None]
+        if processors:
             tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracer_provider.add_span_processor(processor)
+            for each in processors:
+                tracer_provider.add_span_processor(each)
+            if ring is not None:
+                tracer_provider.sampler = RecordingSampler(tracer_provider.sampler)
         readers = [reader] if reader is not None else []
         if exposition is not None:
             readers.append(exposition.reader)
@@ -107,7 +118,8 @@ def set_up(
     return Telemetry(
         tracer=(tracer_provider or NoOpTracerProvider()).get_tracer(_SCOPE, __version__),
         instruments=Instruments((meter_provider or NoOpMeterProvider()).get_meter(_SCOPE, __version__)),
-        detail=detail,
+        detail=detail if processor is not None else TraceDetail.REQUEST,  # the ring keeps no spans of rounds
+        ring=ring,
         _tracer_provider=tracer_provider,
         _meter_provider=meter_provider,
     )

@@ -52,6 +52,11 @@ class DraftServiceStub:
                 request_serializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
                 _registered_method=True)
+        self.GetSpans = channel.unary_unary(
+                '/outrider.v1.DraftService/GetSpans',
+                request_serializer=outrider_dot_v1_dot_common__pb2.GetSpansRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_common__pb2.GetSpansResponse.FromString,
+                _registered_method=True)
 
 
 class DraftServiceServicer:
@@ -80,6 +85,13 @@ class DraftServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSpans(self, request, context):
+        """Says what the worker did for a request that is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DraftServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -97,6 +109,11 @@ def add_DraftServiceServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.SerializeToString,
+            ),
+            'GetSpans': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSpans,
+                    request_deserializer=outrider_dot_v1_dot_common__pb2.GetSpansRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_common__pb2.GetSpansResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -182,6 +199,33 @@ class DraftService:
             '/outrider.v1.DraftService/GetLoad',
             outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
             outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSpans(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.DraftService/GetSpans',
+            outrider_dot_v1_dot_common__pb2.GetSpansRequest.SerializeToString,
+            outrider_dot_v1_dot_common__pb2.GetSpansResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -379,3 +379,27 @@ class Replica(_message.Message):
     load: _common_pb2.WorkerLoad
     num_own_sessions: int
     def __init__(self, address: _Optional[str] = ..., service: _Optional[str] = ..., serving: _Optional[bool] = ..., problem: _Optional[str] = ..., model: _Optional[_Union[_common_pb2.ModelInfo, _Mapping]] = ..., load: _Optional[_Union[_common_pb2.WorkerLoad, _Mapping]] = ..., num_own_sessions: _Optional[int] = ...) -> None: ...
+
+class GetTraceRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class GetTraceResponse(_message.Message):
+    __slots__ = ("spans", "missing")
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    spans: _containers.RepeatedCompositeFieldContainer[_common_pb2.TraceSpan]
+    missing: _containers.RepeatedCompositeFieldContainer[MissingPart]
+    def __init__(self, spans: _Optional[_Iterable[_Union[_common_pb2.TraceSpan, _Mapping]]] = ..., missing: _Optional[_Iterable[_Union[MissingPart, _Mapping]]] = ...) -> None: ...
+
+class MissingPart(_message.Message):
+    __slots__ = ("service", "address", "reason")
+    SERVICE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    service: str
+    address: str
+    reason: str
+    def __init__(self, service: _Optional[str] = ..., address: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...

@@ -45,6 +45,11 @@ class GenerationServiceStub:
                 request_serializer=outrider_dot_v1_dot_generation__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_generation__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/outrider.v1.GenerationService/GetTrace',
+                request_serializer=outrider_dot_v1_dot_generation__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_generation__pb2.GetTraceResponse.FromString,
+                _registered_method=True)
 
 
 class GenerationServiceServicer:
@@ -65,6 +70,13 @@ class GenerationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTrace(self, request, context):
+        """Says what became of a request of the caller's own that is over: its trace, gathered from all services.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GenerationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -77,6 +89,11 @@ def add_GenerationServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=outrider_dot_v1_dot_generation__pb2.GetServerInfoRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_generation__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=outrider_dot_v1_dot_generation__pb2.GetTraceRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_generation__pb2.GetTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -134,6 +151,33 @@ class GenerationService:
             '/outrider.v1.GenerationService/GetServerInfo',
             outrider_dot_v1_dot_generation__pb2.GetServerInfoRequest.SerializeToString,
             outrider_dot_v1_dot_generation__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.GenerationService/GetTrace',
+            outrider_dot_v1_dot_generation__pb2.GetTraceRequest.SerializeToString,
+            outrider_dot_v1_dot_generation__pb2.GetTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

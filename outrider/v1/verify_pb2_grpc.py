@@ -51,6 +51,11 @@ class VerifyServiceStub:
                 request_serializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
                 _registered_method=True)
+        self.GetSpans = channel.unary_unary(
+                '/outrider.v1.VerifyService/GetSpans',
+                request_serializer=outrider_dot_v1_dot_common__pb2.GetSpansRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_common__pb2.GetSpansResponse.FromString,
+                _registered_method=True)
         self.GetTokenizer = channel.unary_stream(
                 '/outrider.v1.VerifyService/GetTokenizer',
                 request_serializer=outrider_dot_v1_dot_verify__pb2.GetTokenizerRequest.SerializeToString,
@@ -84,6 +89,13 @@ class VerifyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSpans(self, request, context):
+        """Says what the worker did for a request that is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetTokenizer(self, request, context):
         """Sends the target's tokenizer in chunks, so that the coordinator needs no model folder.
         """
@@ -108,6 +120,11 @@ def add_VerifyServiceServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=outrider_dot_v1_dot_common__pb2.GetLoadRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_common__pb2.WorkerLoad.SerializeToString,
+            ),
+            'GetSpans': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSpans,
+                    request_deserializer=outrider_dot_v1_dot_common__pb2.GetSpansRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_common__pb2.GetSpansResponse.SerializeToString,
             ),
             'GetTokenizer': grpc.unary_stream_rpc_method_handler(
                     servicer.GetTokenizer,
@@ -197,6 +214,33 @@ class VerifyService:
             '/outrider.v1.VerifyService/GetLoad',
             outrider_dot_v1_dot_common__pb2.GetLoadRequest.SerializeToString,
             outrider_dot_v1_dot_common__pb2.WorkerLoad.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSpans(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.VerifyService/GetSpans',
+            outrider_dot_v1_dot_common__pb2.GetSpansRequest.SerializeToString,
+            outrider_dot_v1_dot_common__pb2.GetSpansResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -56,6 +56,7 @@ class DeviceServicer(ModelServicer):
             return load._replace(progress=device.progress, is_busy=device.is_busy)
 
         board = self.serve(info, read_load)
+        self._telemetry.instruments.observe_steps(worker.runner.times.read, model=info.name)
         worker.runner.on_change = board.touch
         return self._device
 

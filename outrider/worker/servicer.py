@@ -80,6 +80,14 @@ class ModelServicer:
         return common_pb2.GetModelInfoResponse(model=wire.encode_model_info(self._served()))
 
     @rpc_errors
+    async def GetSpans(
+        self, request: common_pb2.GetSpansRequest, context: ServicerContext
+    ) -> common_pb2.GetSpansResponse:
+        """What this worker did for a request that is over."""
+        ring = self._telemetry.ring
+        return wire.encode_spans([] if ring is None else ring.spans(request.request_id))
+
+    @rpc_errors
     async def GetLoad(self, request: common_pb2.GetLoadRequest, context: ServicerContext) -> None:
         """How busy this worker is, until the caller has heard enough."""
         self._served()

@@ -15,6 +15,7 @@ from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Sampler
 from outrider.worker.engine_memory import EngineMemory
+from outrider.worker.step_times import StepTimes
 
 _SMOOTHING = 0.1
 """Weight of the newest step in the mean duration that a worker reports: the last ten or so decide."""
@@ -31,6 +32,7 @@ class StepRunner:
         self.memory = EngineMemory(engine, self.sampler)
         self.on_change: Callable[[], None] = lambda: None
         """Called when `load` may have changed."""
+        self.times = StepTimes()
         self._step_seconds = 0.0
         self._log = structlog.get_logger()
 
@@ -59,6 +61,7 @@ class StepRunner:
     def observe(self, started: float) -> None:
         """A step that began then, on the monotonic clock, is over."""
         seconds = time.monotonic() - started
+        self.times.add(self.engine.path, seconds)
         self._step_seconds += (_SMOOTHING if self._step_seconds else 1.0) * (seconds - self._step_seconds)
         self.on_change()
 

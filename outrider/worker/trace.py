@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from opentelemetry.util.types import AttributeValue
 
@@ -12,6 +11,7 @@ from outrider.core.protocol.messages import TraceContext
 from outrider.telemetry import names
 from outrider.telemetry.setup import Telemetry
 from outrider.telemetry.tracing import extract, record_span, within
+from outrider.worker.ledger import Column, Ledger
 
 
 class SessionTrace:
@@ -25,19 +25,24 @@ class SessionTrace:
         self._telemetry = telemetry
         self._span = telemetry.tracer.start_span(span_name, extract(trace), attributes={names.SESSION_ID: session_id})
         self.is_recording = self._span.is_recording()
-        """Whether to call `count`."""
+        """Whether ledgers are worth an entry."""
         self.records_steps = telemetry.records_rounds(self._span)
         """Whether to call `step`."""
         self._opened_ns = time.time_ns()
-        self._counts: Counter[str] = Counter()
+        self._ledgers: list[Ledger] = []
 
     def seated(self, at_ns: int) -> None:
         """The session has a slot since that wall-clock time."""
-        self._span.set_attribute(names.SESSION_QUEUE_MS, (at_ns - self._opened_ns) / 1e6)
+        self._span.set_attribute(names.SESSION_QUEUE_MS, self.since_opening_ms(at_ns))
 
-    def count(self, amounts: Mapping[str, float]) -> None:
-        """Adds to what the span says at its end."""
-        self._counts.update(amounts)  # pyright: ignore[reportArgumentType]
+    def ledger(self, columns: Sequence[Column], num_rows: str = "") -> Ledger:
+        """A ledger of which the span tells at its end. See `Ledger`."""
+        self._ledgers.append(Ledger(columns, num_rows))
+        return self._ledgers[-1]
+
+    def since_opening_ms(self, at_ns: int) -> float:
+        """From the session's opening to that wall-clock time."""
+        return (at_ns - self._opened_ns) / 1e6
 
     def step(self, span_name: str, started_ns: int, ended_ns: int, attributes: Mapping[str, AttributeValue]) -> None:
         """Records work of the device thread that is over."""
@@ -45,7 +50,9 @@ class SessionTrace:
 
     def end(self, error: BaseException | None) -> None:
         """The session is over, because of `error` if there is one."""
-        self._span.set_attributes(self._counts)
+        if self.is_recording:
+            for ledger in self._ledgers:
+                self._span.set_attributes(ledger.attributes())
         if error is not None:
             self._span.set_attribute(names.ERROR_TYPE, type(error).__name__)
         self._span.end()

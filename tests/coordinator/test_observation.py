@@ -20,7 +20,7 @@ from outrider.core.coordinate.events import Finished, GenerationMode, Timings, U
 from outrider.core.coordinate.session import Emit
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import SlotsExhaustedError
-from outrider.core.protocol.messages import FinishReason, TokenOrigin, TraceContext
+from outrider.core.protocol.messages import NOT_TRACED, FinishReason, TokenOrigin, TraceContext
 from outrider.core.protocol.options import GenerationOptions
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
@@ -51,10 +51,12 @@ class Seen:
             "coordinator", environ=environ, span_exporter=self._exporter, metric_reader=self._reader
         )
 
-    def observation(self, caller: TraceContext | None = None, num_completions: int = 1) -> Observation:
+    def observation(
+        self, caller: TraceContext = NOT_TRACED, num_completions: int = 1, token_name: str = ""
+    ) -> Observation:
         options = GenerationOptions(max_tokens=8, num_completions=num_completions)
         request = settle_token_ids([1, 2, 3], options, CoordinatorConfig(), TARGET)  # pyright: ignore[reportCallIssue]
-        return Observation(self.telemetry, "r1", request, TARGET, *([caller] if caller is not None else []))
+        return Observation(self.telemetry, "r1", request, TARGET, caller, token_name)
 
     @property
     def spans(self) -> dict[str, list[ReadableSpan]]:
@@ -68,18 +70,23 @@ class Seen:
         (span,) = self.spans[names.request_span("target")]
         return dict(span.attributes or {})
 
-    def count(self, metric: str) -> float:
+    def all_points(self) -> dict[str, list[Any]]:
         data = self._reader.get_metrics_data()
         assert data is not None
-        points: list[Any] = [
-            point
+        return {
+            each.name: list(each.data.data_points)
             for resource in data.resource_metrics
             for scope in resource.scope_metrics
             for each in scope.metrics
-            if each.name == metric
-            for point in each.data.data_points
-        ]
+        }
+
+    def count(self, metric: str) -> float:
+        points = self.all_points().get(metric, [])
         return sum(point.value if hasattr(point, "value") else point.count for point in points)
+
+    def labels(self, metric: str) -> Mapping[str, Any]:
+        (point,) = self.all_points()[metric]
+        return point.attributes
 
 
 def finished(completion: int = 0, mode: GenerationMode = GenerationMode.SPECULATIVE, reason: str = "") -> Finished:
@@ -123,6 +130,40 @@ def test_rounds_are_spans_where_that_is_asked_for() -> None:
     assert [each[names.ROUND_INDEX] for each in rounds] == [0, 1]
     assert (rounds[0][names.ROUND_NUM_DRAFT_TOKENS], rounds[0][names.ROUND_NUM_ACCEPTED]) == (3, 1)
     assert rounds[0][names.ROUND_ROLLED_BACK] is True
+
+
+def test_placements_are_events_and_rounds_have_their_times() -> None:
+    seen = Seen()
+    with seen.observation(token_name="ann") as observation:
+        observation.on_placed("service", "v:1", [])
+        observation.on_placed("service", "v:2", ["v:1"])
+        observation.on_round(0, ROUND)
+        observation.on_round(0, ROUND)
+        observation.on_finish(finished(), SpeculationStatistics(num_rounds=2), "small", "lost")
+    (span,) = seen.spans[names.request_span("target")]
+    assert [(event.name, dict(event.attributes or {})[names.REPLICA_INSTEAD_OF]) for event in span.events] == [
+        (names.EVENT_PLACED, ()),
+        (names.EVENT_PLACED, ("v:1",)),
+    ]
+    first, second = seen.root[names.ROUNDS_MS]
+    assert 0.0 <= first <= second
+    assert seen.root[names.TOKEN_NAME] == "ann"
+    assert seen.labels(names.METRIC_COMPLETIONS)[names.DRAFTER] == "lost"
+
+
+def test_durations_are_shown_with_their_trace() -> None:
+    seen = Seen()
+    with seen.observation() as observation:
+        for _ in range(3):
+            observation.on_round(0, ROUND)
+        trace_id = observation.trace_id
+    shown = {
+        metric: {f"{each.trace_id:032x}" for point in points for each in point.exemplars}
+        for metric, points in seen.all_points().items()
+        if hasattr(points[0], "exemplars") and hasattr(points[0], "bucket_counts")
+    }
+    durations = (names.METRIC_TIME_TO_FIRST_TOKEN, names.METRIC_INTER_TOKEN_LATENCY, names.METRIC_REQUEST_DURATION)
+    assert shown == {name: {trace_id} for name in durations}
 
 
 def test_of_several_completions_the_first_unusual_one_gives_the_mode() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -96,6 +97,18 @@ def test_a_verifier_to_avoid_is_avoided_and_the_move_is_counted() -> None:
     assert pools.num_moves == 1
     with pytest.raises(WorkerUnavailableError, match="no verify service is left"):
         way.verifier(3, replicas(first, second))
+
+
+def test_each_placement_is_told_with_those_before_it() -> None:
+    first, second, drafter = Standing("first"), Standing("second"), Standing("drafter")
+    way = route(Pools([first, second], [drafter]))
+    told: list[tuple[str, str, Sequence[str]]] = []
+    way.on_placed = lambda *placed: told.append(placed)
+    way.verifier(3)
+    way.verifier(3, replicas(first))
+    _, trial = way.drafter(3, *replicas(second))
+    trial.cancel()
+    assert told == [("service", "first", []), ("service", "second", ["first"]), ("service", "drafter", [])]
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,13 @@ _MESSAGE = FileDescriptorProto.MESSAGE_TYPE_FIELD_NUMBER
 _ENUM = FileDescriptorProto.ENUM_TYPE_FIELD_NUMBER
 _SERVICE = FileDescriptorProto.SERVICE_FIELD_NUMBER
 
+WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
+"""Where the types lie that protobuf brings along, such as google.protobuf.Struct."""
+
 
 def describe(protos: Sequence[Path], include: Path, output: Path) -> FileDescriptorSet:
     """Compiles `protos` (below `include`) into descriptors that keep their comments; `output` is written on the way."""
-    arguments = ["protoc", f"-I{include}", "--include_source_info", f"--descriptor_set_out={output}"]
+    arguments = ["protoc", f"-I{include}", f"-I{WELL_KNOWN}", "--include_source_info", f"--descriptor_set_out={output}"]
     if protoc.main([*arguments, *map(str, protos)]):
         raise ValueError(f"protoc refuses one of {', '.join(map(str, protos))}")
     return FileDescriptorSet.FromString(output.read_bytes())

@@ -6,6 +6,7 @@ A part stands between `<!-- made by make docs: NAME -->` and `<!-- end of NAME -
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 import sys
@@ -18,8 +19,11 @@ from pydantic.fields import FieldInfo
 from coordinator.config import CoordinatorConfig
 from draft_service.config import DraftConfig
 from outrider.core.coordinate.drafter_state import diagram
+from outrider.core.coordinate.statistics import COUNTERS
 from outrider.settings import Settings
+from outrider.telemetry import names
 from outrider.telemetry.setup import TRACE_DETAIL_VARIABLE
+from outrider.telemetry.spans import SPANS
 from outrider.telemetry.tracing import TraceDetail
 from outrider.vllm.config import PoolConfig
 from verify_service.config import VerifyConfig
@@ -119,6 +123,19 @@ def drafter() -> str:
     return f"\n```mermaid\n{diagram()}```\n\n"
 
 
+def traced() -> str:
+    """A row for each attribute of each span, and of each event."""
+    about = {counter.attribute: counter.about for counter in COUNTERS} | _docstrings_of_names()
+    rows: list[list[str]] = []
+    for kind in SPANS:
+        told = f"`{kind.name}`, {kind.service}"
+        for attribute, when in kind.attributes.items():
+            rows.append([told, f"`{attribute}`", f"if {when}" if when else "", about.get(attribute, "")])
+        for event, attributes in kind.events.items():
+            rows += [[f"event `{event}` of it", f"`{each}`", "", about.get(each, "")] for each in attributes]
+    return _table(["span", "attribute", "when", "what it says"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "settings": settings,
     "pool": pool,
@@ -126,6 +143,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "layers": layers,
     "results": results,
     "drafter": drafter,
+    "traced": traced,
 }
 """How each part is made."""
 
@@ -153,6 +171,19 @@ def rooms_of(folders: Iterable[str]) -> Iterator[tuple[str, str]]:
             if room != Path(GENERATED):
                 about = ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))) or ""
                 yield room.as_posix(), about.partition("\n")[0]
+
+
+def _docstrings_of_names() -> dict[str, str]:
+    """What stands below each constant of `outrider/telemetry/names.py` that has a docstring, by its value."""
+    body = ast.parse(Path(names.__file__).read_text(encoding="utf-8")).body
+    found: dict[str, str] = {}
+    for each, below in itertools.pairwise(body):
+        match each, below:
+            case ast.AnnAssign(value=ast.Constant(str(value))), ast.Expr(value=ast.Constant(str(text))):
+                found[value] = " ".join(text.split())
+            case _:
+                pass
+    return found
 
 
 def _default(field: FieldInfo) -> str:

@@ -218,6 +218,7 @@ def test_an_empty_list_of_ids_is_a_prompt_to_be_refused_by_its_own_field() -> No
         (pb.GenerateRequest, wire.decode_generate_request),
         (pb.GenerateResponse, wire.decode_event),
         (pb.GetServerInfoResponse, wire.decode_server_info),
+        (pb.GetTraceResponse, wire.decode_request_trace),
     ],
 )
 @given(raw=st.binary(max_size=200))

@@ -146,6 +146,7 @@ async def test_without_a_token_of_the_file_nothing_is_answered(public: Public, s
     "method",
     [
         f"/{SERVICE}/GetServerInfo",
+        f"/{SERVICE}/GetTrace",
         f"//{SERVICE}/GetServerInfo",
         f"/{SERVICE.lower()}/getserverinfo",
         f"/{SERVICE}%2fGetServerInfo",
@@ -165,6 +166,11 @@ async def test_every_method_needs_a_token_but_health(public: Public, method: str
         assert public.refusals == [UNKNOWN_TOKEN]
         await channel.unary_unary("/grpc.health.v1.Health/Check")(b"")
         assert len(public.refusals) == 1
+
+
+async def test_what_is_served_is_told_to_whoever_has_a_token(public: Public) -> None:
+    async with GenerationClient(f"127.0.0.1:{public.port}", public.credentials(public.tokens["ann"])) as client:
+        assert (await client.server_info()).target.name == "target"
 
 
 async def test_reflection_is_not_there_in_production_for_those_with_a_token_either(public: Public) -> None:

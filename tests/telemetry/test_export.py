@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import socket
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
@@ -17,37 +14,7 @@ from outrider import __version__
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.telemetry import names
 from outrider.telemetry.setup import SHUTDOWN_SECONDS, set_up
-
-
-class Collector(HTTPServer):
-    """Keeps what is posted to it, by path."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), CollectorHandler)
-        self.received: dict[str, list[bytes]] = {}
-
-
-class CollectorHandler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received.setdefault(self.path, []).append(body)
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
+from tests.telemetry.collector import Collector
 
 
 def test_shutting_down_sends_what_is_left(collector: Collector, monkeypatch: pytest.MonkeyPatch) -> None:

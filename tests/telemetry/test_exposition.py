@@ -11,7 +11,7 @@ from outrider.core.coordinate.events import Usage
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.telemetry.exposition import VLLM_NAMES, Exposition
-from outrider.telemetry.metrics import POSITIONS_MAX
+from outrider.telemetry.metrics import POSITIONS_MAX, StepTime
 from outrider.telemetry.setup import set_up
 
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -44,6 +44,7 @@ def everything_told(*, vllm_names: bool) -> Exposition:
         ModelInfo("target", "llama", 512, "", (0,), 64, 4, 0, "float32", "cpu", 2, "", "", 8 << 30, 3 << 30)
     )
     instruments.observe_gate(lambda: True)
+    instruments.observe_steps(lambda: [StepTime("native", 4, 0.5), StepTime("eager", 1, 2.0)], model="target")
     instruments.add_sessions(1, service="outrider.v1.VerifyService", address="a:1")
     instruments.count_refusal("handshake")
     instruments.count_usage("ann", 7, 8)
@@ -73,6 +74,23 @@ def test_counts_gauges_and_histograms_are_told() -> None:
     assert found["outrider_inter_token_latency_seconds_bucket", model | {("le", "0.3")}] == 0
     assert found["outrider_inter_token_latency_seconds_bucket", model | {("le", "0.5")}] == 1
     assert not any(name.startswith("vllm:") for name, _ in found)
+
+
+def test_steps_are_told_by_their_way_through_the_model() -> None:
+    found = scraped(everything_told(vllm_names=False))
+    native, eager = (
+        frozenset({("gen_ai_request_model", "target"), ("outrider_path", path)}) for path in ("native", "eager")
+    )
+    assert (found["outrider_steps_total", native], found["outrider_step_time_seconds_total", native]) == (4, 0.5)
+    assert (found["outrider_steps_total", eager], found["outrider_step_time_seconds_total", eager]) == (1, 2.0)
+
+
+def test_a_completion_is_told_with_the_state_of_its_drafter() -> None:
+    exposition = Exposition()
+    instruments = set_up("all", environ={}, exposition=exposition).instruments
+    instruments.count_completion(Usage(7, 8), model="target", mode="DEGRADED", drafter="lost")
+    labels = {("gen_ai_request_model", "target"), ("outrider_mode", "DEGRADED"), ("outrider_drafter", "lost")}
+    assert scraped(exposition)["outrider_completions_total", frozenset(labels)] == 1
 
 
 def test_the_page_names_everything_that_is_told_and_nothing_else() -> None:

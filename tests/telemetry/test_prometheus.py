@@ -17,6 +17,8 @@ import httpx
 import pytest
 import yaml
 
+from outrider.client import Credentials, GenerationClient
+from outrider.token_file import TokenEntry, new_token, sha256_of, write_tokens
 from tests.e2e.stack import MODELS
 
 K8S = Path(__file__).parents[2] / "k8s"
@@ -159,12 +161,20 @@ async def test_the_dashboards_and_the_autoscalers_queries_find_data_in_a_running
     verify, draft, grpc, http, verify_metrics, draft_metrics, prometheus = (free_port() for _ in range(7))
     python, address = sys.executable, "127.0.0.1:{}".format
     scraped = {"coordinator": http, "verify": verify_metrics, "draft": draft_metrics}
+    token = new_token()
+    write_tokens(tmp_path / "tokens.json", [TokenEntry(name="ann", sha256=sha256_of(token))])
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(ALERTS))
     (tmp_path / "prometheus.yaml").write_text(
         yaml.safe_dump(
             {
-                "global": {"scrape_interval": "1s"},
+                "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                "rule_files": [str(tmp_path / "rules.yaml")],
                 "scrape_configs": [
-                    {"job_name": f"outrider-{service}", "static_configs": [{"targets": [address(port)]}]}
+                    {
+                        "job_name": f"outrider-{service}",
+                        "static_configs": [{"targets": [address(port)]}],
+                        "authorization": {"credentials": token},
+                    }
                     for service, port in scraped.items()
                 ],
             }
@@ -183,25 +193,28 @@ async def test_the_dashboards_and_the_autoscalers_queries_find_data_in_a_running
         process(
             *(python, "-m", "coordinator", f"--verify={address(verify)}", f"--draft={address(draft)}"),
             *(f"--listen={address(grpc)}", f"--http={address(http)}", "--adaptive-speculation=false"),
+            f"--tokens={tmp_path / 'tokens.json'}",
         ),
         process(
             *(
                 "prometheus",
                 f"--config.file={tmp_path / 'prometheus.yaml'}",
                 f"--storage.tsdb.path={tmp_path / 'data'}",
+                "--enable-feature=exemplar-storage",
             ),
             f"--web.listen-address={address(prometheus)}",
         ),
-        httpx.AsyncClient(timeout=60) as client,
+        httpx.AsyncClient(timeout=60, headers={"authorization": f"Bearer {token}"}) as client,
     ):
         for port in (draft_metrics, verify_metrics, http):
             await until_answered(client, f"http://{address(port)}/readyz")
         await until_answered(client, f"http://{address(prometheus)}/-/ready")
-        missing = QUERIES | SCALED
+        missing, answers = QUERIES | SCALED, set[str]()
         body = {"model": "target", "prompt": "def main(", "max_tokens": 60, "ignore_eos": True}
         for _ in range(60):
             answer = await client.post(f"http://{address(http)}/v1/completions", json=body)
             assert answer.status_code == httpx.codes.OK, answer.text
+            answers.add(answer.headers["x-request-id"])
             for query in list(missing):
                 asked = {"query": query.replace("$__rate_interval", "10s")}
                 found = await client.get(f"http://{address(prometheus)}/api/v1/query", params=asked)
@@ -211,3 +224,15 @@ async def test_the_dashboards_and_the_autoscalers_queries_find_data_in_a_running
                 break
             await asyncio.sleep(0.3)
         assert not missing
+        prometheus_api = f"http://{address(prometheus)}/api/v1"
+        groups = (await client.get(f"{prometheus_api}/rules")).json()["data"]["groups"]
+        assert {rule["name"]: rule["health"] for group in groups for rule in group["rules"]} == dict.fromkeys(
+            [rule.get("alert", rule.get("record")) for group in ALERTS["groups"] for rule in group["rules"]], "ok"
+        )
+        asked = {"query": "gen_ai_server_time_to_first_token_seconds_bucket", "start": "0", "end": "9e9"}
+        (shown, *_) = (await client.get(f"{prometheus_api}/query_exemplars", params=asked)).json()["data"]
+        trace_id = shown["exemplars"][-1]["labels"]["trace_id"]
+        credentials = Credentials(token=token)
+        async with GenerationClient(address(grpc), credentials) as ours:
+            request, *_ = (await ours.trace(trace_id)).spans
+        assert request.attributes["gen_ai.response.id"] in answers

@@ -9,6 +9,7 @@ from outrider.core.protocol.errors import QueueFullError
 from outrider.core.protocol.messages import NOT_TRACED
 from outrider.telemetry import names
 from outrider.telemetry.setup import set_up
+from outrider.worker.ledger import Column
 from outrider.worker.trace import SessionTrace
 
 
@@ -16,8 +17,9 @@ from outrider.worker.trace import SessionTrace
 def test_a_peer_that_leaves_is_no_error_and_everything_else_is(error: Exception | None) -> None:
     exporter = InMemorySpanExporter()
     trace = SessionTrace(set_up("test", environ={}, span_exporter=exporter), "session", "1", NOT_TRACED)
-    trace.count({names.SESSION_NUM_ROUNDS: 1, names.SESSION_STEP_MS: 2.5})
-    trace.count({names.SESSION_NUM_ROUNDS: 1, names.SESSION_STEP_MS: 0.25})
+    steps = trace.ledger([Column(names.SESSION_STEP_MS, is_count=False)], names.SESSION_NUM_ROUNDS)
+    steps.note(2.5)
+    steps.note(0.25)
     trace.end(error)
     (span,) = exporter.get_finished_spans()
     said = dict(span.attributes or {})

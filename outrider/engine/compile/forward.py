@@ -17,6 +17,9 @@ from outrider.engine.compile.export import TOKENS_MIN
 class Forward(Protocol):
     """One way to run a packed batch through a model."""
 
+    path: str
+    """What it is called where steps are counted: graph, compiled, native or eager."""
+
     def run(self, batch: PackedBatch) -> Tensor | None:
         """Writes the batch's keys and values to the KV cache and returns the logits of its wanted rows,
         [R, vocab_size], on the model's device; they are the caller's own.
@@ -29,6 +32,8 @@ class Forward(Protocol):
 
 class EagerForward:
     """Takes every batch, operator by operator."""
+
+    path = "eager"
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -43,9 +48,11 @@ class GraphForward:
     """Takes every batch; runs an exported graph."""
 
     def __init__(
-        self, run: Callable[[list[Tensor]], list[Tensor]], attention: NativeAttention, scratch_cell: int
+        self, run: Callable[[list[Tensor]], list[Tensor]], attention: NativeAttention, scratch_cell: int, path: str
     ) -> None:
-        """`run` is the graph, operator by operator or compiled: its inputs to its output; see `Exported`."""
+        """`run` is the graph, operator by operator or compiled, as `path` says: its inputs to its output; see
+        `Exported`."""
+        self.path = path
         self._run = run
         self._attention = attention
         self._scratch_cell = scratch_cell

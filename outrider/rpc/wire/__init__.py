@@ -42,6 +42,7 @@ from outrider.rpc.wire.parts import (
     encode_token_origin,
     encode_trace,
 )
+from outrider.rpc.wire.trace import decode_request_trace, decode_spans, encode_request_trace, encode_spans
 from outrider.rpc.wire.verify import (
     decode_verify_command,
     decode_verify_event,
@@ -58,8 +59,10 @@ __all__ = [
     "decode_generate_request",
     "decode_load",
     "decode_model_info",
+    "decode_request_trace",
     "decode_sampling",
     "decode_server_info",
+    "decode_spans",
     "decode_token_logprobs",
     "decode_token_origin",
     "decode_trace",
@@ -73,8 +76,10 @@ __all__ = [
     "encode_generate_request",
     "encode_load",
     "encode_model_info",
+    "encode_request_trace",
     "encode_sampling",
     "encode_server_info",
+    "encode_spans",
     "encode_token_logprobs",
     "encode_token_origin",
     "encode_trace",
