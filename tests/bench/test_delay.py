@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from bench.simulate.delay import DelayLine
+from bench.stack.delay import DelayLine
 
 DELAY_SECONDS = 0.05
 
