@@ -31,6 +31,8 @@ _SPEC_TYPE = re.compile(r"--spec-type\s+\[?([\w,|-]+)")
 
 _VERSION = re.compile(r"version: *(.+)")
 
+_CONVERSION = Path(__file__).with_name("gguf_conversion.py")
+
 QUESTION = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "cache_prompt": False}
 """Plain temperature, as ours; and as ours it finds nothing of what was read before."""
 
@@ -110,10 +112,10 @@ def converted(folder: Path, dtype: str, options: RivalOptions) -> Path:
     made = file.with_suffix(".part")
     output_of(
         [
-            *(sys.executable, str(options.convert), str(folder.resolve())),
+            *(str(options.python or sys.executable), str(_CONVERSION), str(options.convert), str(folder.resolve())),
             *("--outtype", OUT_TYPES[dtype], "--outfile", str(made)),
         ],
-        "it is llama.cpp's own script, and wants its gguf-py beside it",
+        "llama.cpp's script wants its gguf-py beside it, and a --rival-python that has what it imports (sentencepiece)",
     )
     made.rename(file)
     return file

@@ -19,7 +19,11 @@ class RivalOptions:
     ] = ()
     python: Annotated[
         Path | None,
-        Option("--rival-python", help="The Python that has vLLM; default: the one that runs this.", metavar="FILE"),
+        Option(
+            "--rival-python",
+            help="The Python that has vLLM, or what llama.cpp's converter imports; default: the one that runs this.",
+            metavar="FILE",
+        ),
     ] = None
     binary: Annotated[
         str, Option("--rival-binary", help="llama.cpp's server, a name on the PATH or a file.", metavar="FILE")

@@ -1,5 +1,5 @@
 """Plays another system's server for the tests: `python scripted_server.py ... --host H --port P` answers greetings and
-completions as OpenAI's interface has them, after some time in which it is loading.
+completions as OpenAI's interface has them, after some time in which it is loading. A script it runs as Python would.
 
 With `--version`, `--help` or `-c` it says what llama.cpp's server or a Python with vLLM would, and ends.
 """
@@ -52,6 +52,8 @@ def main() -> None:
         print("version: 4242 (abcdef)\nbuilt with some compiler", file=sys.stderr)
     elif "--help" in arguments:
         print(HELP)
+    elif arguments[0].endswith(".py"):
+        os.execv(sys.executable, [sys.executable, *arguments])
     elif arguments[0] == "-c":
         print("4.2.0")
     elif "--dies" in arguments:

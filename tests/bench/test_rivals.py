@@ -27,8 +27,15 @@ NUM_TOKENS = 40
 CONVERTER = """
 import sys
 from pathlib import Path
-arguments = sys.argv[1:]
-Path(arguments[arguments.index("--outfile") + 1]).write_text(" ".join(arguments))
+
+class Model:
+    def get_vocab_base_pre(self, tokenizer):
+        raise NotImplementedError
+
+def main():
+    arguments = sys.argv[1:]
+    pre_tokenizer = Model().get_vocab_base_pre(None)
+    Path(arguments[arguments.index("--outfile") + 1]).write_text(" ".join([pre_tokenizer, *arguments]))
 """
 
 
@@ -108,7 +115,7 @@ async def test_a_server_that_dies_is_told_of_with_its_last_words() -> None:
 
 def test_a_checkpoint_is_converted_once(options: RivalOptions, models: Models) -> None:
     file = converted(Path(models.target), "bfloat16", options)
-    assert file.read_text().startswith(f"{models.target} --outtype bf16 --outfile ")
+    assert file.read_text().startswith(f"gpt-2 {models.target} --outtype bf16 --outfile ")
     assert converted(Path(models.target), "bfloat16", RivalOptions()) == file
     with pytest.raises(NoRivalError, match="--rival-convert"):
         converted(Path(models.target), "float32", RivalOptions())
@@ -117,7 +124,7 @@ def test_a_checkpoint_is_converted_once(options: RivalOptions, models: Models) -
 def test_a_converter_that_fails_is_told_of(options: RivalOptions, models: Models) -> None:
     assert options.convert is not None
     options.convert.write_text("raise SystemExit('unknown architecture')")
-    with pytest.raises(NoRivalError, match=r"(?s)gguf-py.*unknown architecture"):
+    with pytest.raises(NoRivalError, match=r"(?s)--rival-python.*unknown architecture"):
         converted(Path(models.target), "bfloat16", options)
 
 
