@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -35,9 +36,12 @@ def vllm_rivals(options: RivalOptions, models: Models, num_tokens: int) -> Itera
     )
 
     def rival(name: str, about: str, speculation: Mapping[str, object] | None, family: str = "") -> Rival:
-        shown = [] if speculation is None else [json.dumps({**speculation, **_without_path(speculation)})]
+        shown = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith("VLLM_CPU_")]
+        shown += flags
+        if speculation is not None:
+            shown.append(f"--speculative-config={json.dumps({**speculation, **_without_path(speculation)})}")
         return Rival(
-            mode=rival_mode(name, f"vLLM {about}, on all cores", f"vLLM {version}", [*flags, *shown], family),
+            mode=rival_mode(name, f"vLLM {about}", f"vLLM {version}", shown, family),
             command=vllm_command(python, Path(models.target).resolve(), flags, speculation),
             environment=ENVIRONMENT,
             model=SERVED_NAME,
