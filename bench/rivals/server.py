@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -46,6 +47,8 @@ class RivalServer:
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self.log = log
         self.address = f"http://{_HOST}:{port}"
+        self.process_id = process.pid
+        """The first of its processes, and their group."""
         self._process = process
 
     def wait_until_ready(self) -> None:
@@ -85,7 +88,7 @@ class RivalServer:
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self.process_id, number)
 
 
 Server = TypeVar("Server", bound=RivalServer)
@@ -111,7 +114,23 @@ def server_process(
             start_new_session=True,
         )
     server = kind(process, port, log)
-    try:
-        yield server
-    finally:
-        server.stop()
+    with _ending_with_this_process(process.pid):
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+@contextlib.contextmanager
+def _ending_with_this_process(group: int) -> Iterator[None]:
+    """Has another process end the `group` should this one be killed meanwhile: what is stopped could not end itself."""
+    command = [sys.executable, "-c", _END_GROUP, str(group)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True) as watcher:
+        try:
+            yield
+        finally:
+            watcher.kill()
+
+
+_END_GROUP = "import os, signal, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), signal.SIGKILL)"
+"""The system closes standard input when whoever holds its other end is gone."""

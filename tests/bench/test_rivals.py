@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import select
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from bench.stack.models import Models
 from outrider.cli.child import Observer
 from outrider.client import SamplingParams
 
+ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("scripted_server.py")
 NUM_TOKENS = 40
 
@@ -37,6 +40,20 @@ def main():
     pre_tokenizer = Model().get_vocab_base_pre(None)
     Path(arguments[arguments.index("--outfile") + 1]).write_text(" ".join([pre_tokenizer, *arguments]))
 """
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from bench.rivals.server import RivalServer, server_process
+with server_process(RivalServer, [sys.executable, sys.argv[1], "serve"], Path(sys.argv[2]), {}) as server:
+    server.wait_until_ready()
+    server.pause()
+    print(server.process_id, flush=True)
+    time.sleep(1000)
+"""
+
+GONE_SECONDS = 60.0
+"""Far more than it takes the watcher to notice."""
 
 
 @pytest.fixture
@@ -103,6 +120,16 @@ async def test_a_server_rests_but_for_its_questions(options: RivalOptions, model
     for each in told.values():
         with pytest.raises(ProcessLookupError):
             os.kill(each["pid"], 0)
+
+
+def test_a_stopped_server_does_not_outlive_a_benchmark_that_is_killed(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(SCRIPT), str(tmp_path / "log")], stdout=subprocess.PIPE, cwd=ROOT
+    ) as benchmark:
+        assert benchmark.stdout is not None
+        server = os.pidfd_open(int(benchmark.stdout.readline()))
+        benchmark.kill()
+    assert select.select([server], [], [], GONE_SECONDS)[0], "the server is still there"
 
 
 async def test_a_server_that_dies_is_told_of_with_its_last_words() -> None:
