@@ -7,7 +7,6 @@ import contextlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from bench.compare.asking import Source
 from bench.compare.sample import Sample
@@ -20,6 +19,9 @@ from bench.rivals.vllm import vllm_rivals
 from bench.stack.models import Models
 from outrider.cli.child import Observer
 from outrider.client import SamplingParams
+
+LOGS = Path("build/rival-logs")
+"""Where the servers' output goes."""
 
 RIVALS: Mapping[str, Callable[[RivalOptions, Models, int], Iterable[Rival]]] = {
     "vllm": vllm_rivals,
@@ -59,14 +61,14 @@ class PausedSource:
 @contextlib.asynccontextmanager
 async def running_rivals(rivals: Sequence[Rival], observer: Observer) -> AsyncIterator[dict[str, Source]]:
     """Starts their servers, one after another, and yields something to ask for each. Raises RivalDiedError."""
-    with TemporaryDirectory(prefix="outrider-bench-") as folder, contextlib.ExitStack() as running:
+    with contextlib.ExitStack() as running:
         sources: dict[str, Source] = {}
         for rival in rivals:
             name = rival.mode.name
             observer.notice(f"starting {name}")
             environment = {**rival.environment, **os.environ}
             server = running.enter_context(
-                server_process(RivalServer, rival.command, Path(folder, f"{name}.log"), environment)
+                server_process(RivalServer, rival.command, LOGS / f"{name}.log", environment)
             )
             await asyncio.to_thread(server.wait_until_ready)
             server.pause()

@@ -63,7 +63,7 @@ class RivalServer:
                 return
             wait.wait(_PAUSE_SECONDS)
         tail = "\n".join(f"  {line}" for line in self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
-        raise RivalDiedError(f"{self.log.stem} does not answer; the last lines of its log:\n{tail}")
+        raise RivalDiedError(f"{self.log.stem} does not answer; the last lines of {self.log}:\n{tail}")
 
     def greet(self) -> None:
         """Returns when it has answered that it is there. Raises OSError or HTTPException."""
@@ -103,6 +103,7 @@ def server_process(
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         port = probe.getsockname()[1]
+    log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, "--host", _HOST, "--port", str(port)],
