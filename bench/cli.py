@@ -17,7 +17,7 @@ from typer import Option
 from bench.against.options import AgainstOptions
 from bench.compare.options import BenchOptions
 from bench.flags import with_flags
-from bench.load.options import LoadOptions, SoakOptions
+from bench.load.options import LoadOptions, NeverSlowerOptions, SoakOptions
 from bench.records import as_json
 from bench.stack.models import Models
 from outrider.cli.child import Observer
@@ -84,6 +84,24 @@ def load(options: LoadOptions, kept: Result, plots: Plots = None) -> None:
         from bench.load.plots import plot
 
         plot(result, plots)
+
+
+@app.command("never-slower")
+@with_flags
+def never_slower(options: NeverSlowerOptions, kept: Result) -> None:
+    """See whether speculation is ever slower than the target alone: loads, temperatures, targets and networks.
+
+    Blocks of both follow one another in the order A B B A, so that a noisy machine cancels out. The exit status is 1 if
+    the whole 95 % bootstrap interval of a ratio lies below 0.98.
+    """
+    from bench.load.cells import show
+    from bench.load.never_slower import measure
+
+    result = measure(options, Console(stderr=True))
+    kept.keep(as_json(result))
+    show(result)
+    if result.slower:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -156,7 +174,7 @@ def synthetic(
 
 @app.command()
 def quote(
-    result: Annotated[Path, typer.Argument(help="A result in the repository, written with --json.", metavar="FILE")],
+    result: Annotated[Path, typer.Argument(help="A result, written with --json.", metavar="FILE")],
 ) -> None:
     """Print a result's tables as Markdown, for a page that quotes it."""
     from bench.compare import quote

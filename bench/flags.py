@@ -54,8 +54,9 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def listed(kind: type[Part], help: str) -> Any:
-    """A flag whose values stand between commas, for a field that is a tuple of `kind`. Numbers must be above 0."""
+def listed(kind: type[Part], help: str, *names: str, allows_0: bool = False) -> Any:
+    """A flag whose values stand between commas, for a field that is a tuple of `kind`. Numbers must be above 0, or at
+    least 0 if the flag `allows_0`. It is called as the field, or by its own `names`."""
 
     def parse(text: str | tuple[Part, ...]) -> tuple[Part, ...]:
         if isinstance(text, tuple):  # the default
@@ -64,11 +65,23 @@ def listed(kind: type[Part], help: str) -> Any:
             parts = tuple(kind(part) for part in text.split(",")) if text else ()
         except ValueError as error:
             raise typer.BadParameter(f"{text!r} is no list of numbers; write 1,2,3") from error
-        if any(not isinstance(part, str) and part <= 0 for part in parts):
-            raise typer.BadParameter(f"{text} has a number that is not above 0")
+        if any(not isinstance(part, str) and (part < 0 or (part == 0 and not allows_0)) for part in parts):
+            raise typer.BadParameter(f"{text} has a number that is not {'at least' if allows_0 else 'above'} 0")
         return parts
 
-    return typer.Option(parser=parse, metavar="A,B,...", help=help)
+    return typer.Option(*names, parser=parse, metavar="A,B,...", help=help)
+
+
+DelaysMs = Annotated[
+    tuple[float, ...],
+    listed(
+        float,
+        "How many milliseconds longer messages between a coordinator and its workers take each way, such as 0,1,5,20.",
+        "--delay-ms",
+        allows_0=True,
+    ),
+]
+"""Networks to measure with."""
 
 
 def _is_options(annotation: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -18,11 +19,19 @@ from outrider.client import SamplingParams
 _NS_PER_MS = 1e6
 
 
+class Condition(NamedTuple):
+    """Under what all modes are asked for the same."""
+
+    temperature: float
+    delay_ms: float = 0.0
+    """How much longer messages between a coordinator and its workers take each way."""
+
+
 class Measured(NamedTuple):
     """A sample, and what it is a sample of."""
 
     mode: str
-    temperature: float
+    condition: Condition
     prompt: int
     """Index of the prompt; times of two modes are compared at the same one."""
     sample: Sample
@@ -31,14 +40,15 @@ class Measured(NamedTuple):
 class ModeSource:
     """A mode of our services: its rule is chosen, it is asked, and the workers' log of it is taken."""
 
-    def __init__(self, source: Source, pair: Pair, mode: Mode) -> None:
+    def __init__(self, source: Source, pair: Pair, mode: Mode, delay_ms: float = 0.0) -> None:
         self._source = source
         self._pair = pair
         self._mode = mode
+        self._delay_ms = delay_ms
 
     async def ask(self, prompt: Sequence[int], sampling: SamplingParams, max_tokens: int) -> Sample:
         """See `Source`."""
-        await self._pair.choose(self._mode)
+        await self._pair.choose(self._mode, self._delay_ms)
         await self._pair.take_log()
         started = time.monotonic_ns()
         sample = await self._source.ask(prompt, sampling, max_tokens)
@@ -74,7 +84,7 @@ def _median_ms(spans: Sequence[Span]) -> float:
 
 
 async def measure(
-    sources: Mapping[str, Source],
+    sources: Mapping[float, Mapping[str, Source]],
     prompts: Sequence[Sequence[int]],
     temperatures: Sequence[float],
     *,
@@ -82,21 +92,23 @@ async def measure(
     num_warm_ups: int,
     on_progress: Callable[[Measured | None], None],
 ) -> list[Measured]:
-    """Asks everything of everyone. `on_progress` hears of each answer, and None for each that only warms up.
+    """Asks everything of everyone; `sources` are by delay. `on_progress` hears of each answer, and None for each that
+    only warms up.
 
     What is compared stands next to each other in time, and the order changes from prompt to prompt, so that a machine
     whose speed drifts does so for all. Raises OutriderError.
     """
     for index in range(num_warm_ups):
-        for name in order(list(sources), index):
-            await sources[name].ask(prompts[index % len(prompts)], sampling_of(temperatures[0], index), max_tokens)
-            on_progress(None)
+        for modes in sources.values():
+            for name in order(list(modes), index):
+                await modes[name].ask(prompts[index % len(prompts)], sampling_of(temperatures[0], index), max_tokens)
+                on_progress(None)
     measured: list[Measured] = []
     for index, prompt in enumerate(prompts):
-        for temperature in temperatures:
-            for name in order(list(sources), index):
-                sample = await sources[name].ask(prompt, sampling_of(temperature, index), max_tokens)
-                measured.append(Measured(name, temperature, index, sample))
+        for temperature, (delay_ms, modes) in itertools.product(temperatures, sources.items()):
+            for name in order(list(modes), index):
+                sample = await modes[name].ask(prompt, sampling_of(temperature, index), max_tokens)
+                measured.append(Measured(name, Condition(temperature, delay_ms), index, sample))
                 on_progress(measured[-1])
     return measured
 
@@ -113,6 +125,8 @@ def order(names: list[str], index: int) -> list[str]:
     return rotated[::-1] if num_turns % 2 else rotated
 
 
-def sources_of(stack: Stack, modes: Sequence[Mode], make: Callable[[Mode], Source]) -> dict[str, Source]:
+def sources_of(
+    stack: Stack, modes: Sequence[Mode], make: Callable[[Mode], Source], delay_ms: float
+) -> dict[str, Source]:
     """Something to ask for each mode of our services; `make` asks its coordinator."""
-    return {mode.name: ModeSource(make(mode), stack.pair(mode), mode) for mode in modes if not mode.external}
+    return {mode.name: ModeSource(make(mode), stack.pair(mode), mode, delay_ms) for mode in modes if not mode.external}

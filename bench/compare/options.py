@@ -8,7 +8,8 @@ from typing import Annotated
 
 from typer import Option
 
-from bench.flags import listed
+from bench.flags import DelaysMs, listed
+from bench.rivals.options import NO_RIVALS, RivalOptions
 from bench.stack.models import BUNDLED, Models
 
 
@@ -28,6 +29,8 @@ class BenchOptions:
     num_warm_ups: Annotated[int, Option("--warm-ups", help="Prompts before those that count.", min=1)] = 2
     max_tokens: Annotated[int, Option(help="Tokens of each answer.", min=2)] = 64
     temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0, 0.8)
+    delays_ms: DelaysMs = (0.0,)
+    rivals: RivalOptions = NO_RIVALS
     external_openai: Annotated[
         str | None, Option(help="An OpenAI-compatible server to measure too.", metavar="URL")
     ] = None

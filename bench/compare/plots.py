@@ -31,7 +31,11 @@ def plot(result: Result, folder: Path) -> list[Path]:
     mpl.use("agg")
     pictures = {"time_per_token": _times, "speed_up": _speed_ups, "rounds": _rounds, "acceptance": _acceptance}
     return [
-        _saved(folder / f"{name}_T{at.temperature:g}.png", list(result.best_modes(at)), draw)
+        _saved(
+            folder / f"{name}_T{at.temperature:g}{f'_{at.delay_ms:g}ms' if at.delay_ms else ''}.png",
+            list(result.best_modes(at)),
+            draw,
+        )
         for at in result.results
         for name, draw in pictures.items()
     ]

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from bench.columns import as_markdown
 from bench.compare.columns import QUOTED
 from bench.compare.result import BENCHMARK, FORMAT, OURS, Result, drawn
+from bench.load import cells
 from bench.load import result as load
-from bench.load.columns import ADVANTAGE, INTER_TOKEN, TOKENS_PER_SECOND, across
+from bench.load.columns import ADVANTAGE, DELAY, INTER_TOKEN, TOKENS_PER_SECOND, across
 from bench.load.tables import heading
 from bench.records import from_json
 from outrider.core.protocol.errors import OutriderError
 
-_BLOCK = re.compile(r"^<!-- quoted from (\S+) -->\n(.*?)^<!-- end of quote -->$", flags=re.M | re.S)
+_BLOCK = re.compile(r"^<!-- quoted from (.+?) -->\n(.*?)^<!-- end of quote -->$", flags=re.M | re.S)
 
 
 class NotAResultError(OutriderError):
@@ -28,26 +29,29 @@ class Quote(NamedTuple):
     """A quotation as it stands on a page."""
 
     source: str
-    """Path of the result, from the repository's root."""
+    """Path of the result, from the repository's root if it is in there."""
     text: str
 
 
 def quote(path: Path, root: Path) -> str:
     """The tables of the result in `path` as Markdown, between the marks by which `quotes` finds them again.
 
-    Raises NotAResultError for a file that is none, or that is outside of `root`.
+    A file in `root` is named from there, any other as `path` has it. Raises NotAResultError for a file that is none.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        source = path.resolve().relative_to(root.resolve()).as_posix()
     except (OSError, ValueError) as error:
-        raise NotAResultError(f"{path} cannot be quoted from {root}: {error}") from error
+        raise NotAResultError(f"{path} cannot be quoted: {error}") from error
+    inside = path.resolve().is_relative_to(root.resolve())
+    source = (path.resolve().relative_to(root.resolve()) if inside else path).as_posix()
     try:
         kind = (result["benchmark"], result["format"])
         if kind == (BENCHMARK, FORMAT):
             text = _tables(from_json(Result, result))
         elif kind == (load.BENCHMARK, load.FORMAT):
             text = _load_tables(from_json(load.Result, result))
+        elif kind == (cells.BENCHMARK, cells.FORMAT):
+            text = _never_slower_table(from_json(cells.Result, result))
         else:
             raise ValueError(kind)
     except (LookupError, TypeError, ValueError) as error:
@@ -74,8 +78,13 @@ def _tables(result: Result) -> str:
         f"{settings['target']} and {settings['draft']}, {settings['dtype']}, {settings['num_prompts']} prompts, "
         f"{settings['max_tokens']} new tokens each; {_machine(result.machine)}:\n\n"
     )
-    return text + "".join(
-        f"{as_markdown(drawn(at.temperature), QUOTED, result.best_modes(at))}\n" for at in result.results
+    return (
+        text
+        + "".join(
+            f"{as_markdown(drawn(at.temperature, at.delay_ms), QUOTED, result.best_modes(at))}\n"
+            for at in result.results
+        )
+        + "".join(f"{version}\n\n" for version in result.versions())
     )
 
 
@@ -87,9 +96,16 @@ def _load_tables(result: load.Result) -> str:
     )
 
 
+def _never_slower_table(result: cells.Result) -> str:
+    rows = [row for section in cells.sections(result) for row in section]
+    table = as_markdown("", cells.columns(result), rows)
+    return f"{cells.heading(result)}; {_machine(result.machine)}:\n\n{table}\n{cells.legend(result)}\n\n"
+
+
 def _load_table(shown: Sequence[load.AtLoad]) -> str:
     modes = list(shown[0].modes)
     columns = [
+        *([DELAY] if any(at.delay_ms for at in shown) else []),
         *(across(TOKENS_PER_SECOND, name) for name in modes),
         *(across(ADVANTAGE, name) for name in modes if OURS in modes and name != OURS),
         *(across(INTER_TOKEN, name) for name in modes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from bench.compare.measuring import Measured
+from bench.compare.measuring import Condition, Measured
 from bench.compare.resampling import compare
 from bench.compare.result import OURS, REFERENCE, About, Answered, AtTemperature, Ratio, Result, Roofline, Summary
 from bench.compare.sample import Sample
@@ -27,31 +27,32 @@ def report(
     machine: Mapping[str, Any],
 ) -> Result:
     """The whole result. `coverage` is what `coverage.py` found at each temperature."""
-    results = [
-        _at_temperature([each for each in measured if each.temperature == temperature], temperature, modes, found)
-        for temperature, found in coverage.items()
-    ]
+    conditions = dict.fromkeys(each.condition for each in measured)
+    results = [_at(condition, measured, modes, coverage[condition.temperature]) for condition in conditions]
     return Result(
         machine=machine,
         settings=settings,
-        modes={mode.name: About(mode.about, mode.family) for mode in modes},
+        modes={mode.name: About(mode.about, mode.family, mode.version or None) for mode in modes},
         results=[from_json(AtTemperature, rounded(as_json(each))) for each in results],
         answers=[from_json(Answered, rounded(as_json(_answer(each)))) for each in measured],
     )
 
 
-def _at_temperature(
-    measured: Sequence[Measured], temperature: float, modes: Sequence[Mode], coverage: Sequence[float]
+def _at(
+    condition: Condition, measured: Sequence[Measured], modes: Sequence[Mode], coverage: Sequence[float]
 ) -> AtTemperature:
     samples: dict[str, dict[int, Sample]] = {}
     for each in measured:
-        samples.setdefault(each.mode, {})[each.prompt] = each.sample
+        if each.condition == condition:
+            samples.setdefault(each.mode, {})[each.prompt] = each.sample
+    asked = [mode for mode in modes if mode.name in samples]
     timed = {name: times(list(by_prompt.values())) for name, by_prompt in samples.items()}
     return AtTemperature(
-        temperature=temperature,
+        temperature=condition.temperature,
         coverage=coverage,
-        best=_best_of_families(timed, modes),
-        modes={mode.name: _summary(mode, temperature, samples, timed, coverage) for mode in modes},
+        best=_best_of_families(timed, asked),
+        modes={mode.name: _summary(mode, condition.temperature, samples, timed, coverage) for mode in asked},
+        delay_ms=condition.delay_ms or None,
     )
 
 
@@ -123,11 +124,12 @@ def _answer(each: Measured) -> Answered:
     sample = each.sample
     return Answered(
         mode=each.mode,
-        temperature=each.temperature,
+        temperature=each.condition.temperature,
         prompt=each.prompt,
         first_token_ms=sample.first_token_ms,
         total_ms=sample.total_ms,
         num_tokens=sample.num_tokens,
         accepted_by_round=[one.num_accepted for one in sample.rounds],
         devices=sample.devices,
+        delay_ms=each.condition.delay_ms or None,
     )

@@ -125,7 +125,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class AtTemperature:
-    """All modes at one temperature."""
+    """All modes at one temperature and one delay."""
 
     temperature: float
     coverage: Sequence[float]
@@ -133,6 +133,8 @@ class AtTemperature:
     best: Mapping[str, str]
     """The fastest mode of each family."""
     modes: Mapping[str, Summary]
+    delay_ms: float | None = None
+    """How much longer messages between a coordinator and its workers take each way; None: not at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,8 @@ class About:
 
     about: str
     family: str
+    version: str | None = None
+    """Of another system: which one this is, and how it was started."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +159,7 @@ class Answered:
     num_tokens: int
     accepted_by_round: Sequence[int]
     devices: Devices | None
+    delay_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +174,12 @@ class Result:
     results: Sequence[AtTemperature]
     answers: Sequence[Answered]
 
+    def versions(self) -> Iterator[str]:
+        """What the other systems are, and how they were started: a line for each."""
+        for name, about in self.modes.items():
+            if about.version is not None:
+                yield f"{name}: {about.version}"
+
     def best_modes(self, at: AtTemperature) -> Iterator[tuple[str, Summary]]:
         """The modes to show for one temperature, with what to call each: of a family only the best."""
         families = [about.family for about in self.modes.values()]
@@ -180,6 +191,7 @@ class Result:
                 yield f"{name} (best of {families.count(family)})", summary
 
 
-def drawn(temperature: float) -> str:
-    """How tokens are chosen, in words."""
-    return "greedy" if temperature == 0 else f"temperature {temperature:g}"
+def drawn(temperature: float, delay_ms: float | None = None) -> str:
+    """How tokens are chosen, and how late messages are if they are, in words."""
+    chosen = "greedy" if temperature == 0 else f"temperature {temperature:g}"
+    return f"{chosen}, messages {delay_ms:g} ms late" if delay_ms else chosen

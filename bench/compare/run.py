@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,31 +20,43 @@ from bench.compare.result import REFERENCE, Result
 from bench.prompts import fingerprint, load_prompts, tokenizer
 from bench.rivals.modes import Mode, choose_modes
 from bench.rivals.openai_source import OpenAISource
+from bench.rivals.options import NO_RIVALS
+from bench.rivals.running import rivals_of, running_rivals
 from bench.rivals.transformers_source import TransformersSource, transformers_process
 from bench.stack.models import Models, settings
 from bench.stack.preparing import prepared
-from bench.stack.services import running
+from bench.stack.services import DEFAULT_SETUP, Stack, running
 from outrider.cli.board import Board
 from outrider.client import NO_RETRY, GenerationClient
+from outrider.core.protocol.errors import OutriderError
+
+
+class NoDelayError(OutriderError):
+    """Other systems cannot be compared at the delays that were asked for."""
 
 
 async def run(options: BenchOptions, console: Console) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
-    modes = [*choose_modes(options.modes), *_external_modes(options)]
     models = prepared(options.models, console)
     prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(models.target)))
+    rivals = rivals_of(options.rivals, models, max(map(len, prompts)) + options.max_tokens)
+    modes = [*choose_modes(options.modes), *(rival.mode for rival in rivals), *_external_modes(options)]
+    if any(mode.external for mode in modes) and 0.0 not in options.delays_ms:
+        raise NoDelayError("other systems have no network within: compare them at a --delay-ms of 0 as well")
     with Board(console, show_logs=False).watching() as board:
         async with contextlib.AsyncExitStack() as leaving:
-            stack = await leaving.enter_async_context(running(modes, models, board))
-            sources = sources_of(
-                stack, modes, lambda mode: CoordinatorSource(stack.client(mode), speculate=mode.speculate)
-            )
-            sources |= await _external_sources(options, models, modes, leaving)
+            setup = replace(DEFAULT_SETUP, delays_ms=options.delays_ms)
+            stack = await leaving.enter_async_context(running(modes, models, board, setup))
+            sources = {delay_ms: _own_sources(stack, modes, delay_ms) for delay_ms in options.delays_ms}
+            if 0.0 in sources:
+                sources[0.0] |= await _external_sources(options, models, modes, leaving)
+                sources[0.0] |= await leaving.enter_async_context(running_rivals(rivals, board))
             board.settle()
             measured = await _measure(options, sources, prompts, console)
             round_trip_ms = await stack.pair(modes[0]).round_trip_ms()
     said = {
-        **settings(options, models),
+        **settings(replace(options, rivals=NO_RIVALS), models),
+        "rivals": options.rivals.names,
         "prompts": str(options.prompts) if options.prompts else "bundled",
         "prompts_sha256": fingerprint(prompts),
         "num_prompt_tokens": [len(prompt) for prompt in prompts],
@@ -56,6 +69,13 @@ async def run(options: BenchOptions, console: Console) -> Result:
     return report(measured, modes, coverage=found, settings=said, machine=facts)
 
 
+def _own_sources(stack: Stack, modes: Sequence[Mode], delay_ms: float) -> dict[str, Source]:
+    def ask(mode: Mode) -> Source:
+        return CoordinatorSource(stack.client(mode, delay_ms), speculate=mode.speculate)
+
+    return sources_of(stack, modes, ask, delay_ms)
+
+
 def _lines(
     measured: Sequence[Measured], prompts: Sequence[Sequence[int]], temperature: float
 ) -> list[tuple[Sequence[int], Sequence[int]]]:
@@ -63,15 +83,18 @@ def _lines(
     answers = {
         each.prompt: each.sample.token_ids or ()
         for each in measured
-        if each.mode == REFERENCE and each.temperature == temperature
+        if each.mode == REFERENCE and each.condition.temperature == temperature
     }
     return [(prompt, answers[index]) for index, prompt in enumerate(prompts)]
 
 
 async def _measure(
-    options: BenchOptions, sources: dict[str, Source], prompts: Sequence[Sequence[int]], console: Console
+    options: BenchOptions,
+    sources: Mapping[float, Mapping[str, Source]],
+    prompts: Sequence[Sequence[int]],
+    console: Console,
 ) -> list[Measured]:
-    num_answers = len(sources) * (options.num_warm_ups + len(prompts) * len(options.temperatures))
+    num_answers = sum(map(len, sources.values())) * (options.num_warm_ups + len(prompts) * len(options.temperatures))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("warming up", total=num_answers)

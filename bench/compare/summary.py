@@ -49,6 +49,9 @@ def speculation(samples: Sequence[Sample]) -> Speculation | None:
     if not any(sample.statistics for sample in samples):
         return None
     counts = {name: sum(sample.statistics.get(name, 0) for sample in samples) for name in _COUNTS}
+    # A coordinator does not hear of drafts that never left the verifier's process, unless they are scored.
+    num_scored_drafts = counts["num_draft_tokens"] - counts["num_prompt_lookup_tokens"]
+    counts["num_drafted_nodes"] = max(counts["num_drafted_nodes"], num_scored_drafts)
     num_accepted = counts["num_accepted_tokens"]
     num_tests = num_accepted + counts["num_rejections"]
     tested = [each for sample in samples for each in sample.rounds if each.num_draft_tokens]

@@ -17,7 +17,8 @@ def show(result: Result, console: Console | None = None) -> None:
         shown = list(result.best_modes(at))
         heading = (
             f"{settings['target']} and {settings['draft']}, {settings['dtype']}, "
-            f"{drawn(at.temperature)}: {settings['num_prompts']} prompts, {settings['max_tokens']} tokens each\n"
+            f"{drawn(at.temperature, at.delay_ms)}: {settings['num_prompts']} prompts, "
+            f"{settings['max_tokens']} tokens each\n"
             "the target's token is among the draft's first 1, 2, ... guesses: "
             + " ".join(f"{share:.2f}" for share in at.coverage)
         )
@@ -25,6 +26,8 @@ def show(result: Result, console: Console | None = None) -> None:
         console.print(in_terminal("What speculation did", SPECULATION, shown))
         logged = [(title, each) for title, each in shown if each.devices is not None]
         console.print(in_terminal("Where a round's time goes, in ms", TIME, logged))
+    for version in result.versions():
+        console.print(version, style="dim", markup=False)
     console.print(
         f"{machine['cores']} cores of {machine['processor']}; a message to a worker and back: "
         f"{machine['round_trip_ms']:.2f} ms.\n{_LEGEND}",

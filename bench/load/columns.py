@@ -43,6 +43,7 @@ def across(column: Column[Summary], mode: str) -> Column[AtLoad]:
     )
 
 
+DELAY = Column[AtLoad]("", lambda at: at.delay_ms, "{:g}".format, "ms that messages are late")
 TOKENS_PER_SECOND = Column[Summary](
     "tokens/s", lambda each: each.tokens_per_second, number(1), "{mode}, tokens/s", number(0)
 )

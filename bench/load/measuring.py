@@ -41,10 +41,13 @@ class Point(NamedTuple):
     temperature: float
     long_prompt: int = 0
     """Tokens of the prompts of one more client; 0: there is none."""
+    delay_ms: float = 0.0
+    """How much longer messages between a coordinator and its workers take each way."""
 
     def __str__(self) -> str:
         load = f"{self.load:g} clients" if self.loop == "closed" else f"{self.load:g} requests/s"
-        return f"{load} + long prompts" if self.long_prompt else load
+        late = f", messages {self.delay_ms:g} ms late" if self.delay_ms else ""
+        return f"{load}{' + long prompts' if self.long_prompt else ''}{late}"
 
 
 class Step(NamedTuple):
@@ -78,16 +81,21 @@ class Pass(NamedTuple):
 class LoadedMode:
     """A mode of our services under load."""
 
-    def __init__(self, mode: Mode, client: LoadClient, pair: Pair, loads: LoadLog) -> None:
+    def __init__(self, mode: Mode, clients: Mapping[float, LoadClient], pair: Pair, loads: LoadLog) -> None:
+        """`clients` are of the coordinator of each delay."""
         self._mode = mode
-        self._client = client
+        self._clients = clients
         self._pair = pair
         self._loads = loads
 
-    async def run(self, point: Point, corpus: Sequence[Sequence[int]], options: LoadOptions, number: int) -> Pass:
-        """Pass `number` at `point`. Its requests follow from these two alone. Raises OutriderError."""
+    async def run(
+        self, point: Point, corpus: Sequence[Sequence[int]], options: LoadOptions, number: int, num_rounds: int
+    ) -> Pass:
+        """Pass `number` at `point`, in which each client of a closed loop asks `num_rounds` times. Its requests follow
+        from these alone. Raises OutriderError."""
+        client = self._clients[point.delay_ms]
         await self._rest()
-        await self._pair.choose(self._mode)
+        await self._pair.choose(self._mode, point.delay_ms)
         await self._pair.take_log()
         shape = Shape(
             prompt_lengths=options.prompt_lengths,
@@ -98,14 +106,13 @@ class LoadedMode:
             long: Sequence[Recording] = ()
             if point.long_prompt:
                 long_shape = replace(shape, prompt_lengths=(point.long_prompt,), output_lengths=(LONG_ANSWER_TOKENS,))
-                long = await leaving.enter_async_context(beside(self._client.ask, requests(corpus, long_shape, number)))
+                long = await leaving.enter_async_context(beside(client.ask, requests(corpus, long_shape, number)))
             if point.loop == "closed":
-                num_rounds = ROUNDS_BESIDE_LONG if options.long_prompt else 1
                 work = closed_work(corpus, shape, round(point.load), number, num_rounds)
-                recordings = await closed_loop(self._client.ask, work)
+                recordings = await closed_loop(client.ask, work)
             else:
                 work = open_work(corpus, shape, point.load, options.rate_seconds, number)
-                recordings = await open_loop(self._client.ask, work)
+                recordings = await open_loop(client.ask, work)
         await self._rest()
         for each in long:
             if each.error is not None and not isinstance(each.error, SlotsExhaustedError):
@@ -127,6 +134,22 @@ class LoadedMode:
             await until_idle(address, SERVICES[kind])
 
 
+class Sweep(NamedTuple):
+    """What is measured, and how often."""
+
+    points: Sequence[Point]
+    num_rounds: Callable[[Point], int]
+    """How often each client of a closed loop asks in a pass."""
+    passes_min: int = PASSES_MIN
+    """Fewest passes."""
+
+
+def sweep_of(options: LoadOptions) -> Sweep:
+    """Every load that the options name. Passes with long prompts and without are compared, so they last as long."""
+    num_rounds = ROUNDS_BESIDE_LONG if options.long_prompt else 1
+    return Sweep(points(options), lambda point: num_rounds)
+
+
 def points(options: LoadOptions) -> list[Point]:
     """Every load that is measured; with long prompts right after the same without."""
     found: list[Point] = []
@@ -134,35 +157,45 @@ def points(options: LoadOptions) -> list[Point]:
         found += [Point("closed", num_clients, temperature) for num_clients in options.concurrency]
         found += [Point("open", rate, temperature) for rate in options.rates]
     long_prompts = (0, options.long_prompt) if options.long_prompt else (0,)
-    return [point._replace(long_prompt=long_prompt) for point in found for long_prompt in long_prompts]
+    return [
+        point._replace(long_prompt=long_prompt, delay_ms=delay_ms)
+        for delay_ms in options.delays_ms
+        for point in found
+        for long_prompt in long_prompts
+    ]
 
 
 async def measure(
     modes: Mapping[str, LoadedMode],
     corpus: Sequence[Sequence[int]],
     options: LoadOptions,
+    sweep: Sweep,
     on_progress: Callable[[str], None],
 ) -> list[Pass]:
-    """Passes over all points until the time is over. `on_progress` is told what comes next.
+    """Passes over all points of `sweep` until the time is over. `on_progress` is told what comes next.
 
     A pass puts a load on all modes before it goes on to the next, and the order changes, so that a machine whose speed
-    drifts does so for all. Policies learn from the heaviest load first, which is not counted. Raises OutriderError.
+    drifts does so for all. Policies learn from the heaviest load of each delay first, which is not counted. Raises
+    OutriderError.
     """
-    every_point = points(options)
-    heaviest = max(every_point, key=lambda point: (point.loop == "closed", point.load, point.long_prompt))
-    for name, mode in modes.items():
-        on_progress(f"warming up: {heaviest}, {name}")
-        await mode.run(heaviest, corpus, options, -1)
+    for delay_ms in options.delays_ms:
+        heaviest = max(
+            (point for point in sweep.points if point.delay_ms == delay_ms),
+            key=lambda point: (point.loop == "closed", point.load, point.long_prompt),
+        )
+        for name, mode in modes.items():
+            on_progress(f"warming up: {heaviest}, {name}")
+            await mode.run(heaviest, corpus, options, -1, sweep.num_rounds(heaviest))
     passes: list[Pass] = []
     longest = 0.0
     started = time.monotonic()
     number = 0
-    while number < PASSES_MIN or time.monotonic() + longest < started + options.minutes * 60.0:
+    while number < sweep.passes_min or time.monotonic() + longest < started + options.minutes * 60.0:
         began = time.monotonic()
-        for index, point in enumerate(every_point):
+        for index, point in enumerate(sweep.points):
             for name in order(list(modes), number + index):
                 on_progress(f"pass {number + 1}: {point}, {name}")
-                passes.append(await modes[name].run(point, corpus, options, number))
+                passes.append(await modes[name].run(point, corpus, options, number, sweep.num_rounds(point)))
         longest = max(longest, time.monotonic() - began)
         number += 1
     return passes

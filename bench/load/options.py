@@ -1,4 +1,4 @@
-"""What `outrider bench load` and `outrider bench soak` are told."""
+"""What the benchmarks under load are told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Annotated
 
 from typer import Option
 
-from bench.flags import Only, listed
+from bench.compare.result import OURS
+from bench.flags import DelaysMs, Only, listed
 from bench.load.objective import DEFAULT_OBJECTIVE, Objective
 from bench.stack.models import BUNDLED, Models
 
@@ -51,9 +52,40 @@ class LoadOptions:
             min=0,
         ),
     ] = 0
+    delays_ms: DelaysMs = (0.0,)
     objective: Objective = DEFAULT_OBJECTIVE
     kv_memory: Annotated[str | None, Option(help="Both workers' --kv-memory; default: theirs.")] = None
     max_queue: Annotated[int | None, Option(help="The verifier's --max-queue; default: its own.", min=0)] = None
+
+
+BLOCKS_MIN = 2
+"""Fewest blocks of each mode: A B B A."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NeverSlowerOptions:
+    """Everything that the table of what is never slower depends on."""
+
+    models: Annotated[Models, Only(("target", "draft", "ngram_table", "dtype", "compile"))] = BUNDLED
+    mlp_widths: Annotated[
+        tuple[int, ...],
+        listed(int, "Widths of the target's MLPs, one target after another; 0: as it is.", allows_0=True),
+    ] = (0, 4096, 16384)
+    temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0, 0.8)
+    concurrency: Annotated[
+        tuple[int, ...], listed(int, "Numbers of clients that ask again when they are answered.")
+    ] = (1, 4, 16, 64)
+    delays_ms: DelaysMs = (0.0, 1.0, 5.0, 20.0)
+    long_prompt: Annotated[
+        int,
+        Option(
+            help="Without a delay put each load on once more, beside a client that asks one prompt of so many tokens "
+            "after another; 0: do not.",
+            min=0,
+        ),
+    ] = 1024
+    num_blocks: Annotated[int, Option("--blocks", help="Blocks of each mode at each load.", min=BLOCKS_MIN)] = 6
+    mode: Annotated[str, Option(help="What is compared with the target alone.")] = OURS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

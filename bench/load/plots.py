@@ -33,7 +33,7 @@ def plot(result: Result, folder: Path) -> list[Path]:
     mpl.use("agg")
     files: list[Path] = []
     for temperature in dict.fromkeys(at.temperature for at in result.results):
-        here = [at for at in result.results if at.temperature == temperature and not at.long_prompt]
+        here = [at for at in result.results if at.temperature == temperature and not at.long_prompt and not at.delay_ms]
         closed = sorted((at for at in here if at.loop == "closed"), key=lambda at: at.load)
         opened = sorted((at for at in here if at.loop == "open"), key=lambda at: at.load)
         suffix = f"T{temperature:g}.png"

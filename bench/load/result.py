@@ -107,6 +107,8 @@ class AtLoad:
     load: float
     temperature: float
     long_prompt: int = 0
+    delay_ms: float = 0.0
+    """How much longer messages between a coordinator and its workers take each way."""
     modes: Mapping[str, Summary]
 
 
@@ -125,6 +127,7 @@ class Answers:
     load: float
     temperature: float
     long_prompt: int = 0
+    delay_ms: float = 0.0
     mode: str
     number: int = field(metadata=named("pass"))
     first_token_ms: Sequence[float | None]

@@ -17,7 +17,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from bench import machine
 from bench.load.client import LoadClient
 from bench.load.loads import LoadLog
-from bench.load.measuring import SERVICES, LoadedMode, measure
+from bench.load.measuring import SERVICES, LoadedMode, Sweep, measure, sweep_of
 from bench.load.options import LoadOptions
 from bench.load.report import report
 from bench.load.result import Result
@@ -33,13 +33,16 @@ OPEN_SESSIONS = 64
 """Room of the workers where requests come by themselves: more wait, or are refused."""
 
 
-def run(options: LoadOptions, console: Console) -> Result:
-    """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
+def run(options: LoadOptions, console: Console, sweep: Sweep | None = None) -> Result:
+    """Measures and returns the result; progress goes to `console`. A `sweep` has other points than the options name.
+
+    Raises OutriderError.
+    """
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run(options, console))
+        return runner.run(_run(options, console, sweep or sweep_of(options)))
 
 
-async def _run(options: LoadOptions, console: Console) -> Result:
+async def _run(options: LoadOptions, console: Console, sweep: Sweep) -> Result:
     modes = choose_modes(options.modes)
     if strangers := [mode.name for mode in modes if mode.external]:
         raise UnknownModeError(f"only modes of our services can be put under load, not {', '.join(strangers)}")
@@ -56,6 +59,7 @@ async def _run(options: LoadOptions, console: Console) -> Result:
         ),
         verify_flags=(f"--max-queue={options.max_queue}",) if options.max_queue is not None else (),
         coordinator_flags=(f"--max-requests={2 * num_sessions}",),
+        delays_ms=options.delays_ms,
     )
     with Board(console, show_logs=False).watching() as board:
         async with contextlib.AsyncExitStack() as leaving:
@@ -73,15 +77,19 @@ async def _run(options: LoadOptions, console: Console) -> Result:
                 await leaving.enter_async_context(logs[name].following(pair.addresses["verify"], SERVICES["verify"]))
             loaded: dict[str, LoadedMode] = {}
             for mode in modes:
-                client = LoadClient(stack.address(mode), speculate=mode.speculate)
-                leaving.push_async_callback(client.close)
-                loaded[mode.name] = LoadedMode(mode, client, stack.pair(mode), logs[mode.pair])
+                clients = {
+                    delay_ms: LoadClient(stack.address(mode, delay_ms), speculate=mode.speculate)
+                    for delay_ms in options.delays_ms
+                }
+                for client in clients.values():
+                    leaving.push_async_callback(client.close)
+                loaded[mode.name] = LoadedMode(mode, clients, stack.pair(mode), logs[mode.pair])
             board.settle()
             leaving.enter_context(keeping_to(split_cores(models)[1]))
             with _progress(console) as progress:
                 task = progress.add_task("")
                 passes = await measure(
-                    loaded, corpus, options, lambda description: progress.update(task, description=description)
+                    loaded, corpus, options, sweep, lambda description: progress.update(task, description=description)
                 )
             round_trip_ms = await stack.pair(modes[0]).round_trip_ms()
     said = {

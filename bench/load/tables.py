@@ -28,8 +28,9 @@ def show(result: Result, console: Console | None = None) -> None:
             title = (
                 f"What prompts of {longest} tokens, one after another, did to the others: times between tokens in ms"
             )
-            quiet = {at.load: at.modes for at in shown if not at.long_prompt}
-            console.print(in_terminal(title, STALLS, *(_stalled(at, quiet[at.load]) for at in stalled)))
+            quiet = {(at.load, at.delay_ms): at.modes for at in shown if not at.long_prompt}
+            sections = [_stalled(at, quiet[at.load, at.delay_ms]) for at in stalled]
+            console.print(in_terminal(title, STALLS, *sections))
     console.print(_legend(result), style="dim")
 
 
@@ -48,8 +49,9 @@ def _choice(lengths: Sequence[int]) -> str:
 
 def _rows(at: AtLoad) -> Iterator[tuple[str, Summary]]:
     clients = "clients" if at.loop == "closed" else "requests/s"
+    late = f" {at.delay_ms:g} ms" if at.delay_ms else ""
     for name, each in at.modes.items():
-        yield f"{at.load:g} {clients}{' + long' if at.long_prompt else ''} {name}", each
+        yield f"{at.load:g} {clients}{' + long' if at.long_prompt else ''}{late} {name}", each
 
 
 def _stalled(at: AtLoad, quiet: Mapping[str, Summary]) -> list[tuple[str, Stalled]]:
@@ -71,5 +73,9 @@ def _legend(result: Result) -> str:
         "time since the round before. a round: tokens that it brings. sessions, tokens, padding: in a step that gave "
         "verdicts. busy: share of time in such steps. room: share of the room for keys and values that sessions hold. "
         "cached: tokens of prompts that had been read for others."
+        + (_LATE if any(settings.get("delays_ms", ())) else "")
         + (" x without: over all passes, and the least and largest of one." if settings.get("long_prompt") else "")
     )
+
+
+_LATE = " ms: messages between coordinator and workers take so much longer each way."

@@ -54,6 +54,8 @@ class Mode:
     speculate: bool = True
     external: bool = False
     """Whether it is not a mode of our services."""
+    version: str = ""
+    """Of another system: which one it is, and how it is started."""
 
 
 ABLATIONS: Mapping[str, str] = {
@@ -64,12 +66,13 @@ ABLATIONS: Mapping[str, str] = {
 }
 """Ours with one policy off; see `ruled.py`."""
 
-COMPILED, EAGER, ALL_CORES, NGRAM, TLS = "", "eager", "all cores", "ngram", "tls"
+COMPILED, EAGER, ALL_CORES, COLOCATED, NGRAM, TLS = "", "eager", "all cores", "colocated", "ngram", "tls"
 
 PAIRS: Mapping[str, str] = {
     COMPILED: "as it is",
     EAGER: "forward passes not compiled",
     ALL_CORES: "the target alone on every core",
+    COLOCATED: "the draft model in the verifier's process, both on every core",
     NGRAM: "n-grams in the place of a draft model",
     TLS: "TLS between all services and to the client",
 }
@@ -116,6 +119,16 @@ def _all_modes() -> Iterable[Mode]:
             policy=PolicyName("synchronous", lookahead),
             in_chain=True,
         )
+    for lookahead in LOOKAHEADS:
+        yield Mode(
+            name=f"colocated_{lookahead}",
+            family="colocated",
+            about=f"drafting in the verifier's own process in turn, {lookahead} drafts each, on all cores",
+            pair=COLOCATED,
+            coordinator=RIVALS,
+            policy=PolicyName("synchronous", lookahead),
+            in_chain=True,
+        )
     yield Mode(
         name="amusd",
         about=f"AMUSD's rule: a chain without rest, verified when {AMUSD_DRAFTS} drafts wait",
@@ -158,9 +171,12 @@ def _all_modes() -> Iterable[Mode]:
 MODES: Mapping[str, Mode] = {mode.name: mode for mode in _all_modes()}
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "default": ("target", "outrider", "sync", "amusd", "pearl", "transformers", "transformers_assisted"),
+    "default": (
+        *("target", "target_all_cores", "outrider", "sync", "colocated", "amusd", "pearl"),
+        *("transformers", "transformers_assisted"),
+    ),
     "ablations": ("no_tree", "no_gate", *ABLATIONS, "no_compile"),
-    "load": ("target", "outrider", "no_gate", PADDED),
+    "load": ("target", "target_all_cores", "outrider", "no_gate", PADDED, "colocated_1", "colocated_2", "colocated_4"),
     "all": tuple(MODES),
 }
 """Names that stand for several modes; the name of a family stands for all of it."""

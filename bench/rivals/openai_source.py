@@ -7,7 +7,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from bench.compare.sample import Round, Sample
@@ -29,9 +29,11 @@ class OpenAISource:
     time per token would not be comparable.
     """
 
-    def __init__(self, address: str, model: str) -> None:
+    def __init__(self, address: str, model: str, more: Mapping[str, Any] | None = None) -> None:
+        """`more` are further fields of each request."""
         self._url = f"{address.rstrip('/')}/v1/completions"
         self._model = model
+        self._more = more or {}
 
     async def ask(self, prompt: Sequence[int], sampling: SamplingParams, max_tokens: int) -> Sample:
         """See `Source`. Raises ExternalServerError."""
@@ -45,6 +47,7 @@ class OpenAISource:
             "stream": True,
             "stream_options": {"include_usage": True},
             "return_token_ids": True,
+            **self._more,
         }
         return await asyncio.to_thread(self._ask, question, max_tokens)
 

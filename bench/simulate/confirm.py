@@ -10,10 +10,10 @@ from typing import Any
 from bench.compare.asking import CoordinatorSource
 from bench.records import rounded
 from bench.rivals.modes import Mode
-from bench.simulate.delay import DelayLine
 from bench.simulate.oracle import PROMPT
 from bench.simulate.synthetic import SCHEMES, Point, best_window, speculation_of
 from bench.simulate.virtual import Speculation
+from bench.stack.delay import DelayLine
 from bench.stack.models import Models
 from bench.stack.services import HOST, Pair, running
 from outrider.cli.child import Child, Observer

@@ -43,7 +43,7 @@ def prepared(models: Models, console: Console) -> Models:
             compiled=models.compile,
         )
     )
-    target = str(_widened(Path(chosen.target), console)) if models.wide else chosen.target
+    target = str(widened(Path(chosen.target), WIDE_MLP, console)) if models.wide else chosen.target
     compile = models.compile
     if compile == "auto":
         devices = (models.target_device, models.draft_device)
@@ -51,18 +51,26 @@ def prepared(models: Models, console: Console) -> Models:
     return replace(models, target=target, draft=chosen.draft, ngram_table=chosen.ngram_table, compile=compile)
 
 
-def _widened(target: Path, console: Console) -> Path:
-    """The target with its MLP widened, which computes the same function; made once and kept."""
-    digest = hashlib.sha256()
-    for file in sorted(target.glob("*.safetensors")):
-        digest.update(file.read_bytes())
-    folder = Path.home() / ".cache" / "outrider" / "bench" / f"{target.name}-{digest.hexdigest()[:12]}-mlp{WIDE_MLP}"
+def widened(target: Path, mlp_width: int, console: Console) -> Path:
+    """The target with MLPs of that width, which computes the same function; made once and kept.
+
+    Raises WideningError.
+    """
+    folder = kept(target, f"mlp{mlp_width}")
     if (folder / "config.json").is_file():
         return folder
-    console.print(f"widening {target.name} to an MLP of {WIDE_MLP}: {folder}")
+    console.print(f"widening {target.name} to an MLP of {mlp_width}: {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "recipes.widen", str(target), str(folder), f"--mlp-width={WIDE_MLP}"]
+    command = [sys.executable, "-m", "recipes.widen", str(target), str(folder), f"--mlp-width={mlp_width}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WideningError(f"{target} could not be widened:\n{done.stderr.strip()}")
     return folder
+
+
+def kept(model: Path, made: str) -> Path:
+    """Where something that is made of the weights in the folder `model` is kept from run to run."""
+    digest = hashlib.sha256()
+    for file in sorted(model.glob("*.safetensors")):
+        digest.update(file.read_bytes())
+    return Path.home() / ".cache" / "outrider" / "bench" / f"{model.name}-{digest.hexdigest()[:12]}-{made}"

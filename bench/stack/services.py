@@ -12,19 +12,18 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from bench.rivals.modes import ALL_CORES, EAGER, NGRAM, TLS, Mode
+from bench.rivals.modes import ALL_CORES, COLOCATED, EAGER, NGRAM, TLS, Mode
 from bench.stack.checkout import Checkout
 from bench.stack.control import tell
+from bench.stack.delay import HOST, delayed
 from bench.stack.models import Models
 from outrider.cli.certificates import make_certificates, tls_settings, transport_to
 from outrider.cli.child import Child, Observer
 from outrider.client import NO_RETRY, Credentials, GenerationClient
 from outrider.rpc.channels import open_channel
 from outrider.rpc.transport import Transport
-
-HOST = "127.0.0.1"
 
 ROUND_TRIPS = 100
 """Calls behind the median round trip."""
@@ -40,6 +39,8 @@ class Setup:
     """More flags of verifiers alone."""
     coordinator_flags: tuple[str, ...] = ()
     """The same of all coordinators."""
+    delays_ms: tuple[float, ...] = (0.0,)
+    """How much longer messages take each way between a coordinator and its workers: one of each for each delay."""
     checkouts: Mapping[str, Checkout] = field(default_factory=dict[str, Checkout])
     """By pair: whose services to run as production does, rather than `worker.py`. They keep no log and take no
     policy."""
@@ -60,10 +61,11 @@ class Pair:
         """Of its workers, by kind."""
         self._channels = {kind: open_channel(workers[kind].address, workers[kind].transport) for kind in measured}
 
-    async def choose(self, mode: Mode) -> None:
-        """Has the sessions that open next follow the policy of `mode`, and find no prompt that was read before."""
+    async def choose(self, mode: Mode, delay_ms: float = 0.0) -> None:
+        """Has the sessions that open next follow the policy of `mode`, and find no prompt that was read before. What
+        it learns holds for one delay."""
         for channel in self._channels.values():
-            await tell(channel, "Choose", {"mode": mode.name, "policy": mode.policy})
+            await tell(channel, "Choose", {"name": f"{mode.name} {delay_ms:g} ms", "policy": mode.policy})
 
     async def force(self, *, verify: Mapping[str, Any], draft: Mapping[str, Any]) -> None:
         """Has both engines do as told; see `Forcing.force`."""
@@ -71,10 +73,11 @@ class Pair:
         await tell(self._channels["draft"], "Force", draft)
 
     async def take_log(self) -> dict[str, dict[str, list[Any]]]:
-        """What each worker has logged since the last time: see `StepLog.take`."""
+        """What each kind of worker has logged since the last time: see `StepLog.take`."""
         return {
-            name: {kind: list(map(tuple, entries)) for kind, entries in log.items()}
-            for name, log in [(name, await tell(channel, "Take")) for name, channel in self._channels.items()]
+            kind: {name: list(map(tuple, entries)) for name, entries in log.items()}
+            for channel in self._channels.values()
+            for kind, log in (await tell(channel, "Take")).items()
         }
 
     async def round_trip_ms(self) -> float:
@@ -92,13 +95,25 @@ class Pair:
             await channel.close()
 
 
+class CoordinatorKey(NamedTuple):
+    """What sets coordinators apart."""
+
+    pair: str
+    flags: tuple[str, ...]
+    delay_ms: float
+
+
+def _key(mode: Mode, delay_ms: float) -> CoordinatorKey:
+    return CoordinatorKey(mode.pair, mode.coordinator, delay_ms)
+
+
 @dataclass(frozen=True, slots=True)
 class Stack:
     """Everything that is up."""
 
     pairs: Mapping[str, Pair]
-    coordinators: Mapping[tuple[str, tuple[str, ...]], Child]
-    clients: Mapping[tuple[str, tuple[str, ...]], GenerationClient]
+    coordinators: Mapping[CoordinatorKey, Child]
+    clients: Mapping[CoordinatorKey, GenerationClient]
     services: Sequence[Child]
     """Every process."""
 
@@ -106,13 +121,13 @@ class Stack:
         """The workers of `mode`."""
         return self.pairs[mode.pair]
 
-    def address(self, mode: Mode) -> str:
-        """The address of the coordinator of `mode`."""
-        return self.coordinators[mode.pair, mode.coordinator].address
+    def address(self, mode: Mode, delay_ms: float = 0.0) -> str:
+        """The address of the coordinator of `mode` whose messages are so late."""
+        return self.coordinators[_key(mode, delay_ms)].address
 
-    def client(self, mode: Mode) -> GenerationClient:
-        """A client of the coordinator of `mode`."""
-        return self.clients[mode.pair, mode.coordinator]
+    def client(self, mode: Mode, delay_ms: float = 0.0) -> GenerationClient:
+        """A client of the coordinator of `mode` whose messages are so late."""
+        return self.clients[_key(mode, delay_ms)]
 
 
 @contextlib.asynccontextmanager
@@ -131,7 +146,7 @@ async def running(
     """
     ours = [mode for mode in modes if not mode.external]
     pairs: dict[str, tuple[Child, Child | None]] = {}
-    coordinators: dict[tuple[str, tuple[str, ...]], Child] = {}
+    coordinators: dict[CoordinatorKey, Child] = {}
     os.environ["OUTRIDER_HTTP"] = ""  # several run, for which one port is too few; older checkouts have no such flag
     async with contextlib.AsyncExitStack() as leaving:
         certificates = Path(leaving.enter_context(tempfile.TemporaryDirectory()))
@@ -146,14 +161,23 @@ async def running(
             await child.ready()  # one after another: a compilation takes all cores, and finds what others compiled
         cores = split_cores(models)[1]  # with the drafter, as `outrider up` has it
         drafts = {name: await _draft_address(draft, through) for name, (_, draft) in pairs.items()}
-        for key in dict.fromkeys((mode.pair, mode.coordinator) for mode in ours):
-            pair = key[0]
+        directly = [pairs[name][0].address for name in pairs] + [draft for draft in drafts.values() if draft]
+        ways = {
+            delay_ms: (
+                await leaving.enter_async_context(delayed(directly, delay_ms))
+                if delay_ms
+                else {address: address for address in directly}
+            )
+            for delay_ms in setup.delays_ms
+        }
+        for key in dict.fromkeys(_key(mode, delay_ms) for delay_ms in setup.delays_ms for mode in ours):
+            pair, way = key.pair, ways[key.delay_ms]
             flags = [
-                f"--verify={pairs[pair][0].address}",
-                f"--draft={drafts[pair]}",
+                f"--verify={way[pairs[pair][0].address]}",
+                f"--draft={way.get(drafts[pair], '')}",
                 f"--cores={','.join(map(str, cores))}",
                 *setup.coordinator_flags,
-                *key[1],
+                *key.flags,
             ]
             name = f"coordinator {len(coordinators) + 1}"
             coordinators[key] = _child(
@@ -191,19 +215,17 @@ def _workers(
     name: str, models: Models, setup: Setup, observer: Observer, certificates: Path
 ) -> tuple[Child, Child | None]:
     verify_cores, draft_cores = split_cores(models)
-    if name == ALL_CORES:
+    if name in (ALL_CORES, COLOCATED):
         verify_cores, draft_cores = sorted({*verify_cores, *draft_cores}), []
     flags = [f"--dtype={models.dtype}", f"--compile={'off' if name == EAGER else models.compile}", *setup.worker_flags]
     table = f"--ngram-table={models.ngram_table or ''}"
 
-    def worker(kind: str, flags: Sequence[str], *, measured: bool = True) -> Child:
-        command = (
-            _MEASURED[kind] if measured and name not in setup.checkouts else _production(setup, name, _MODULES[kind])
-        )
+    def worker(kind: str, flags: Sequence[str], command: Sequence[str] = ()) -> Child:
+        usual = _production(setup, name, _MODULES[kind]) if name in setup.checkouts else _MEASURED[kind]
         return _child(
             f"{kind} {name}".strip(),
             f"{kind.capitalize()}Service",
-            command,
+            command or usual,
             [*flags, *_tls_flags(name, certificates, kind)],
             observer,
             _transport(name, certificates, kind),
@@ -211,11 +233,14 @@ def _workers(
 
     on_target = [f"--model={models.target}", f"--device={models.target_device}", *flags]
     on_target += _core_flags(models.target_device, verify_cores)
-    verify = worker("verify", [*on_target, table, *setup.verify_flags])
+    on_target += [table, *setup.verify_flags]
+    if name == COLOCATED:
+        return worker("verify", on_target, ("bench.stack.colocated", models.draft)), None
+    verify = worker("verify", on_target)
     if name == ALL_CORES:
         return verify, None
     if name == NGRAM:
-        return verify, worker("draft", ["--model=ngram", table], measured=False)
+        return verify, worker("draft", ["--model=ngram", table], _production(setup, name, _MODULES["draft"]))
     on_draft = [f"--model={models.draft}", f"--device={models.draft_device}", *flags]
     on_draft += _core_flags(models.draft_device, draft_cores)
     return verify, worker("draft", on_draft)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
+from outrider.worker.config import WorkerConfig
 from outrider.worker.serving import run
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
@@ -48,12 +50,11 @@ class Measured:
         """On the device thread, while no session is there: the next mode begins, and finds nothing of what others have
         read."""
         self.runner.padding.use(pads)
-        blocks = self.runner.engine.blocks
-        blocks.release([blocks.take() for _ in range(blocks.num_available)])
+        forget(self.runner.engine)
 
     def policy(self, mode: dict[str, Any]) -> Policy:
         """The policy of a mode: always the same one for its name, so that it keeps what it has learned."""
-        name = mode["mode"]
+        name = mode["name"]
         if name not in self._policies:
             policy = policy_of(mode["policy"])
             for estimates in (policy.verify.estimates, policy.draft.estimates):
@@ -68,6 +69,12 @@ class Measured:
         self._policies.clear()
 
 
+def forget(engine: Engine) -> None:
+    """On the device thread, while no session is there: nothing of what was read is found again."""
+    blocks = engine.blocks
+    blocks.release([blocks.take() for _ in range(blocks.num_available)])
+
+
 class MeasuredDraftServicer(ModelDraftServicer):
     """The draft service with a log and a choice of policies."""
 
@@ -76,12 +83,20 @@ class MeasuredDraftServicer(ModelDraftServicer):
         self.measured = Measured(is_target=False)
         super().__init__(telemetry, self.policy, runner=self.measured.run)
 
+    def runners(self) -> Mapping[str, MeasuredRunner]:
+        """What runs steps, by the kind of worker whose they are."""
+        return {"draft": self.measured.runner}
+
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
-        own, other = self.policy, self.measured.policy(mode).draft
-        own.estimates, own.opening, own.expands = other.estimates, other.opening, other.expands
-        own.sends_at_once = other.sends_at_once
+        follow(self.policy, self.measured.policy(mode).draft)
         self._device.submit(partial(self.measured.begin, pads=False))
+
+
+def follow(own: DraftPolicy, other: DraftPolicy) -> None:
+    """Has the drafter whose policy is `own` decide by the `other` one."""
+    own.estimates, own.opening, own.expands = other.estimates, other.opening, other.expands
+    own.sends_at_once = other.sends_at_once
 
 
 class MeasuredVerifyServicer(VerifyServicer):
@@ -92,6 +107,10 @@ class MeasuredVerifyServicer(VerifyServicer):
         self.measured = Measured(is_target=True)
         super().__init__(config, telemetry, self.policy, runner=self.measured.run)
 
+    def runners(self) -> Mapping[str, MeasuredRunner]:
+        """What runs steps, by the kind of worker whose they are."""
+        return {"verify": self.measured.runner}
+
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
@@ -100,25 +119,18 @@ class MeasuredVerifyServicer(VerifyServicer):
         self._device.submit(partial(self.measured.begin, pads=policy.pads))
 
 
-def main() -> None:
+def serve(
+    kind: str,
+    config: WorkerConfig,
+    servicer: MeasuredDraftServicer | MeasuredVerifyServicer,
+    telemetry: Telemetry,
+) -> None:
     """Serves until SIGTERM."""
-    kind = sys.argv.pop(1)
-    set_up_logging(kind, json=not sys.stderr.isatty())
-    telemetry = set_up(f"outrider-{kind}", environ=os.environ)
-    if kind == "draft":
-        config = DraftConfig.from_command_line("bench.stack.worker draft")
-        servicer = MeasuredDraftServicer(telemetry)
-        serve = partial(run, config, "outrider.v1.DraftService")
-        add_service = add_DraftServiceServicer_to_server
-    else:
-        config = VerifyConfig.from_command_line("bench.stack.worker verify")
-        servicer = MeasuredVerifyServicer(config, telemetry)
-        serve = partial(run, config, "outrider.v1.VerifyService")
-        add_service = add_VerifyServiceServicer_to_server
+    name, add_service = _SERVICES[kind]
     methods = {
         "Choose": servicer.choose,
         "Force": servicer.measured.force,
-        "Take": lambda _: servicer.measured.runner.log.take(),
+        "Take": lambda _: {kind: runner.log.take() for kind, runner in servicer.runners().items()},
     }
 
     def add(servicer: Any, server: Any) -> None:
@@ -126,9 +138,35 @@ def main() -> None:
         add_control(server, methods)
 
     try:
-        serve(add, servicer, telemetry.instruments)
+        run(config, name, add, servicer, telemetry.instruments)
     finally:
         telemetry.shut_down()
+
+
+_SERVICES: Mapping[str, tuple[str, Callable[[Any, Any], None]]] = {
+    "draft": ("outrider.v1.DraftService", add_DraftServiceServicer_to_server),
+    "verify": ("outrider.v1.VerifyService", add_VerifyServiceServicer_to_server),
+}
+
+
+def started(kind: str) -> Telemetry:
+    """Logging and telemetry of a worker of that kind."""
+    set_up_logging(kind, json=not sys.stderr.isatty())
+    return set_up(f"outrider-{kind}", environ=os.environ)
+
+
+def main() -> None:
+    """Parses flags and serves until SIGTERM."""
+    kind = sys.argv.pop(1)
+    telemetry = started(kind)
+    if kind == "draft":
+        serve(kind, DraftConfig.from_command_line(_COMMAND.format(kind)), MeasuredDraftServicer(telemetry), telemetry)
+    else:
+        config = VerifyConfig.from_command_line(_COMMAND.format(kind))
+        serve(kind, config, MeasuredVerifyServicer(config, telemetry), telemetry)
+
+
+_COMMAND = "bench.stack.worker {}"
 
 
 if __name__ == "__main__":

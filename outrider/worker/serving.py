@@ -83,7 +83,7 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
     Raises OutriderError if the worker cannot go on, and StoppedEarlyError if it is cancelled before it is ready.
     """
     try:
-        loaded = await _loaded(config)
+        loaded = await loaded_model(config)
     except asyncio.CancelledError:
         raise StoppedEarlyError from None
     loop = asyncio.get_running_loop()
@@ -108,7 +108,7 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
         device.stop()
 
 
-async def _loaded(config: WorkerConfig) -> LoadedModel:
+async def loaded_model(config: WorkerConfig) -> LoadedModel:
     """The model as it is served first. Raises UnsupportedModelError."""
     loaded = await _abandonable(partial(load, config))
     if loaded.package is not None and config.compile != "auto":

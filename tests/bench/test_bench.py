@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from tests.engine.tiny_models import build
 ROOT = Path(__file__).resolve().parents[2]
 MODE_NAMES = (
     *("target", "outrider", "no_tree", "no_wait", "no_choice", "no_ngram", "no_outcomes", "ngram_alone"),
-    *("sync_2", "sync_3", "amusd", "pearl_3", "transformers", "transformers_assisted"),
+    *("sync_2", "sync_3", "colocated_2", "colocated_3", "amusd", "pearl_3", "transformers", "transformers_assisted"),
 )
 NUM_PROMPTS, MAX_TOKENS, TEMPERATURES = 2, 12, (0.0, 0.8)
 
@@ -79,6 +80,7 @@ def test_every_mode_wrote_the_targets_own_tokens(result: dict[str, Any]) -> None
 def test_summaries_are_complete_and_make_sense(result: dict[str, Any]) -> None:
     for at in result["results"]:
         assert at["best"]["sync"] in ("sync_2", "sync_3")
+        assert at["best"]["colocated"] in ("colocated_2", "colocated_3")
         covered = at["coverage"]
         assert covered == sorted(covered)
         assert 0.0 <= covered[0] <= covered[-1] <= 1.0
@@ -101,12 +103,15 @@ def test_rivals_followed_their_rules(result: dict[str, Any]) -> None:
     for at in result["results"]:
         modes = at["modes"]
         assert modes["target"]["num_drafted_nodes"] == 0
-        for lookahead in (2, 3):
-            each = modes[f"sync_{lookahead}"]
+        for family, lookahead in itertools.product(("sync", "colocated"), (2, 3)):
+            each = modes[f"{family}_{lookahead}"]
             # All but the first round, and those near the end, score as many drafts as they look ahead.
             assert each["num_draft_tokens"] <= lookahead * each["num_rounds"]
             assert each["num_draft_tokens"] >= lookahead * (each["num_rounds"] - 4 * NUM_PROMPTS)
             assert each["num_draft_tokens"] > 0
+        assert modes["colocated_2"]["overlap"] == 0.0, "in turn"
+        assert modes["colocated_2"]["draft_busy"] > 0.0
+        assert modes["colocated_2"]["num_wasted_nodes"] >= 0, "drafts that come by no message are counted"
         assert modes["pearl_3"]["num_draft_tokens"] <= 2 * modes["pearl_3"]["num_rounds"]
         assert modes["no_tree"]["num_drafted_nodes"] > 0
 
@@ -115,8 +120,9 @@ def test_tables_and_plots_show_every_mode(result: dict[str, Any], tmp_path: Path
     console = Console(record=True, width=200, file=io.StringIO())
     show(from_json(Result, result), console)
     shown = console.export_text()
-    best = {at["best"]["sync"] for at in result["results"]}
-    for name in {*MODE_NAMES, *best} - {"sync_2", "sync_3"} | best:
+    best = {at["best"][family] for at in result["results"] for family in ("sync", "colocated")}
+    in_families = {name for name in MODE_NAMES if MODES[name].family in ("sync", "colocated")}
+    for name in {*MODE_NAMES} - in_families | best:
         assert name in shown
     files = plot(from_json(Result, result), tmp_path / "plots")
     assert len(files) == 4 * len(TEMPERATURES)
@@ -133,6 +139,15 @@ def test_a_quotation_is_checked_against_its_file(result: dict[str, Any], tmp_pat
     assert misquoted(page, tmp_path) == []
     ms = f"{result['results'][0]['modes']['outrider']['ms_per_token']:.2f}"
     assert misquoted(page.replace(ms, "0.01", 1), tmp_path) == ["bench/results/some.json"]
+
+
+def test_a_result_from_elsewhere_is_quoted_by_its_path(result: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "some where" / "some.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(result))
+    page = quote(file, ROOT)
+    assert [each.source for each in quotes(page)] == [file.as_posix()]
+    assert misquoted(page, ROOT) == []
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"benchmark": "outrider bench", "format": 0}'])

@@ -133,6 +133,8 @@ def test_a_quotation_is_checked_against_its_file(result: dict[str, Any], tmp_pat
 LONG = 300
 """More than the tiny models' 256 positions."""
 
+DELAY_MS = 5.0
+
 
 @pytest.fixture(scope="module")
 def long_result(models: Models) -> dict[str, Any]:
@@ -145,12 +147,13 @@ def long_result(models: Models) -> dict[str, Any]:
         prompt_lengths=(4, 20),
         output_lengths=(24,),
         long_prompt=LONG,
+        delays_ms=(0.0, DELAY_MS),
     )
     return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
 
 
 def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[str, Any]) -> None:
-    quiet, beside_long = long_result["results"]
+    quiet, beside_long = long_result["results"][:2]
     assert [at["long_prompt"] for at in (quiet, beside_long)] == [0, LONG]
     for name in ("target", "outrider"):
         before, now = quiet["modes"][name], beside_long["modes"][name]
@@ -164,12 +167,25 @@ def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[st
         assert 0.0 < found["ratio_range"][0] <= found["ratio_range"][1]
 
 
+def test_loads_are_measured_with_and_without_a_network_between(long_result: dict[str, Any]) -> None:
+    results = long_result["results"]
+    assert [(at["delay_ms"], at["long_prompt"]) for at in results] == [
+        *((0.0, 0), (0.0, LONG)),
+        *((DELAY_MS, 0), (DELAY_MS, LONG)),
+    ]
+    for at in results[2:]:
+        for each in at["modes"].values():
+            assert each["num_identical"] == each["num_answers"]
+            assert each["first_token_ms"]["p50"] >= 2 * DELAY_MS, "the request there and the token back"
+
+
 def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_path: Path) -> None:
     console = Console(record=True, width=118, file=io.StringIO())
     show(from_json(Result, long_result), console)
     shown = console.export_text()
     assert f"prompts of {LONG} tokens" in shown
     assert "2 clients + long outrider" in shown
+    assert "2 clients + long 5 ms outrider" in shown
     assert f"{long_result['results'][1]['modes']['outrider']['stall']['ratio']:.2f} (" in shown
     assert plot(from_json(Result, long_result), tmp_path)
 
@@ -177,8 +193,9 @@ def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_pa
 def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "long.json"
     file.write_text(json.dumps(long_result))
-    rows = [line.split(" | ")[0] for line in quote(file, tmp_path).splitlines() if line.startswith("| 2")]
-    assert rows == ["| 2", f"| 2 beside prompts of {LONG}"]
+    rows = [line.split(" | ")[:2] for line in quote(file, tmp_path).splitlines() if line.startswith("| 2")]
+    beside = f"| 2 beside prompts of {LONG}"
+    assert rows == [["| 2", "0"], [beside, "0"], ["| 2", "5"], [beside, "5"]]
 
 
 def test_modes_of_others_cannot_be_put_under_load(models: Models) -> None:
