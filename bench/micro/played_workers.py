@@ -277,7 +277,7 @@ async def _serve(folder: Path, addresses: Sequence[str]) -> None:
         servicer.serve(info, lambda: load)
         await server.start(address)
         server.set_ready(True)
-    await asyncio.Event().wait()
+    await asyncio.to_thread(sys.stdin.buffer.read)  # whoever started them holds the other end until it is gone
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ async def _running(checkout: Checkout) -> AsyncIterator[_Stack]:
             str(_TARGET),
             verify,
             draft,
+            stdin=asyncio.subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": str(checkout.root)},
         )
         leaving.callback(workers.kill)
