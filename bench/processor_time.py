@@ -13,6 +13,11 @@ def used_ns(process: int) -> int:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
 
 
+def used_by_main_thread_ns(process: int) -> int:
+    """The same of the thread alone that a process began with."""
+    return int(Path(f"/proc/{process}/task/{process}/schedstat").read_text().split()[0])
+
+
 def used_by_family_ns(process: int) -> int:
     """The same with that of all its children, the present ones and those that have ended, and of theirs."""
     used = 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from typing import TypeVar
 
 from coordinator.replica import Replica, Seat
 from outrider.core.coordinate.drafter_bandit import Trial
@@ -12,6 +13,8 @@ from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened
 from outrider.rpc.session_stream import SessionStream
+
+OutcomeT = TypeVar("OutcomeT")
 
 UNREAD_COMMITMENTS_MAX = 1024
 """Most commitments that wait for a drafter that does not read; beyond it the drafter counts as lost."""
@@ -63,20 +66,27 @@ class GrpcDrafterLink:
                 statistics.num_rounds - self._num_rounds_before,
             )
 
-    async def windows(self) -> AsyncGenerator[DraftWindow]:
-        """See `DrafterLink.windows`."""
+    async def outcomes(self, take: Callable[[DraftWindow], OutcomeT | None]) -> AsyncGenerator[OutcomeT]:
+        """See `DrafterLink.outcomes`."""
         has_drafted = False
-        async with aclosing(self._stream.events()) as events:
-            async for event in events:
-                self._seat.hears()
-                if isinstance(event, Opened):
-                    self.is_open = True
-                else:
-                    if not has_drafted:
-                        has_drafted = True
-                        self.worker.breaker.work()
-                    yield event
-                self._seat.waits()
+
+        def hear(event: Opened | DraftWindow) -> OutcomeT | None:
+            nonlocal has_drafted
+            self._seat.hears()
+            outcome = None
+            if isinstance(event, Opened):
+                self.is_open = True
+            else:
+                if not has_drafted:
+                    has_drafted = True
+                    self.worker.breaker.work()
+                outcome = take(event)
+            self._seat.waits()
+            return outcome
+
+        async with aclosing(self._stream.outcomes(hear)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
         raise self._seat.loss or WorkerUnavailableError(
             "the draft service does not read what is committed"
             if self._overflowed

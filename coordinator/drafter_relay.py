@@ -30,7 +30,12 @@ class Decider(Protocol):
         """Where it is."""
         ...
 
-    async def send(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
+    @property
+    def has_room(self) -> bool:
+        """Whether it takes anything at present."""
+        ...
+
+    def offer(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
         """Takes what was drafted, or how drafting goes on."""
         ...
 
@@ -41,8 +46,13 @@ class Deciders(Protocol):
     is_over: bool
     """Whether the session is over."""
 
+    @property
+    def present(self) -> Decider | None:
+        """The one that knows the session, if there is one at present."""
+        ...
+
     async def ready(self) -> Decider | None:
-        """The present one, once it knows the session; None if the session is over before."""
+        """The same, once there is one and it has room; None if the session is over before."""
         ...
 
 
@@ -71,7 +81,7 @@ class DrafterRelay:
 
         A round verifies at most `max_draft_tokens`, and none while speculation is paused.
         """
-        self.on_window: Callable[[Worker, DraftWindow], None] = lambda drafter, window: None
+        self.on_window: Callable[[Worker, DraftWindow], None] | None = None
         """Is told of every window that the session has taken."""
         self.model_name = ""
         """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
@@ -89,6 +99,8 @@ class DrafterRelay:
         """What speculation resumes with, before that is done."""
         self._is_turned = asyncio.Event()
         """Set when a pause has ended: speculation resumes, or the session is over."""
+        self._num_behind = 0
+        """Windows of the present drafter that wait until they can be relayed."""
         self._is_closed = False
         self._task: asyncio.Task[None] | None = None
 
@@ -157,14 +169,25 @@ class DrafterRelay:
 
     async def _listen(self, link: DrafterLink) -> None:
         """Relays what one drafter sends, to its end."""
+        self._num_behind = 0
+
+        def relay(window: DraftWindow) -> DraftWindow | None:
+            verifier = self._verifiers.present
+            if self._num_behind or verifier is None or not verifier.has_room:
+                self._num_behind += 1
+                return window
+            if self._link is link:
+                self._obey(self._take(window, link.worker), verifier)
+            return None
+
         try:
-            async with aclosing(link.windows()) as windows:
-                async for window in windows:
-                    if (verifier := await self._verifiers.ready()) is None:
+            async with aclosing(link.outcomes(relay)) as late:
+                async for window in late:
+                    verifier = await self._verifiers.ready()
+                    if verifier is None or self._link is not link:
                         return
-                    await self._obey(self._take(window, link.worker), verifier)
-                    if self._link is not link:
-                        return
+                    self._num_behind -= 1
+                    self._obey(self._take(window, link.worker), verifier)
         except OutriderError as error:
             if self._link is not link or self._verifiers.is_over:
                 return
@@ -174,40 +197,40 @@ class DrafterRelay:
                 )
             if (verifier := await self._verifiers.ready()) is not None and self._link is link:
                 on_loss = self._session.on_drafter_lost if link.is_open else self._session.on_drafter_refused
-                await self._obey(on_loss(str(error)), verifier)
+                self._obey(on_loss(str(error)), verifier)
 
     def _take(self, window: DraftWindow, drafter: Worker) -> DraftWindow | DrafterLost | None:
-        is_heard = self._session.hears_drafter
+        on_window, is_heard = self.on_window, self._session.hears_drafter
         outcome = self._session.on_drafted(window)
-        if is_heard and (outcome is None or isinstance(outcome, DraftWindow)):
-            self.on_window(drafter, window)
+        if on_window is not None and is_heard and (outcome is None or isinstance(outcome, DraftWindow)):
+            on_window(drafter, window)
         return outcome
 
     async def _limit(self, max_draft_tokens: int) -> None:
         if max_draft_tokens != self._limit_told and (verifier := await self._verifiers.ready()) is not None:
             self._limit_told = max_draft_tokens
-            await verifier.send(LimitDrafts(max_draft_tokens))
+            verifier.offer(LimitDrafts(max_draft_tokens))
 
     async def _reopen(self) -> None:
         """Resumes speculation, unless it was paused again meanwhile."""
         if (verifier := await self._verifiers.ready()) is not None:
             reopening, self._reopening = self._reopening, None
-            await self._obey(reopening, verifier)
+            self._obey(reopening, verifier)
 
-    async def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: Decider) -> None:
+    def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: Decider) -> None:
         match outcome:
             case None:
                 pass
             case DraftWindow():
-                await verifier.send(outcome)
+                verifier.offer(outcome)
             case EndDrafts():
                 self._give_up()
-                await verifier.send(outcome)
+                verifier.offer(outcome)
             case OpenDrafter(credit, reason):
                 self._give_up()
                 none_left = self._open(verifier.worker, credit, reason)
                 if none_left is not None:
-                    await verifier.send(none_left)
+                    verifier.offer(none_left)
             case _:
                 assert_never(outcome)
 

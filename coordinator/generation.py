@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from typing import Final, assert_never
 
 from coordinator.drafter_relay import DrafterRelay
@@ -175,9 +176,7 @@ class Generation:
                 try:
                     with closing(verifier):
                         await self._open(verifier)
-                        async for emitted in self._rounds(verifier):
-                            self._stopwatch.on_tokens()
-                            self._follow_gate(len(emitted.emit.token_ids))
+                        async for emitted in verifier.outcomes(partial(self._on_event, verifier)):
                             yield emitted
                     break
                 except VERIFIER_GONE as error:
@@ -205,10 +204,11 @@ class Generation:
             time_left_ms=self._stopwatch.time_left_ms(),
             report_scored=self._reporter is not None,
         )
-        await verifier.send(opening)
+        await verifier.room()
+        verifier.offer(opening)
         drafted = session.on_verifier_changed()
         if drafted is not None:
-            await verifier.send(drafted)
+            verifier.offer(drafted)
         self._verifiers.set_ready(verifier)
         self._drafters.start()
 
@@ -229,19 +229,22 @@ class Generation:
             self._stop(reason)
         return reason is not None
 
-    async def _rounds(self, verifier: VerifierLink) -> AsyncGenerator[EmittedTokens]:
-        async for event in verifier.events():
-            try:
-                emitted = self._on_event(event, verifier.worker)
-            except ProtocolViolationError as violation:
-                raise UntrustedWorkerError(f"the verify service broke the protocol: {violation}") from violation
-            if emitted is not None:
-                yield emitted
-            if self.session.finish_reason is not None:
-                return
+    def _on_event(self, verifier: VerifierLink, event: Opened | Verdict | VerifyFinished) -> EmittedTokens | None:
+        """Raises UntrustedWorkerError, before anything has changed, if the verifier says what cannot be."""
+        if self.session.finish_reason is not None:
+            return None
+        try:
+            emitted = self._emitted(event, verifier.worker)
+        except ProtocolViolationError as violation:
+            raise UntrustedWorkerError(f"the verify service broke the protocol: {violation}") from violation
+        if emitted is not None:
+            self._stopwatch.on_tokens()
+            self._follow_gate(len(emitted.emit.token_ids))
+        if self.session.finish_reason is not None:
+            verifier.leave()
+        return emitted
 
-    def _on_event(self, event: Opened | Verdict | VerifyFinished, verifier: Worker) -> EmittedTokens | None:
-        """Raises ProtocolViolationError, before anything has changed, if the verifier says what cannot be."""
+    def _emitted(self, event: Opened | Verdict | VerifyFinished, verifier: Worker) -> EmittedTokens | None:
         line = self.session.line
         match event:
             case Verdict():

@@ -30,7 +30,7 @@ class Interruption:
             self.on_set()
 
 
-async def interleaved(
+def interleaved(
     streams: Sequence[AsyncGenerator[V]], interruption: Interruption | None = None
 ) -> AsyncGenerator[tuple[int, V | None]]:
     """Yields each value with its stream's number as it comes, and None in place of a value when a stream has ended.
@@ -39,6 +39,41 @@ async def interleaved(
     others on; they are closed at the end.
     """
     interruption = interruption or Interruption()
+    return _alone(streams[0], interruption) if len(streams) == 1 else _mixed(streams, interruption)
+
+
+async def _alone(stream: AsyncGenerator[V], interruption: Interruption) -> AsyncGenerator[tuple[int, V | None]]:
+    """Of one stream, which needs no task of its own: whoever asks for a value waits for the stream itself."""
+    waiting: asyncio.Task[object] | None = None
+
+    def wake() -> None:
+        if waiting is not None:
+            waiting.cancel()
+
+    interruption.on_set = wake
+    value: V | None
+    async with aclosing(stream):
+        while True:
+            if interruption.error is not None:
+                raise interruption.error
+            waiting = asyncio.current_task()
+            try:
+                value = await anext(stream, None)
+            except asyncio.CancelledError:
+                if interruption.error is None or waiting is None or waiting.uncancel():
+                    raise
+                raise interruption.error from None
+            finally:
+                waiting = None
+            yield 0, value
+            if value is None:
+                return
+
+
+async def _mixed(
+    streams: Sequence[AsyncGenerator[V]], interruption: Interruption
+) -> AsyncGenerator[tuple[int, V | None]]:
+    """Of several, each read by a task of its own."""
     values: asyncio.Queue[tuple[int, V | BaseException | None]] = asyncio.Queue(UNREAD_VALUES_MAX)
 
     async def feed(number: int, stream: AsyncGenerator[V]) -> None:

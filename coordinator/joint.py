@@ -5,12 +5,16 @@ from __future__ import annotations
 import re
 from codecs import utf_8_decode
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Protocol
 
 from tokenizers import decoders, pre_tokenizers
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 """Stands for bytes that are no character."""
+
+TOKENS_KNOWN_MAX = 65_536
+"""Tokens whose bytes are kept at hand, those that were used last: some ten megabytes at most."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 """A byte as tokenizers reads it: Rust takes a plus sign for part of a number."""
@@ -93,6 +97,7 @@ class ByteLevel:
         return self._bytes(token)
 
     @staticmethod
+    @lru_cache(TOKENS_KNOWN_MAX)
     def _bytes(token: str) -> bytes:
         try:
             return bytes([_BYTES[character] for character in token])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Collection
-from typing import Protocol
+from collections.abc import AsyncGenerator, Callable, Collection
+from typing import Protocol, TypeVar
 
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import (
@@ -15,6 +15,8 @@ from outrider.core.protocol.messages import (
     VerifyCommand,
     VerifyFinished,
 )
+
+OutcomeT = TypeVar("OutcomeT")
 
 
 class Worker(Protocol):
@@ -41,12 +43,30 @@ class VerifierLink(Protocol):
         """Whether it ended there because the verifier is about to stop, so that another one may take the session."""
         ...
 
-    async def send(self, command: VerifyCommand) -> None:
-        """Sends a command, waiting while too many wait; one task at a time. When it is over, `events` tells how."""
+    @property
+    def has_room(self) -> bool:
+        """Whether a command may be offered; not while too many wait."""
         ...
 
-    def events(self) -> AsyncIterator[Opened | Verdict | VerifyFinished]:
-        """What the verifier says. Raises OutriderError when it refuses, fails, or ends the session by itself."""
+    async def room(self) -> None:
+        """Waits for it."""
+        ...
+
+    def offer(self, command: VerifyCommand) -> None:
+        """Sends a command, without waiting. When the session is over, `outcomes` tells how."""
+        ...
+
+    def outcomes(
+        self, take: Callable[[Opened | Verdict | VerifyFinished], OutcomeT | None]
+    ) -> AsyncGenerator[OutcomeT]:
+        """Yields what `take` makes of each event, as soon as it comes, unless that is None.
+
+        Raises OutriderError when the verifier refuses, fails, or ends the session by itself, and what `take` raises.
+        """
+        ...
+
+    def leave(self) -> None:
+        """Nothing more is to be heard of the session: `outcomes` ends behind what has come of it."""
         ...
 
     def distrust(self, reason: str) -> None:
@@ -80,8 +100,8 @@ class DrafterLink(Protocol):
         """Tells what was committed, without waiting. A drafter that does not read is given up."""
         ...
 
-    def windows(self) -> AsyncGenerator[DraftWindow]:
-        """Yields what the drafter sends.
+    def outcomes(self, take: Callable[[DraftWindow], OutcomeT | None]) -> AsyncGenerator[OutcomeT]:
+        """Yields what `take` makes of each window, as soon as it comes, unless that is None.
 
         Raises OutriderError when the drafter refuses, fails, or ends the session by itself.
         """

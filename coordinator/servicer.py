@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import sys
 import time
@@ -10,6 +9,7 @@ from contextlib import aclosing
 
 from coordinator.admission import ClientAdmission
 from coordinator.service import GenerationService
+from coordinator.waits import Waits
 from outrider.core.protocol.errors import QueueFullError
 from outrider.core.protocol.messages import TraceContext
 from outrider.rpc import wire
@@ -39,17 +39,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         prompt, options = wire.decode_generate_request(request)
         generating = self._service.generate(prompt, options, caller=_caller(context), deadline=_deadline(context))
         address, _, _ = context.peer().rpartition(":")
-        with self._clients.admitted(address):
+        with self._clients.admitted(address), Waits(self._unread_seconds) as waits:
             async with aclosing(generating) as events:
                 async for event in events:
-                    await self._write(context, wire.encode_event(event))
+                    await self._write(context, wire.encode_event(event), waits)
 
-    async def _write(self, context: ServicerContext, response: pb.GenerateResponse) -> None:
+    async def _write(self, context: ServicerContext, response: pb.GenerateResponse, waits: Waits) -> None:
         """Raises QueueFullError if the client takes nothing. It is told when it reads again, and nothing waits for that
         but the call itself."""
         try:
-            async with asyncio.timeout(self._unread_seconds):
-                await context.write(response)
+            await waits.wait(context.write(response))
         except TimeoutError as error:
             raise QueueFullError(
                 f"the client has taken nothing for {self._unread_seconds:g} s; read faster, or ask for less at a time"

@@ -42,6 +42,8 @@ class TextDecoder:
         return text + held
 
     def _scan(self, piece: str) -> str:
+        if not self._stop:
+            return piece
         text = self._held + piece
         found = [start for stop in self._stop if (start := text.find(stop)) >= 0]
         if found:

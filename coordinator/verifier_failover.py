@@ -54,10 +54,20 @@ class VerifierFailover:
         self._ready = link
         self._is_settled.set()
 
+    @property
+    def present(self) -> VerifierLink | None:
+        """The verifier to which windows may be sent, if there is one at present."""
+        return self._ready
+
     async def ready(self) -> VerifierLink | None:
-        """The verifier to which windows may be sent, once there is one; None if the session is over before."""
-        while self._ready is None and not self.is_over:  # it may have been lost again before this task runs
-            await self._is_settled.wait()
+        """The same, once there is one and it has room; None if the session is over before."""
+        while not self.is_over:
+            if self._ready is None:  # it may have been lost again before this task runs
+                await self._is_settled.wait()
+            elif self._ready.has_room:
+                break
+            else:
+                await self._ready.room()
         return self._ready
 
     def on_lost(self) -> None:

@@ -132,19 +132,31 @@ async def _ask(address: str, folder: str, server: int, num_sessions: int, num_me
     )
     async with open_channel(address, transport) as channel:
         multiplexer = Multiplexer(channel, DRAFT)
-        sessions = [multiplexer.open() for _ in range(num_sessions)]
-        streams = [(session, session.events()) for session in sessions]
-        for session, events in streams:
-            await session.send(opening)
-            await anext(events)
 
-        async def converse(session: Any, events: Any, count: int) -> None:
-            for _ in range(count):
-                await session.send(command)
-                await anext(events)
+        class Conversation:
+            def __init__(self) -> None:
+                self._session = multiplexer.open()
+                self._ends = self._session.outcomes(self._take)
+                self._num_left = 0
+
+            def _take(self, event: object) -> bool | None:
+                if not self._num_left:
+                    return True
+                self._num_left -= 1
+                self._session.offer(command)
+                return None
+
+            async def converse(self, count: int, first: Any = command) -> None:
+                self._num_left = count - 1
+                self._session.offer(first)
+                await anext(self._ends)
+
+        conversations = [Conversation() for _ in range(num_sessions)]
+        for each in conversations:
+            await each.converse(1, opening)
 
         async def all_converse(count: int) -> None:
-            await asyncio.gather(*(converse(session, events, count) for session, events in streams))
+            await asyncio.gather(*(each.converse(count) for each in conversations))
 
         await all_converse(_NUM_FIRST // num_sessions)
         before = time.monotonic_ns(), used_ns(server), used_ns(os.getpid())

@@ -46,7 +46,8 @@ class Multiplexer(Generic[CommandT, EventT]):
         self._sessions: dict[int, SessionStream[CommandT, EventT]] = {}
         self._unsent: deque[tuple[int, bytes]] = deque()
         """Messages of one `entry` each, and of whose session."""
-        self._has_unsent = asyncio.Event()
+        self._news: asyncio.Future[None] | None = None
+        """What the writer waits for."""
         self._reader = asyncio.create_task(self._read())
         self._writer = asyncio.create_task(self._write())
 
@@ -73,15 +74,16 @@ class Multiplexer(Generic[CommandT, EventT]):
 
     def _append(self, number: int, content: bytes) -> None:
         self._unsent.append((number, content))
-        self._has_unsent.set()
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
 
     async def _write(self) -> None:
         while True:
             while self._unsent:
                 if not await self._stream.send(self._batch()):
                     return
-            self._has_unsent.clear()
-            await self._has_unsent.wait()
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
 
     def _batch(self) -> bytes:
         """The next message: what waits, as far as BATCH_BYTES_MAX, or one command that is larger."""

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from outrider.core.protocol.errors import OutriderError, QueueFullError
+from outrider.core.protocol.errors import QueueFullError
 
 CommandT = TypeVar("CommandT")
 EventT = TypeVar("EventT")
+OutcomeT = TypeVar("OutcomeT")
 
 UNSENT_COMMANDS_MAX = 1024
 """Commands of one session that wait for a worker that does not read; beyond it whoever sends one waits, too."""
 
 UNREAD_EVENTS_MAX = 4096
-"""Events of one session that wait for a reader; beyond it the session fails with QueueFullError. As many as wait at the
-worker for a stream that is not read."""
+"""Events of one session, or what came of them, that wait for a reader; beyond it the session fails with QueueFullError.
+As many as wait at the worker for a stream that is not read."""
 
 
 class SessionStream(Generic[CommandT, EventT]):
@@ -29,41 +30,61 @@ class SessionStream(Generic[CommandT, EventT]):
         """Commands that wait to be sent."""
         self._put = put
         self._leave = leave
-        self._events: deque[EventT] = deque()
+        self._unread: deque[Any] = deque()
+        """Events, and once somebody takes them what came of them."""
+        self._take: Callable[[EventT], Any] | None = None
         self._news: asyncio.Future[None] | None = None
         """What the reader waits for: an asyncio.Event would cost half as much again."""
         self._has_room = asyncio.Event()
         self._is_over = False
-        self._error: OutriderError | None = None
+        self._error: Exception | None = None
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a command may be offered: fewer than UNSENT_COMMANDS_MAX of the session wait, or it is over."""
+        return self.num_unsent < UNSENT_COMMANDS_MAX or self._is_over
+
+    async def room(self) -> None:
+        """Waits for it."""
+        while not self.has_room:
+            self._has_room.clear()
+            await self._has_room.wait()
 
     def offer(self, command: CommandT) -> None:
-        """Has a command sent, without waiting. If the session is over, `events` tells how."""
+        """Has a command sent, however many wait. If the session is over, `events` tells how."""
         if not self._is_over:
             self.num_unsent += 1
             self._put(command)
 
     async def send(self, command: CommandT) -> None:
-        """The same, once fewer than UNSENT_COMMANDS_MAX commands of the session wait."""
-        while self.num_unsent >= UNSENT_COMMANDS_MAX and not self._is_over:
-            self._has_room.clear()
-            await self._has_room.wait()
+        """The same, once there is room."""
+        await self.room()
         self.offer(command)
 
     def cancel(self) -> None:
         """Ends the session at once: the worker frees what it holds, and no more events come."""
-        if not self._is_over:
-            self._leave()
-            self._events.clear()
-            self.end(None)
+        self._leave_by(None)
 
-    async def events(self) -> AsyncGenerator[EventT]:
+    def events(self) -> AsyncGenerator[EventT]:
         """Every event that the worker sent, until it ended the session by itself or `cancel` was called.
 
         Raises an OutriderError for any other end, after the last event.
         """
+        return self.outcomes(lambda event: event)
+
+    async def outcomes(self, take: Callable[[EventT], OutcomeT | None]) -> AsyncGenerator[OutcomeT]:
+        """The same, of each event what `take` makes of it, unless that is None.
+
+        From here on `take` is called as soon as an event comes, for which no task has to run first. What it raises ends
+        the session, and is raised here behind the outcomes before.
+        """
+        early, self._unread = self._unread, deque()
+        while early and self._heed(take, early.popleft()):
+            pass
+        self._take = None if self._is_over else take
         while True:
-            while self._events:
-                yield self._events.popleft()
+            while self._unread:
+                yield self._unread.popleft()
             if self._is_over:
                 break
             self._news = asyncio.get_running_loop().create_future()
@@ -82,18 +103,44 @@ class SessionStream(Generic[CommandT, EventT]):
 
     def hear(self, event: EventT) -> None:
         """The worker sent an event."""
-        if len(self._events) < UNREAD_EVENTS_MAX:
-            self._events.append(event)
-            self._wake()
+        if self._take is None:
+            self._keep(event)
         else:
-            self._leave()
-            self.end(QueueFullError(f"{UNREAD_EVENTS_MAX} events wait for the reader of this session; read faster"))
+            self._heed(self._take, event)
 
-    def end(self, error: OutriderError | None) -> None:
+    def end(self, error: Exception | None) -> None:
         """Nothing more comes of the session, because of `error` if there is one."""
         self._is_over, self._error = True, error
+        self._take = None  # whoever takes events may have this session
         self._wake()
         self._has_room.set()
+
+    def _heed(self, take: Callable[[EventT], Any], event: EventT) -> bool:
+        """Whether `take` took it."""
+        try:
+            outcome = take(event)
+        except Exception as error:  # a fault of one session, which the others do not notice
+            self._leave_by(error)
+            return False
+        if outcome is not None:
+            self._keep(outcome)
+        return True
+
+    def _keep(self, unread: Any) -> None:
+        if len(self._unread) < UNREAD_EVENTS_MAX:
+            self._unread.append(unread)
+            self._wake()
+        else:
+            self._leave_by(
+                QueueFullError(f"{UNREAD_EVENTS_MAX} events wait for the reader of this session; read faster")
+            )
+
+    def _leave_by(self, error: Exception | None) -> None:
+        if not self._is_over:
+            self._leave()
+            self.end(error)
+        elif error is not None:  # the worker had ended it before its last events were taken
+            self._error = error
 
     def _wake(self) -> None:
         if self._news is not None and not self._news.done():

@@ -44,9 +44,11 @@ class StreamKind(Generic[CommandT, EventT]):
     """A message with `commands` of sessions, and the numbers of those that are `closed`."""
     events_type: type[Message]
     """A message with `events` of sessions, those that `failed`, and the numbers of those that have `ended`."""
-    encode_command: Callable[[CommandT], Any]
+    encode_command: Callable[..., Any]
+    """Takes a command, and a message to put it into; without one it makes one."""
     decode_command: Callable[[Any], CommandT]
-    encode_event: Callable[[EventT], Any]
+    encode_event: Callable[..., Any]
+    """The same of an event."""
     decode_event: Callable[[Any], EventT]
 
 

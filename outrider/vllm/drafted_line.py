@@ -27,12 +27,22 @@ class Vllm:
         """See `Decider.worker`."""
         return self
 
-    async def ready(self) -> Vllm | None:
-        """See `Deciders.ready`."""
+    @property
+    def has_room(self) -> bool:
+        """See `Decider.has_room`."""
+        return True
+
+    @property
+    def present(self) -> Vllm | None:
+        """See `Deciders.present`."""
         return None if self.is_over else self
 
-    async def send(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
-        """See `Decider.send`: there is nobody to be told."""
+    async def ready(self) -> Vllm | None:
+        """See `Deciders.ready`."""
+        return self.present
+
+    def offer(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
+        """See `Decider.offer`: there is nobody to be told."""
 
 
 class DraftedLine:

@@ -148,10 +148,9 @@ class SessionHost(Generic[CommandT, EventT]):
                         hosted = None
                     case stamped:
                         hosted.record(stamped)
-                        event = self._kind.encode_event(stamped.event)
+                        event = self._kind.encode_event(stamped.event, message.events.add())
                         event.session = outbox.session
                         num_bytes += event.ByteSize()
-                        message.events.append(event)
             if hosted is not None and outbox:
                 self._outlet.add(outbox)
         return message if num_bytes or message.ended else None

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Protocol, cast
 
+from coordinator.drafter_link import GrpcDrafterLink
 from coordinator.replica import Replica, Seat
+from coordinator.verifier_link import GrpcVerifierLink
 from outrider.core.coordinate.circuit_breaker import CircuitBreaker
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import (
@@ -143,6 +145,11 @@ class Serve(Protocol):
     """Starts such a worker."""
 
     async def __call__(self, handle: Handle, service: str = VERIFY_SERVICE) -> Served: ...
+
+
+def sayings(link: GrpcVerifierLink | GrpcDrafterLink) -> AsyncGenerator[Any]:
+    """What comes over a link, as it is."""
+    return link.outcomes(lambda event: event)
 
 
 async def listens(peer: Peer) -> None:

@@ -27,6 +27,7 @@ from outrider.core.protocol.tree import SpeculationTree
 VOCAB_SIZE = 26
 
 Event = TypeVar("Event")
+Outcome = TypeVar("Outcome")
 
 
 class MemoryWorker:
@@ -47,11 +48,12 @@ class _Inbox(Generic[Event]):
         """An error, or None for nothing more, ends the stream."""
         self._said.put_nowait(event)
 
-    async def heard(self) -> AsyncGenerator[Event]:
+    async def outcomes(self, take: Callable[[Event], Outcome | None]) -> AsyncGenerator[Outcome]:
         while (event := await self._said.get()) is not None:
             if isinstance(event, OutriderError):
                 raise event
-            yield event
+            if (outcome := take(event)) is not None:
+                yield outcome
 
 
 class MemoryVerifier:
@@ -64,12 +66,18 @@ class MemoryVerifier:
         self.has_decided = False
         self.is_handed_over = False
         self.inbox: _Inbox[Opened | Verdict | VerifyFinished] = _Inbox()
-        self.is_closed = False
+        self.is_closed = self._is_left = False
         self._note = note
         self._inbound = Inbound(vocab_size=VOCAB_SIZE, max_live_nodes=256)
 
-    async def send(self, command: VerifyCommand) -> None:
+    @property
+    def has_room(self) -> bool:
+        return self._reads.is_set()
+
+    async def room(self) -> None:
         await self._reads.wait()
+
+    def offer(self, command: VerifyCommand) -> None:
         match command:
             case VerifyOpen():
                 self._tree = SpeculationTree(len(command.token_ids) - 1, command.token_ids[-1])
@@ -86,11 +94,21 @@ class MemoryVerifier:
                 self._limit = max_draft_tokens
                 self._note(f"{self.worker.address} < at most {max_draft_tokens} draft tokens a round")
 
-    async def events(self) -> AsyncGenerator[Opened | Verdict | VerifyFinished]:
-        async for event in self.inbox.heard():
+    async def outcomes(
+        self, take: Callable[[Opened | Verdict | VerifyFinished], Outcome | None]
+    ) -> AsyncGenerator[Outcome]:
+        def hear(event: Opened | Verdict | VerifyFinished) -> Outcome | None:
             self.has_decided = self.has_decided or isinstance(event, Verdict)
-            yield event
-        raise WorkerUnavailableError("the verify service ended the stream early; try again")
+            return take(event)
+
+        async for outcome in self.inbox.outcomes(hear):
+            yield outcome
+        if not self._is_left:
+            raise WorkerUnavailableError("the verify service ended the stream early; try again")
+
+    def leave(self) -> None:
+        self._is_left = True
+        self.inbox.say(None)
 
     def distrust(self, reason: str) -> None:
         self._note(f"{self.worker.address} distrusted: {reason}")
@@ -140,9 +158,9 @@ class MemoryDrafter:
         what = "rollback" if commitment.rollback else "commit"
         self._note(f"{self.worker.address} < {what} {_ids(commitment.token_ids)} at {commitment.position}")
 
-    async def windows(self) -> AsyncGenerator[DraftWindow]:
-        async for window in self.inbox.heard():
-            yield window
+    async def outcomes(self, take: Callable[[DraftWindow], Outcome | None]) -> AsyncGenerator[Outcome]:
+        async for outcome in self.inbox.outcomes(take):
+            yield outcome
         raise WorkerUnavailableError("the draft service ended the stream")
 
     def close(self, *, failed: bool) -> None:

@@ -26,7 +26,7 @@ from outrider.core.protocol.messages import (
 )
 from outrider.rpc.worker_client import DRAFT_SERVICE
 
-from .linked import DRAFT_OPEN, VERDICT, VERIFY_OPEN, Peer, Serve, Served, listens, waits
+from .linked import DRAFT_OPEN, VERDICT, VERIFY_OPEN, Peer, Serve, Served, listens, sayings, waits
 
 
 def drafter(served: Served, bandit: DrafterBandit, statistics: SpeculationStatistics) -> GrpcDrafterLink:
@@ -40,7 +40,7 @@ def fresh_drafter(served: Served) -> GrpcDrafterLink:
 async def first_error(link: GrpcDrafterLink) -> tuple[list[DraftWindow], OutriderError]:
     windows: list[DraftWindow] = []
     with pytest.raises(OutriderError) as raised:
-        windows.extend([window async for window in link.windows()])
+        windows.extend([window async for window in sayings(link)])
     return windows, raised.value
 
 
@@ -57,8 +57,8 @@ async def test_a_verifier_hears_commands_in_order_and_its_events_come_out(serve:
 
     link = GrpcVerifierLink((await serve(handle)).seat)
     for command in (VERIFY_OPEN, window, EndDrafts()):
-        await link.send(command)
-    events = link.events()
+        link.offer(command)
+    events = sayings(link)
     assert await anext(events) == Opened(2)
     assert not link.has_decided
     assert await anext(events) == VERDICT
@@ -73,9 +73,9 @@ async def test_a_verifier_that_refuses_raises_what_it_said(serve: Serve) -> None
         raise SlotsExhaustedError("every slot is taken")
 
     link = GrpcVerifierLink((await serve(handle)).seat)
-    await link.send(VERIFY_OPEN)
+    link.offer(VERIFY_OPEN)
     with pytest.raises(SlotsExhaustedError, match="every slot is taken"):
-        await anext(link.events())
+        await anext(sayings(link))
     link.close()
 
 
@@ -85,8 +85,8 @@ async def test_a_verifier_that_ends_the_stream_without_a_word_is_lost(serve: Ser
         await peer.say(VERDICT)
 
     link = GrpcVerifierLink((await serve(handle)).seat)
-    await link.send(VERIFY_OPEN)
-    events = link.events()
+    link.offer(VERIFY_OPEN)
+    events = sayings(link)
     assert await anext(events) == VERDICT
     with pytest.raises(WorkerUnavailableError, match="ended the stream early"):
         await anext(events)
@@ -96,8 +96,8 @@ async def test_a_verifier_that_ends_the_stream_without_a_word_is_lost(serve: Ser
 async def test_closing_a_verifiers_stream_frees_its_slot_and_the_seat(serve: Serve) -> None:
     served = await serve(listens)
     link = GrpcVerifierLink(served.seat)
-    await link.send(VERIFY_OPEN)
-    await asyncio.wait({asyncio.ensure_future(anext(link.events()))}, timeout=0.05)
+    link.offer(VERIFY_OPEN)
+    await asyncio.wait({asyncio.ensure_future(anext(sayings(link)))}, timeout=0.05)
     link.close()
     await served.worker.was_closed.wait()
     assert served.standing.num_leavings == 1
@@ -118,7 +118,7 @@ async def test_a_drafter_is_opened_and_hears_what_was_committed(serve: Serve) ->
 
     link = fresh_drafter(await serve(handle, DRAFT_SERVICE))
     assert (link.model_name, link.is_open) == ("target", False)
-    windows = link.windows()
+    windows = sayings(link)
     assert await anext(windows) == window
     assert link.is_open
     link.send(commitment)
@@ -190,7 +190,7 @@ async def test_closing_a_drafters_stream_frees_its_slot(serve: Serve) -> None:
 
     served = await serve(handle, DRAFT_SERVICE)
     link = fresh_drafter(served)
-    windows = link.windows()
+    windows = sayings(link)
     assert await anext(windows) == window
     link.close(failed=False)
     await served.worker.was_closed.wait()

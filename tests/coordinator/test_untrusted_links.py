@@ -22,7 +22,7 @@ from outrider.rpc.stream_kind import VERIFY
 from outrider.v1 import verify_pb2
 from tests import sessions
 
-from .linked import VERDICT, VERIFY_OPEN, Handle, Peer, Serve, listens
+from .linked import VERDICT, VERIFY_OPEN, Handle, Peer, Serve, listens, sayings
 
 
 def saying(content: bytes, *, is_sealed: bool = True) -> Handle:
@@ -104,9 +104,9 @@ async def test_what_a_verifier_cannot_have_meant_ends_its_stream(
     serve: Serve, handle: Handle, error: type[OutriderError]
 ) -> None:
     link = GrpcVerifierLink((await serve(handle)).seat)
-    await link.send(VERIFY_OPEN)
+    link.offer(VERIFY_OPEN)
     with pytest.raises(error):
-        await anext(link.events())
+        await anext(sayings(link))
     link.close()
 
 
@@ -126,8 +126,8 @@ async def test_the_largest_verdict_that_may_be_arrives(serve: Serve) -> None:
         await listens(peer)
 
     link = GrpcVerifierLink((await serve(handle)).seat)
-    await link.send(VERIFY_OPEN)
-    assert await anext(link.events()) == largest
+    link.offer(VERIFY_OPEN)
+    assert await anext(sayings(link)) == largest
     link.close()
 
 
@@ -146,8 +146,8 @@ async def test_an_opening_that_was_damaged_on_its_way_opens_nothing(
 
     link = GrpcVerifierLink((await serve(handle)).seat)
     monkeypatch.setattr("outrider.rpc.multiplexer.sealed", flip)
-    await link.send(VERIFY_OPEN)
+    link.offer(VERIFY_OPEN)
     with pytest.raises(DamagedMessageError):
-        await anext(link.events())
+        await anext(sayings(link))
     assert not heard
     link.close()

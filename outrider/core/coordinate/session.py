@@ -55,6 +55,9 @@ class VerdictOutcome:
     """What the drafter is told, if there is one."""
 
 
+# Looked up once, as those of nodes are (`tree.py`).
+_ACCEPTED, _RECOVERED, _BONUS = TokenOrigin.ACCEPTED, TokenOrigin.RECOVERED, TokenOrigin.BONUS
+
 DrafterLost = OpenDrafter | EndDrafts
 """What follows on the loss of a drafter, beside closing it: another is opened, or the verifier is told of the end."""
 
@@ -199,7 +202,7 @@ class Session:
             origins=origins,
             rolled_back=rolled_back,
             num_draft_tokens=verdict.num_draft_tokens,
-            num_accepted=origins.count(TokenOrigin.ACCEPTED),
+            num_accepted=origins.count(_ACCEPTED),
             logprobs=verdict.logprobs[num_known:],
         )
         self._count(verdict, emit, growth.followed)
@@ -249,10 +252,10 @@ class Session:
 
     def _count(self, verdict: Verdict, emit: Emit, followed: bool) -> None:
         statistics = self.statistics
-        if emit.origins[-1] is TokenOrigin.RECOVERED:
+        if emit.origins[-1] is _RECOVERED:
             statistics.num_rejections += 1
             statistics.num_recovered_token_hits += followed
-        elif emit.origins[-1] is TokenOrigin.BONUS:
+        elif emit.origins[-1] is _BONUS:
             statistics.num_bonuses += 1
             statistics.num_bonus_hits += followed
         statistics.num_rounds += 1
@@ -272,7 +275,7 @@ class Session:
 
 
 def _origins(verdict: Verdict) -> list[TokenOrigin]:
-    origins = [TokenOrigin.ACCEPTED] * verdict.num_accepted
+    origins = [_ACCEPTED] * verdict.num_accepted
     if len(verdict.token_ids) > verdict.num_accepted:
         origins.append(_next_token_origin(verdict))
     return origins
@@ -281,4 +284,4 @@ def _origins(verdict: Verdict) -> list[TokenOrigin]:
 def _next_token_origin(verdict: Verdict) -> TokenOrigin:
     if verdict.num_draft_tokens == 0:
         return TokenOrigin.TARGET
-    return TokenOrigin.BONUS if verdict.bonus else TokenOrigin.RECOVERED
+    return _BONUS if verdict.bonus else _RECOVERED

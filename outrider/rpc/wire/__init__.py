@@ -7,7 +7,8 @@ for every entry alike.
 
 The public stream's messages are `encode_generate_request` and `encode_event`, those of the workers' streams
 `encode_draft_command`, `encode_draft_event`, `encode_verify_command`, `encode_verify_event` and
-their counterparts. Windows, verdicts and commitments are lists of numbers from end to end: no object is made per node.
+their counterparts. A message of a worker's stream may be given to be filled: one that was added to a message of many
+needs no copy. Windows, verdicts and commitments are lists of numbers from end to end: no object is made per node.
 """
 
 from outrider.rpc.wire.draft import (

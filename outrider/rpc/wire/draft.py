@@ -15,27 +15,20 @@ from outrider.rpc.wire.parts import (
 from outrider.v1 import draft_pb2
 
 
-def encode_draft_command(command: DraftOpen | Commitment) -> draft_pb2.DraftCommand:
+def encode_draft_command(
+    command: DraftOpen | Commitment, message: draft_pb2.DraftCommand | None = None
+) -> draft_pb2.DraftCommand:
     """What the coordinator tells a drafter; a commitment becomes a Commit or a Rollback."""
+    message = draft_pb2.DraftCommand() if message is None else message
     if isinstance(command, DraftOpen):
-        return draft_pb2.DraftCommand(open=_encode_draft_open(command))
-    if command.rollback:
-        return draft_pb2.DraftCommand(
-            rollback=draft_pb2.Rollback(
-                position=command.position,
-                token_ids=command.token_ids,
-                verify_ms=command.verify_ms,
-                probability_min=command.probability_min,
-            )
-        )
-    return draft_pb2.DraftCommand(
-        commit=draft_pb2.Commit(
-            position=command.position,
-            token_ids=command.token_ids,
-            verify_ms=command.verify_ms,
-            probability_min=command.probability_min,
-        )
-    )
+        message.open.CopyFrom(_encode_draft_open(command))
+        return message
+    commitment = message.rollback if command.rollback else message.commit
+    commitment.position = command.position
+    commitment.token_ids.extend(command.token_ids)
+    commitment.verify_ms = command.verify_ms
+    commitment.probability_min = command.probability_min
+    return message
 
 
 def decode_draft_command(message: draft_pb2.DraftCommand) -> DraftOpen | Commitment:
@@ -55,11 +48,16 @@ def decode_draft_command(message: draft_pb2.DraftCommand) -> DraftOpen | Commitm
             refuse_empty("DraftCommand", "open, commit or rollback")
 
 
-def encode_draft_event(event: Opened | DraftWindow) -> draft_pb2.DraftEvent:
+def encode_draft_event(
+    event: Opened | DraftWindow, message: draft_pb2.DraftEvent | None = None
+) -> draft_pb2.DraftEvent:
     """What a drafter tells the coordinator."""
+    message = draft_pb2.DraftEvent() if message is None else message
     if isinstance(event, DraftWindow):
-        return draft_pb2.DraftEvent(drafted=encode_drafted(event))
-    return draft_pb2.DraftEvent(opened=draft_pb2.DraftOpened(num_line_tokens=event.num_line_tokens))
+        encode_drafted(event, message.drafted)
+    else:
+        message.opened.num_line_tokens = event.num_line_tokens
+    return message
 
 
 def decode_draft_event(message: draft_pb2.DraftEvent) -> Opened | DraftWindow:

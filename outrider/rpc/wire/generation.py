@@ -136,7 +136,9 @@ def encode_event(event: Event) -> pb.GenerateResponse:
     """What the coordinator tells the client."""
     match event:
         case Tokens():
-            return pb.GenerateResponse(tokens=_encode_tokens(event))
+            response = pb.GenerateResponse()
+            _encode_tokens(event, response.tokens)
+            return response
         case Started():
             return pb.GenerateResponse(
                 started=pb.GenerateStarted(
@@ -227,24 +229,20 @@ def _decode_replica(message: pb.Replica) -> Replica:
     )
 
 
-def _encode_tokens(event: Tokens) -> pb.GeneratedTokens:
-    return pb.GeneratedTokens(
-        position=event.position,
-        text=event.text,
-        tokens=[
-            pb.GeneratedToken(
-                token_id=token.token_id,
-                text=token.text,
-                origin=encode_token_origin(token.origin),
-                logprobs=encode_token_logprobs(token.logprobs) if token.logprobs is not None else None,
-            )
-            for token in event.tokens
-        ],
-        rolled_back=event.rolled_back,
-        num_draft_tokens=event.num_draft_tokens,
-        completion=event.completion,
-        num_cached_prompt_tokens=event.num_cached_prompt_tokens,
-    )
+def _encode_tokens(event: Tokens, message: pb.GeneratedTokens) -> None:
+    message.position = event.position
+    message.text = event.text
+    for token in event.tokens:
+        part = message.tokens.add()
+        part.token_id = token.token_id
+        part.text = token.text
+        part.origin = encode_token_origin(token.origin)
+        if token.logprobs is not None:
+            part.logprobs.CopyFrom(encode_token_logprobs(token.logprobs))
+    message.rolled_back = event.rolled_back
+    message.num_draft_tokens = event.num_draft_tokens
+    message.completion = event.completion
+    message.num_cached_prompt_tokens = event.num_cached_prompt_tokens
 
 
 def _decode_tokens(message: pb.GeneratedTokens) -> Tokens:

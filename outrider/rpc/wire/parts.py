@@ -182,16 +182,16 @@ def decode_token_origin(number: int) -> TokenOrigin:
     return origin
 
 
-def encode_drafted(window: DraftWindow) -> common_pb2.Drafted:
+def encode_drafted(window: DraftWindow, message: common_pb2.Drafted | None = None) -> common_pb2.Drafted:
     """A window of draft nodes."""
-    return common_pb2.Drafted(
-        base=window.base,
-        first_id=window.first_id,
-        parent_ids=window.parent_ids,
-        token_ids=window.token_ids,
-        log_probs=window.log_probs,
-        draft_ms=window.draft_ms,
-    )
+    message = common_pb2.Drafted() if message is None else message
+    message.base = window.base
+    message.first_id = window.first_id
+    message.parent_ids.extend(window.parent_ids)
+    message.token_ids.extend(window.token_ids)
+    message.log_probs.extend(window.log_probs)
+    message.draft_ms = window.draft_ms
+    return message
 
 
 def decode_drafted(message: common_pb2.Drafted) -> DraftWindow:

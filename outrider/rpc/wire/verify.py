@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from outrider.core.protocol.messages import (
+    NOT_REPORTED,
     DraftWindow,
     EndDrafts,
     LimitDrafts,
@@ -29,15 +30,20 @@ from outrider.rpc.wire.parts import (
 from outrider.v1 import verify_pb2
 
 
-def encode_verify_command(command: VerifyCommand) -> verify_pb2.VerifyCommand:
+def encode_verify_command(
+    command: VerifyCommand, message: verify_pb2.VerifyCommand | None = None
+) -> verify_pb2.VerifyCommand:
     """What the coordinator tells a verifier."""
+    message = verify_pb2.VerifyCommand() if message is None else message
     if isinstance(command, DraftWindow):
-        return verify_pb2.VerifyCommand(drafted=encode_drafted(command))
-    if isinstance(command, LimitDrafts):
-        return verify_pb2.VerifyCommand(draft_limit=verify_pb2.DraftLimit(max_draft_tokens=command.max_draft_tokens))
-    if isinstance(command, VerifyOpen):
-        return verify_pb2.VerifyCommand(open=_encode_verify_open(command))
-    return verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded())
+        encode_drafted(command, message.drafted)
+    elif isinstance(command, LimitDrafts):
+        message.draft_limit.max_draft_tokens = command.max_draft_tokens
+    elif isinstance(command, VerifyOpen):
+        message.open.CopyFrom(_encode_verify_open(command))
+    else:
+        message.drafts_ended.SetInParent()
+    return message
 
 
 def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyCommand:
@@ -55,13 +61,18 @@ def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyCommand:
             refuse_empty("VerifyCommand", "open, drafted, drafts_ended or draft_limit")
 
 
-def encode_verify_event(event: Opened | Verdict | VerifyFinished) -> verify_pb2.VerifyEvent:
+def encode_verify_event(
+    event: Opened | Verdict | VerifyFinished, message: verify_pb2.VerifyEvent | None = None
+) -> verify_pb2.VerifyEvent:
     """What a verifier tells the coordinator."""
+    message = verify_pb2.VerifyEvent() if message is None else message
     if isinstance(event, Verdict):
-        return verify_pb2.VerifyEvent(verdict=_encode_verdict(event))
-    if isinstance(event, Opened):
-        return verify_pb2.VerifyEvent(opened=verify_pb2.VerifyOpened(num_line_tokens=event.num_line_tokens))
-    return verify_pb2.VerifyEvent(finished=verify_pb2.VerifyFinished(reason=encode_finish_reason(event.reason)))
+        _encode_verdict(event, message.verdict)
+    elif isinstance(event, Opened):
+        message.opened.num_line_tokens = event.num_line_tokens
+    else:
+        message.finished.reason = encode_finish_reason(event.reason)
+    return message
 
 
 def decode_verify_event(message: verify_pb2.VerifyEvent) -> Opened | Verdict | VerifyFinished:
@@ -117,26 +128,26 @@ def _decode_verify_open(message: verify_pb2.VerifyOpen) -> VerifyOpen:
     )
 
 
-def _encode_verdict(verdict: Verdict) -> verify_pb2.Verdict:
-    return verify_pb2.Verdict(
-        position=verdict.position,
-        token_ids=verdict.token_ids,
-        num_accepted=verdict.num_accepted,
-        num_draft_tokens=verdict.num_draft_tokens,
-        bonus=verdict.bonus,
-        num_stale_nodes=verdict.num_stale_nodes,
-        verify_ms=verdict.verify_ms,
-        wait_ms=verdict.wait_ms,
-        probability_min=verdict.probability_min,
-        logprobs=[encode_token_logprobs(logprobs) for logprobs in verdict.logprobs],
-        num_cached_tokens=verdict.num_cached_tokens,
-        num_prompt_lookup=verdict.num_prompt_lookup,
-        num_accepted_prompt_lookup=verdict.num_accepted_prompt_lookup,
-        num_prediction=verdict.num_prediction,
-        num_accepted_prediction=verdict.num_accepted_prediction,
-        scored_parents=verdict.scored.parents,
-        scored_token_ids=verdict.scored.token_ids,
-    )
+def _encode_verdict(verdict: Verdict, message: verify_pb2.Verdict) -> None:
+    message.position = verdict.position
+    message.token_ids.extend(verdict.token_ids)
+    message.num_accepted = verdict.num_accepted
+    message.num_draft_tokens = verdict.num_draft_tokens
+    message.bonus = verdict.bonus
+    message.num_stale_nodes = verdict.num_stale_nodes
+    message.verify_ms = verdict.verify_ms
+    message.wait_ms = verdict.wait_ms
+    message.probability_min = verdict.probability_min
+    message.num_cached_tokens = verdict.num_cached_tokens
+    message.num_prompt_lookup = verdict.num_prompt_lookup
+    message.num_accepted_prompt_lookup = verdict.num_accepted_prompt_lookup
+    message.num_prediction = verdict.num_prediction
+    message.num_accepted_prediction = verdict.num_accepted_prediction
+    if verdict.logprobs:
+        message.logprobs.extend([encode_token_logprobs(logprobs) for logprobs in verdict.logprobs])
+    if verdict.scored is not NOT_REPORTED:
+        message.scored_parents.extend(verdict.scored.parents)
+        message.scored_token_ids.extend(verdict.scored.token_ids)
 
 
 def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
@@ -150,11 +161,15 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         verify_ms=message.verify_ms,
         wait_ms=message.wait_ms,
         probability_min=message.probability_min,
-        logprobs=tuple([decode_token_logprobs(logprobs) for logprobs in message.logprobs]),
+        logprobs=tuple(map(decode_token_logprobs, message.logprobs)),
         num_cached_tokens=message.num_cached_tokens,
         num_prompt_lookup=message.num_prompt_lookup,
         num_accepted_prompt_lookup=message.num_accepted_prompt_lookup,
         num_prediction=message.num_prediction,
         num_accepted_prediction=message.num_accepted_prediction,
-        scored=ScoredNodes(tuple(message.scored_parents), tuple(message.scored_token_ids)),
+        scored=_decode_scored(message) if message.scored_parents or message.scored_token_ids else NOT_REPORTED,
     )
+
+
+def _decode_scored(message: verify_pb2.Verdict) -> ScoredNodes:
+    return ScoredNodes(tuple(message.scored_parents), tuple(message.scored_token_ids))
