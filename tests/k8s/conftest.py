@@ -133,7 +133,8 @@ def components_of(overlay: str) -> list[str]:
     if overlay == BASE:
         return []
     written = yaml.safe_load((K8S / overlay / "kustomization.yaml").read_text())
-    below = [os.path.normpath(Path(overlay, resource)) for resource in written["resources"]]
+    found = [os.path.normpath(Path(overlay, resource)) for resource in written["resources"]]
+    below = [resource for resource in found if (K8S / resource).is_dir()]
     own = [Path(component).name for component in written.get("components", ())]
     return [*(component for each in below for component in components_of(each)), *own]
 

@@ -99,7 +99,7 @@ def misspell(holder: dict[str, Any], key: str) -> None:
 
 def mistype(holder: dict[str, Any], key: str) -> None:
     """A value of a type that no field has."""
-    holder[key] = 0.5
+    holder[key] = [0.5]
 
 
 @pytest.mark.parametrize("spoil", [misspell, mistype])
