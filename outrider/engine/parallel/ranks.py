@@ -49,6 +49,8 @@ class Ranks:
         self.num_ranks = num_ranks
         on_gpu = device.type == "cuda"
         try:
+            if store is None:  # torch looks for other keys in a store that it has opened than in one that it is given
+                store, *_ = next(dist.rendezvous("env://", rank, num_ranks))
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
                 store=store,
