@@ -16,14 +16,24 @@ from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import set_up
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
+from outrider.worker.config import keep_ranks_on_loopback, place
 from outrider.worker.scraping import doors, exposition
 from verify_service.config import VerifyConfig
 
 
 def main() -> None:
-    """Parses flags and OUTRIDER_* variables, then serves until SIGTERM."""
+    """Parses flags and OUTRIDER_* variables, then serves until SIGTERM; as a rank beside the one that serves, follows
+    it."""
     config = VerifyConfig.from_command_line("python -m verify_service")
     set_up_logging("verify", json=not sys.stderr.isatty())
+    if config.num_ranks > 1:
+        found = place()
+        if found is None:
+            keep_ranks_on_loopback()
+        elif found.rank:
+            from outrider.worker.following import follow
+
+            follow(config)
     exposed = exposition(config)
     telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:

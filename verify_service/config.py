@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
 
-from outrider.worker.config import WorkerConfig
+from outrider.settings import Problem
+from outrider.worker.config import WorkerConfig, place
 
 QUEUE_MAX = 4096
 """Longest queue that may be configured: as many as a few minutes' arrivals of a busy worker, at some 30 KiB for each
 thousand tokens of prompt."""
+
+
+RANKS_MAX = 64
+"""Most devices that a model may be divided over: no model that we know has more key-value heads."""
 
 
 class VerifyConfig(WorkerConfig):
@@ -30,3 +36,37 @@ class VerifyConfig(WorkerConfig):
     max_queue: int = Field(
         256, ge=0, le=QUEUE_MAX, description="most sessions that wait for room; those beyond it are refused"
     )
+    tensor_parallel: int = Field(
+        1,
+        ge=1,
+        le=RANKS_MAX,
+        description="devices that the model is divided over, each with a part of the heads: the worker starts a "
+        "process for each, or is one of those that torchrun has started",
+    )
+
+    @property
+    def num_ranks(self) -> int:
+        """See `WorkerConfig`."""
+        return self.tensor_parallel
+
+    def problems(self) -> Iterator[Problem]:
+        """See `Settings`."""
+        yield from super().problems()
+        if self.tensor_parallel == 1:
+            return
+        if ":" in self.device:
+            yield Problem(
+                "device", f"{self.device} is one device; with --tensor-parallel say cuda, and each rank takes its own"
+            )
+        try:
+            found = place()
+        except ValueError:
+            yield Problem(
+                "tensor_parallel", "RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE must be numbers, or unset"
+            )
+            return
+        if found is not None and found.num_ranks != self.tensor_parallel:
+            yield Problem(
+                "tensor_parallel",
+                f"torchrun has started {found.num_ranks} processes (WORLD_SIZE); say so many here, or unset RANK",
+            )

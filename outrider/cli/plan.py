@@ -25,6 +25,7 @@ class _PlanFlags:
     target: Annotated[str, typer.Option(help="A known model, or a folder with config.json.", metavar="MODEL")]
     draft: Annotated[str, typer.Option(help="The same of the draft model.", metavar="MODEL")]
     target_device: Annotated[str, typer.Option(help="A known device, or GiB:GB/s:TFLOPS.", metavar="DEVICE")] = "h200"
+    target_devices: Annotated[int, typer.Option(help="So many of it hold one target, tensor parallel.", min=1)] = 1
     draft_device: Annotated[str, typer.Option(help="The same for drafters.", metavar="DEVICE")] = "l4"
     acceptance: Annotated[float, typer.Option(help="Chance that a draft token is the target's.", min=0, max=1)] = 0.8
     sessions: Annotated[int, typer.Option(help="Completions at a time at a verifier.", min=1, max=SESSIONS_MAX)] = 1
@@ -37,7 +38,7 @@ class _PlanFlags:
 
 def _forecast(flags: _PlanFlags) -> Forecast:
     return forecast(
-        Engine(parse_shape(flags.target), parse_device(flags.target_device), flags.weight_bytes),
+        Engine(parse_shape(flags.target), parse_device(flags.target_device), flags.weight_bytes, flags.target_devices),
         Engine(parse_shape(flags.draft), parse_device(flags.draft_device)),
         Load(flags.sessions, flags.context),
         acceptance=flags.acceptance,
@@ -111,8 +112,9 @@ def _advice(best: Way, found: Forecast) -> str:
 
 
 def _memory(engine: Engine, load: Load) -> str:
+    gib = engine.num_devices * engine.device.gib
     return (
-        f"{engine.memory_bytes(load) / _GIB:.1f} of {engine.device.name}'s {engine.device.gib:.0f} GiB for "
+        f"{engine.memory_bytes(load) / _GIB:.1f} of {engine.devices}'s {gib:.0f} GiB for "
         f"{load.num_sessions} session{'s' if load.num_sessions > 1 else ''}"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
-from outrider.engine.batch import COMPILED_SIZES, pack
+from outrider.engine.batch import COMPILED_SIZES, PackedBatch, pack
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
@@ -34,6 +34,10 @@ _REASON_LENGTH_MAX = 200
 
 _MEASUREMENTS = 3
 """Timed steps of each size; the shortest counts, as whatever disturbs a step makes it longer."""
+
+
+class OutOfStepError(Exception):
+    """A step failed on some of a model's ranks: they hold different keys and values now, and cannot go on."""
 
 
 class StepOutput(NamedTuple):
@@ -59,12 +63,14 @@ class Engine:
         compiled: bool = False,
         pad_tokens: int = 0,
         attention: str = AUTO,
+        announce: Callable[[Sequence[Move], PackedBatch], None] | None = None,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
-        Layers attend by the backend called `attention`.
+        Layers attend by the backend called `attention`. Where the model is divided over several ranks, `announce` tells
+        the others each step before it is taken, and they `follow`.
 
         Raises UnsupportedModelError if that backend or the attention interface cannot serve the model's layers, or if
         `kv_tokens` is too little for one session.
@@ -91,6 +97,7 @@ class Engine:
         self.max_context = max_context
         self.kv_bytes_per_token = facts.kv_bytes_per_token
         self._pad_tokens = pad_tokens
+        self._announce = announce
 
     @property
     def model(self) -> RaggedModel:
@@ -219,7 +226,8 @@ class Engine:
 
         Line tokens are granted in the order of the jobs: decoding sessions should stand before long prompts. If the
         pass raises, every slot of the step is cleared and the jobs may be run again. It raises RuntimeError if the
-        blocks run out; see `num_missing_blocks`.
+        blocks run out; see `num_missing_blocks`. It raises OutOfStepError, after which nothing may be run, if the pass
+        fails on a model of several ranks.
         """
         try:
             return self._step(jobs, max_line_tokens)
@@ -234,12 +242,23 @@ class Engine:
         for job in jobs:
             feeds.append(plan(job, max(max_line_tokens, 0), computing))
             max_line_tokens -= feeds[-1].num_prefix
-        self._model.move([Move(*feed.job.slot.places(move)) for feed in feeds for move in feed.moves])
-        batch = pack(feeds, self._pad_tokens)
-        if batch.token_ids:
-            logits = self._model.forward(batch)
-        else:
-            logits = torch.empty(0, self.vocab_size, dtype=self.dtype, device=self.device)
+        moves = [Move(*feed.job.slot.places(move)) for feed in feeds for move in feed.moves]
+        logits = self._run(moves, pack(feeds, self._pad_tokens))
         for feed in feeds:
             settle(feed)
         return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in feeds])
+
+    def _run(self, moves: Sequence[Move], batch: PackedBatch) -> Tensor:
+        if self._announce is None:
+            return self._model.run(moves, batch)
+        try:
+            self._announce(moves, batch)
+            return self._model.run(moves, batch)
+        except Exception as error:
+            raise OutOfStepError("a rank of the model failed in a step, or is lost") from error
+
+    @torch.inference_mode()
+    def follow(self, steps: Iterable[tuple[Sequence[Move], PackedBatch]]) -> None:
+        """Takes the steps that another rank's engine announces, over this rank's part of the model."""
+        for moves, batch in steps:
+            self._model.run(moves, batch)

@@ -74,10 +74,6 @@ class RaggedModel:
         """Whether small steps are worth `capture`."""
         return self._graphs is not None
 
-    def move(self, moves: Sequence[Move]) -> None:
-        """See `KVCache.move`."""
-        self.cache.move(moves)
-
     def export(self) -> None:
         """From now on runs the model's graph, operator by operator. The native operators are loaded.
 
@@ -126,6 +122,14 @@ class RaggedModel:
             self.facts = self.facts._replace(captures=False)
             attention = select(AUTO, self.facts)(self.facts, self.cache)
         self._use(attention, compiled=False)
+
+    def run(self, moves: Sequence[Move], batch: PackedBatch) -> Tensor:
+        """Moves cells (see `KVCache.move`), then feeds the batch, which may be empty. Returns the logits of its wanted
+        rows, [R, vocab_size], on the model's device."""
+        self.cache.move(moves)
+        if not batch.token_ids:
+            return torch.empty(0, self.vocab_size, dtype=self.facts.dtype, device=self.facts.device)
+        return self.forward(batch)
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Feeds the batch. Returns the logits of its wanted rows, [R, vocab_size], on the model's device."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+from typing import NoReturn
 
 from outrider.machine.descendants import kill_descendants
 
@@ -15,10 +16,11 @@ def leave_at_exit(status: int) -> None:
     An interpreter frees every object one by one, torch's under threads that still load: a drafter that had drained took
     12 s more on a busy machine, and was killed. What was registered with `atexit` before is not called.
     """
-    atexit.register(_leave, status)
+    atexit.register(leave, status)
 
 
-def _leave(status: int) -> None:
+def leave(status: int) -> NoReturn:
+    """Ends the process with `status` at once, and all that it started with it; from any thread."""
     kill_descendants()
     sys.stdout.flush()
     sys.stderr.flush()

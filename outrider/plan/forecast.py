@@ -19,6 +19,10 @@ MEMORY_IN_USE: Final = 0.9
 DRAFTER_GAIN_MIN: Final = 0.03
 """One drafter more has to make everything sooner by this part, or the forecast does without it."""
 
+ALL_REDUCE_SECONDS: Final = 15e-6
+"""What two devices of one machine take to add up a few tokens' activations, as published of links such as NVLink. Each
+layer does it twice. Networks between machines take several times as long."""
+
 DRAFTERS_MAX: Final = 64
 """Most drafters for one verifier that are tried."""
 
@@ -37,12 +41,19 @@ class Load(NamedTuple):
 
 
 class Engine(NamedTuple):
-    """A model on a device."""
+    """A model on a device, or divided over several of a kind."""
 
     shape: Shape
     device: Device
     number_bytes: float = 2.0
     """Bytes of a weight."""
+    num_devices: int = 1
+    """Each has a part of the weights, and of the heads' keys and values."""
+
+    @property
+    def devices(self) -> str:
+        """What they are called."""
+        return self.device.name if self.num_devices == 1 else f"{self.num_devices} x {self.device.name}"
 
     def memory_bytes(self, load: Load) -> float:
         """Of weights, keys and values."""
@@ -51,29 +62,36 @@ class Engine(NamedTuple):
 
     def room(self) -> float:
         """Bytes that these may take."""
-        return self.device.gib * 2**30 * MEMORY_IN_USE
+        return self.num_devices * self.device.gib * 2**30 * MEMORY_IN_USE
 
     def check_room(self, load: Load) -> None:
-        """Raises NoRoomError if they take more."""
+        """Raises NoRoomError if they take more, or if the heads do not divide."""
+        if self.shape.num_kv_heads % self.num_devices:
+            raise NoRoomError(
+                f"{self.shape.name} has {self.shape.num_kv_heads} key-value heads, which do not divide over "
+                f"{self.num_devices} devices; take a number that divides them"
+            )
         needed, room = self.memory_bytes(load), self.room()
         if needed > room:
             kv_tokens = max(0.0, room - self.shape.weight_bytes(self.number_bytes)) / self.shape.kv_bytes_per_token
             raise NoRoomError(
                 f"{self.shape.name} needs {needed / 2**30:.1f} GiB for weights and {load.num_sessions} sessions of "
-                f"{load.num_context_tokens} tokens, and {self.device.name} has {room / 2**30:.1f}: room for "
-                f"{int(kv_tokens)} tokens in all; take a larger device, fewer bytes per weight, or less load"
+                f"{load.num_context_tokens} tokens, and {self.devices} has {room / 2**30:.1f}: room for "
+                f"{int(kv_tokens)} tokens in all; take a larger device, more of them, smaller weights, or less load"
             )
 
     def step_seconds(self, load: Load, tokens_per_session: float = 1.0) -> float:
         """One step in which each session has so many tokens.
 
         Weights, keys and values are read once; each token costs two operations a weight, or one a number of the cache.
+        Several devices share both, and add up twice a layer.
         """
         num_tokens = load.num_sessions * tokens_per_session
         kv_numbers = load.num_context_tokens * self.shape.kv_bytes_per_token / 2
         reading = self.memory_bytes(load) / (self.device.gb_per_s * 1e9)
         computing = num_tokens * 2 * (self.shape.num_parameters + kv_numbers) / (self.device.tflops * 1e12)
-        return max(reading, computing) * OVER_THE_FLOOR
+        adding = 2 * self.shape.num_layers * ALL_REDUCE_SECONDS if self.num_devices > 1 else 0.0
+        return max(reading, computing) / self.num_devices * OVER_THE_FLOOR + adding
 
 
 class Way(NamedTuple):
@@ -135,7 +153,7 @@ def forecast(
     verify = target.step_seconds(load, 1.0 + lookahead)
 
     def way(name: str, num_drafters: int, seconds: float) -> Way:
-        usd = _usd_per_million(prices, num_drafters, load.num_sessions / seconds)
+        usd = _usd_per_million(prices, target.num_devices, num_drafters, load.num_sessions / seconds)
         return Way(name, num_drafters, seconds, alone / seconds, usd)
 
     def apart(num_drafters: int) -> float:
@@ -178,7 +196,8 @@ def _fewest(load: Load, draft: Engine) -> int:
 
 
 def _together(target: Engine, draft: Engine, load: Load, acceptance: float) -> float:
-    """Seconds per token of drafting and verifying in turn on the target's device; infinite if there is no room."""
+    """Seconds per token of drafting and verifying in turn on the target's devices, the draft on one of them; infinite
+    if there is no room."""
     drafting = draft._replace(device=target.device)
     if target.memory_bytes(load) + drafting.memory_bytes(load) > target.room():
         return float("inf")
@@ -190,8 +209,8 @@ def _together(target: Engine, draft: Engine, load: Load, acceptance: float) -> f
     )
 
 
-def _usd_per_million(prices: Prices, num_drafters: int, tokens_per_second: float) -> float | None:
+def _usd_per_million(prices: Prices, num_targets: int, num_drafters: int, tokens_per_second: float) -> float | None:
     if prices.target is None or (num_drafters and prices.draft is None):
         return None
-    per_hour = prices.target + num_drafters * (prices.draft or 0.0)
+    per_hour = num_targets * prices.target + num_drafters * (prices.draft or 0.0)
     return per_hour / 3600.0 / tokens_per_second * 1e6 if tokens_per_second else None

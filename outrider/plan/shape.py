@@ -49,6 +49,8 @@ SHAPES: Final[Mapping[str, Shape]] = {
         Shape("llama-3.2-3b", 3.21e9, 28, 8, 128),
         Shape("llama-3.1-8b", 8.03e9, 32, 8, 128),
         Shape("llama-3.1-70b", 70.6e9, 80, 8, 128),
+        Shape("llama-3.1-405b", 405.9e9, 126, 8, 128),
+        Shape("mistral-large-2", 122.6e9, 88, 8, 128),
     )
 }
 """Published models that are often served, by the figures of their cards and configurations."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -55,6 +56,37 @@ def default_compile_cache() -> Path:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider"
     except RuntimeError:
         return Path("/nonexistent/outrider")
+
+
+class Place(NamedTuple):
+    """Where a process stands among the ranks of one model, by torchrun's variables."""
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+    """Among those on its machine."""
+    num_local_ranks: int
+
+    def variables(self) -> dict[str, str]:
+        """What says so to a process."""
+        return dict(zip(_PLACE_VARIABLES, map(str, self), strict=True))
+
+
+_PLACE_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+def place() -> Place | None:
+    """Where torchrun put this process; None if it is no rank of anybody's. Raises ValueError for what is no number."""
+    found = [os.environ.get(name) for name in _PLACE_VARIABLES]
+    return None if None in found else Place(*(int(number or "") for number in found))
+
+
+def keep_ranks_on_loopback() -> None:
+    """Has the sockets by which ranks find one another listen on this machine's own interface alone, unless the
+    operator's variables name another."""
+    loopback = "lo" if sys.platform == "linux" else "lo0"
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, loopback)
 
 
 class WorkerConfig(Settings):
@@ -137,6 +169,11 @@ class WorkerConfig(Settings):
     drain_seconds: float = Field(
         20.0, ge=0, le=DRAIN_SECONDS_MAX, description="after SIGTERM: time that running sessions get to finish"
     )
+
+    @property
+    def num_ranks(self) -> int:
+        """Over how many devices the model is divided."""
+        return 1
 
     def problems(self) -> Iterator[Problem]:
         """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""

@@ -33,7 +33,11 @@ def take_up(
         return None
     if package is not None and _hindered(config, cache_problem(config.compile_cache)):
         package = None
-    if engine.device.type == "cpu" and config.attention_backend in (AUTO, NativeAttention.name):
+    if (
+        engine.device.type == "cpu"
+        and config.num_ranks == 1
+        and config.attention_backend in (AUTO, NativeAttention.name)
+    ):
         use_native(engine, config.compile_cache)
     self_check.check(engine, reference)
     return package
@@ -73,7 +77,9 @@ def compiles(config: WorkerConfig, device: torch.device) -> bool:
     if config.compile == "off":
         return False
     problem = compiler_problem(device)
-    if device.type == "cpu" and config.attention_backend not in (AUTO, NativeAttention.name):
+    if config.num_ranks > 1:
+        problem = "over several devices a forward pass runs operator by operator"
+    elif device.type == "cpu" and config.attention_backend not in (AUTO, NativeAttention.name):
         problem = f"a compiled forward pass on a CPU attends by native, not by {config.attention_backend}"
     return not _hindered(config, problem)
 

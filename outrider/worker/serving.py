@@ -106,6 +106,8 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
         compiling.cancel()
         await asyncio.gather(compiling, return_exceptions=True)
         device.stop()
+        if loaded.ranks is not None:
+            loaded.ranks.dismiss()
 
 
 async def loaded_model(config: WorkerConfig) -> LoadedModel:

@@ -10,27 +10,25 @@ from pathlib import Path
 import structlog
 import torch
 import transformers
-from transformers import PreTrainedModel
 
 from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer
 from outrider.core.protocol.vocabulary import vocabulary_sha256
-from outrider.engine import native
-from outrider.engine.attention.interface import ModelFacts, model_facts
-from outrider.engine.attention.native import NativeAttention
 from outrider.engine.engine import Engine
-from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.load import self_check
 from outrider.engine.load.checkpoint import weights_sha256
-from outrider.engine.load.folder import check_folder, eos_token_ids, load_weights, resolve_folder
+from outrider.engine.load.division import check_division
+from outrider.engine.load.folder import check_folder, eos_token_ids, resolve_folder
 from outrider.engine.load.identity import model_name, model_sha256
-from outrider.engine.load.positions import check_positions
 from outrider.engine.load.tokenizer import portable_tokenizer
+from outrider.engine.parallel.ranks import Ranks
+from outrider.worker.building import build
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
 from outrider.worker.forward_pass import compiles, take_up, warm_up
-from outrider.worker.memory import Demand, kv_bytes, limit_bytes, room_bytes
+from outrider.worker.joining import device_of, join, threads_of
+from outrider.worker.memory import limit_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +41,8 @@ class LoadedModel:
     tokenizer: PortableTokenizer
     package: Path | None = None
     """Where the compiled forward pass is still to be made; None if it is in use, or not wanted, or not possible."""
+    ranks: Ranks | None = None
+    """Of a model over several devices, of which this process has the first; they are dismissed at the end."""
 
 
 def load(config: WorkerConfig) -> LoadedModel:
@@ -53,39 +53,26 @@ def load(config: WorkerConfig) -> LoadedModel:
     log = structlog.get_logger()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(config.num_threads)
-    device = _device(config.device)
+    torch.set_num_threads(threads_of(config))
+    device = _device(config.device) if config.num_ranks == 1 else device_of(config)
     folder = resolve_folder(config.model)
     name = model_name(folder)
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     log.info("loading model", model=name, megabytes=round(num_bytes / 1e6, 1), device=str(device))
     started = time.monotonic()
     check_folder(folder)
+    if config.num_ranks > 1:
+        check_division(folder, config.num_ranks)
     tokenizer = portable_tokenizer(folder)
-    model = load_weights(folder, device=device, dtype=config.dtype)
-    weights = weights_sha256(folder)
-    check_positions(model)
-    text_config = model.config.get_text_config()
-    max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
-    facts = model_facts(model)
-    reference = self_check.reference(model, facts.layers, max_context)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    end_tokens = eos_token_ids(model)
     compiled = compiles(config, device)
-    weight_bytes = _weight_bytes(model, packed=device.type == "cpu")
-    if config.attention_backend == NativeAttention.name and device.type == "cpu":
-        native.load(config.compile_cache)
-    engine = Engine(
-        model,
-        max_sessions=config.max_sessions,
-        max_context=max_context,
-        kv_tokens=_kv_tokens(config, facts, max_context, weight_bytes),
-        compiled=compiled and device.type != "cpu",
-        pad_tokens=config.pad_tokens,
-        attention=config.attention_backend,
-    )
+    graphs = compiled and device.type != "cpu"
+    ranks = join(config) if config.num_ranks > 1 else None
+    engine, model, reference, num_parameters, weight_bytes = build(config, folder, device, graphs=graphs, ranks=ranks)
+    weights = weights_sha256(folder)
+    text_config = model.config.get_text_config()
+    end_tokens = eos_token_ids(model)
     package = None
-    if compiled and device.type != "cpu":
+    if graphs:
         warm_up(engine, config.compile)
     elif compiled:
         package = package_path(config.compile_cache, folder, weights, str(engine.dtype).removeprefix("torch."))
@@ -111,7 +98,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         vocab_size=engine.vocab_size,
         tokenizer_sha256=vocabulary_sha256(tokenizer.json),
         eos_token_ids=end_tokens,
-        max_context=max_context,
+        max_context=engine.max_context,
         max_sessions=config.max_sessions,
         num_parameters=num_parameters,
         dtype=str(engine.dtype).removeprefix("torch."),
@@ -123,7 +110,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         kv_cache_bytes=kv_cache,
         batch_invariant=engine.batch_invariant,
     )
-    return LoadedModel(engine, info, folder, tokenizer, package)
+    return LoadedModel(engine, info, folder, tokenizer, package, ranks)
 
 
 def report(engine: Engine) -> None:
@@ -135,20 +122,6 @@ def report(engine: Engine) -> None:
         logits_depend_on_batch=depends,
         batch_invariant=engine.batch_invariant,
     )
-
-
-def _weight_bytes(model: PreTrainedModel, *, packed: bool) -> int:
-    """What the weights take; twice that where the native operators have them `packed`, too."""
-    num_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    return 2 * num_bytes if packed else num_bytes
-
-
-def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int, weight_bytes: int) -> int:
-    """For how many tokens there shall be keys and values."""
-    bytes_per_token = facts.kv_bytes_per_token
-    session = (max_context + TREE_CELLS_MAX) * bytes_per_token
-    room = room_bytes(facts.device, weight_bytes, config.memory_share)
-    return kv_bytes(config.kv_memory, room, Demand(session, config.max_sessions * session)) // bytes_per_token
 
 
 def _device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ import torch
 
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.schedule.admission import Admission
-from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.engine import Engine, OutOfStepError, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Sampler
 from outrider.worker.engine_memory import EngineMemory
@@ -47,11 +47,12 @@ class StepRunner:
     def attempt(self, compute: Callable[[], Outcome], session_ids: Sequence[str]) -> Outcome | None:
         """What `compute` returns, or None if it fails; then the log says so of a session that was alone.
 
-        Raises torch.AcceleratorError: then the device is beyond repair for this process.
+        Raises torch.AcceleratorError and OutOfStepError: then the device, or the model, is beyond repair for this
+        process.
         """
         try:
             return compute()
-        except torch.AcceleratorError:
+        except (torch.AcceleratorError, OutOfStepError):
             raise
         except Exception as error:
             if len(session_ids) == 1:

@@ -62,7 +62,7 @@ _ENGINE_FLOORS = (
     ("jobs",),
     ("batch",),
     ("attention",),
-    ("compile", "sample"),
+    ("compile", "sample", "parallel"),
     ("model",),
     ("",),
     ("load", "device_thread"),

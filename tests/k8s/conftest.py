@@ -54,6 +54,9 @@ COMBINATIONS: tuple[Combination, ...] = (
     ("overlays/gpu", ("models-image", "dra", "monitoring", "autoscaling", "gateway", "inference-pool")),
     ("overlays/a100-t4", (*_PRODUCTION, *_ON_TOP)),
     ("overlays/mig", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/multi-gpu", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/multi-gpu", ("models-image",)),
+    ("overlays/multi-host", ("isolation", "monitoring", "gateway")),
     ("overlays/production", _ON_TOP),
     ("overlays/production", ("models-image",)),
     ("overlays/production", ("dra", *_ON_TOP)),
@@ -84,9 +87,20 @@ class Manifests:
             if found["kind"] == kind
         }
 
+    def deployments(self) -> set[str]:
+        """The names of all deployments, and of all groups of pods that stand in the place of one."""
+        return {*self.named("Deployment"), *self.named("LeaderWorkerSet")}
+
     def deployment(self, name: str) -> dict[str, Any]:
-        """A deployment's specification."""
-        return self.named("Deployment")[name]["spec"]
+        """A deployment's specification; of a group in its place that of the leaders, whom its Service selects."""
+        if name in self.named("Deployment"):
+            return self.named("Deployment")[name]["spec"]
+        group = self.group(name)
+        return {**group, "template": group["leaderWorkerTemplate"]["leaderTemplate"]}
+
+    def group(self, name: str) -> dict[str, Any]:
+        """The specification of groups of pods that are one worker each."""
+        return self.named("LeaderWorkerSet")[name]["spec"]
 
     def pod(self, name: str) -> dict[str, Any]:
         """The specification of a deployment's pods."""
@@ -103,7 +117,10 @@ class Manifests:
 
     def templates(self) -> Iterator[dict[str, Any]]:
         """The pod templates of all workloads, jobs too."""
-        return (found["spec"]["template"] for found in self.objects if "template" in found.get("spec", {}))
+        for found in self.objects:
+            specification = found.get("spec", {})
+            for holder in (specification, specification.get("leaderWorkerTemplate", {})):
+                yield from (holder[key] for key in ("template", "leaderTemplate", "workerTemplate") if key in holder)
 
     def secrets(self) -> set[str]:
         """The names of all secrets that pods mount."""
@@ -116,7 +133,8 @@ def components_of(overlay: str) -> list[str]:
     if overlay == BASE:
         return []
     written = yaml.safe_load((K8S / overlay / "kustomization.yaml").read_text())
-    below = [os.path.normpath(Path(overlay, resource)) for resource in written["resources"]]
+    found = [os.path.normpath(Path(overlay, resource)) for resource in written["resources"]]
+    below = [resource for resource in found if (K8S / resource).is_dir()]
     own = [Path(component).name for component in written.get("components", ())]
     return [*(component for each in below for component in components_of(each)), *own]
 

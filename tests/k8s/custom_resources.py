@@ -2,8 +2,8 @@
 
 Each is written by us after the documentation of who defines the resource: cert-manager 1.17 (cert-manager.io/v1), the
 Prometheus operator 0.80 (monitoring.coreos.com/v1), KEDA 2.16 (keda.sh/v1alpha1), Gateway API 1.4
-(gateway.networking.k8s.io/v1) and its Inference Extension 1.0 (inference.networking.k8s.io/v1). A field that we begin
-to use is added here.
+(gateway.networking.k8s.io/v1), its Inference Extension 1.0 (inference.networking.k8s.io/v1) and LeaderWorkerSet 0.7
+(leaderworkerset.x-k8s.io/v1), whose pods are Kubernetes' own. A field that we begin to use is added here.
 """
 
 from __future__ import annotations
@@ -170,6 +170,25 @@ INFERENCE_POOL = fields(
     }
 )
 
+POD_TEMPLATE: Schema = {"$ref": "https://kubernetes.io/api/_definitions.json#/$defs/io.k8s.api.core.v1.PodTemplateSpec"}
+"""In Kubernetes' own definitions, which the validator brings."""
+COUNT: Schema = {"type": "integer", "minimum": 0}
+LEADER_WORKER_SET = fields(
+    {
+        "replicas": COUNT,
+        "leaderWorkerTemplate": fields(
+            {"size": {"type": "integer", "minimum": 1}, "workerTemplate": POD_TEMPLATE},
+            leaderTemplate=POD_TEMPLATE,
+            restartPolicy=one_of("RecreateGroupOnPodRestart", "None"),
+        ),
+    },
+    rolloutStrategy=fields(
+        {"type": one_of("RollingUpdate")},
+        rollingUpdateConfiguration=fields({}, maxSurge=COUNT, maxUnavailable=COUNT),
+    ),
+    startupPolicy=one_of("LeaderCreated", "LeaderReady"),
+)
+
 METADATA = fields({"name": NAME, "labels": LABELS})
 
 SPECIFICATIONS: dict[tuple[str, str], Schema] = {
@@ -180,6 +199,7 @@ SPECIFICATIONS: dict[tuple[str, str], Schema] = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTE,
     ("inference.networking.k8s.io/v1", "InferencePool"): INFERENCE_POOL,
     ("keda.sh/v1alpha1", "ScaledObject"): SCALED_OBJECT,
+    ("leaderworkerset.x-k8s.io/v1", "LeaderWorkerSet"): LEADER_WORKER_SET,
     ("monitoring.coreos.com/v1", "PodMonitor"): POD_MONITOR,
     ("monitoring.coreos.com/v1", "PrometheusRule"): PROMETHEUS_RULE,
 }

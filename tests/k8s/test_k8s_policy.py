@@ -36,6 +36,9 @@ HTTP_PORT = parse_address(CoordinatorConfig.model_fields["http"].default).port
 METRICS_PORT = 9464
 """Where workers answer scrapers."""
 
+RANKS = json.dumps({"podSelector": {"matchLabels": {"app.kubernetes.io/component": "verify"}}})
+"""The ranks of a target over several hosts, which call one another."""
+
 HEALTH_SERVICES = {
     "coordinator": generation_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name,
     "draft": draft_pb2.DESCRIPTOR.services_by_name["DraftService"].full_name,
@@ -61,7 +64,7 @@ def selected(selector: dict[str, Any], manifests: Manifests) -> set[str]:
     expressions = selector.get("matchExpressions", [])
     assert all(expression["operator"] == "In" for expression in expressions)
     found: set[str] = set()
-    for name in manifests.named("Deployment"):
+    for name in manifests.deployments():
         labels = manifests.deployment(name)["template"]["metadata"]["labels"]
         if selector.get("matchLabels", {}).items() <= labels.items() and all(
             labels.get(expression["key"]) in expression["values"] for expression in expressions
@@ -71,7 +74,8 @@ def selected(selector: dict[str, Any], manifests: Manifests) -> set[str]:
 
 
 def test_each_service_has_its_objects(manifests: Manifests) -> None:
-    for kind in ("Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"):
+    assert manifests.deployments() == PORTS.keys()
+    for kind in ("Service", "ServiceAccount", "PodDisruptionBudget"):
         assert manifests.named(kind).keys() == PORTS.keys()
     for found in manifests.objects:
         assert "namespace" not in found["metadata"]
@@ -80,7 +84,8 @@ def test_each_service_has_its_objects(manifests: Manifests) -> None:
 
 def test_selectors_select_what_they_are_for(manifests: Manifests) -> None:
     for name in PORTS:
-        assert selected(manifests.deployment(name)["selector"], manifests) == {name}
+        if name in manifests.named("Deployment"):
+            assert selected(manifests.deployment(name)["selector"], manifests) == {name}
         assert selected({"matchLabels": manifests.named("Service")[name]["spec"]["selector"]}, manifests) == {name}
         budget = manifests.named("PodDisruptionBudget")[name]["spec"]
         assert selected(budget["selector"], manifests) == {name}
@@ -134,7 +139,8 @@ def test_a_pod_calls_dns_the_collector_and_the_coordinator_its_workers(manifests
         assert all(ports == {("UDP", 53), ("TCP", 53)} for ports in dns.values())
         collector = {peer: ports for peer, ports in found.items() if "otel-collector" in peer}
         assert list(collector.values()) == [{("TCP", COLLECTOR_PORT)}]
-        assert found.keys() == workers.keys() | dns.keys() | collector.keys()
+        ranks = {RANKS} if name in manifests.named("LeaderWorkerSet") else set[str]()
+        assert found.keys() == workers.keys() | dns.keys() | collector.keys() | ranks
 
 
 def test_the_guide_sends_telemetry_where_the_policy_lets_it_go(repository: Path) -> None:
@@ -246,7 +252,8 @@ def test_only_the_temporary_folder_is_writable(manifests: Manifests) -> None:
         volumes = {volume["name"]: volume for volume in manifests.pod(name)["volumes"]}
         mounts = manifests.container(name)["volumeMounts"]
         assert volumes.keys() == {mount["name"] for mount in mounts}
-        assert {mount["mountPath"] for mount in mounts if not mount.get("readOnly")} == {"/tmp"}
+        shared = {"/dev/shm"} if "OUTRIDER_TENSOR_PARALLEL" in manifests.environment(name) else set[str]()
+        assert {mount["mountPath"] for mount in mounts if not mount.get("readOnly")} == {"/tmp", *shared}
         assert volumes["tmp"]["emptyDir"]["sizeLimit"]
         for volume in volumes.values():
             if claim := volume.get("persistentVolumeClaim"):

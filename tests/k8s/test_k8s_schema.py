@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import kubernetes_validate
 import pytest
+from referencing import Registry, Resource
 
 from .custom_resources import SPECIFICATIONS, schema_of
 
@@ -40,8 +41,10 @@ def kind_of(found: dict[str, Any]) -> tuple[str, str]:
 
 @functools.cache
 def validator(kind: tuple[str, str]) -> jsonschema.Draft202012Validator:
-    """What checks objects of a custom resource."""
-    return jsonschema.Draft202012Validator(schema_of(*kind))
+    """What checks objects of a custom resource; pods in it by the definitions of the oldest release."""
+    name = f"kubernetes-json-schema/v{VERSIONS[0]}.0-local-strict/_definitions.json"
+    definitions = Resource.from_contents(kubernetes_validate.utils.schema_contents(name, VERSIONS[0]))
+    return jsonschema.Draft202012Validator(schema_of(*kind), registry=definitions @ Registry())
 
 
 @functools.cache
@@ -76,7 +79,7 @@ def places(found: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str |
     """The path of each field of a JSON value that holds no free text or labels."""
     if isinstance(found, dict):
         for key, value in found.items():
-            if key not in ("labels", "annotations", "matchLabels"):
+            if key not in ("labels", "annotations", "matchLabels", "nodeSelector", "requests", "limits"):
                 yield (*path, key)
                 yield from places(value, (*path, key))
     elif isinstance(found, list):
@@ -96,7 +99,7 @@ def misspell(holder: dict[str, Any], key: str) -> None:
 
 def mistype(holder: dict[str, Any], key: str) -> None:
     """A value of a type that no field has."""
-    holder[key] = 0.5
+    holder[key] = [0.5]
 
 
 @pytest.mark.parametrize("spoil", [misspell, mistype])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from outrider.cli.__main__ import app
 from outrider.core.protocol.errors import OutriderError
 from outrider.plan.device import DEVICES, UnknownDeviceError, parse_device
-from outrider.plan.forecast import OVER_THE_FLOOR, Engine, Load, NoRoomError, Prices, forecast
+from outrider.plan.forecast import ALL_REDUCE_SECONDS, OVER_THE_FLOOR, Engine, Load, NoRoomError, Prices, forecast
 from outrider.plan.shape import SHAPES, UnknownShapeError, parse_shape
 
 LARGE = Engine(SHAPES["llama-3.1-70b"], DEVICES["h200"], 1.0)
@@ -80,6 +81,36 @@ def test_tokens_are_priced_where_prices_are_told() -> None:
     assert apart.usd_per_million == pytest.approx(dollars_per_second * apart.seconds_per_token / 2 * 1e6)
     untold = forecast(LARGE, SMALL, Load(2, 64), acceptance=0.8, delay_seconds=0.0, prices=Prices(3.6))
     assert [way.usd_per_million is None for way in untold.ways] == [False, False, True]
+
+
+def test_several_devices_share_weights_reading_and_price() -> None:
+    load = Load(2, 4096)
+    four = LARGE._replace(device=DEVICES["h100"], number_bytes=2.0, num_devices=4)
+    with pytest.raises(NoRoomError, match="and h100 has"):
+        four._replace(num_devices=1).check_room(load)
+    four.check_room(load)
+    with pytest.raises(NoRoomError, match="8 key-value heads, which do not divide over 3 devices"):
+        four._replace(num_devices=3).check_room(load)
+    adding = 2 * four.shape.num_layers * ALL_REDUCE_SECONDS
+    assert four.step_seconds(load) == pytest.approx(four._replace(num_devices=1).step_seconds(load) / 4 + adding)
+    found = forecast(four, SMALL, load, acceptance=0.8, delay_seconds=0.0, prices=Prices(3.6, 0.36))
+    alone = found.ways[0]
+    assert alone.usd_per_million == pytest.approx(4 * 1e-3 * alone.seconds_per_token / 2 * 1e6)
+
+
+def test_the_page_says_which_targets_fit_which_devices() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    heading = re.findall(r"(\d) \N{MULTIPLICATION SIGN} (\w+) \|", page)
+    rows = re.findall(r"^\| `([\w.-]+)` \| (\d+) GB \| (.*) \|$", page, flags=re.M)
+    assert len(heading) == 8
+    assert len(rows) == 6
+    for name, gigabytes, cells in rows:
+        shape = SHAPES[name]
+        assert int(gigabytes) == round(shape.weight_bytes(2.0) / 1e9)
+        for (num_devices, device), cell in zip(heading, cells.split(" | "), strict=True):
+            target = Engine(shape, DEVICES[device], num_devices=int(num_devices))
+            kv_tokens = (target.room() - shape.weight_bytes(2.0)) / shape.kv_bytes_per_token
+            assert cell == (f"{int(kv_tokens / 1000)} k" if kv_tokens > 0 else "-")
 
 
 def test_shapes_are_read_from_folders() -> None:

@@ -1,0 +1,91 @@
+"""From a checked folder to an engine, by the same passes on every rank of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from outrider.engine import native
+from outrider.engine.attention.interface import ModelFacts, model_facts
+from outrider.engine.attention.native import NativeAttention
+from outrider.engine.engine import Engine
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
+from outrider.engine.load import self_check
+from outrider.engine.load.division import divide
+from outrider.engine.load.folder import load_weights
+from outrider.engine.load.positions import check_positions
+from outrider.engine.parallel.ranks import Ranks
+from outrider.worker.config import WorkerConfig
+from outrider.worker.joining import place_of
+from outrider.worker.memory import Demand, kv_bytes, room_bytes
+
+
+class Built(NamedTuple):
+    """An engine, and what it was built of."""
+
+    engine: Engine
+    model: PreTrainedModel
+    reference: list[self_check.Passage]
+    """What transformers says of some passages."""
+    num_parameters: int
+    """Of the whole model."""
+    weight_bytes: int
+    """That this process holds."""
+
+
+def build(
+    config: WorkerConfig, folder: Path, device: torch.device, *, graphs: bool, ranks: Ranks | None = None
+) -> Built:
+    """Loads the weights of a folder, or this rank's part of them, and builds an engine over them.
+
+    All `ranks` call it at a time: whatever runs the model here runs on all of them. With `graphs` small steps are
+    compiled. Raises UnsupportedModelError.
+    """
+    if ranks is None:
+        model = load_weights(folder, device=device, dtype=config.dtype)
+    else:  # what a CPU has of weights are pages of their files until they are cut
+        model = divide(load_weights(folder, device=torch.device("cpu"), dtype=config.dtype), device, ranks.num_ranks)
+    check_positions(model)
+    text_config = model.config.get_text_config()
+    max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
+    facts = model_facts(model)
+    reference = self_check.reference(model, facts.layers, max_context)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    on_cpu = device.type == "cpu"
+    weight_bytes = sum(_own(parameter).nbytes for parameter in model.parameters())
+    if on_cpu and ranks is None:
+        weight_bytes *= 2  # the native operators have them packed, too
+    if on_cpu and config.attention_backend == NativeAttention.name:
+        native.load(config.compile_cache)
+    kv_tokens = _kv_tokens(config, facts, max_context, weight_bytes)
+    engine = Engine(
+        model,
+        max_sessions=config.max_sessions,
+        max_context=max_context,
+        kv_tokens=kv_tokens if ranks is None else ranks.smallest(kv_tokens),
+        compiled=graphs,
+        pad_tokens=config.pad_tokens,
+        attention=config.attention_backend,
+        announce=None if ranks is None else ranks.announce,
+    )
+    if ranks is not None:
+        ranks.loaded()
+    return Built(engine, model, reference, num_parameters, weight_bytes)
+
+
+def _own(parameter: Tensor) -> Tensor:
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
+
+
+def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int, weight_bytes: int) -> int:
+    """For how many tokens there shall be keys and values."""
+    bytes_per_token = facts.kv_bytes_per_token
+    session = (max_context + TREE_CELLS_MAX) * bytes_per_token
+    num_local = place_of(config).num_local_ranks
+    room = room_bytes(facts.device, weight_bytes * num_local, config.memory_share / num_local)
+    return kv_bytes(config.kv_memory, room, Demand(session, config.max_sessions * session)) // bytes_per_token

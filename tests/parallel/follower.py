@@ -1,0 +1,20 @@
+"""`python -m tests.parallel.follower PORT FOLDER...`: rank 1 of 2, which follows over one model after the other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from outrider.engine.parallel.ranks import Ranks
+from outrider.worker.building import build
+from tests.parallel.divided import CPU, NUM_RANKS, divided
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    store = dist.TCPStore("127.0.0.1", int(sys.argv[1]))
+    ranks = Ranks(1, NUM_RANKS, CPU, store)
+    for folder in sys.argv[2:]:
+        build(divided(folder), Path(folder), CPU, graphs=False, ranks=ranks).engine.follow(ranks.steps())
