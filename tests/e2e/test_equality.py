@@ -22,7 +22,7 @@ from tests.e2e.answers import ask, ask_all
 from tests.e2e.stack import MODELS, Stack, bundled, load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build
 
-NUM_PROMPTS = 6
+NUM_PROMPTS = 4
 NUM_TOKENS = 80
 SAMPLED = SamplingParams(
     temperature=0.8,

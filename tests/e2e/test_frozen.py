@@ -62,16 +62,20 @@ async def test_a_verifier_that_is_stopped_is_left_and_used_again_when_it_goes_on
         await running.until_serving(address, other.address)
 
 
-async def test_a_drafter_that_is_stopped_is_left(folder: Path) -> None:
+async def test_a_drafter_that_is_stopped_costs_only_speed_and_is_left(folder: Path) -> None:
+    """Whether its coordinator takes notice of its silence or not, and whether that comes in mid-stream or before."""
     async with (
         worker(load_tiny(folder)) as verify,
         worker_process("draft_service", folder) as (process, address),
         coordinator(verify.address, address, silence_seconds=SILENCE_SECONDS) as running,
+        coordinator(verify.address, address) as trusting,
     ):
-        await running.until_serving(verify.address, address)
+        for each in (running, trusting):
+            await each.until_serving(verify.address, address)
         expected = await ask(running.client, PROMPT, **LONG, speculate=False)
         answer = await until_stopped(running, process)
         assert answer.token_ids == expected.token_ids
+        assert (await ask(trusting.client, PROMPT, **LONG)).token_ids == expected.token_ids
         process.send_signal(signal.SIGCONT)
 
 

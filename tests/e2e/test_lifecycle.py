@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -120,19 +119,6 @@ async def test_a_drafter_killed_midway_costs_only_speed_until_it_comes_back(
             await running.until(lambda workers: workers.draft is not None)
             answer = await ask(running.client, PROMPT, max_tokens=8)
             assert answer.finished.mode is GenerationMode.SPECULATIVE
-
-
-async def test_a_drafter_that_freezes_costs_only_speed(folders: tuple[Path, Path]) -> None:
-    arguments = {"max_tokens": 250, "ignore_eos": True, "sampling": SAMPLED}
-    async with (
-        worker(load_tiny(folders[0])) as verify,
-        draft_process(folders[1]) as (process, address),
-        coordinator(verify.address, address) as running,
-    ):
-        expected = (await ask(running.client, PROMPT, **arguments, speculate=False)).token_ids
-        process.send_signal(signal.SIGSTOP)
-        answer = await ask(running.client, PROMPT, **arguments)
-        assert answer.token_ids == expected
 
 
 async def test_a_verifier_lost_midway_ends_the_call_with_words(folders: tuple[Path, Path]) -> None:

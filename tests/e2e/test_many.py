@@ -27,7 +27,7 @@ from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_t
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
 NUM_REQUESTS = 64
-NUM_SESSIONS = 500
+NUM_SESSIONS = 250
 NUM_CLIENTS = 48
 """More than the small verifier can hold and keep waiting together."""
 MAX_QUEUE = 12

@@ -13,7 +13,7 @@ from outrider.core.protocol.sampling import SamplingParams
 from tests.e2e.answers import ask
 from tests.e2e.stack import bundled, coordinator, worker
 
-PROMPTS = ("import os\n\n\ndef walk(", "class Queue:\n    def __init__(self, maxsize=0):\n", "def dumps(obj, *,")
+PROMPTS = ("import os\n\n\ndef walk(", "class Queue:\n    def __init__(self, maxsize=0):\n")
 SAMPLINGS = (SamplingParams(), SamplingParams(temperature=0.8, seed=5))
 TURNS_AFTER_ROUNDS = 7
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -169,18 +170,17 @@ async def test_a_drafter_that_is_terminated_is_drained(folders: tuple[Path, Path
         assert await process.wait() == 0
 
 
-async def until_killed(running: Stack, process: asyncio.subprocess.Process) -> Answer:
-    """A long generation in whose midst a process is killed."""
+async def until_lost(running: Stack, lose: Callable[[], Awaitable[object]]) -> Answer:
+    """A long generation in whose midst somebody is lost."""
     rounds: list[Tokens] = []
     async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
         started = await anext(events)
         assert isinstance(started, Started)
         async for event in events:
             if isinstance(event, Tokens):
+                if not rounds:
+                    await lose()
                 rounds.append(event)
-                if process.returncode is None:
-                    process.kill()
-                    await process.wait()
     assert isinstance(event, Finished)
     return Answer(started, rounds, event)
 
@@ -211,7 +211,12 @@ async def test_a_verifier_killed_midway_costs_no_token(folders: tuple[Path, Path
         await running.until_serving(address, other.address, draft.address)
         expected = await ask(running.client, PROMPT, **LONG, speculate=False)
         seats.clear()
-        answer = await until_killed(running, process)
+
+        async def kill() -> None:
+            process.kill()
+            await process.wait()
+
+        answer = await until_lost(running, kill)
         assert_same(answer, expected)
         assert answer.finished.mode is GenerationMode.SPECULATIVE
         assert (seats[address], seats[other.address], seats[draft.address]) == (1, 1, 1)
@@ -222,31 +227,32 @@ async def test_a_verifier_killed_midway_costs_no_token(folders: tuple[Path, Path
         await draft.all_slots_free()
 
 
-async def test_a_drafter_killed_midway_is_replaced(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+async def test_a_drafter_lost_midway_is_replaced(folders: tuple[Path, Path], seats: Counter[str]) -> None:
+    """Drafters that are killed: test_lifecycle.py."""
     async with (
         worker(load_tiny(folders[0])) as verify,
-        worker_process("draft_service", folders[1]) as (process, address),
+        worker(load_tiny(folders[1]), draft=True) as first,
         worker(load_tiny(folders[1]), draft=True) as other,
-        coordinator(verify.address, f"{address},{other.address}") as running,
+        coordinator(verify.address, f"{first.address},{other.address}") as running,
     ):
-        await running.until_serving(verify.address, address, other.address)
+        await running.until_serving(verify.address, first.address, other.address)
         expected = await ask(running.client, PROMPT, **LONG, speculate=False)
         slowed(verify.loaded)
-        answer = await until_killed(running, process)
+        answer = await until_lost(running, partial(first.server.stop, None))
         assert_same(answer, expected)
         assert answer.finished.mode is GenerationMode.SPECULATIVE
         assert answer.finished.mode_reason == ""
-        assert (seats[address], seats[other.address]) == (1, 1)
+        assert (seats[first.address], seats[other.address]) == (1, 1)
         await other.all_slots_free()
 
 
 async def test_without_another_verifier_the_call_ends_with_words(folders: tuple[Path, Path]) -> None:
     async with (
-        worker_process("verify_service", folders[0]) as (process, address),
-        coordinator(f"{address},127.0.0.1:1", "") as running,
+        worker(load_tiny(folders[0])) as verify,
+        coordinator(f"{verify.address},127.0.0.1:1", "") as running,
     ):
         with pytest.raises(WorkerUnavailableError):
-            await until_killed(running, process)
+            await until_lost(running, partial(verify.server.stop, None))
 
 
 async def test_a_drafter_without_a_free_slot_is_not_waited_for(folders: tuple[Path, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from outrider.core.protocol.errors import InvalidRequestError
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.validation import PREDICTION_TOKENS_MAX
 from tests.e2e.answers import Answer, ask, ask_all
-from tests.e2e.stack import Stack, bundled, coordinator, load_tiny, save_tiny, worker, worker_process
+from tests.e2e.stack import Stack, bundled, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
 
 PROMPT = "import os\n\n\ndef walk(path, depth):\n"
@@ -114,24 +115,25 @@ async def test_a_prediction_that_is_too_long_is_refused_in_words(stack: Stack) -
         await ask(stack.client, PROMPT, prediction="one two three " * PREDICTION_TOKENS_MAX)
 
 
-async def test_another_verifier_goes_on_with_the_prediction(tmp_path: Path) -> None:
+async def test_another_verifier_goes_on_with_the_prediction(tmp_path: Path, seats: Counter[str]) -> None:
     folder = save_tiny(build("llama", layers=2), tmp_path / "target")
     wanted = arguments(SAMPLED, max_tokens=240)
     async with (
-        worker_process("verify_service", folder) as (process, address),
+        worker(load_tiny(folder)) as first,
         worker(load_tiny(folder)) as other,
-        coordinator(f"{address},{other.address}", "") as running,
+        coordinator(f"{first.address},{other.address}", "") as running,
     ):
-        await running.until_serving(address, other.address)
+        await running.until_serving(first.address, other.address)
         plain = await ask(running.client, [1, 2, 3], **wanted)
         wanted["prediction"] = plain.text
         expected = await ask(running.client, [1, 2, 3], **wanted)
         events: list[Event] = []
+        seats.clear()
         async for event in running.client.generate([1, 2, 3], **wanted):
             events.append(event)
-            if isinstance(event, Tokens) and process.returncode is None:
-                process.kill()
-                await process.wait()
+            if sum(isinstance(each, Tokens) for each in events) == 1:
+                await first.server.stop(None)
+        assert (seats[first.address], seats[other.address]) == (1, 1)
     token_ids = [token.token_id for event in events if isinstance(event, Tokens) for token in event.tokens]
     assert token_ids == expected.token_ids == plain.token_ids
     finished = events[-1]
