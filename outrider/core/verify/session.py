@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import VERIFY_PROBABILITIES, claim_bin
+from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constrained import allowed, proposer_of
 from outrider.core.propose.constraint import Constraint
@@ -84,9 +85,9 @@ class VerifyEstimates:
             self._alone = copy.deepcopy(self.curve)
         return self._alone
 
-    def restart(self, observations: Iterable[tuple[int, float]]) -> None:
-        """Forgets the time of steps but for these: numbers of tokens and seconds."""
-        self.curve.restart(observations)
+    def restart(self, observations: Iterable[tuple[int, float]], in_context: Iterable[ContextTime] = ()) -> None:
+        """Forgets the time of steps but for these; see `StepCurve.restart`."""
+        self.curve.restart(observations, in_context)
         self._alone = None
 
 
@@ -208,7 +209,7 @@ class VerifySession:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
             drafted = self.candidates._replace(overlay=None)
-            nodes = most_probable([drafted], self._curve, beside).nodes[0]
+            nodes = most_probable([drafted], self._curve.at((num_beside + 1) * len(self.line)), beside).nodes[0]
             ready_drafts = self._ready_drafts(
                 num_beside, len(nodes), self._leaf_probability(nodes), no_drafts=not nodes
             )
@@ -220,7 +221,9 @@ class VerifySession:
         self, num_beside: int, num_nodes: int, leaf_probability: float, *, no_drafts: bool
     ) -> ReadyDrafts:
         num_roots, num_later = num_beside + 1, max(num_nodes, round(self._mean_num_nodes))
-        step_now, step_later = (self._curve.seconds(num_roots + num) for num in (num_nodes, num_later))
+        step_now, step_later = (
+            self._curve.at(num_roots * len(self.line)).seconds(num_roots + num) for num in (num_nodes, num_later)
+        )
         return ReadyDrafts(no_drafts, leaf_probability, step_now, step_later)
 
     def _leaf_probability(self, nodes: Sequence[Node]) -> float:
