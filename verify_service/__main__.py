@@ -24,6 +24,7 @@ def main() -> None:
     config = VerifyConfig.from_command_line("python -m verify_service")
     set_up_logging("verify", json=not sys.stderr.isatty())
     exposed = exposition(config)
+    os.environ |= config.compiler_environment() | os.environ  # before what follows imports torch
     telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed)
     try:
         # Imported where the settings are known to be good, and torch to be installed.

@@ -72,12 +72,11 @@ class UpOptions:
         """The draft models, each of which gets `num_drafters` services."""
         return [draft for draft in (self.draft or "").split(",") if draft]
 
-    @property
-    def num_on_cpu(self) -> int:
-        """How many workers hold a model in this machine's own memory."""
+    def num_on(self, device: str) -> int:
+        """How many workers hold a model in the memory of `device`."""
         num_drafters = self.num_drafters * sum(draft != NGRAM_MODEL for draft in self.drafts)
         devices = [self.target_device] * self.num_verifiers + [self.draft_device] * num_drafters
-        return devices.count("cpu")
+        return sum(_numbered_device(each) == _numbered_device(device) for each in devices)
 
     @property
     def names(self) -> Sequence[str]:
@@ -297,9 +296,14 @@ def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
     return _worker_settings(options, draft, options.draft_device, ngram_table) | tls_settings(options.tls, "draft")
 
 
+def _numbered_device(device: str) -> str:
+    return "cuda:0" if device == "cuda" else device
+
+
 def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:
     on_cpu = device == "cpu"
-    share = {"memory_share": f"{1 / options.num_on_cpu:.3f}"} if on_cpu and options.num_on_cpu > 1 else {}
+    num_sharing = options.num_on(device)
+    share = {"memory_share": f"{1 / num_sharing:.3f}"} if num_sharing > 1 else {}
     return {
         "model": model,
         "device": device,

@@ -39,8 +39,8 @@ class RaggedModel:
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks.
 
-        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. On a CUDA device
-        they can be captured then; see `capture`.
+        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. If `facts` say
+        so, they can be captured, compiled or not; see `capture`.
 
         Raises UnsupportedModelError if the device has no room for the KV cache.
         """
@@ -61,11 +61,12 @@ class RaggedModel:
         self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
         self.forwards = [EagerForward(self.decoder)]
         self._graphs = None
+        small = self.decoder
         if compiled:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
-            if self.facts.captures and isinstance(attention, Capturable):
-                self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
+        if self.facts.captures and isinstance(attention, Capturable):
+            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
 
     @property
     def captures(self) -> bool:
@@ -87,7 +88,8 @@ class RaggedModel:
             self._use(self._native_attention(), compiled=False)
             raise
         module = exported.program.module(check_guards=False)
-        self._run_graph(lambda inputs: [module(*inputs)], batch_invariant=not exported.variant_operators)
+        invariant = not exported.variant_operators
+        self._run_graph("exported", lambda inputs: [module(*inputs)], batch_invariant=invariant)
 
     def adopt(self, package: Path) -> None:
         """From now on runs a package of this model that `compile_ahead` wrote. The native operators are loaded.
@@ -95,11 +97,11 @@ class RaggedModel:
         Raises CannotCompileError if it cannot be loaded; then it runs as before.
         """
         compiled = native.Package(package)
-        self._run_graph(compiled.run, batch_invariant=INVARIANT in compiled.metadata)
+        self._run_graph("ahead of time", compiled.run, batch_invariant=INVARIANT in compiled.metadata)
 
-    def _run_graph(self, run: Callable[[list[Tensor]], list[Tensor]], *, batch_invariant: bool) -> None:
+    def _run_graph(self, name: str, run: Callable[[list[Tensor]], list[Tensor]], *, batch_invariant: bool) -> None:
         attention = self.attention = self._native_attention()
-        self.forwards = [GraphForward(run, attention, self.cache.scratch_cell)]
+        self.forwards = [GraphForward(name, run, attention, self.cache.scratch_cell)]
         self.batch_invariant = batch_invariant
 
     def _native_attention(self) -> NativeAttention:
@@ -116,6 +118,15 @@ class RaggedModel:
         self._graphs.capture(num_tokens)
         if self._graphs not in self.forwards:
             self.forwards.insert(0, self._graphs)
+
+    @property
+    def forward_pass(self) -> str:
+        """Names of the passes in use, in the order in which a batch is offered to them."""
+        return ", ".join(forward.name for forward in self.forwards)
+
+    def run_uncompiled(self) -> None:
+        """From now on compiles nothing. Small steps can still be captured. Keys and values stay."""
+        self._use(self.attention, compiled=False)
 
     def run_eagerly(self) -> None:
         """From now on neither compiles nor replays. Keys and values stay."""

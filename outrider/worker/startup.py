@@ -31,9 +31,12 @@ from outrider.engine.load.folder import check_folder, eos_token_ids, load_weight
 from outrider.engine.load.identity import model_name, model_sha256
 from outrider.engine.load.positions import check_positions
 from outrider.engine.load.tokenizer import portable_tokenizer
+from outrider.engine.transfer import on
 from outrider.worker.compilation import cache_problem, package_path
-from outrider.worker.config import WorkerConfig
+from outrider.worker.config import AUTO_KV_MEMORY, WorkerConfig
+from outrider.worker.execution import not_taken, running, said
 from outrider.worker.memory import Demand, kv_bytes, limit_bytes, room_bytes
+from outrider.worker.step_peak import step_peak_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,16 @@ def load(config: WorkerConfig) -> LoadedModel:
 
     Raises UnsupportedModelError with what to do instead.
     """
-    log = structlog.get_logger()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(config.num_threads)
     device = _device(config.device)
+    with on(device):
+        return _load(config, device)
+
+
+def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
+    log = structlog.get_logger()
     folder = resolve_folder(config.model)
     name = model_name(folder)
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -78,18 +86,21 @@ def load(config: WorkerConfig) -> LoadedModel:
     weight_bytes = _weight_bytes(model, packed=device.type == "cpu")
     if config.attention_backend == NativeAttention.name and device.type == "cpu":
         native.load(config.compile_cache)
-    graphs = compiled and device.type != "cpu"
+    graphs = device.type != "cpu" and config.compile != "off"
     engine = Engine(
         model,
         max_sessions=config.max_sessions,
         max_context=max_context,
-        kv_tokens=_kv_tokens(config, facts, max_context, weight_bytes),
-        compiled=graphs,
+        kv_tokens=_kv_tokens(config, model, facts, max_context, weight_bytes),
+        compiled=graphs and compiled,
+        captured=graphs,
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
     )
+    not_compiled: list[str] = []
     if graphs:
-        warm_up(engine, config.compile)
+        problem = compiler_problem(device)
+        not_compiled = [*([problem] if problem else []), *warm_up(engine, config.compile)]
     package, is_adopted = None, False
     if compiled and not graphs:
         dtype = str(engine.dtype).removeprefix("torch.")
@@ -132,26 +143,40 @@ def load(config: WorkerConfig) -> LoadedModel:
         identity_sha256=model_sha256(folder, weights, tokenizer.json),
         memory_limit_bytes=memory_limit,
         kv_cache_bytes=kv_cache,
-        batch_invariant=engine.batch_invariant,
+        not_taken=tuple(not_taken(engine, facts, not_compiled)),
     )
+    info = running(info, engine)
+    log.info("runs on", **said(info))
     return LoadedModel(engine, info, folder, tokenizer, package)
 
 
-def warm_up(engine: Engine, choice: str) -> None:
-    """Compiles the engine's small steps; logs its progress. Where that fails, they run eagerly if `choice` is auto.
+def warm_up(engine: Engine, choice: str) -> list[str]:
+    """Compiles and captures the engine's small steps; logs its progress. Where that fails and `choice` is not on, they
+    are captured uncompiled, and where that fails too, they run eagerly. Returns why something failed.
 
     Raises UnsupportedModelError if it fails and `choice` is on.
     """
-    log = structlog.get_logger()
+    failures: list[str] = []
+    while True:
+        try:
+            _warm_up(engine)
+        except UnsupportedModelError as error:
+            if choice == "on":
+                raise
+            structlog.get_logger().warning("not captured" if failures else "not compiled", reason=str(error))
+            failures.append(str(error))
+            if engine.captures and len(failures) == 1:
+                engine.run_uncompiled()
+                continue
+            engine.run_eagerly()
+        return failures
+
+
+def _warm_up(engine: Engine) -> None:
     started = time.monotonic()
-    try:
-        for size in engine.warm_up():
-            log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
-    except UnsupportedModelError as error:
-        if choice == "on":
-            raise
-        log.warning("not compiled", reason=str(error))
-        engine.run_eagerly()
+    for size in engine.warm_up():
+        seconds = round(time.monotonic() - started, 1)
+        structlog.get_logger().info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=seconds)
 
 
 def use_native(engine: Engine, cache: Path) -> None:
@@ -168,7 +193,8 @@ def use_native(engine: Engine, cache: Path) -> None:
 
 def report(engine: Engine) -> None:
     """Logs what holds for the forward pass that is in use by now. Nobody else may have begun."""
-    depends = self_check.depends_on_batch(engine)
+    with on(engine.device):
+        depends = self_check.depends_on_batch(engine)
     structlog.get_logger().info(
         "forward pass",
         attention=engine.attention,
@@ -183,12 +209,16 @@ def _weight_bytes(model: PreTrainedModel, *, packed: bool) -> int:
     return 2 * num_bytes if packed else num_bytes
 
 
-def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int, weight_bytes: int) -> int:
+def _kv_tokens(
+    config: WorkerConfig, model: PreTrainedModel, facts: ModelFacts, max_context: int, weight_bytes: int
+) -> int:
     """For how many tokens there shall be keys and values."""
+    peak = step_peak_bytes(model, config.max_sessions) if config.kv_memory == AUTO_KV_MEMORY else None
+    room = room_bytes(facts.device, weight_bytes, config.memory_share)
     bytes_per_token = facts.kv_bytes_per_token
     session = (max_context + TREE_CELLS_MAX) * bytes_per_token
-    room = room_bytes(facts.device, weight_bytes, config.memory_share)
-    return kv_bytes(config.kv_memory, room, Demand(session, config.max_sessions * session)) // bytes_per_token
+    demand = Demand(session, config.max_sessions * session)
+    return kv_bytes(config.kv_memory, room, demand, peak) // bytes_per_token
 
 
 def compiles(config: WorkerConfig, device: torch.device) -> bool:
@@ -232,4 +262,6 @@ def _device(name: str) -> torch.device:
         raise UnsupportedModelError(f"{name!r} is no device; use cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedModelError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UnsupportedModelError(f"--device {name}: the last CUDA device here is cuda:{count - 1}")
     return device

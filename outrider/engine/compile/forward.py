@@ -17,6 +17,11 @@ from outrider.engine.compile.export import TOKENS_MIN
 class Forward(Protocol):
     """One way to run a packed batch through a model."""
 
+    @property
+    def name(self) -> str:
+        """What the start of a worker calls it."""
+        ...
+
     def run(self, batch: PackedBatch) -> Tensor | None:
         """Writes the batch's keys and values to the KV cache and returns the logits of its wanted rows,
         [R, vocab_size], on the model's device; they are the caller's own.
@@ -29,6 +34,8 @@ class Forward(Protocol):
 
 class EagerForward:
     """Takes every batch, operator by operator."""
+
+    name = "eager"
 
     def __init__(self, decoder: Decoder) -> None:
         self._decoder = decoder
@@ -43,9 +50,10 @@ class GraphForward:
     """Takes every batch; runs an exported graph."""
 
     def __init__(
-        self, run: Callable[[list[Tensor]], list[Tensor]], attention: NativeAttention, scratch_cell: int
+        self, name: str, run: Callable[[list[Tensor]], list[Tensor]], attention: NativeAttention, scratch_cell: int
     ) -> None:
         """`run` is the graph, operator by operator or compiled: its inputs to its output; see `Exported`."""
+        self.name = name
         self._run = run
         self._attention = attention
         self._scratch_cell = scratch_cell

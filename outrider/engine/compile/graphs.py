@@ -63,6 +63,8 @@ class CudaRecorder:
 class StepGraphs:
     """The captured forward passes of one model, one for each static size. It is a `Forward`."""
 
+    name = "graphs"
+
     def __init__(
         self,
         forward: Callable[[StaticStep], Tensor],

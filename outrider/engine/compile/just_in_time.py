@@ -41,6 +41,8 @@ def compile_decoder(decoder: Decoder) -> Decoder:
 class CompiledForward:
     """Small batches, padded to a power of two of tokens."""
 
+    name = "compiled"
+
     def __init__(self, decoder: Decoder) -> None:
         """`decoder` is what `compile_decoder` made."""
         self._decoder = decoder
