@@ -7,6 +7,8 @@ alone, so nothing is sorted: one that is dropped takes all that rank behind it a
 what `native/sampling.cpp` does on a CPU, and its bounds on rounding are the same.
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+# Triton comes with torch for GPUs alone, and launches what it compiles by an index.
 from __future__ import annotations
 
 import torch
