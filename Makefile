@@ -78,6 +78,33 @@ $(VLLM)/.installed: Makefile pyproject.toml
 test-vllm: $(VENV)/.installed $(VLLM)/.installed ## Run the draft pool in the real vLLM (twenty minutes on two cores)
 	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm/test_vllm.py $(ARGS)
 
+# Environments that differ in what the engine stands on: the oldest releases that it starts with, and the newest. COMPAT_TORCH
+# is the torch of both; where TORCH_CPU_INDEX names an index of CPU wheels, 2.11.0 can be had without CUDA's gigabytes.
+COMPAT_TORCH ?= 2.13.0
+COMPAT := build/compat-$(COMPAT_TORCH)
+COMPAT_OLDEST := transformers==5.17.0 triton==3.6.0 'numpy<2.4' # triton 3.6 interprets with no newer numpy
+COMPAT_NEWEST := transformers triton numpy
+COMPAT_TESTS := tests/engine/test_engine.py tests/engine/test_kinds.py tests/engine/test_mask.py tests/engine/test_checkpoint.py \
+  tests/engine/test_backends.py tests/engine/test_paged.py tests/engine/test_graphs.py tests/engine/test_choice.py
+
+$(COMPAT)-oldest/.installed: COMPAT_PINS = $(COMPAT_OLDEST)
+$(COMPAT)-newest/.installed: COMPAT_PINS = $(COMPAT_NEWEST)
+$(COMPAT)-%/.installed: Makefile pyproject.toml
+	python3 -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(COMPAT_TORCH) $(if $(TORCH_CPU_INDEX),--index-url $(TORCH_CPU_INDEX))
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(COMPAT_TORCH) $(COMPAT_PINS) pytest
+	$(@D)/bin/python -m pytest --collect-only --quiet tests/gpu # nothing else is there yet
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[engine]' $(COMPAT_PINS) \
+	  hypothesis pytest-asyncio pytest-timeout
+	touch $@
+
+.PHONY: compat
+compat: $(COMPAT)-oldest/.installed $(COMPAT)-newest/.installed ## Run the engine's tests on the oldest and the newest transformers and triton
+	@for which in oldest newest; do \
+	  $(COMPAT)-$$which/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|transformers|triton|numpy) ' || exit 1; \
+	  $(COMPAT)-$$which/bin/python -m pytest $(COMPAT_TESTS) $(ARGS) || exit 1; \
+	done
+
 .PHONY: test-images
 test-images: $(VENV)/.installed ## Start each service from what its Dockerfile copies and installs, without a container engine
 	OUTRIDER_TEST_IMAGES=1 $(BIN)/python -m pytest tests/k8s/test_images.py $(ARGS)
@@ -127,8 +154,8 @@ images: ## Build the container images, the workers with CUDA
 .PHONY: images-cpu
 images-cpu: ## Build them for CPU only; TORCH_CPU_INDEX names PyTorch's index of CPU wheels
 	@test -n "$(TORCH_CPU_INDEX)" || { echo "Set TORCH_CPU_INDEX to the index of CPU wheels that PyTorch's installation page names."; exit 2; }
-	docker build -f draft_service/Dockerfile -t outrider-draft:$(VERSION)-cpu --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) .
-	docker build -f verify_service/Dockerfile -t outrider-verify:$(VERSION)-cpu --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) .
+	docker build -f draft_service/Dockerfile -t outrider-draft:$(VERSION)-cpu --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) --build-arg COMPILER= .
+	docker build -f verify_service/Dockerfile -t outrider-verify:$(VERSION)-cpu --build-arg PIP_EXTRA_INDEX_URL=$(TORCH_CPU_INDEX) --build-arg COMPILER= .
 	docker build -f coordinator/Dockerfile -t outrider-coordinator:$(VERSION) .
 
 .PHONY: clean

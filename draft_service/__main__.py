@@ -26,6 +26,7 @@ def main() -> None:
     config = DraftConfig.from_command_line("python -m draft_service")
     set_up_logging("draft", json=not sys.stderr.isatty())
     exposed = exposition(config)
+    os.environ |= config.compiler_environment() | os.environ  # before what follows imports torch
     telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.

@@ -47,7 +47,7 @@ class Drafter:
 
     def relearn(self) -> None:
         """Measures the time of steps; what was learned of it is void."""
-        self.scheduler.policy.estimates.curve.restart(self.runner.engine.measure())
+        self.scheduler.policy.estimates.curve.restart(*self.runner.step_times())
 
     def open(self, session: DraftStream) -> None:
         """Seats the session, or refuses it."""

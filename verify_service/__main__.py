@@ -35,6 +35,7 @@ def main() -> None:
 
             follow(config)
     exposed = exposition(config)
+    os.environ |= config.compiler_environment() | os.environ  # before what follows imports torch
     telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where the settings are known to be good, and torch to be installed.

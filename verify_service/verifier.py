@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -14,11 +14,13 @@ from torch import Tensor
 from outrider.core.propose.lookup import Ngrams
 from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.errors import OutriderError
-from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import DraftWindow, Opened, TokenLogprobs, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.schedule.policy import VerifyPolicy
+from outrider.core.schedule.step import Event
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
 from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
+from outrider.engine.transfer import tensor_on
 from outrider.worker.masks import Constrained, MaskThread
 from outrider.worker.step_runner import StepRunner
 from outrider.worker.stream import SessionStream
@@ -26,6 +28,8 @@ from verify_service.batch import verify_job, verify_rows
 
 VerifyEvent = Opened | Verdict | VerifyFinished
 VerifyStream = SessionStream[VerifyOpen, VerifyEvent]
+Settled = Event[VerifyStream, Decided | VerifyFinished | OutriderError | None]
+"""What a step decided of a session."""
 
 
 class Verifier:
@@ -60,7 +64,7 @@ class Verifier:
 
     def relearn(self) -> None:
         """Measures the time of steps; what was learned of it is void."""
-        self.scheduler.policy.estimates.restart(self.runner.engine.measure())
+        self.scheduler.policy.estimates.restart(*self.runner.step_times())
 
     def open(self, session: VerifyStream) -> None:
         """Takes the session in: it begins with the next step, waits for room, or is refused then."""
@@ -98,9 +102,11 @@ class Verifier:
         started_ns = time.time_ns()
         session_ids = [part.session.opening.session_id for part in step.parts]
         logits, outcome = self.runner.attempt(partial(self._compute, step), session_ids) or (torch.empty(0), None)
+        settled = list(self.scheduler.settle(step, outcome, time.monotonic()))
+        logprobs = self._logprobs(settled, logits)
         told = [
-            (session, self._verdict(session, content, logits) if isinstance(content, Decided) else content)
-            for session, content in self.scheduler.settle(step, outcome, time.monotonic())
+            (session, self._verdict(session, content, logprobs) if isinstance(content, Decided) else content)
+            for session, content in settled
         ]
         for session, content in told:  # without a pause, so that one message has it all
             session.tell(content, started_ns)
@@ -127,13 +133,49 @@ class Verifier:
         choices = [None if num_rows is None else list(islice(chosen, num_rows)) for num_rows in output.num_rows]
         return output.logits, VerifyOutcome(started, time.monotonic() - started, choices)
 
-    def _verdict(self, session: VerifyStream, decided: Decided, logits: Tensor) -> Verdict | OutriderError:
-        """The verdict with its log-probabilities, if they are wanted."""
-        verdict, num_top = decided.verdict, session.opening.num_logprobs
-        if num_top is None:
-            return verdict
-        logprobs = self.runner.attempt(
-            lambda: self.runner.sampler.logprobs(logits[decided.rows], verdict.token_ids, num_top),
-            [session.opening.session_id],
+    def _logprobs(self, settled: Sequence[Settled], logits: Tensor) -> dict[VerifyStream, list[TokenLogprobs]]:
+        """The log-probabilities of all verdicts that want some, brought from the device at once; if that fails, session
+        by session. Those for which it fails alone are left out."""
+        wanting = [
+            (session, content, num_top)
+            for session, content in settled
+            if isinstance(content, Decided) and (num_top := session.opening.num_logprobs) is not None
+        ]
+        together = self._logprobs_of(wanting, logits) if wanting else {}
+        if together is None and len(wanting) > 1:
+            alone = [self._logprobs_of([each], logits) for each in wanting]
+            together = {session: found for each in alone if each for session, found in each.items()}
+        return together or {}
+
+    def _logprobs_of(
+        self, wanting: Sequence[tuple[VerifyStream, Decided, int]], logits: Tensor
+    ) -> dict[VerifyStream, list[TokenLogprobs]] | None:
+        rows = [row for _, decided, _ in wanting for row in decided.rows]
+        token_ids = [token_id for _, decided, _ in wanting for token_id in decided.verdict.token_ids]
+        most = max(num_top for *_, num_top in wanting)
+        found = self.runner.attempt(
+            lambda: self.runner.sampler.logprobs(
+                logits.index_select(0, tensor_on(logits.device, rows, torch.int64)), token_ids, most
+            ),
+            [session.opening.session_id for session, *_ in wanting],
         )
-        return self.scheduler.fail_step(session) if logprobs is None else replace(verdict, logprobs=logprobs)
+        if found is None:
+            return None
+        left = iter(found)
+        return {
+            session: [
+                TokenLogprobs(each.logprob, each.top_token_ids[:num_top], each.top_logprobs[:num_top])
+                for each in islice(left, len(decided.rows))
+            ]
+            for session, decided, num_top in wanting
+        }
+
+    def _verdict(
+        self, session: VerifyStream, decided: Decided, logprobs: Mapping[VerifyStream, list[TokenLogprobs]]
+    ) -> Verdict | OutriderError:
+        """The verdict with its log-probabilities, if they are wanted."""
+        if session.opening.num_logprobs is None:
+            return decided.verdict
+        if session not in logprobs:
+            return self.scheduler.fail_step(session)
+        return replace(decided.verdict, logprobs=tuple(logprobs[session]))

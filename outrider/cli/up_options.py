@@ -65,12 +65,11 @@ class UpOptions:
         """The draft models, each of which gets `num_drafters` services."""
         return [draft for draft in (self.draft or "").split(",") if draft]
 
-    @property
-    def num_on_cpu(self) -> int:
-        """How many workers hold a model in this machine's own memory."""
+    def num_on(self, device: str) -> int:
+        """How many workers hold a model in the memory of `device`."""
         num_drafters = self.num_drafters * sum(draft != NGRAM_MODEL for draft in self.drafts)
         devices = [self.target_device] * self.num_verifiers + [self.draft_device] * num_drafters
-        return devices.count("cpu")
+        return sum(_numbered_device(each) == _numbered_device(device) for each in devices)
 
     @property
     def names(self) -> Sequence[str]:
@@ -107,6 +106,10 @@ def choose_models(target: str | None, draft: str | None, ngram_table: str | None
 def numbered(name: str, count: int) -> list[str]:
     """The names of `count` services of a kind."""
     return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def _numbered_device(device: str) -> str:
+    return "cuda:0" if device == "cuda" else device
 
 
 def _bundled(name: str) -> Path:

@@ -21,7 +21,8 @@ def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
 
 def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:
     on_cpu = device == "cpu"
-    share = {"memory_share": f"{1 / options.num_on_cpu:.3f}"} if on_cpu and options.num_on_cpu > 1 else {}
+    num_sharing = options.num_on(device)
+    share = {"memory_share": f"{1 / num_sharing:.3f}"} if num_sharing > 1 else {}
     return {
         "model": model,
         "device": device,

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from outrider.core.protocol.errors import QueueFullError
+from outrider.engine.transfer import on
 
 INBOX_MAX = 4096
 """Most pieces of work that wait for the device thread. A worker with that much unread work is overloaded."""
@@ -45,6 +46,7 @@ class DeviceThread:
     def __init__(self, worker: Worker, on_death: Callable[[BaseException], None], device: torch.device) -> None:
         """`on_death` is called on the device thread if the worker fails beyond repair."""
         self._worker = worker
+        self._device = device
         self._niceness = CPU_NICENESS if device.type == "cpu" else 0
         self._on_death = on_death
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
@@ -88,7 +90,7 @@ class DeviceThread:
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
             if sys.platform == "linux":
                 self._clock = time.pthread_getcpuclockid(threading.get_ident())
-            with torch.inference_mode():
+            with torch.inference_mode(), on(self._device):
                 self._loop()
         except BaseException as error:
             self._on_death(error)

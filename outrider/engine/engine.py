@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import COMPILED_SIZES, PackedBatch, pack
-from outrider.engine.jobs import Feed, Job, plan, settle
+from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 from outrider.engine.model import RaggedModel
@@ -25,6 +26,12 @@ STEP_TOKENS_MAX = 512
 
 MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Numbers of tokens whose steps are timed at start: decoding, and trees as one session's rounds verify them."""
+
+TREE_SIZES = (1, 4, 9, 16, 32)
+"""Numbers of tokens whose steps are timed below lines of different lengths."""
+
+MEASURED_CONTEXTS = (256, 16384)
+"""Tokens of those lines, or as many as there is room for: what is short, and what agents and documents send."""
 
 MEASURE_SECONDS_MAX = 10.0
 """Longest that the timing goes on: larger sizes of a slow model are left to be learned at work."""
@@ -61,11 +68,14 @@ class Engine:
         max_context: int,
         kv_tokens: int | None = None,
         compiled: bool = False,
+        captured: bool = False,
         pad_tokens: int = 0,
         attention: str = AUTO,
         announce: Callable[[Sequence[Move], PackedBatch], None] | None = None,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
+
+        If `compiled` or `captured`, a CUDA device replays small steps once they are warmed up.
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
@@ -75,7 +85,7 @@ class Engine:
         Raises UnsupportedModelError if that backend or the attention interface cannot serve the model's layers, or if
         `kv_tokens` is too little for one session.
         """
-        facts = model_facts(model, captures=compiled and model.device.type == "cuda")
+        facts = model_facts(model, captures=(compiled or captured) and model.device.type == "cuda")
         backend = select(attention, facts)
         block_cells = backend.block_size(facts)
         session_blocks = -(-(max_context + TREE_CELLS_MAX) // block_cells)
@@ -113,6 +123,16 @@ class Engine:
     def path(self) -> str:
         """Which way the latest step went through the model: graph, compiled, native or eager."""
         return self._model.path
+
+    @property
+    def forward_pass(self) -> str:
+        """The paths that are in use, in the order in which a step is offered to them."""
+        return self._model.forward_pass
+
+    @property
+    def captures(self) -> bool:
+        """Whether `warm_up` captures small steps."""
+        return self._model.captures
 
     @property
     def num_free_slots(self) -> int:
@@ -161,6 +181,10 @@ class Engine:
                     f"this model cannot be compiled ({type(error).__name__}: {reason}); use --compile off"
                 ) from error
             yield size
+
+    def run_uncompiled(self) -> None:
+        """From now on compiles nothing, and captures nothing before the next `warm_up`. Keys and values stay."""
+        self._model.run_uncompiled()
 
     def run_eagerly(self) -> None:
         """From now on runs as if it had not been told to compile. Keys and values stay."""
@@ -219,6 +243,41 @@ class Engine:
         finally:
             self.release(slot)
         return found
+
+    def measure_in_context(self) -> list[ContextTime]:
+        """How long steps of some sizes take below a short line and below a long one; none where no slot is free.
+
+        The line is read in chunks; the time that may take is bounded as in `measure`.
+        """
+        if not self.num_free_slots:
+            return []
+        slot = self._slots.acquire(shares=False)
+        found: list[ContextTime] = []
+        room = min(self.max_context, self.blocks.num_available * self.blocks.block_cells - TREE_CELLS_MAX)
+        first = time.monotonic()
+        try:
+            line: list[int] = []
+            for num_cells in MEASURED_CONTEXTS:
+                while len(line) < min(num_cells, room) and time.monotonic() - first < MEASURE_SECONDS_MAX:
+                    line += [0] * min(STEP_TOKENS_MAX, min(num_cells, room) - len(line))
+                    self.step([Job(slot, line)]).logits.sum().item()
+                if line:
+                    found += [ContextTime(size, len(line), self._time_below(slot, line, size)) for size in TREE_SIZES]
+        finally:
+            self.release(slot)
+        return found
+
+    def _time_below(self, slot: Slot, line: list[int], num_tokens: int) -> float:
+        """The shortest of some steps that feed so many tokens: the end of `line`, and children of it."""
+        durations: list[float] = []
+        for turn in range(1 + _MEASUREMENTS):
+            first = turn * num_tokens  # other children each time: what a slot holds is not fed again
+            token_ids = [token_id % self.vocab_size for token_id in range(first, first + num_tokens - 1)]
+            slot.align(line[:-1])
+            started = time.monotonic()
+            self.step([Job(slot, line, [LINE_END] * len(token_ids), token_ids)]).logits.sum().item()
+            durations.append(time.monotonic() - started)
+        return min(durations[1:])
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:

@@ -39,8 +39,8 @@ class RaggedModel:
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks.
 
-        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. On a CUDA device
-        they can be captured then; see `capture`.
+        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. If `facts` say
+        so, they can be captured, compiled or not; see `capture`.
 
         Raises UnsupportedModelError if the device has no room for the KV cache.
         """
@@ -63,11 +63,12 @@ class RaggedModel:
         self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
         self.forwards = [EagerForward(self.decoder)]
         self._graphs = None
+        small = self.decoder
         if compiled:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
-            if self.facts.captures and isinstance(attention, Capturable):
-                self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
+        if self.facts.captures and isinstance(attention, Capturable):
+            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
 
     @property
     def captures(self) -> bool:
@@ -114,6 +115,15 @@ class RaggedModel:
         self._graphs.capture(num_tokens)
         if self._graphs not in self.forwards:
             self.forwards.insert(0, self._graphs)
+
+    @property
+    def forward_pass(self) -> str:
+        """The paths in use, in the order in which a batch is offered to them."""
+        return ", ".join(forward.path for forward in self.forwards)
+
+    def run_uncompiled(self) -> None:
+        """From now on compiles nothing. Small steps can still be captured. Keys and values stay."""
+        self._use(self.attention, compiled=False)
 
     def run_eagerly(self) -> None:
         """From now on neither compiles nor replays. Keys and values stay."""

@@ -1,9 +1,10 @@
-"""Host-to-device copies from pinned memory, which the host does not wait for."""
+"""Host-to-device copies from pinned memory, which the host does not wait for, and the device that threads are on."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -12,6 +13,15 @@ _TYPE_CODES = {torch.int64: "q", torch.int32: "i"}
 
 _ALIGNMENT_BYTES = 16
 """Kernels want what they read to begin at a multiple of so many bytes."""
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """Inside, a GPU is the current one of this thread.
+
+    Pinned memory, streams and kernels that name no device belong to the current one. Each thread begins on cuda:0,
+    which a worker on cuda:1 must not touch: what it takes there is another worker's.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def send(parts: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype = torch.int64) -> list[Tensor]:
@@ -43,4 +53,4 @@ def staged(content: Tensor, device: torch.device) -> Tensor:
 
 def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype) -> Tensor:
     """`values` on `device`, queued behind what the device is doing instead of waiting for it."""
-    return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
+    return queued(torch.tensor(values, dtype=dtype), device)

@@ -225,6 +225,25 @@ class Instruments:
             observed = [Observation(num_bytes, labels)]
             self._meter.create_observable_gauge(name, [lambda _, observed=observed: observed], "By", about)
 
+    def observe_execution(self, read: Callable[[], ModelInfo]) -> None:
+        """Reports what a worker's steps run on whenever metrics are collected: always 1, what counts are the labels."""
+
+        def observe(_: CallbackOptions) -> list[Observation]:
+            info = read()
+            if not info.forward_pass:
+                return []
+            labels = {
+                names.GEN_AI_REQUEST_MODEL: info.name,
+                names.ATTENTION: info.attention,
+                names.FORWARD_PASS: info.forward_pass,
+                names.TOKEN_CHOICE: info.token_choice,
+            }
+            return [Observation(1, labels)]
+
+        self._meter.create_observable_gauge(
+            names.METRIC_WORKER_EXECUTION, [observe], "1", "What a worker's steps run on, by its labels"
+        )
+
     def record_first_token(self, seconds: float, *, model: str, context: Context | None = None) -> None:
         """The first token of a request was committed, `seconds` after its arrival."""
         self._time_to_first_token.record(seconds, _labels(model), context)

@@ -20,9 +20,10 @@ from outrider.engine.load.division import divide
 from outrider.engine.load.folder import load_weights
 from outrider.engine.load.positions import check_positions
 from outrider.engine.parallel.ranks import Ranks
-from outrider.worker.config import WorkerConfig
+from outrider.worker.config import AUTO_KV_MEMORY, WorkerConfig
 from outrider.worker.joining import place_of
 from outrider.worker.memory import Demand, kv_bytes, room_bytes
+from outrider.worker.step_peak import step_peak_bytes
 
 
 class Built(NamedTuple):
@@ -30,6 +31,7 @@ class Built(NamedTuple):
 
     engine: Engine
     model: PreTrainedModel
+    facts: ModelFacts
     reference: list[self_check.Passage]
     """What transformers says of some passages."""
     num_parameters: int
@@ -39,12 +41,18 @@ class Built(NamedTuple):
 
 
 def build(
-    config: WorkerConfig, folder: Path, device: torch.device, *, graphs: bool, ranks: Ranks | None = None
+    config: WorkerConfig,
+    folder: Path,
+    device: torch.device,
+    *,
+    compiled: bool = False,
+    captured: bool = False,
+    ranks: Ranks | None = None,
 ) -> Built:
     """Loads the weights of a folder, or this rank's part of them, and builds an engine over them.
 
-    All `ranks` call it at a time: whatever runs the model here runs on all of them. With `graphs` small steps are
-    compiled. Raises UnsupportedModelError.
+    All `ranks` call it at a time: whatever runs the model here runs on all of them. For `compiled` and `captured` see
+    `Engine`. Raises UnsupportedModelError.
     """
     if ranks is None:
         model = load_weights(folder, device=device, dtype=config.dtype)
@@ -62,30 +70,33 @@ def build(
         weight_bytes *= 2  # the native operators have them packed, too
     if on_cpu and config.attention_backend == NativeAttention.name:
         native.load(config.compile_cache)
-    kv_tokens = _kv_tokens(config, facts, max_context, weight_bytes)
+    peak = step_peak_bytes(model, config.max_sessions) if ranks is None and config.kv_memory == AUTO_KV_MEMORY else None
+    kv_tokens = _kv_tokens(config, facts, max_context, weight_bytes, peak)
     engine = Engine(
         model,
         max_sessions=config.max_sessions,
         max_context=max_context,
         kv_tokens=kv_tokens if ranks is None else ranks.smallest(kv_tokens),
-        compiled=graphs,
+        compiled=compiled,
+        captured=captured,
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
         announce=None if ranks is None else ranks.announce,
     )
     if ranks is not None:
         ranks.loaded()
-    return Built(engine, model, reference, num_parameters, weight_bytes)
+    return Built(engine, model, facts, reference, num_parameters, weight_bytes)
 
 
 def _own(parameter: Tensor) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int, weight_bytes: int) -> int:
+def _kv_tokens(config: WorkerConfig, facts: ModelFacts, max_context: int, weight_bytes: int, peak: int | None) -> int:
     """For how many tokens there shall be keys and values."""
     bytes_per_token = facts.kv_bytes_per_token
     session = (max_context + TREE_CELLS_MAX) * bytes_per_token
     num_local = place_of(config).num_local_ranks
     room = room_bytes(facts.device, weight_bytes * num_local, config.memory_share / num_local)
-    return kv_bytes(config.kv_memory, room, Demand(session, config.max_sessions * session)) // bytes_per_token
+    demand = Demand(session, config.max_sessions * session)
+    return kv_bytes(config.kv_memory, room, demand, peak) // bytes_per_token

@@ -113,13 +113,13 @@ class WorkerConfig(Settings):
         pattern=KV_MEMORY_PATTERN,
         description="most memory for keys and values, which all sessions share: a size such as 2GiB or 500MB, or a "
         "share such as 50% of what a GPU has left, or on a CPU of what the machine or its container allows beside the "
-        "weights; auto: what all sessions could need, at most 50%",
+        "weights; auto: what all sessions could need, at most 50%, or on a GPU 88% less what a step takes",
     )
     memory_share: float = Field(
         1.0,
         gt=0,
         le=1,
-        description="on a CPU: the part of that memory which is this worker's, where others use the machine too; "
+        description="the part of that memory which is this worker's, where others use the machine or the GPU too; "
         "outrider up divides it equally",
     )
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
@@ -174,6 +174,16 @@ class WorkerConfig(Settings):
     def num_ranks(self) -> int:
         """Over how many devices the model is divided."""
         return 1
+
+    def compiler_environment(self) -> dict[str, str]:
+        """On a GPU where torch's compiler and Triton keep what they made: in the compile cache, which may lie on a
+        volume. For a process that has not imported them yet."""
+        if self.device == "cpu":
+            return {}
+        return {
+            "TORCHINDUCTOR_CACHE_DIR": str(self.compile_cache / "inductor"),
+            "TRITON_CACHE_DIR": str(self.compile_cache / "triton"),
+        }
 
     def problems(self) -> Iterator[Problem]:
         """See `Settings`. Whether a folder holds a model that can be served is found when it is loaded."""

@@ -13,6 +13,7 @@ from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
 from outrider.engine.library import CannotCompileError
 from outrider.grammar.compiler import GrammarCompiler
+from outrider.worker.execution import running, said
 from outrider.worker.servicer import ModelServicer
 from outrider.worker.startup import LoadedModel, report
 from outrider.worker.step_runner import StepRunner
@@ -68,6 +69,8 @@ class DeviceServicer(ModelServicer):
         except CannotCompileError as error:
             _log.warning("not compiled", reason=str(error))
             return
+        self._info = running(self._loaded.info, engine)
+        _log.info("runs on", **said(self._info))
         self._worker.relearn()
         if not self._worker.admission.seated:
             report(engine)

@@ -47,6 +47,6 @@ def _follow(config: WorkerConfig) -> None:
     ranks = join(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # rank 0 drains, and says when it is over
         signal.signal(number, signal.SIG_IGN)
-    engine = build(config, folder, device, graphs=False, ranks=ranks).engine
+    engine = build(config, folder, device, ranks=ranks).engine
     _log.info("following", rank=ranks.rank, of=ranks.num_ranks, device=str(device))
     engine.follow(ranks.steps())

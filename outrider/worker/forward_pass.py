@@ -43,21 +43,45 @@ def take_up(
     return package
 
 
-def warm_up(engine: Engine, choice: str) -> None:
-    """Compiles the engine's small steps; logs its progress. Where that fails, they run eagerly if `choice` is auto.
+def captures(config: WorkerConfig, device: torch.device) -> bool:
+    """Whether small steps may be captured as graphs, compiled or not."""
+    return device.type != "cpu" and config.compile != "off" and config.num_ranks == 1
+
+
+def why_not_compiled(engine: Engine, choice: str) -> list[str]:
+    """Compiles and captures small steps, as far as that works. Returns why not, if not. Raises UnsupportedModelError if
+    it fails and `choice` is on."""
+    problem = compiler_problem(engine.device)
+    return [*([problem] if problem else []), *warm_up(engine, choice)]
+
+
+def warm_up(engine: Engine, choice: str) -> list[str]:
+    """Compiles and captures the engine's small steps; logs its progress. Where that fails and `choice` is not on, they
+    are captured uncompiled, and where that fails too, they run eagerly. Returns why something failed.
 
     Raises UnsupportedModelError if it fails and `choice` is on.
     """
-    log = structlog.get_logger()
+    failures: list[str] = []
+    while True:
+        try:
+            _warm_up(engine)
+        except UnsupportedModelError as error:
+            if choice == "on":
+                raise
+            structlog.get_logger().warning("not captured" if failures else "not compiled", reason=str(error))
+            failures.append(str(error))
+            if engine.captures and len(failures) == 1:
+                engine.run_uncompiled()
+                continue
+            engine.run_eagerly()
+        return failures
+
+
+def _warm_up(engine: Engine) -> None:
     started = time.monotonic()
-    try:
-        for size in engine.warm_up():
-            log.info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=round(time.monotonic() - started, 1))
-    except UnsupportedModelError as error:
-        if choice == "on":
-            raise
-        log.warning("not compiled", reason=str(error))
-        engine.run_eagerly()
+    for size in engine.warm_up():
+        seconds = round(time.monotonic() - started, 1)
+        structlog.get_logger().info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=seconds)
 
 
 def use_native(engine: Engine, cache: Path) -> None:

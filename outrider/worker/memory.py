@@ -11,8 +11,12 @@ from outrider.machine.limits import memory_limit
 from outrider.worker.config import AUTO_KV_MEMORY
 
 AUTO_SHARE = 0.5
-"""Largest share of the room that `auto` takes. The rest is for what passes through a model, and for everything else on
-the machine."""
+"""Largest share of the room that `auto` takes where it is not known what passes through a model. The rest is for that,
+and for everything else on the machine."""
+
+GPU_SHARE = 0.88
+"""Largest share of a GPU's room that `auto` takes, what a step takes at its peak included. The rest is for captured
+graphs, for the workspaces of libraries, and for memory that is free in pieces too small to be of use."""
 
 PROCESS_BYTES = 512 * 2**20
 """What a worker takes beside weights, keys and values: 0.4 GiB of interpreter, libraries and buffers, measured on a
@@ -30,14 +34,16 @@ class Demand(NamedTuple):
     """All of them."""
 
 
-def kv_bytes(setting: str, room: int, demand: Demand) -> int:
+def kv_bytes(setting: str, room: int, demand: Demand, peak: int | None = None) -> int:
     """How many bytes `setting` means where there is `room` bytes: a size, a share of the room, or `auto`.
 
-    `auto` is what all sessions could need, but at most AUTO_SHARE of the room; or, if that is too little for one
-    session, all that one needs, as long as there is room. The setting has been checked against KV_MEMORY_PATTERN.
+    `auto` is what all sessions could need, but at most AUTO_SHARE of the room, or if a step's `peak` was measured,
+    GPU_SHARE of the room less that; or, if that is too little for one session, all that one needs, as long as there is
+    room. The setting has been checked against KV_MEMORY_PATTERN.
     """
     if setting == AUTO_KV_MEMORY:
-        return min(demand.sessions, max(int(room * AUTO_SHARE), min(demand.session, room)))
+        most = int(room * AUTO_SHARE) if peak is None else int(room * GPU_SHARE) - peak
+        return min(demand.sessions, max(most, min(demand.session, room - (peak or 0))))
     number, unit = re.fullmatch(r"([\d.]+)\s*(\D+)", setting.lower()).groups()  # pyright: ignore
     if unit == "%":
         return int(room * min(float(number), 100.0) / 100.0)
@@ -53,9 +59,9 @@ def room_bytes(device: torch.device, weight_bytes: int, share: float) -> int:
     """What there is for keys and values on `device`, where the weights are loaded already.
 
     On a GPU it is what is free at this moment. On a CPU it is the same at every start: the limit without the weights
-    and what else the process takes, and of that the part `share`, since other workers have the others.
+    and what else the process takes. Of that it is the part `share`, since other workers have the others.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info(device)[0]
+        return int(torch.cuda.mem_get_info(device)[0] * share)
     return int(max(limit_bytes(device) - weight_bytes - PROCESS_BYTES, 0) * share)

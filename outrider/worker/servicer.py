@@ -38,6 +38,7 @@ class ModelServicer:
         """From now on serves the model of `info`. Returns the board that is to be told when the load changes."""
         self._board = LoadBoard(read_load)
         self._telemetry.instruments.observe_load(read_load, model=info.name)
+        self._telemetry.instruments.observe_execution(lambda: self._info or info)
         if info.memory_limit_bytes:
             self._telemetry.instruments.observe_memory(info)
         self._info = info

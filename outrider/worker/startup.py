@@ -23,10 +23,12 @@ from outrider.engine.load.folder import check_folder, eos_token_ids, resolve_fol
 from outrider.engine.load.identity import model_name, model_sha256
 from outrider.engine.load.tokenizer import portable_tokenizer
 from outrider.engine.parallel.ranks import Ranks
+from outrider.engine.transfer import on
 from outrider.worker.building import build
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
-from outrider.worker.forward_pass import compiles, take_up, warm_up
+from outrider.worker.execution import not_taken, running, said
+from outrider.worker.forward_pass import captures, compiles, take_up, why_not_compiled
 from outrider.worker.joining import device_of, join, threads_of
 from outrider.worker.memory import limit_bytes
 
@@ -50,11 +52,16 @@ def load(config: WorkerConfig) -> LoadedModel:
 
     Raises UnsupportedModelError with what to do instead.
     """
-    log = structlog.get_logger()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(threads_of(config))
     device = _device(config.device) if config.num_ranks == 1 else device_of(config)
+    with on(device):
+        return _load(config, device)
+
+
+def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
+    log = structlog.get_logger()
     folder = resolve_folder(config.model)
     name = model_name(folder)
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -65,18 +72,20 @@ def load(config: WorkerConfig) -> LoadedModel:
         check_division(folder, config.num_ranks)
     tokenizer = portable_tokenizer(folder)
     compiled = compiles(config, device)
-    graphs = compiled and device.type != "cpu"
+    captured = captures(config, device)
     ranks = join(config) if config.num_ranks > 1 else None
-    engine, model, reference, num_parameters, weight_bytes = build(config, folder, device, graphs=graphs, ranks=ranks)
+    built = build(config, folder, device, compiled=captured and compiled, captured=captured, ranks=ranks)
+    engine, weight_bytes = built.engine, built.weight_bytes
     weights = weights_sha256(folder)
-    text_config = model.config.get_text_config()
-    end_tokens = eos_token_ids(model)
+    text_config = built.model.config.get_text_config()
+    end_tokens = eos_token_ids(built.model)
+    not_compiled: list[str] = []
     package = None
-    if graphs:
-        warm_up(engine, config.compile)
+    if captured:
+        not_compiled = why_not_compiled(engine, config.compile)
     elif compiled:
         package = package_path(config.compile_cache, folder, weights, str(engine.dtype).removeprefix("torch."))
-    package = take_up(engine, config, package, reference)
+    package = take_up(engine, config, package, built.reference)
     kv_tokens = engine.blocks.num_blocks * engine.blocks.block_cells
     memory_limit, kv_cache = limit_bytes(device), kv_tokens * engine.kv_bytes_per_token
     log.info(
@@ -88,7 +97,7 @@ def load(config: WorkerConfig) -> LoadedModel:
     )
     log.info(
         "model ready",
-        parameters=num_parameters,
+        parameters=built.num_parameters,
         attention=engine.attention,
         seconds=round(time.monotonic() - started, 2),
     )
@@ -100,7 +109,7 @@ def load(config: WorkerConfig) -> LoadedModel:
         eos_token_ids=end_tokens,
         max_context=engine.max_context,
         max_sessions=config.max_sessions,
-        num_parameters=num_parameters,
+        num_parameters=built.num_parameters,
         dtype=str(engine.dtype).removeprefix("torch."),
         device=str(engine.device),
         protocol_version=PROTOCOL_VERSION,
@@ -108,14 +117,17 @@ def load(config: WorkerConfig) -> LoadedModel:
         identity_sha256=model_sha256(folder, weights, tokenizer.json),
         memory_limit_bytes=memory_limit,
         kv_cache_bytes=kv_cache,
-        batch_invariant=engine.batch_invariant,
+        not_taken=tuple(not_taken(engine, built.facts, not_compiled)),
     )
+    info = running(info, engine)
+    log.info("runs on", **said(info))
     return LoadedModel(engine, info, folder, tokenizer, package, ranks)
 
 
 def report(engine: Engine) -> None:
     """Logs what holds for the forward pass that is in use by now. Nobody else may have begun."""
-    depends = self_check.depends_on_batch(engine)
+    with on(engine.device):
+        depends = self_check.depends_on_batch(engine)
     structlog.get_logger().info(
         "forward pass",
         attention=engine.attention,
@@ -131,4 +143,6 @@ def _device(name: str) -> torch.device:
         raise UnsupportedModelError(f"{name!r} is no device; use cpu, cuda or cuda:0") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UnsupportedModelError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise UnsupportedModelError(f"--device {name}: the last CUDA device here is cuda:{count - 1}")
     return device

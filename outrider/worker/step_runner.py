@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import structlog
 import torch
 
+from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.schedule.admission import Admission
 from outrider.engine.engine import Engine, OutOfStepError, StepOutput
@@ -43,6 +44,12 @@ class StepRunner:
         if not any(output.num_rows):
             output.logits.sum().item()
         return output
+
+    def step_times(self) -> tuple[list[tuple[int, float]], list[ContextTime]]:
+        """Numbers of tokens and seconds, and on a GPU steps over few and over many cells. On a CPU a long context takes
+        too long to read for a start, and a step's products outweigh it."""
+        engine = self.engine
+        return engine.measure(), [] if engine.device.type == "cpu" else engine.measure_in_context()
 
     def attempt(self, compute: Callable[[], Outcome], session_ids: Sequence[str]) -> Outcome | None:
         """What `compute` returns, or None if it fails; then the log says so of a session that was alone.

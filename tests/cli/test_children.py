@@ -181,6 +181,15 @@ def test_workers_on_the_cpu_divide_its_memory() -> None:
     }
 
 
+def test_workers_on_one_gpu_divide_its_memory() -> None:
+    def shares(target_device: str, draft_device: str) -> set[str]:
+        commands = commands_of(target_device=target_device, draft_device=draft_device)
+        return {flag for command in commands.values() for flag in command if "memory-share" in flag}
+
+    assert shares("cuda", "cuda:0") == shares("cuda:1", "cuda:1") == {"--memory-share=0.500"}
+    assert shares("cuda:0", "cuda:1") == set()
+
+
 def test_counted_ngrams_are_for_verifiers_and_for_drafters_without_a_model() -> None:
     commands = commands_of(ngram_table="counted", draft="draft,ngram")
     assert "--ngram-table=counted" in commands["verify"]

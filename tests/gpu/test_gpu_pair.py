@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest.importorskip("structlog", reason="workers log by structlog")
+pytest.importorskip("llguidance", reason="workers parse grammars by llguidance")
+
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import Engine
 from tests.e2e.pair import SAMPLINGS, Pair, all_at_once, bundled, prompts

@@ -61,6 +61,7 @@ _ENGINE_FLOORS = (
     ("kv_cache",),
     ("jobs",),
     ("batch",),
+    ("gpu",),
     ("attention",),
     ("compile", "sample", "parallel"),
     ("model",),
@@ -76,7 +77,8 @@ def _engine() -> dict[str, Layer]:
     below: list[str] = ["core", "machine"]
     for floor in _ENGINE_FLOORS:
         names = ["engine" + (f".{name}" if name else "") for name in floor]
-        found |= {f"outrider.{name}": _layer(" ".join(below), _ENGINE, forbidden="asyncio") for name in names}
+        packages = f"{_ENGINE} triton" if floor == ("gpu",) else _ENGINE
+        found |= {f"outrider.{name}": _layer(" ".join(below), packages, forbidden="asyncio") for name in names}
         below += names
     return found
 

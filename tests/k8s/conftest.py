@@ -51,6 +51,8 @@ COMBINATIONS: tuple[Combination, ...] = (
     ("overlays/cpu", (*_PRODUCTION, *_ON_TOP)),
     ("overlays/gpu", ("models-image",)),
     ("overlays/gpu", ("dra",)),
+    ("overlays/gpu", ("compile-cache",)),
+    ("overlays/cpu", ("models-pvc", "compile-cache")),
     ("overlays/gpu", ("models-image", "dra", "monitoring", "autoscaling", "gateway", "inference-pool")),
     ("overlays/a100-t4", (*_PRODUCTION, *_ON_TOP)),
     ("overlays/mig", (*_PRODUCTION, *_ON_TOP)),

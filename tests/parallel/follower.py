@@ -17,4 +17,4 @@ if __name__ == "__main__":
     store = dist.TCPStore("127.0.0.1", int(sys.argv[1]))
     ranks = Ranks(1, NUM_RANKS, CPU, store)
     for folder in sys.argv[2:]:
-        build(divided(folder), Path(folder), CPU, graphs=False, ranks=ranks).engine.follow(ranks.steps())
+        build(divided(folder), Path(folder), CPU, ranks=ranks).engine.follow(ranks.steps())

@@ -35,7 +35,7 @@ def test_every_history_has_the_logits_of_one_process(tmp_path: Path) -> None:
     folders = [save_tiny(tiny_models.build(family), tmp_path / family) for family in FAMILIES]
     with pair(folders) as (ranks, other):
         for family, folder in zip(FAMILIES, folders, strict=True):
-            engine, model, *_ = build(divided(folder), folder, CPU, graphs=False, ranks=ranks)
+            engine, model, *_ = build(divided(folder), folder, CPU, ranks=ranks)
             whole = tiny_models.build(family)
             heads = [layer.num_kv_heads for layer in engine._model.facts.layers]
             assert heads == [whole.config.num_key_value_heads // NUM_RANKS] * len(heads)

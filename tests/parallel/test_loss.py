@@ -23,7 +23,7 @@ def test_a_rank_that_does_not_answer_ends_the_step_and_one_without_rank_0_ends(
     monkeypatch.setattr(module, "STEP_SECONDS", 1.0)
     folder = save_tiny(tiny_models.build("llama"), tmp_path / "model")
     with pair([folder]) as (ranks, other):
-        engine = build(divided(folder), folder, CPU, graphs=False, ranks=ranks).engine
+        engine = build(divided(folder), folder, CPU, ranks=ranks).engine
         slot = engine.acquire()
         engine.step([Job(slot, [1, 2, 3])])
         other.send_signal(signal.SIGSTOP)

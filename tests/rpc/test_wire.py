@@ -152,6 +152,10 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
         protocol_version=UINT32,
         instance_id=TEXT,
         batch_invariant=st.booleans(),
+        attention=TEXT,
+        forward_pass=TEXT,
+        token_choice=TEXT,
+        not_taken=st.lists(TEXT, max_size=3).map(tuple),
     )
 
 

@@ -127,6 +127,25 @@ def test_a_workers_load_is_read_when_metrics_are_collected() -> None:
     assert first.attributes == {names.GEN_AI_REQUEST_MODEL: "target"}
 
 
+def test_what_a_workers_steps_run_on_is_told_as_it_is_at_present() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("verify", environ={}, metric_reader=reader).instruments
+    info = ModelInfo("target", "llama", 512, "", (0,), 64, 4, 0, "float32", "cpu", 2, "")
+    told = [info]
+    instruments.observe_execution(lambda: told[-1])
+    assert reader.get_metrics_data() is None, "a drafter without a model runs on nothing"
+    for forward_pass in ("native", "compiled"):
+        told.append(info._replace(attention="native", forward_pass=forward_pass, token_choice="native"))
+        [point] = points(reader)[names.METRIC_WORKER_EXECUTION]
+        assert point.value == 1
+        assert point.attributes == {
+            names.GEN_AI_REQUEST_MODEL: "target",
+            names.ATTENTION: "native",
+            names.FORWARD_PASS: forward_pass,
+            names.TOKEN_CHOICE: "native",
+        }
+
+
 def test_a_workers_memory_limit_and_the_bound_of_its_kv_cache_are_reported() -> None:
     reader = InMemoryMetricReader()
     instruments = set_up("verify", environ={}, metric_reader=reader).instruments

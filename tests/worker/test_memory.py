@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from structlog.testing import capture_logs
+from torch import Tensor
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.worker import memory
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
+from outrider.engine.jobs import Job
+from outrider.engine.sample.sampler import Row, Sampler
+from outrider.worker import memory, step_peak
 from outrider.worker.config import KV_MEMORY_PATTERN
 from outrider.worker.memory import Demand
+from outrider.worker.step_peak import step_peak_bytes
 from tests.e2e.stack import load_tiny, save_tiny
-from tests.engine.tiny_models import build
+from tests.engine.tiny_models import VOCAB_SIZE, build
 
 CPU = torch.device("cpu")
 GIB = 2**30
@@ -41,6 +47,80 @@ def test_a_size_or_a_share(setting: str, num_bytes: int) -> None:
 )
 def test_left_to_itself_it_takes_what_could_be_needed_or_a_share(session: int, sessions: int, num_bytes: int) -> None:
     assert memory.kv_bytes("auto", ROOM, Demand(session, sessions)) == num_bytes
+
+
+@pytest.mark.parametrize(
+    ("peak", "session", "sessions", "num_bytes"),
+    [
+        (0, GIB, 64 * GIB, int(8 * GIB * 0.88)),
+        (2 * GIB, GIB, 64 * GIB, int(8 * GIB * 0.88) - 2 * GIB),
+        (2 * GIB, GIB, 3 * GIB, 3 * GIB),  # all that could be needed
+        (2 * GIB, 6 * GIB, 64 * GIB, 6 * GIB),  # one session needs more than that share: all but the peak
+        (2 * GIB, 7 * GIB, 64 * GIB, 6 * GIB),  # more than there is: the engine refuses it in words
+        (9 * GIB, GIB, 64 * GIB, -GIB),  # a step does not fit, even without any keys
+    ],
+)
+def test_where_the_peak_of_a_step_is_known_nearly_all_the_rest_is_taken(
+    peak: int, session: int, sessions: int, num_bytes: int
+) -> None:
+    assert memory.kv_bytes("auto", ROOM, Demand(session, sessions), peak) == num_bytes
+
+
+def test_a_size_is_a_size_whatever_a_step_takes() -> None:
+    assert memory.kv_bytes("2GiB", ROOM, Demand(1, 1), 7 * GIB) == 2 * GIB
+    assert memory.kv_bytes("50%", ROOM, Demand(1, 1), 7 * GIB) == 4 * GIB
+
+
+class Gpu:
+    """What torch tells of a GPU's memory, for a model on a CPU that is taken for one: each step has taken 7 bytes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num_resets = 0
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self._reset)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 100)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 107 if self.num_resets else 999)
+
+    def _reset(self, device: torch.device) -> None:
+        self.num_resets += 1
+
+
+def test_the_peak_is_that_of_a_full_step_and_its_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch)
+    steps: list[tuple[int, int]] = []
+    step, choose = Engine.step, Sampler.choose
+
+    def noting_step(engine: Engine, jobs: Sequence[Job]) -> StepOutput:
+        output = step(engine, jobs)
+        assert all(output.num_rows)
+        steps.append((sum(1 + len(job.token_ids) for job in jobs), len(output.logits)))
+        return output
+
+    def noting_choice(sampler: Sampler, logits: Tensor, rows: Sequence[Row]) -> list[int]:
+        steps.append((0, len(logits)))
+        return choose(sampler, logits, rows)
+
+    monkeypatch.setattr(Engine, "step", noting_step)
+    monkeypatch.setattr(Sampler, "choose", noting_choice)
+    assert step_peak_bytes(build("llama", layers=1), 64) is None, "a CPU's is not measured"
+    model = build("llama", layers=1)
+    monkeypatch.setattr(step_peak, "_is_measured", lambda device: True)
+    assert step_peak_bytes(model, 64) == 7
+    most = 2 * (min(VOCAB_SIZE, STEP_TOKENS_MAX // 2 - 1) + 1)
+    assert steps == [(most, min(most, 64 * 9)), (0, min(most, 64 * 9))]
+    steps.clear()
+    step_peak_bytes(model, 2)
+    assert steps == [(most, 18), (0, 18)]
+
+
+def test_a_step_that_finds_no_room_is_no_measure(monkeypatch: pytest.MonkeyPatch) -> None:
+    Gpu(monkeypatch)
+
+    def fail(engine: Engine, jobs: Sequence[Job]) -> StepOutput:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(step_peak, "_is_measured", lambda device: True)
+    monkeypatch.setattr(Engine, "step", fail)
+    assert step_peak_bytes(build("llama", layers=1), 2) is None
 
 
 def test_room_is_what_the_limit_leaves_beside_weights_and_process(monkeypatch: pytest.MonkeyPatch) -> None:

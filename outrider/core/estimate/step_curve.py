@@ -1,9 +1,14 @@
-"""The step curve: seconds of one forward pass as a function of its number of tokens, learned online."""
+"""The step curve: seconds of one forward pass as a function of its number of tokens, learned online.
+
+Where the cells that a step's sessions hold in the KV cache were seen to cost time, `at` has them in: t(n) + k(n) c.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
+
+from outrider.core.estimate.context_cost import ContextCost, ContextTime
 
 SIZES = (*range(1, 17), *(size << octave for octave in range(1, 7) for size in range(9, 17)))
 """Sizes that are learned apart; a step counts for the next larger one. One by one up to 16, then eight to the octave up
@@ -20,6 +25,9 @@ _EXCESS_MAX = 0.5
 _UNTRIED_STEPS = 64
 """After so many steps without one of its own a size counts as untried of late."""
 
+_EXPLAINED_MAX = 0.9
+"""Largest share of a step that cells may explain: what is left must be above 0."""
+
 _RELAXATION = 1 / 128
 """With each smaller step a size untried of late is remembered as this much cheaper (as a share of the difference): an
 estimate that a hiccup spoilt is tried again after some hundred steps. With 1 / 512 of all sizes, tried or not, a hiccup
@@ -33,9 +41,10 @@ class StepCurve:
     they seem to pay, and one step tells. 0 everywhere before the first observation.
     """
 
-    __slots__ = ("_counts", "_last_steps", "_num_steps", "_sizes", "_values")
+    __slots__ = ("_context", "_counts", "_last_steps", "_num_steps", "_sizes", "_values")
 
     def __init__(self) -> None:
+        self._context = ContextCost()
         self._sizes: list[int] = []
         """Those of SIZES that were observed, rising; the other lists go along."""
         self._values: list[float] = []
@@ -44,14 +53,21 @@ class StepCurve:
         """Number of the last step of each size."""
         self._num_steps = 0
 
-    def restart(self, observations: Iterable[tuple[int, float]]) -> None:
-        """Forgets everything but these: numbers of tokens and seconds."""
+    def restart(self, observations: Iterable[tuple[int, float]], in_context: Iterable[ContextTime] = ()) -> None:
+        """Forgets everything but these: numbers of tokens and seconds, of steps over hardly any cells; and steps over
+        few and over many cells."""
+        self._context = ContextCost(in_context)
         self._sizes.clear()
         self._values.clear()
         self._counts.clear()
         self._last_steps.clear()
         for num_tokens, seconds in observations:
             self.observe(num_tokens, seconds)
+
+    def at(self, num_cells: int) -> StepCurve:
+        """The curve of steps whose sessions' lines take so many cells. It may learn of one such step, and be asked
+        until the next is observed."""
+        return InContext(self, self._context, num_cells) if self._context.sizes else self
 
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step over `num_tokens` (at least 1) took `seconds`."""
@@ -117,3 +133,36 @@ class StepCurve:
             return value
         slope = (value - self.seconds(largest // 2)) / (largest - largest // 2)
         return value + slope * (num_tokens - largest)
+
+
+class InContext(StepCurve):
+    """t(n) + k(n) c for some c, the curve and its context as they are at present."""
+
+    __slots__ = ("_curve", "_num_cells")
+
+    def __init__(self, curve: StepCurve, context: ContextCost, num_cells: int) -> None:
+        super().__init__()
+        self._curve = curve
+        self._context = context
+        self._num_cells = num_cells
+        self._sizes = curve._sizes
+
+    def at(self, num_cells: int) -> StepCurve:
+        """The same for other cells."""
+        return self._curve.at(num_cells)
+
+    def observe(self, num_tokens: int, seconds: float) -> None:
+        """See `StepCurve.observe`: the curve learns of what cells do not explain."""
+        step = ContextTime(num_tokens, self._num_cells, seconds)
+        self._context.observe(step, self._curve.seconds(num_tokens))
+        explained = self._context.seconds(num_tokens) * self._num_cells
+        self._curve.observe(num_tokens, max(seconds - explained, (1.0 - _EXPLAINED_MAX) * seconds))
+
+    def seconds(self, num_tokens: int) -> float:
+        """See `StepCurve.seconds`."""
+        return self._curve.seconds(num_tokens) + self._context.seconds(num_tokens) * self._num_cells
+
+    def bends(self, first: int, last: int) -> Sequence[int]:
+        """See `StepCurve.bends`."""
+        more = (size for size in self._context.sizes if first < size < last)
+        return sorted({*self._curve.bends(first, last), *more})

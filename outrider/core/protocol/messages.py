@@ -69,6 +69,10 @@ class ModelInfo(NamedTuple):
     memory_limit_bytes: int = 0
     kv_cache_bytes: int = 0
     batch_invariant: bool = False
+    attention: str = ""
+    forward_pass: str = ""
+    token_choice: str = ""
+    not_taken: tuple[str, ...] = ()
 
 
 DEFAULT_TEMPLATE: Final = "default"

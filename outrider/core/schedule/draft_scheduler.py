@@ -41,7 +41,7 @@ class DraftScheduler(Generic[KeyT]):
         self._vocab_size = vocab_size
         self._step_tokens_max = step_tokens_max
         self._num_steps = 0
-        self._num_tokens = 0
+        self._num_tokens = self._num_cells = 0
         """How many tokens the latest step computed."""
         self._isolated: deque[Seated[Drafting[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
@@ -120,6 +120,7 @@ class DraftScheduler(Generic[KeyT]):
         complete = [part for part, proposals in zip(step.parts, outcome, strict=True) if proposals is not None]
         num_beside = self.admission.observe_prefill(step.num_held, [part.seated for part in complete])
         self._num_tokens = sum(len(part.nodes) + part.session.state.num_uncomputed for part in complete) + num_beside
+        self._num_cells = sum(step.num_held.get(part.seated, len(part.session.token_ids)) for part in step.parts)
         for part, proposals in zip(step.parts, outcome, strict=True):
             session = part.session
             if proposals is None:
@@ -137,12 +138,13 @@ class DraftScheduler(Generic[KeyT]):
 
     def observe(self, seconds: float) -> None:
         """The step that was settled last took so long, its settling included: each node costs time there as well."""
-        self.policy.estimates.curve.observe(self._num_tokens, seconds)
+        self.policy.estimates.curve.at(self._num_cells).observe(self._num_tokens, seconds)
 
     def _compose(self, sessions: Iterable[Seated[Drafting[KeyT]]], now: float) -> DraftStep[KeyT] | WaitUntil | None:
         """One step for those of `sessions` that expand nodes and, as far as it has time for that, those who prefill."""
-        admission, curve = self.admission, self.policy.estimates.curve
+        admission = self.admission
         expanding, prefilling = admission.apart(sessions)
+        curve = self.policy.estimates.curve.at(sum(len(seated.session.token_ids) for seated in expanding))
         prefilling = [seated for seated in prefilling if seated.session.state.best() is not None]
         budget = 0
         if prefilling:

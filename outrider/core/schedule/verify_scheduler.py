@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Generic
 
@@ -155,7 +155,7 @@ class VerifyScheduler(Generic[KeyT]):
                 seated.session.stirred = False
                 self._reconsider(seated.session, now, len(deciding) - 1)
         ready_times = [seated.session.ready_time(now) for seated in deciding]
-        seconds = self._curve.seconds(len(deciding))
+        seconds = self._curve.at(_num_cells(deciding, {})).seconds(len(deciding))
         start = batching_delay.start(ready_times, now, seconds)
         if start > now and not prefilling:
             return WaitUntil(start)
@@ -197,7 +197,7 @@ class VerifyScheduler(Generic[KeyT]):
         self, deciding: list[Seated[Verification[KeyT]]], prefilling: list[Seated[Verification[KeyT]]], now: float
     ) -> VerifyStep[KeyT] | WaitUntil:
         """One step for those who decide and, as far as it has time for that, those who prefill."""
-        admission, curve = self.admission, self._curve
+        admission, curve = self.admission, self._curve.at(_num_cells(deciding, {}))
         is_awaited = bool(deciding) or any(not seated.is_prefilling for seated in admission.seated)
         num_rows = len(deciding) or int(is_awaited)
         if deciding and prefilling:
@@ -205,6 +205,8 @@ class VerifyScheduler(Generic[KeyT]):
         chunks = admission.assign(prefilling, prefill_budget(curve, num_rows, self._step_tokens_max))
         scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
         num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
+        num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}
+        curve = curve.at(_num_cells([*deciding, *num_held], num_held))
         selection = most_probable(_candidates(scoring), curve, Beside(num_beside))
         if scoring:
             self.policy.estimates.probability_min = selection.probability_min
@@ -230,7 +232,8 @@ class VerifyScheduler(Generic[KeyT]):
         ]
         num_rows = sum(len(choices) for choices in outcome.choices if choices is not None)
         num_beside = self.admission.observe_prefill(step.num_held, complete)
-        self._curve.observe(num_rows + num_beside, outcome.seconds)
+        num_cells = _num_cells([part.seated for part in step.parts], step.num_held)
+        self._curve.at(num_cells).observe(num_rows + num_beside, outcome.seconds)
         first_row = 0
         for part, choices in zip(step.parts, outcome.choices, strict=True):
             if choices is None:
@@ -274,6 +277,13 @@ class VerifyScheduler(Generic[KeyT]):
             num_prediction=decision.num_prediction,
             num_accepted_prediction=decision.num_accepted_prediction,
         )
+
+
+def _num_cells(
+    sessions: Iterable[Seated[Verification[KeyT]]], num_held: Mapping[Seated[Verification[KeyT]], int]
+) -> int:
+    """Cells that these sessions' lines take: of those who prefill, as many as their slots held."""
+    return sum(num_held.get(seated, len(seated.session.token_ids)) for seated in sessions)
 
 
 def _candidates(sessions: Iterable[Seated[Verification[KeyT]]]) -> list[Candidates]:

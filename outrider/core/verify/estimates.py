@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from outrider.core.estimate.calibration import Calibration
 from outrider.core.estimate.confidence import VERIFY_PROBABILITIES
+from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.verify.draft_wait import DraftWait
 
@@ -38,7 +39,7 @@ class VerifyEstimates:
             self._alone = copy.deepcopy(self.curve)
         return self._alone
 
-    def restart(self, observations: Iterable[tuple[int, float]]) -> None:
-        """Forgets the time of steps but for these: numbers of tokens and seconds."""
-        self.curve.restart(observations)
+    def restart(self, observations: Iterable[tuple[int, float]], in_context: Iterable[ContextTime] = ()) -> None:
+        """Forgets the time of steps but for these; see `StepCurve.restart`."""
+        self.curve.restart(observations, in_context)
         self._alone = None

@@ -131,7 +131,7 @@ class VerifySession:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
             drafted = self.candidates._replace(overlay=None)
-            nodes = most_probable([drafted], self._curve, beside).nodes[0]
+            nodes = most_probable([drafted], self._curve.at((num_beside + 1) * len(self.line)), beside).nodes[0]
             ready_drafts = self._ready_drafts(
                 num_beside, len(nodes), self._leaf_probability(nodes), no_drafts=not nodes
             )
@@ -143,7 +143,9 @@ class VerifySession:
         self, num_beside: int, num_nodes: int, leaf_probability: float, *, no_drafts: bool
     ) -> ReadyDrafts:
         num_roots, num_later = num_beside + 1, max(num_nodes, round(self._mean_num_nodes))
-        step_now, step_later = (self._curve.seconds(num_roots + num) for num in (num_nodes, num_later))
+        step_now, step_later = (
+            self._curve.at(num_roots * len(self.line)).seconds(num_roots + num) for num in (num_nodes, num_later)
+        )
         return ReadyDrafts(no_drafts, leaf_probability, step_now, step_later)
 
     def _leaf_probability(self, nodes: Sequence[Node]) -> float:

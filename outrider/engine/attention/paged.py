@@ -6,6 +6,7 @@ tree node sees is read in two parts, the line and the node's own path, which are
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,8 +35,16 @@ _NUM_SPLITS = 1
 """Among how many groups of threads the kernel divides one query's keys. More than one gives wrong results where it
 reads blocks (pytorch/pytorch#194167), and results that depend on who else is in the batch."""
 
+_KEYWORDS = ("enable_gqa", "seqused_k", "block_table", "num_splits")
+"""What the kernel must take to read blocks. That of torch 2.11 takes none of them."""
+
 Kernel = Callable[..., Any]
 """`torch.nn.attention.varlen.varlen_attn`, or what computes the same."""
+
+
+def lacking(kernel: Kernel) -> list[str]:
+    """The keywords that `kernel` does not take, and without which it reads no blocks."""
+    return [name for name in _KEYWORDS if name not in inspect.signature(kernel).parameters]
 
 
 def runs_on(device: torch.device) -> bool:
@@ -158,6 +167,11 @@ class PagedAttention(AttentionBackend):
         """See `AttentionBackend.problem`."""
         if not any(can_page(layer, facts.dtype) for layer in facts.layers):
             return "its kernel takes 16-bit types, heads of a multiple of 8 up to 256 numbers, and plain scores alone"
+        if missing := lacking(varlen_attn):
+            return (
+                f"its kernel is varlen_attn of torch, which takes no {' or '.join(missing)} in {torch.__version__}; "
+                "install a newer torch"
+            )
         if not runs_on(facts.device):
             return "its kernel needs a CUDA device of architecture 8.0 or newer, and a torch that has FlashAttention"
         return ""

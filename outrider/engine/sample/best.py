@@ -26,6 +26,17 @@ class Best(NamedTuple):
         return found
 
 
+def bests(token_ids: Sequence[list[int]], scores: Sequence[list[float]]) -> list[Best | None]:
+    """What a chooser in one pass found for each row: -inf from where the filters left no token. None for a row whose
+    token ids are negative: rounding may decide what top-p keeps of it."""
+    found: list[Best | None] = []
+    for its_token_ids, its_scores in zip(token_ids, scores, strict=True):
+        num = its_scores.index(-math.inf) if its_scores[-1] == -math.inf else len(its_scores)
+        is_doubtful = num > 0 and its_token_ids[0] < 0
+        found.append(None if is_doubtful else Best(its_token_ids[:num], its_scores[:num]))
+    return found
+
+
 def best_of_each(token_ids: Sequence[Tensor], scores: Sequence[Tensor]) -> list[Best]:
     """For each of R rows its best tokens, from the first to the last: [R, 1] each, -inf where none is left."""
     table = torch.stack((torch.cat(list(token_ids), -1).double(), torch.cat(list(scores), -1))).tolist()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from outrider.engine.sample.best import Best
+from outrider.engine.sample.best import Best, bests
 
 
 def best_of(
@@ -25,11 +24,5 @@ def best_of(
     `slots` and `positions` are those of the rows; for each slot there is a column of `shaping` [5, num_slots]:
     temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds` [num_slots].
     """
-    tables = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
-    found: list[Best | None] = []
-    for token_ids, scores in zip(*(table.tolist() for table in tables), strict=True):
-        if scores[-1] == -math.inf:
-            num = scores.index(-math.inf)
-            del token_ids[num:], scores[num:]
-        found.append(None if token_ids and token_ids[0] < 0 else Best(token_ids, scores))
-    return found
+    token_ids, scores = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
+    return bests(token_ids.tolist(), scores.tolist())

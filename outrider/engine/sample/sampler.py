@@ -15,7 +15,8 @@ Everything up to the penalties is float32. From the temperature on it is float64
 and sums over a row round so finely that which rows share a batch does not decide what top-p keeps.
 
 A CPU worker that compiles does all of it in one native pass over each row (`native/sampling.cpp`), after bias and
-penalties. Where a sum of probabilities is so close to top_p that rounding may decide, the definition is asked.
+penalties, and a GPU that has Triton in one kernel (`fused.py`). Where a sum of probabilities is so close to top_p that
+rounding may decide, the definition is asked.
 
 A row with a NaN among its logits raises nothing: it chooses some token id of the vocabulary, and what it proposes means
 nothing. Whoever feeds the sampler looks at the logits.
@@ -23,7 +24,7 @@ nothing. Whoever feeds the sampler looks at the logits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from torch import Tensor
 from outrider.core.protocol.messages import TokenLogprobs
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
+from outrider.engine.sample import fused
 from outrider.engine.sample.allowed import Allowed
 from outrider.engine.sample.best import Best
 from outrider.engine.sample.candidates import candidates, shaping_of
@@ -43,8 +45,11 @@ from outrider.engine.sample.ranking import ranked
 from outrider.engine.sample.unranked import best_unranked
 from outrider.engine.transfer import tensor_on
 
-NATIVE_TEMPERATURE_MIN = 1e-30
-"""Lowest temperature above 0 for which the native operators choose: its inverse times a logit is still a float32."""
+ONE_PASS_TEMPERATURE_MIN = 1e-30
+"""Lowest temperature above 0 for which one pass chooses: its inverse times a logit is still a float32."""
+
+OnePass = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int], int], list[Best | None]]
+"""`outrider.engine.sample.native.best_of`, or what chooses the same elsewhere."""
 
 
 class Sampler:
@@ -72,8 +77,8 @@ class Sampler:
         self._params: dict[int, SamplingParams] = {}
         self._taking_part: dict[int, list[LogitsProcessor]] = {}
         """Of each slot whose processed logits differ from the raw ones: the processors that change them."""
-        self._for_native: set[int] = set()
-        """Slots for which the native operator may choose."""
+        self._for_one_pass: set[int] = set()
+        """Slots for which one pass may choose."""
         self._seeds = torch.zeros(max_sessions, dtype=torch.int64, device=device)
         self._shaping = torch.zeros(5, max_sessions, dtype=torch.float64, device=device)
         """For each slot what `shaping_of` says."""
@@ -91,8 +96,8 @@ class Sampler:
         ]
         if taking_part:
             self._taking_part[slot] = taking_part
-        if params.greedy or params.temperature >= NATIVE_TEMPERATURE_MIN:
-            self._for_native.add(slot)
+        if params.greedy or params.temperature >= ONE_PASS_TEMPERATURE_MIN:
+            self._for_one_pass.add(slot)
         self._seeds[slot] = as_int64(params.seed)
         self._shaping[:, slot] = self._tensor(shaping_of(params, self._vocab_size), torch.float64)
 
@@ -105,7 +110,7 @@ class Sampler:
     def close(self, slot: int) -> None:
         """Forgets the session in `slot`; closing an empty slot changes nothing."""
         self._params.pop(slot, None)
-        self._for_native.discard(slot)
+        self._for_one_pass.discard(slot)
         for processor in self._taking_part.pop(slot, ()):
             processor.close(slot)
 
@@ -115,7 +120,7 @@ class Sampler:
         Rows of `allowed` choose among those tokens, and 0 where there are none.
         """
         slots = [row.slot for row in rows]
-        plain = allowed is None and self._taking_part.keys().isdisjoint(slots) and not self._native(slots)
+        plain = allowed is None and self._taking_part.keys().isdisjoint(slots) and not native.available(self._device)
         if plain and all(self._params[slot].greedy for slot in slots):
             return logits.argmax(-1).tolist()
         return [best.token_ids[0] if best.token_ids else 0 for best in self._best(logits, rows, 1, allowed)]
@@ -158,9 +163,9 @@ class Sampler:
         if not self._taking_part.keys().isdisjoint(slots):
             logits = self._processed(logits, rows)
         found: dict[int, Best | None] = {}
-        if self._native(slots):
+        if one_pass := self._one_pass(slots, width):
             positions = [row.position for row in rows]
-            found = dict(enumerate(best_of(logits, self._shaping, self._seeds, slots, positions, width)))
+            found = dict(enumerate(one_pass(logits, self._shaping, self._seeds, slots, positions, width)))
         elif unranked := [index for index, slot in enumerate(slots) if self._is_unranked(self._params[slot])]:
             some = self._described(logits, rows, unranked)
             found = dict(zip(unranked, best_unranked(*some, width), strict=True))
@@ -184,9 +189,13 @@ class Sampler:
         params = [self._params[row.slot] for row in some]
         return logits.float(), params, self._shaping[:, slots], self._seeds[slots], positions
 
-    def _native(self, slots: Sequence[int]) -> bool:
-        """Whether the native operator can choose for rows of these slots."""
-        return native.available(self._device) and self._for_native.issuperset(slots)
+    def _one_pass(self, slots: Sequence[int], width: int) -> OnePass | None:
+        """What can choose in one pass for rows of these slots; None if nothing can."""
+        if not self._for_one_pass.issuperset(slots):
+            return None
+        if native.available(self._device):
+            return best_of
+        return None if width > fused.WIDTH_MAX or fused.problem(self._device) else fused.best_of
 
     def _processed(self, logits: Tensor, rows: Sequence[Row]) -> Tensor:
         """Logits [R, V] in float32 after all processors; the logits themselves stay as they are."""

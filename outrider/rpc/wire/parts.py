@@ -131,6 +131,10 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         memory_limit_bytes=message.memory_limit_bytes,
         kv_cache_bytes=message.kv_cache_bytes,
         batch_invariant=message.batch_invariant,
+        attention=message.attention,
+        forward_pass=message.forward_pass,
+        token_choice=message.token_choice,
+        not_taken=tuple(message.not_taken),
     )
 
 

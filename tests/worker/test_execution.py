@@ -1,0 +1,58 @@
+"""A worker says what its steps run on, and why nothing faster does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from outrider.engine.attention.interface import ModelFacts
+from outrider.engine.engine import Engine
+from outrider.engine.load.probe import LayerFacts
+from outrider.engine.sample import fused
+from outrider.worker.config import WorkerConfig
+from outrider.worker.execution import not_taken, token_choice
+from tests.e2e.stack import load_tiny, save_tiny
+from tests.engine.tiny_models import build
+
+LAYER = LayerFacts(num_kv_heads=2, key_size=64, value_size=64, window=None, shapes_scores=False)
+ON_GPU = ModelFacts([LAYER], torch.float32, torch.device("cuda"), captures=True)
+
+
+def test_the_start_and_the_model_info_say_what_runs(tmp_path: Path) -> None:
+    folder = save_tiny(build("llama", layers=1), tmp_path)
+    with capture_logs() as logs:
+        info = load_tiny(folder, attention_backend="torch").info
+    [said] = [log for log in logs if log["event"] == "runs on"]
+    assert (info.attention, info.forward_pass) == ("torch", "eager")
+    assert info.token_choice in ("torch", "native")  # native where an earlier test has loaded it
+    assert info.not_taken == ()
+    assert said.items() >= {"attention": "torch", "forward_pass": "eager", "token_choice": info.token_choice}.items()
+    assert "not_taken" not in said
+
+
+def test_on_a_gpu_each_faster_part_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32)
+    monkeypatch.setattr(fused, "problem", lambda device: "the package triton is not installed")
+    facts = ON_GPU._replace(captures=False)
+    found = list(not_taken(engine, facts, ["there is no C compiler"]))
+    assert found[0].startswith("attention static: its steps are CUDA graphs")
+    assert found[1].startswith("attention paged: its kernel takes 16-bit types")
+    assert found[-2:] == [
+        "forward pass: there is no C compiler",
+        "choice of tokens: the package triton is not installed",
+    ]
+    assert token_choice(torch.device("cuda")) == "torch"
+    monkeypatch.setattr(fused, "problem", lambda device: "")
+    assert token_choice(torch.device("cuda")) == "triton"
+
+
+def test_what_compilers_make_on_a_gpu_lies_in_the_compile_cache() -> None:
+    settings = {"model": "m", "listen": "", "compile_cache": Path("/cache")}
+    assert WorkerConfig.model_validate(settings).compiler_environment() == {}
+    assert WorkerConfig.model_validate(settings | {"device": "cuda:1"}).compiler_environment() == {
+        "TORCHINDUCTOR_CACHE_DIR": "/cache/inductor",
+        "TRITON_CACHE_DIR": "/cache/triton",
+    }
