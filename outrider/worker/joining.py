@@ -23,6 +23,9 @@ _FOLLOWER = "verify_service"
 
 _LOOPBACK = "127.0.0.1"
 
+_ending = threading.Lock()
+"""Held by the first who finds that a rank is lost: its connection and its process both tell."""
+
 _log = structlog.get_logger()
 
 
@@ -95,6 +98,8 @@ def _wait(process: subprocess.Popen[bytes], rank: int, num_ranks: int) -> None:
 
 
 def _end(words: str) -> None:
+    if not _ending.acquire(blocking=False):
+        return
     with contextlib.suppress(Exception):  # whatever becomes of the words, the process ends
         _log.error(
             "cannot serve", reason=f"{words}: a model over several devices serves with all of them or not at all"
