@@ -57,10 +57,13 @@ class Engine:
         max_context: int,
         kv_tokens: int | None = None,
         compiled: bool = False,
+        captures: bool = False,
         pad_tokens: int = 0,
         attention: str = AUTO,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
+
+        On a CUDA device `warm_up` captures small steps, if they are `compiled`, and with `captures` also if not.
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
@@ -69,7 +72,7 @@ class Engine:
         Raises UnsupportedModelError if that backend or the attention interface cannot serve the model's layers, or if
         `kv_tokens` is too little for one session.
         """
-        facts = model_facts(model, captures=compiled and model.device.type == "cuda")
+        facts = model_facts(model, captures=(compiled or captures) and model.device.type == "cuda")
         backend = select(attention, facts)
         block_cells = backend.block_size(facts)
         session_blocks = -(-(max_context + TREE_CELLS_MAX) // block_cells)

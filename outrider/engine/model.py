@@ -39,8 +39,8 @@ class RaggedModel:
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks.
 
-        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. On a CUDA device
-        they can be captured then; see `capture`.
+        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. Compiled or not,
+        they can be captured if the facts say so; see `capture`.
 
         Raises UnsupportedModelError if the device has no room for the KV cache.
         """
@@ -61,11 +61,12 @@ class RaggedModel:
         self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
         self.forwards = [EagerForward(self.decoder)]
         self._graphs = None
+        small = self.decoder
         if compiled:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
-            if self.facts.captures and isinstance(attention, Capturable):
-                self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
+        if self.facts.captures and isinstance(attention, Capturable):
+            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
 
     @property
     def captures(self) -> bool:

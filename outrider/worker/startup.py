@@ -79,16 +79,18 @@ def load(config: WorkerConfig) -> LoadedModel:
     if config.attention_backend == NativeAttention.name and device.type == "cpu":
         native.load(config.compile_cache)
     graphs = compiled and device.type != "cpu"
+    captures = device.type == "cuda" and config.compile != "off"
     engine = Engine(
         model,
         max_sessions=config.max_sessions,
         max_context=max_context,
         kv_tokens=_kv_tokens(config, facts, max_context, weight_bytes),
         compiled=graphs,
+        captures=captures,
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
     )
-    if graphs:
+    if graphs or captures:
         warm_up(engine, config.compile)
     package, is_adopted = None, False
     if compiled and not graphs:

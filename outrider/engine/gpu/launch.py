@@ -26,6 +26,9 @@ _PROGRAMS_PER_PROCESSOR = 2
 
 _STAGES_MAX = 3
 
+_NUM_WARPS = 8
+"""Of a program of `attend`: with four, its registers do not suffice."""
+
 _ROWS_MIN, _ROWS_MAX = 4, 64
 """Of a program of `write` or `combine`."""
 
@@ -68,7 +71,7 @@ def tile(num_rows: int, key_size: int, value_size: int, dtype: torch.dtype, shar
     num_stages = min((shared_bytes - kept) // page, _STAGES_MAX)
     if num_stages < 1:
         return None
-    return Tile(rows, key_width, value_width, 8 if rows * value_width > 64 * 128 else 4, num_stages)
+    return Tile(rows, key_width, value_width, _NUM_WARPS, num_stages)
 
 
 class DeviceWork(NamedTuple):
@@ -169,6 +172,7 @@ def attention(
         PRECISION="ieee",
         num_warps=tiled.num_warps,
         num_stages=tiled.num_stages,
+        enable_fp_fusion=True,
     )
     rows = _rows(num_tokens * num_heads, query.device)
     _kernels.combine[(triton.cdiv(num_tokens * num_heads, rows),)](
@@ -184,5 +188,6 @@ def attention(
         VALUE=value_size,
         WIDTH=triton.next_power_of_2(value_size),
         ROWS=rows,
+        enable_fp_fusion=True,
     )
     return output

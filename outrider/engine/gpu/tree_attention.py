@@ -94,6 +94,9 @@ def attend(
     key_columns = tl.arange(0, KEY_WIDTH)
     value_columns = tl.arange(0, VALUE_WIDTH)
     offsets = tl.arange(0, PAGE)
+    # Of 32 bits, within a page: with pointers of 64 for each number of a tile, registers run out.
+    key_offsets = (offsets * (KV_HEADS * KEY))[None, :] + key_columns[:, None]
+    value_offsets = (offsets * (KV_HEADS * VALUE))[:, None] + value_columns[None, :]
     head = kv_head * GROUP + rows % GROUP
     num_items = tl.load(items)
     for item in range(tl.program_id(0), num_items, tl.num_programs(0)):
@@ -112,9 +115,9 @@ def attend(
             mask=is_used[:, None] & (key_columns < KEY)[None, :],
             other=0.0,
         )
-        sight = sights + token * SIGHT
-        lowest = tl.load(sight, mask=is_used, other=NOTHING)
-        limit = tl.load(sight + 1, mask=is_used, other=NOTHING)
+        sight = (first_token + rows // GROUP) * SIGHT + WORD_0
+        lowest = tl.load(sights + sight - WORD_0, mask=is_used, other=NOTHING)
+        limit = tl.load(sights + sight - WORD_0 + 1, mask=is_used, other=NOTHING)
         first_limit = tl.min(limit, 0)
         highest = tl.full([ROWS], float("-inf"), tl.float32)
         total = tl.full([ROWS], 0.0, tl.float32)
@@ -124,9 +127,8 @@ def attend(
             page = tl.load(numbers + first_page + cell // PAGE).to(tl.int64)
             cells = cell + offsets
             is_inside = cells < end_cell
-            place = ((page * PAGE + offsets) * KV_HEADS + kv_head) * KEY
             keys = tl.load(
-                key_cache + place[None, :] + key_columns[:, None],
+                key_cache + (page * PAGE * KV_HEADS + kv_head) * KEY + key_offsets,
                 mask=is_inside[None, :] & (key_columns < KEY)[:, None],
                 other=0.0,
             )
@@ -138,16 +140,15 @@ def attend(
             is_seen = (cells[None, :] >= lowest[:, None]) & (behind < 0)
             if cell + PAGE > first_limit:
                 has_bit = (behind >= 0) & (behind < TREE_CELLS) & is_used[:, None]
-                words = tl.load(sight[:, None] + WORD_0 + (behind >> 5), mask=has_bit, other=0)
+                words = tl.load(sights + (sight[:, None] + (behind >> 5)), mask=has_bit, other=0)
                 is_seen = is_seen | (((words >> (behind & 31)) & 1) != 0)
             scores = tl.where(is_seen & is_inside[None, :], scores * LOG2_E, float("-inf"))
             new_highest = tl.maximum(highest, tl.max(scores, 1))
             shift = tl.where(new_highest == float("-inf"), 0.0, new_highest)
             weights = tl.exp2(scores - shift[:, None])
             faded = tl.exp2(highest - shift)
-            place = ((page * PAGE + offsets) * KV_HEADS + kv_head) * VALUE
             values = tl.load(
-                value_cache + place[:, None] + value_columns[None, :],
+                value_cache + (page * PAGE * KV_HEADS + kv_head) * VALUE + value_offsets,
                 mask=is_inside[:, None] & (value_columns < VALUE)[None, :],
                 other=0.0,
             )

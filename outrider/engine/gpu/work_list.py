@@ -79,14 +79,17 @@ class WorkList(NamedTuple):
     num_parts: int
 
 
-def tile_tokens(groups: Sequence[int]) -> int:
-    """How many tokens a tile holds if so many query heads share a key head in each layer: 64 rows in the largest."""
-    return max(_TILE_ROWS // max(groups), 1)
-
-
 _TILE_ROWS = 64
 """Rows of a tile: as many as the matrix instructions of a Hopper want, and at each of them an H200 still waits for
 memory, not for the product."""
+
+_TILE_NUMBERS = 64 * 128
+"""Rows by numbers of a head that the registers of a program hold."""
+
+
+def tile_tokens(groups: Sequence[int], head_size: int) -> int:
+    """How many tokens a tile holds if so many query heads share a key head in each layer, of `head_size` at most."""
+    return max(min(_TILE_ROWS, _TILE_NUMBERS // head_size) // max(groups), 1)
 
 
 def num_parts(batch: PackedBatch) -> int:

@@ -128,7 +128,8 @@ def test_parts_begin_where_kernels_may_read_them() -> None:
 
 
 def test_tiles_have_the_rows_of_the_largest_group() -> None:
-    assert tile_tokens([4]) == 16
-    assert tile_tokens([7, 7]) == 9
-    assert tile_tokens([1, 8]) == 8
-    assert tile_tokens([71]) == 1
+    assert tile_tokens([4], 128) == tile_tokens([4], 64) == 16
+    assert tile_tokens([7, 7], 128) == 9
+    assert tile_tokens([1, 8], 128) == 8
+    assert tile_tokens([71], 128) == 1
+    assert tile_tokens([4], 256) == 8
