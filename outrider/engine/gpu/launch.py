@@ -29,8 +29,9 @@ _STAGES_MAX = 3
 _NUM_WARPS = 8
 """Of a program of `attend`: with four, its registers do not suffice."""
 
-_ROWS_MIN, _ROWS_MAX = 4, 64
-"""Of a program of `write` or `combine`."""
+_ROWS_MIN = 4
+_ROW_NUMBERS_MAX = 4096
+"""Of a program of `write` or `combine`: fewest rows, and most rows by numbers of a row, which its registers hold."""
 
 
 class Machine(NamedTuple):
@@ -98,7 +99,7 @@ def write(content: Tensor, cache: Tensor, work: DeviceWork) -> None:
     """Puts each token's key or value, [num_kv_heads, N, size], into its cell."""
     num_kv_heads, num_tokens, size = content.shape
     num_rows = num_tokens * num_kv_heads
-    rows = _rows(num_rows, content.device)
+    rows = _rows(num_rows, size, content.device)
     _kernels.write[(triton.cdiv(num_rows, rows),)](
         content,
         cache,
@@ -113,10 +114,10 @@ def write(content: Tensor, cache: Tensor, work: DeviceWork) -> None:
     )
 
 
-def _rows(num_rows: int, device: torch.device) -> int:
-    """How many rows a program of `write` or `combine` takes, so that all processors have work."""
+def _rows(num_rows: int, size: int, device: torch.device) -> int:
+    """How many rows of `size` numbers a program of `write` or `combine` takes, so that all processors have work."""
     share = num_rows // (_PROGRAMS_PER_PROCESSOR * machine(device).num_processors)
-    return min(max(triton.next_power_of_2(share), _ROWS_MIN), _ROWS_MAX)
+    return min(max(triton.next_power_of_2(share), _ROWS_MIN), _ROW_NUMBERS_MAX // triton.next_power_of_2(size))
 
 
 class Scoring(NamedTuple):
@@ -174,7 +175,7 @@ def attention(
         num_stages=tiled.num_stages,
         enable_fp_fusion=True,
     )
-    rows = _rows(num_tokens * num_heads, query.device)
+    rows = _rows(num_tokens * num_heads, value_size, query.device)
     _kernels.combine[(triton.cdiv(num_tokens * num_heads, rows),)](
         output,
         work.numbers[PART_OFFSETS * work.layout.row :],
