@@ -143,9 +143,10 @@ class WorkerConfig(Settings):
     )
     attention_backend: str = Field(
         "auto",
-        description="how layers attend: torch (session by session, anywhere), paged (FlashAttention over blocks, on "
-        "GPUs in 16 bits), static (small steps as CUDA graphs, others as paged or torch), native (machine code, on "
-        "CPUs); auto: the best that works here; on a CPU native, or torch where that cannot be built",
+        description="how layers attend: tree (kernels in Triton over pages, on GPUs; tried at start), static (small "
+        "steps as CUDA graphs, others as paged or torch), paged (FlashAttention over blocks, on GPUs in 16 bits), "
+        "torch (session by session, anywhere), native (machine code, on CPUs); auto: the first of them that works "
+        "here; on a CPU native, or torch where that cannot be built",
     )
     pad_tokens: int = Field(
         0,

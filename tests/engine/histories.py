@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import SlotsExhaustedError
+from outrider.engine.attention.registry import AUTO
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import Slot
@@ -46,8 +47,16 @@ class Rig:
         dtype: torch.dtype = torch.float32,
         max_sessions: int = 4,
         max_context: int = 128,
+        attention: str = AUTO,
+        captured: bool = False,
     ) -> None:
-        self.engine = Engine(built(family, device, dtype), max_sessions=max_sessions, max_context=max_context)
+        self.engine = Engine(
+            built(family, device, dtype),
+            max_sessions=max_sessions,
+            max_context=max_context,
+            captured=captured,
+            attention=attention,
+        )
         self._model = built(family, device, dtype)
         self._tolerance = HALF_TOLERANCES.get(dtype)
 

@@ -25,7 +25,9 @@ _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.def
 """Operations for which a host waits for its device. They cannot be captured."""
 
 
-class _Listening(TorchDispatchMode):
+class Listening(TorchDispatchMode):
+    """Notes every operation; one that waits for its device raises RuntimeError."""
+
     def __init__(self) -> None:
         super().__init__()
         self.calls: list[tuple[Callable[..., Any], Sequence[Any], Mapping[str, Any], Any]] = []
@@ -49,7 +51,7 @@ class Tape:
 
     def __call__(self, run: Pass) -> Pass:
         self.num_passes += 1
-        with _Listening() as listening:
+        with Listening() as listening:
             logits = run()
 
         def replay() -> Tensor:

@@ -23,7 +23,7 @@ from tests.engine.histories import CPU, Rig
 from tests.engine.tiny_models import FAMILIES, build
 from tests.engine.varlen import Varlen
 
-LAYER = LayerFacts(num_kv_heads=2, key_size=64, value_size=64, window=None, shapes_scores=False)
+LAYER = LayerFacts(num_heads=4, num_kv_heads=2, key_size=64, value_size=64, window=None, shapes_scores=False)
 ON_CPU = ModelFacts([LAYER], torch.float32, CPU)
 ON_GPU = ModelFacts([LAYER], torch.bfloat16, torch.device("cuda"))
 
@@ -55,7 +55,8 @@ def test_what_auto_chooses(facts: ModelFacts, name: str, block_size: int) -> Non
 @pytest.mark.parametrize(
     ("name", "facts", "reason"),
     [
-        ("flash", ON_CPU, "none of that name; use one of auto, static, paged, torch, native"),
+        ("flash", ON_CPU, "none of that name; use one of auto, tree, static, paged, torch, native"),
+        ("tree", ON_CPU, "its kernels run on GPUs; use --device cuda"),
         ("paged", ON_CPU, "its kernel takes 16-bit types"),
         ("paged", ON_CPU._replace(dtype=torch.bfloat16), "needs a CUDA device .*; or use auto"),
         ("static", ON_CPU, "needs --device cuda and --compile auto or on"),

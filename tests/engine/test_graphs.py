@@ -15,6 +15,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from outrider.engine.attention.interface import LayerCall
+from outrider.engine.attention.static import StaticAttention
 from outrider.engine.attention.static_batch import (
     COLUMNS_MAX,
     PATH_CELLS_PER_TOKEN,
@@ -224,6 +225,19 @@ def test_as_many_blocks_as_there_may_be_find_room(block_cells: int) -> None:
     expected = [place for job in jobs for place in job.slot.places(range(len(job.line)))]
     assert cells[: len(expected)] == expected
     assert all(cell // block_cells == layer.num_cells // block_cells - 1 for cell in cells[len(expected) :])
+
+
+def test_steps_are_captured_also_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = Tape()
+    monkeypatch.setattr("outrider.engine.model.CudaRecorder", lambda device: tape)
+    rig = Rig("llama")
+    model = rig.engine._model
+    model.facts = model.facts._replace(captures=True)
+    model._use(StaticAttention(model.facts, model.cache), compiled=False)
+    assert model.captures
+    assert list(rig.engine.warm_up()) == list(COMPILED_SIZES)
+    histories.a_tree_equals_its_branches_alone(rig)
+    assert tape.num_replays > 0
 
 
 def test_a_pass_that_waits_for_its_device_cannot_be_recorded() -> None:

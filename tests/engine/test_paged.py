@@ -270,7 +270,7 @@ def test_a_paged_step_never_waits_for_its_device(family: str) -> None:
 
 
 def test_which_layers_page() -> None:
-    facts = LayerFacts(num_kv_heads=2, key_size=128, value_size=128, window=None, shapes_scores=False)
+    facts = LayerFacts(num_heads=4, num_kv_heads=2, key_size=128, value_size=128, window=None, shapes_scores=False)
     assert can_page(facts, torch.bfloat16)
     assert can_page(facts, torch.float16)
     assert can_page(facts._replace(window=512), torch.float16)

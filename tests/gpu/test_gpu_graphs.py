@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from outrider.engine.attention.static import StaticAttention
 from outrider.engine.batch import COMPILED_SIZES, COMPILED_TOKENS_MAX
 from outrider.engine.compile.graphs import CudaRecorder, Pass
 from outrider.engine.compile.just_in_time import compiler_problem
@@ -46,7 +47,8 @@ class CountingRecorder:
 
 def captured(family: str, dtype: torch.dtype = torch.float32) -> tuple[Rig, CountingRecorder]:
     """A rig whose small steps are captured without having been compiled."""
-    rig, recorder = Rig(family, device=CUDA, dtype=dtype), CountingRecorder()
+    rig = Rig(family, device=CUDA, dtype=dtype, attention=StaticAttention.name, captured=True)
+    recorder = CountingRecorder()
     graphed(rig.engine, recorder)
     return rig, recorder
 

@@ -16,6 +16,7 @@ from torch.nn.attention.varlen import varlen_attn
 
 from outrider.engine.attention.interface import LayerCall
 from outrider.engine.attention.paged import CAPABILITY_MIN, PAGE_CELLS, PagedAttention, runs_on
+from outrider.engine.attention.registry import AUTO
 from outrider.engine.attention.static import StaticAttention
 from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, pack
 from outrider.engine.jobs import LINE_END, Job, plan
@@ -166,7 +167,8 @@ def test_a_session_is_attended_alike_whoever_else_is_in_the_batch(dtype: torch.d
 
 
 def counted(family: str, dtype: torch.dtype) -> tuple[Rig, Counted]:
-    rig, kernel = Rig(family, device=CUDA, dtype=dtype), Counted()
+    backend = AUTO if dtype == torch.float32 else PagedAttention.name
+    rig, kernel = Rig(family, device=CUDA, dtype=dtype, attention=backend), Counted()
     model = rig.engine._model
     if model.attention.name == PagedAttention.name:
         model._use(PagedAttention(model.facts, model.cache, kernel), compiled=False)
@@ -198,7 +200,8 @@ def test_without_16_bits_nothing_pages() -> None:
 
 @paging_families
 def test_large_paged_steps_run_beside_captured_ones(family: str) -> None:
-    rig, kernel, recorder = Rig(family, device=CUDA, dtype=torch.bfloat16), Counted(), CountingRecorder()
+    rig = Rig(family, device=CUDA, dtype=torch.bfloat16, attention=StaticAttention.name, captured=True)
+    kernel, recorder = Counted(), CountingRecorder()
     model = graphed(rig.engine, recorder)._model
     assert isinstance(model.attention, StaticAttention)
     model.attention._large = PagedAttention(model.facts, model.cache, kernel)

@@ -80,7 +80,8 @@ def _engine() -> dict[str, Layer]:
         packages = f"{_ENGINE} triton" if floor == ("gpu",) else _ENGINE
         found |= {f"outrider.{name}": _layer(" ".join(below), packages, forbidden="asyncio") for name in names}
         below += names
-    return found
+    gpu = found["outrider.engine.gpu"]
+    return found | {"outrider.engine.gpu": gpu._replace(packages=gpu.packages | {"triton"})}
 
 
 _GRAMMAR = "llguidance"
@@ -232,9 +233,14 @@ def _check_file(path: PurePosixPath, source: str) -> Iterator[Violation]:
         yield Violation(path, 1, "has a name that says nothing about what is in it")
 
 
+def _is_kernel(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(decorator) == "triton.jit" for decorator in node.decorator_list)
+
+
 def _check_parameters(path: PurePosixPath, tree: ast.Module) -> Iterator[Violation]:
+    """Not of a kernel: a launch hands it every pointer and stride by itself."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not _is_kernel(node):
             given = node.args
             names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
             num_parameters = len([name for name in names if name not in {"self", "cls"}])

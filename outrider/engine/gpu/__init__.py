@@ -1,1 +1,1 @@
-"""Kernels for GPUs, in Triton, and how they are launched. No GPU has run them yet; see docs/decisions/0036."""
+"""Kernels for GPUs, in Triton, what they are told of a step, and how they are launched. No GPU has run them yet."""

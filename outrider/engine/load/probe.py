@@ -32,6 +32,7 @@ cannot either. A window is in the mask, whether or not it is told besides."""
 class LayerFacts(NamedTuple):
     """What one layer needs of its cache and of its mask."""
 
+    num_heads: int
     num_kv_heads: int
     key_size: int
     value_size: int
@@ -150,7 +151,14 @@ def _facts(layer: LayerInput, windows: dict[MaskFunction, int | None], limit: in
         except ForeignMaskError as error:
             raise _unknown(layer, f"have a mask {error}") from error
     shapes_scores = bool(arguments.get("softcap")) or arguments.get("s_aux") is not None
-    return LayerFacts(layer.key.shape[1], layer.key.shape[3], layer.value.shape[3], windows[mask], shapes_scores)
+    return LayerFacts(
+        num_heads=layer.query.shape[1],
+        num_kv_heads=layer.key.shape[1],
+        key_size=layer.key.shape[3],
+        value_size=layer.value.shape[3],
+        window=windows[mask],
+        shapes_scores=shapes_scores,
+    )
 
 
 def _unknown(layer: LayerInput, reason: str) -> UnsupportedModelError:

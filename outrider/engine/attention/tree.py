@@ -1,0 +1,141 @@
+"""Ragged tree attention on GPUs: four launches for each layer, whatever sessions, trees and windows there are.
+
+The kernels are those of `outrider.engine.gpu`. Nothing that a launch is given depends on the batch but a list of
+integers in the device's memory, so steps are captured for a number of tokens alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
+from outrider.engine.attention.tree_trial import problem, tokens_of
+from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, bucket
+from outrider.engine.gpu.work_list import (
+    PAGE_CELLS,
+    POSITIONS,
+    ROWS,
+    SPLIT_CELLS,
+    TOKEN_IDS,
+    Layout,
+    num_parts,
+    work_list,
+)
+from outrider.engine.kv_cache.tensors import KVCache
+from outrider.engine.transfer import queued, staged
+
+if TYPE_CHECKING:
+    from outrider.engine.gpu.launch import DeviceWork
+
+PARTS_PER_TOKEN = 64
+"""Room in a captured step, in splits for each token on the average: 32k of context. Longer ones are not captured."""
+
+
+def parts_max(num_tokens: int) -> int:
+    """Most parts of a captured step over so many tokens; at most as many items, and pages by the split."""
+    return num_tokens * PARTS_PER_TOKEN
+
+
+@dataclass(frozen=True, slots=True)
+class TreeStep:
+    """A batch as the kernels read it. It is a `StaticStep`."""
+
+    work: DeviceWork
+    cache: KVCache
+    windows: Sequence[int]
+    """Of each layer, by its index among all windows: [L]."""
+
+    @property
+    def token_ids(self) -> Tensor:
+        """[1, N] int64"""
+        return self.work.row(TOKEN_IDS).long()[None]
+
+    @property
+    def positions(self) -> Tensor:
+        """[1, N] int64"""
+        return self.work.row(POSITIONS).long()[None]
+
+    @property
+    def rows(self) -> Tensor:
+        """[N] int64"""
+        return self.work.row(ROWS).long()
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: LayerCall) -> Tensor:
+        """`AttentionStep.attend`."""
+        from outrider.engine.gpu import launch  # it wants Triton
+
+        key_cache, value_cache = self.cache.keys[layer.index], self.cache.values[layer.index]
+        launch.write(key, key_cache, self.work)
+        launch.write(value, value_cache, self.work)
+        scoring = launch.Scoring(layer.scale, layer.softcap, layer.sinks)
+        return launch.attention(query, key_cache, value_cache, self.work, self.windows[layer.index], scoring)
+
+
+class TreeAttention(AttentionBackend):
+    """`tree`: kernels in Triton over pages of the KV cache, for every layer and every step."""
+
+    name = "tree"
+
+    def __init__(self, facts: ModelFacts, cache: KVCache) -> None:
+        """See `AttentionBackend`. Triton is installed."""
+        super().__init__(facts, cache)
+        self._windows = tuple(dict.fromkeys(layer.window for layer in facts.layers))
+        self._window_of = [self._windows.index(layer.window) for layer in facts.layers]
+        self._tile_tokens = tokens_of(facts)
+        self._buffer: Tensor | None = None
+
+    @classmethod
+    def problem(cls, facts: ModelFacts) -> str:
+        """See `AttentionBackend.problem`. The kernels are tried: not every GPU and Triton has been met."""
+        return problem(cls, facts)
+
+    @classmethod
+    def block_size(cls, facts: ModelFacts) -> int:
+        """A page."""
+        return PAGE_CELLS
+
+    def prepare(self, batch: PackedBatch, tensors: BatchTensors) -> TreeStep:
+        """See `AttentionBackend.prepare`."""
+        work = work_list(batch, self._windows, self._tile_tokens)
+        numbers = torch.frombuffer(work.numbers, dtype=torch.int32)
+        return self._step(work.layout, queued(numbers, self._facts.device), work.num_parts)
+
+    def sizes(self, num_tokens: int) -> list[int]:
+        """See `Capturable`: the numbers of tokens alone."""
+        return [num_tokens]
+
+    def size_of(self, batch: PackedBatch) -> int | None:
+        """See `Capturable`."""
+        size = bucket(max(batch.num_tokens_min, len(batch.token_ids)))
+        has_room = len(batch.rows) <= size and num_parts(batch) <= parts_max(size)
+        return size if 0 < size <= COMPILED_TOKENS_MAX and has_room else None
+
+    def load(self, batch: PackedBatch, size: int) -> None:
+        """See `Capturable`."""
+        batch.pad(size, self._cache.scratch_cell)
+        work = work_list(batch, self._windows, self._tile_tokens)
+        numbers = staged(torch.frombuffer(work.numbers, dtype=torch.int32), self._facts.device)
+        self._static()[: len(numbers)].copy_(numbers, non_blocking=True)
+
+    def read(self, size: int) -> TreeStep:
+        """See `Capturable`."""
+        return self._step(Layout(size, len(self._windows)), self._static(), parts_max(size))
+
+    def _static(self) -> Tensor:
+        if self._buffer is None:
+            parts = parts_max(COMPILED_TOKENS_MAX)
+            layout = Layout(COMPILED_TOKENS_MAX, len(self._windows))
+            length = layout.end(parts, parts * (SPLIT_CELLS // PAGE_CELLS))
+            with torch.inference_mode():  # like what other steps feed the model: a compiler tells the two kinds apart
+                self._buffer = torch.zeros(length, dtype=torch.int32, device=self._facts.device)
+        return self._buffer
+
+    def _step(self, layout: Layout, numbers: Tensor, parts: int) -> TreeStep:
+        from outrider.engine.gpu.launch import DeviceWork  # it wants Triton
+
+        return TreeStep(DeviceWork(layout, numbers, parts, self._tile_tokens), self._cache, self._window_of)

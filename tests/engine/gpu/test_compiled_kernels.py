@@ -1,0 +1,144 @@
+"""The kernels compile for the GPUs that are in use, without one: with tensor cores, within memory and registers.
+
+What is compiled is what `launch.py` launches for layers of real models, on tensors without content. No GPU has run any
+of it.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from outrider.engine.attention.tree import parts_max
+from outrider.engine.gpu import launch, tree_attention
+from outrider.engine.gpu.work_list import Layout, tile_tokens
+from tests.engine.gpu.launches import Launch, Launches, logged
+
+META = torch.device("meta")
+
+
+class Architecture(NamedTuple):
+    """A kind of GPU."""
+
+    capability: int
+    shared_bytes: int
+    """Largest shared memory of one program, by NVIDIA's CUDA C++ Programming Guide, table of compute capabilities."""
+    instruction: str
+    """Of its tensor cores, at the start of its name in PTX."""
+
+
+ARCHITECTURES = [
+    Architecture(80, 163 << 10, "mma.sync"),
+    Architecture(89, 99 << 10, "mma.sync"),
+    Architecture(90, 227 << 10, "wgmma"),
+    Architecture(100, 227 << 10, "tcgen05"),
+]
+
+
+class Heads(NamedTuple):
+    """Shapes of a model's layers."""
+
+    num_heads: int
+    num_kv_heads: int
+    size: int
+
+
+LLAMA_8B = Heads(32, 8, 128)
+LLAMA_1B = Heads(32, 8, 64)
+GEMMA = Heads(8, 4, 256)
+
+
+def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """The launches of one layer in a captured step over 16 tokens."""
+    monkeypatch.setattr(launch, "machine", lambda device: machine)
+    num_tokens = 16
+    layout = Layout(num_tokens, 1)
+    numbers = torch.empty(layout.end(parts_max(num_tokens), 99), dtype=torch.int32, device=META)
+    work = launch.DeviceWork(
+        layout, numbers, parts_max(num_tokens), tile_tokens([heads.num_heads // heads.num_kv_heads], heads.size)
+    )
+    query, key, value = (
+        torch.empty(num_tokens, count, heads.size, dtype=dtype, device=META).transpose(0, 1)
+        for count in (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
+    )
+    key_cache, value_cache = (torch.empty(4096, *heads[1:], dtype=dtype, device=META) for _ in range(2))
+    with logged() as launches:
+        launch.write(key, key_cache, work)
+        launch.write(value, value_cache, work)
+        launch.attention(query, key_cache, value_cache, work, 0, launch.Scoring(0.1, 0.0, None))
+    return launches
+
+
+_TYPES = {torch.int32: "i32", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+
+
+def compiled(launch: Launch, capability: int) -> Any:
+    kernel = getattr(tree_attention, launch.kernel)
+    arguments: Mapping[str, Any] = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | dict(launch.options)
+    signature, constants, attributes = {}, {}, {}
+    for index, name in enumerate(kernel.arg_names):
+        value = arguments[name]
+        if value is None or kernel.params[index].is_constexpr:
+            signature[name], constants[name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[name] = f"*{_TYPES[value.dtype]}"
+            attributes[(index,)] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "i32" if isinstance(value, int) else "fp32"
+            if isinstance(value, int) and value % 16 == 0:
+                attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {name: arguments[name] for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in arguments}
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def spilled_bytes(ptx: str, capability: int, folder: Path) -> int:
+    """By NVIDIA's assembler, which Triton brings along."""
+    file = folder / "kernel.ptx"
+    file.write_text(ptx)
+    found = re.search(r"\.target (\w+)", ptx)
+    assert found is not None
+    told = subprocess.run(
+        [get_ptxas(capability).path, "-v", f"--gpu-name={found[1]}", str(file), "-o", str(folder / "kernel.cubin")],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stderr
+    stores = re.findall(r"(\d+) bytes spill stores", told)
+    assert stores
+    return sum(map(int, stores))
+
+
+CASES = [
+    *((LLAMA_8B, architecture) for architecture in ARCHITECTURES),
+    (LLAMA_1B, ARCHITECTURES[0]),
+    *((GEMMA, architecture) for architecture in ARCHITECTURES[:3]),
+]
+
+
+@pytest.mark.parametrize(("heads", "architecture"), CASES, ids=lambda each: "-".join(map(str, each[:3])))
+def test_attention_of_real_layers(
+    heads: Heads, architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With one processor `write` and `combine` take the most rows that they may.
+    machine = launch.Machine(num_processors=1, shared_bytes=architecture.shared_bytes)
+    for each in launched(heads, torch.bfloat16, machine, monkeypatch).log:
+        kernel = compiled(each, architecture.capability)
+        assert kernel.metadata.shared <= architecture.shared_bytes
+        assert spilled_bytes(kernel.asm["ptx"], architecture.capability, tmp_path) == 0
+        if each.kernel == "attend":
+            instruction = architecture.instruction if each.options["ROWS"] >= 64 else "mma.sync"
+            assert instruction in kernel.asm["ptx"]
+            if each.options["num_stages"] > 1:
+                assert "cp.async" in kernel.asm["ptx"]  # pages are on their way while others are computed
