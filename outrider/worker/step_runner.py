@@ -56,9 +56,9 @@ class StepRunner:
                 self._log.error("step failed", session=session_ids[0], exc_info=error)
             return None
 
-    def observe(self, started: float) -> None:
-        """A step that began then, on the monotonic clock, is over."""
-        seconds = time.monotonic() - started
+    def observe(self, started: float, num_steps: int = 1) -> None:
+        """So many steps in a row, of which the first began then, on the monotonic clock, are over."""
+        seconds = (time.monotonic() - started) / num_steps
         self._step_seconds += (_SMOOTHING if self._step_seconds else 1.0) * (seconds - self._step_seconds)
         self.on_change()
 

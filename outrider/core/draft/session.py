@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from outrider.core.draft.frontier import Frontier, LikeliestFirst
 from outrider.core.draft.lattice import Bounds, Proposals, grow
 from outrider.core.draft.mask_chains import MaskChains
+from outrider.core.draft.outlook import Outlook
 from outrider.core.estimate.calibration import Calibration, decided
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.foresight import Foresight, discounted
@@ -39,6 +40,11 @@ demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
 
 _CERTAIN = math.log(0.999)
 """What is claimed of a token that a constraint forces: as much as is ever learned of a guess."""
+
+
+def everywhere(node: Node) -> bool:
+    """What follows any node may be drafted."""
+    return True
 
 
 class DraftEstimates:
@@ -87,7 +93,7 @@ class DraftSession:
         opening: DraftOpen,
         estimates: DraftEstimates | None = None,
         *,
-        expands: Callable[[Node], bool] = lambda node: True,
+        expands: Callable[[Node], bool] = everywhere,
         constraint: Constraint | None = None,
     ) -> None:
         """What follows a new node may be drafted if `expands` says so. `constraint` has followed the line."""
@@ -208,6 +214,28 @@ class DraftSession:
             if self._has_place(last):
                 self._frontier.push(last)
 
+    def outlook(self, most: int) -> Outlook | None:
+        """What the next levels follow from, with up to `most` nodes; None if more than the draft model has a say."""
+        root, frontier = self.tree.root, self._frontier
+        if root.proposals is None or not isinstance(frontier, LikeliestFirst):
+            return None
+        if self.needs_path or self._expands is not everywhere:
+            return None
+        return Outlook(
+            root,
+            frontier.likeliest(most),
+            self.width,
+            self._max_run_ahead - self.tree.num_live - frontier.num_reserved,
+            self._max_length,
+            self._log_floor,
+            self._calibrations[0].log_acceptances,
+        )
+
+    def expand_untaken(self, node: Node, token_ids: Sequence[int], confidences: Sequence[float]) -> None:
+        """Adds what was proposed below a node of the outlook, or below one that was added since; see `expand`."""
+        self._frontier.num_reserved += self.width
+        self.expand(node, token_ids, confidences)
+
     def _grow(self, parent: Node, rows: Sequence[Proposals]) -> None:
         """Adds the likeliest paths through `rows`, as many nodes as were reserved: for each mask token one."""
         log_floor = self._log_floor + self.tree.root.path_log_prob
@@ -270,6 +298,11 @@ class DraftSession:
                 return
             yield token_id, node.proposals or ()
             node = node.children.get(token_id)
+
+    @property
+    def verify_seconds(self) -> float:
+        """How long the verifier's steps take; 0 until a commit has told."""
+        return self._verify_seconds
 
     @property
     def num_uncomputed(self) -> int:
