@@ -120,7 +120,7 @@ class Drafter:
         num_levels, started = 0, time.monotonic()
         with self.runner.engine.level_loop(jobs, tables, level_seconds, self.arrivals.interruption) as loop:
             while loop is not None and num_levels < run.num_levels_max:
-                output = loop.draft(min(run.num_levels, run.num_levels_max - num_levels))
+                output = loop.draft(min(run.burst(started), run.num_levels_max - num_levels))
                 if not output.levels:
                     break
                 num_levels += len(output.levels)

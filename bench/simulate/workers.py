@@ -202,7 +202,7 @@ class VirtualDrafter:
             self._begin(step)
         elif isinstance(step, DraftRun):
             self._is_busy = True
-            self._begin_level(step, [], now)
+            self._begin_level(step, [], step.burst(now), now)
 
     def _begin(self, step: DraftStep[int]) -> None:
         seconds = self._step_seconds(sum(len(part.nodes) for part in step.parts))
@@ -218,11 +218,11 @@ class VirtualDrafter:
         events = self.scheduler.settle(step, proposals, self._clock.now)
         self._finish(events, seconds)
 
-    def _begin_level(self, run: DraftRun[int], levels: list[Level], started: float) -> None:
-        """After `levels` of a burst that began then."""
+    def _begin_level(self, run: DraftRun[int], levels: list[Level], most: int, started: float) -> None:
+        """After `levels` of a burst of at most `most`, which began then."""
         chosen: list[list[Node]] = []
-        if not (levels and self._arrived) and len(levels) < run.num_levels:
-            chosen = run.choose(self.scheduler.policy.estimates.curve)
+        if not (levels and self._arrived) and len(levels) < most:
+            chosen = run.choose()
         num_nodes = sum(map(len, chosen))
         if not num_nodes:
             now = self._clock.now
@@ -231,14 +231,16 @@ class VirtualDrafter:
         seconds = self._step_seconds(num_nodes)
         self._work.begin("draft", seconds)
         levels = [*levels, Level(num_nodes, seconds)]
-        self._clock.after(seconds, partial(self._end_level, run, levels, started, chosen))
+        self._clock.after(seconds, partial(self._end_level, run, levels, most, started, chosen))
 
-    def _end_level(self, run: DraftRun[int], levels: list[Level], started: float, chosen: Sequence[list[Node]]) -> None:
+    def _end_level(
+        self, run: DraftRun[int], levels: list[Level], most: int, started: float, chosen: Sequence[list[Node]]
+    ) -> None:
         for part, nodes in zip(run.parts, chosen, strict=True):
             state = part.session.state
             for node, proposal in zip(nodes, self._texts[part.session.key].propose(state, nodes), strict=True):
                 state.expand(node, *proposal)
-        self._begin_level(run, levels, started)
+        self._begin_level(run, levels, most, started)
 
     def _finish(self, events: Iterable[tuple[int, object]], seconds: float) -> None:
         self.scheduler.observe(seconds)

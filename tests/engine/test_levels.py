@@ -15,8 +15,10 @@ from draft_service.drafter import Drafter, DraftStream
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node, path_tokens
+from outrider.engine.compile.levels import LevelLoop, LevelsOutput
 from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import Slot
+from tests.e2e.pair import Pair, all_at_once
 from tests.engine.histories import random_line
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from tests.worker.driven import FixedCurve, Record
@@ -245,3 +247,33 @@ async def test_a_run_that_fails_costs_nobody_a_node(monkeypatch: pytest.MonkeyPa
     for before, after in zip(trees, drafted.trees(), strict=True):
         assert before.keys() < after.keys()
     drafted.close()
+
+
+@pytest.mark.parametrize("sampling", KINDS[:2], ids=["sampled", "greedy"])
+def test_a_pair_whose_drafter_runs_writes_what_its_target_writes(
+    sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On their own threads, with commits that come in the midst of runs. The draft is the target, a little off."""
+    target = Engine(build("llama"), max_sessions=4, max_context=128)
+    draft = build("llama")
+    noise = torch.Generator().manual_seed(1)
+    for parameter in draft.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=noise)
+    runs = Engine(draft, max_sessions=4, max_context=128)
+    runs.export()
+    levels: list[int] = []
+    drafted = LevelLoop.draft
+
+    def counted(loop: LevelLoop, num_levels: int) -> LevelsOutput:
+        output = drafted(loop, num_levels)
+        levels.append(len(output.levels))
+        return output
+
+    monkeypatch.setattr(LevelLoop, "draft", counted)
+    few = [random_line(5 + 9 * index, seed=index) for index in range(4)]
+    with Pair.running(target, runs) as pair:
+        alone = all_at_once(pair, few, sampling, num_tokens=48, tree_width=0)
+        together = all_at_once(pair, few, sampling, num_tokens=48, tree_width=3)
+    assert [each.token_ids for each in together] == [each.token_ids for each in alone]
+    assert sum(levels)
+    assert sum(each.statistics.num_accepted_tokens for each in together) > 0

@@ -284,6 +284,18 @@ class DraftSession:
                 return True
         return False
 
+    def num_levels_unsent(self, num_nodes: int, level_seconds: float, now: float) -> int:
+        """How many levels, each over so many nodes and of so many seconds, may follow before a window is due; one at
+        least, as that is not known before. What a level adds is as likely at most as what it expands."""
+        best = self.best()
+        if best is None:
+            return EXPANSIONS_MAX
+        root_log_prob = self.tree.root.path_log_prob
+        gain = sum(math.exp(node.path_log_prob - root_log_prob) for node in self._unsent)
+        num_by_gain = (WINDOW_GAIN_MIN - gain) / (num_nodes * math.exp(best))
+        num_by_time = (self._last_sent + COALESCE_SHARE * self._verify_seconds - now) / (level_seconds or math.inf)
+        return max(int(min(num_by_gain, num_by_time)), 1)
+
     def take_window(self, draft_ms: float, now: float = 0.0) -> DraftWindow | None:
         """What has not been sent yet, or None."""
         unsent, self._unsent = self._unsent, []
@@ -298,11 +310,6 @@ class DraftSession:
                 return
             yield token_id, node.proposals or ()
             node = node.children.get(token_id)
-
-    @property
-    def verify_seconds(self) -> float:
-        """How long the verifier's steps take; 0 until a commit has told."""
-        return self._verify_seconds
 
     @property
     def num_uncomputed(self) -> int:

@@ -17,12 +17,9 @@ from outrider.core.schedule.step import KeyT
 LEVELS_MAX = 16
 """Most levels of a run. What begins and ends it costs less than one level, so that more would save little."""
 
-BURST_SHARE = 0.5
-"""For how much of a verify step a run may keep what it drafts to itself."""
-
-CELLS_PER_LEVEL = 8
-"""Nodes of a session for which a run takes memory, for each level, on the average: more than levels have expanded where
-one session had the device for itself. A run ends where it is used up."""
+CELLS_PER_LEVEL = 4
+"""Nodes of a session for which a run takes memory, for each level, on the average: levels of the bundled draft expand
+two or three where one session has the device for itself. Who has used up its share has no more part in the run."""
 
 OPEN_NODES_MAX = EXPANSIONS_MAX
 """Nodes of a session among which a run begins to choose: as many as a level may expand."""
@@ -66,18 +63,33 @@ class DraftRun(Generic[KeyT]):
     for the scheduler.
     """
 
-    def __init__(self, parts: Sequence[RunPart[KeyT]], num_levels: int, num_levels_max: int) -> None:
+    def __init__(self, parts: Sequence[RunPart[KeyT]], curve: StepCurve, num_levels_max: int) -> None:
         self.parts = parts
-        self.num_levels = num_levels
-        """Most levels of a burst: after it the scheduler is to be told (`settle_run`), so that it can send."""
         self.num_levels_max = num_levels_max
         """Most levels in all."""
+        self._curve = curve
+        self._num_nodes = len(parts)
+        """Of the latest level."""
         self._opened = [node for part in parts for node in part.nodes]
         self._expanded: list[Node | None] = []
 
-    def choose(self, curve: StepCurve) -> list[list[Node]]:
+    def burst(self, now: float) -> int:
+        """How many levels may follow before the scheduler is told (`settle_run`): as soon as it would send a window.
+
+        A window is not kept back: for a tenth of a verify step, or half of one, that cost the wide pair 4 to 6 % on the
+        virtual clock.
+        """
+        num_nodes = -(-self._num_nodes // len(self.parts))
+        seconds = self._curve.seconds(self._num_nodes)
+        return min(part.session.state.num_levels_unsent(num_nodes, seconds, now) for part in self.parts)
+
+    def settle(self, levels: Sequence[Level]) -> None:
+        """Such levels came out."""
+        self._num_nodes = levels[-1].num_nodes
+
+    def choose(self) -> list[list[Node]]:
         """The nodes of each part that the next level expands; each must be given to its session's `expand`."""
-        return choose_expansions([part.session.state for part in self.parts], curve)
+        return choose_expansions([part.session.state for part in self.parts], self._curve)
 
     def grow(self, expansions: Iterable[Expansion]) -> None:
         """Adds what a device has drafted since the last time that chose the nodes by itself."""
@@ -101,7 +113,6 @@ def compose_run(
     its line's end was not expanded yet.
     """
     parts: list[RunPart[KeyT]] = []
-    verify_seconds: list[float] = []
     for seated in sessions:
         state = seated.session.state
         if state.best() is None:
@@ -110,11 +121,8 @@ def compose_run(
         if outlook is None or seated.session.opening.sampling.logit_bias:
             return None
         parts.append(RunPart(seated, outlook, len(outlook.nodes) + outlook.credit))
-        verify_seconds.append(state.verify_seconds)
     if not parts:
         return None
-    level_seconds = curve.seconds(2 * len(parts))
-    num_levels = int(BURST_SHARE * min(verify_seconds) / level_seconds) if level_seconds > 0.0 else 1
-    most = CELLS_PER_LEVEL * num_levels_max
+    most = CELLS_PER_LEVEL * LEVELS_MAX
     parts = [part._replace(num_nodes_max=min(part.num_nodes_max, most)) for part in parts]
-    return DraftRun(parts, min(max(num_levels, 1), num_levels_max), num_levels_max)
+    return DraftRun(parts, curve, num_levels_max)

@@ -149,6 +149,8 @@ class DraftScheduler(Generic[KeyT]):
         if levels is None:
             self._isolated.extend(part.seated for part in run.parts)
             return ()
+        if levels:
+            run.settle(levels)
         for part in run.parts:
             part.session.draft_for(started, now)
         return [event for part in run.parts for event in self._due(part.session, now)]

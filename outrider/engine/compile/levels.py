@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -91,12 +92,11 @@ class DraftLevels:
         """
         paths = [_paths(job) for job in jobs]
         most = len(level_seconds)
-        sizes = [max(size, TOKENS_MIN) for size in range(1, most + 1)]
         num_bins = len(jobs[0].outlook.log_acceptances)
         integers = array("q", (self._attention.number, self._cache.scratch_cell, self._cache.block_cells))
         integers.extend((interruption.num_read, most, len(MARGIN_EDGES), num_bins))
-        integers.extend(rounded(max(size, num_tokens_min)) for size in sizes)
-        integers.extend(map(rounded, sizes))
+        integers.extend(_padded_sizes(most, max(num_tokens_min, TOKENS_MIN)))
+        integers.extend(_padded_sizes(most, TOKENS_MIN))
         integers.append(len(jobs))
         reals = array("d", (*level_seconds, *MARGIN_EDGES))
         for job, its_paths in zip(jobs, paths, strict=True):
@@ -152,6 +152,12 @@ class LevelLoop:
                 place += num_guesses
                 margin += num_guesses
         return LevelsOutput(levels, expansions)
+
+
+@cache
+def _padded_sizes(most: int, smallest: int) -> Sequence[int]:
+    """To how many tokens 1, 2, ... `most` of them are padded, or rows: `smallest` at least."""
+    return [rounded(max(size, smallest)) for size in range(1, most + 1)]
 
 
 def _paths(job: LevelsJob) -> list[list[int]] | None:

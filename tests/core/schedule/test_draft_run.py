@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from outrider.core.draft.outlook import Expansion
+from outrider.core.draft.session import COALESCE_SHARE, WINDOW_GAIN_MIN
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.schedule.draft_run import BURST_SHARE, LEVELS_MAX, DraftRun, Level
+from outrider.core.schedule.draft_run import LEVELS_MAX, DraftRun, Level
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftStep
 from outrider.core.schedule.policy import DraftPolicy
@@ -81,14 +83,26 @@ def is_step(plan: object) -> bool:
     return isinstance(plan, DraftStep)
 
 
-def test_a_burst_lasts_for_a_share_of_a_verify_step() -> None:
-    runs = Runs("a", verify_levels=10.0)
-    assert runs.run().num_levels == int(10 * BURST_SHARE)
-    assert runs.run().num_levels_max == LEVELS_MAX
-    assert runs.run(2).num_levels == runs.run(2).num_levels_max == 2
+def test_a_burst_ends_when_a_window_would_be_due() -> None:
+    runs = Runs("a", verify_levels=40.0)
+    assert runs.run().burst(1.0) == 1  # the next guesses are worth a window
+    state = runs.scheduler.sessions["a"].state
+    state.tree.root.path_log_prob += 4.0  # as if all that is left were unlikely
+    run = runs.run()
+    num_by_gain = int(WINDOW_GAIN_MIN / math.exp(state.best() or 0.0))
+    assert 1 < num_by_gain < COALESCE_SHARE * 40
+    assert run.burst(1.0) == num_by_gain
+    run.settle([Level(num_by_gain, 1.0)])
+    assert run.burst(1.0) == 1
+    state.tree.root.path_log_prob += 1.5
+    assert runs.run().burst(1.0) == COALESCE_SHARE * 40  # a window was sent at 1.0
+    assert runs.run().burst(5.0) == COALESCE_SHARE * 40 - 4
+
+
+def test_who_runs_says_how_far() -> None:
+    runs = Runs("a")
+    assert runs.run(2).num_levels_max == 2
     assert is_step(runs.scheduler.plan(0.0))
-    assert Runs("a", verify_levels=1e6).run().num_levels == LEVELS_MAX
-    assert Runs("a", verify_levels=0.0).run().num_levels == 1
 
 
 def test_a_line_end_that_was_not_expanded_is_a_step() -> None:
