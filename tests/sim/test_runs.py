@@ -16,7 +16,7 @@ WIDE = Circumstances(
     verify_step=sloped(17e-3, 0.017),
     coverage=(0.75, 0.88, 0.92, 0.95),
     hop=0.2e-3,
-    num_tokens=150,
+    num_tokens=100,
 )
 """About what the wide pair is like at temperature 0.8."""
 BUNDLED = replace(WIDE, verify_step=sloped(1.5e-3, 0.05))
