@@ -9,14 +9,18 @@ from itertools import groupby, islice
 
 import torch
 
+from draft_service.arrivals import Arrivals
 from draft_service.batch import expansion_row
 from draft_service.drafts import DraftEvent
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
+from outrider.core.protocol.validation import EXPANSIONS_MAX
+from outrider.core.schedule.draft_run import LEVELS_MAX, DraftRun
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftOutcome, DraftPart, DraftStep
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.core.schedule.step import Event
+from outrider.engine.compile.levels import LevelsJob
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Row
@@ -42,6 +46,9 @@ class Drafter:
             self.runner.memory, vocab_size=engine.vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
         )
         self.admission = self.scheduler.admission
+        self.arrivals = Arrivals()
+        self.num_levels_max = LEVELS_MAX
+        """Most levels that are drafted in a row, where the engine can do that."""
         self._mask_thread = MaskThread()
         self.relearn()
 
@@ -74,8 +81,10 @@ class Drafter:
         """
         now = time.monotonic()
         self._tell(self.scheduler.admit())
-        step = self.scheduler.plan(now)
+        step = self.scheduler.plan(now, self.num_levels_max if self.runner.runs_levels else 1)
         self._tell(self.scheduler.flush(now))
+        if isinstance(step, DraftRun):
+            return self._run(step)
         if not isinstance(step, DraftStep):
             return None if step is None else step.time - now
         session_ids = [part.session.opening.session_id for part in step.parts]
@@ -85,6 +94,50 @@ class Drafter:
         self.scheduler.observe(time.monotonic() - started)
         self.runner.observe(now)
         return 0.0
+
+    def _run(self, run: DraftRun[DraftStream]) -> float:
+        """Burst after burst, until there is nothing to expand or a command waits."""
+        session_ids = [part.session.opening.session_id for part in run.parts]
+        started = time.monotonic()
+        num_levels = self.runner.attempt(partial(self._draft_levels, run), session_ids)
+        if not num_levels:
+            levels = None if num_levels is None else []
+            self._tell(self.scheduler.settle_run(run, levels, started, time.monotonic()))
+        return 0.0
+
+    def _draft_levels(self, run: DraftRun[DraftStream]) -> int:
+        """How many levels there were."""
+        slots, curve = self.runner.memory, self.scheduler.policy.estimates.curve
+        tables = self.runner.sampler.native_tables([part.slot for part in run.parts])
+        if tables is None:
+            return 0
+        jobs = [
+            LevelsJob(
+                slots.slot(part.slot),
+                part.session.token_ids,
+                part.outlook,
+                part.session.opening.vocab_size,
+                part.num_nodes_max,
+            )
+            for part in run.parts
+        ]
+        level_seconds = [curve.seconds(num) for num in range(1, max(EXPANSIONS_MAX, len(jobs)) + 1)]
+        num_levels, started = 0, time.monotonic()
+        with self.runner.engine.level_loop(jobs, tables, level_seconds, self.arrivals.interruption) as loop:
+            while loop is not None and num_levels < run.num_levels_max:
+                output = loop.draft(min(run.burst(started), run.num_levels_max - num_levels))
+                if not output.levels:
+                    break
+                num_levels += len(output.levels)
+                run.grow(output.expansions)
+                self._tell(self.scheduler.settle_run(run, output.levels, started, time.monotonic()))
+                ended = time.monotonic()
+                self.scheduler.observe(ended - started)
+                self.runner.observe_levels(started, output.levels, len(jobs))
+                started = ended
+                if self.arrivals.has_news:
+                    break
+        return num_levels
 
     def _compute(self, step: DraftStep[DraftStream]) -> DraftOutcome:
         """One forward pass, and what the draft model proposes below each node."""

@@ -15,7 +15,7 @@ from outrider.core.estimate.foresight import POSITIONS_AUTO
 from outrider.core.protocol.errors import InvalidRequestError, QueueFullError, UnsupportedModelError
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.schedule.policy import DraftPolicy
-from outrider.engine.device_thread import DeviceThread
+from outrider.engine.device_thread import DeviceThread, Work
 from outrider.engine.engine import Engine
 from outrider.engine.load.mask_token import mask_token_id
 from outrider.grammar.state import GrammarState
@@ -38,20 +38,31 @@ class DeviceDrafts:
     def open(self, opening: DraftOpen, outbox: Outbox[DraftEvent], grammar: GrammarState | None = None) -> DraftStream:
         """See `Drafts.open`. Guesses stay within `grammar`."""
         session = DraftStream(opening, outbox, grammar)
-        self._device.submit(partial(self._drafter.open, session))
+        self._submit(partial(self._drafter.open, session))
         return session
 
     def commit(self, session: DraftStream, commitment: Commitment) -> None:
         """See `Drafts.commit`."""
-        self._device.submit(partial(self._drafter.commit, session, commitment))
+        self._submit(partial(self._drafter.commit, session, commitment))
 
     def finish(self, session: DraftStream) -> None:
         """See `Drafts.finish`."""
-        self._device.submit(partial(self._drafter.finish, session))
+        self._submit(partial(self._drafter.finish, session))
 
     def close(self, session: DraftStream) -> None:
         """See `Drafts.close`."""
-        self._device.submit_close(partial(self._drafter.close, session))
+        self._submit(partial(self._drafter.close, session), self._device.submit_close)
+
+    def _submit(self, work: Work, submit: Callable[[Work], None] | None = None) -> None:
+        """Has the drafter do `work` next, which ends a run in progress after its present level."""
+        arrivals = self._drafter.arrivals
+
+        def take_up() -> None:
+            arrivals.take_up()
+            work()
+
+        (submit or self._device.submit)(take_up)
+        arrivals.announce()
 
 
 class ModelDraftServicer(DraftServicer, DeviceServicer):

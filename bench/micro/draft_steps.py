@@ -1,6 +1,7 @@
-"""Where the time of a drafter's step goes, by its number of sessions: the real drafter, on one thread.
+"""What a level of a draft costs beside its bare forward pass, by number of sessions: the real drafter on one thread.
 
-`python -m bench.micro.draft_steps` prints a table. No services run, so nothing else wants the core.
+`python -m bench.micro.draft_steps` prints a table. No services run, so nothing else wants the core. Levels are drafted
+as steps and as runs, commit by commit in turn, and it is processor time that is measured.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ import asyncio
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
@@ -22,8 +24,6 @@ from torch import Tensor
 from bench.columns import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
-from bench.stack.measured_runner import MeasuredRunner
-from bench.stack.step_log import StepLog
 from draft_service.drafter import Drafter, DraftStream
 from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftSession
@@ -31,17 +31,16 @@ from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
-from outrider.engine.engine import Engine
+from outrider.core.schedule.draft_run import LEVELS_MAX, Level
 from outrider.engine.load.folder import tokenizer_file
-from outrider.engine.sample.allowed import Allowed
-from outrider.engine.sample.sampler import Row
 from outrider.worker.outbox import Outbox
 
-NUM_ROUNDS = 24
-"""Commits that each session gets."""
+NUM_ROUNDS = 48
+"""Commits that each session gets: half of them with steps after them, half with runs."""
 
-STEPS_PER_ROUND = 8
-"""Draft steps between two commits of a session: about as many as fit beside a step of the wide target."""
+LEVELS_PER_ROUND = 8
+"""Levels between two commits, which all sessions get at once: about as many as fit beside a step of the wide
+target."""
 
 COMMITTED_TOKENS = 3
 """Tokens of each commit, the draft's likeliest, as many as a round of the wide target commits."""
@@ -57,74 +56,139 @@ def main(
     sessions: Annotated[str, typer.Option(help="Numbers of sessions.")] = "1,4,8,16",
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.8,
 ) -> None:
-    """Measures steps of a drafter whose sessions all have something to draft."""
+    """Measures levels of a drafter whose sessions all have something to draft."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     numbers = [int(number) for number in sessions.split(",")]
     engine = load_engine(draft, dtype, compiled=True, max_sessions=max(numbers))
     tokenizer = Tokenizer.from_file(str(tokenizer_file(draft)))
-    title = f"{draft.name}, {dtype}, temperature {temperature:g}: median ms per draft step"
-    table = new_table(title, "nodes expanded", "forward pass", "choice of tokens", "all else")
-    runner = MeasuredRunner(engine, is_target=False)
-    drafter = Drafter(engine, runner=lambda _: runner)
+    title = f"{draft.name}, {dtype}, temperature {temperature:g}: processor ms per level of a draft"
+    table = new_table(title, "levels", "nodes", "bare pass", "level", "level / bare pass")
+    drafter = Drafter(engine)
+    meter = Meter(drafter)
     with torch.inference_mode():
         for num_sessions in numbers:
             prompts = load_prompts(None, num_sessions, tokenizer)
-            found = asyncio.run(_measured(drafter, runner.log, engine, prompts, temperature))
-            name = f"{num_sessions} sessions" if num_sessions > 1 else "1 session"
-            table.add_row(name, f"{found.num_nodes:.1f}", *(f"{each:.3f}" for each in found[1:]))
+            asyncio.run(_draft(meter, prompts, temperature))
+            for arm in (STEPS, RUNS):
+                name = f"{num_sessions} session{'s' * (num_sessions > 1)}, {arm}"
+                costs = meter.costs(arm)
+                ratio = costs.level_ms / costs.bare_ms
+                table.add_row(
+                    name,
+                    str(costs.num_levels),
+                    f"{costs.num_nodes:.1f}",
+                    f"{costs.bare_ms:.3f}",
+                    f"{costs.level_ms:.3f}",
+                    f"{ratio:.2f}",
+                )
+            meter.clear()
     Console().print(table)
 
 
-class StepParts(NamedTuple):
-    """A mean and medians over steps."""
+STEPS, RUNS = "as steps", "as runs"
 
+
+class Costs(NamedTuple):
+    """Means over the levels of an arm."""
+
+    num_levels: int
     num_nodes: float
-    """Expanded."""
-    forward_ms: float
-    choice_ms: float
-    """Of the guesses below each node, from its logits."""
-    rest_ms: float
+    """Expanded in a level."""
+    bare_ms: float
+    """The graph alone over as many nodes, its inputs made beforehand."""
+    level_ms: float
+    """All that the drafter does for a level."""
 
 
-async def _measured(
-    drafter: Drafter, log: StepLog, engine: Engine, prompts: list[list[int]], temperature: float
-) -> StepParts:
-    choices: list[float] = []
-    propose = drafter.runner.sampler.propose
+class Meter:
+    """Counts the levels of a drafter, and times bare passes over as many nodes."""
 
-    def timed(
-        logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None = None
-    ) -> tuple[list[list[int]], list[list[float]]]:
-        started = time.perf_counter()
-        proposals = propose(logits, rows, width, allowed)
-        choices.append((time.perf_counter() - started) * 1000.0)
-        return proposals
+    def __init__(self, drafter: Drafter) -> None:
+        self.drafter = drafter
+        self._sizes: dict[str, list[int]] = defaultdict(list)
+        self._seconds: dict[str, float] = defaultdict(float)
+        self._bare: dict[int, list[float]] = defaultdict(list)
+        self._level_sizes: list[int] = []
+        self._inputs: list[Tensor] = []
+        engine, scheduler = drafter.runner.engine, drafter.scheduler
+        step, settle_run, [graph] = engine.step, scheduler.settle_run, engine._model.forwards
+        self._run: Callable[[list[Tensor]], list[Tensor]] = graph._run  # type: ignore[attr-defined]
 
-    drafter.runner.sampler.propose = timed
-    sessions = [_opened(drafter, index, prompt, engine.vocab_size, temperature) for index, prompt in enumerate(prompts)]
+        def counted_step(*arguments: object) -> object:
+            output = step(*arguments)  # type: ignore[arg-type]
+            self._level_sizes = [sum(number or 0 for number in output.num_rows)]
+            return output
+
+        def counted_burst(run: Any, levels: Sequence[Level], *arguments: Any) -> Any:
+            self._level_sizes += [level.num_nodes for level in levels]
+            return settle_run(run, levels, *arguments)
+
+        def kept(inputs: list[Tensor]) -> list[Tensor]:
+            self._inputs = [*inputs]
+            return self._run(inputs)
+
+        setattr(engine, "step", counted_step)  # noqa: B010
+        setattr(scheduler, "settle_run", counted_burst)  # noqa: B010
+        setattr(graph, "_run", kept)  # noqa: B010
+
+    def clear(self) -> None:
+        """Forgets what was measured."""
+        self._sizes.clear()
+        self._seconds.clear()
+        self._bare.clear()
+
+    def step(self, arm: str, num_levels_max: int) -> int:
+        """A step or a run of the drafter. Returns how many levels it had, 0 if there was nothing to draft."""
+        drafter = self.drafter
+        drafter.num_levels_max = num_levels_max
+        self._level_sizes, self._inputs = [], []
+        started = time.thread_time()
+        drafter.step()
+        seconds = time.thread_time() - started
+        sizes = self._level_sizes
+        self._sizes[arm] += sizes
+        self._seconds[arm] += seconds if sizes else 0.0
+        if self._inputs and sizes:  # the pass again: it writes the same to the same cells
+            started = time.thread_time()
+            self._run([*self._inputs])
+            self._bare[sizes[0]].append(time.thread_time() - started)
+        return len(sizes)
+
+    def costs(self, arm: str) -> Costs:
+        """Of the levels of that arm. A size that no step had counts as the next one that some had."""
+        bare = {size: statistics.median(seconds) for size, seconds in self._bare.items()}
+        sizes = self._sizes[arm]
+        bare_seconds = sum(bare[min((each for each in bare if each >= size), default=max(bare))] for size in sizes)
+        num_levels = len(sizes)
+        return Costs(
+            num_levels,
+            statistics.fmean(sizes),
+            1000.0 * bare_seconds / num_levels,
+            1000.0 * self._seconds[arm] / num_levels,
+        )
+
+
+async def _draft(meter: Meter, prompts: Sequence[list[int]], temperature: float) -> None:
+    drafter = meter.drafter
+    vocab_size = drafter.runner.engine.vocab_size
+    sessions = [_opened(drafter, index, prompt, vocab_size, temperature) for index, prompt in enumerate(prompts)]
     readers = [asyncio.create_task(_read(session.outbox)) for session in sessions]
     while any(seated.is_prefilling for seated in drafter.admission.seated):
         drafter.step()
-    log.take()
-    choices.clear()
-    for _ in range(NUM_ROUNDS):
+    meter.clear()
+    for index in range(NUM_ROUNDS):
+        arm, most = (STEPS, 1) if index % 2 else (RUNS, LEVELS_MAX)
         for session in sessions:
             drafter.commit(session, _commitment(drafter.scheduler.sessions[session].state))
-            for _ in range(STEPS_PER_ROUND // len(sessions) or 1):
-                drafter.step()
-            await asyncio.sleep(0)
-    found = log.take()
-    drafter.runner.sampler.propose = propose
+        num_left = LEVELS_PER_ROUND
+        while num_left > 0 and (num_levels := meter.step(arm, min(most, num_left))):
+            num_left -= num_levels
+        await asyncio.sleep(0)
     for session in sessions:
         session.outbox.end()
         drafter.close(session)
     await asyncio.gather(*readers)
-    forward = [(ended - started) / 1e6 for started, ended in found["passes"]]
-    steps = [(ended - started) / 1e6 for started, ended in found["steps"]]
-    rest = [step - sum(parts) for step, *parts in zip(steps, forward, choices, strict=True)]
-    num_nodes = statistics.fmean(size.num_rows for size in found["sizes"])
-    return StepParts(num_nodes, *map(statistics.median, (forward, choices, rest)))
 
 
 async def _read(outbox: Outbox[DraftEvent]) -> None:

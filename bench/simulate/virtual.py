@@ -51,6 +51,8 @@ class Times:
     """Windows of one draft step come that long after one another."""
     pause: float = 0.0
     """What a drafter does between two steps."""
+    num_levels_max: int = 1
+    """Most levels that a drafter's device drafts in a row; between them there is no pause."""
     rest: float = 0.0
     """What a verifier does between a verdict and the next step."""
 
@@ -103,7 +105,14 @@ class VirtualStack:
             ngram_table=ngram_table,
         )
         self.drafter = VirtualDrafter(
-            self.clock, self.work, answers, policy.draft, times.draft, self._on_drafted, pause=times.pause
+            self.clock,
+            self.work,
+            answers,
+            policy.draft,
+            times.draft,
+            self._on_drafted,
+            pause=times.pause,
+            num_levels_max=times.num_levels_max,
         )
         self.sessions = [
             Session(each.prompt, vocab_size=each.vocab_size, max_run_ahead=speculation.run_ahead, drafting=True)

@@ -18,6 +18,7 @@ from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.tree import Node
 from outrider.core.schedule.admission import Seated
+from outrider.core.schedule.draft_run import DraftRun, Level
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftPart, DraftStep, Proposal
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
@@ -179,7 +180,8 @@ class VirtualVerifier:
 
 
 class VirtualDrafter:
-    """Steps take `step_seconds` of their number of expanded nodes, and the next one begins `pause` later."""
+    """Steps take `step_seconds` of their number of expanded nodes, and the next one begins `pause` later; the levels of
+    a run take as long, but follow at once."""
 
     def __init__(
         self,
@@ -192,10 +194,12 @@ class VirtualDrafter:
         *,
         pause: float = 0.0,
         memory: AmpleMemory | None = None,
+        num_levels_max: int = 1,
     ) -> None:
-        """Session i is about `texts[i]`, and `tell` hears what it is told."""
+        """Session i is about `texts[i]`, and `tell` hears what it is told. A run has up to `num_levels_max` levels."""
         self._clock, self._work, self._texts = clock, work, texts
         self._step_seconds, self._tell, self._pause = step_seconds, tell, pause
+        self._num_levels_max = num_levels_max
         self._memory = memory or AmpleMemory()
         self.scheduler: DraftScheduler[int] = DraftScheduler(
             self._memory, vocab_size=texts[0].vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
@@ -231,11 +235,14 @@ class VirtualDrafter:
         arrived, self._arrived = self._arrived, []
         for command in arrived:
             assert not command(), "the coordinator broke the protocol"
-        step = self.scheduler.plan(now)
+        step = self.scheduler.plan(now, self._num_levels_max)
         for index, content in self.scheduler.flush(now):
             self._send(index, content)
         if isinstance(step, DraftStep):
             self._begin(step)
+        elif isinstance(step, DraftRun):
+            self._is_busy = True
+            self._begin_level(step, [], step.burst(now), now)
 
     def _admit(self, index: int, opening: DraftOpen) -> None:
         self.scheduler.open(index, opening)
@@ -258,6 +265,33 @@ class VirtualDrafter:
             propose = self._texts[part.session.key].propose
             proposals.append(propose(part.session.state, part.nodes) if is_fed else None)
         events = self.scheduler.settle(step, proposals, self._clock.now)
+        self._finish(events, seconds)
+
+    def _begin_level(self, run: DraftRun[int], levels: list[Level], most: int, started: float) -> None:
+        """After `levels` of a burst of at most `most`, which began then."""
+        chosen: list[list[Node]] = []
+        if not (levels and self._arrived) and len(levels) < most:
+            chosen = run.choose()
+        num_nodes = sum(map(len, chosen))
+        if not num_nodes:
+            now = self._clock.now
+            self._finish(self.scheduler.settle_run(run, levels, started, now), now - started)
+            return
+        seconds = self._step_seconds(num_nodes)
+        self._work.begin("draft", seconds)
+        levels = [*levels, Level(num_nodes, seconds)]
+        self._clock.after(seconds, partial(self._end_level, run, levels, most, started, chosen))
+
+    def _end_level(
+        self, run: DraftRun[int], levels: list[Level], most: int, started: float, chosen: Sequence[list[Node]]
+    ) -> None:
+        for part, nodes in zip(run.parts, chosen, strict=True):
+            state = part.session.state
+            for node, proposal in zip(nodes, self._texts[part.session.key].propose(state, nodes), strict=True):
+                state.expand(node, *proposal)
+        self._begin_level(run, levels, most, started)
+
+    def _finish(self, events: Iterable[tuple[int, object]], seconds: float) -> None:
         self.scheduler.observe(seconds)
         for index, content in events:
             self._send(index, content)

@@ -29,6 +29,11 @@ class Forcing:
         self._oracle: Oracle | None = None
         self._step_seconds = 0.0
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is forced."""
+        return self._oracle is not None
+
     def force(self, settings: dict[str, Any] | None) -> None:
         """Takes `alpha`, `num_positions`, `width`, `seed` and `step_ms`; None ends it."""
         if settings is None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from bench.rivals.padding import Padding
 from bench.stack.forced import Forcing
 from bench.stack.step_log import StepLog, StepSize
+from outrider.core.schedule.draft_run import Level
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.worker.step_runner import StepRunner
@@ -30,6 +31,21 @@ class MeasuredRunner(StepRunner):
         num_rows = sum(number or 0 for number in output.num_rows)
         self.log.add_pass(started, StepSize(len(jobs), num_rows, self.padding.num_tokens))
         return output
+
+    @property
+    def runs_levels(self) -> bool:
+        """See `StepRunner.runs_levels`. What is forced is forced step by step."""
+        return super().runs_levels and not self.forcing.is_active
+
+    def observe_levels(self, started: float, levels: Sequence[Level], num_sessions: int) -> None:
+        """See `StepRunner.observe_levels`. Each level counts as a pass, which the levels before it precede."""
+        begun = round(started * 1e9)
+        self.log.add_step(begun)
+        for level in levels:
+            ended = begun + round(level.seconds * 1e9)
+            self.log.add_pass(begun, StepSize(num_sessions, level.num_nodes, 0), ended)
+            begun = ended
+        super().observe_levels(started, levels, num_sessions)
 
     def observe(self, started: float) -> None:
         """See `StepRunner.observe`."""

@@ -32,10 +32,10 @@ class StepLog:
         self._sizes: deque[StepSize] = deque(maxlen=LOG_MAX)
         self._steps: deque[Span] = deque(maxlen=LOG_MAX)
 
-    def add_pass(self, started: int, size: StepSize) -> None:
-        """A forward pass that began then is over."""
+    def add_pass(self, started: int, size: StepSize, ended: int | None = None) -> None:
+        """A forward pass that began then is over, by default since now."""
         self._sizes.append(size)
-        self._passes.append((started, time.monotonic_ns()))
+        self._passes.append((started, time.monotonic_ns() if ended is None else ended))
 
     def add_step(self, started: int) -> None:
         """A step that began then, and had a forward pass, is over."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import COMPILED_SIZES, PackedBatch, pack
+from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
 from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
@@ -290,6 +292,37 @@ class Engine:
         """
         try:
             return self._step(jobs, max_line_tokens)
+        except BaseException:
+            for job in jobs:
+                job.slot.clear()
+            raise
+
+    @property
+    def runs_levels(self) -> bool:
+        """Whether it has a `level_loop`."""
+        return self._model.levels is not None
+
+    @contextmanager
+    def level_loop(
+        self,
+        jobs: Sequence[LevelsJob],
+        tables: tuple[Tensor, Tensor],
+        level_seconds: Sequence[float],
+        interruption: Interruption,
+    ) -> Iterator[LevelLoop | None]:
+        """A loop that drafts several levels in a row; see `DraftLevels.begin`. If the block raises, the slots of all
+        jobs are cleared."""
+        levels = self._model.levels
+        assert levels is not None
+        try:
+            with torch.inference_mode():
+                self._model.cache.move(
+                    [Move(*job.slot.places(move)) for job in jobs for move in job.slot.align(job.line)]
+                )
+                loop = levels.begin(jobs, tables, level_seconds, interruption, self._pad_tokens)
+                yield loop
+            if loop is not None:
+                loop.end()
         except BaseException:
             for job in jobs:
                 job.slot.clear()

@@ -21,6 +21,7 @@ from outrider.engine.compile.export import export
 from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
 from outrider.engine.compile.graphs import CudaRecorder, StepGraphs
 from outrider.engine.compile.just_in_time import CompiledForward, compile_decoder
+from outrider.engine.compile.levels import DraftLevels
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.kv_cache.tensors import KVCache
 
@@ -54,6 +55,8 @@ class RaggedModel:
         """Whether it is known that a token's logits have the same bits whatever shares its step."""
         self.path = ""
         """The way that the latest batch went; see `Forward.path`. Empty before the first one."""
+        self.levels: DraftLevels | None = None
+        """Runs several levels of a draft in one call, if this model can."""
         self._graphs: StepGraphs | None = None
         self._use(attention(facts, self.cache), compiled=compiled)
 
@@ -62,7 +65,7 @@ class RaggedModel:
         """How the layers attend at present."""
         self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
         self.forwards = [EagerForward(self.decoder)]
-        self._graphs = None
+        self._graphs = self.levels = None
         small = self.decoder
         if compiled:
             small = compile_decoder(self.decoder)
@@ -86,7 +89,8 @@ class RaggedModel:
             self._use(self._native_attention(), compiled=False)
             raise
         module = exported.program.module(check_guards=False)
-        self._run_graph(lambda inputs: [module(*inputs)], "native", batch_invariant=not exported.variant_operators)
+        invariant = not exported.variant_operators
+        self._run_graph(lambda inputs: [module(*inputs)], "native", None, batch_invariant=invariant)
 
     def adopt(self, package: Path) -> None:
         """From now on runs a package of this model that `compile_ahead` wrote. The native operators are loaded.
@@ -94,11 +98,14 @@ class RaggedModel:
         Raises CannotCompileError if it cannot be loaded; then it runs as before.
         """
         compiled = native.Package(package)
-        self._run_graph(compiled.run, "compiled", batch_invariant=INVARIANT in compiled.metadata)
+        self._run_graph(compiled.run, "compiled", compiled.number, batch_invariant=INVARIANT in compiled.metadata)
 
-    def _run_graph(self, run: Callable[[list[Tensor]], list[Tensor]], path: str, *, batch_invariant: bool) -> None:
+    def _run_graph(
+        self, run: Callable[[list[Tensor]], list[Tensor]], path: str, package: int | None, *, batch_invariant: bool
+    ) -> None:
         attention = self.attention = self._native_attention()
         self.forwards = [GraphForward(run, attention, self.cache.scratch_cell, path)]
+        self.levels = DraftLevels(run, package, attention, self.cache)
         self.batch_invariant = batch_invariant
 
     def _native_attention(self) -> NativeAttention:

@@ -12,6 +12,7 @@ from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,8 @@ class Package:
         except RuntimeError as error:
             reason = str(error).strip().partition("\n")[0][:_REASON_LENGTH_MAX]
             raise CannotCompileError(f"the package {path} cannot be loaded ({reason}); delete it") from error
+        self.number = number
+        """What the operators know it by."""
         self.run: Callable[[list[Tensor]], list[Tensor]] = partial(
             torch.ops.outrider_native.run_package.default, number
         )
@@ -66,6 +69,11 @@ class Package:
         self.metadata: list[str] = torch.ops.outrider_native.package_metadata(number)
         """The keys of what was noted when it was compiled."""
         weakref.finalize(self.run, torch.ops.outrider_native.unload_package, number)
+
+
+def levels() -> Callable[..., Any]:
+    """Makes one `Levels` of `native/levels.cpp`. Its methods release the interpreter lock."""
+    return torch.classes.outrider_native.Levels
 
 
 def has_linear(dtype: torch.dtype) -> bool:

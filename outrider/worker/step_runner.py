@@ -12,6 +12,7 @@ import torch
 from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.schedule.admission import Admission
+from outrider.core.schedule.draft_run import Level
 from outrider.engine.engine import Engine, OutOfStepError, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Sampler
@@ -66,9 +67,22 @@ class StepRunner:
                 self._log.error("step failed", session=session_ids[0], exc_info=error)
             return None
 
+    @property
+    def runs_levels(self) -> bool:
+        """Whether the device can draft several levels by itself."""
+        return self.engine.runs_levels
+
     def observe(self, started: float) -> None:
         """A step that began then, on the monotonic clock, is over."""
-        seconds = time.monotonic() - started
+        self._observe(time.monotonic() - started)
+
+    def observe_levels(self, started: float, levels: Sequence[Level], num_sessions: int) -> None:
+        """Levels of so many sessions, of which the first began then, are over; each counts as a step."""
+        seconds = (time.monotonic() - started) / len(levels)
+        for _ in levels:
+            self._observe(seconds)
+
+    def _observe(self, seconds: float) -> None:
         self.times.add(self.engine.path, seconds)
         self._step_seconds += (_SMOOTHING if self._step_seconds else 1.0) * (seconds - self._step_seconds)
         self.on_change()

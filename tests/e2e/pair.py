@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from draft_service.drafter import Drafter, DraftStream
+from draft_service.model_servicer import DeviceDrafts
 from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
@@ -69,6 +70,7 @@ class Pair:
         self._deaths: list[BaseException] = []
         self._verify_thread = DeviceThread(self._verifier, self._deaths.append, target.device)
         self._draft_thread = DeviceThread(self._drafter, self._deaths.append, draft.device)
+        self._drafts = DeviceDrafts(self._drafter, self._draft_thread)
 
     @classmethod
     @contextmanager
@@ -125,14 +127,14 @@ class Pair:
                     case Verdict() as verdict:
                         outcome = session.on_verdict(verdict)
                         if outcome is not None and outcome.commitment is not None:
-                            self._draft_thread.submit(partial(self._drafter.commit, drafting, outcome.commitment))
+                            self._drafts.commit(drafting, outcome.commitment)
                     case VerifyFinished(reason):
                         session.on_stopped(reason)
                     case Opened():
                         pass
         finally:
             self._verify_thread.submit_close(partial(self._verifier.close, verification))
-            self._draft_thread.submit_close(partial(self._drafter.close, drafting))
+            self._drafts.close(drafting)
             if relay is not None and not relay.cancel():
                 relay.result()
         return Generated(session.line.token_ids[len(prompt) :], session.statistics)

@@ -46,6 +46,10 @@ class Circumstances:
     """From a worker to the coordinator, or back."""
     window: float = 0.0
     """Windows of one draft step come that long after one another."""
+    pause: float = 0.0
+    """Between two draft steps."""
+    num_levels_max: int = 1
+    """Most levels of a drafter's run."""
     tree_width: int = 0
     max_draft_tokens: int = 16
     max_run_ahead: int = 96
@@ -69,6 +73,8 @@ class Circumstances:
                 delay=self.hop,
                 report=self.hop,
                 window=self.window,
+                pause=self.pause,
+                num_levels_max=self.num_levels_max,
             ),
             Speculation(
                 tree_width=self.tree_width, run_ahead=self.max_run_ahead, max_draft_tokens=self.max_draft_tokens

@@ -71,6 +71,14 @@ class LikeliestFirst:
         self.num_reserved += self._width
         return node
 
+    def likeliest(self, most: int) -> list[Node]:
+        """Up to `most` nodes that may be expanded, the likeliest first."""
+        live = [entry for entry in self._heap if entry[2].state is LIVE and entry[2].proposals is None]
+        if len(live) < len(self._heap):
+            self._heap = live
+            heapq.heapify(live)
+        return [node for _, _, node in heapq.nsmallest(most, live)]
+
     def postpone(self, root: Node, node: Node) -> None:
         """See `Frontier.postpone`."""
         self.num_reserved -= self._width

@@ -10,6 +10,7 @@ from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.frontier import Frontier, LikeliestFirst
 from outrider.core.draft.lattice import Bounds, Proposals, grow
 from outrider.core.draft.mask_chains import MaskChains
+from outrider.core.draft.outlook import Outlook
 from outrider.core.draft.unsent import Unsent
 from outrider.core.estimate.calibration import decided
 from outrider.core.estimate.foresight import Foresight
@@ -33,6 +34,11 @@ _CERTAIN = math.log(0.999)
 """What is claimed of a token that a constraint forces: as much as is ever learned of a guess."""
 
 
+def everywhere(node: Node) -> bool:
+    """What follows any node may be drafted."""
+    return True
+
+
 class DraftSession:
     """One session's line and tree as the drafter sees them. All times are in seconds, by any clock that only rises."""
 
@@ -41,7 +47,7 @@ class DraftSession:
         opening: DraftOpen,
         estimates: DraftEstimates | None = None,
         *,
-        expands: Callable[[Node], bool] = lambda node: True,
+        expands: Callable[[Node], bool] = everywhere,
         constraint: Constraint | None = None,
     ) -> None:
         """What follows a new node may be drafted if `expands` says so. `constraint` has followed the line."""
@@ -160,6 +166,28 @@ class DraftSession:
             if self._has_place(last):
                 self._frontier.push(last)
 
+    def outlook(self, most: int) -> Outlook | None:
+        """What the next levels follow from, with up to `most` nodes; None if more than the draft model has a say."""
+        root, frontier = self.tree.root, self._frontier
+        if root.proposals is None or not isinstance(frontier, LikeliestFirst):
+            return None
+        if self.needs_path or self._expands is not everywhere:
+            return None
+        return Outlook(
+            root,
+            frontier.likeliest(most),
+            self.width,
+            self._max_run_ahead - self.tree.num_live - frontier.num_reserved,
+            self._max_length,
+            self._log_floor,
+            self._calibrations[0].log_acceptances,
+        )
+
+    def expand_untaken(self, node: Node, token_ids: Sequence[int], confidences: Sequence[float]) -> None:
+        """Adds what was proposed below a node of the outlook, or below one that was added since; see `expand`."""
+        self._frontier.num_reserved += self.width
+        self.expand(node, token_ids, confidences)
+
     def _grow(self, parent: Node, rows: Sequence[Proposals]) -> None:
         """Adds the likeliest paths through `rows`, as many nodes as were reserved: for each mask token one."""
         log_floor = self._log_floor + self.tree.root.path_log_prob
@@ -198,6 +226,14 @@ class DraftSession:
     def is_window_due(self, now: float, idle: bool) -> bool:
         """Whether what has not been sent should be sent now; `idle` says that no step of this session follows."""
         return self._unsent.is_due(now, self._verify_seconds, idle)
+
+    def num_levels_unsent(self, num_nodes: int, level_seconds: float, now: float) -> int:
+        """How many levels, each over so many nodes and of so many seconds, may follow before a window is due; one at
+        least, as that is not known before. What a level adds is as likely at most as what it expands."""
+        best = self.best()
+        if best is None:
+            return EXPANSIONS_MAX
+        return self._unsent.num_levels(num_nodes * math.exp(best), level_seconds, now, self._verify_seconds)
 
     def take_window(self, draft_ms: float, now: float = 0.0) -> DraftWindow | None:
         """What has not been sent yet, or None."""

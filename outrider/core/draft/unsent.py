@@ -49,15 +49,21 @@ class Unsent:
             return False
         if idle or now - self._last_sent >= COALESCE_SHARE * verify_seconds:
             return True
-        root_log_prob, gain = self._tree.root.path_log_prob, 0.0
-        for node in self._nodes:
-            gain += math.exp(node.path_log_prob - root_log_prob)
-            if gain >= WINDOW_GAIN_MIN:
-                return True
-        return False
+        return self._gain() >= WINDOW_GAIN_MIN
+
+    def num_levels(self, level_gain: float, level_seconds: float, now: float, verify_seconds: float) -> int:
+        """How many levels, each of at most `level_gain` expected tokens and of `level_seconds`, may follow before they are
+        due; one at least, as that is not known before."""
+        num_by_gain = (WINDOW_GAIN_MIN - self._gain()) / level_gain
+        num_by_time = (self._last_sent + COALESCE_SHARE * verify_seconds - now) / (level_seconds or math.inf)
+        return max(int(min(num_by_gain, num_by_time)), 1)
 
     def take_window(self, draft_ms: float, now: float) -> DraftWindow | None:
         """All of them, named, or None. From then on they are sent."""
         nodes, self._nodes = self._nodes, []
         self._last_sent = now
         return self._outbound.window(self._tree, nodes, draft_ms)
+
+    def _gain(self) -> float:
+        root_log_prob = self._tree.root.path_log_prob
+        return sum(math.exp(node.path_log_prob - root_log_prob) for node in self._nodes)

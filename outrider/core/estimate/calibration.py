@@ -38,6 +38,11 @@ class Calibration:
         """How many cells there are."""
         return len(self._probabilities)
 
+    @property
+    def log_acceptances(self) -> Sequence[float]:
+        """What `log_acceptance` says of each cell."""
+        return self._log_acceptances
+
     def for_session(self) -> Calibration:
         """One that starts from what this one has learned, and departs from it by its own observations."""
         session = Calibration(self._probabilities)

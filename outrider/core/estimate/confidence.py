@@ -18,7 +18,7 @@ from bisect import bisect_left
 _NUM_RANKS = 8
 """Ranks told apart: as many as a node may have children (TREE_WIDTH_MAX); what comes later shares the last."""
 
-_MARGIN_EDGES = (0.1, 0.25, 0.4, 0.6, 0.8, 1.05, 1.3, 1.6, 2.0, 2.5, 3.2, 4.5, 6.0)
+MARGIN_EDGES = (0.1, 0.25, 0.4, 0.6, 0.8, 1.05, 1.3, 1.6, 2.0, 2.5, 3.2, 4.5, 6.0)
 """Bounds between buckets of margin: about as many places of sampled text lie in each."""
 
 _MARGIN_MIDDLES = (0.05, 0.17, 0.32, 0.5, 0.7, 0.92, 1.17, 1.45, 1.8, 2.25, 2.8, 3.8, 5.2, 7.0)
@@ -74,7 +74,7 @@ its client predicts, then those of what it recalls."""
 
 def margin_bin(rank: int, margin: float) -> int:
     """A drafter's cell of the draft model's guess of that rank, 0 the first; see `Sampler.propose` for the margin."""
-    return (rank if rank < _NUM_RANKS else _NUM_RANKS - 1) * _NUM_BUCKETS + bisect_left(_MARGIN_EDGES, margin)
+    return (rank if rank < _NUM_RANKS else _NUM_RANKS - 1) * _NUM_BUCKETS + bisect_left(MARGIN_EDGES, margin)
 
 
 def ngram_bin(_rank: int, probability: float) -> int:

@@ -2,13 +2,13 @@
 
 A driver tells it what happens (`open`, `commit`, `finish`, `close`), then asks in turn who was let in (`admit`), what
 the device is to do (`plan`), and what is to be sent meanwhile (`flush`); it runs the step, and tells what came out
-(`settle`). All times are in seconds, by any clock that only rises.
+(`settle`), or the run (`settle_run`). All times are in seconds, by any clock that only rises.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic
 
 from outrider.core.draft.session import DraftSession, choose_expansions
@@ -17,6 +17,7 @@ from outrider.core.protocol.errors import OutriderError, ProtocolViolationError,
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
 from outrider.core.protocol.tree import Node
 from outrider.core.schedule.admission import Admission, Seated
+from outrider.core.schedule.draft_run import DraftRun, Level, compose_run
 from outrider.core.schedule.draft_step import Drafted, Drafting, DraftOutcome, DraftPart, DraftStep, Proposal
 from outrider.core.schedule.memory import Memory
 from outrider.core.schedule.policy import DraftPolicy
@@ -43,6 +44,10 @@ class DraftScheduler(Generic[KeyT]):
         self._num_steps = 0
         self._num_tokens = self._num_cells = 0
         """How many tokens the latest step computed."""
+        self._levels: Sequence[Level] = ()
+        """Of the latest run, if no step came after it."""
+        self._is_step_due = False
+        """Whether the latest run came to nothing."""
         self._isolated: deque[Seated[Drafting[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
 
@@ -91,8 +96,8 @@ class DraftScheduler(Generic[KeyT]):
             events.append(Event(queued.session.key, self.admission.refusal()))
         return events
 
-    def plan(self, now: float) -> DraftStep[KeyT] | WaitUntil | None:
-        """What to do next; None: nothing before something happens."""
+    def plan(self, now: float, num_levels_max: int = 1) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
+        """What to do next; None: nothing before something happens. Who can make runs names the most levels of one."""
         while self._isolated:
             seated = self._isolated.popleft()
             seated.session.part = None
@@ -100,7 +105,8 @@ class DraftScheduler(Generic[KeyT]):
                 return step
         for seated in self.admission.seated:
             seated.session.part = None
-        return self._compose(self.admission.seated, now)
+        run = self._compose_run(num_levels_max) if num_levels_max > 1 else None
+        return run or self._compose(self.admission.seated, now)
 
     def flush(self, now: float) -> Iterator[Event[KeyT, Drafted | None]]:
         """After `plan`: what commits have made urgent to send, and the end of those who have no more to draft."""
@@ -117,6 +123,7 @@ class DraftScheduler(Generic[KeyT]):
         tried alone, and if it was alone, ended. Nothing else but `flush` is called between its `plan` and this."""
         if outcome is None:
             return self._fail(step)
+        self._levels, self._is_step_due = (), False
         complete = [part for part, proposals in zip(step.parts, outcome, strict=True) if proposals is not None]
         num_beside = self.admission.observe_prefill(step.num_held, [part.seated for part in complete])
         self._num_tokens = sum(len(part.nodes) + part.session.state.num_uncomputed for part in complete) + num_beside
@@ -126,9 +133,7 @@ class DraftScheduler(Generic[KeyT]):
             if proposals is None:
                 session.state.postpone(part.nodes)
                 continue
-            if session.draft_seconds == 0.0:
-                session.drafting_since = step.started
-            session.draft_seconds += now - step.started
+            session.draft_for(step.started, now)
             rows_of: dict[Node, list[Proposal]] = {}
             for node, proposal in zip(part.nodes, proposals, strict=True):
                 rows_of.setdefault(node, []).append(proposal)
@@ -136,9 +141,45 @@ class DraftScheduler(Generic[KeyT]):
                 session.state.expand(node, token_ids, confidences, ahead)
         return [event for part in step.parts for event in self._due(part.session, now)]
 
+    def settle_run(
+        self, run: DraftRun[KeyT], levels: Sequence[Level] | None, started: float, now: float
+    ) -> Iterable[Event[KeyT, Drafted | OutriderError]]:
+        """What is to be sent of a burst of these levels, whose nodes are in the trees; it began at `started`. None: it
+        failed, and the run is over; then each session goes on with a step alone."""
+        self._levels, self._is_step_due = levels or (), not levels
+        if levels is None:
+            self._isolated.extend(part.seated for part in run.parts)
+            return ()
+        if levels:
+            run.settle(levels)
+        for part in run.parts:
+            part.session.draft_for(started, now)
+        return [event for part in run.parts for event in self._due(part.session, now)]
+
     def observe(self, seconds: float) -> None:
-        """The step that was settled last took so long, its settling included: each node costs time there as well."""
-        self.policy.estimates.curve.at(self._num_cells).observe(self._num_tokens, seconds)
+        """What was settled last took so long, its settling included: each node costs time there as well."""
+        curve = self.policy.estimates.curve.at(self._num_cells)
+        if not self._levels:
+            curve.observe(self._num_tokens, seconds)
+            return
+        beside = (seconds - sum(level.seconds for level in self._levels)) / len(self._levels)
+        for level in self._levels:
+            curve.observe(level.num_nodes, level.seconds + beside)
+
+    def _compose_run(self, num_levels_max: int) -> DraftRun[KeyT] | None:
+        """A run for all who are seated, if it needs no prefill and nobody's memory."""
+        expanding, prefilling = self.admission.apart(self.admission.seated)
+        if prefilling or self._is_step_due or self.policy.sends_at_once:
+            return None
+        expanding.sort(key=lambda seated: seated.session.last_step)
+        run = compose_run(expanding, self.policy.estimates.curve, num_levels_max)
+        if run is None or not self.admission.has_room({part.seated: part.num_nodes_max for part in run.parts}):
+            return None
+        self._num_steps += 1
+        for part in run.parts:
+            part.session.part = part
+            part.session.last_step = self._num_steps
+        return run
 
     def _compose(self, sessions: Iterable[Seated[Drafting[KeyT]]], now: float) -> DraftStep[KeyT] | WaitUntil | None:
         """One step for those of `sessions` that expand nodes and, as far as it has time for that, those who prefill."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Generic, NamedTuple
+from typing import Generic, NamedTuple, Protocol
 
 from outrider.core.draft.session import DraftSession
 from outrider.core.protocol.messages import DraftOpen, DraftWindow
@@ -11,6 +11,15 @@ from outrider.core.protocol.tree import Node
 from outrider.core.schedule.admission import Seated
 from outrider.core.schedule.step import KeyT
 from outrider.core.schedule.subtree import Subtree
+
+
+class Part(Protocol):
+    """A session's part in what the device does."""
+
+    @property
+    def nodes(self) -> Sequence[Node]:
+        """What is expanded, or may be; nothing while the line is prefilled."""
+        ...
 
 
 class Drafting(Generic[KeyT]):
@@ -21,8 +30,8 @@ class Drafting(Generic[KeyT]):
         self.opening = opening
         self.state = state
         self.token_ids = state.line.token_ids
-        self.part: DraftPart[KeyT] | None = None
-        """Its part in the present step, or in the one that has just ended."""
+        self.part: Part | None = None
+        """Its part in the present step or run, or in the one that has just ended."""
         self.last_step = 0
         """Number of the last step that expanded any of its nodes."""
         self.is_finishing = False
@@ -31,6 +40,12 @@ class Drafting(Generic[KeyT]):
         """Time in steps that drafted, since the last window."""
         self.drafting_since = 0.0
         """Start of the first of them."""
+
+    def draft_for(self, started: float, ended: float) -> None:
+        """It had a part in what the device did from `started` to `ended`."""
+        if self.draft_seconds == 0.0:
+            self.drafting_since = started
+        self.draft_seconds += ended - started
 
 
 class DraftPart(NamedTuple, Generic[KeyT]):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from outrider.core.draft.estimates import DraftEstimates
+from outrider.core.draft.session import everywhere
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
@@ -72,7 +73,7 @@ class DraftPolicy:
     """Whether each node is sent when it is drafted, rather than gathered into windows."""
     opening: Callable[[DraftOpen], DraftOpen] = lambda opening: opening
     """What a session opens with: how wide it drafts, and how far ahead."""
-    expands: Callable[[Node], bool] = lambda node: True
+    expands: Callable[[Node], bool] = everywhere
     """Whether what follows a new node may be drafted too."""
     mask_token_id: int | None = None
     """The mask token of a parallel draft model; None where `estimates` are of passes that propose for one place."""

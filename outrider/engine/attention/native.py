@@ -43,10 +43,11 @@ class NativeAttention(AttentionBackend):
     def __init__(self, facts: ModelFacts, cache: KVCache) -> None:
         """See `AttentionBackend`. The operators are loaded."""
         super().__init__(facts, cache)
-        self._number = next(_numbers)
+        self.number = next(_numbers)
+        """What the operators know its KV cache by."""
         windows = [layer.window or 0 for layer in facts.layers]
-        torch.ops.outrider_native.set_caches(self._number, cache.keys, cache.values, windows, cache.block_cells)
-        weakref.finalize(self, torch.ops.outrider_native.forget_caches, self._number)
+        torch.ops.outrider_native.set_caches(self.number, cache.keys, cache.values, windows, cache.block_cells)
+        weakref.finalize(self, torch.ops.outrider_native.forget_caches, self.number)
 
     @classmethod
     def problem(cls, facts: ModelFacts) -> str:
@@ -66,7 +67,7 @@ class NativeAttention(AttentionBackend):
 
     def described(self, batch: PackedBatch) -> Tensor:
         """The batch as the operator reads it, for the KV cache of this backend."""
-        return described(self._number, batch)
+        return described(self.number, batch)
 
 
 def described(number: int, batch: PackedBatch) -> Tensor:

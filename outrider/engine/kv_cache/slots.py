@@ -246,10 +246,10 @@ class Slot:
                 free += 1
             new_place[cell] = free
             taken.add(free)
-        held = [(new_place[cell], self.cells[cell]) for cell in survivors]
+        held = [(new_place[cell], *self.cells[cell]) for cell in survivors]
         self._forget_tree()
-        for cell, content in held:
-            self.hold(cell, content._replace(parent_cell=new_place[content.parent_cell]))
+        for cell, parent_cell, token_id, position in held:
+            self.hold(cell, TreeCell(new_place[parent_cell], token_id, position))
         return [Move(source, place) for source, place in new_place.items() if source != place]
 
     def _below(self, top: int) -> list[int]:

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "package.h"
 #include "team.h"
 
 namespace {
@@ -26,16 +27,6 @@ int64_t load_package(std::string path) {
   return static_cast<int64_t>(packages.size()) - 1;
 }
 
-std::vector<at::Tensor> run_package(int64_t package, std::vector<at::Tensor> inputs) {
-  Loader* loader;
-  {
-    const std::lock_guard<std::mutex> lock(packages_mutex);
-    loader = packages.at(package).get();
-  }
-  outrider::rouse();
-  return loader->boxed_run(std::move(inputs));
-}
-
 std::vector<std::string> package_metadata(int64_t package) {
   const std::lock_guard<std::mutex> lock(packages_mutex);
   std::vector<std::string> keys;
@@ -50,9 +41,19 @@ void unload_package(int64_t package) {
 
 }  // namespace
 
+std::vector<at::Tensor> outrider::run_package(int64_t package, std::vector<at::Tensor> inputs) {
+  Loader* loader;
+  {
+    const std::lock_guard<std::mutex> lock(packages_mutex);
+    loader = packages.at(package).get();
+  }
+  rouse();
+  return loader->boxed_run(std::move(inputs));
+}
+
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def("load_package(str path) -> int", &load_package);
-  library.def("run_package(int package, Tensor[] inputs) -> Tensor[]", &run_package);
+  library.def("run_package(int package, Tensor[] inputs) -> Tensor[]", &outrider::run_package);
   library.def("package_metadata(int package) -> str[]", &package_metadata);
   library.def("unload_package(int package) -> ()", &unload_package);
 }

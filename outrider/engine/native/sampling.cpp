@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "sampling.h"
 #include "team.h"
 
 namespace {
@@ -331,12 +332,11 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
   });
 }
 
-std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,   // [R, V]
-                                           const at::Tensor& shaping,  // [5, num_slots] float64
-                                           const at::Tensor& seeds,    // [num_slots] int64
-                                           at::IntArrayRef slots,      // [R]
-                                           at::IntArrayRef positions,  // [R]
-                                           int64_t width) {
+}  // namespace
+
+std::tuple<at::Tensor, at::Tensor> outrider::best_of(const at::Tensor& logits, const at::Tensor& shaping,
+                                                     const at::Tensor& seeds, at::IntArrayRef slots,
+                                                     at::IntArrayRef positions, int64_t width) {
   TORCH_CHECK(logits.stride(1) == 1 && shaping.is_contiguous() && seeds.is_contiguous(), "rows must be contiguous");
   TORCH_CHECK(static_cast<int64_t>(slots.size()) == logits.size(0) && positions.size() == slots.size(),
               "each row needs a slot and a position");
@@ -358,12 +358,10 @@ std::tuple<at::Tensor, at::Tensor> best_of(const at::Tensor& logits,   // [R, V]
   return {token_ids, best_scores};
 }
 
-}  // namespace
-
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def(
       "best_of(Tensor logits, Tensor shaping, Tensor seeds, int[] slots, int[] positions, int width) "
       "-> (Tensor, Tensor)");
 }
 
-TORCH_LIBRARY_IMPL(outrider_native, CPU, library) { library.impl("best_of", &best_of); }
+TORCH_LIBRARY_IMPL(outrider_native, CPU, library) { library.impl("best_of", &outrider::best_of); }

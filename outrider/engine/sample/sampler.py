@@ -37,7 +37,7 @@ from outrider.engine.sample.allowed import Allowed
 from outrider.engine.sample.best import Best
 from outrider.engine.sample.candidates import candidates, shaping_of
 from outrider.engine.sample.logit_bias import LogitBias
-from outrider.engine.sample.native import best_of
+from outrider.engine.sample.native import NativeTables, best_of
 from outrider.engine.sample.noise import as_int64
 from outrider.engine.sample.penalties import Penalties
 from outrider.engine.sample.processor import LogitsProcessor, Row
@@ -139,6 +139,12 @@ class Sampler:
             return [], []
         found = self._best(logits, rows, max(width, 2), allowed)
         return [best.token_ids[:width] for best in found], [best.margins[:width] for best in found]
+
+    def native_tables(self, slots: Sequence[int]) -> NativeTables | None:
+        """By which the native operator chooses for these slots; None if it does not, or not alone."""
+        if not self._native(slots) or not self._taking_part.keys().isdisjoint(slots):
+            return None
+        return NativeTables(self._shaping, self._seeds)
 
     def logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
         """Log-probabilities of `token_ids`, one for each row of the unprocessed `logits` [R, V], and of the `num_top`

@@ -1,0 +1,200 @@
+"""Several levels of a draft as one call: the loop of `native/levels.cpp` around a graph, and what it leaves in slots.
+
+It chooses the nodes of each level, feeds them and chooses what follows them. Where the graph was compiled ahead of time
+the interpreter lock is released for all of it.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from outrider.core.draft.outlook import Expansion, Outlook
+from outrider.core.estimate.confidence import MARGIN_EDGES
+from outrider.core.protocol.tree import Node
+from outrider.core.schedule.draft_run import Level
+from outrider.engine import native
+from outrider.engine.attention.native import NativeAttention
+from outrider.engine.batch import rounded
+from outrider.engine.compile.export import TOKENS_MIN
+from outrider.engine.kv_cache.slots import Slot, TreeCell
+from outrider.engine.kv_cache.tensors import KVCache
+
+_DOUBTFUL = -1
+"""Number of guesses of a node that was fed, while what follows it is for others to choose."""
+
+
+class LevelsJob(NamedTuple):
+    """What one session drafts from."""
+
+    slot: Slot
+    line: Sequence[int]
+    """All token ids of the line, the list that `Job` has. The slot was fed all of them."""
+    outlook: Outlook
+    vocab_size: int
+    """Token ids from here on are not chosen."""
+    num_nodes_max: int
+    """Most nodes that are fed of it."""
+
+
+class Interruption(NamedTuple):
+    """What ends a burst of levels: that a number has changed."""
+
+    num_arrived: Tensor
+    """[1] int64, which another thread may write."""
+    num_read: int
+    """What it was. It is looked at between two levels."""
+
+
+class LevelsOutput(NamedTuple):
+    """What was drafted."""
+
+    levels: list[Level]
+    expansions: list[Expansion]
+    """Level after level."""
+
+
+class DraftLevels:
+    """Begins loops over one graph."""
+
+    def __init__(
+        self,
+        run: Callable[[list[Tensor]], list[Tensor]],
+        package: int | None,
+        attention: NativeAttention,
+        cache: KVCache,
+    ) -> None:
+        """`run` is the graph, see `GraphForward`; `package` its number, if it was compiled ahead of time."""
+        self.run = run
+        self.package = package
+        self._attention = attention
+        self._cache = cache
+
+    def begin(
+        self,
+        jobs: Sequence[LevelsJob],
+        tables: tuple[Tensor, Tensor],
+        level_seconds: Sequence[float],
+        interruption: Interruption,
+        num_tokens_min: int,
+    ) -> LevelLoop | None:
+        """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed.
+
+        Tokens are chosen by `tables`, the shaping and the seeds of `outrider.engine.sample.native.best_of`, and
+        `level_seconds` are what a level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are
+        padded to `num_tokens_min` tokens at least. Raises RuntimeError if the blocks run out.
+        """
+        paths = [_paths(job) for job in jobs]
+        most = len(level_seconds)
+        num_bins = len(jobs[0].outlook.log_acceptances)
+        integers = array("q", (self._attention.number, self._cache.scratch_cell, self._cache.block_cells))
+        integers.extend((interruption.num_read, most, len(MARGIN_EDGES), num_bins))
+        integers.extend(_padded_sizes(most, max(num_tokens_min, TOKENS_MIN)))
+        integers.extend(_padded_sizes(most, TOKENS_MIN))
+        integers.append(len(jobs))
+        reals = array("d", (*level_seconds, *MARGIN_EDGES))
+        for job, its_paths in zip(jobs, paths, strict=True):
+            if its_paths is None:
+                return None
+            _write(job, its_paths, integers, reals)
+        loop = native.levels()(
+            torch.frombuffer(integers, dtype=torch.int64),
+            torch.frombuffer(reals, dtype=torch.float64),
+            *tables,
+            interruption.num_arrived,
+        )
+        return LevelLoop(self, jobs, loop)
+
+
+class LevelLoop:
+    """Drafts level after level. Nothing else may be done with its sessions until its end."""
+
+    def __init__(self, graph: DraftLevels, jobs: Sequence[LevelsJob], loop: Any) -> None:
+        """`loop` is a `Levels` of `native/levels.cpp`."""
+        self._graph = graph
+        self._jobs = jobs
+        self._loop = loop
+
+    def draft(self, num_levels: int) -> LevelsOutput:
+        """Up to so many levels more; fewer when there is nothing more to expand, or it is interrupted. The first one is
+        not. Raises RuntimeError if a pass fails."""
+        if self._graph.package is not None:
+            found = self._loop.run(self._graph.package, num_levels)
+        else:
+            while inputs := self._loop.next(num_levels):
+                self._loop.take(*self._graph.run(inputs))
+            found = self._loop.found()
+        return self._read(*(table.tolist() for table in found))
+
+    def end(self) -> None:
+        """Gives back the blocks that it did not need."""
+        for job in self._jobs:
+            job.slot.settle()
+
+    def _read(self, integers: list[int], reals: list[float]) -> LevelsOutput:
+        num_levels = integers[0]
+        levels = list(map(Level, integers[1 : num_levels + 1], reals))
+        expansions: list[Expansion] = []
+        place, margin = num_levels + 1, num_levels
+        while place < len(integers):
+            origin, session, token_id, position, cell, parent_cell, num_guesses = integers[place : place + 7]
+            place += 7
+            self._jobs[session].slot.hold(cell, TreeCell(parent_cell, token_id, position))
+            if num_guesses != _DOUBTFUL:
+                token_ids, margins = integers[place : place + num_guesses], reals[margin : margin + num_guesses]
+                expansions.append(Expansion(session, origin, token_id, token_ids, margins))
+                place += num_guesses
+                margin += num_guesses
+        return LevelsOutput(levels, expansions)
+
+
+@cache
+def _padded_sizes(most: int, smallest: int) -> Sequence[int]:
+    """To how many tokens 1, 2, ... `most` of them are padded, or rows: `smallest` at least."""
+    return [rounded(max(size, smallest)) for size in range(1, most + 1)]
+
+
+def _paths(job: LevelsJob) -> list[list[int]] | None:
+    """For each node that may be expanded the cells of those between the line and it; None if the slot is not fit."""
+    slot, tip = job.slot, len(job.line) - 1
+    if len(slot.cached_prefix) <= tip:
+        return None
+    path_of: dict[Node, list[int]] = {job.outlook.root: []}
+    found: list[list[int]] = []
+    for node in job.outlook.nodes:
+        above: list[Node] = []
+        parent = node.parent
+        while parent is not None and parent not in path_of:
+            above.append(parent)
+            parent = parent.parent
+        if parent is None:
+            return None
+        path = path_of[parent]
+        for each in reversed(above):
+            cell = slot.find(path[-1] if path else tip, each.token_id)
+            if cell is None:
+                return None
+            path = path_of[each] = [*path, cell]
+        if slot.find(path[-1] if path else tip, node.token_id) is not None:
+            return None
+        found.append(path)
+    return found
+
+
+def _write(job: LevelsJob, paths: Sequence[Sequence[int]], integers: array[int], reals: array[float]) -> None:
+    """What the loop reads of one session."""
+    slot, line, outlook = job.slot, job.line, job.outlook
+    free = [cell for cell in islice(slot.free_cells(len(line)), job.num_nodes_max) if cell < slot.num_cells]
+    slot.reserve(free[-1] + 1 if free else 0)
+    integers.extend((slot.index, len(line), outlook.width, outlook.credit, outlook.max_length, job.vocab_size))
+    integers.extend((len(slot.blocks), len(free), *slot.blocks, *free, len(paths)))
+    reals.extend((outlook.root.path_log_prob, outlook.log_floor, *outlook.log_acceptances))
+    for node, path in zip(outlook.nodes, paths, strict=True):
+        integers.extend((node.token_id, node.position, len(path), *path))
+        reals.append(node.path_log_prob)
