@@ -52,8 +52,8 @@ class Unsent:
         return self._gain() >= WINDOW_GAIN_MIN
 
     def num_levels(self, level_gain: float, level_seconds: float, now: float, verify_seconds: float) -> int:
-        """How many levels, each of at most `level_gain` expected tokens and of `level_seconds`, may follow before they are
-        due; one at least, as that is not known before."""
+        """How many levels may follow before they are due, each worth at most `level_gain` expected tokens and taking
+        `level_seconds`; one at least, as that is not known before."""
         num_by_gain = (WINDOW_GAIN_MIN - self._gain()) / level_gain
         num_by_time = (self._last_sent + COALESCE_SHARE * verify_seconds - now) / (level_seconds or math.inf)
         return max(int(min(num_by_gain, num_by_time)), 1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple
 
+from outrider.core.draft.expansions import choose_expansions
 from outrider.core.draft.outlook import Expansion, Outlook
-from outrider.core.draft.session import choose_expansions
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import EXPANSIONS_MAX

@@ -11,7 +11,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic
 
-from outrider.core.draft.session import DraftSession, choose_expansions
+from outrider.core.draft.expansions import choose_expansions
+from outrider.core.draft.session import DraftSession
 from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened

@@ -1,6 +1,6 @@
 // Several levels of a draft in one call: which nodes to expand, a forward pass over them, what follows them, and again.
 //
-// Between two passes this decides what outrider/core/draft/session.py decides between two steps (`choose_expansions`,
+// Between two passes this decides what outrider/core/draft decides between two steps (`choose_expansions`,
 // `DraftSession.expand`), by the same arithmetic in float64 and in the same order, so the tree is the one that steps would
 // have made. `DraftLevels` in outrider/engine/compile/levels.py writes what this reads, and reads what it writes.
 

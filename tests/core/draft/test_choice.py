@@ -8,7 +8,8 @@ import random
 import pytest
 
 from outrider.core.draft.estimates import DraftEstimates
-from outrider.core.draft.session import DraftSession, choose_expansions
+from outrider.core.draft.expansions import choose_expansions
+from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import pytest
 
 from outrider.core.draft.estimates import DraftEstimates
+from outrider.core.draft.expansions import choose_expansions
 from outrider.core.draft.lattice import Bounds, grow
 from outrider.core.draft.mask_chains import MaskChains
-from outrider.core.draft.session import DraftSession, choose_expansions
+from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.propose.constraint import Constraint

@@ -7,7 +7,8 @@ import math
 import pytest
 
 from outrider.core.draft.estimates import DraftEstimates
-from outrider.core.draft.session import DraftSession, choose_expansions
+from outrider.core.draft.expansions import choose_expansions
+from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import ProtocolViolationError
