@@ -9,7 +9,7 @@ import threading
 
 import structlog
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import Store, TCPStore
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.parallel.ranks import Ranks
@@ -72,12 +72,12 @@ def threads_of(config: WorkerConfig) -> int:
     return max(1, config.num_threads // place_of(config).num_local_ranks)
 
 
-def _start_others(config: WorkerConfig) -> dist.Store:
+def _start_others(config: WorkerConfig) -> Store:
     """Starts the other ranks, which end when this process does. Returns the store where they meet, which no other
     machine reaches."""
     listener = socket.create_server((_LOOPBACK, 0))
     port = listener.getsockname()[1]
-    store = dist.TCPStore(_LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
+    store = TCPStore(_LOOPBACK, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
     settings = {f"{ENVIRONMENT_PREFIX}{name.upper()}": str(value) for name, value in config if value is not None}
     for rank in range(1, config.num_ranks):
         at = Place(rank, config.num_ranks, rank, config.num_ranks)

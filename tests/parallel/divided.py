@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from outrider.engine.parallel.ranks import Ranks
 from verify_service.config import VerifyConfig
@@ -21,9 +22,8 @@ CPU = torch.device("cpu")
 
 def divided(folder: Path | str) -> VerifyConfig:
     """The settings of a target over two ranks."""
-    return VerifyConfig(
-        model=str(folder), num_threads=1, max_sessions=8, max_context=128, compile="off", tensor_parallel=NUM_RANKS
-    )
+    settings = {"model": str(folder), "num_threads": 1, "max_sessions": 8, "max_context": 128, "compile": "off"}
+    return VerifyConfig.model_validate({**settings, "tensor_parallel": NUM_RANKS})
 
 
 class Pair(NamedTuple):
@@ -37,7 +37,7 @@ class Pair(NamedTuple):
 @contextmanager
 def pair(folders: list[Path]) -> Iterator[Pair]:
     """Both ranks have met; the other one builds the models of `folders`, one after the other, and follows."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "-m", "tests.parallel.follower", str(store.port), *map(str, folders)]
     other = subprocess.Popen(command)
     try:

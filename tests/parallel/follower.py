@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 
 from outrider.engine.parallel.ranks import Ranks
 from outrider.worker.building import build
@@ -14,7 +14,7 @@ from tests.parallel.divided import CPU, NUM_RANKS, divided
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", int(sys.argv[1]))
+    store = TCPStore("127.0.0.1", int(sys.argv[1]))
     ranks = Ranks(1, NUM_RANKS, CPU, store)
     for folder in sys.argv[2:]:
         build(divided(folder), Path(folder), CPU, ranks=ranks).engine.follow(ranks.steps())

@@ -11,10 +11,13 @@ import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.batch import PackedBatch
@@ -39,7 +42,7 @@ a round over a dozen sessions, and 8 KiB on the wire whatever the step."""
 class Ranks:
     """This process' place among the ranks. Only the device thread announces or hears steps."""
 
-    def __init__(self, rank: int, num_ranks: int, device: torch.device, store: dist.Store | None = None) -> None:
+    def __init__(self, rank: int, num_ranks: int, device: torch.device, store: Store | None = None) -> None:
         """Meets the others at `store`, or where the variables MASTER_ADDR and MASTER_PORT say. There are `num_ranks`,
         and this one computes on `device`.
 
@@ -50,7 +53,7 @@ class Ranks:
         on_gpu = device.type == "cuda"
         try:
             if store is None:  # torch looks for other keys in a store that it has opened than in one that it is given
-                store, *_ = next(dist.rendezvous("env://", rank, num_ranks))
+                store, *_ = next(rendezvous("env://", rank, num_ranks))
             dist.init_process_group(
                 "nccl" if on_gpu else "gloo",
                 store=store,
@@ -59,7 +62,7 @@ class Ranks:
                 timeout=timedelta(seconds=LOADING_SECONDS),
                 device_id=device if on_gpu else None,
             )
-            self._control = dist.new_group(backend="gloo", timeout=_IDLE)
+            self._control: Any = dist.new_group(backend="gloo", timeout=_IDLE)
         except (RuntimeError, ValueError) as error:
             raise UnsupportedModelError(
                 f"the {num_ranks} ranks of --tensor-parallel did not come together ({type(error).__name__}: {error}); "
