@@ -7,16 +7,15 @@ Between the two no message passes and nothing is encoded: a window is grafted by
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import structlog
-from torch import Tensor
 
 from draft_service.drafter import Drafter
 from draft_service.drafts import DraftEvent
 from outrider.core.protocol.errors import OutriderError
-from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened, Verdict
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Opened, TokenLogprobs, Verdict
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.verify_step import Decided, Verification
 from outrider.engine.engine import Engine
@@ -77,8 +76,10 @@ class ColocatedVerifier(Verifier):
         self._close_drafts()
         return 0.0 if has_drafted else due
 
-    def _verdict(self, session: VerifyStream, decided: Decided, logits: Tensor) -> Verdict | OutriderError:
-        verdict = super()._verdict(session, decided, logits)
+    def _verdict(
+        self, session: VerifyStream, decided: Decided, logprobs: Mapping[VerifyStream, list[TokenLogprobs]]
+    ) -> Verdict | OutriderError:
+        verdict = super()._verdict(session, decided, logprobs)
         draft = self._drafts.get(session)
         if draft is not None and isinstance(verdict, Verdict):
             self.drafter.commit(draft, Commitment(verdict.position, verdict.token_ids, rollback=False))

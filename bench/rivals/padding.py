@@ -97,6 +97,8 @@ def missing_attention(batch: PackedBatch, scratch_cell: int) -> PackedBatch:
 class Padding:
     """A `Forward` that pads what a model's other passes compute. Device thread only."""
 
+    path = "padded"
+
     def __init__(self, model: RaggedModel) -> None:
         self._model = model
         self._passes: Sequence[Forward] = ()

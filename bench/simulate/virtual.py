@@ -16,6 +16,7 @@ from bench.simulate.workers import Text, VirtualDrafter, VirtualVerifier, Work
 from coordinator.config import CoordinatorConfig
 from outrider.core.coordinate.session import Session
 from outrider.core.propose.ngram import NgramTable
+from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 
@@ -157,7 +158,8 @@ class VirtualStack:
             VerifyOpen(**opening, ignore_eos=True, max_draft_tokens=speculation.max_draft_tokens, expect_drafts=True),
         )
 
-    def _on_drafted(self, index: int, window: DraftWindow) -> None:
+    def _on_drafted(self, index: int, window: DraftWindow | OutriderError) -> None:
+        assert isinstance(window, DraftWindow), f"memory without end refuses nobody, but: {window}"
         self._after(self._times.report + index * self._times.window, partial(self._relay, index, window))
 
     def _relay(self, index: int, window: DraftWindow) -> None:
@@ -165,7 +167,8 @@ class VirtualStack:
         if isinstance(relayed, DraftWindow):
             self.clock.after(self._times.delay, partial(self.verifier.graft, index, relayed))
 
-    def _on_told(self, index: int, message: Verdict | VerifyFinished) -> None:
+    def _on_told(self, index: int, message: Verdict | VerifyFinished | OutriderError) -> None:
+        assert not isinstance(message, OutriderError), f"memory without end refuses nobody, but: {message}"
         if isinstance(message, VerifyFinished):
             return
         self.num_committed[index] += len(message.token_ids)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.distributed import DistributedConfig
 
 from outrider.core.protocol.errors import UnsupportedModelError
 
@@ -41,14 +41,16 @@ def divide(model: PreTrainedModel, device: torch.device, num_ranks: int) -> PreT
     """
     kind = type(model)
     try:
+        from transformers.distributed.configuration_utils import DistributedConfig  # older releases have none
+
         for name in model.all_tied_weights_keys:  # the plan cuts each by itself; they are tied again below
             holder, _, parameter = name.rpartition(".")
             module = model.get_submodule(holder)
             setattr(module, parameter, nn.Parameter(getattr(module, parameter).detach()))
         config, _, mesh = kind.prepare_distribute_model(DistributedConfig(tp_size=num_ranks))
-        divided: PreTrainedModel = kind.maybe_distribute_model(model, config, mesh)
+        divided: Any = kind.maybe_distribute_model(model, config, mesh)
         divided.tie_weights()
-        divided.to(device)  # pyright: ignore[reportArgumentType]
+        divided.to(device)
     except Exception as error:  # transformers and torch raise whatever they meet
         raise UnsupportedModelError(
             f"transformers cannot divide this {model.config.model_type!r} model over {num_ranks} devices "

@@ -142,7 +142,7 @@ class Sampler:
 
     def native_tables(self, slots: Sequence[int]) -> NativeTables | None:
         """By which the native operator chooses for these slots; None if it does not, or not alone."""
-        if not self._native(slots) or not self._taking_part.keys().isdisjoint(slots):
+        if self._one_pass(slots, 1) is not best_of or not self._taking_part.keys().isdisjoint(slots):
             return None
         return NativeTables(self._shaping, self._seeds)
 
