@@ -11,6 +11,22 @@ from typing import Annotated, Any
 import typer
 
 from outrider.cli.group import Group, parameters_of
+from outrider.cli.model_flags import (
+    Compile,
+    CompileFirst,
+    Coordinators,
+    Draft,
+    DraftDevice,
+    Drafters,
+    Drafts,
+    Dtype,
+    NgramTable,
+    NoDraft,
+    PairName,
+    Target,
+    TargetDevice,
+    Verifiers,
+)
 from outrider.cli.prompt import parse_prediction, parse_prompt
 from outrider.cli.request import Request
 from outrider.cli.token import read_token
@@ -29,77 +45,7 @@ from outrider.core.protocol.validation import (
     check_sampling,
     check_stop,
 )
-
-Target = Annotated[
-    str | None, typer.Option(help="Folder or hub name of the target model; default: the bundled one.", metavar="MODEL")
-]
-Draft = Annotated[
-    str | None,
-    typer.Option(
-        help="The same of the draft model, or ngram: guesses from what the text repeats, without a model. Default: the "
-        "bundled one, or none if --target is given.",
-        metavar="MODEL",
-    ),
-]
-Drafts = Annotated[
-    str | None,
-    typer.Option(
-        "--draft",
-        help="The same of the draft model, or ngram: guesses from what the text repeats, without a model. Several with "
-        "commas: each is tried, and used as far as it is worth it. Default: the bundled one, or none if --target is "
-        "given.",
-        metavar="MODEL",
-    ),
-]
-NgramTable = Annotated[
-    str | None,
-    typer.Option(
-        envvar="OUTRIDER_NGRAM_TABLE",
-        help="File of python -m recipes.ngram_table, for the verifier and for drafters without a model. Default: the "
-        "bundled one, or none if --target is given.",
-        metavar="FILE",
-    ),
-]
-SERVICES_MAX = 64
-"""Most services of a kind that one command starts: more than a machine has use for."""
-
-Verifiers = Annotated[int, typer.Option(help="How many verify services to start.", min=1, max=SERVICES_MAX)]
-Drafters = Annotated[
-    int, typer.Option(help="How many draft services to start of each draft model.", min=1, max=SERVICES_MAX)
-]
-Coordinators = Annotated[
-    int, typer.Option(help="How many coordinators to start; they share the others.", min=1, max=SERVICES_MAX)
-]
-NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]
-TargetDevice = Annotated[str, typer.Option(help="Device of the target: cpu, cuda, cuda:0, ...")]
-DraftDevice = Annotated[str, typer.Option(help="Device of the draft: cpu, cuda, cuda:0, ...")]
-Compile = Annotated[
-    str | None,
-    typer.Option(
-        "--compile",
-        help="Compiled forward passes: auto (meanwhile), first (before serving, where that works), on (or not at all) "
-        "or off. Default: auto; a model is compiled once, which takes a minute.",
-        metavar="auto|first|on|off",
-    ),
-]
-CompileFirst = Annotated[
-    str | None,
-    typer.Option(
-        "--compile",
-        help="Compiled forward passes: first (before serving, where that works), on (or not at all), auto (meanwhile) "
-        "or off. Default: first on a CPU, since what is compared must not change meanwhile; a model's first start then "
-        "takes a minute longer.",
-        metavar="first|on|auto|off",
-    ),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help="auto, float32, bfloat16 or float16; auto is that of the stored weights. Default: auto, but on a CPU "
-        "float32, where the text is exactly the target's.",
-    ),
-]
-
+from outrider.plan.pair import parse_pair
 
 _PORTS: Any = {"min": 0, "max": PORT_MAX}
 
@@ -110,6 +56,7 @@ class _ModelFlags:
 
     target: Target = None
     draft: Draft = None
+    pair: PairName = None
     ngram_table: NgramTable = None
     target_device: TargetDevice = "cpu"
     draft_device: DraftDevice = "cpu"
@@ -144,10 +91,20 @@ def _pair(**flags: Any) -> UpOptions:
     return _services(_UpFlags(**flags, port=0, draft_port=0, verify_port=0, http_port=None))
 
 
+def _named(flags: _UpFlags) -> tuple[str | None, str | None]:
+    """Target and draft. Raises UnknownPairError, and typer.BadParameter if they are named in two ways."""
+    if flags.pair is None:
+        return flags.target, flags.draft
+    if flags.target is not None or flags.draft is not None:
+        raise typer.BadParameter("--pair names both models: leave --target and --draft out")
+    pair = parse_pair(flags.pair)
+    return pair.target, pair.draft
+
+
 def _services(flags: _UpFlags) -> UpOptions:
     """Raises NoModelError if the bundled models are wanted and not there."""
     return UpOptions(
-        **choose_models(flags.target, flags.draft, flags.ngram_table, no_draft=flags.no_draft)._asdict(),
+        **choose_models(*_named(flags), flags.ngram_table, no_draft=flags.no_draft)._asdict(),
         num_verifiers=flags.verifiers,
         num_drafters=flags.drafters,
         num_coordinators=flags.coordinators,

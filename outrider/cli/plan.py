@@ -12,18 +12,24 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.cli.group import Group, parameters_of
+from outrider.cli.model_flags import PairName
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.plan.device import parse_device
+from outrider.plan.fit import check_fit
 from outrider.plan.forecast import DRAFTER_GAIN_MIN, OVER_THE_FLOOR, Engine, Forecast, Load, Prices, Way, forecast
-from outrider.plan.shape import parse_shape
+from outrider.plan.pair import parse_pair
+from outrider.plan.shape import Shape, parse_shape
 
 _GIB = 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PlanFlags:
-    target: Annotated[str, typer.Option(help="A known model, or a folder with config.json.", metavar="MODEL")]
-    draft: Annotated[str, typer.Option(help="The same of the draft model.", metavar="MODEL")]
+    target: Annotated[
+        str | None, typer.Option(help="A known model, or a folder with config.json.", metavar="MODEL")
+    ] = None
+    draft: Annotated[str | None, typer.Option(help="The same of the draft model.", metavar="MODEL")] = None
+    pair: PairName = None
     target_device: Annotated[str, typer.Option(help="A known device, or GiB:GB/s:TFLOPS.", metavar="DEVICE")] = "h200"
     target_devices: Annotated[int, typer.Option(help="So many of it hold one target, tensor parallel.", min=1)] = 1
     draft_device: Annotated[str, typer.Option(help="The same for drafters.", metavar="DEVICE")] = "l4"
@@ -36,10 +42,23 @@ class _PlanFlags:
     draft_price: Annotated[float | None, typer.Option(help="Dollars an hour of a drafter's device.", min=0)] = None
 
 
+def _shapes(flags: _PlanFlags) -> tuple[Shape, Shape]:
+    """Of target and draft. Raises OutriderError, and typer.BadParameter."""
+    if flags.pair is not None:
+        if flags.target is not None or flags.draft is not None:
+            raise typer.BadParameter("--pair names both models: leave --target and --draft out")
+        return parse_pair(flags.pair)[2:]
+    if flags.target is None or flags.draft is None:
+        raise typer.BadParameter("name two models with --target and --draft, or a pair with --pair")
+    check_fit(flags.target, flags.draft)
+    return parse_shape(flags.target), parse_shape(flags.draft)
+
+
 def _forecast(flags: _PlanFlags) -> Forecast:
+    target, draft = _shapes(flags)
     return forecast(
-        Engine(parse_shape(flags.target), parse_device(flags.target_device), flags.weight_bytes, flags.target_devices),
-        Engine(parse_shape(flags.draft), parse_device(flags.draft_device)),
+        Engine(target, parse_device(flags.target_device), flags.weight_bytes, flags.target_devices),
+        Engine(draft, parse_device(flags.draft_device)),
         Load(flags.sessions, flags.context),
         acceptance=flags.acceptance,
         delay_seconds=flags.delay_ms / 1e3,
