@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
-from transformers.distributed import DistributedConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 
 from outrider.core.protocol.errors import UnsupportedModelError
 
@@ -46,12 +46,12 @@ def divide(model: PreTrainedModel, device: torch.device, num_ranks: int) -> PreT
             module = model.get_submodule(holder)
             setattr(module, parameter, nn.Parameter(getattr(module, parameter).detach()))
         config, _, mesh = kind.prepare_distribute_model(DistributedConfig(tp_size=num_ranks))
-        divided: PreTrainedModel = kind.maybe_distribute_model(model, config, mesh)
-        divided.tie_weights()
-        divided.to(device)  # pyright: ignore[reportArgumentType]
+        kind.maybe_distribute_model(model, config, mesh)  # in its place
+        model.tie_weights()
+        model.to(device)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # transformers and torch raise whatever they meet
         raise UnsupportedModelError(
             f"transformers cannot divide this {model.config.model_type!r} model over {num_ranks} devices "
             f"({type(error).__name__}: {error}); leave --tensor-parallel out"
         ) from error
-    return divided.eval()
+    return model.eval()
