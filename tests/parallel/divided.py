@@ -45,4 +45,5 @@ def pair(folders: list[Path]) -> Iterator[Pair]:
     finally:
         other.kill()
         other.wait()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()

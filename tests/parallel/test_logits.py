@@ -13,7 +13,7 @@ from tests.engine import histories, tiny_models
 from tests.engine.histories import Rig
 from tests.parallel.divided import CPU, NUM_RANKS, divided, pair
 
-FAMILIES = ("llama", "qwen3", "gemma2", "gemma3")
+FAMILIES = ("llama", "qwen3", "gemma3")
 
 HISTORIES = (
     histories.a_tree_equals_its_branches_alone,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -48,12 +47,12 @@ def divide(model: PreTrainedModel, device: torch.device, num_ranks: int) -> PreT
             module = model.get_submodule(holder)
             setattr(module, parameter, nn.Parameter(getattr(module, parameter).detach()))
         config, _, mesh = kind.prepare_distribute_model(DistributedConfig(tp_size=num_ranks))
-        divided: Any = kind.maybe_distribute_model(model, config, mesh)
-        divided.tie_weights()
-        divided.to(device)
+        kind.maybe_distribute_model(model, config, mesh)  # in its place
+        model.tie_weights()
+        model.to(device)  # pyright: ignore[reportArgumentType]
     except Exception as error:  # transformers and torch raise whatever they meet
         raise UnsupportedModelError(
             f"transformers cannot divide this {model.config.model_type!r} model over {num_ranks} devices "
             f"({type(error).__name__}: {error}); leave --tensor-parallel out"
         ) from error
-    return divided.eval()
+    return model.eval()

@@ -62,7 +62,8 @@ class Ranks:
                 timeout=timedelta(seconds=LOADING_SECONDS),
                 device_id=device if on_gpu else None,
             )
-            self._control: Any = dist.new_group(backend="gloo", timeout=_IDLE)
+            self._announcements: Any = dist.new_group(backend="gloo", timeout=_IDLE)
+            self._lifeline: Any = dist.new_group(backend="gloo", timeout=_IDLE)
         except (RuntimeError, ValueError) as error:
             raise UnsupportedModelError(
                 f"the {num_ranks} ranks of --tensor-parallel did not come together ({type(error).__name__}: {error}); "
@@ -73,13 +74,17 @@ class Ranks:
     def smallest(self, number: int) -> int:
         """The smallest of what the ranks say; all of them ask."""
         found = torch.tensor(number)
-        dist.all_reduce(found, dist.ReduceOp.MIN, group=self._control)
+        dist.all_reduce(found, dist.ReduceOp.MIN, group=self._lifeline)
         return int(found.item())
 
     def loaded(self) -> None:
-        """All have loaded: from now on none waits longer than STEP_SECONDS for another. All of them call it."""
-        dist.barrier(group=self._control)
-        dist.distributed_c10d._set_pg_timeout(timedelta(seconds=STEP_SECONDS))
+        """All have loaded: from now on none waits longer than STEP_SECONDS for another, but for the next step. All of
+        them call it."""
+        dist.barrier(group=self._lifeline)
+        within_a_step = timedelta(seconds=STEP_SECONDS)
+        dist.distributed_c10d._set_pg_timeout(within_a_step)
+        if self.rank == 0:  # who announces waits until the others listen
+            dist.distributed_c10d._set_pg_timeout(within_a_step, self._announcements)
 
     def announce(self, moves: Sequence[Move], batch: PackedBatch) -> None:
         """Tells the others what rank 0 computes next."""
@@ -103,7 +108,7 @@ class Ranks:
 
     def _watch(self, rank: int, on_loss: Callable[[int], None]) -> None:
         try:
-            dist.recv(torch.zeros(1), src=rank, group=self._control)  # which it never sends
+            dist.recv(torch.zeros(1), src=rank, group=self._lifeline)  # which it never sends
         except RuntimeError:
             if not self._is_ending:
                 on_loss(rank)
@@ -127,7 +132,7 @@ class Ranks:
         return numbers + rest.tolist()
 
     def _pass_on(self, buffer: Tensor) -> None:
-        dist.broadcast(buffer, src=0, group=self._control)
+        dist.broadcast(buffer, src=0, group=self._announcements)
 
 
 def _tensor(numbers: Sequence[int]) -> Tensor:
