@@ -19,6 +19,7 @@ from draft_service.config import DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
 from outrider.engine.engine import Engine
+from outrider.engine.step_times import measure
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.setup import Telemetry, set_up
 from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
@@ -42,7 +43,7 @@ class Measured:
 
     def run(self, engine: Engine) -> MeasuredRunner:
         """What is to run the steps of the worker over `engine`."""
-        self._measured = self._step_times = engine.measure()
+        self._measured = self._step_times = measure(engine)
         self.runner = MeasuredRunner(engine, is_target=self._is_target)
         return self.runner
 

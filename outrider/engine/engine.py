@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,13 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import COMPILED_SIZES, PackedBatch, pack
 from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
-from outrider.engine.jobs import LINE_END, Feed, Job, plan, settle
+from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 from outrider.engine.model import RaggedModel
@@ -26,23 +24,8 @@ from outrider.engine.model import RaggedModel
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
 
-MEASURED_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-"""Numbers of tokens whose steps are timed at start: decoding, and trees as one session's rounds verify them."""
-
-TREE_SIZES = (1, 4, 9, 16, 32)
-"""Numbers of tokens whose steps are timed below lines of different lengths."""
-
-MEASURED_CONTEXTS = (256, 16384)
-"""Tokens of those lines, or as many as there is room for: what is short, and what agents and documents send."""
-
-MEASURE_SECONDS_MAX = 10.0
-"""Longest that the timing goes on: larger sizes of a slow model are left to be learned at work."""
-
 _REASON_LENGTH_MAX = 200
 """Characters of a compiler's error that are passed on: its first sentence, not the code that it is about."""
-
-_MEASUREMENTS = 3
-"""Timed steps of each size; the shortest counts, as whatever disturbs a step makes it longer."""
 
 
 class OutOfStepError(Exception):
@@ -141,10 +124,9 @@ class Engine:
         """Slots that no session holds."""
         return self._slots.num_free
 
-    def acquire(self, *, cache_salt: str = "") -> Slot:
-        """A slot for a new session, which shares cached blocks with those of the same salt. Raises
-        SlotsExhaustedError."""
-        return self._slots.acquire(cache_salt=cache_salt)
+    def acquire(self, *, shares: bool = True, cache_salt: str = "") -> Slot:
+        """A slot for a new session; see `SlotPool.acquire`. Raises SlotsExhaustedError."""
+        return self._slots.acquire(shares=shares, cache_salt=cache_salt)
 
     def release(self, slot: Slot) -> None:
         """Ends a session's hold on its slot and its blocks."""
@@ -218,68 +200,6 @@ class Engine:
         Raises CannotCompileError if it cannot be loaded; then it runs as before.
         """
         self._model.adopt(package)
-
-    def measure(self) -> list[tuple[int, float]]:
-        """Numbers of tokens, and how many seconds a step over so many takes; none if all slots are taken, and no more
-        than there are blocks left for.
-
-        The first step of each size also makes the kernels ready for that size; it does not count.
-        """
-        if not self.num_free_slots:
-            return []
-        slot = self._slots.acquire(shares=False)
-        found: list[tuple[int, float]] = []
-        size_max = min(self.max_context, self.blocks.num_available * self.blocks.block_cells)
-        first = time.monotonic()
-        try:
-            for size in MEASURED_SIZES:
-                if size > size_max or time.monotonic() - first > MEASURE_SECONDS_MAX:
-                    break
-                durations: list[float] = []
-                for _ in range(1 + _MEASUREMENTS):
-                    slot.clear()
-                    started = time.monotonic()
-                    self.step([Job(slot, [0] * size)]).logits.sum().item()
-                    durations.append(time.monotonic() - started)
-                found.append((size, min(durations[1:])))
-        finally:
-            self.release(slot)
-        return found
-
-    def measure_in_context(self) -> list[ContextTime]:
-        """How long steps of some sizes take below a short line and below a long one; none where no slot is free.
-
-        The line is read in chunks; the time that may take is bounded as in `measure`.
-        """
-        if not self.num_free_slots:
-            return []
-        slot = self._slots.acquire(shares=False)
-        found: list[ContextTime] = []
-        room = min(self.max_context, self.blocks.num_available * self.blocks.block_cells - TREE_CELLS_MAX)
-        first = time.monotonic()
-        try:
-            line: list[int] = []
-            for num_cells in MEASURED_CONTEXTS:
-                while len(line) < min(num_cells, room) and time.monotonic() - first < MEASURE_SECONDS_MAX:
-                    line += [0] * min(STEP_TOKENS_MAX, min(num_cells, room) - len(line))
-                    self.step([Job(slot, line)]).logits.sum().item()
-                if line:
-                    found += [ContextTime(size, len(line), self._time_below(slot, line, size)) for size in TREE_SIZES]
-        finally:
-            self.release(slot)
-        return found
-
-    def _time_below(self, slot: Slot, line: list[int], num_tokens: int) -> float:
-        """The shortest of some steps that feed so many tokens: the end of `line`, and children of it."""
-        durations: list[float] = []
-        for turn in range(1 + _MEASUREMENTS):
-            first = turn * num_tokens  # other children each time: what a slot holds is not fed again
-            token_ids = [token_id % self.vocab_size for token_id in range(first, first + num_tokens - 1)]
-            slot.align(line[:-1])
-            started = time.monotonic()
-            self.step([Job(slot, line, [LINE_END] * len(token_ids), token_ids)]).logits.sum().item()
-            durations.append(time.monotonic() - started)
-        return min(durations[1:])
 
     @torch.inference_mode()
     def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:

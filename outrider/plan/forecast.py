@@ -20,7 +20,7 @@ DRAFTER_GAIN_MIN: Final = 0.03
 """One drafter more has to make everything sooner by this part, or the forecast does without it."""
 
 ALL_REDUCE_SECONDS: Final = 15e-6
-"""What two devices of one machine take to add up a few tokens' activations, as published of links such as NVLink. Each
+"""What devices of one machine are taken to need to add up a few tokens' activations: an assumption, not measured. Each
 layer does it twice. Networks between machines take several times as long."""
 
 DRAFTERS_MAX: Final = 64

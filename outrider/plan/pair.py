@@ -47,6 +47,6 @@ def parse_pair(name: str) -> Pair:
     """The pair of that name. Raises UnknownPairError."""
     if (found := PAIRS.get(name.lower())) is None:
         raise UnknownPairError(
-            f"the pair {name!r} is not known; use one of {', '.join(PAIRS)}, or name two models with --target and --draft"
+            f"the pair {name!r} is not known; use one of {', '.join(PAIRS)}, or name two models by --target and --draft"
         )
     return found

@@ -16,6 +16,7 @@ from outrider.core.schedule.draft_run import Level
 from outrider.engine.engine import Engine, OutOfStepError, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Sampler
+from outrider.engine.step_times import measure, measure_in_context
 from outrider.worker.engine_memory import EngineMemory
 from outrider.worker.step_times import StepTimes
 
@@ -50,7 +51,7 @@ class StepRunner:
         """Numbers of tokens and seconds, and on a GPU steps over few and over many cells. On a CPU a long context takes
         too long to read for a start, and a step's products outweigh it."""
         engine = self.engine
-        return engine.measure(), [] if engine.device.type == "cpu" else engine.measure_in_context()
+        return measure(engine), [] if engine.device.type == "cpu" else measure_in_context(engine)
 
     def attempt(self, compute: Callable[[], Outcome], session_ids: Sequence[str]) -> Outcome | None:
         """What `compute` returns, or None if it fails; then the log says so of a session that was alone.

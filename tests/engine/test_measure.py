@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from outrider.engine import engine as engine_module
+from outrider.engine import step_times
 from outrider.engine.batch import PackedBatch
 from outrider.engine.engine import Engine
 from tests.engine.tiny_models import build
@@ -23,17 +23,17 @@ def measured(max_context: int, monkeypatch: pytest.MonkeyPatch, **engine: int) -
         return forward(batch)
 
     monkeypatch.setattr(made._model, "forward", noting)
-    found = made.measure_in_context()
-    timed = [batch for batch in batches if batch[0] <= max(engine_module.TREE_SIZES)]
-    steps = 1 + engine_module._MEASUREMENTS
+    found = step_times.measure_in_context(made)
+    timed = [batch for batch in batches if batch[0] <= max(step_times.TREE_SIZES)]
+    steps = 1 + step_times._MEASUREMENTS
     assert [(each.num_tokens, each.num_cells) for each in found] == timed[steps - 1 :: steps]
     return [(each.num_tokens, each.num_cells) for each in found], made
 
 
 def test_trees_are_timed_below_two_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "MEASURED_CONTEXTS", (100, 900))
+    monkeypatch.setattr(step_times, "MEASURED_CONTEXTS", (100, 900))
     found, engine = measured(1000, monkeypatch)
-    assert found == [(size, cells) for cells in (100, 900) for size in engine_module.TREE_SIZES]
+    assert found == [(size, cells) for cells in (100, 900) for size in step_times.TREE_SIZES]
     assert engine.num_free_slots == 2
     assert engine.blocks.num_available == engine.blocks.num_blocks
 
@@ -46,4 +46,4 @@ def test_lines_are_no_longer_than_there_is_room(monkeypatch: pytest.MonkeyPatch)
 def test_where_no_slot_is_free_nothing_is_timed() -> None:
     engine = Engine(build("llama", layers=1), max_sessions=1, max_context=64)
     engine.acquire()
-    assert engine.measure_in_context() == []
+    assert step_times.measure_in_context(engine) == []

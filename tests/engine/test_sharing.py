@@ -12,6 +12,7 @@ from outrider.engine.batch import PackedBatch
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
+from outrider.engine.step_times import measure
 from tests.engine import histories
 from tests.engine.histories import Rig, check_fork, forked, random_line
 from tests.engine.tiny_models import FAMILIES, build
@@ -183,7 +184,7 @@ def test_a_step_that_grants_nothing_returns_no_rows() -> None:
 def test_timing_the_steps_shares_nothing_and_leaves_nothing() -> None:
     engine = Rig("llama").engine
     fed = Fed(engine)
-    sizes = [size for size, _ in engine.measure()]
+    sizes = [size for size, _ in measure(engine)]
     assert max(sizes) > BLOCK_CELLS
     assert fed.num_tokens == [size for size in sizes for _ in range(4)]
     assert engine.blocks.num_available == engine.blocks.num_blocks

@@ -7,6 +7,12 @@ import torch
 
 pytest.importorskip("structlog", reason="workers log by structlog")
 pytest.importorskip("llguidance", reason="workers parse grammars by llguidance")
+pytest.importorskip("google", reason="workers are services")
+pytest.importorskip("grpc", reason="workers are services")
+pytest.importorskip("opentelemetry", reason="workers are services")
+pytest.importorskip("prometheus_client", reason="workers are services")
+pytest.importorskip("pydantic", reason="workers are services")
+pytest.importorskip("pydantic_settings", reason="workers are services")
 
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.engine import Engine

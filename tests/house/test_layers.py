@@ -62,10 +62,10 @@ def test_the_round_loop_is_written_once() -> None:
         for path in (ROOT / folder).rglob("*.py")
         if steps.search(path.read_text(encoding="utf-8"))
     }
-    written, said = "outrider/core/schedule", ("verify/selection.py", "verify/session.py", "draft/session.py")
+    written, said = "outrider/core/schedule", ("verify/selection.py", "verify/session.py", "draft/expansions.py")
     assert found == {
         *(f"outrider/core/{file}" for file in said),
-        *(f"{written}/{kind}_scheduler.py" for kind in ("verify", "draft")),
+        *(f"{written}/{name}.py" for name in ("verify_scheduler", "draft_scheduler", "draft_run")),
     }
 
 

@@ -58,7 +58,8 @@ def test_plan_takes_a_pair_or_two_models_that_fit(tmp_path: Path) -> None:
     target = tokenizer(tmp_path / "target", {"a": 0})
     misfit = run(app, ["plan", "--target", target, "--draft", tokenizer(tmp_path / "draft", {"b": 0})])
     assert [each.exit_code for each in (both, none, unknown, misfit)] == [2, 2, 1, 1]
-    assert "another meaning" in misfit.output + misfit.stderr
+    assert isinstance(misfit.exception, MisfitError)
+    assert "another meaning" in str(misfit.exception)
 
 
 def test_up_serves_the_models_of_a_pair_or_those_that_are_named() -> None:
