@@ -93,6 +93,7 @@ def good_messages(vocab_size: int) -> Mapping[str, Sequence[Message]]:
         draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(commit=draft_pb2.Commit(**commit))]),
         draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(rollback=draft_pb2.Rollback(**commit), session=1)]),
         draft_pb2.DraftCommands(closed=[1]),
+        common_pb2.GetSpansRequest(request_id="0123456789abcdef0123456789abcdef"),
         health_pb2.HealthCheckRequest(service="outrider.v1.DraftService"),
         reflection_pb2.ServerReflectionRequest(list_services=""),
         reflection_pb2.ServerReflectionRequest(file_containing_symbol="outrider.v1.DraftService"),

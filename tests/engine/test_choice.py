@@ -29,9 +29,17 @@ triton: Any = pytest.importorskip("triton", reason="the package triton is not in
 import triton.language as tl  # noqa: E402
 
 from outrider.engine.gpu import choice  # noqa: E402
+from tests.engine.gpu import interpreter  # noqa: E402
 
 CPU = torch.device("cpu")
 ARCHITECTURES = (80, 89, 90, 100)
+
+
+@pytest.fixture(autouse=True)
+def in_interpreter() -> Iterator[None]:
+    """Kernels run on the CPU, those of this file too."""
+    with interpreter.interpreted(choice, sys.modules[__name__]):
+        yield
 
 
 @pytest.fixture
@@ -217,6 +225,7 @@ def test_where_it_cannot_choose_it_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     assert tried(cuda) == "RuntimeError: Failed to find C compiler."
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert tried(cuda) == "the package triton is not installed"
+    monkeypatch.setattr(native, "available", lambda device: False)
     assert Sampler(5, 1, CPU)._one_pass([], 1) is None
 
 

@@ -253,11 +253,12 @@ def test_only_the_temporary_folder_is_writable(manifests: Manifests) -> None:
         mounts = manifests.container(name)["volumeMounts"]
         assert volumes.keys() == {mount["name"] for mount in mounts}
         shared = {"/dev/shm"} if "OUTRIDER_TENSOR_PARALLEL" in manifests.environment(name) else set[str]()
-        assert {mount["mountPath"] for mount in mounts if not mount.get("readOnly")} == {"/tmp", *shared}
+        kept = {"/var/cache/outrider"} & {manifests.environment(name).get("OUTRIDER_COMPILE_CACHE", "")}
+        assert {mount["mountPath"] for mount in mounts if not mount.get("readOnly")} == {"/tmp", *shared, *kept}
         assert volumes["tmp"]["emptyDir"]["sizeLimit"]
         for volume in volumes.values():
             if claim := volume.get("persistentVolumeClaim"):
-                assert claim["readOnly"] is True
+                assert (claim.get("readOnly") is True) is not (volume["name"] == "compile-cache")
                 assert claim["claimName"].removeprefix("outrider-") in manifests.named("PersistentVolumeClaim")
 
 

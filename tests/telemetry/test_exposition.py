@@ -43,6 +43,10 @@ def everything_told(*, vllm_names: bool) -> Exposition:
     instruments.observe_memory(
         ModelInfo("target", "llama", 512, "", (0,), 64, 4, 0, "float32", "cpu", 2, "", "", 8 << 30, 3 << 30)
     )
+    running = ModelInfo("target", "llama", 512, "", (0,), 64, 4, 0, "float32", "cpu", 2, "")
+    instruments.observe_execution(
+        lambda: running._replace(attention="native", forward_pass="compiled", token_choice="native")
+    )
     instruments.observe_gate(lambda: True)
     instruments.observe_steps(lambda: [StepTime("native", 4, 0.5), StepTime("eager", 1, 2.0)], model="target")
     instruments.add_sessions(1, service="outrider.v1.VerifyService", address="a:1")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from outrider.core.draft.outlook import Expansion
-from outrider.core.draft.session import COALESCE_SHARE, WINDOW_GAIN_MIN
+from outrider.core.draft.unsent import COALESCE_SHARE, WINDOW_GAIN_MIN
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
