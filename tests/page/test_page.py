@@ -119,7 +119,9 @@ async def test_a_cut_connection_is_shown_and_the_answer_goes_on(tab: Tab, served
     await tab.until(OVER)
     num_before = await tab.value("window.numTokensAtCut")
     assert relay.num_cuts == 1
-    assert 0 < num_before < 120
+    assert (
+        num_before < 120
+    )  # the last event's id, below, says that something had come: the page may not have drawn it yet
     assert await tab.text("#status") == "Done: 120 tokens with seed 6, up to the limit, taken up again after 1 cut."
     assert await tab.value(TOKENS) == whole
     first, again = [asked["headers"] for asked in tab.requests if asked["method"] == "POST"][-2:]
