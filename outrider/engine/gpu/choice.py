@@ -7,8 +7,9 @@ alone, so nothing is sorted: one that is dropped takes all that rank behind it a
 what `native/sampling.cpp` does on a CPU, and its bounds on rounding are the same.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
-# Triton comes with torch for GPUs alone, and launches what it compiles by an index.
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
+# pyright: reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# Triton comes with torch for GPUs alone, launches what it compiles by an index, and has types of its own in a kernel.
 from __future__ import annotations
 
 import torch

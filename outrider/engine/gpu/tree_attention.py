@@ -9,10 +9,12 @@ Splits and blocks of cells begin at multiples of their sizes within a session, a
 change nothing, to the bit: so a token's bits depend on what it sees alone, not on who shares its step.
 """
 
+# pyright: reportMissingImports=false, reportArgumentType=false
+# Triton comes with torch for GPUs alone, and has types of its own in a kernel.
 from __future__ import annotations
 
-import triton  # pyright: ignore[reportMissingImports]
-import triton.language as tl  # pyright: ignore[reportMissingImports]
+import triton
+import triton.language as tl
 
 from outrider.engine.gpu import work_list
 
