@@ -26,7 +26,7 @@ def plot(rows: Sequence[Row], folder: Path) -> Path:
     left, middle, right = figure.subplots(1, 3)
     _lines(left, rows, "tokens a second of each verifier", lambda row: row["tokens_per_second"] / _size(row))
     _lines(middle, rows, "ms per token, 99th percentile", lambda row: row["ms_per_token"]["p99"])
-    _lines(right, rows, "busiest coordinator's thread", lambda row: row["coordinators_busy"]["max"])
+    _lines(right, rows, "work of the busiest coordinator", lambda row: row["coordinators_busy"]["max"])
     left.legend(fontsize="small")
     path = folder / "fleet.png"
     figure.savefig(path, dpi=DOTS_PER_INCH)
@@ -40,7 +40,7 @@ def _size(row: Row) -> int:
 def _lines(axes: Axes, rows: Sequence[Row], title: str, value: Callable[[Row], float]) -> None:
     for ratio, colour in _COLOURS.items():
         here = [row for row in rows if _ratio(row) == ratio]
-        label = f"{ratio} verifiers a coordinator" if ratio else "targets alone"
+        label = f"a coordinator for {ratio}" if ratio else "targets alone"
         axes.plot([_size(row) for row in here], [value(row) for row in here], marker=".", color=colour, label=label)
     axes.set_xscale("log", base=2)
     axes.set_ylim(bottom=0.0)

@@ -77,18 +77,18 @@ def measure(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 COLUMNS: Sequence[Column[Mapping[str, Any]]] = (
-    Column("coord.", lambda row: row["shape"]["num_coordinators"], title="coordinators"),
-    Column("clients", lambda row: row["shape"]["num_clients"], title="clients"),
+    Column("C", lambda row: row["shape"]["num_coordinators"], title="coordinators"),
+    Column("users", lambda row: row["shape"]["num_clients"], title="clients"),
     Column(
-        "tok/s/verifier",
+        "tok/s",
         lambda row: row["tokens_per_second"] / row["shape"]["num_verifiers"],
         number(0),
         title="tokens a second of each verifier",
     ),
-    Column("a round", lambda row: row["tokens_per_round"], number(2), title="tokens a round"),
-    Column("ms p50", lambda row: row["ms_per_token"].get("p50"), number(1), title="ms per token, median"),
+    Column("round", lambda row: row["tokens_per_round"], number(2), title="tokens a round"),
+    Column("ms", lambda row: row["ms_per_token"].get("p50"), number(1), title="ms per token, median"),
     Column("p99", lambda row: row["ms_per_token"].get("p99"), number(1), title="99th percentile"),
-    Column("first p99", lambda row: row["first_token_ms"].get("p99"), number(0), title="first token, p99, ms"),
+    Column("first", lambda row: row["first_token_ms"].get("p99"), number(0), title="first token, p99, ms"),
     Column("gap", lambda row: row["longest_gap_ms"], number(0), title="longest pause, ms"),
     Column(
         "sessions",
@@ -96,9 +96,9 @@ COLUMNS: Sequence[Column[Mapping[str, Any]]] = (
         lambda pair: f"{pair[0]:.0f}-{pair[1]:.0f}",
         title="sessions of a verifier at the end",
     ),
-    Column("verify", lambda row: row["verifiers_busy"]["mean"], share, title="verifiers busy"),
-    Column("draft", lambda row: row["drafters_busy"].get("mean"), share, title="drafters busy"),
-    Column("busiest", lambda row: row["coordinators_busy"]["max"], share, title="busiest coordinator"),
+    Column("V", lambda row: row["verifiers_busy"]["mean"], share, title="verifiers busy"),
+    Column("D", lambda row: row["drafters_busy"].get("mean"), share, title="drafters busy"),
+    Column("C busy", lambda row: row["coordinators_busy"]["max"], share, title="work of the busiest coordinator"),
 )
 
 

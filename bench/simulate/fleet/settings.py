@@ -23,15 +23,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
-    """Milliseconds. The defaults are a target of some 70 billion parameters and a draft of one billion, as
-    `outrider plan` has them; what a coordinator takes is measured (`python -m bench.micro.rounds`)."""
+    """Milliseconds. The defaults are what a target of some 70 billion parameters and a draft of one billion may take; a
+    message's is measured (`python -m bench.micro.rounds`: 0.45 ms for a verdict and two windows), a report's assumed."""
 
     verify_ms: Annotated[float, Option(help="A verify step of one token.", min=0.001)] = 40.0
     verify_token_ms: Annotated[float, Option(help="What each further token adds to it.", min=0.0)] = 0.03
     draft_ms: Annotated[float, Option(help="A draft step of one node.", min=0.001)] = 2.0
     draft_node_ms: Annotated[float, Option(help="What each further node adds to it.", min=0.0)] = 0.01
     delay_ms: Annotated[float, Option(help="From a coordinator to a worker, or back.", min=0.0)] = 0.5
-    event_ms: Annotated[float, Option(help="What a coordinator takes for each message of a session.", min=0.0)] = 0.3
+    event_ms: Annotated[float, Option(help="What a coordinator takes for each message of a session.", min=0.0)] = 0.15
     report_ms: Annotated[float, Option(help="The same of a worker's report of its load.", min=0.0)] = 0.1
 
 
