@@ -24,7 +24,7 @@ class Shape:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Durations:
     """Milliseconds. The defaults are what a target of some 70 billion parameters and a draft of one billion may take; a
-    message's is measured (`python -m bench.micro.rounds`: 0.45 ms for a verdict and two windows), a report's assumed."""
+    message's is measured (`python -m bench.micro.rounds`: 0.45 ms of a verdict and two windows), a report's assumed."""
 
     verify_ms: Annotated[float, Option(help="A verify step of one token.", min=0.001)] = 40.0
     verify_token_ms: Annotated[float, Option(help="What each further token adds to it.", min=0.0)] = 0.03
