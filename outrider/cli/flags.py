@@ -26,6 +26,7 @@ from outrider.cli.model_flags import (
     Target,
     TargetDevice,
     Verifiers,
+    parsed_pair,
 )
 from outrider.cli.prompt import parse_prediction, parse_prompt
 from outrider.cli.request import Request
@@ -45,7 +46,6 @@ from outrider.core.protocol.validation import (
     check_sampling,
     check_stop,
 )
-from outrider.plan.pair import parse_pair
 
 _PORTS: Any = {"min": 0, "max": PORT_MAX}
 
@@ -93,12 +93,8 @@ def _pair(**flags: Any) -> UpOptions:
 
 def _named(flags: _UpFlags) -> tuple[str | None, str | None]:
     """Target and draft. Raises UnknownPairError, and typer.BadParameter if they are named in two ways."""
-    if flags.pair is None:
-        return flags.target, flags.draft
-    if flags.target is not None or flags.draft is not None:
-        raise typer.BadParameter("--pair names both models: leave --target and --draft out")
-    pair = parse_pair(flags.pair)
-    return pair.target, pair.draft
+    pair = parsed_pair(flags.pair, flags.target, flags.draft)
+    return (flags.target, flags.draft) if pair is None else (pair.target, pair.draft)
 
 
 def _services(flags: _UpFlags) -> UpOptions:

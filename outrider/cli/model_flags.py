@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from outrider.plan.pair import PAIRS
+from outrider.plan.pair import PAIRS, Pair, parse_pair
 
 Target = Annotated[
     str | None, typer.Option(help="Folder or hub name of the target model; default: the bundled one.", metavar="MODEL")
@@ -85,3 +85,13 @@ Dtype = Annotated[
         "float32, where the text is exactly the target's.",
     ),
 ]
+
+
+def parsed_pair(name: str | None, target: str | None, draft: str | None) -> Pair | None:
+    """The pair that `--pair` names, if it is given. Raises UnknownPairError, and typer.BadParameter if models are named
+    beside it."""
+    if name is None:
+        return None
+    if target is not None or draft is not None:
+        raise typer.BadParameter("--pair names both models: leave --target and --draft out")
+    return parse_pair(name)

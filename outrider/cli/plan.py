@@ -12,12 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from outrider.cli.group import Group, parameters_of
-from outrider.cli.model_flags import PairName
+from outrider.cli.model_flags import PairName, parsed_pair
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.plan.device import parse_device
 from outrider.plan.fit import check_fit
 from outrider.plan.forecast import DRAFTER_GAIN_MIN, OVER_THE_FLOOR, Engine, Forecast, Load, Prices, Way, forecast
-from outrider.plan.pair import parse_pair
 from outrider.plan.shape import Shape, parse_shape
 
 _GIB = 2**30
@@ -44,10 +43,8 @@ class _PlanFlags:
 
 def _shapes(flags: _PlanFlags) -> tuple[Shape, Shape]:
     """Of target and draft. Raises OutriderError, and typer.BadParameter."""
-    if flags.pair is not None:
-        if flags.target is not None or flags.draft is not None:
-            raise typer.BadParameter("--pair names both models: leave --target and --draft out")
-        return parse_pair(flags.pair)[2:]
+    if (pair := parsed_pair(flags.pair, flags.target, flags.draft)) is not None:
+        return pair.target_shape, pair.draft_shape
     if flags.target is None or flags.draft is None:
         raise typer.BadParameter("name two models with --target and --draft, or a pair with --pair")
     check_fit(flags.target, flags.draft)
