@@ -5,6 +5,7 @@ Like a device thread, a worker reads what has arrived between its steps.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -62,7 +63,36 @@ class Work:
         self.both += max(0.0, min(self._until.values()) - now)
 
 
-class VirtualVerifier:
+class VirtualWorker(ABC):
+    """What verifiers and drafters have in common: commands wait until the present step is over."""
+
+    def __init__(self) -> None:
+        self._arrived: list[Callable[[], Iterable[object] | None]] = []
+        self._is_busy = self._is_lost = False
+
+    @abstractmethod
+    def wake(self) -> None:
+        """Reads what has arrived, and steps if that is due."""
+
+    def lose(self) -> None:
+        """It is no more: a step that runs tells nothing."""
+        self._is_lost = True
+
+    def _read(self, command: Callable[[], Iterable[object] | None]) -> None:
+        self._arrived.append(command)
+        self.wake()
+
+    def _obey(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        for command in arrived:
+            assert not command(), "an honest peer broke the protocol"
+
+    def _go_on(self) -> None:
+        self._is_busy = False
+        self.wake()
+
+
+class VirtualVerifier(VirtualWorker):
     """Steps take `step_seconds` of their number of tokens, and the next one begins `rest` later at the earliest."""
 
     def __init__(
@@ -80,6 +110,7 @@ class VirtualVerifier:
         ngram_table: Callable[[], NgramTable] | None = None,
     ) -> None:
         """Session i is about `texts[i]`, and `tell` hears what it is told. At most `max_queue` wait for `memory`."""
+        super().__init__()
         self._clock, self._work, self._texts = clock, work, texts
         self._step_seconds, self._tell, self._rest = step_seconds, tell, rest
         self._memory = memory or AmpleMemory()
@@ -94,8 +125,6 @@ class VirtualVerifier:
         )
         self.steps: list[tuple[set[int], set[int]]] = []
         """For each step who took part, of those who had not ended."""
-        self._arrived: list[Callable[[], Iterable[object] | None]] = []
-        self._is_busy = self._is_lost = False
         self._alarm: object = None
 
     def open(self, index: int, opening: VerifyOpen) -> None:
@@ -118,22 +147,12 @@ class VirtualVerifier:
         """The session is elsewhere."""
         self._read(partial(self.scheduler.close, index))
 
-    def lose(self) -> None:
-        """It is no more: a step that runs tells nothing."""
-        self._is_lost = True
-
-    def _read(self, command: Callable[[], Iterable[object] | None]) -> None:
-        self._arrived.append(command)
-        self.wake()
-
     def wake(self) -> None:
         """Reads what has arrived, and steps if that is due."""
         if self._is_busy or self._is_lost:
             return
         now = self._clock.now
-        arrived, self._arrived = self._arrived, []
-        for command in arrived:
-            assert not command(), "an honest drafter broke the protocol"
+        self._obey()
         for index, content in self.scheduler.admit(now):
             if isinstance(content, OutriderError):
                 self._tell(index, content)
@@ -174,12 +193,8 @@ class VirtualVerifier:
         state, text = part.session.state, self._texts[part.session.key]
         return [text.next_token(state.line, node) for node in (state.tree.root, *part.nodes)]
 
-    def _go_on(self) -> None:
-        self._is_busy = False
-        self.wake()
 
-
-class VirtualDrafter:
+class VirtualDrafter(VirtualWorker):
     """Steps take `step_seconds` of their number of expanded nodes, and the next one begins `pause` later; the levels of
     a run take as long, but follow at once."""
 
@@ -197,6 +212,7 @@ class VirtualDrafter:
         num_levels_max: int = 1,
     ) -> None:
         """Session i is about `texts[i]`, and `tell` hears what it is told. A run has up to `num_levels_max` levels."""
+        super().__init__()
         self._clock, self._work, self._texts = clock, work, texts
         self._step_seconds, self._tell, self._pause = step_seconds, tell, pause
         self._num_levels_max = num_levels_max
@@ -204,8 +220,6 @@ class VirtualDrafter:
         self.scheduler: DraftScheduler[int] = DraftScheduler(
             self._memory, vocab_size=texts[0].vocab_size, step_tokens_max=STEP_TOKENS_MAX, policy=policy
         )
-        self._arrived: list[Callable[[], Iterable[object] | None]] = []
-        self._is_busy = self._is_lost = False
 
     def open(self, index: int, opening: DraftOpen) -> None:
         """A session is to be opened at the next `wake`."""
@@ -219,22 +233,12 @@ class VirtualDrafter:
         """The session needs no drafts any more."""
         self._read(partial(self.scheduler.close, index))
 
-    def lose(self) -> None:
-        """It is no more: a step that runs tells nothing."""
-        self._is_lost = True
-
-    def _read(self, command: Callable[[], Iterable[object] | None]) -> None:
-        self._arrived.append(command)
-        self.wake()
-
     def wake(self) -> None:
         """Reads what has arrived, and steps if there is anything to draft."""
         if self._is_busy or self._is_lost:
             return
         now = self._clock.now
-        arrived, self._arrived = self._arrived, []
-        for command in arrived:
-            assert not command(), "the coordinator broke the protocol"
+        self._obey()
         step = self.scheduler.plan(now, self._num_levels_max)
         for index, content in self.scheduler.flush(now):
             self._send(index, content)
@@ -305,10 +309,6 @@ class VirtualDrafter:
             self._tell(index, content.window)
         elif isinstance(content, OutriderError):
             self._tell(index, content)
-
-    def _go_on(self) -> None:
-        self._is_busy = False
-        self.wake()
 
 
 def _feed(memory: AmpleMemory, part: VerifyPart[int] | DraftPart[int], prefilling: Collection[Seated[Any]]) -> bool:
