@@ -38,8 +38,7 @@ class PoolCost:
 
     @property
     def variance(self) -> float:
-        """Of `per_token`, by its square and for each token, as far as it is due to how many prompts were read: they come
-        by chance (shot noise)."""
+        """Of `per_token`, by its square and for each token, as far as prompts come by chance (shot noise)."""
         return self._squares / self.tokens / self.per_token**2
 
 

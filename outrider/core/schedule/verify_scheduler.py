@@ -29,7 +29,7 @@ from outrider.core.schedule.step import Event, KeyT, WaitUntil
 from outrider.core.schedule.verify_step import Decided, Verification, VerifyOutcome, VerifyPart, VerifyStep
 from outrider.core.verify.decision import Decision
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.selection import Beside, Candidates, most_probable
+from outrider.core.verify.selection import Candidates, most_probable, prompts_beside
 from outrider.core.verify.session import VerifySession
 
 Decisions = Iterable[Event[KeyT, Decided | VerifyFinished | OutriderError | None]]
@@ -207,7 +207,7 @@ class VerifyScheduler(Generic[KeyT]):
         num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
         num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}
         curve = curve.at(_num_cells([*deciding, *num_held], num_held))
-        selection = most_probable(_candidates(scoring), curve, Beside(num_beside))
+        selection = most_probable(_candidates(scoring), curve, prompts_beside(curve, len(scoring), num_beside))
         if scoring:
             self.policy.estimates.probability_min = selection.probability_min
         nodes_of = dict(zip(scoring, selection.nodes, strict=True))

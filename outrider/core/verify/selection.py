@@ -40,10 +40,22 @@ class Beside(NamedTuple):
 
     num_tokens: int = 0
     expected: float = 0.0
-    """How many tokens that commits."""
+    """How many tokens that commits, or is worth."""
 
 
 _NOTHING_BESIDE = Beside()
+
+
+def prompts_beside(curve: StepCurve, num_rows: int, num_tokens: int) -> Beside:
+    """`num_tokens` of prompts in a step that decides `num_rows` sessions.
+
+    They must be read, if not in this step then in another one: their time is worth what it brings without guesses. Held
+    worth nothing they would make the step long and guesses seem cheap, the more of them the more prompts come.
+    """
+    seconds = curve.seconds(num_rows)
+    if seconds <= 0.0:
+        return Beside(num_tokens)
+    return Beside(num_tokens, num_rows * (curve.seconds(num_rows + num_tokens) - seconds) / seconds)
 
 
 class Selection(NamedTuple):

@@ -17,7 +17,7 @@ from outrider.core.propose.ngram import NgramTable
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.tree import Node, SpeculationTree
 from outrider.core.verify.overlay import Overlay
-from outrider.core.verify.selection import Beside, Candidates, most_probable
+from outrider.core.verify.selection import Beside, Candidates, most_probable, prompts_beside
 
 FREE = StepCurve()
 """No step was observed: all sizes take the same time."""
@@ -162,6 +162,15 @@ def test_beside_a_chunk_of_a_prompt_guesses_are_cheaper() -> None:
     alone = most_probable(candidates, linear(0.3)).nodes[0]
     beside = most_probable(candidates, linear(0.3), Beside(20)).nodes[0]
     assert len(alone) < len(beside)
+
+
+@pytest.mark.parametrize("per_token", [0.1, 0.3, 0.6])
+def test_prompts_that_must_be_read_anyhow_make_no_guess_worth_more(per_token: float) -> None:
+    forest = [Candidates(chain(*[0.6] * 8), 15, 100) for _ in range(3)]
+    curve = linear(per_token)
+    num_alone = sum(map(len, most_probable(forest, curve).nodes))
+    num_beside = sum(map(len, most_probable(forest, curve, prompts_beside(curve, len(forest), 40)).nodes))
+    assert num_beside <= num_alone < sum(map(len, most_probable(forest, curve, Beside(40)).nodes))
 
 
 def test_a_promise_of_next_to_nothing_is_not_believed() -> None:
