@@ -5,6 +5,7 @@ Where the cells that a step's sessions hold in the KV cache were seen to cost ti
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -23,7 +24,8 @@ _EXCESS_MAX = 0.5
 3 %, and a machine that has really become twice as slow is believed after some twenty steps."""
 
 _UNTRIED_STEPS = 64
-"""After so many steps without one of its own a size counts as untried of late."""
+"""After so many steps without one of its own a size counts as untried of late: what is remembered of it comes down, and
+its next steps count as if it had been seen but once, so that two or three tell what it takes and not some thirty."""
 
 _EXPLAINED_MAX = 0.9
 """Largest share of a step that cells may explain: what is left must be above 0."""
@@ -81,11 +83,13 @@ class StepCurve:
             self._counts.insert(index, 1)
             self._last_steps.insert(index, 0)
         else:
-            self._counts[index] += 1
+            is_untried = self._num_steps - self._last_steps[index] > _UNTRIED_STEPS
+            self._counts[index] = 2 if is_untried else self._counts[index] + 1
             gain = max(_GAIN, 1.0 / self._counts[index])
             if seconds * (1.0 + _EXCESS_MAX) < values[index]:
                 gain = 0.5  # chance makes steps slow, never fast: the estimate was spoilt
-            values[index] += gain * min(seconds - values[index], _EXCESS_MAX * values[index])
+            excess_max = math.inf if is_untried else _EXCESS_MAX * values[index]
+            values[index] += gain * min(seconds - values[index], excess_max)
         self._num_steps += 1
         self._last_steps[index] = self._num_steps
         newest = values[index]

@@ -134,6 +134,20 @@ def test_a_spoilt_estimate_that_nobody_tries_again_comes_down() -> None:
     assert curve.seconds(8) < 0.012
 
 
+def test_a_size_that_comes_back_is_known_again_after_a_few_steps() -> None:
+    """Else every burst of large steps would begin with some thirty that are thought to cost half of what they do."""
+    curve = StepCurve()
+    for _ in range(100):
+        curve.observe(16, 1.0)
+        curve.observe(256, 10.0)
+    for _ in range(400):
+        curve.observe(16, 1.0)
+    assert curve.seconds(256) < 5.0
+    for _ in range(6):
+        curve.observe(256, 10.0)
+    assert curve.seconds(256) > 8.0
+
+
 def test_a_hiccup_at_a_size_that_is_new_spoils_no_larger_one() -> None:
     curve = learned({4: 0.010, 8: 0.011, 16: 0.012})
     curve.observe(6, 0.100)
