@@ -158,8 +158,9 @@ class SpeculationGate:
         if load is None:
             return
         seconds = self._waiting.take()
+        is_settling = self._settling > 0.0 and self._num_arriving > 0
         self._num_arriving -= first_wait is not None
-        if self._settling > 0.0 and self._num_arriving > 0:
+        if is_settling:
             self._settling -= num_tokens
         elif self._trial is not None:
             self._trial.observe(num_tokens, seconds, first_wait=first_wait)
