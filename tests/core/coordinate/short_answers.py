@@ -32,7 +32,7 @@ class Answer:
 
     def __init__(self, rng: Random, now: float, *, speculates: bool) -> None:
         self.asked_at = now
-        self.left_to_read = rng.choice(PROMPT_LENGTHS)
+        self.left_to_read: float = rng.choice(PROMPT_LENGTHS)
         self.left = rng.choice(ANSWER_LENGTHS)
         self.speculates = speculates
         self.has_tokens = False
