@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -42,6 +43,20 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 _PAIR = '{gen_ai_request_model="target",outrider_draft_model="draft"}'
+_OF = 'outrider_scored_tokens_total{gen_ai_request_model="target",outrider_draft_model="draft",%s}'
+_GREEDY, _SAMPLED = 'outrider_sampling="greedy"', 'outrider_sampling="sampled"'
+
+
+def scored(labels: str, *, before: int, since: int) -> dict[str, str]:
+    """Of 600 draft tokens a minute how many are accepted, in eight hours and in two more."""
+    return {
+        _OF % f'{labels},outrider_outcome="{outcome}"': (
+            f"0+{first}x480 {480 * first + then}+{then}x119" if then != first else f"0+{first}x600"
+        )
+        for outcome, first, then in (("accepted", before, since), ("rejected", 600 - before, 600 - since))
+    }
+
+
 _MODE = 'outrider_completions_total{instance="c:8080",outrider_mode="GENERATION_MODE_%s"}'
 _REQUESTS = 'gen_ai_server_request_duration_seconds_count{instance="c:8080"%s}'
 
@@ -51,6 +66,14 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
             f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x600",
             f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x480 230520+120x119",
         },
+        "10h",
+    ),
+    "OutriderTenantAcceptanceCollapsed": (
+        scored(f'outrider_token_name="ann",{_GREEDY}', before=480, since=120),
+        "10h",
+    ),
+    "OutriderTemplateAcceptanceCollapsed": (
+        scored(f'outrider_chat_template="default-01234567",{_GREEDY}', before=480, since=120),
         "10h",
     ),
     "OutriderSpeculationPaused": ({'outrider_speculation_paused{instance="c:8080"}': "1x90"}, "80m"),
@@ -69,12 +92,57 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
 }
 """For each alert series that make it fire, a sample a minute, and when it does."""
 
+_COLLAPSE = FIRING["OutriderAcceptanceCollapsed"][0]
+_TENANT = 'outrider_token_name="ann",'
+
+CAUSES: dict[str, tuple[str, dict[str, str], str]] = {
+    "more is sampled": (
+        "OutriderAcceptanceCollapsed",
+        _COLLAPSE
+        | {
+            _OF % f'{_GREEDY},outrider_outcome="accepted"': "0+600x480 288000x120",
+            _OF % f'{_SAMPLED},outrider_outcome="accepted"': "0x480 600+600x119",
+        },
+        "higher temperatures",
+    ),
+    "a template that was not there a day ago": (
+        "OutriderAcceptanceCollapsed",
+        {
+            f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x1800",
+            f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x1680 806520+120x119",
+            _OF % f'outrider_chat_template="default-01234567",{_GREEDY},outrider_outcome="accepted"': "0+600x1680",
+            _OF % f'outrider_chat_template="default-89abcdef",{_GREEDY},outrider_outcome="accepted"': (
+                "_x1680 0+600x119"
+            ),
+        },
+        "a new chat template",
+    ),
+    "nothing that can be seen": ("OutriderAcceptanceCollapsed", _COLLAPSE, "other prompts or another draft model"),
+    "one tenant's prompts": (
+        "OutriderTenantAcceptanceCollapsed",
+        scored(f"{_TENANT}{_GREEDY}", before=480, since=120),
+        "other prompts",
+    ),
+    "one tenant samples": (
+        "OutriderTenantAcceptanceCollapsed",
+        {
+            _OF % f'{_TENANT}{_GREEDY},outrider_outcome="accepted"': "0+480x480 230400x120",
+            _OF % f'{_TENANT}{_GREEDY},outrider_outcome="rejected"': "0+120x480 57600x120",
+            _OF % f'{_TENANT}{_SAMPLED},outrider_outcome="accepted"': "0x480 120+120x119",
+            _OF % f'{_TENANT}{_SAMPLED},outrider_outcome="rejected"': "0x480 480+480x119",
+        },
+        "higher temperatures",
+    ),
+}
+"""What happens, whose alert fires, and the cause that it tells."""
+
 QUIET = {
     f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x600",
     f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x600",
     'outrider_speculation_paused{instance="c:8080"}': "0x600",
     _MODE % "SPECULATIVE": "0+9x600",
     'outrider_replica_moves_total{instance="c:8080",outrider_replica_service="v"}': "1x600",
+    **scored(f'outrider_token_name="ann",outrider_chat_template="default-01234567",{_GREEDY}', before=480, since=400),
     _REQUESTS % "": "0+100x600",
     _REQUESTS % ',error_type="InvalidRequestError"': "0+50x600",
     'outrider_num_requests_waiting{instance="v:9464"}': "0x600",
@@ -114,6 +182,24 @@ def test_an_alert_fires(alert: str, tmp_path: Path) -> None:
     told = result.stdout + result.stderr
     assert "exp:[]" in told, told
     assert f'Labels:{{alertname="{alert}"' in told, told
+
+
+@needs_prometheus
+@pytest.mark.parametrize("happens", CAUSES)
+def test_an_alert_tells_the_likely_cause(happens: str, tmp_path: Path) -> None:
+    alert, series, cause = CAUSES[happens]
+    time = "30h" if any("1680" in values for values in series.values()) else "10h"
+    result = rules_test(tmp_path, [case(series, time=time, alert=alert, firing=[])])
+    told = result.stdout + result.stderr
+    assert re.findall(r'Labels:\{alertname="(\w+)", cause="([^"]+)"', told) == [(alert, cause)], told
+
+
+@needs_prometheus
+def test_of_a_collapse_that_all_share_tenants_and_templates_say_nothing(tmp_path: Path) -> None:
+    series = _COLLAPSE | scored(f'{_TENANT}outrider_chat_template="default-01234567",{_GREEDY}', before=480, since=120)
+    alerts = ("OutriderTenantAcceptanceCollapsed", "OutriderTemplateAcceptanceCollapsed")
+    result = rules_test(tmp_path, [case(series, time="10h", alert=alert, firing=[]) for alert in alerts])
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @needs_prometheus
