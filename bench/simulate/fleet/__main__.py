@@ -14,6 +14,7 @@ from typer import Option
 from bench import machine
 from bench.columns import default_console, in_terminal
 from bench.flags import with_flags
+from bench.simulate.fleet.confirm import agrees, confirm
 from bench.simulate.fleet.scale import COLUMNS, Run, faults, measure, name, sizes
 from bench.simulate.fleet.settings import Settings
 from bench.stack.models import Models
@@ -43,8 +44,6 @@ def main(
     default_console().print(in_terminal("verifiers + drafters", COLUMNS, [(name(row), row) for row in rows]))
     result = {"benchmark": "bench.simulate.fleet", "machine": machine.facts(), "rows": rows}
     if confirmed:
-        from bench.simulate.fleet.confirm import agrees, confirm
-
         models = prepared(Models(ngram_table="", dtype="float32", compile="off"), Console(stderr=True))
         result["confirmed"] = asyncio.run(confirm(models, Observer()))
         for row in result["confirmed"]:
