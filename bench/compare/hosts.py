@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
@@ -19,16 +19,28 @@ from rich.progress import Progress
 from typer import Option
 
 from bench import machine
-from bench.columns import Column, default_console, in_terminal, interval, number
+from bench.columns import default_console, in_terminal
 from bench.compare.asking import CoordinatorSource, Source
 from bench.compare.coverage import coverage
+from bench.compare.hosts_result import (
+    FAR,
+    AtDelay,
+    AtTemperature,
+    Expected,
+    Result,
+    SpeedUp,
+    Steps,
+    columns,
+    rows,
+    title,
+)
 from bench.compare.measuring import Measured, measure, sources_of
 from bench.compare.resampling import compare
 from bench.compare.result import REFERENCE
 from bench.compare.sample import Devices, Sample
 from bench.flags import DelaysMs, Only, with_flags
 from bench.prompts import load_prompts, tokenizer
-from bench.records import as_json, rounded
+from bench.records import as_json, from_json, rounded
 from bench.rivals.modes import MODES, Mode
 from bench.simulate.synthetic import SEEDS, Point
 from bench.simulate.virtual import Speculation
@@ -38,10 +50,6 @@ from bench.stack.preparing import prepared
 from bench.stack.services import DEFAULT_SETUP, running
 from outrider.cli.board import Board
 from outrider.plan.theory import asynchronous, best_in_turn, roofline
-
-FAR: Final = ("outrider", "no_ngram")
-"""Modes whose drafter is on the other host: all of it, and without what the verifier guesses by itself, which theory
-does not know of."""
 
 HERE: Final = (REFERENCE, "colocated_2", "colocated_4", "colocated_8")
 """Modes without a drafter elsewhere. Of the lookaheads the best one counts."""
@@ -62,65 +70,6 @@ class HostsOptions:
     temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0, 0.8)
 
 
-@dataclass(frozen=True, slots=True)
-class SpeedUp:
-    """How many times as fast as the target alone a mode was while it decoded, with a 95 % bootstrap interval."""
-
-    ratio: float
-    ratio_95: Sequence[float]
-
-
-@dataclass(frozen=True, slots=True)
-class Expected:
-    """How many times as fast theory has it, with acceptance and step times as they were measured."""
-
-    formula: float
-    """That of `outrider plan`, for one chain."""
-    policies: float
-    """The real policies on a virtual clock."""
-    in_turn: float
-    """Drafting and verifying in turn over the same distance, with the best lookahead."""
-
-
-@dataclass(frozen=True, slots=True)
-class AtDelay:
-    """The other host so many milliseconds away."""
-
-    delay_ms: float
-    modes: Mapping[str, SpeedUp]
-    expected: Expected
-
-
-@dataclass(frozen=True, slots=True)
-class Steps:
-    """Milliseconds of one step, with what its worker does between two."""
-
-    verify_ms: float
-    draft_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class AtTemperature:
-    """All distances at one temperature."""
-
-    temperature: float
-    alpha: float
-    """How often the target's token was the draft's first guess."""
-    target_ms: float
-    """Of the target alone, for each token."""
-    steps: Steps
-    roofline: float
-    """What no distance exceeds by guesses of a chain."""
-    here: Mapping[str, SpeedUp]
-    """Of modes without a drafter elsewhere."""
-    delays: Sequence[AtDelay]
-
-    @property
-    def colocated(self) -> SpeedUp:
-        """The best of drafting in the verifier's process."""
-        return max(self.here.values(), key=lambda each: each.ratio)
-
-
 @with_flags
 def main(
     options: HostsOptions,
@@ -133,17 +82,16 @@ def main(
     prompts = load_prompts(None, options.num_prompts, tokenizer(Path(models.target)))
     measured, has_netem = asyncio.run(_run(options, models, prompts))
     found = [_at(temperature, measured, models, prompts) for temperature in options.temperatures]
-    result = {
-        "benchmark": "bench.compare.hosts",
-        "machine": machine.facts(),
-        "settings": settings(options, models),
-        "held_back_by": "netem" if has_netem else "relays",
-        "results": rounded([as_json(each) for each in found]),
-    }
+    result = Result(
+        machine=machine.facts(),
+        settings=settings(options, models),
+        held_back_by="netem" if has_netem else "relays",
+        results=[from_json(AtTemperature, rounded(as_json(each))) for each in found],
+    )
     for each in found:
-        default_console().print(in_terminal(_title(each), _columns(each), _rows(each)))
+        default_console().print(in_terminal(title(each), columns(each), rows(each)))
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        out.write_text(json.dumps(as_json(result), indent=1) + "\n", encoding="utf-8")
     if plots is not None:
         from bench.compare.hosts_plot import plot
 
@@ -237,31 +185,6 @@ def expected(alpha: float, steps: Steps, target_ms: float, delay_ms: float) -> E
     )
     times = (asynchronous(alpha, draft_step, delay), on_virtual_clock, best_in_turn(alpha, draft_step, delay)[1])
     return Expected(*(target_ms / steps.verify_ms / time for time in times))
-
-
-def _title(at: AtTemperature) -> str:
-    return (
-        f"temperature {at.temperature:g}: acceptance {at.alpha:.2f}, target alone {at.target_ms:.1f} ms/token, steps "
-        f"of {at.steps.verify_ms:.1f} and {at.steps.draft_ms:.2f} ms; in one process x {at.colocated.ratio:.2f}, "
-        f"roofline x {at.roofline:.1f}"
-    )
-
-
-def _columns(at: AtTemperature) -> Sequence[Column[AtDelay]]:
-    def measured(mode: str) -> Column[AtDelay]:
-        return Column(mode, lambda each: each.modes[mode], lambda found: interval(found.ratio, found.ratio_95), mode)
-
-    return [
-        *map(measured, FAR),
-        Column("policies", lambda each: each.expected.policies, number(2), "policies on a virtual clock"),
-        Column("formula", lambda each: each.expected.formula, number(2), "formula of `outrider plan`"),
-        Column("in turn", lambda each: each.expected.in_turn, number(2), "in turn, by formula"),
-        Column("in one process", lambda each: at.colocated.ratio, number(2), "in one process, measured"),
-    ]
-
-
-def _rows(at: AtTemperature) -> Iterator[tuple[str, AtDelay]]:
-    return ((f"{each.delay_ms:g} ms", each) for each in at.delays)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bench.compare.hosts import AtTemperature
+from bench.compare.hosts_result import AtTemperature
 from bench.compare.plots import DOTS_PER_INCH
 
 _MODES = {"outrider": ("#2a6f97", "outrider"), "no_ngram": ("#61a5c2", "without the verifier's own guesses")}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from bench.compare.hosts import AtDelay, AtTemperature, Expected, SpeedUp, Steps, expected
+from bench.compare.hosts import expected
 from bench.compare.hosts_plot import plot
+from bench.compare.hosts_result import AtDelay, AtTemperature, Expected, Result, SpeedUp, Steps
+from bench.compare.quote import quote
+from bench.records import as_json
 
 STEPS = Steps(verify_ms=20.0, draft_ms=1.0)
 
@@ -22,7 +26,8 @@ def test_expectations_fall_with_the_distance_and_count_a_rounds_longer_steps() -
     assert near.policies == pytest.approx(near.formula, rel=0.3)
 
 
-def test_the_picture_has_a_panel_for_each_temperature(tmp_path: Path) -> None:
+@pytest.fixture
+def results() -> list[AtTemperature]:
     delays = [
         AtDelay(
             delay_ms,
@@ -32,6 +37,18 @@ def test_the_picture_has_a_panel_for_each_temperature(tmp_path: Path) -> None:
         for delay_ms in (0.0, 5.0)
     ]
     colocated = {"colocated_2": SpeedUp(1.5, (1.4, 1.6)), "colocated_8": SpeedUp(2.0, (1.9, 2.1))}
-    results = [AtTemperature(each, 0.8, 16.0, STEPS, 4.0, colocated, delays) for each in (0.0, 0.8)]
-    assert results[0].colocated is colocated["colocated_8"]
+    return [AtTemperature(each, 0.8, 16.0, STEPS, 4.0, colocated, delays) for each in (0.0, 0.8)]
+
+
+def test_the_picture_has_a_panel_for_each_temperature(results: list[AtTemperature], tmp_path: Path) -> None:
     assert plot(results, tmp_path).stat().st_size > 10_000
+
+
+def test_a_page_quotes_what_was_kept_with_the_best_of_one_process(results: list[AtTemperature], tmp_path: Path) -> None:
+    machine = {"cores": 2, "processor": "a processor", "torch": "2.13.0"}
+    settings = {"target": "target", "draft": "draft", "dtype": "bfloat16", "num_prompts": 2, "max_tokens": 24}
+    kept = Result(machine=machine, settings=settings, held_back_by="relays", results=results)
+    (tmp_path / "hosts.json").write_text(json.dumps(as_json(kept)))
+    quoted = quote(tmp_path / "hosts.json", tmp_path)
+    assert quoted.count("| 5 ms | 4.00 (3.50 to 4.50) | 3.00 (2.80 to 3.10) | 2.90 | 3.00 | 2.00 | 2.00 |") == 2
+    assert "messages held back by relays" in quoted
