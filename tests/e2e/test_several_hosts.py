@@ -1,11 +1,13 @@
 """A target over two hosts by torchrun, started as `k8s/overlays/multi-host` starts it: the text of one process.
 
-As root the second host is a network namespace; otherwise both are this one.
+As root the second host is a network namespace; otherwise both are this one. `make test-hosts` runs this: torchrun and its
+ranks import torch four times.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -20,6 +22,8 @@ from outrider.core.protocol.sampling import SamplingParams
 from tests.e2e.answers import ask
 from tests.e2e.stack import coordinator, free_address, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
+
+pytestmark = pytest.mark.skipif("OUTRIDER_TEST_HOSTS" not in os.environ, reason="run make test-hosts")
 
 OVERLAY = Path(__file__).parents[2] / "k8s" / "overlays" / "multi-host" / "verify.yaml"
 PROMPT = [1, 2, 3]
