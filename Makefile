@@ -109,6 +109,10 @@ compat: $(COMPAT)-oldest/.installed $(COMPAT)-newest/.installed ## Run the engin
 test-images: $(VENV)/.installed ## Start each service from what its Dockerfile copies and installs, without a container engine
 	OUTRIDER_TEST_IMAGES=1 $(BIN)/python -m pytest tests/k8s/test_images.py $(ARGS)
 
+.PHONY: test-hosts
+test-hosts: $(VENV)/.installed ## Divide a target over two hosts by torchrun, as root in a network namespace
+	OUTRIDER_TEST_HOSTS=1 $(BIN)/python -m pytest tests/e2e/test_several_hosts.py $(ARGS)
+
 .PHONY: fuzz-http
 fuzz-http: $(VENV)/.installed ## Ask the HTTP interface thousands of things by its OpenAPI document
 	$(BIN)/python -m pytest tests/openai/test_fuzz.py --hypothesis-profile=fuzz-http $(ARGS)

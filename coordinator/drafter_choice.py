@@ -1,30 +1,15 @@
-"""Which of the drafters that serve gets a session, and why none does."""
+"""A seat at the drafter that the core chooses among the replicas of a pool."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from coordinator.replica import Replica, Seat
 from coordinator.workers import summary
 from outrider.core.coordinate.drafter_bandit import DrafterBandit, Trial
-from outrider.core.coordinate.placement import DrafterCandidate, choose_drafter, overload
+from outrider.core.coordinate.drafter_choice import DrafterChoice, DrafterDemand, DrafterStanding, choose
 from outrider.core.protocol.errors import WorkerUnavailableError
-from outrider.core.protocol.refusal import Refusal
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrafterDemand:
-    """What a session asks of its drafter."""
-
-    num_tokens: int
-    """Length of its line."""
-    max_length: int
-    """Most tokens that its line may come to have."""
-    greedy: bool
-    verify_step_ms: float
-    """How long a step takes at whoever decides; 0 while unknown."""
 
 
 def take_drafter(found: Sequence[Replica], bandit: DrafterBandit, demand: DrafterDemand) -> tuple[Seat, Trial]:
@@ -32,37 +17,18 @@ def take_drafter(found: Sequence[Replica], bandit: DrafterBandit, demand: Drafte
 
     Raises WorkerUnavailableError, which says why, if no drafter should be used.
     """
-    now = time.monotonic()
-    usable: list[Replica] = []
-    candidates: list[DrafterCandidate] = []
-    refusals: list[Refusal] = []
-    for replica in found:
-        replica_state = replica.replica_state
-        refusal = (
-            replica.breaker.refusal(now)
-            or _short_context(replica, demand.max_length)
-            or overload(replica_state, demand.num_tokens, demand.verify_step_ms)
-        )
-        if refusal is not None:
-            refusals.append(Refusal(f"{replica.address}: {refusal}"))
-        else:
-            usable.append(replica)
-            worth = bandit.worth(_kind(replica), greedy=demand.greedy)
-            candidates.append(DrafterCandidate(replica_state, worth, replica.breaker.num_failures))
-    if not usable:
-        raise WorkerUnavailableError(f"no draft service can be used ({summary(refusals)})")
-    chosen = usable[choose_drafter(candidates, demand.verify_step_ms)]
-    chosen.breaker.begin()
-    return chosen.take(demand.num_tokens), bandit.begin(_kind(chosen), greedy=demand.greedy)
+    choice = choose(list(map(_standing, found)), bandit, demand, time.monotonic())
+    if not isinstance(choice, DrafterChoice):
+        raise WorkerUnavailableError(f"no draft service can be used ({summary(choice)})")
+    return found[choice.index].take(demand.num_tokens), choice.trial
 
 
-def _short_context(replica: Replica, max_length: int) -> Refusal | None:
-    max_context = replica.model.max_context if replica.model is not None else 0
-    if max_context >= max_length:
-        return None
-    return Refusal(f"its context is {max_context} tokens and the request's {max_length}")
-
-
-def _kind(replica: Replica) -> Hashable:
-    """What replicas of one draft model have in common."""
-    return (replica.model.name, replica.model.num_parameters) if replica.model is not None else None
+def _standing(replica: Replica) -> DrafterStanding:
+    model = replica.model
+    return DrafterStanding(
+        replica.address,
+        replica.replica_state,
+        replica.breaker,
+        (model.name, model.num_parameters) if model is not None else None,
+        model.max_context if model is not None else 0,
+    )

@@ -18,6 +18,7 @@ from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext
 from outrider.telemetry import names
 from outrider.telemetry.attributes import request_attributes, speculation_attributes
+from outrider.telemetry.metrics import Asked
 from outrider.telemetry.setup import Telemetry
 from outrider.telemetry.tracing import extract, inject, record_span, within
 
@@ -46,9 +47,12 @@ class Observation:
         target: ModelInfo,
         caller: TraceContext = NOT_TRACED,
         token_name: str = "",
+        chat_template: str = "",
     ) -> None:
-        """The span continues the `caller`'s trace, if there is one. `token_name` says who asks; it may be empty."""
+        """The span continues the `caller`'s trace, if there is one. `token_name` says who asks, `chat_template` what
+        made the prompt; either may be empty."""
         self._telemetry = telemetry
+        self._asked = Asked(token_name, chat_template, request.sampling.greedy)
         self._model = target.name
         self._span = telemetry.tracer.start_span(
             names.request_span(target.name),
@@ -137,7 +141,7 @@ class Observation:
     ) -> None:
         """A completion ended by its own rules. `draft_model` is empty if it had no drafter; `drafter` says what had
         become of it, by a state's name."""
-        self._telemetry.instruments.count(statistics, model=self._model, draft_model=draft_model)
+        self._telemetry.instruments.count(statistics, model=self._model, draft_model=draft_model, asked=self._asked)
         ended = self._ended[finished.completion] = _Ended(finished, statistics, draft_model)
         self._telemetry.instruments.count_completion(
             finished.usage, model=self._model, mode=ended.mode, drafter=drafter

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from coordinator.drafter_choice import DrafterDemand, take_drafter
+from coordinator.drafter_choice import take_drafter
 from coordinator.fitting import alike_refusal
 from coordinator.replica import Replica, Seat
 from coordinator.request import GenerationRequest
 from coordinator.workers import Workers
 from outrider.core.coordinate.drafter_bandit import Trial
+from outrider.core.coordinate.drafter_choice import DrafterDemand
 from outrider.core.coordinate.placement import choose_verifier
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo

@@ -90,8 +90,10 @@ class GenerationService:
         asker = CALLER.get()
         self._allowances.require(asker)
         target, tokenizer = self._workers.require_target()
+        chat_template = ""
         with self._admission.admitted(1, asker):  # while it is rendered and tokenized
             if isinstance(prompt, ChatPrompt):
+                chat_template = self.chat_template().title(prompt.tools)
                 text = await self.render(prompt)
                 sampling = replace(options.sampling, grammar=self._grammar(options.sampling.grammar, prompt, text))
                 prompt, options = text, replace(options, add_special_tokens=False, sampling=sampling)
@@ -105,7 +107,9 @@ class GenerationService:
             links = GrpcLinks(route)
             request_id = uuid.uuid4().hex
             with (
-                Observation(self._telemetry, request_id, request, target, caller, asker.name) as observation,
+                Observation(
+                    self._telemetry, request_id, request, target, caller, asker.name, chat_template
+                ) as observation,
                 self._lives.life() as interruption,
             ):
                 route.on_placed = observation.on_placed

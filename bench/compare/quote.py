@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.columns import as_markdown
+from bench.compare import hosts_result
 from bench.compare.columns import QUOTED
 from bench.compare.result import BENCHMARK, FORMAT, OURS, Result, drawn
 from bench.load import cells
@@ -50,6 +51,8 @@ def quote(path: Path, root: Path) -> str:
             text = _tables(from_json(Result, result))
         elif kind == (load.BENCHMARK, load.FORMAT):
             text = _load_tables(from_json(load.Result, result))
+        elif kind == (hosts_result.BENCHMARK, hosts_result.FORMAT):
+            text = _hosts_tables(from_json(hosts_result.Result, result))
         elif kind == (cells.BENCHMARK, cells.FORMAT):
             text = _never_slower_table(from_json(cells.Result, result))
         else:
@@ -112,6 +115,19 @@ def _load_table(shown: Sequence[load.AtLoad]) -> str:
     ]
     corner = "clients" if shown[0].loop == "closed" else "requests/s"
     return as_markdown(corner, columns, ((_load(at), at) for at in shown))
+
+
+def _hosts_tables(result: hosts_result.Result) -> str:
+    settings = result.settings
+    said = (
+        f"{settings['target']} and {settings['draft']}, {settings['dtype']}, {settings['num_prompts']} prompts, "
+        f"{settings['max_tokens']} new tokens each; messages held back by {result.held_back_by}; "
+        f"{_machine(result.machine)}:\n\n"
+    )
+    return said + "".join(
+        f"{hosts_result.title(at)}:\n\n{as_markdown('one way', hosts_result.columns(at), hosts_result.rows(at))}\n"
+        for at in result.results
+    )
 
 
 def _load(at: load.AtLoad) -> str:

@@ -19,6 +19,7 @@ from bench.stack.checkout import Checkout
 from bench.stack.control import tell
 from bench.stack.delay import HOST, delayed
 from bench.stack.models import Models
+from bench.stack.namespace import Namespace
 from outrider.cli.certificates import make_certificates, tls_settings, transport_to
 from outrider.cli.child import Child, Observer
 from outrider.client import NO_RETRY, Credentials, GenerationClient
@@ -41,6 +42,8 @@ class Setup:
     """The same of all coordinators."""
     delays_ms: tuple[float, ...] = (0.0,)
     """How much longer messages take each way between a coordinator and its workers: one of each for each delay."""
+    draft_host: Namespace | None = None
+    """Another host, which drafters run on; then their messages alone are late."""
     checkouts: Mapping[str, Checkout] = field(default_factory=dict[str, Checkout])
     """By pair: whose services to run as production does, rather than `worker.py`. They keep no log and take no
     policy."""
@@ -161,16 +164,21 @@ async def running(
             await child.ready()  # one after another: a compilation takes all cores, and finds what others compiled
         cores = split_cores(models)[1]  # with the drafter, as `outrider up` has it
         drafts = {name: await _draft_address(draft, through) for name, (_, draft) in pairs.items()}
-        directly = [pairs[name][0].address for name in pairs] + [draft for draft in drafts.values() if draft]
+        verifiers, drafters = [verify.address for verify, _ in pairs.values()], [*filter(None, drafts.values())]
+        directly = {address: address for address in (*verifiers, *drafters)}
+        far = setup.draft_host
+        hold_back, late = (delayed, list(directly)) if far is None else (far.delayed, drafters)
         ways = {
-            delay_ms: (
-                await leaving.enter_async_context(delayed(directly, delay_ms))
-                if delay_ms
-                else {address: address for address in directly}
-            )
+            delay_ms: directly | (await leaving.enter_async_context(hold_back(late, delay_ms)) if delay_ms else {})
             for delay_ms in setup.delays_ms
         }
-        for key in dict.fromkeys(_key(mode, delay_ms) for delay_ms in setup.delays_ms for mode in ours):
+        keys = (
+            _key(mode, delay_ms)
+            for delay_ms in setup.delays_ms
+            for mode in ours
+            if not delay_ms or far is None or drafts[mode.pair]
+        )
+        for key in dict.fromkeys(keys):
             pair, way = key.pair, ways[key.delay_ms]
             flags = [
                 f"--verify={way[pairs[pair][0].address]}",
@@ -229,6 +237,7 @@ def _workers(
             [*flags, *_tls_flags(name, certificates, kind)],
             observer,
             _transport(name, certificates, kind),
+            setup.draft_host if kind == "draft" else None,
         )
 
     on_target = [f"--model={models.target}", f"--device={models.target_device}", *flags]
@@ -274,12 +283,23 @@ def _transport(pair: str, certificates: Path, service: str) -> Transport:
 
 
 def _child(
-    name: str, service: str, command: Sequence[str], flags: Sequence[str], observer: Observer, transport: Transport
+    name: str,
+    service: str,
+    command: Sequence[str],
+    flags: Sequence[str],
+    observer: Observer,
+    transport: Transport,
+    host: Namespace | None = None,
 ) -> Child:
-    address = f"{HOST}:{free_port()}"
+    port = free_port()
+    address = f"{HOST}:{port}"
+    listening = [f"--listen={address}"]
+    if host is not None:
+        command, address = host.command(command), f"{host.address}:{port}"
+        listening = [f"--listen=0.0.0.0:{port}", "--insecure"]
     return Child(
         name,
-        [*command, f"--listen={address}", *flags],
+        [*command, *listening, *flags],
         address=address,
         health_service=f"outrider.v1.{service}",
         observer=observer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import jinja2
@@ -23,6 +24,9 @@ _RESERVED = frozenset(
 _CONTINUED = "\N{REPLACEMENT CHARACTER}continued\N{REPLACEMENT CHARACTER} "
 """Marks in the rendered text where the final message ends. The space tells whether the template strips messages."""
 
+_DIGEST_DIGITS = 8
+"""Enough to tell a model's few templates apart."""
+
 _REASON_CHARACTERS_MAX = 300
 """As much of a template's own words as a client is shown."""
 
@@ -39,9 +43,18 @@ class ChatTemplate:
         """Whether the model has one."""
         return DEFAULT_TEMPLATE in self.templates
 
+    def name(self, tools: Sequence[Tool] | None = None) -> str:
+        """That of the template for a conversation with these tools, whether it is there or not."""
+        return TOOL_USE_TEMPLATE if tools and TOOL_USE_TEMPLATE in self.templates else DEFAULT_TEMPLATE
+
+    def title(self, tools: Sequence[Tool] | None = None) -> str:
+        """What tells this template from others, and from what stood under its name before. Raises InvalidRequestError
+        if there is none."""
+        return f"{self.name(tools)}-{sha256(self.source(tools).encode()).hexdigest()[:_DIGEST_DIGITS]}"
+
     def source(self, tools: Sequence[Tool] | None = None) -> str:
         """The text of the template for a conversation with these tools. Raises InvalidRequestError if there is none."""
-        name = TOOL_USE_TEMPLATE if tools and TOOL_USE_TEMPLATE in self.templates else DEFAULT_TEMPLATE
+        name = self.name(tools)
         if name not in self.templates:
             raise refused(
                 "messages",

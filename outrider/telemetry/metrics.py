@@ -56,6 +56,20 @@ class StepTime(NamedTuple):
     seconds: float
 
 
+class Asked(NamedTuple):
+    """Of a request what acceptance may depend on. All of it comes from closed sets."""
+
+    token_name: str = ""
+    """Of whoever asked."""
+    chat_template: str = ""
+    """See `ChatTemplate.title`."""
+    greedy: bool = True
+
+
+NOBODY: Final = Asked()
+"""Of whom nothing is known."""
+
+
 class Instruments:
     """A service's instruments. Without an exporter each of them does nothing.
 
@@ -71,6 +85,9 @@ class Instruments:
         }
         self._num_drafts = meter.create_counter(
             names.METRIC_NUM_DRAFTS, "{draft}", "Verdicts on one draft token or more"
+        )
+        self._scored = meter.create_counter(
+            names.METRIC_SCORED_TOKENS, "{token}", "Draft tokens that the target scored, by who asked and how"
         )
         self._accepted_per_position = meter.create_counter(
             names.METRIC_ACCEPTED_PER_POSITION, "{token}", "Draft tokens accepted, by their position in the draft"
@@ -121,7 +138,7 @@ class Instruments:
             explicit_bucket_boundaries_advisory=DURATION_BUCKETS,
         )
 
-    def count(self, statistics: SpeculationStatistics, *, model: str, draft_model: str) -> None:
+    def count(self, statistics: SpeculationStatistics, *, model: str, draft_model: str, asked: Asked = NOBODY) -> None:
         """Adds what speculation did in one completion, once, when it has ended; `draft_model` is empty if none drafted.
 
         Both labels are names of models that workers serve, never what a caller sent.
@@ -132,6 +149,15 @@ class Instruments:
         for field, instrument in self._times.items():
             instrument.add(getattr(statistics, field) / 1000.0, labels)
         self._num_drafts.add(sum(1 for num_drafted in statistics.drafted_by_round if num_drafted), labels)
+        for_whom = labels | {
+            names.TOKEN_NAME: asked.token_name,
+            names.CHAT_TEMPLATE: asked.chat_template,
+            names.SAMPLING: names.SAMPLING_GREEDY if asked.greedy else names.SAMPLING_SAMPLED,
+        }
+        num_accepted = statistics.num_accepted_tokens
+        self._scored.add(num_accepted, for_whom | {names.OUTCOME: names.OUTCOME_ACCEPTED})
+        num_rejected = statistics.num_draft_tokens - num_accepted
+        self._scored.add(num_rejected, for_whom | {names.OUTCOME: names.OUTCOME_REJECTED})
         for position, num_accepted in enumerate(accepted_by_position(statistics.acceptance_histogram)):
             place = {names.POSITION: str(min(position, POSITIONS_MAX - 1))}
             self._accepted_per_position.add(num_accepted, labels | place)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 
-from coordinator.drafter_choice import DrafterDemand, take_drafter
+from coordinator.drafter_choice import take_drafter
 from coordinator.drafter_link import GrpcDrafterLink
 from coordinator.fitting import pair_refusal
 from coordinator.links import Worker
@@ -15,6 +15,7 @@ from coordinator.replica import Replica
 from coordinator.resolution import Resolve, parse_endpoints, resolve
 from coordinator.workers import summary
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
+from outrider.core.coordinate.drafter_choice import DrafterDemand
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import DraftOpen, ModelInfo

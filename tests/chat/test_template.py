@@ -203,6 +203,14 @@ def test_a_template_for_tools_is_taken_where_there_are_tools() -> None:
     assert found.render([user("a")], [WEATHER]) == "get_weather"
 
 
+def test_a_templates_title_changes_with_its_name_and_its_text() -> None:
+    found = ChatTemplate({"default": "plain", "tool_use": "{{ tools[0].function.name }}"})
+    titles = found.title(), found.title([WEATHER]), ChatTemplate({"default": "plain "}).title()
+    assert len({*titles}) == 3
+    assert [title.split("-")[0] for title in titles] == ["default", "tool_use", "default"]
+    assert ChatTemplate({"default": "plain"}).title([WEATHER]) == found.title()
+
+
 def test_strings_become_parts_for_a_template_that_knows_parts_alone() -> None:
     source = (
         "{% for message in messages %}{% for part in message['content'] %}<{{ part.text }}>{% endfor %}{% endfor %}"

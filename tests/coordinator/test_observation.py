@@ -52,11 +52,15 @@ class Seen:
         )
 
     def observation(
-        self, caller: TraceContext = NOT_TRACED, num_completions: int = 1, token_name: str = ""
+        self,
+        caller: TraceContext = NOT_TRACED,
+        num_completions: int = 1,
+        token_name: str = "",
+        chat_template: str = "",
     ) -> Observation:
         options = GenerationOptions(max_tokens=8, num_completions=num_completions)
         request = settle_token_ids([1, 2, 3], options, CoordinatorConfig(), TARGET)  # pyright: ignore[reportCallIssue]
-        return Observation(self.telemetry, "r1", request, TARGET, caller, token_name)
+        return Observation(self.telemetry, "r1", request, TARGET, caller, token_name, chat_template)
 
     @property
     def spans(self) -> dict[str, list[ReadableSpan]]:
@@ -149,6 +153,18 @@ def test_placements_are_events_and_rounds_have_their_times() -> None:
     assert 0.0 <= first <= second
     assert seen.root[names.TOKEN_NAME] == "ann"
     assert seen.labels(names.METRIC_COMPLETIONS)[names.DRAFTER] == "lost"
+
+
+def test_scored_tokens_are_told_by_who_asked_and_by_template() -> None:
+    seen = Seen()
+    with seen.observation(token_name="ann", chat_template="default-01234567") as observation:
+        observation.on_finish(finished(), SpeculationStatistics(num_draft_tokens=6, num_accepted_tokens=4), "small")
+    scored = seen.all_points()[names.METRIC_SCORED_TOKENS]
+    assert {point.attributes[names.OUTCOME]: point.value for point in scored} == {"accepted": 4, "rejected": 2}
+    for point in scored:
+        assert point.attributes[names.TOKEN_NAME] == "ann"
+        assert point.attributes[names.CHAT_TEMPLATE] == "default-01234567"
+        assert point.attributes[names.SAMPLING] == "greedy"
 
 
 def test_durations_are_shown_with_their_trace() -> None:

@@ -6,9 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
 from outrider.client import ChatPrompt, GenerationOptions, gather
 from outrider.core.protocol.errors import InvalidRequestError
+from outrider.telemetry import names
+from outrider.telemetry.setup import set_up
 from tests.e2e.stack import MODELS, coordinator, load_tiny, stack, worker
 
 TEMPLATE = (
@@ -16,6 +19,17 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ eos_token }}# {{ name or 'assistant' }}:{% endif %}"
 )
 MESSAGES = [{"role": "user", "content": "é 👩‍👩‍👧"}, {"role": "assistant", "content": "import"}]
+
+
+def templates_told(reader: InMemoryMetricReader) -> set[str]:
+    """The chat templates whose drafts are counted."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    metrics = [
+        metric for resource in data.resource_metrics for scope in resource.scope_metrics for metric in scope.metrics
+    ]
+    (scored,) = (metric.data.data_points for metric in metrics if metric.name == names.METRIC_SCORED_TOKENS)
+    return {str((point.attributes or {})[names.CHAT_TEMPLATE]) for point in scored}
 
 
 async def test_a_conversation_is_the_text_that_the_template_makes_of_it(tmp_path: Path) -> None:
@@ -28,13 +42,16 @@ async def test_a_conversation_is_the_text_that_the_template_makes_of_it(tmp_path
         said: ChatPrompt(messages=MESSAGES, add_generation_prompt=False, continue_final_message=True),
     }
     options = GenerationOptions(max_tokens=6)
-    async with stack(load_tiny(folder), None) as running:
+    reader = InMemoryMetricReader()
+    telemetry = set_up("coordinator", environ={}, metric_reader=reader)
+    async with stack(load_tiny(folder), None, telemetry=telemetry) as running:
         for text, prompt in prompts.items():
             assert await running.service.render(prompt) == text
             expected = await gather(running.client.generate(text, options, add_special_tokens=False))
             answer = await gather(running.client.generate(prompt, options))
             assert answer.started.prompt_token_ids == expected.started.prompt_token_ids
             assert answer.completions[0].token_ids == expected.completions[0].token_ids
+        assert templates_told(reader) == {"", running.service.chat_template().title()}
         with pytest.raises(InvalidRequestError, match="messages: must not be empty"):
             await gather(running.client.generate(ChatPrompt(messages=[]), options))
 

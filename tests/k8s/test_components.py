@@ -10,14 +10,14 @@ import shlex
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from outrider.core.protocol.identity import COORDINATOR_NAME, DRAFTER_NAME, VERIFIER_NAME
 from tests.house.generated import CONFIGS
 
-from .conftest import COMBINATIONS, COMPONENTS, K8S, OVERLAYS, Combination, having, kustomized, rendered
+from .conftest import COMBINATIONS, COMPONENTS, K8S, OVERLAYS, Combination, Manifests, having, kustomized, rendered
 from .test_k8s_policy import (
     GPU,
     GPU_PRODUCT,
@@ -29,9 +29,6 @@ from .test_k8s_policy import (
     each_worker,
     selected,
 )
-
-if TYPE_CHECKING:
-    from .conftest import Manifests
 
 PART_OF = {"matchLabels": {"app.kubernetes.io/part-of": "outrider"}}
 NAMES = {"coordinator": COORDINATOR_NAME, "verify": VERIFIER_NAME, "draft": DRAFTER_NAME}
@@ -63,7 +60,10 @@ def test_the_guides_kustomizations_render(repository: Path, tmp_path: Path) -> N
         folder.mkdir()
         here = os.path.relpath(K8S, folder.resolve())
         (folder / "kustomization.yaml").write_text(block.replace("../outrider/k8s/", f"{here}/"))
-        assert {found["kind"] for found in kustomized(folder)} >= {"Deployment", "Service"}
+        made = Manifests("", frozenset(), kustomized(folder))
+        assert {found["kind"] for found in made.objects} >= {"Deployment", "Service"}
+        for name in made.deployments():
+            assert re.fullmatch(r"\S+/outrider-\w+@sha256:[0-9a-f]{64}", made.container(name)["image"])
 
 
 # Network policies

@@ -226,7 +226,9 @@ def test_probes_ask_for_the_right_health(manifests: Manifests) -> None:
 def test_the_drain_fits_into_the_grace_period(manifests: Manifests) -> None:
     for name in PORTS:
         drain_seconds = float(manifests.environment(name)["OUTRIDER_DRAIN_SECONDS"])
-        hook = manifests.container(name).get("lifecycle", {}).get("preStop", {"sleep": {"seconds": 0}})
+        # A pod that drained at once would refuse what comes until everybody knows that it goes.
+        hook = manifests.container(name)["lifecycle"]["preStop"]
+        assert hook["sleep"]["seconds"] > 0
         assert manifests.pod(name)["terminationGracePeriodSeconds"] > hook["sleep"]["seconds"] + drain_seconds
 
 

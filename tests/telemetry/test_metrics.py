@@ -9,6 +9,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.telemetry import names
+from outrider.telemetry.metrics import Asked
 from outrider.telemetry.setup import set_up
 
 
@@ -64,6 +65,24 @@ def test_counts_add_up_over_requests() -> None:
         "outrider.verify.wait.time": [1.0],
         "outrider.draft.time": [0.5],
         "outrider.spec_decode.num_drafts": [4],
+        "outrider.scored.tokens": [14, 10],
+    }
+
+
+def test_scored_tokens_are_told_by_whatever_acceptance_depends_on() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
+    statistics = SpeculationStatistics(num_draft_tokens=10, num_accepted_tokens=7)
+    instruments.count(statistics, model="target", draft_model="draft")
+    asked = Asked(token_name="ann", chat_template="default-01234567", greedy=False)
+    instruments.count(statistics, model="target", draft_model="draft", asked=asked)
+    labels = (names.TOKEN_NAME, names.CHAT_TEMPLATE, names.SAMPLING, names.OUTCOME)
+    scored = points(reader)[names.METRIC_SCORED_TOKENS]
+    assert {tuple(point.attributes[label] for label in labels): point.value for point in scored} == {
+        ("", "", "greedy", "accepted"): 7,
+        ("", "", "greedy", "rejected"): 3,
+        ("ann", "default-01234567", "sampled", "accepted"): 7,
+        ("ann", "default-01234567", "sampled", "rejected"): 3,
     }
 
 

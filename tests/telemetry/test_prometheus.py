@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,20 @@ needs_prometheus = pytest.mark.skipif(
 )
 
 _PAIR = '{gen_ai_request_model="target",outrider_draft_model="draft"}'
+_OF = 'outrider_scored_tokens_total{gen_ai_request_model="target",outrider_draft_model="draft",%s}'
+_GREEDY, _SAMPLED = 'outrider_sampling="greedy"', 'outrider_sampling="sampled"'
+
+
+def scored(labels: str, *, before: int, since: int) -> dict[str, str]:
+    """Of 600 draft tokens a minute how many are accepted, in eight hours and in two more."""
+    return {
+        _OF % f'{labels},outrider_outcome="{outcome}"': (
+            f"0+{first}x480 {480 * first + then}+{then}x119" if then != first else f"0+{first}x600"
+        )
+        for outcome, first, then in (("accepted", before, since), ("rejected", 600 - before, 600 - since))
+    }
+
+
 _MODE = 'outrider_completions_total{instance="c:8080",outrider_mode="GENERATION_MODE_%s"}'
 _REQUESTS = 'gen_ai_server_request_duration_seconds_count{instance="c:8080"%s}'
 
@@ -51,6 +67,14 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
             f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x600",
             f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x480 230520+120x119",
         },
+        "10h",
+    ),
+    "OutriderTenantAcceptanceCollapsed": (
+        scored(f'outrider_token_name="ann",{_GREEDY}', before=480, since=120),
+        "10h",
+    ),
+    "OutriderTemplateAcceptanceCollapsed": (
+        scored(f'outrider_chat_template="default-01234567",{_GREEDY}', before=480, since=120),
         "10h",
     ),
     "OutriderSpeculationPaused": ({'outrider_speculation_paused{instance="c:8080"}': "1x90"}, "80m"),
@@ -69,12 +93,57 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
 }
 """For each alert series that make it fire, a sample a minute, and when it does."""
 
+_COLLAPSE = FIRING["OutriderAcceptanceCollapsed"][0]
+_TENANT = 'outrider_token_name="ann",'
+
+CAUSES: dict[str, tuple[str, dict[str, str], str]] = {
+    "more is sampled": (
+        "OutriderAcceptanceCollapsed",
+        _COLLAPSE
+        | {
+            _OF % f'{_GREEDY},outrider_outcome="accepted"': "0+600x480 288000x120",
+            _OF % f'{_SAMPLED},outrider_outcome="accepted"': "0x480 600+600x119",
+        },
+        "higher temperatures",
+    ),
+    "a template that was not there a day ago": (
+        "OutriderAcceptanceCollapsed",
+        {
+            f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x1500",
+            f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x1440 691320+120x59",
+            _OF % f'outrider_chat_template="default-01234567",{_GREEDY},outrider_outcome="accepted"': "0+600x1440",
+            _OF % f'outrider_chat_template="default-89abcdef",{_GREEDY},outrider_outcome="accepted"': (
+                "_x1440 0+600x60"
+            ),
+        },
+        "a new chat template",
+    ),
+    "nothing that can be seen": ("OutriderAcceptanceCollapsed", _COLLAPSE, "other prompts or another draft model"),
+    "one tenant's prompts": (
+        "OutriderTenantAcceptanceCollapsed",
+        scored(f"{_TENANT}{_GREEDY}", before=480, since=120),
+        "other prompts",
+    ),
+    "one tenant samples": (
+        "OutriderTenantAcceptanceCollapsed",
+        {
+            _OF % f'{_TENANT}{_GREEDY},outrider_outcome="accepted"': "0+480x480 230400x120",
+            _OF % f'{_TENANT}{_GREEDY},outrider_outcome="rejected"': "0+120x480 57600x120",
+            _OF % f'{_TENANT}{_SAMPLED},outrider_outcome="accepted"': "0x480 120+120x119",
+            _OF % f'{_TENANT}{_SAMPLED},outrider_outcome="rejected"': "0x480 480+480x119",
+        },
+        "higher temperatures",
+    ),
+}
+"""What happens, whose alert fires, and the cause that it tells."""
+
 QUIET = {
     f"outrider_spec_decode_num_draft_tokens_total{_PAIR}": "0+600x600",
     f"outrider_spec_decode_num_accepted_tokens_total{_PAIR}": "0+480x600",
     'outrider_speculation_paused{instance="c:8080"}': "0x600",
     _MODE % "SPECULATIVE": "0+9x600",
     'outrider_replica_moves_total{instance="c:8080",outrider_replica_service="v"}': "1x600",
+    **scored(f'outrider_token_name="ann",outrider_chat_template="default-01234567",{_GREEDY}', before=480, since=400),
     _REQUESTS % "": "0+100x600",
     _REQUESTS % ',error_type="InvalidRequestError"': "0+50x600",
     'outrider_num_requests_waiting{instance="v:9464"}': "0x600",
@@ -84,20 +153,23 @@ QUIET = {
 """A healthy stack, whose clients send what is refused now and then."""
 
 
-def rules_test(folder: Path, cases: list[dict[str, Any]]) -> subprocess.CompletedProcess[str]:
+def rules_test(folder: Path, case: dict[str, Any]) -> subprocess.CompletedProcess[str]:
     (folder / "rules.yaml").write_text(yaml.safe_dump(ALERTS))
     (folder / "test.yaml").write_text(
-        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": cases})
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]})
     )
     command = ("promtool", "test", "rules", "test.yaml")
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
 
 
-def case(series: dict[str, str], *, time: str, alert: str, firing: list[dict[str, Any]]) -> dict[str, Any]:
+def silence(series: dict[str, str], times: Iterable[str], alerts: Iterable[str]) -> dict[str, Any]:
+    """At each of those times none of these alerts fires."""
     return {
         "interval": "1m",
         "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "alert_rule_test": [{"eval_time": time, "alertname": alert, "exp_alerts": firing}],
+        "alert_rule_test": [
+            {"eval_time": time, "alertname": alert, "exp_alerts": []} for time, alert in product(times, alerts)
+        ],
     }
 
 
@@ -109,7 +181,7 @@ def alert_rules() -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("alert", FIRING)
 def test_an_alert_fires(alert: str, tmp_path: Path) -> None:
     series, time = FIRING[alert]
-    result = rules_test(tmp_path, [case(series, time=time, alert=alert, firing=[])])
+    result = rules_test(tmp_path, silence(series, [time], [alert]))
     assert result.returncode == 1, "promtool expected silence, and found an alert"
     told = result.stdout + result.stderr
     assert "exp:[]" in told, told
@@ -117,9 +189,26 @@ def test_an_alert_fires(alert: str, tmp_path: Path) -> None:
 
 
 @needs_prometheus
+@pytest.mark.parametrize("happens", CAUSES)
+def test_an_alert_tells_the_likely_cause(happens: str, tmp_path: Path) -> None:
+    alert, series, cause = CAUSES[happens]
+    time = "25h" if any("x1440" in values for values in series.values()) else "10h"
+    result = rules_test(tmp_path, silence(series, [time], [alert]))
+    told = result.stdout + result.stderr
+    assert re.findall(r'Labels:\{alertname="(\w+)", cause="([^"]+)"', told) == [(alert, cause)], told
+
+
+@needs_prometheus
+def test_of_a_collapse_that_all_share_tenants_and_templates_say_nothing(tmp_path: Path) -> None:
+    series = _COLLAPSE | scored(f'{_TENANT}outrider_chat_template="default-01234567",{_GREEDY}', before=480, since=120)
+    alerts = ("OutriderTenantAcceptanceCollapsed", "OutriderTemplateAcceptanceCollapsed")
+    result = rules_test(tmp_path, silence(series, ["10h"], alerts))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@needs_prometheus
 def test_a_healthy_stack_is_left_alone(tmp_path: Path) -> None:
-    cases = [case(QUIET, time=time, alert=alert, firing=[]) for alert in alert_rules() for time in ("2h", "9h")]
-    result = rules_test(tmp_path, cases)
+    result = rules_test(tmp_path, silence(QUIET, ("2h", "9h"), alert_rules()))
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -14,6 +14,7 @@ from typer import Option
 from bench import machine
 from bench.columns import default_console, in_terminal
 from bench.flags import with_flags
+from bench.simulate.fleet.confirm import agrees, confirm
 from bench.simulate.fleet.scale import COLUMNS, Run, faults, measure, name, sizes
 from bench.simulate.fleet.settings import Settings
 from bench.stack.models import Models
@@ -34,20 +35,22 @@ def main(
     as_json: Annotated[Path | None, Option("--json", help="Write the result to this file.", metavar="FILE")] = None,
     plots: Annotated[Path | None, Option(help="Write plots to this folder, as PNG.", metavar="FOLDER")] = None,
 ) -> None:
-    """Runs fleets of workers with production's policies, and tells how fast, how even and how busy they were."""
+    """Runs fleets of workers with production's policies, and tells how fast, how even and how busy they were.
+
+    With `--confirm` the exit status is 1 if services and virtual clock differ by more than 15 %.
+    """
     runs = [*(sizes(settings, scale) if scale else ()), *(faults(settings) if strike else ())]
     rows = measure(runs or [Run(settings=settings)])
     default_console().print(in_terminal("verifiers + drafters", COLUMNS, [(name(row), row) for row in rows]))
     result = {"benchmark": "bench.simulate.fleet", "machine": machine.facts(), "rows": rows}
     if confirmed:
-        from bench.simulate.fleet.confirm import confirm
-
         models = prepared(Models(ngram_table="", dtype="float32", compile="off"), Console(stderr=True))
         result["confirmed"] = asyncio.run(confirm(models, Observer()))
         for row in result["confirmed"]:
+            verdict = "" if agrees(row) else ", too far apart"
             print(
                 f"{row['num_clients']} clients: {row['on_services']:.1f} ms per token on services, "
-                f"{row['on_virtual_clock']:.1f} here: {row['ratio']:.2f} times"
+                f"{row['on_virtual_clock']:.1f} here: {row['ratio']:.2f} times{verdict}"
             )
     if as_json is not None:
         as_json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -55,6 +58,8 @@ def main(
         from bench.simulate.fleet.plots import plot
 
         plot([row for row in rows if not row["faults"]], plots)
+    if not all(map(agrees, result.get("confirmed", ()))):
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from statistics import fmean
 from typing import Any
 
@@ -26,6 +27,9 @@ ALPHA = 0.7
 DURATIONS = Durations(verify_ms=60.0, verify_token_ms=0.0, draft_ms=15.0, draft_node_ms=0.0)
 """Far above what messages, Python and the bundled pair's own passes take on two cores."""
 
+AGREEMENT = 0.15
+"""Largest part by which services and virtual clock may differ."""
+
 MODE = Mode(name="no_ngram", about="", coordinator=(OPEN_GATE,), policy=PolicyName("no_ngram"))
 
 
@@ -40,6 +44,11 @@ async def confirm(models: Models, observer: Observer) -> list[dict[str, Any]]:
             row = {"num_clients": num_clients, "on_services": fmean(real), "on_virtual_clock": fmean(virtual)}
             rows.append(row | {"ratio": row["on_services"] / row["on_virtual_clock"]})
     return rounded(rows)
+
+
+def agrees(row: Mapping[str, Any]) -> bool:
+    """Whether services took as long as the virtual clock says, within AGREEMENT."""
+    return abs(row["ratio"] - 1.0) <= AGREEMENT
 
 
 async def _ask(pair: Pair, client: GenerationClient, num_clients: int, seed: int) -> float:

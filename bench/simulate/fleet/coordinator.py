@@ -15,7 +15,8 @@ from bench.simulate.workers import VirtualDrafter, VirtualVerifier
 from coordinator.config import CoordinatorConfig
 from coordinator.generation import SPARE_DRAFTERS
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
-from outrider.core.coordinate.placement import DrafterCandidate, choose_drafter, choose_verifier, overload
+from outrider.core.coordinate.drafter_choice import DrafterChoice, DrafterDemand, choose
+from outrider.core.coordinate.placement import choose_verifier
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import OutriderError
@@ -25,8 +26,6 @@ _CONFIG = CoordinatorConfig.model_fields
 MAX_RUN_AHEAD: int = _CONFIG["max_run_ahead"].default
 MAX_DRAFT_TOKENS: int = _CONFIG["max_draft_tokens"].default
 TREE_WIDTH: int = _CONFIG["tree_width"].default
-DRAFT_MODEL = "draft"
-"""All drafters of a fleet serve the same."""
 
 
 class Coordinator:
@@ -243,24 +242,19 @@ class Coordinator:
     def _open_drafter(self, completion: Completion, credit: int) -> bool:
         """Opens the session at the drafter that is worth most to it. Returns whether there is one."""
         assert completion.verifier is not None, "a drafter is opened for a session with a verifier"
-        session, now = completion.session, self._clock.now
-        verify_step_ms = completion.verifier.standing.replica_state.step_ms
-        usable: list[Standing[VirtualDrafter]] = []
-        candidates: list[DrafterCandidate] = []
-        for standing in self.drafters:
-            if not standing.is_serving or standing.worker.name in completion.avoided or standing.breaker.refusal(now):
-                continue
-            state = standing.replica_state
-            if overload(state, len(session.line), verify_step_ms) is None:
-                usable.append(standing)
-                worth = self._bandit.worth(DRAFT_MODEL, greedy=True)
-                candidates.append(DrafterCandidate(state, worth, standing.breaker.num_failures))
-        if not usable:
+        session = completion.session
+        found = [each for each in self.drafters if each.is_serving and each.worker.name not in completion.avoided]
+        demand = DrafterDemand(
+            num_tokens=len(session.line),
+            max_length=completion.text.length,
+            greedy=True,
+            verify_step_ms=completion.verifier.standing.replica_state.step_ms,
+        )
+        choice = choose([each.as_drafter for each in found], self._bandit, demand, self._clock.now)
+        if not isinstance(choice, DrafterChoice):
             self.num_undrafted += 1
             return False
-        chosen = usable[choose_drafter(candidates, verify_step_ms)]
-        chosen.breaker.begin()
-        completion.trial = self._bandit.begin(DRAFT_MODEL, greedy=True)
+        chosen, completion.trial = found[choice.index], choice.trial
         listen = partial(self._hear_worker, completion, chosen)
         completion.drafter = chosen.take(completion.index, len(session.line), listen)
         opening = DraftOpen(

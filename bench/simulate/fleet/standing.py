@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,9 +11,13 @@ from typing import Generic
 from bench.simulate.clock import Clock
 from bench.simulate.fleet.worker import Device, Told, Worker
 from outrider.core.coordinate.circuit_breaker import CircuitBreaker
+from outrider.core.coordinate.drafter_choice import DrafterStanding
 from outrider.core.coordinate.known_load import KnownLoad
 from outrider.core.coordinate.placement import ReplicaState
 from outrider.core.protocol.messages import WorkerLoad
+
+_DRAFT_MODEL = "draft"
+"""All drafters of a fleet serve the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +46,11 @@ class Standing(Generic[Device]):
     def replica_state(self) -> ReplicaState:
         """Its load at present."""
         return self.known_load.state(self.seats.values(), self.worker.max_sessions)
+
+    @property
+    def as_drafter(self) -> DrafterStanding:
+        """The same as the choice of a drafter looks at it. Its model's context has no end."""
+        return DrafterStanding(self.worker.name, self.replica_state, self.breaker, _DRAFT_MODEL, sys.maxsize)
 
     def take(self, index: int, num_tokens: int, listen: Callable[[Told], None]) -> Seat[Device]:
         """A seat for a session, whose events `listen` hears."""
