@@ -59,13 +59,13 @@ class RivalServer:
             if self._process.poll() is not None:
                 break
             with contextlib.suppress(OSError, http.client.HTTPException):
-                self.greet()
+                self._greet()
                 return
             wait.wait(_PAUSE_SECONDS)
         tail = "\n".join(f"  {line}" for line in self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
         raise RivalDiedError(f"{self.log.stem} does not answer; the last lines of {self.log}:\n{tail}")
 
-    def greet(self) -> None:
+    def _greet(self) -> None:
         """Returns when it has answered that it is there. Raises OSError or HTTPException."""
         urllib.request.urlopen(f"{self.address}/health", timeout=_GREETING_SECONDS).close()
 
