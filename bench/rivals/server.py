@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from outrider.core.protocol.errors import OutriderError
 
-START_SECONDS = 900.0
-"""Longest that a server may take to answer: loading vLLM takes minutes on a busy machine of two cores."""
+START_SECONDS = 1800.0
+"""Longest that a server may take to answer: on two cores that thirty others share, vLLM takes a quarter of an hour."""
 
 STOP_SECONDS = 30.0
 """Time from SIGTERM to SIGKILL."""
