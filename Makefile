@@ -78,6 +78,15 @@ $(VLLM)/.installed: Makefile pyproject.toml
 test-vllm: $(VENV)/.installed $(VLLM)/.installed ## Run the draft pool in the real vLLM (twenty minutes on two cores)
 	VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest tests/vllm/test_vllm.py $(ARGS)
 
+VLLM_PYTHON ?= $(VLLM)/bin/python
+LLAMA_SERVER ?= llama-server
+$(VLLM)/bin/python: $(VLLM)/.installed ;
+
+.PHONY: bench-rivals
+bench-rivals: $(VENV)/.installed $(VLLM_PYTHON) ## Measure Outrider beside vLLM and llama.cpp (LLAMA_SERVER, LLAMA_CONVERT)
+	$(BIN)/outrider bench --modes target,target_all_cores,outrider,colocated --rival vllm --rival-python $(VLLM_PYTHON) \
+	  --rival llama.cpp --rival-binary $(LLAMA_SERVER) $(if $(LLAMA_CONVERT),--rival-convert $(LLAMA_CONVERT)) $(ARGS)
+
 # Environments that differ in what the engine stands on: the oldest releases that it starts with, and the newest. COMPAT_TORCH
 # is the torch of both; where TORCH_CPU_INDEX names an index of CPU wheels, 2.11.0 can be had without CUDA's gigabytes.
 COMPAT_TORCH ?= 2.13.0

@@ -87,7 +87,7 @@ def _tables(result: Result) -> str:
             f"{as_markdown(drawn(at.temperature, at.delay_ms), QUOTED, result.best_modes(at))}\n"
             for at in result.results
         )
-        + "".join(f"{version}\n\n" for version in result.versions())
+        + "".join(f"{each}\n\n" for each in (*result.likenesses(), *result.versions()))
     )
 
 
@@ -135,4 +135,5 @@ def _load(at: load.AtLoad) -> str:
 
 
 def _machine(machine: Mapping[str, Any]) -> str:
-    return f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}"
+    load = f", a load of {machine['load_average']} before it" if "load_average" in machine else ""
+    return f"{machine['cores']} cores of {machine['processor']}, torch {machine['torch']}{load}"

@@ -180,6 +180,18 @@ class Result:
             if about.version is not None:
                 yield f"{name}: {about.version}"
 
+    def likenesses(self) -> Iterator[str]:
+        """How many answers of other systems are the target's own: a line for each condition where that can be."""
+        for at in self.results:
+            alike = [
+                f"{name} {summary.identity.num_identical} of {summary.num_answers}"
+                for name, summary in at.modes.items()
+                if self.modes[name].version is not None and summary.identity is not None
+            ]
+            if alike:
+                chosen = drawn(at.temperature, at.delay_ms)
+                yield f"Answers that are the target's own, token for token, {chosen}: {', '.join(alike)}."
+
     def best_modes(self, at: AtTemperature) -> Iterator[tuple[str, Summary]]:
         """The modes to show for one temperature, with what to call each: of a family only the best."""
         families = [about.family for about in self.modes.values()]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ class NoDelayError(OutriderError):
 
 async def run(options: BenchOptions, console: Console) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
+    load_average = round(os.getloadavg()[0], 1)
     models = prepared(options.models, console)
     prompts = load_prompts(options.prompts, options.num_prompts, tokenizer(Path(models.target)))
     rivals = rivals_of(options.rivals, models, max(map(len, prompts)) + options.max_tokens)
@@ -65,7 +67,7 @@ async def run(options: BenchOptions, console: Console) -> Result:
         temperature: coverage(Path(models.draft), models.dtype, _lines(measured, prompts, temperature), temperature)
         for temperature in options.temperatures
     }
-    facts = {**machine.facts(), "round_trip_ms": round(round_trip_ms, 3)}
+    facts = {**machine.facts(), "load_average": load_average, "round_trip_ms": round(round_trip_ms, 3)}
     return report(measured, modes, coverage=found, settings=said, machine=facts)
 
 

@@ -26,8 +26,8 @@ def show(result: Result, console: Console | None = None) -> None:
         console.print(in_terminal("What speculation did", SPECULATION, shown))
         logged = [(title, each) for title, each in shown if each.devices is not None]
         console.print(in_terminal("Where a round's time goes, in ms", TIME, logged))
-    for version in result.versions():
-        console.print(version, style="dim", markup=False)
+    for line in (*result.likenesses(), *result.versions()):
+        console.print(line, style="dim", markup=False)
     console.print(
         f"{machine['cores']} cores of {machine['processor']}; a message to a worker and back: "
         f"{machine['round_trip_ms']:.2f} ms.\n{_LEGEND}",

@@ -5,6 +5,7 @@ Flags have been renamed more than once, so its own `--help` is asked which there
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -33,8 +34,21 @@ _VERSION = re.compile(r"version: *(.+)")
 
 _CONVERSION = Path(__file__).with_name("gguf_conversion.py")
 
-QUESTION = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "cache_prompt": False}
-"""Plain temperature, as ours; and as ours it finds nothing of what was read before."""
+QUESTION = {
+    "samplers": ["temperature"],
+    "top_k": 0,  # of a version that knows no order of samplers, these turn off what is on by default
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "cache_prompt": False,
+    "verbose": True,
+}
+"""Plain temperature, as ours; as ours it finds nothing of what was read before; and each token comes with its id."""
+
+_FORGET = ("--cache-ram", "0")
+"""Keeps no prompt for later, which it would copy at the next question, while the clock runs."""
+
+_DRAWN = ("--spec-draft-sampling", "probabilistic")
+"""Drafts are drawn, and tested by rejection, rather than the likeliest and tested by what the target draws."""
 
 
 class Offer(NamedTuple):
@@ -44,6 +58,10 @@ class Offer(NamedTuple):
     """Flag of the most draft tokens."""
     kinds: Sequence[str]
     """Values of `--spec-type`."""
+    forget: Sequence[str]
+    """Flags by which it keeps nothing of a question."""
+    drawn: Sequence[str]
+    """Flags by which drafts are drawn; none: it cannot."""
 
     @property
     def ngram_kinds(self) -> list[str]:
@@ -57,7 +75,8 @@ def offer(help_text: str) -> Offer:
     if draft_max is None:
         raise NoRivalError("this llama-server has no flag for draft models that is known here; install a newer one")
     found = _SPEC_TYPE.search(help_text)
-    return Offer(draft_max, re.split(r"[,|]", found[1]) if found else ())
+    forget, drawn = (flags if flags[0] in help_text else () for flags in (_FORGET, _DRAWN))
+    return Offer(draft_max, re.split(r"[,|]", found[1]) if found else (), forget, drawn)
 
 
 def llama_cpp_rivals(options: RivalOptions, models: Models, num_tokens: int) -> Iterable[Rival]:
@@ -71,6 +90,7 @@ def llama_cpp_rivals(options: RivalOptions, models: Models, num_tokens: int) -> 
     flags = [
         *("--ctx-size", str(num_tokens + CONTEXT_SPARE), "--parallel", "1"),
         *("--threads", str(num_threads), "--threads-batch", str(num_threads), "--poll", "0"),
+        *can.forget,
     ]
     version = f"llama.cpp {found[1] if found else '(unknown version)'}, {OUT_TYPES[models.dtype]}"
 
@@ -84,11 +104,12 @@ def llama_cpp_rivals(options: RivalOptions, models: Models, num_tokens: int) -> 
 
     yield rival("llama_cpp", "alone")
     kind = ["--spec-type", "draft-simple"] if "draft-simple" in can.kinds else []
-    for lookahead in LOOKAHEADS:
-        about, bound = f"with the same draft, up to {lookahead} tokens a step", [can.draft_max, str(lookahead), *kind]
+    ways = {"": (), **({"_drawn": can.drawn} if can.drawn else {})}
+    for lookahead, (way, drawn) in itertools.product(LOOKAHEADS, ways.items()):
+        bound = [can.draft_max, str(lookahead), *kind, *drawn]
         yield rival(
-            f"llama_cpp_draft_{lookahead}",
-            about,
+            f"llama_cpp_draft_{lookahead}{way}",
+            f"with the same draft, up to {lookahead} tokens a step{', drawn and not the likeliest' if way else ''}",
             ["--model-draft", draft, *bound],
             ["--model-draft", Path(models.draft).name, *bound],
             "llama_cpp_draft",

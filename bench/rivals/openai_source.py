@@ -26,7 +26,8 @@ class OpenAISource:
     """`POST {address}/v1/completions`, streamed, with the prompt as token ids.
 
     `ignore_eos` is an extension that vLLM, SGLang and llama.cpp know; a server that stops early is refused, since its
-    time per token would not be comparable.
+    time per token would not be comparable. vLLM gives each choice its token ids, llama.cpp each event if it is asked to
+    be verbose.
     """
 
     def __init__(self, address: str, model: str, more: Mapping[str, Any] | None = None) -> None:
@@ -60,7 +61,7 @@ class OpenAISource:
         started = time.perf_counter()
         for event in self._events(question):
             for choice in event.get("choices", ()):
-                ids = choice.get("token_ids") or ()
+                ids = choice.get("token_ids") or (event.get("__verbose") or {}).get("tokens") or ()
                 if choice.get("text") or ids:
                     last = time.perf_counter()
                     first = first or last

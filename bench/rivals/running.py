@@ -52,7 +52,7 @@ class PausedSource:
         """See `Source`."""
         self._server.resume()
         try:
-            await asyncio.to_thread(self._server.greet)
+            await asyncio.to_thread(self._server.wait_until_ready)
             return await self._source.ask(prompt, sampling, max_tokens)
         finally:
             self._server.pause()

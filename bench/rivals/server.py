@@ -19,8 +19,8 @@ from typing import TypeVar
 
 from outrider.core.protocol.errors import OutriderError
 
-START_SECONDS = 900.0
-"""Longest that a server may take to answer: loading vLLM takes minutes on a busy machine of two cores."""
+START_SECONDS = 1800.0
+"""Longest that a server may take to answer: on two cores that thirty others share, vLLM takes a quarter of an hour."""
 
 STOP_SECONDS = 30.0
 """Time from SIGTERM to SIGKILL."""
@@ -59,13 +59,13 @@ class RivalServer:
             if self._process.poll() is not None:
                 break
             with contextlib.suppress(OSError, http.client.HTTPException):
-                self.greet()
+                self._greet()
                 return
             wait.wait(_PAUSE_SECONDS)
         tail = "\n".join(f"  {line}" for line in self.log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
         raise RivalDiedError(f"{self.log.stem} does not answer; the last lines of {self.log}:\n{tail}")
 
-    def greet(self) -> None:
+    def _greet(self) -> None:
         """Returns when it has answered that it is there. Raises OSError or HTTPException."""
         urllib.request.urlopen(f"{self.address}/health", timeout=_GREETING_SECONDS).close()
 

@@ -16,6 +16,9 @@ HELP = """
 --spec-type none,draft-simple,ngram-simple,ngram-mod
                                         comma-separated list of types of speculative decoding to use
 --spec-draft-n-max N                    number of tokens to draft for speculative decoding
+--spec-draft-sampling {greedy,probabilistic}
+                                        how the draft is sampled
+-cram, --cache-ram N                    set the maximum cache size in MiB
 """
 
 

@@ -141,6 +141,18 @@ def test_a_quotation_is_checked_against_its_file(result: dict[str, Any], tmp_pat
     assert misquoted(page.replace(ms, "0.01", 1), tmp_path) == ["bench/results/some.json"]
 
 
+def test_a_page_says_how_many_answers_of_another_system_are_the_targets_own(
+    result: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "some.json"
+    modes = {**result["modes"], "transformers": {**result["modes"]["transformers"], "version": "some 1.0: --flag"}}
+    file.write_text(json.dumps({**result, "modes": modes}))
+    quoted = quote(file, tmp_path)
+    assert f"token for token, greedy: transformers {NUM_PROMPTS} of {NUM_PROMPTS}.\n" in quoted
+    assert quoted.count("token for token") == 1, "drawn with other noise answers are other ones"
+    assert "\ntransformers: some 1.0: --flag\n" in quoted
+
+
 def test_a_result_from_elsewhere_is_quoted_by_its_path(result: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "some where" / "some.json"
     file.parent.mkdir()

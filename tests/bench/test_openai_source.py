@@ -73,6 +73,14 @@ async def test_tokens_by_id_and_by_event(address: str) -> None:
     }
 
 
+async def test_tokens_by_id_of_a_verbose_event(address: str) -> None:
+    Handler.events = [{**delta(text), "__verbose": {"tokens": [token]}} for text, token in (("a", 5), ("", 6))]
+    Handler.events += [{**delta(""), "__verbose": {"tokens": []}}, usage(2)]
+    sample = await OpenAISource(address, "m").ask([1], SamplingParams(), 2)
+    assert list(sample.token_ids or ()) == [5, 6]
+    assert [each.num_tokens for each in sample.rounds] == [1, 1]
+
+
 async def test_a_server_without_token_ids_gives_text_and_the_right_total(address: str) -> None:
     Handler.events = [delta("a"), delta("bc"), usage(5)]
     sample = await OpenAISource(address + "/", "m").ask([1], SamplingParams(), 5)

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,12 +82,15 @@ def test_each_rival_has_its_arms_with_version_and_flags_but_no_folder(
 ) -> None:
     modes = {rival.mode.name: rival.mode for rival in rivals_of(options, models, NUM_TOKENS)}
     assert list(modes) == [
-        *("llama_cpp", "llama_cpp_draft_3", "llama_cpp_draft_6", "llama_cpp_ngram_simple", "llama_cpp_ngram_mod"),
+        *("llama_cpp", "llama_cpp_draft_3", "llama_cpp_draft_3_drawn", "llama_cpp_draft_6", "llama_cpp_draft_6_drawn"),
+        *("llama_cpp_ngram_simple", "llama_cpp_ngram_mod"),
         *("vllm", "vllm_draft_2", "vllm_draft_4", "vllm_ngram"),
     ]
     assert all(mode.external for mode in modes.values())
     assert modes["llama_cpp_draft_6"].family == modes["llama_cpp_draft_3"].family != modes["llama_cpp"].family
     assert modes["llama_cpp"].version.startswith("llama.cpp 4242 (abcdef), bf16: --ctx-size 104")
+    assert modes["llama_cpp"].version.endswith("--cache-ram 0")
+    assert modes["llama_cpp_draft_3_drawn"].version.endswith("--spec-draft-sampling probabilistic")
     assert "--model-draft draft --spec-draft-n-max 6 --spec-type draft-simple" in modes["llama_cpp_draft_6"].version
     assert modes["vllm"].version.startswith("vLLM 4.2.0: --dtype=bfloat16 --max-model-len=104")
     assert '"model": "draft"' in modes["vllm_draft_2"].version
@@ -109,12 +113,12 @@ async def test_a_server_rests_but_for_its_questions(options: RivalOptions, model
                 told[name] = json.loads(sample.text.removesuffix(" word word"))
                 await until_stopped(told[name]["pid"])
     asked = told["llama_cpp"]["asked"]
-    assert {name: asked[name] for name in ("prompt", "temperature", "top_k", "min_p", "cache_prompt")} == {
+    assert {name: asked[name] for name in ("prompt", "temperature", "samplers", "cache_prompt", "verbose")} == {
         "prompt": [1, 2],
         "temperature": 0.8,
-        "top_k": 0,
-        "min_p": 0.0,
+        "samplers": ["temperature"],
         "cache_prompt": False,
+        "verbose": True,
     }
     assert told["vllm"]["arguments"][:2] == ["-m", "vllm.entrypoints.openai.api_server"]
     for each in told.values():
@@ -130,6 +134,15 @@ def test_a_stopped_server_does_not_outlive_a_benchmark_that_is_killed(tmp_path: 
         server = os.pidfd_open(int(benchmark.stdout.readline()))
         benchmark.kill()
     assert select.select([server], [], [], GONE_SECONDS)[0], "the server is still there"
+
+
+async def test_a_server_that_dies_while_it_rests_is_told_of(options: RivalOptions, models: Models) -> None:
+    rivals = [rival for rival in rivals_of(options, models, NUM_TOKENS) if rival.mode.name == "llama_cpp"]
+    async with running_rivals(rivals, Observer()) as sources:
+        sample = await sources["llama_cpp"].ask([1], SamplingParams(), 2)
+        os.kill(json.loads(sample.text.removesuffix(" word"))["pid"], signal.SIGKILL)
+        with pytest.raises(RivalDiedError, match="llama_cpp does not answer"):
+            await sources["llama_cpp"].ask([1], SamplingParams(), 2)
 
 
 async def test_a_server_that_dies_is_told_of_with_its_last_words() -> None:
@@ -169,6 +182,7 @@ def test_what_is_not_there_is_told_with_what_to_do(models: Models, tmp_path: Pat
 def test_older_and_newer_flags_of_llama_cpp() -> None:
     older = offer("--draft, --draft-n, --draft-max N  number\n--spec-type [none|ngram-cache|ngram-mod]\n  type")
     assert (older.draft_max, older.ngram_kinds) == ("--draft-max", ["ngram-cache", "ngram-mod"])
-    assert offer("--draft-max N").ngram_kinds == []
+    oldest = offer("--draft-max N")
+    assert (oldest.ngram_kinds, oldest.forget, oldest.drawn) == ([], (), ())
     with pytest.raises(NoRivalError, match="newer"):
         offer("--model FILE")
