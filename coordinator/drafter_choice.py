@@ -32,28 +32,29 @@ def take_drafter(found: Sequence[Replica], bandit: DrafterBandit, demand: Drafte
 
     Raises WorkerUnavailableError, which says why, if no drafter should be used.
     """
-    now = time.monotonic()
-    usable: list[Replica] = []
-    candidates: list[DrafterCandidate] = []
-    refusals: list[Refusal] = []
-    for replica in found:
-        replica_state = replica.replica_state
-        refusal = (
-            replica.breaker.refusal(now)
-            or _short_context(replica, demand.max_length)
-            or overload(replica_state, demand.num_tokens, demand.verify_step_ms)
-        )
-        if refusal is not None:
-            refusals.append(Refusal(f"{replica.address}: {refusal}"))
-        else:
-            usable.append(replica)
-            worth = bandit.worth(_kind(replica), greedy=demand.greedy)
-            candidates.append(DrafterCandidate(replica_state, worth, replica.breaker.num_failures))
+    refusals = {replica: refusal_of(replica, demand) for replica in found}
+    usable = [replica for replica, refusal in refusals.items() if refusal is None]
     if not usable:
-        raise WorkerUnavailableError(f"no draft service can be used ({summary(refusals)})")
+        told = [Refusal(f"{replica.address}: {refusal}") for replica, refusal in refusals.items()]
+        raise WorkerUnavailableError(f"no draft service can be used ({summary(told)})")
+    candidates = [
+        DrafterCandidate(
+            replica.replica_state, bandit.worth(_kind(replica), greedy=demand.greedy), replica.breaker.num_failures
+        )
+        for replica in usable
+    ]
     chosen = usable[choose_drafter(candidates, demand.verify_step_ms)]
     chosen.breaker.begin()
     return chosen.take(demand.num_tokens), bandit.begin(_kind(chosen), greedy=demand.greedy)
+
+
+def refusal_of(replica: Replica, demand: DrafterDemand) -> Refusal | None:
+    """Why a drafter that serves should not get such a session; None if it may."""
+    return (
+        replica.breaker.refusal(time.monotonic())
+        or _short_context(replica, demand.max_length)
+        or overload(replica.replica_state, demand.num_tokens, demand.verify_step_ms)
+    )
 
 
 def _short_context(replica: Replica, max_length: int) -> Refusal | None:

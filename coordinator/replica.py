@@ -27,7 +27,8 @@ from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClie
 
 HANDOVER_SECONDS = 5.0
 """Time that sessions get to end at a verifier that drains before they go on at another one: a quarter of the time that
-it has by default, and longer than most take. A drafter that stops is replaced without a word."""
+it has by default, and longer than most take. Those at a drafter go on at once: nobody waits for what another one has to
+read. Both are looked at again so long after, as long as there is nowhere to go."""
 
 _log = structlog.get_logger()
 
@@ -198,6 +199,7 @@ class Replica:
 
     def _hand_over(self) -> None:
         """Sessions that have not ended at a worker that drains go on at another one, as soon as one can take them."""
+        self._handover = None
         movable = [seat for seat in self._seats if seat.can_move()] if self._has_peers(self) else []
         self._lose(movable, "it is about to stop", is_handed_over=True)
         if len(movable) < len(self._seats):
@@ -214,8 +216,9 @@ class Replica:
                 async for info in self.client.watch_model():
                     if info is None:
                         self._cease("it is loading or draining" if self.client.is_connected else "it cannot be reached")
-                        if self.service == VERIFY_SERVICE and self.client.is_connected:
-                            self._handover = asyncio.get_running_loop().call_later(HANDOVER_SECONDS, self._hand_over)
+                        if self.client.is_connected:
+                            delay = HANDOVER_SECONDS if self.service == VERIFY_SERVICE else 0.0
+                            self._handover = asyncio.get_running_loop().call_later(delay, self._hand_over)
                     else:
                         self.model = info
                         refusal = version_refusal(info) or await self._admit(self, info)

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 
-from coordinator.drafter_choice import DrafterDemand, take_drafter
+from coordinator.drafter_choice import DrafterDemand, refusal_of, take_drafter
 from coordinator.drafter_link import GrpcDrafterLink
 from coordinator.fitting import pair_refusal
 from coordinator.links import Worker
@@ -76,6 +76,10 @@ class DraftPool:
             verify_step_ms=self.step_ms,
         )
         seat, trial = take_drafter(found, self._bandit, demand)
+        seat.can_move = lambda: any(
+            other is not seat.replica and other not in avoid and refusal_of(other, demand) is None
+            for other in self._pool.serving
+        )
         max_context = seat.replica.model.max_context if seat.replica.model is not None else 0
         opening = replace(opening, max_length=min(opening.max_length, max_context))
         return GrpcDrafterLink(seat, trial, opening, statistics)
