@@ -198,6 +198,7 @@ async def test_a_verifier_that_drains_hands_its_sessions_over_as_soon_as_another
     monkeypatch.setattr(replica_module, "HANDOVER_SECONDS", 0.02)
     async with scene(slow, has_peers=False) as made:
         place = Place(made.replica)
+        made.worker.connected = False  # gRPC says goodbye when a drain begins, and streams go on
         await made.worker.cease()
         await made.worker.until_asked(5)
         assert not place.is_lost.is_set(), "it may end where it is"
@@ -227,6 +228,7 @@ async def test_a_drafter_that_drains_hands_its_sessions_over_at_once(monkeypatch
     monkeypatch.setattr(replica_module, "HANDOVER_SECONDS", 1000.0)
     async with scene(slow, service=DRAFT_SERVICE) as made:
         place = Place(made.replica)
+        made.worker.connected = False
         await made.worker.cease()
         await place.is_lost.wait()
         assert place.seat.is_handed_over
@@ -236,6 +238,7 @@ async def test_a_drafter_that_drains_keeps_its_sessions_until_another_one_can_ta
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replica_module, "HANDOVER_SECONDS", 0.02)
+    monkeypatch.setattr(replica_module, "DRAFTER_HANDOVER_SECONDS", 0.0)
     async with scene(slow, service=DRAFT_SERVICE, has_peers=False) as made:
         place = Place(made.replica)
         await made.worker.cease()

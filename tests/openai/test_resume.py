@@ -122,7 +122,7 @@ async def test_whoever_continues_may_predict_what_it_has(served: Served, plain: 
 
 
 BROUGHT = {
-    **{name: BODIES[name] for name in ("greedy", "a drawn seed", "choices", "prompts")},
+    **{name: BODIES[name] for name in ("a drawn seed", "choices", "prompts")},
     "penalties and a stop string": (
         "/v1/completions",
         {**BODIES["penalties and a stop string"][1], "return_token_ids": True},
@@ -163,8 +163,8 @@ async def test_nothing_is_written_anew_of_what_a_client_brings(
             assert rest[-1].chunk is None
             if len(expected) == 1:  # then a chunk tells what was written
                 num_had = len(bringing["received_token_ids"][0])
-                written = [event.chunk["timings"] for event in rest if event.chunk and "timings" in event.chunk]
-                assert [each["predicted_n"] for each in written] in ([], [len(expected[0]["ids"]) - num_had])
+                written = {event.chunk["timings"]["predicted_n"] for event in rest if "timings" in (event.chunk or {})}
+                assert written <= {len(expected[0]["ids"]) - num_had}
 
 
 async def test_a_client_that_brings_its_tokens_may_be_cut_again(plain: httpx.AsyncClient) -> None:
