@@ -10,7 +10,7 @@ All of it only reads, so what arrives damaged is asked for again. Streams of ses
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import grpc.aio
 from google.protobuf.message import Message
@@ -22,7 +22,7 @@ from outrider.rpc.status import error_from
 MessageT = TypeVar("MessageT", bound=Message)
 T = TypeVar("T")
 
-DAMAGED_MAX: Final = 3
+DAMAGED_MAX = 3
 """Messages in a row that may arrive damaged before the link is given up: three in a row are no chance."""
 
 
