@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from coordinator.replica import Replica, Seat
 from coordinator.workers import summary
 from outrider.core.coordinate.drafter_bandit import DrafterBandit, Trial
-from outrider.core.coordinate.drafter_choice import DrafterChoice, DrafterDemand, DrafterStanding, choose
+from outrider.core.coordinate.drafter_choice import (
+    DrafterChoice,
+    DrafterDemand,
+    DrafterStanding,
+    choose,
+    refusal_of,
+)
 from outrider.core.protocol.errors import WorkerUnavailableError
 
 
@@ -21,6 +27,11 @@ def take_drafter(found: Sequence[Replica], bandit: DrafterBandit, demand: Drafte
     if not isinstance(choice, DrafterChoice):
         raise WorkerUnavailableError(f"no draft service can be used ({summary(choice)})")
     return found[choice.index].take(demand.num_tokens), choice.trial
+
+
+def may_take(replica: Replica, demand: DrafterDemand) -> bool:
+    """Whether a drafter that serves may get such a session."""
+    return refusal_of(_standing(replica), demand, time.monotonic()) is None
 
 
 def _standing(replica: Replica) -> DrafterStanding:

@@ -37,6 +37,11 @@ class GrpcDrafterLink:
         self._overflowed = False
         self._stream.offer(opening)
 
+    @property
+    def is_handed_over(self) -> bool:
+        """See `DrafterLink.is_handed_over`."""
+        return self._seat.is_handed_over
+
     def send(self, commitment: Commitment) -> None:
         """See `DrafterLink.send`."""
         if self._stream.num_unsent < UNREAD_COMMITMENTS_MAX:

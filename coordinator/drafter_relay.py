@@ -191,13 +191,17 @@ class DrafterRelay:
         except OutriderError as error:
             if self._link is not link or self._verifiers.is_over:
                 return
-            if self._session.finish_reason is None:
+            if self._session.finish_reason is None and not link.is_handed_over:
                 _log.warning(
                     "drafter lost", session=self._opening.session_id, address=link.worker.address, reason=str(error)
                 )
             if (verifier := await self._verifiers.ready()) is not None and self._link is link:
-                on_loss = self._session.on_drafter_lost if link.is_open else self._session.on_drafter_refused
-                self._obey(on_loss(str(error)), verifier)
+                self._obey(self._on_loss(link, str(error)), verifier)
+
+    def _on_loss(self, link: DrafterLink, reason: str) -> DrafterLost | None:
+        if link.is_handed_over:
+            return self._session.on_drafter_handed_over(reason)
+        return self._session.on_drafter_lost(reason) if link.is_open else self._session.on_drafter_refused(reason)
 
     def _take(self, window: DraftWindow, drafter: Worker) -> DraftWindow | DrafterLost | None:
         on_window, is_heard = self.on_window, self._session.hears_drafter
@@ -235,10 +239,11 @@ class DrafterRelay:
                 assert_never(outcome)
 
     def _give_up(self) -> None:
-        if self._link is not None:
+        if self._link is not None and not self._link.is_handed_over:
             self._avoided.add(self._link.worker)
             self._link.close(failed=True)
             self._link = None
+        self._leave()  # one that was about to stop may be had again when it is back
 
     def _leave(self) -> None:
         if self._link is not None:

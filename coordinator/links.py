@@ -96,6 +96,11 @@ class DrafterLink(Protocol):
         """Whether the drafter has taken the session."""
         ...
 
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether it ended there because the drafter is about to stop, and another one may take the session."""
+        ...
+
     def send(self, commitment: Commitment) -> None:
         """Tells what was committed, without waiting. A drafter that does not read is given up."""
         ...

@@ -27,7 +27,12 @@ from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClie
 
 HANDOVER_SECONDS = 5.0
 """Time that sessions get to end at a verifier that drains before they go on at another one: a quarter of the time that
-it has by default, and longer than most take. A drafter that stops is replaced without a word."""
+it has by default, and longer than most take. They are looked at again so long after, as long as there is nowhere to
+go."""
+
+DRAFTER_HANDOVER_SECONDS = 0.2
+"""The same at a drafter: nobody waits for what another one has to read. By then those of one that has died, which looks
+alike, have left it by themselves."""
 
 _log = structlog.get_logger()
 
@@ -198,6 +203,7 @@ class Replica:
 
     def _hand_over(self) -> None:
         """Sessions that have not ended at a worker that drains go on at another one, as soon as one can take them."""
+        self._handover = None
         movable = [seat for seat in self._seats if seat.can_move()] if self._has_peers(self) else []
         self._lose(movable, "it is about to stop", is_handed_over=True)
         if len(movable) < len(self._seats):
@@ -214,8 +220,9 @@ class Replica:
                 async for info in self.client.watch_model():
                     if info is None:
                         self._cease("it is loading or draining" if self.client.is_connected else "it cannot be reached")
-                        if self.service == VERIFY_SERVICE and self.client.is_connected:
-                            self._handover = asyncio.get_running_loop().call_later(HANDOVER_SECONDS, self._hand_over)
+                        # Also if it is not connected: gRPC says goodbye before a worker says that it drains.
+                        delay = HANDOVER_SECONDS if self.service == VERIFY_SERVICE else DRAFTER_HANDOVER_SECONDS
+                        self._handover = asyncio.get_running_loop().call_later(delay, self._hand_over)
                     else:
                         self.model = info
                         refusal = version_refusal(info) or await self._admit(self, info)

@@ -84,7 +84,8 @@ async def settle(
     if isinstance(prompt, str):
         if not prompt:
             raise InvalidRequestError([FieldViolation("text", "must not be empty")])
-        if options.resume is not None:  # a text, or a template that asks for the date, may read otherwise by now
+        resume = options.resume  # a text, or a template that asks for the date, may read otherwise by now
+        if resume is not None and not resume.compares_prompt:
             raise InvalidRequestError([FieldViolation("resume", "needs the prompt as token_ids: those of `started`")])
         token_ids = await tokenizer.encode(
             prompt, add_special_tokens=options.add_special_tokens, num_tokens_max=target.max_context - 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from coordinator.drafter_choice import take_drafter
+from coordinator.drafter_choice import may_take, take_drafter
 from coordinator.fitting import alike_refusal
 from coordinator.replica import Replica, Seat
 from coordinator.request import GenerationRequest
@@ -56,8 +56,7 @@ class Route:
         Also returns the trial that begins for the drafter bandit. Raises WorkerUnavailableError, which says why, if no
         drafter should be used.
         """
-        workers = self._workers
-        found = [replica for replica in workers.usable(workers.drafters) if replica not in avoid]
+        workers, found = self._workers, self._drafters(avoid)
         if not found:
             refusal = workers.drafter_refusal()
             raise WorkerUnavailableError(refusal.text if refusal is not None else "there is no other draft service")
@@ -68,6 +67,7 @@ class Route:
             verify_step_ms=verifier.replica_state.step_ms,
         )
         seat, trial = take_drafter(found, workers.drafter_bandit, demand)
+        seat.can_move = lambda: any(may_take(other, demand) for other in self._drafters([*avoid, seat.replica]))
         if avoid:
             workers.instruments.count_move(service=seat.replica.service)
         self._tell_of(seat.replica, avoid)
@@ -75,6 +75,10 @@ class Route:
 
     def _tell_of(self, placed_at: Replica, avoid: Collection[Replica]) -> None:
         self.on_placed(placed_at.service, placed_at.address, [each.address for each in avoid])
+
+    def _drafters(self, avoid: Collection[Replica]) -> list[Replica]:
+        """Those that serve."""
+        return [replica for replica in self._workers.usable(self._workers.drafters) if replica not in avoid]
 
     def _verifiers(self, avoid: Collection[Replica]) -> list[Replica]:
         """Those that could take a session of the request."""

@@ -210,6 +210,14 @@ class GenerationService:
         _, tokenizer = self._workers.require_target()
         return await tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
 
+    async def texts(
+        self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int]
+    ) -> Sequence[str]:
+        """The text that became certain with each token that a client has received behind a prompt. Raises what
+        `TargetTokenizer.texts` raises, and WorkerUnavailableError."""
+        _, tokenizer = self._workers.require_target()
+        return await tokenizer.texts(stop, prompt_token_ids, received_token_ids)
+
     async def tokens(self, token_ids: Sequence[int]) -> list[str]:
         """Each token as the target's vocabulary spells it. Raises what `TargetTokenizer.tokens` raises, and
         WorkerUnavailableError."""

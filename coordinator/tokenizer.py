@@ -93,21 +93,36 @@ class TargetTokenizer:
         The text continues that of the prompt: both together are what the tokenizer makes of all ids. Raises
         InvalidRequestError if the received tokens go on behind a stop string.
         """
+        return (await self._received(stop, prompt_token_ids, received_token_ids))[0]
+
+    async def texts(
+        self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int]
+    ) -> Sequence[str]:
+        """The text that became certain with each of the tokens that the client has received.
+
+        Raises what `text_decoder` raises.
+        """
+        return (await self._received(stop, prompt_token_ids, received_token_ids))[1]
+
+    async def _received(
+        self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int]
+    ) -> tuple[TextDecoder, Sequence[str]]:
         if len(prompt_token_ids) + len(received_token_ids) <= PROMPT_INLINE_MAX:
-            return self._text_decoder(stop, prompt_token_ids, received_token_ids)
+            return self._receive(stop, prompt_token_ids, received_token_ids)
         return await asyncio.get_running_loop().run_in_executor(
-            self._prompt_reader, self._text_decoder, stop, prompt_token_ids, received_token_ids
+            self._prompt_reader, self._receive, stop, prompt_token_ids, received_token_ids
         )
 
-    def _text_decoder(
+    def _receive(
         self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int]
-    ) -> TextDecoder:
+    ) -> tuple[TextDecoder, Sequence[str]]:
         decoder = TextDecoder(self.detokenizer.after(prompt_token_ids), stop, self.detokenizer.special_ids(stop))
+        texts: list[str] = []
         for token_id in received_token_ids:
             if decoder.stopped:
                 raise _invalid("resume", "goes on behind a stop string, which ends the completion")
-            decoder.push(token_id)
-        return decoder
+            texts.append(decoder.push(token_id))
+        return decoder, texts
 
     def spell(self, token_id: int) -> str:
         """How a token reads alone; bytes that are no whole character read U+FFFD."""

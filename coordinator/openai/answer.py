@@ -22,7 +22,7 @@ from coordinator.service import GenerationService
 from outrider.core.coordinate.events import Event, Finished, Started, Token, Tokens
 from outrider.core.coordinate.round import Round
 from outrider.core.protocol.chat_prompt import ChatPrompt
-from outrider.core.protocol.messages import ModelInfo, TraceContext
+from outrider.core.protocol.messages import ModelInfo, TokenOrigin, TraceContext
 from outrider.core.protocol.options import GenerationOptions, Prompt
 
 
@@ -86,7 +86,7 @@ class Answer:
             )
             if (had := self._position.had) is not None:
                 self._created, self._request_id = had.created, had.request_id
-        elif asked.last_event_id is not None:
+        elif asked.last_event_id is not None or asked.body.received_token_ids is not None:
             raise needs_stream()
 
     async def whole(self) -> tuple[dict[str, Any], dict[str, str]]:
@@ -112,7 +112,8 @@ class Answer:
 
     async def chunks(self) -> AsyncGenerator[bytes]:
         """The answer as server-sent events, one for each round of each choice. Raises ApiError."""
-        shape, include_usage, is_rewriting = self._shape, self._asked.body.include_usage, False
+        shape, include_usage = self._shape, self._asked.body.include_usage
+        may_be_silent = self._position is not None and self._position.is_written_anew
         async with aclosing(self._pieces()) as pieces:
             async for piece in pieces:
                 if isinstance(piece, ReportedRound):
@@ -122,8 +123,8 @@ class Answer:
                 choice = piece.choice
                 told = shape.chunk_choice(piece)
                 if told is None or piece.is_had:
-                    if piece.is_had and not is_rewriting:  # what the client has is written anew: that may take a while
-                        is_rewriting = True
+                    if piece.is_had and may_be_silent:  # writing anew what the client has may take a while
+                        may_be_silent = False
                         yield COMMENT
                     continue
                 root = self._root(shape.chunk_object, [self._choice(choice, told)])
@@ -156,6 +157,9 @@ class Answer:
                 async for prompt, event in events:
                     for piece in self._on_event(prompt, event) if event is not None else ():
                         yield piece
+                    if isinstance(event, Started):
+                        for piece in await self._received(prompt, event):
+                            yield piece
 
     def _on_event(self, prompt: int, event: Event) -> Iterable[Piece | ReportedRound]:
         if isinstance(event, Started):
@@ -181,10 +185,29 @@ class Answer:
             return
         choice.steps.on_round(event)
         choice.latest = event
+        yield from self._on_tokens(choice, event, echo)
+
+    def _on_tokens(self, choice: Choice, event: Tokens, echo: str) -> Iterable[Piece]:
         parts = [(event, False)] if self._position is None else self._position.on_tokens(choice.index, event)
         for part, is_had in parts:
             yield choice.piece(echo + self._shape.text(part), part.tokens, is_had=is_had)
             echo = ""
+
+    async def _received(self, prompt: int, started: Started) -> Sequence[Piece]:
+        """What the client has of a prompt's choices and brings: nothing that is to be told, and all that what follows
+        depends on."""
+        pieces: list[Piece] = []
+        for choice in self._choices_of(prompt):
+            token_ids = () if self._position is None else self._position.received(choice.index)
+            if token_ids:
+                texts = await self._service.texts(self._asked.options.stop, started.prompt_token_ids, token_ids)
+                choice.steps.num_received = len(token_ids)
+                pieces += self._on_tokens(choice, _as_round(started, token_ids, texts), self._shape.echo(choice))
+        return pieces
+
+    def _choices_of(self, prompt: int) -> Iterable[Choice]:
+        first = prompt * self._num_completions
+        return (self._choices[index] for index in range(first, first + self._num_completions))
 
     def _options(self, prompt: int) -> GenerationOptions:
         options = self._asked.options
@@ -219,7 +242,7 @@ class Answer:
     def _told_of(choice: Choice) -> dict[str, Any]:
         """What is told of a choice that is finished where it stands alone."""
         assert choice.finished is not None
-        return {"metrics": metrics(choice.finished, choice.steps), "timings": timings(choice.finished)}
+        return {"metrics": metrics(choice.finished, choice.steps), "timings": timings(choice.finished, choice.steps)}
 
     def _usage(self) -> dict[str, Any]:
         """Token counts of all choices; those of a prompt count once."""
@@ -251,3 +274,11 @@ class Answer:
                 "rejected_prediction_tokens": sum(usage.num_rejected_prediction_tokens for usage in usages),
             }
         }
+
+
+def _as_round(started: Started, token_ids: Sequence[int], texts: Sequence[str]) -> Tokens:
+    """The first tokens behind the prompt, whose texts are known and nothing else."""
+    tokens = tuple(
+        Token(token_id, text, TokenOrigin.TARGET, None) for token_id, text in zip(token_ids, texts, strict=True)
+    )
+    return Tokens(len(started.prompt_token_ids), "".join(texts), tokens, rolled_back=False, num_draft_tokens=0)

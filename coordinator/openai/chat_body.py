@@ -17,6 +17,7 @@ class ChatBody(ChoicesBody):
         "text": "messages",
         "token_ids.ids": "messages",
         "num_completions": "n",
+        "resume": "received_token_ids",
         "speculation.prediction": "prediction",
         "num_logprobs": "top_logprobs",
     }

@@ -26,6 +26,7 @@ class CompletionBody(ChoicesBody):
         "text": "prompt",
         "token_ids.ids": "prompt",
         "num_completions": "n",
+        "resume": "received_token_ids",
         "speculation.prediction": "prediction",
         "num_logprobs": "logprobs",
     }

@@ -19,7 +19,10 @@ from outrider.core.protocol.validation import LOGIT_BIAS_ENTRIES_MAX
 TEMPERATURE_DEFAULT = 1.0
 """OpenAI's. By gRPC it is 0."""
 
-_TOKEN_ID: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+_TOKEN_ID_KEY: Final = re.compile(r"0|[1-9][0-9]{0,9}")
+
+_TokenId = Annotated[int, Field(ge=0, lt=2**32)]
+"""As wide as by gRPC; the service knows the vocabulary."""
 
 _IGNORED: Final = (
     "metadata",
@@ -126,6 +129,11 @@ class GenerationBody(Body):
         return self.speculation is not None and self.speculation.detailed is True
 
     @property
+    def reports_rounds(self) -> bool:
+        """Whether the stream tells of each round."""
+        return self.speculation is not None and self.speculation.report_rounds is True
+
+    @property
     def streams_choices(self) -> bool:
         """Whether the answer is a stream of chunks, which may tell of rounds."""
         return False
@@ -133,7 +141,7 @@ class GenerationBody(Body):
     def options(self) -> GenerationOptions:
         """What the service is asked for. Raises ApiError."""
         speculation = self.speculation or SpeculationFields()
-        if speculation.report_rounds and not self.streams_choices:
+        if self.reports_rounds and not self.streams_choices:
             raise ApiError(
                 "speculation.report_rounds needs a stream of completions or chat: set stream to true",
                 param="speculation",
@@ -150,7 +158,7 @@ class GenerationBody(Body):
             speculate=speculation.enabled is not False,
             max_draft_tokens=speculation.max_draft_tokens,
             tree_width=speculation.tree_width,
-            report_rounds=speculation.report_rounds is True,
+            report_rounds=self.reports_rounds,
             num_completions=self.num_choices,
         )
 
@@ -205,6 +213,9 @@ class ChoicesBody(GenerationBody):
     return_token_ids: bool | None = None
     response_format: ResponseFormat | None = None
     prediction: PredictionFields | None = None
+    received_token_ids: list[list[_TokenId]] | None = None
+    """Of each choice what the client has, when it sends the id of its last event with it: nothing of that is written
+    anew. Their number is bounded by the body's."""
 
     def formats(self) -> Iterator[OutputFormat]:
         """See `GenerationBody`."""
@@ -235,6 +246,6 @@ class ChoicesBody(GenerationBody):
 
 
 def _token_id(key: str) -> int:
-    if not _TOKEN_ID.fullmatch(key):
+    if not _TOKEN_ID_KEY.fullmatch(key):
         raise ApiError(f"logit_bias: {key[:20]!r} is no token id", param="logit_bias")
     return int(key)

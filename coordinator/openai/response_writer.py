@@ -107,7 +107,7 @@ class ResponseWriter:
                 "total_tokens": usage.num_prompt_tokens + usage.num_generated_tokens,
             },
             "metrics": metrics(finished, self._steps),
-            "timings": timings(finished),
+            "timings": timings(finished, self._steps),
             "speculation": mode([finished]).body,
             "seed": self._started.seed,
         }

@@ -43,6 +43,8 @@ class Steps:
     def __init__(self, num_spec_tokens: int, *, detailed: bool) -> None:
         """`num_spec_tokens` is the most draft tokens of a step; 0 if there is no speculation."""
         self._num_spec_tokens = num_spec_tokens
+        self.num_received = 0
+        """Tokens that the client had from a coordinator before: what is told of times and steps leaves them out."""
         self._detailed = detailed
         self._num_rounds_without = 0
         self._drafted: list[int] = []
@@ -88,7 +90,7 @@ class Steps:
 
 def metrics(finished: Finished, steps: Steps) -> dict[str, Any]:
     """vLLM's object of a request's metrics; times in milliseconds."""
-    timings, num_tokens = finished.timings, finished.usage.num_generated_tokens
+    timings, num_tokens = finished.timings, finished.usage.num_generated_tokens - steps.num_received
     generation_ms = timings.total_ms - timings.first_token_ms
     return {
         "time_to_first_token_ms": timings.first_token_ms,
@@ -99,17 +101,17 @@ def metrics(finished: Finished, steps: Steps) -> dict[str, Any]:
     }
 
 
-def timings(finished: Finished) -> dict[str, Any]:
+def timings(finished: Finished, steps: Steps) -> dict[str, Any]:
     """llama.cpp's object of a request's times, in milliseconds, and draft tokens."""
     usage, told, spent = finished.usage, finished.speculation, finished.timings
-    predicted_ms = spent.total_ms - spent.first_token_ms
+    num_tokens, predicted_ms = usage.num_generated_tokens - steps.num_received, spent.total_ms - spent.first_token_ms
     return {
         "cache_n": usage.num_cached_prompt_tokens,
         "prompt_n": usage.num_prompt_tokens - usage.num_cached_prompt_tokens,
         "prompt_ms": spent.first_token_ms,
-        "predicted_n": usage.num_generated_tokens,
+        "predicted_n": num_tokens,
         "predicted_ms": predicted_ms,
-        "predicted_per_second": _per_second(usage.num_generated_tokens, predicted_ms),
+        "predicted_per_second": _per_second(num_tokens, predicted_ms),
         "draft_n": told.num_draft_tokens,
         "draft_n_accepted": told.num_accepted_tokens,
     }

@@ -1,7 +1,8 @@
 """How far a stream has come, and how far its client has had it from a coordinator that was lost.
 
-Nothing is kept between requests: the answer is generated anew with its seeds, and what the client has is not told
-again. That the tokens are the same is checked, since a target that is not batch invariant may choose otherwise.
+Nothing is kept between requests. Either the client brings its tokens, and the answer goes on behind them; or it is
+generated anew with its seeds, and what the client has is not told again. That the tokens are the same is checked, since
+a target that is not batch invariant may choose otherwise.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ _PROMPT_FIELDS = {"prompt", "messages", "input", "instructions"}
 """What the tokens of a prompt are made of: these are hashed as they read now, perhaps by a template that asks for the
 date."""
 
+_BROUGHT_FIELDS = {"prediction", "received_token_ids"}
+"""They change no token: whoever continues a request may have others than before."""
+
 
 class StreamPosition:
     """That of an answer."""
@@ -30,16 +34,12 @@ class StreamPosition:
     def __init__(
         self, last_event_id: str | None, num_prompts: int, num_completions: int, body: GenerationBody, target: ModelInfo
     ) -> None:
-        """`num_completions`, of each prompt, need not be valid yet.
-
-        A prediction changes no token, so the continuation of a request may have another: whoever predicts what it has
-        waits for few rounds of that. Raises ApiError.
-        """
+        """`num_completions`, of each prompt, need not be valid yet. Raises ApiError."""
         self._num_prompts = num_prompts
         self._num_choices = num_prompts * num_completions
         self._had = None if last_event_id is None else EventId.decode(last_event_id, num_prompts, self._num_choices)
         self._now = EventId(0, "", [], [])
-        told = body.model_dump_json(exclude={*_PROMPT_FIELDS, "prediction"}, exclude_none=True)
+        told = body.model_dump_json(exclude=_PROMPT_FIELDS | _BROUGHT_FIELDS, exclude_none=True)
         self._digest = hashlib.sha256(f"{target.identity_sha256} {told}".encode())
 
     @property
@@ -83,12 +83,17 @@ class StreamPosition:
     def _take(self, choice: int, tokens: Iterable[Token], num_told: int) -> None:
         """Takes tokens in, and how much they tell."""
         now = self._now.choices[choice]
-        checksum = crc32(array("I", [token.token_id for token in tokens]).tobytes(), now.checksum)
+        checksum = tokens_checksum((token.token_id for token in tokens), now.checksum)
         self._now.choices[choice] = now._replace(num_told=now.num_told + num_told, checksum=checksum)
 
     def _require_same(self, choice: int) -> None:
         if self._had_of(choice).checksum != self._now.choices[choice].checksum:
             raise other_tokens()
+
+
+def tokens_checksum(token_ids: Iterable[int], before: int = 0) -> int:
+    """That of tokens which follow those with the checksum `before`."""
+    return crc32(array("I", token_ids).tobytes(), before)
 
 
 def other_tokens() -> ApiError:

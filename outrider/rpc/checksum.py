@@ -23,7 +23,7 @@ from outrider.core.protocol.errors import DamagedMessageError, UntrustedWorkerEr
 MessageT = TypeVar("MessageT", bound=Message)
 
 CHECKSUM_METADATA: Final = ("outrider-checksum", "crc32")
-"""The metadata of a stream both of whose ends add checksums and demand them. Streams made by hand have none."""
+"""The metadata of an RPC both of whose ends add checksums and demand them. Calls made by hand have none."""
 
 _FIELD_NUMBER: Final = 14
 _TAG: Final = bytes([_FIELD_NUMBER << 3 | 5])  # 5: four bytes, the lowest first
@@ -57,7 +57,7 @@ def _intact(content: bytes) -> bytes:
 
 
 class Checksums(grpc.aio.ServerInterceptor):
-    """Checks and adds them on the bidirectional streams that were opened with CHECKSUM_METADATA.
+    """Checks and adds them on the RPCs that were opened with CHECKSUM_METADATA.
 
     gRPC calls it once for each RPC, not for each message.
     """
@@ -67,9 +67,9 @@ class Checksums(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         """The method's handler."""
         handler: Any = await continuation(handler_call_details)
-        if handler is None or not (handler.request_streaming and handler.response_streaming):
-            return handler
-        if CHECKSUM_METADATA not in {tuple(pair) for pair in handler_call_details.invocation_metadata}:
+        if handler is None or CHECKSUM_METADATA not in {
+            tuple(pair) for pair in handler_call_details.invocation_metadata
+        }:
             return handler
         deserialize, serialize = handler.request_deserializer, handler.response_serializer
         return handler._replace(

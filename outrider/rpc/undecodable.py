@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from outrider.core.protocol.errors import FieldViolation, InvalidRequestError
+from outrider.core.protocol.errors import DamagedMessageError, FieldViolation, InvalidRequestError
 from outrider.rpc.status import ServicerContext, abort
 
 _log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ class UndecodableRequests(grpc.aio.ServerInterceptor):
                 _log.warning("undecodable request for %s", handler_call_details.method)
                 violation = FieldViolation("request", "it cannot be parsed as the protobuf type of this method")
                 await abort(context, InvalidRequestError([violation]))
+            except DamagedMessageError as damaged:
+                await abort(context, damaged)
             return await serve(request, context)
 
         return handler._replace(request_deserializer=None, **{kind: guarded})

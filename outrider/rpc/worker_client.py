@@ -14,25 +14,28 @@ from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from outrider.core.protocol.errors import ProtocolViolationError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, PortableTokenizer, WorkerLoad
 from outrider.core.protocol.request_trace import TraceSpan
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX, check_load, check_model_info
-from outrider.rpc import wire
+from outrider.rpc import health, wire
 from outrider.rpc.channels import RenewableChannel, open_channel
+from outrider.rpc.checked_calls import CheckedCalls, until_intact
 from outrider.rpc.multiplexer import Multiplexer
 from outrider.rpc.session_stream import SessionStream
 from outrider.rpc.status import error_from
 from outrider.rpc.stream_kind import DRAFT, EVENTS_BYTES_MAX, VERIFY
 from outrider.rpc.transport import PLAINTEXT, Transport
-from outrider.v1 import common_pb2, draft_pb2_grpc, verify_pb2, verify_pb2_grpc
+from outrider.v1 import common_pb2, verify_pb2
 
 DRAFT_SERVICE = "outrider.v1.DraftService"
 """Full name of the draft service; health answers for its readiness under it."""
 VERIFY_SERVICE = "outrider.v1.VerifyService"
 """Full name of the verify service."""
+
+_HEALTH_WATCH = f"/{health.SERVICE_NAME}/Watch"
 
 ANSWER_BYTES_MAX = 64 * 1024
 """Largest answer to what a worker serves and how busy it is: both take some hundred bytes."""
@@ -99,15 +102,19 @@ class WorkerClient:
         while True:
             if serving is not None:
                 await self._until(lambda state: state is grpc.ChannelConnectivity.READY)
-            watch = health_pb2_grpc.HealthStub(self.channel).Watch(
-                health_pb2.HealthCheckRequest(service=self._service), wait_for_ready=serving is not None
+            watch = self._calls.follow_state(
+                _HEALTH_WATCH,
+                health_pb2.HealthCheckRequest(service=self._service),
+                health_pb2.HealthCheckResponse,
+                wait_for_ready=serving is not None,
             )
             try:
-                async for response in watch:
-                    now_serving = response.status == health_pb2.HealthCheckResponse.SERVING
-                    if now_serving != serving:
-                        serving = now_serving
-                        yield await self._model_info() if serving else None
+                async with contextlib.aclosing(watch):
+                    async for response in watch:
+                        now_serving = response.status == health_pb2.HealthCheckResponse.SERVING
+                        if now_serving != serving:
+                            serving = now_serving
+                            yield await self._model_info() if serving else None
             except grpc.aio.AioRpcError as error:
                 if error.code() is not grpc.StatusCode.UNAVAILABLE:
                     raise error_from(error) from error
@@ -120,16 +127,15 @@ class WorkerClient:
 
         Raises OutriderError for any other end.
         """
-        call = self._stub.GetLoad(common_pb2.GetLoadRequest())
+        responses = self._calls.follow_state(self._path("GetLoad"), common_pb2.GetLoadRequest(), common_pb2.WorkerLoad)
         try:
-            async for response in call:
-                load = wire.decode_load(response)
-                check_load(load)
-                yield load
+            async with contextlib.aclosing(responses):
+                async for response in responses:
+                    load = wire.decode_load(response)
+                    check_load(load)
+                    yield load
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
-        finally:
-            call.cancel()
 
     async def ask_load(self) -> WorkerLoad:
         """How busy the worker is at this moment: a sign of life, for which this waits without end.
@@ -146,7 +152,9 @@ class WorkerClient:
         """What the worker did for a request that is over; none if it knows nothing of it. Raises OutriderError."""
         request = common_pb2.GetSpansRequest(request_id=request_id)
         try:
-            return wire.decode_spans(await self._stub.GetSpans(request, timeout=SPANS_SECONDS))
+            return wire.decode_spans(
+                await self._calls.ask(self._path("GetSpans"), request, common_pb2.GetSpansResponse, SPANS_SECONDS)
+            )
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
 
@@ -157,16 +165,23 @@ class WorkerClient:
 
     async def fetch_tokenizer(self) -> PortableTokenizer:
         """The target's tokenizer, from a verifier. Raises OutriderError."""
+        return await until_intact(self._fetch_tokenizer)
+
+    async def _fetch_tokenizer(self) -> PortableTokenizer:
         content = bytearray()
         first: verify_pb2.GetTokenizerResponse | None = None
+        responses = self._calls.follow(
+            self._path("GetTokenizer"), verify_pb2.GetTokenizerRequest(), verify_pb2.GetTokenizerResponse
+        )
         try:
-            async for response in self._stub.GetTokenizer(verify_pb2.GetTokenizerRequest()):
-                if first is not None and not response.chunk:
-                    raise ProtocolViolationError("the worker's tokenizer comes in chunks with nothing in them")
-                first = first or response
-                content += response.chunk
-                if len(content) > TOKENIZER_BYTES_MAX:
-                    raise ProtocolViolationError(f"the worker's tokenizer exceeds {TOKENIZER_BYTES_MAX} bytes")
+            async with contextlib.aclosing(responses):
+                async for response in responses:
+                    if first is not None and not response.chunk:
+                        raise ProtocolViolationError("the worker's tokenizer comes in chunks with nothing in them")
+                    first = first or response
+                    content += response.chunk
+                    if len(content) > TOKENIZER_BYTES_MAX:
+                        raise ProtocolViolationError(f"the worker's tokenizer exceeds {TOKENIZER_BYTES_MAX} bytes")
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
         if first is None or hashlib.sha256(content).hexdigest() != first.sha256:
@@ -190,11 +205,10 @@ class WorkerClient:
 
     def _use(self, channel: grpc.aio.Channel) -> None:
         self.channel, self._multiplexer = channel, None
-        self._stub: Any = (
-            draft_pb2_grpc.DraftServiceStub(channel)
-            if self._service == DRAFT_SERVICE
-            else verify_pb2_grpc.VerifyServiceStub(channel)
-        )
+        self._calls = CheckedCalls(channel)
+
+    def _path(self, method: str) -> str:
+        return f"/{self._service}/{method}"
 
     async def _until(self, holds: Callable[[grpc.ChannelConnectivity], bool]) -> None:
         """Waits for a state of the channel. While it has no connection, it goes on with changed TLS files."""
@@ -219,6 +233,7 @@ class WorkerClient:
 
     async def _model_info(self) -> ModelInfo:
         request = common_pb2.GetModelInfoRequest()
-        info = wire.decode_model_info((await self._stub.GetModelInfo(request, timeout=ANSWER_SECONDS)).model)
+        path, answer_type = self._path("GetModelInfo"), common_pb2.GetModelInfoResponse
+        info = wire.decode_model_info((await self._calls.ask(path, request, answer_type, ANSWER_SECONDS)).model)
         check_model_info(info)
         return info

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection
 from dataclasses import replace
 
-from coordinator.drafter_choice import take_drafter
+from coordinator.drafter_choice import may_take, take_drafter
 from coordinator.drafter_link import GrpcDrafterLink
 from coordinator.fitting import pair_refusal
 from coordinator.links import Worker
@@ -77,6 +77,9 @@ class DraftPool:
             verify_step_ms=self.step_ms,
         )
         seat, trial = take_drafter(found, self._bandit, demand)
+        seat.can_move = lambda: any(
+            other is not seat.replica and other not in avoid and may_take(other, demand) for other in self._pool.serving
+        )
         max_context = seat.replica.model.max_context if seat.replica.model is not None else 0
         opening = replace(opening, max_length=min(opening.max_length, max_context))
         return GrpcDrafterLink(seat, trial, opening, statistics)

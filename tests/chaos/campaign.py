@@ -58,9 +58,9 @@ class Fault:
         lasted = "never back" if self.back is None else f"back after {self.back - self.at:.1f} s"
         return f"{self.place} {self.kind}, {lasted}"
 
-    def recovery_seconds(self, streams: Streams) -> float:
-        """The longest that a client waited for its next tokens because of it."""
-        return streams.silence(self.at, self.at + RECOVERY_LOOK_SECONDS)
+    def recovery_seconds(self, streams: Streams, client: str = "") -> float:
+        """The longest that a client, or one of that name, waited for its next tokens because of it."""
+        return streams.silence(self.at, self.at + RECOVERY_LOOK_SECONDS, client)
 
 
 class Campaign:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict
 from random import Random
@@ -151,22 +151,30 @@ async def _campaign(
         finally:
             await streams.stop()
     recovered: dict[str, list[float]] = {}
+    of_client: dict[str, list[float]] = {}
     for fault in campaign.faults:
-        recovered.setdefault(f"{fault.role} {fault.kind}", []).append(fault.recovery_seconds(streams))
-    for kind in kinds:
-        every = [fault.recovery_seconds(streams) for fault in campaign.faults if fault.kind == kind]
-        recovered[f"any {kind}"] = every
+        seconds = fault.recovery_seconds(streams)
+        for who in (fault.role, "any"):
+            recovered.setdefault(f"{who} {fault.kind}", []).append(seconds)
+        for client in {each.name for each in settings.clients}:
+            name = f"{fault.role} {fault.kind}, {client}"
+            of_client.setdefault(name, []).append(fault.recovery_seconds(streams, client))
     figures = _told(streams) | {
         "num_faults": len(campaign.faults),
         "longest_silences": streams.longest_silences(
             SILENCES_SHOWN, [(fault.at, str(fault)) for fault in campaign.faults]
         ),
-        "recovery_seconds": {
-            name: {"count": len(every), **(percentiles([(each, 1) for each in every]) or {}), "all": sorted(every)}
-            for name, every in sorted(recovered.items())
-        },
+        "recovery_seconds": _summed(recovered),
+        "recovery_seconds_by_client": _summed(of_client),
     }
     return Found(figures, [*campaign.problems, *streams.failures])
+
+
+def _summed(recovered: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    return {
+        name: {"count": len(every), **(percentiles([(each, 1) for each in every]) or {}), "all": sorted(every)}
+        for name, every in sorted(recovered.items())
+    }
 
 
 def _told(streams: Streams) -> dict[str, Any]:

@@ -27,8 +27,8 @@ _MODULES = {"coordinator": "coordinator", "verify": "verify_service", "draft": "
 SERVING_SECONDS_MAX = 120.0
 """Longest that a service takes to serve again, on a machine that is busy with much else."""
 
-LOOK_SECONDS = 0.1
-"""Between two looks at what a coordinator knows."""
+LOOK_SECONDS = 0.5
+"""Between two looks at what a coordinator knows: they take processor time from the streams that are measured."""
 
 LOG_LINES = 100
 """Last ones of a process that are told when it does not end: the stacks of its threads are among them."""

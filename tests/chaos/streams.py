@@ -22,7 +22,7 @@ ANSWER_SECONDS_MAX = 180.0
 """Longest that an answer may take, faults and all. One that takes longer has failed."""
 
 PAUSE_SECONDS = 0.2
-"""Between two tries of an HTTP client."""
+"""After all coordinators have failed an HTTP client, one after another."""
 
 TRIES_MAX = 200
 """Of an HTTP client in a row."""
@@ -119,8 +119,8 @@ class NotResumableError(Exception):
 
 
 class HttpClient:
-    """Streams a completion as server-sent events. When it breaks off, it asks any coordinator for what follows the last
-    event, as a browser's EventSource does, and predicts what it has, so that this is soon written anew."""
+    """Streams a completion as server-sent events. When it breaks off, it asks the next coordinator for what follows the
+    last event, and brings the tokens that it has."""
 
     name = "HTTP"
 
@@ -144,7 +144,7 @@ class HttpClient:
             url = f"{self._urls[attempt % len(self._urls)]}/v1/completions"
             headers = {"last-event-id": last_id} if last_id else {}
             if last_id:
-                body["prediction"] = {"type": "content", "content": answered.history.text}
+                body["received_token_ids"] = [answered.history.token_ids]
             answered.on_step(f"asks {url}")
             try:
                 async with self._client.stream("POST", url, json=body, headers=headers) as response:
@@ -162,7 +162,8 @@ class HttpClient:
                     raise NotResumableError(f"broke off after {len(answered.history.committed)} tokens") from error
                 answered.num_resumed += 1
                 answered.on_step(f"{type(error).__name__}: {error}"[:200])
-                await asyncio.sleep(PAUSE_SECONDS)
+                if (attempt + 1) % len(self._urls) == 0:
+                    await asyncio.sleep(PAUSE_SECONDS)
         raise NotResumableError("no coordinator goes on")
 
     async def close(self) -> None:
@@ -232,12 +233,13 @@ class Streams:
         for client in self._clients:
             await client.close()
 
-    def silence(self, start: float, end: float) -> float:
-        """The longest that any stream waited for a message around that time."""
-        every = [*self.answers, *self.running.values()]
+    def silence(self, start: float, end: float, client: str = "") -> float:
+        """The longest that any stream, or one of clients of that name, waited for a message around that time."""
         now = time.monotonic()
+        running = [each for each in self.running.values() if client in ("", each.client)]
+        every = [*(each for each in self.answers if client in ("", each.client)), *running]
         longest = max((each.history.silence(start, end) for each in every), default=0.0)
-        for each in self.running.values():  # those that still wait
+        for each in running:  # those that still wait
             if each.history.times and each.history.times[-1] < end:
                 longest = max(longest, now - each.history.times[-1])
         return longest

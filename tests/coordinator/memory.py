@@ -146,6 +146,7 @@ class MemoryDrafter:
         self.worker = worker
         self.model_name = f"model of {worker.address}"
         self.is_open = False
+        self.is_handed_over = False
         self.inbox: _Inbox[DraftWindow] = _Inbox()
         self.is_closed = False
         self._note = note

@@ -167,6 +167,9 @@ class Stage:
                 self._links.verifiers_read.set()
             case ["lose", "drafter"]:
                 self._drafter.inbox.say(WorkerUnavailableError("the connection broke"))
+            case ["drain", "drafter"]:
+                self._drafter.is_handed_over = True
+                self._drafter.inbox.say(WorkerUnavailableError("it is about to stop"))
             case ["end", "drafter"]:
                 self._drafter.inbox.say(None)
             case ["shut", "gate"]:

@@ -129,6 +129,17 @@ def test_a_session_can_move_where_another_verifier_has_context_for_it() -> None:
     assert seat.can_move()
 
 
+def test_a_session_can_move_where_another_drafter_would_take_it() -> None:
+    first, short = Standing("first"), Standing("short", TARGET._replace(max_context=10))
+    verifier, pools = Standing("verifier"), Pools([], [first, short])
+    seat, trial = route(pools).drafter(3, *replicas(verifier))
+    trial.cancel()
+    assert seat is cast("object", first)
+    assert not seat.can_move()
+    pools.drafters.append(Standing("another"))
+    assert seat.can_move()
+
+
 def test_a_drafter_that_broke_many_streams_comes_after_one_that_broke_none() -> None:
     broken, sound, verifier = Standing("broken"), Standing("sound"), Standing("verifier")
     broken.breaker.num_failures = 3

@@ -171,7 +171,7 @@ async def worker(
     )
     name = "outrider.v1.DraftService" if draft else "outrider.v1.VerifyService"
     add = add_DraftServiceServicer_to_server if draft else add_VerifyServiceServicer_to_server
-    server = Server(Service(name, add, servicer))
+    server = Server(Service(name, add, servicer, on_stop=servicer.drain))
     port = await server.start(listen)
     deaths: list[BaseException] = []
     device = servicer.begin(loaded, deaths.append)

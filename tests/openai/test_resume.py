@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 
+from coordinator.openai.event_id import EventId, ToldChoice
+from coordinator.openai.stream_position import tokens_checksum
 from tests.openai.conftest import Served, http_at
 
 pytestmark = pytest.mark.asyncio(loop_scope="package")
@@ -119,13 +121,96 @@ async def test_whoever_continues_may_predict_what_it_has(served: Served, plain: 
     assert "accepted_prediction_tokens" in rest[-2].chunk["usage"]["completion_tokens_details"]
 
 
+BROUGHT = {
+    **{name: BODIES[name] for name in ("a drawn seed", "choices", "prompts")},
+    "penalties and a stop string": (
+        "/v1/completions",
+        {**BODIES["penalties and a stop string"][1], "return_token_ids": True},
+    ),
+    "chat with usage": (
+        "/v1/chat/completions",
+        {**BODIES["chat with usage"][1], "return_token_ids": True, "logprobs": True},
+    ),
+}
+
+
+def brought(events: Sequence[Sent], num_choices: int) -> list[list[int]]:
+    """What `received_token_ids` has to be after these events."""
+    choices = joined(events)
+    return [choices[index]["ids"] if index in choices else [] for index in range(num_choices)]
+
+
+def told(events: Sequence[Sent]) -> dict[int, Any]:
+    """The same as `joined`, but for the log-probabilities, of which it has the number: passes of other sizes may differ
+    in their last digits."""
+    return {index: {**choice, "logprobs": len(choice["logprobs"])} for index, choice in joined(events).items()}
+
+
+@pytest.mark.parametrize("name", BROUGHT)
+async def test_nothing_is_written_anew_of_what_a_client_brings(
+    served: Served, plain: httpx.AsyncClient, name: str
+) -> None:
+    path, body = BROUGHT[name]
+    whole = await stream(plain, path, body)
+    expected = told(whole)
+    cuts = sorted({0, len(whole) // 2, len(whole) - 3, len(whole) - 2})
+    async with http_at(served.stack) as url, httpx.AsyncClient(base_url=url, timeout=30) as elsewhere:
+        for cut in cuts:
+            had = whole[: cut + 1]
+            bringing = body | {"received_token_ids": brought(had, len(expected))}
+            rest = await stream(elsewhere, path, bringing, had[-1].event_id)
+            assert told([*had, *rest]) == expected, f"cut behind event {cut}"
+            assert rest[-1].chunk is None
+            if len(expected) == 1:  # then a chunk tells what was written
+                num_had = len(bringing["received_token_ids"][0])
+                chunks = [event.chunk for event in rest if event.chunk is not None]
+                written = {chunk["timings"]["predicted_n"] for chunk in chunks if "timings" in chunk}
+                assert written <= {len(expected[0]["ids"]) - num_had}
+
+
+async def test_a_client_that_brings_its_tokens_may_be_cut_again(plain: httpx.AsyncClient) -> None:
+    path, body = BODIES["choices"]
+    whole = await stream(plain, path, body)
+    had = whole[:3]
+    had += (await stream(plain, path, body | {"received_token_ids": brought(had, 3)}, had[-1].event_id))[:3]
+    had += await stream(plain, path, body | {"received_token_ids": brought(had, 3)}, had[-1].event_id)
+    assert told(had) == told(whole)
+
+
+async def test_tokens_that_did_not_come_are_refused(plain: httpx.AsyncClient) -> None:
+    path, body = BODIES["greedy"]
+    had = (await stream(plain, path, body))[:3]
+    event_id, (received,) = had[-1].event_id, brought(had, 1)
+    assert event_id is not None
+    streamed = {**body, "stream": True, "max_tokens": NUM_TOKENS}
+    field = "received_token_ids"
+    for wrong in ([], [received, []], [received[:-1]], [[*received, 1]], [[*received[:-1], received[-1] ^ 1]]):
+        error = await refusal(plain, streamed | {field: wrong}, event_id, param=field)
+        assert "not the tokens that came" in error["message"]
+    for wrong in ([[-1]], [[2**32]], [[1.5]], [[True]], received):
+        await refusal(plain, streamed | {field: wrong}, event_id, param=field)
+    answer = await plain.post(path, json=streamed | {field: [received]})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field), "without the id of an event"
+    answer = await plain.post(path, json=streamed | {field: [received], "stream": False})
+    assert answer.status_code == 400
+    made_up = EventId.decode(event_id, 1, 1)
+    beyond = [2**32 - 1]
+    made_up.choices[0] = ToldChoice(1, tokens_checksum(beyond))
+    error = await refusal(plain, streamed | {field: [beyond]}, made_up.encode().decode(), param=field)
+    assert "out of range" in error["message"]
+
+
 async def refusal(
-    client: httpx.AsyncClient, body: dict[str, Any], last_event_id: str, path: str = "/v1/completions"
+    client: httpx.AsyncClient,
+    body: dict[str, Any],
+    last_event_id: str,
+    path: str = "/v1/completions",
+    param: str = "last-event-id",
 ) -> dict[str, Any]:
     answer = await client.post(path, json=body, headers={"last-event-id": last_event_id})
     assert answer.status_code == 400
     error = answer.json()["error"]
-    assert error["param"] == "last-event-id"
+    assert error["param"] == param
     return error
 
 
@@ -148,6 +233,7 @@ async def test_what_cannot_go_on_is_refused_in_words(plain: httpx.AsyncClient) -
 
 async def test_rounds_are_reported_once(plain: httpx.AsyncClient) -> None:
     body = {"prompt": PROMPT, "seed": 2, "speculation": {"report_rounds": True}, "ignore_eos": True, "max_tokens": 30}
+    body["return_token_ids"] = True
     whole = await stream(plain, "/v1/completions", body)
     assert all(event.event_id for event in whole[:-1])
     told = reported(whole)
@@ -160,6 +246,9 @@ async def test_rounds_are_reported_once(plain: httpx.AsyncClient) -> None:
         report = next(event.chunk["outrider"]["round"] for event in rest if event.chunk and "outrider" in event.chunk)
         end = report["position"] + len(report["tokens"])
         assert end > max(before, default=0) + 1, "and no round of which all has been reported"
+        ids = [[token_id for _, token_id in sorted(told.items())][: len(joined(whole[: cut + 1])[0]["ids"])]]
+        bringing = await stream(plain, "/v1/completions", body | {"received_token_ids": ids}, whole[cut].event_id)
+        assert reported(whole[: cut + 1]) | reported(bringing) == told, "what a client brings is reported, too"
 
 
 def reported(events: Sequence[Sent]) -> dict[int, int]:

@@ -55,23 +55,28 @@ def choose(
     usable: list[int] = []
     candidates: list[DrafterCandidate] = []
     refusals: list[Refusal] = []
-    for index, (name, replica_state, breaker, model, max_context) in enumerate(standings):
-        refusal = (
-            breaker.refusal(now)
-            or _short_context(max_context, demand.max_length)
-            or overload(replica_state, demand.num_tokens, demand.verify_step_ms)
-        )
+    for index, standing in enumerate(standings):
+        refusal = refusal_of(standing, demand, now)
         if refusal is not None:
-            refusals.append(Refusal(f"{name}: {refusal}"))
+            refusals.append(Refusal(f"{standing.name}: {refusal}"))
         else:
             usable.append(index)
-            worth = bandit.worth(model, greedy=demand.greedy)
-            candidates.append(DrafterCandidate(replica_state, worth, breaker.num_failures))
+            worth = bandit.worth(standing.model, greedy=demand.greedy)
+            candidates.append(DrafterCandidate(standing.replica_state, worth, standing.breaker.num_failures))
     if not usable:
         return refusals
     index = usable[choose_drafter(candidates, demand.verify_step_ms)]
     standings[index].breaker.begin()
     return DrafterChoice(index, bandit.begin(standings[index].model, greedy=demand.greedy))
+
+
+def refusal_of(standing: DrafterStanding, demand: DrafterDemand, now: float) -> Refusal | None:
+    """Why a drafter that serves should not get such a session at `now`; None if it may."""
+    return (
+        standing.breaker.refusal(now)
+        or _short_context(standing.max_context, demand.max_length)
+        or overload(standing.replica_state, demand.num_tokens, demand.verify_step_ms)
+    )
 
 
 def _short_context(max_context: int, max_length: int) -> Refusal | None:

@@ -136,6 +136,10 @@ class Session:
         """The drafter did not take the session: as if it were lost, but it never fed it."""
         return self._replace_drafter(DrafterEvent.REFUSES, reason)
 
+    def on_drafter_handed_over(self, reason: str) -> DrafterLost | None:
+        """The drafter is about to stop, and another one may take the session: that costs no spare one."""
+        return self._replace_drafter(DrafterEvent.IS_LOST, reason, num_spent=0)
+
     def on_no_drafter(self, reason: str) -> EndDrafts | None:
         """There is no drafter, or no other one, to be opened: the verifier continues alone."""
         if not self._advance(DrafterEvent.HAS_NO_SUCCESSOR):
@@ -224,14 +228,14 @@ class Session:
         self.drafter = after
         return True
 
-    def _replace_drafter(self, event: DrafterEvent, reason: str) -> DrafterLost | None:
+    def _replace_drafter(self, event: DrafterEvent, reason: str, num_spent: int = 1) -> DrafterLost | None:
         if not self._advance(event):
             return None
         self._forget_unnamed()
         credit = self._next_credit()
-        if self._num_spare_drafters == 0 or credit is None:
+        if self._num_spare_drafters < num_spent or credit is None:
             return self.on_no_drafter(reason)
-        self._num_spare_drafters -= 1
+        self._num_spare_drafters -= num_spent
         return self._opened(credit, reason)
 
     def _forget_unnamed(self) -> None:

@@ -31,3 +31,6 @@ class Resume:
     """In order of their numbers."""
     target_identity_sha256: str
     """Of the target that began it."""
+    compares_prompt: bool = False
+    """Whether whoever resumes compares `Started.prompt_token_ids` with those that were continued before: only then may
+    the prompt be a text."""

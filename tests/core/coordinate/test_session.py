@@ -244,6 +244,14 @@ def test_a_lost_drafter_is_replaced_while_there_are_spare_ones() -> None:
     assert session.mode_reason == "three"
 
 
+def test_drafters_that_drain_cost_no_spare_one() -> None:
+    session = pooled_session(num_spare_drafters=0)
+    for _ in range(3):
+        assert session.on_drafter_handed_over("it is about to stop") == OpenDrafter(8, "it is about to stop")
+        assert session.drafter is DrafterState.REPLACED
+    assert session.on_drafter_lost("gone") == EndDrafts()
+
+
 def test_guesses_of_a_lost_drafter_stay_and_are_not_relayed_twice() -> None:
     session = pooled_session()
     session.on_drafted(DRAFTS)
