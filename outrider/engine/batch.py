@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from outrider.engine.jobs import Feed
+from outrider.engine.kv_cache.slots import Move
 
 COMPILED_TOKENS_MAX = 16
 """Largest batch that runs compiled. Each power of two up to it is one graph; larger batches are prompts, in which the
@@ -14,6 +15,14 @@ kernels themselves take the time."""
 
 COMPILED_SIZES = tuple(1 << power for power in range(COMPILED_TOKENS_MAX.bit_length()))
 """Sizes of batches, in tokens, that have a graph of their own."""
+
+CAPTURED_TOKENS_MAX = 256
+"""Largest batch that is captured where its size alone tells the graph. Up to about here a GPU waits for the weights (an
+H200 up to 170 tokens, by its bandwidth and its products a second), so padding costs little; beyond, the device computes
+for longer than a host takes to queue."""
+
+CAPTURED_SIZES = tuple(1 << power for power in range(CAPTURED_TOKENS_MAX.bit_length()))
+"""Token buckets: the sizes of such batches."""
 
 _ROUNDED_TO = 16
 """Larger steps are rounded up to a multiple of this many tokens: the rows of a processor's matrix registers."""
@@ -83,6 +92,8 @@ class PackedBatch:
     """[R], the tokens whose logits are wanted."""
     num_tokens_min: int = 0
     """The pass over the batch pads it to at least that many tokens."""
+    moves: Sequence[Move] = ()
+    """Cells that the step moves before it writes any; see `AttentionBackend.moves_max`."""
 
     def pad(self, num_tokens: int, scratch_cell: int) -> None:
         """Fills up to `num_tokens` with tokens that belong to no session: they see nothing and write to a cell that

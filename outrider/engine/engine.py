@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
-from outrider.engine.batch import COMPILED_SIZES, PackedBatch, pack
+from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
@@ -120,6 +120,11 @@ class Engine:
         return self._model.captures
 
     @property
+    def not_fused(self) -> str:
+        """Why the layers do not run on fused kernels, in words; empty if they do."""
+        return self._model.not_fused
+
+    @property
     def num_free_slots(self) -> int:
         """Slots that no session holds."""
         return self._slots.num_free
@@ -150,10 +155,10 @@ class Engine:
     def warm_up(self) -> Iterator[int]:
         """Runs, and so compiles, one batch of each compiled size; yields the size of each when it is done.
 
-        On a CUDA device each is also captured, for all lengths of context that a step may then have. Raises
+        On a CUDA device each token bucket is captured, for all lengths of context that a step may then have. Raises
         UnsupportedModelError if the model cannot be compiled or captured; after `run_eagerly` it runs nevertheless.
         """
-        for size in COMPILED_SIZES:
+        for size in self._model.sizes:
             try:
                 if self._model.captures:
                     self._model.capture(size)

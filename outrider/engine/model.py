@@ -14,11 +14,13 @@ from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, Capturable, ModelFacts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO, select
-from outrider.engine.batch import PackedBatch
+from outrider.engine.attention.tree import TreeAttention
+from outrider.engine.batch import COMPILED_SIZES, PackedBatch
 from outrider.engine.compile.ahead import INVARIANT
 from outrider.engine.compile.decoder import Decoder
 from outrider.engine.compile.export import export
 from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
+from outrider.engine.compile.fusion import fused, fusion_problem
 from outrider.engine.compile.graphs import CudaRecorder, StepGraphs
 from outrider.engine.compile.just_in_time import CompiledForward, compile_decoder
 from outrider.engine.compile.levels import DraftLevels
@@ -58,15 +60,20 @@ class RaggedModel:
         self.levels: DraftLevels | None = None
         """Runs several levels of a draft in one call, if this model can."""
         self._graphs: StepGraphs | None = None
-        self._use(attention(facts, self.cache), compiled=compiled)
+        backend = attention(facts, self.cache)
+        self.not_fused = fusion_problem(Decoder(model, backend, self.cache.scratch_cell), facts)
+        """Why its layers do not run fused, in words; empty if they do."""
+        self._use(backend, compiled=compiled)
 
     def _use(self, attention: AttentionBackend, *, compiled: bool) -> None:
         self.attention = attention
         """How the layers attend at present."""
-        self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
+        small = self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
+        if isinstance(attention, TreeAttention) and not self.not_fused:
+            small = self.decoder = fused(self.decoder)
+            compiled = False
         self.forwards = [EagerForward(self.decoder)]
         self._graphs = self.levels = None
-        small = self.decoder
         if compiled:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
@@ -77,6 +84,11 @@ class RaggedModel:
     def captures(self) -> bool:
         """Whether small steps are worth `capture`."""
         return self._graphs is not None
+
+    @property
+    def sizes(self) -> Sequence[int]:
+        """Numbers of tokens that are worth capturing, or else worth compiling, in the order in which to do it."""
+        return COMPILED_SIZES if self._graphs is None else self._graphs.buckets
 
     def export(self) -> None:
         """From now on runs the model's graph, operator by operator. The native operators are loaded.
@@ -114,7 +126,7 @@ class RaggedModel:
 
     @torch.inference_mode()
     def capture(self, num_tokens: int) -> None:
-        """From now on replays CUDA graphs for batches of that size; a power of two up to COMPILED_TOKENS_MAX.
+        """From now on replays CUDA graphs for batches of that size, one of `sizes`.
 
         Raises RuntimeError if the model cannot be captured.
         """
@@ -143,7 +155,10 @@ class RaggedModel:
     def run(self, moves: Sequence[Move], batch: PackedBatch) -> Tensor:
         """Moves cells (see `KVCache.move`), then feeds the batch, which may be empty. Returns the logits of its wanted
         rows, [R, vocab_size], on the model's device."""
-        self.cache.move(moves)
+        if batch.token_ids and len(moves) <= self.attention.moves_max:
+            batch.moves = moves
+        else:
+            self.cache.move(moves)
         if not batch.token_ids:
             return torch.empty(0, self.vocab_size, dtype=self.facts.dtype, device=self.facts.device)
         return self.forward(batch)

@@ -41,6 +41,8 @@ def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str]) ->
             break
         if problem := backend.problem(facts):
             yield f"attention {name}: {problem}"
+    if engine.not_fused:
+        yield f"fused layers: {engine.not_fused}"
     yield from (f"forward pass: {problem}" for problem in not_compiled)
     if problem := fused.problem(facts.device):
         yield f"choice of tokens: {problem}"

@@ -13,7 +13,6 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import library, native
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO
-from outrider.engine.batch import COMPILED_TOKENS_MAX
 from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.load import self_check
@@ -81,7 +80,7 @@ def _warm_up(engine: Engine) -> None:
     started = time.monotonic()
     for size in engine.warm_up():
         seconds = round(time.monotonic() - started, 1)
-        structlog.get_logger().info("compiled", tokens=size, of=COMPILED_TOKENS_MAX, seconds=seconds)
+        structlog.get_logger().info("captured" if engine.captures else "compiled", tokens=size, seconds=seconds)
 
 
 def use_native(engine: Engine, cache: Path) -> None:

@@ -192,7 +192,7 @@ def a_long_prompt_is_fed_in_four_chunks_beside_another(rig: Rig) -> None:
 
 
 def a_step_that_fails_half_way_leaves_no_trace(rig: Rig) -> None:
-    """Half way: cells have moved, and the first of a Llama's layers has written its keys and values."""
+    """Half way: cells have moved, and a Llama's layers have written their keys and values."""
     engine = rig.engine
     slot, other = engine.acquire(), engine.acquire()
     line, other_line = random_line(10, seed=6), random_line(4, seed=7)
@@ -204,8 +204,8 @@ def a_step_that_fails_half_way_leaves_no_trace(rig: Rig) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("half way")
 
-    second_layer = engine._model.decoder.model.get_submodule("model.layers.1")
-    with second_layer.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="half way"):
+    second_product = engine._model.decoder.model.get_submodule("model.layers.1.self_attn.o_proj")
+    with second_product.register_forward_pre_hook(fail), pytest.raises(RuntimeError, match="half way"):
         engine.step(jobs)
     logits = engine.step(jobs).logits
     rig.close(logits[0], rig.reference([*line, 3])[-1])

@@ -235,7 +235,7 @@ def test_steps_are_captured_also_where_nothing_is_compiled(monkeypatch: pytest.M
     model.facts = model.facts._replace(captures=True)
     model._use(StaticAttention(model.facts, model.cache), compiled=False)
     assert model.captures
-    assert list(rig.engine.warm_up()) == list(COMPILED_SIZES)
+    assert sorted(rig.engine.warm_up()) == list(COMPILED_SIZES)
     histories.a_tree_equals_its_branches_alone(rig)
     assert tape.num_replays > 0
 

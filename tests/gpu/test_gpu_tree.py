@@ -138,3 +138,14 @@ def test_a_captured_step_never_waits() -> None:
     with never_waiting():
         logits = rig.engine.step([Job(slot, line, [LINE_END, 0, 0], [1, 2, 3], range(LINE_END, 3))]).logits
     rig.close(logits[0], rig.reference(line)[-1])
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen3"])
+def test_known_models_run_fused(family: str) -> None:
+    """In captured steps and in larger ones."""
+    for captured in (True, False):
+        rig = Rig(family, device=CUDA, attention=TreeAttention.name, captured=captured)
+        assert rig.engine.not_fused == ""
+        assert not captured or list(rig.engine.warm_up()) == [256, 128, 64, 32, 16, 8, 4, 2, 1]
+        histories.any_history_equals_a_fresh_start(rig)
+        assert rig.engine.path == ("graph" if captured else "eager")

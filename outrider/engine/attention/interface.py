@@ -6,7 +6,7 @@ A backend is a class of one file in this folder and a row in `registry.py`; noth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -113,6 +113,9 @@ class AttentionBackend(ABC):
     """What --attention-backend calls it."""
     implementation: ClassVar[str] = ATTENTION
     """The attention of transformers through which the layers reach `attend`; see `operator.register`."""
+    moves_max: ClassVar[int] = 0
+    """How many cells its steps move themselves, by `PackedBatch.moves`; see `KVCache.move`. Where there are more, all
+    are moved before the step."""
 
     def __init__(self, facts: ModelFacts, cache: KVCache) -> None:
         """For one model, whose keys and values are in `cache`."""
@@ -161,6 +164,10 @@ class Capturable(Protocol):
     What describes a batch lies at places of the device that never change: `load` fills them, and everything after it
     is work of the device alone, which a graph replays.
     """
+
+    buckets: ClassVar[Sequence[int]]
+    """The numbers of tokens that are worth capturing, in the order in which to do it: those that take the most memory
+    first, since the others use it, too."""
 
     def sizes(self, num_tokens: int) -> Iterable[Any]:
         """The sizes in which batches of `num_tokens` tokens may come. The one that takes the most memory is first."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from outrider.engine.attention.static_batch import (
     static_numbers,
     static_size,
 )
-from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch
+from outrider.engine.batch import COMPILED_SIZES, COMPILED_TOKENS_MAX, PackedBatch
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.transfer import staged
 
@@ -159,6 +160,7 @@ class StaticAttention(AttentionBackend):
 
     name = "static"
     implementation = BOUNDED_ATTENTION
+    buckets: ClassVar[Sequence[int]] = COMPILED_SIZES[::-1]
 
     def __init__(self, facts: ModelFacts, cache: KVCache) -> None:
         """See `AttentionBackend`."""

@@ -1,4 +1,4 @@
-"""Ragged tree attention on GPUs: four launches for each layer, whatever sessions, trees and windows there are.
+"""Ragged tree attention on GPUs: a few launches for each layer, whatever sessions, trees and windows there are.
 
 The kernels are those of `outrider.engine.gpu`. Nothing that a launch is given depends on the batch but a list of
 integers in the device's memory, so steps are captured for a number of tokens alone.
@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
 from outrider.engine.attention.tree_trial import problem, tokens_of
-from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, bucket
+from outrider.engine.batch import CAPTURED_SIZES, CAPTURED_TOKENS_MAX, PackedBatch, bucket
 from outrider.engine.gpu.work_list import (
+    MOVES_MAX,
     PAGE_CELLS,
     POSITIONS,
     ROWS,
@@ -35,10 +36,14 @@ if TYPE_CHECKING:
 PARTS_PER_TOKEN = 64
 """Room in a captured step, in splits for each token on the average: 32k of context. Longer ones are not captured."""
 
+PARTS_MAX = 8192
+"""Room in a larger captured step: 32 splits, 16k of context, for each of 256 tokens on the average. Its sums take 16 KB
+a part with 32 heads of 128 numbers, 134 MB that all captured steps share."""
+
 
 def parts_max(num_tokens: int) -> int:
     """Most parts of a captured step over so many tokens; at most as many items, and pages by the split."""
-    return num_tokens * PARTS_PER_TOKEN
+    return min(num_tokens * PARTS_PER_TOKEN, PARTS_MAX)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +70,13 @@ class TreeStep:
         """[N] int64"""
         return self.work.row(ROWS).long()
 
+    def move(self) -> None:
+        """Moves the cells that the batch says, before anything is written."""
+        from outrider.engine.gpu import cell_moves  # it wants Triton
+
+        for storage in self.cache.storages:
+            cell_moves.move_cells(storage, self.work.numbers[self.work.layout.first_move :])
+
     def attend(self, query: Tensor, key: Tensor, value: Tensor, layer: LayerCall) -> Tensor:
         """`AttentionStep.attend`."""
         from outrider.engine.gpu import launch  # it wants Triton
@@ -80,6 +92,8 @@ class TreeAttention(AttentionBackend):
     """`tree`: kernels in Triton over pages of the KV cache, for every layer and every step."""
 
     name = "tree"
+    moves_max = MOVES_MAX
+    buckets: ClassVar[Sequence[int]] = CAPTURED_SIZES[::-1]
 
     def __init__(self, facts: ModelFacts, cache: KVCache) -> None:
         """See `AttentionBackend`. Triton is installed."""
@@ -103,7 +117,10 @@ class TreeAttention(AttentionBackend):
         """See `AttentionBackend.prepare`."""
         work = work_list(batch, self._windows, self._tile_tokens)
         numbers = torch.frombuffer(work.numbers, dtype=torch.int32)
-        return self._step(work.layout, queued(numbers, self._facts.device), work.num_parts)
+        step = self._step(work.layout, queued(numbers, self._facts.device), work.num_parts)
+        if batch.moves:
+            step.move()
+        return step
 
     def sizes(self, num_tokens: int) -> list[int]:
         """See `Capturable`: the numbers of tokens alone."""
@@ -113,7 +130,7 @@ class TreeAttention(AttentionBackend):
         """See `Capturable`."""
         size = bucket(max(batch.num_tokens_min, len(batch.token_ids)))
         has_room = len(batch.rows) <= size and num_parts(batch) <= parts_max(size)
-        return size if 0 < size <= COMPILED_TOKENS_MAX and has_room else None
+        return size if 0 < size <= CAPTURED_TOKENS_MAX and has_room else None
 
     def load(self, batch: PackedBatch, size: int) -> None:
         """See `Capturable`."""
@@ -123,13 +140,15 @@ class TreeAttention(AttentionBackend):
         self._static()[: len(numbers)].copy_(numbers, non_blocking=True)
 
     def read(self, size: int) -> TreeStep:
-        """See `Capturable`."""
-        return self._step(Layout(size, len(self._windows)), self._static(), parts_max(size))
+        """See `Capturable`. It moves cells, too."""
+        step = self._step(Layout(size, len(self._windows)), self._static(), parts_max(size))
+        step.move()
+        return step
 
     def _static(self) -> Tensor:
         if self._buffer is None:
-            parts = parts_max(COMPILED_TOKENS_MAX)
-            layout = Layout(COMPILED_TOKENS_MAX, len(self._windows))
+            parts = parts_max(CAPTURED_TOKENS_MAX)
+            layout = Layout(CAPTURED_TOKENS_MAX, len(self._windows))
             length = layout.end(parts, parts * (SPLIT_CELLS // PAGE_CELLS))
             with torch.inference_mode():  # like what other steps feed the model: a compiler tells the two kinds apart
                 self._buffer = torch.zeros(length, dtype=torch.int32, device=self._facts.device)

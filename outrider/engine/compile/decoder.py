@@ -6,7 +6,7 @@ import copy
 import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -14,8 +14,12 @@ from transformers import PreTrainedModel
 
 from outrider.engine.attention.interface import AttentionBackend, AttentionStep, BatchTensors, StaticStep
 from outrider.engine.attention.operator import stepping
-from outrider.engine.batch import PackedBatch
+from outrider.engine.attention.tree import TreeStep
+from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch
 from outrider.engine.transfer import send
+
+if TYPE_CHECKING:
+    from outrider.engine.gpu.fused_layers import FusedLayers
 
 _CUDA_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """Without cuDNN's, which builds a plan for each new number of queries and cells: while texts grow, at every step."""
@@ -33,12 +37,19 @@ class Decoder:
         self.attention = attention
         self._scratch_cell = scratch_cell
         self._number = next(_numbers)
-        self._call: Callable[..., Any] = model
+        self._small: Callable[..., Any] = model
+        self._fused: FusedLayers | None = None
 
     def calling(self, compiled: Callable[..., Any]) -> Decoder:
-        """The same decoder, which calls `compiled` in place of the model."""
+        """The same decoder, which calls `compiled` in place of the model for up to COMPILED_TOKENS_MAX tokens."""
         decoder = copy.copy(self)
-        decoder._call = compiled
+        decoder._small = compiled
+        return decoder
+
+    def fused(self, layers: FusedLayers) -> Decoder:
+        """The same decoder, which runs `layers` in place of the model. Its attention is `tree`."""
+        decoder = copy.copy(self)
+        decoder._fused = layers
         return decoder
 
     def run(self, batch: PackedBatch, num_tokens: int, num_rows: int) -> Tensor:
@@ -56,8 +67,12 @@ class Decoder:
         return self._logits(step.token_ids, step.positions, step.rows, step)
 
     def _logits(self, token_ids: Tensor, positions: Tensor, rows: Tensor, step: AttentionStep) -> Tensor:
+        if self._fused is not None:
+            assert isinstance(step, TreeStep)
+            return self._fused.logits(token_ids[0], positions[0], rows, step.work, step.cache, step.windows)
+        call = self._small if token_ids.shape[1] <= COMPILED_TOKENS_MAX else self.model
         with self._kernels(), stepping(self._number, step):
-            output = self._call(
+            output = call(
                 input_ids=token_ids,
                 position_ids=positions,
                 use_cache=False,

@@ -5,7 +5,7 @@ Why, and what a step then still costs: docs/decisions/0011-cuda-graphs.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 
 import torch
@@ -77,9 +77,14 @@ class StepGraphs:
         self._record = record
         self._passes: dict[Hashable, Pass] = {}
 
+    @property
+    def buckets(self) -> Sequence[int]:
+        """The numbers of tokens that are worth capturing, in the order in which to do it."""
+        return self._attention.buckets
+
     def capture(self, num_tokens: int) -> None:
-        """Records the passes over that many tokens, a power of two, from batches of nothing but padding: they write to
-        the scratch cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
+        """Records the passes over that many tokens, one of `buckets`, from batches of nothing but padding: they write
+        to the scratch cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
         for size in self._attention.sizes(num_tokens):
             self._attention.load(PackedBatch(), size)
             self._passes[size] = self._record(partial(self._read_and_run, size))

@@ -1,4 +1,4 @@
-"""Launches of the kernels of `tree_attention.py`: four for each layer, whatever the batch."""
+"""Launches of the kernels of `tree_attention.py`: two for each layer, whatever the batch, and two more to write."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUM_WARPS = 8
 
 _ROWS_MIN = 4
 _ROW_NUMBERS_MAX = 4096
-"""Of a program of `write` or `combine`: fewest rows, and most rows by numbers of a row, which its registers hold."""
+"""Fewest rows of a program that takes rows for itself, and most rows by numbers of a row, which its registers hold."""
 
 
 class Machine(NamedTuple):
@@ -99,7 +99,7 @@ def write(content: Tensor, cache: Tensor, work: DeviceWork) -> None:
     """Puts each token's key or value, [num_kv_heads, N, size], into its cell."""
     num_kv_heads, num_tokens, size = content.shape
     num_rows = num_tokens * num_kv_heads
-    rows = _rows(num_rows, size, content.device)
+    rows = rows_of(num_rows, size, content.device)
     _kernels.write[(triton.cdiv(num_rows, rows),)](
         content,
         cache,
@@ -114,10 +114,11 @@ def write(content: Tensor, cache: Tensor, work: DeviceWork) -> None:
     )
 
 
-def _rows(num_rows: int, size: int, device: torch.device) -> int:
-    """How many rows of `size` numbers a program of `write` or `combine` takes, so that all processors have work."""
+def rows_of(num_rows: int, size: int, device: torch.device) -> int:
+    """How many rows of `size` numbers a program that takes each for itself has, so that all processors have work."""
     share = num_rows // (_PROGRAMS_PER_PROCESSOR * machine(device).num_processors)
-    return min(max(triton.next_power_of_2(share), _ROWS_MIN), _ROW_NUMBERS_MAX // triton.next_power_of_2(size))
+    most = max(_ROW_NUMBERS_MAX // triton.next_power_of_2(size), 1)
+    return min(max(triton.next_power_of_2(share), _ROWS_MIN), most)
 
 
 class Scoring(NamedTuple):
@@ -175,7 +176,7 @@ def attention(
         num_stages=tiled.num_stages,
         enable_fp_fusion=True,
     )
-    rows = _rows(num_tokens * num_heads, value_size, query.device)
+    rows = rows_of(num_tokens * num_heads, value_size, query.device)
     _kernels.combine[(triton.cdiv(num_tokens * num_heads, rows),)](
         output,
         work.numbers[PART_OFFSETS * work.layout.row :],

@@ -41,12 +41,19 @@ its first token's part, and how many parts each of its tokens has. The last is n
 TOKEN_IDS, POSITIONS, ROWS, WRITE_CELLS, PART_OFFSETS = range(5)
 """The rows that the list begins with, in their order."""
 _NUM_ROWS = 5
+
+MOVES_MAX = 256
+"""Most cells that a step moves itself: four for each of 64 sessions. A program holds so many at once."""
+MOVE_SOURCES = 4
+"""Integers from the number of moves to their sources. Their destinations stand MOVES_MAX behind those."""
+_MOVES = MOVE_SOURCES + 2 * MOVES_MAX
 _ALIGNMENT = 4
 """Integers: kernels want what they read to begin at a multiple of 16 bytes."""
 
 
 class Layout(NamedTuple):
-    """Where a list over N tokens and W windows has its parts: rows, sights, items, and at last all sessions' pages."""
+    """Where a list over N tokens and W windows has its parts: rows, moves, sights, items, and at last all sessions'
+    pages."""
 
     num_tokens: int
     num_windows: int
@@ -56,9 +63,14 @@ class Layout(NamedTuple):
         """Integers from one row to the next: N + 1, rounded up."""
         return -(-(self.num_tokens + 1) // _ALIGNMENT) * _ALIGNMENT
 
+    @property
+    def first_move(self) -> int:
+        """Where the number of moves stands."""
+        return _NUM_ROWS * self.row
+
     def first_sight(self, window: int) -> int:
         """Where the sights of the window with that index begin."""
-        return _NUM_ROWS * self.row + window * self.num_tokens * SIGHT
+        return self.first_move + _MOVES + window * self.num_tokens * SIGHT
 
     @property
     def first_item(self) -> int:
@@ -130,6 +142,10 @@ def work_list(batch: PackedBatch, windows: Sequence[int | None], tokens: int) ->
     for row in (batch.token_ids, batch.positions, batch.rows, batch.write_cells, offsets):
         numbers.extend(row)
         numbers.extend([0] * (layout.row - len(row)))
+    numbers.extend([len(batch.moves), *[0] * (MOVE_SOURCES - 1)])
+    for cells in zip(*batch.moves, strict=True) if batch.moves else ((), ()):
+        numbers.extend(cells)
+        numbers.extend([0] * (MOVES_MAX - len(cells)))
     for window in windows:
         numbers.extend(_sights(batch, window))
     numbers.extend([len(items), *[0] * (ITEM - 1)])

@@ -8,12 +8,12 @@ import pytest
 
 pytest.importorskip("triton", reason="needs Triton, which there is for Linux alone")
 
-from outrider.engine.gpu import tree_attention
 from tests.engine.gpu.interpreter import interpreted
+from tests.engine.gpu.launches import KERNELS
 
 
 @pytest.fixture
 def interpreter() -> Iterator[None]:
     """Kernels run on the CPU."""
-    with interpreted(tree_attention):
+    with interpreted(*KERNELS):
         yield

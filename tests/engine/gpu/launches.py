@@ -11,10 +11,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
-from outrider.engine.gpu import tree_attention
+from outrider.engine.gpu import cell_moves, layer_kernels, tree_attention
 from tests.engine.tape import Listening
 
-KERNELS = ("write", "attend", "combine")
+KERNELS = {
+    tree_attention: ("write", "attend", "combine"),
+    layer_kernels: ("add_and_normalize", "rotate", "gate"),
+    cell_moves: ("move",),
+}
+"""By the module that they are in."""
+
+
+def kernel_of(name: str) -> Any:
+    """The kernel of that name."""
+    return next(getattr(module, name) for module, names in KERNELS.items() if name in names)
 
 
 class Launch(NamedTuple):
@@ -64,11 +74,11 @@ class _Logged:
 def logged() -> Iterator[Launches]:
     """Meanwhile notes the launches, also on the tape that is listening. On meta tensors nothing runs."""
     launches = Launches()
-    kernels = {name: getattr(tree_attention, name) for name in KERNELS}
-    for name, kernel in kernels.items():
-        setattr(tree_attention, name, _Logged(launches, name, kernel))
+    kernels = [(module, name, getattr(module, name)) for module, names in KERNELS.items() for name in names]
+    for module, name, kernel in kernels:
+        setattr(module, name, _Logged(launches, name, kernel))
     try:
         yield launches
     finally:
-        for name, kernel in kernels.items():
-            setattr(tree_attention, name, kernel)
+        for module, name, kernel in kernels:
+            setattr(module, name, kernel)

@@ -21,9 +21,9 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from outrider.engine.attention.tree import parts_max
-from outrider.engine.gpu import launch, tree_attention
+from outrider.engine.gpu import cell_moves, launch, layer_kernels
 from outrider.engine.gpu.work_list import Layout, tile_tokens
-from tests.engine.gpu.launches import Launch, Launches, logged
+from tests.engine.gpu.launches import Launch, Launches, kernel_of, logged
 
 META = torch.device("meta")
 
@@ -57,6 +57,7 @@ class Heads(NamedTuple):
 LLAMA_8B = Heads(32, 8, 128)
 LLAMA_1B = Heads(32, 8, 64)
 GEMMA = Heads(8, 4, 256)
+QWEN3_32B = Heads(64, 8, 128)
 
 
 def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypatch: pytest.MonkeyPatch) -> Launches:
@@ -80,11 +81,40 @@ def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypa
     return launches
 
 
+def launched_between(hidden: int, inner: int, heads: Heads) -> Launches:
+    """The launches of a captured step beside those of attention: of one layer, with norms of heads, and of moves."""
+    num_tokens = 16
+    layout = Layout(num_tokens, 1)
+    numbers = torch.empty(layout.end(1, 1), dtype=torch.int32, device=META)
+    work = launch.DeviceWork(layout, numbers, 1, 16)
+
+    def some(*shape: int) -> Tensor:
+        return torch.empty(*shape, dtype=torch.bfloat16, device=META)
+
+    norm = layer_kernels.Norm(some(hidden), 1e-6)
+    head_norm = layer_kernels.Norm(some(heads.size), 1e-6)
+    cache = some(4096, *heads[1:])
+    with logged() as launches:
+        layer_kernels.add_norm(some(num_tokens, hidden), some(num_tokens, hidden), norm)
+        layer_kernels.rotate_and_write(
+            some(num_tokens, (heads.num_heads + 2 * heads.num_kv_heads) * heads.size),
+            some(num_tokens, heads.size),
+            some(num_tokens, heads.size),
+            (head_norm, head_norm),
+            cache,
+            cache,
+            work,
+        )
+        layer_kernels.gated(some(num_tokens, 2 * inner))
+        cell_moves.move_cells(some(64, 4096, *heads[1:]), numbers[layout.first_move :])
+    return launches
+
+
 _TYPES = {torch.int32: "i32", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def compiled(launch: Launch, capability: int) -> Any:
-    kernel = getattr(tree_attention, launch.kernel)
+    kernel = kernel_of(launch.kernel)
     arguments: Mapping[str, Any] = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | dict(launch.options)
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
@@ -142,3 +172,17 @@ def test_attention_of_real_layers(
             assert instruction in kernel.asm["ptx"]
             if each.options["num_stages"] > 1:
                 assert "cp.async" in kernel.asm["ptx"]  # pages are on their way while others are computed
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: str(each.capability))
+def test_what_is_between_the_products_of_real_layers(
+    architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # With one processor a program takes the most rows that it may.
+    monkeypatch.setattr(launch, "machine", lambda device: launch.Machine(1, architecture.shared_bytes))
+    log = launched_between(5120, 25600, QWEN3_32B).log
+    assert [each.kernel for each in log] == ["add_and_normalize", "rotate", "gate", "move"]
+    for each in log:
+        kernel = compiled(each, architecture.capability)
+        assert kernel.metadata.shared <= architecture.shared_bytes
+        assert spilled_bytes(kernel.asm["ptx"], architecture.capability, tmp_path) == 0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 import torch
 
 from outrider.engine.attention.interface import ModelFacts
-from outrider.engine.attention.tree import PARTS_PER_TOKEN, TreeAttention
+from outrider.engine.attention.tree import PARTS_MAX, PARTS_PER_TOKEN, TreeAttention, parts_max
 from outrider.engine.attention.tree_trial import trial
-from outrider.engine.batch import COMPILED_SIZES, COMPILED_TOKENS_MAX, pack
+from outrider.engine.batch import CAPTURED_SIZES, CAPTURED_TOKENS_MAX, COMPILED_SIZES, COMPILED_TOKENS_MAX, pack
 from outrider.engine.compile.graphs import StepGraphs
 from outrider.engine.gpu import launch, tree_attention
 from outrider.engine.gpu.work_list import SPLIT_CELLS
@@ -18,6 +19,7 @@ from outrider.engine.jobs import LINE_END, Job, plan
 from outrider.engine.load.probe import LayerFacts
 from tests.engine import histories
 from tests.engine.gpu.launches import Launches, logged
+from tests.engine.gpu.waiting import WaitsError, guarded
 from tests.engine.histories import CPU, Rig, random_line
 from tests.engine.tape import Tape
 from tests.engine.tiny_models import FAMILIES
@@ -25,7 +27,6 @@ from tests.engine.tiny_models import FAMILIES
 pytestmark = pytest.mark.usefixtures("interpreter")
 
 META = torch.device("meta")
-LAUNCHES_PER_LAYER = {"write": 2, "attend": 1, "combine": 1}
 LAYER = LayerFacts(num_heads=4, num_kv_heads=2, key_size=24, value_size=16, window=None, shapes_scores=False)
 
 HISTORIES = [
@@ -53,12 +54,21 @@ def rig_of(family: str, **options: object) -> Rig:
     return rig
 
 
-def replaying(rig: Rig) -> Tape:
+def launches_of(rig: Rig, *, captured: bool = False) -> Counter[str]:
+    """What a step launches: in captured ones moves too, whether there are any or not."""
+    model = rig.engine._model
+    num_layers, num_storages = len(model.facts.layers), len(model.cache.storages)
+    each = {"add_and_normalize": 2, "rotate": 1, "gate": 1} if not model.not_fused else {"write": 2}
+    wanted = Counter({name: num * num_layers for name, num in (each | {"attend": 1, "combine": 1}).items()})
+    return wanted + Counter(add_and_normalize=int(not model.not_fused), move=num_storages * captured)
+
+
+def replaying(rig: Rig, sizes: Sequence[int] = COMPILED_SIZES) -> Tape:
     """From now on the rig's small steps are replayed from what the tape has heard of padding alone."""
     model, tape = rig.engine._model, Tape()
     graphs = StepGraphs(model.decoder.run_static, model.attention, tape)  # type: ignore[arg-type]
     with torch.inference_mode():
-        for size in COMPILED_SIZES:
+        for size in sizes:
             graphs.capture(size)
     model.forwards.insert(0, graphs)
     return tape
@@ -99,7 +109,7 @@ def test_a_step_in_float16() -> None:
 
 
 def test_a_whole_model_traces_into_one_graph() -> None:
-    histories.a_whole_model_traces_into_one_graph(rig_of("llama"))
+    histories.a_whole_model_traces_into_one_graph(rig_of("gpt2"))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -117,9 +127,7 @@ def test_replayed_steps_of_each_family(family: str, launches: Launches) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_launches_do_not_grow_with_the_sessions(family: str, launches: Launches) -> None:
-    """Four for each layer; and a captured step has one grid, whatever it holds."""
     rig = rig_of(family)
-    num_layers = len(rig.engine._model.facts.layers)
     for num_sessions in (1, 3):
         jobs = [
             Job(rig.engine.acquire(), random_line(30 + index, seed=index), [LINE_END, 0, 0], [1, 2, 3], range(3))
@@ -127,31 +135,79 @@ def test_launches_do_not_grow_with_the_sessions(family: str, launches: Launches)
         ]
         launches.log.clear()
         rig.engine.step(jobs)
-        assert launches.num == {name: num * num_layers for name, num in LAUNCHES_PER_LAYER.items()}
+        assert launches.num == launches_of(rig)
         for job in jobs:
             rig.engine.release(job.slot)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_step_never_waits_for_its_device(family: str, launches: Launches) -> None:
-    """Tensors on the meta device have no content: whoever looks at one, or mixes it with the host's, fails."""
+def test_a_step_never_waits_for_its_device(family: str, launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on the meta device have no content: whoever looks at one, or mixes it with the host's, fails.
+
+    The first step is too large for what is captured, and in the second one a node that became a part of the line moves.
+    """
     rig = rig_of(family, device=META, dtype=torch.bfloat16)
     replaying(rig)
     slot, other = rig.engine.acquire(), rig.engine.acquire()
     line = random_line(COMPILED_TOKENS_MAX + 2, seed=1)
     launches.log.clear()
-    for num_launches in (8, 8):
+    for captured in (False, True):
         jobs = [Job(slot, line, [LINE_END, LINE_END, 1], [1, 2, 3], wanted=range(-1, 3)), Job(other, [1, 2])]
-        output = rig.engine.step(jobs)
+        with guarded(monkeypatch, META.type) as guard:
+            output = rig.engine.step(jobs)
+        assert guard.num_copies == (1 if captured else 2)
         assert output.logits.shape == (5, rig.engine.vocab_size)
         assert output.logits.device == META
-        assert len(launches.log) == num_launches
+        assert launches.num == launches_of(rig, captured=captured)
         launches.log.clear()
         line.append(2)
 
 
+def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_device, mask = torch.ones(3, device=META), torch.ones(3, dtype=torch.bool, device=META)
+    waiting: list[Callable[[], object]] = [
+        lambda: on_device.sum().item(),
+        lambda: on_device[mask],
+        lambda: mask.nonzero(),
+        lambda: torch.repeat_interleave(mask.long()),
+        lambda: torch.tensor([1.0, 2.0]).to(META),
+        lambda: torch.tensor([1.0, 2.0]).to(META, non_blocking=True),
+        lambda: on_device.copy_(torch.ones(3)),
+        lambda: on_device.to("cpu"),
+    ]
+    for wait in waiting:
+        for inference in (True, False):  # which sees some operations whole
+            with torch.inference_mode(inference), guarded(monkeypatch, META.type), pytest.raises(WaitsError):
+                wait()
+
+
+def test_a_captured_step_moves_cells_itself(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig = rig_of("llama")
+    tape = replaying(rig)
+    monkeypatch.setattr(rig.engine._model.cache, "move", fail)
+    slot, line = rig.engine.acquire(), random_line(6, seed=3)
+    rig.engine.step([Job(slot, line, [LINE_END, LINE_END, 1], [1, 2, 3], wanted=[0, 2])])
+    for token_id in (2, 3):
+        line.append(token_id)
+    launches.log.clear()
+    logits = rig.engine.step([Job(slot, line, [LINE_END], [4], wanted=[LINE_END, 0])]).logits
+    rig.close(logits, rig.reference([*line, 4])[-2:])
+    assert tape.num_replays == 2
+    (moved,) = [each for each in launches.log if each.kernel == "move"]
+    assert moved.arguments[1][0] == 2
+
+
+def test_a_bucket_beyond_what_is_compiled_is_replayed(launches: Launches) -> None:
+    rig = rig_of("llama")
+    tape = replaying(rig, [2 * COMPILED_TOKENS_MAX])
+    slot, line = rig.engine.acquire(), random_line(COMPILED_TOKENS_MAX + 1, seed=1)
+    rig.close(rig.engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])
+    assert (tape.num_replays, rig.engine.path) == (1, "graph")
+    assert launches.num["rotate"] > 0
+
+
 def test_which_steps_are_captured() -> None:
-    rig = rig_of("llama", max_context=256)
+    rig = rig_of("llama", max_context=512)
     attention = rig.engine._model.attention
     assert isinstance(attention, TreeAttention)
 
@@ -166,11 +222,15 @@ def test_which_steps_are_captured() -> None:
     assert size(5, num_tokens_min=9) == 16
     assert size(1, 2, 3) == 8
     assert size(COMPILED_TOKENS_MAX) == COMPILED_TOKENS_MAX
-    assert size(COMPILED_TOKENS_MAX + 1) is None
+    assert size(COMPILED_TOKENS_MAX + 1) == 2 * COMPILED_TOKENS_MAX
+    assert size(CAPTURED_TOKENS_MAX) == CAPTURED_TOKENS_MAX
+    assert size(CAPTURED_TOKENS_MAX + 1) is None
+    assert attention.buckets == (256, 128, 64, 32, 16, 8, 4, 2, 1) == CAPTURED_SIZES[::-1]
     batch = pack([plan(Job(rig.engine.acquire(), [0]), max_tokens=1)])
     for num_cells, expected in ((PARTS_PER_TOKEN * SPLIT_CELLS, 1), (PARTS_PER_TOKEN * SPLIT_CELLS + 1, None)):
         batch.sessions = [batch.sessions[0]._replace(num_cells=num_cells)]
         assert attention.size_of(batch) == expected
+    assert parts_max(CAPTURED_TOKENS_MAX) == PARTS_MAX
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
