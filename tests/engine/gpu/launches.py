@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -61,14 +62,14 @@ class _Logged:
 
 
 @contextmanager
-def logged() -> Iterator[Launches]:
+def logged(module: ModuleType = tree_attention, names: Sequence[str] = KERNELS) -> Iterator[Launches]:
     """Meanwhile notes the launches, also on the tape that is listening. On meta tensors nothing runs."""
     launches = Launches()
-    kernels = {name: getattr(tree_attention, name) for name in KERNELS}
+    kernels = {name: getattr(module, name) for name in names}
     for name, kernel in kernels.items():
-        setattr(tree_attention, name, _Logged(launches, name, kernel))
+        setattr(module, name, _Logged(launches, name, kernel))
     try:
         yield launches
     finally:
         for name, kernel in kernels.items():
-            setattr(tree_attention, name, kernel)
+            setattr(module, name, kernel)

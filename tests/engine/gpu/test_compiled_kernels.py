@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -59,7 +60,13 @@ LLAMA_1B = Heads(32, 8, 64)
 GEMMA = Heads(8, 4, 256)
 
 
-def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypatch: pytest.MonkeyPatch) -> Launches:
+def launched(
+    heads: Heads,
+    dtype: torch.dtype,
+    machine: launch.Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    cell_dtype: torch.dtype | None = None,
+) -> Launches:
     """The launches of one layer in a captured step over 16 tokens."""
     monkeypatch.setattr(launch, "machine", lambda device: machine)
     num_tokens = 16
@@ -72,7 +79,7 @@ def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypa
         torch.empty(num_tokens, count, heads.size, dtype=dtype, device=META).transpose(0, 1)
         for count in (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
     )
-    key_cache, value_cache = (torch.empty(4096, *heads[1:], dtype=dtype, device=META) for _ in range(2))
+    key_cache, value_cache = (torch.empty(4096, *heads[1:], dtype=cell_dtype or dtype, device=META) for _ in range(2))
     with logged() as launches:
         launch.write(key, key_cache, work)
         launch.write(value, value_cache, work)
@@ -80,11 +87,18 @@ def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypa
     return launches
 
 
-_TYPES = {torch.int32: "i32", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES = {
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
 
 
-def compiled(launch: Launch, capability: int) -> Any:
-    kernel = getattr(tree_attention, launch.kernel)
+def compiled(launch: Launch, capability: int, module: ModuleType = tree_attention) -> Any:
+    kernel = getattr(module, launch.kernel)
     arguments: Mapping[str, Any] = dict(zip(kernel.arg_names, launch.arguments, strict=False)) | dict(launch.options)
     signature, constants, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
