@@ -53,8 +53,12 @@ def alike_refusal(target: ModelInfo, other: ModelInfo) -> Refusal | None:
 
 
 def _identity(info: ModelInfo) -> tuple[object, ...]:
-    return (info.identity_sha256, info.tokenizer_sha256, info.vocab_size, info.eos_token_ids, info.dtype)
+    computed = (info.identity_sha256, info.tokenizer_sha256, info.vocab_size, info.eos_token_ids)
+    return (*computed, info.dtype, info.weights or "full", info.kv_cache_dtype or "auto")
 
 
 def _described(info: ModelInfo) -> str:
-    return f"{info.name!r} ({info.num_parameters} parameters, {info.dtype}, identity {info.identity_sha256[:8]})"
+    kept = [f"weights in {info.weights}"] if info.weights not in ("", "full") else []
+    kept += [f"keys and values in {info.kv_cache_dtype}"] if info.kv_cache_dtype not in ("", "auto") else []
+    words = ", ".join([f"{info.num_parameters} parameters", info.dtype, *kept, f"identity {info.identity_sha256[:8]}"])
+    return f"{info.name!r} ({words})"

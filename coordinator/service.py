@@ -139,6 +139,7 @@ class GenerationService:
                     observation.trace_id,
                     target.batch_invariant,
                     target.identity_sha256,
+                    target.kv_cache_dtype,
                 )
                 async with aclosing(run_together(generations, interruption)) as rounds:
                     async for index, emitted in rounds:

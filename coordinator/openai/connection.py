@@ -43,6 +43,7 @@ def first_headers(started: Started) -> dict[str, str]:
     return {
         "x-request-id": started.request_id,
         "x-outrider-batch-invariant": "true" if started.batch_invariant else "false",
+        **({"x-outrider-kv-cache-dtype": started.kv_cache_dtype} if started.kv_cache_dtype not in ("", "auto") else {}),
     }
 
 

@@ -26,6 +26,7 @@ def json_object(answer: Answer, *, as_list: bool, with_logprobs: bool) -> dict[s
     shared: dict[str, Any] = {
         "prompt_token_ids": started.prompt_token_ids,
         "batch_invariant": started.batch_invariant,
+        **({"kv_cache_dtype": started.kv_cache_dtype} if started.kv_cache_dtype not in ("", "auto") else {}),
     }
     if as_list:
         return {**shared, "completions": completions}

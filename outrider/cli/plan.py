@@ -36,7 +36,10 @@ class _PlanFlags:
     sessions: Annotated[int, typer.Option(help="Completions at a time at a verifier.", min=1, max=SESSIONS_MAX)] = 1
     context: Annotated[int, typer.Option(help="Tokens of each, prompt and answer.", min=1)] = 4096
     delay_ms: Annotated[float, typer.Option(help="One way between drafter and verifier.", min=0)] = 0.3
-    weight_bytes: Annotated[float, typer.Option(help="Of the target's weights: 2, 1 or 0.5.", min=0.1, max=4)] = 2.0
+    weight_bytes: Annotated[
+        float | None,
+        typer.Option(help="Of the target's weights: 2, 1 or 0.5; a quantized folder tells.", min=0.1, max=4),
+    ] = None
     target_price: Annotated[float | None, typer.Option(help="Dollars an hour of the target's device.", min=0)] = None
     draft_price: Annotated[float | None, typer.Option(help="Dollars an hour of a drafter's device.", min=0)] = None
 
@@ -54,8 +57,13 @@ def _shapes(flags: _PlanFlags) -> tuple[Shape, Shape]:
 def _forecast(flags: _PlanFlags) -> Forecast:
     target, draft = _shapes(flags)
     return forecast(
-        Engine(target, parse_device(flags.target_device), flags.weight_bytes, flags.target_devices),
-        Engine(draft, parse_device(flags.draft_device)),
+        Engine(
+            target,
+            parse_device(flags.target_device),
+            flags.weight_bytes or target.number_bytes,
+            flags.target_devices,
+        ),
+        Engine(draft, parse_device(flags.draft_device), draft.number_bytes),
         Load(flags.sessions, flags.context),
         acceptance=flags.acceptance,
         delay_seconds=flags.delay_ms / 1e3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from outrider.core.coordinate.server_info import ServerInfo
+from outrider.core.protocol.messages import ModelInfo
 from outrider.doctor.finding import Finding, Level
 
 _MIB = 2**20
@@ -33,11 +34,18 @@ def look_at_server(info: ServerInfo, version: str) -> Iterator[Finding]:
             continue
         model = replica.model
         text = (
-            f"{model.name}, {model.num_parameters / 1e6:.3g} M parameters, {model.dtype} on {model.device}, "
+            f"{model.name}, {model.num_parameters / 1e6:.3g} M parameters, {_numbers(model)} on {model.device}, "
             f"{model.max_sessions} sessions of {model.max_context} tokens, KV cache of "
             f"{model.kv_cache_bytes / _MIB:.0f} MiB"
         )
         yield Finding(Level.GOOD, f"{kind} worker", text)
+        if kind == "verify" and model.kv_cache_dtype not in ("", "auto"):
+            yield Finding(
+                Level.NOTE,
+                "exactness",
+                f"keys and values are kept in {model.kv_cache_dtype}, so tokens are not exactly the target's own",
+                "--kv-cache-dtype auto, with room for half as many tokens",
+            )
         if kind == "verify" and not model.batch_invariant:
             yield Finding(
                 Level.NOTE,
@@ -47,3 +55,7 @@ def look_at_server(info: ServerInfo, version: str) -> Iterator[Finding]:
             )
     if info.target_only_reason:
         yield Finding(Level.PROBLEM, "pair", info.target_only_reason, "requests run by the target alone until then")
+
+
+def _numbers(model: ModelInfo) -> str:
+    return model.dtype if model.weights in ("", "full") else f"weights in {model.weights}, {model.dtype}"

@@ -56,6 +56,7 @@ class Engine:
         captured: bool = False,
         pad_tokens: int = 0,
         attention: str = AUTO,
+        kv_cache_dtype: torch.dtype | None = None,
         announce: Callable[[Sequence[Move], PackedBatch], None] | None = None,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
@@ -64,13 +65,15 @@ class Engine:
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
-        Layers attend by the backend called `attention`. Where the model is divided over several ranks, `announce` tells
-        the others each step before it is taken, and they `follow`.
+        Layers attend by the backend called `attention`, over cells of `kv_cache_dtype`, or if None of the model's type.
+        Where the model is divided over several ranks, `announce` tells the others each step before it is taken, and
+        they `follow`.
 
         Raises UnsupportedModelError if that backend or the attention interface cannot serve the model's layers, or if
         `kv_tokens` is too little for one session.
         """
-        facts = model_facts(model, captures=(compiled or captured) and model.device.type == "cuda")
+        captures = (compiled or captured) and model.device.type == "cuda"
+        facts = model_facts(model, captures=captures)._replace(kv_cache_dtype=kv_cache_dtype)
         backend = select(attention, facts)
         block_cells = backend.block_size(facts)
         session_blocks = -(-(max_context + TREE_CELLS_MAX) // block_cells)

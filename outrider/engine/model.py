@@ -49,7 +49,7 @@ class RaggedModel:
         """
         self.facts = facts
         self.vocab_size: int = model.config.get_text_config().vocab_size
-        self.cache = KVCache(facts.layers, num_blocks, attention.block_size(facts), facts.dtype, facts.device)
+        self.cache = KVCache(facts.layers, num_blocks, attention.block_size(facts), facts.cell_dtype, facts.device)
         self._model = model
         self.forwards: list[Forward] = []
         """In the order in which they are asked. The last one takes every batch."""

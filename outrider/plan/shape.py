@@ -25,6 +25,8 @@ class Shape(NamedTuple):
     num_layers: int
     num_kv_heads: int
     head_size: int
+    number_bytes: float = 2.0
+    """Bytes of a weight: of a quantized folder, by the size of its files."""
 
     def weight_bytes(self, number_bytes: float) -> float:
         """With `number_bytes` for each parameter."""
@@ -68,7 +70,12 @@ def parse_shape(text: str) -> Shape:
     try:
         if config.stat().st_size > CONFIG_BYTES_MAX:
             raise ValueError("it is too long")
-        return _shape_of(Path(text).name, json.loads(config.read_bytes()))
+        told = json.loads(config.read_bytes())
+        shape = _shape_of(Path(text).name, told)
+        num_bytes = sum(file.stat().st_size for file in config.parent.glob("*.safetensors"))
+        if told.get("quantization_config") and num_bytes:
+            shape = shape._replace(number_bytes=num_bytes / shape.num_parameters)
+        return shape
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnknownShapeError(f"{config} does not tell the shape of a dense decoder ({error!r})") from error
 

@@ -151,20 +151,22 @@ class GenerateResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[GenerateStarted, _Mapping]] = ..., tokens: _Optional[_Union[GeneratedTokens, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., round: _Optional[_Union[Round, _Mapping]] = ...) -> None: ...
 
 class GenerateStarted(_message.Message):
-    __slots__ = ("request_id", "prompt_token_ids", "seed", "trace_id", "batch_invariant", "target_identity_sha256")
+    __slots__ = ("request_id", "prompt_token_ids", "seed", "trace_id", "batch_invariant", "target_identity_sha256", "kv_cache_dtype")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     BATCH_INVARIANT_FIELD_NUMBER: _ClassVar[int]
     TARGET_IDENTITY_SHA256_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     seed: int
     trace_id: str
     batch_invariant: bool
     target_identity_sha256: str
-    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ..., batch_invariant: _Optional[bool] = ..., target_identity_sha256: _Optional[str] = ...) -> None: ...
+    kv_cache_dtype: str
+    def __init__(self, request_id: _Optional[str] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., trace_id: _Optional[str] = ..., batch_invariant: _Optional[bool] = ..., target_identity_sha256: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ...) -> None: ...
 
 class GeneratedTokens(_message.Message):
     __slots__ = ("position", "text", "tokens", "rolled_back", "num_draft_tokens", "completion", "num_cached_prompt_tokens")

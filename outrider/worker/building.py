@@ -14,12 +14,14 @@ from outrider.engine import native
 from outrider.engine.attention.interface import ModelFacts, model_facts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.engine import Engine
+from outrider.engine.kv_cache.cells import CELL_TYPES
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.load import self_check
 from outrider.engine.load.division import divide
 from outrider.engine.load.folder import load_weights
 from outrider.engine.load.positions import check_positions
 from outrider.engine.parallel.ranks import Ranks
+from outrider.engine.quantized.linear import num_parameters, weight_tensors
 from outrider.worker.config import AUTO_KV_MEMORY, WorkerConfig
 from outrider.worker.joining import place_of
 from outrider.worker.memory import Demand, kv_bytes, room_bytes
@@ -34,6 +36,8 @@ class Built(NamedTuple):
     facts: ModelFacts
     reference: list[self_check.Passage]
     """What transformers says of some passages."""
+    exact: list[self_check.Passage]
+    """The same with keys and values in the model's own type, where the KV cache has a narrower one; else none."""
     num_parameters: int
     """Of the whole model."""
     weight_bytes: int
@@ -55,17 +59,20 @@ def build(
     `Engine`. Raises UnsupportedModelError.
     """
     if ranks is None:
-        model = load_weights(folder, device=device, dtype=config.dtype)
+        model = load_weights(folder, device=device, dtype=config.dtype, weights=config.weights)
     else:  # what a CPU has of weights are pages of their files until they are cut
-        model = divide(load_weights(folder, device=torch.device("cpu"), dtype=config.dtype), device, ranks.num_ranks)
+        cpu = torch.device("cpu")
+        whole = load_weights(folder, device=cpu, dtype=config.dtype, weights=config.weights, divided=True)
+        model = divide(whole, device, ranks.num_ranks)
     check_positions(model)
     text_config = model.config.get_text_config()
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
-    facts = model_facts(model)
-    reference = self_check.reference(model, facts.layers, max_context)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    cell_dtype = CELL_TYPES[config.kv_cache_dtype]
+    facts = model_facts(model)._replace(kv_cache_dtype=cell_dtype)
+    reference = self_check.reference(model, facts.layers, max_context, cell_dtype)
+    exact = [] if cell_dtype is None else self_check.reference(model, facts.layers, max_context)
     on_cpu = device.type == "cpu"
-    weight_bytes = sum(_own(parameter).nbytes for parameter in model.parameters())
+    weight_bytes = sum(_own(each).nbytes for each in weight_tensors(model))
     if on_cpu and ranks is None:
         weight_bytes *= 2  # the native operators have them packed, too
     if on_cpu and config.attention_backend == NativeAttention.name:
@@ -81,11 +88,12 @@ def build(
         captured=captured,
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
+        kv_cache_dtype=cell_dtype,
         announce=None if ranks is None else ranks.announce,
     )
     if ranks is not None:
         ranks.loaded()
-    return Built(engine, model, facts, reference, num_parameters, weight_bytes)
+    return Built(engine, model, facts, reference, exact, num_parameters(model), weight_bytes)
 
 
 def _own(parameter: Tensor) -> Tensor:

@@ -97,6 +97,17 @@ class WorkerConfig(Settings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="type of weights and activations; auto takes the type of the stored weights"
     )
+    weights: Literal["auto", "full", "fp8", "int4"] = Field(
+        "auto",
+        description="in what linear layers keep their weights; auto: as a quantized folder has them, but on a CPU "
+        "de-quantised; full: de-quantised at start; fp8, int4: as auto, where a folder that is not quantized so is "
+        "refused",
+    )
+    kv_cache_dtype: Literal["auto", "fp8"] = Field(
+        "auto",
+        description="type of keys and values in the KV cache; auto: that of the activations; fp8: half of 16 bits, and "
+        "other tokens now and then (the start says how far logits move)",
+    )
     listen: str = Field(description="host:port to serve on")
     tls_peers: str = Field(
         COORDINATOR_NAME,

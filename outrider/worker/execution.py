@@ -12,6 +12,7 @@ from outrider.engine import native
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.registry import BACKENDS
 from outrider.engine.engine import Engine
+from outrider.engine.quantized import linear
 from outrider.engine.sample import fused
 
 
@@ -32,8 +33,9 @@ def token_choice(device: torch.device) -> str:
     return "torch" if fused.problem(device) else "triton"
 
 
-def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str]) -> Iterator[str]:
-    """On a GPU: each faster part that is not in use, and why. `not_compiled` says it of the forward pass."""
+def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str], weights: str = "full") -> Iterator[str]:
+    """On a GPU: each faster part that is not in use, and why. `not_compiled` says it of the forward pass; `weights` are
+    what `kept_as` says."""
     if facts.device.type == "cpu":
         return
     for name, backend in BACKENDS.items():
@@ -44,6 +46,8 @@ def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str]) ->
     if engine.not_fused:
         yield f"fused layers: {engine.not_fused}"
     yield from (f"forward pass: {problem}" for problem in not_compiled)
+    if weights != "full" and (problem := linear.problem(facts.device)):
+        yield f"products of weights in {weights}: {problem}"
     if problem := fused.problem(facts.device):
         yield f"choice of tokens: {problem}"
 
@@ -54,5 +58,7 @@ def said(info: ModelInfo) -> dict[str, Any]:
         "attention": info.attention,
         "forward_pass": info.forward_pass,
         "token_choice": info.token_choice,
+        "weights": info.weights,
+        "kv_cache_dtype": info.kv_cache_dtype,
         **({"not_taken": list(info.not_taken)} if info.not_taken else {}),
     }

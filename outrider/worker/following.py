@@ -43,7 +43,7 @@ def _follow(config: WorkerConfig) -> None:
     if device.type == "cpu":
         os.setpriority(os.PRIO_PROCESS, 0, CPU_NICENESS)  # as rank 0's device thread, which waits for this one
     folder = resolve_folder(config.model)
-    check_folder(folder)
+    check_folder(folder, config.weights)
     ranks = join(config)
     for number in (signal.SIGTERM, signal.SIGINT):  # rank 0 drains, and says when it is over
         signal.signal(number, signal.SIG_IGN)

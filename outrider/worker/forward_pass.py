@@ -32,11 +32,7 @@ def take_up(
         return None
     if package is not None and _hindered(config, cache_problem(config.compile_cache)):
         package = None
-    if (
-        engine.device.type == "cpu"
-        and config.num_ranks == 1
-        and config.attention_backend in (AUTO, NativeAttention.name)
-    ):
+    if engine.device.type == "cpu" and config.num_ranks == 1 and not _why_not_native(config):
         use_native(engine, config.compile_cache)
     self_check.check(engine, reference)
     return package
@@ -102,9 +98,16 @@ def compiles(config: WorkerConfig, device: torch.device) -> bool:
     problem = compiler_problem(device)
     if config.num_ranks > 1:
         problem = "over several devices a forward pass runs operator by operator"
-    elif device.type == "cpu" and config.attention_backend not in (AUTO, NativeAttention.name):
-        problem = f"a compiled forward pass on a CPU attends by native, not by {config.attention_backend}"
+    elif device.type == "cpu" and (reason := _why_not_native(config)):
+        problem = f"a compiled forward pass on a CPU attends by native, {reason}"
     return not _hindered(config, problem)
+
+
+def _why_not_native(config: WorkerConfig) -> str:
+    """Why layers do not attend by `native` on a CPU; empty if they may."""
+    if config.attention_backend not in (AUTO, NativeAttention.name):
+        return f"not by {config.attention_backend}"
+    return "" if config.kv_cache_dtype == "auto" else f"which keeps no keys and values in {config.kv_cache_dtype}"
 
 
 def _hindered(config: WorkerConfig, problem: str) -> bool:

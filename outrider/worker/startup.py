@@ -23,6 +23,7 @@ from outrider.engine.load.folder import check_folder, eos_token_ids, resolve_fol
 from outrider.engine.load.identity import model_name, model_sha256
 from outrider.engine.load.tokenizer import portable_tokenizer
 from outrider.engine.parallel.ranks import Ranks
+from outrider.engine.quantized.linear import kept_as
 from outrider.engine.transfer import on
 from outrider.worker.building import build
 from outrider.worker.compilation import package_path
@@ -67,7 +68,7 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
     num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     log.info("loading model", model=name, megabytes=round(num_bytes / 1e6, 1), device=str(device))
     started = time.monotonic()
-    check_folder(folder)
+    check_folder(folder, config.weights)
     if config.num_ranks > 1:
         check_division(folder, config.num_ranks)
     tokenizer = portable_tokenizer(folder)
@@ -86,6 +87,14 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
     elif compiled:
         package = package_path(config.compile_cache, folder, weights, str(engine.dtype).removeprefix("torch."))
     package = take_up(engine, config, package, built.reference)
+    if built.exact:
+        effect = self_check.effect(engine, built.exact)
+        log.warning(
+            "narrower keys and values: tokens are not exactly the target's own",
+            kv_cache_dtype=config.kv_cache_dtype,
+            largest_logit_difference=round(effect.largest_difference, 4),
+            same_greedy_choices=round(effect.same_choices, 4),
+        )
     kv_tokens = engine.blocks.num_blocks * engine.blocks.block_cells
     memory_limit, kv_cache = limit_bytes(device), kv_tokens * engine.kv_bytes_per_token
     log.info(
@@ -101,6 +110,7 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
         attention=engine.attention,
         seconds=round(time.monotonic() - started, 2),
     )
+    weights_in = kept_as(built.model)
     info = ModelInfo(
         name=name,
         model_type=text_config.model_type,
@@ -117,7 +127,9 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
         identity_sha256=model_sha256(folder, weights, tokenizer.json),
         memory_limit_bytes=memory_limit,
         kv_cache_bytes=kv_cache,
-        not_taken=tuple(not_taken(engine, built.facts, not_compiled)),
+        not_taken=tuple(not_taken(engine, built.facts, not_compiled, weights_in)),
+        weights=weights_in,
+        kv_cache_dtype=config.kv_cache_dtype,
     )
     info = running(info, engine)
     log.info("runs on", **said(info))

@@ -42,5 +42,16 @@ def test_verifiers_are_alike_if_they_give_the_same_tokens() -> None:
         MODEL._replace(tokenizer_sha256="b" * 64),
         MODEL._replace(eos_token_ids=(3,)),
         MODEL._replace(dtype="bfloat16"),
+        MODEL._replace(weights="int4"),
+        MODEL._replace(kv_cache_dtype="fp8"),
     ):
         assert "no session could move between them" in str(alike_refusal(MODEL, other))
+
+
+def test_what_an_older_verifier_does_not_tell_is_what_it_does() -> None:
+    assert alike_refusal(MODEL, MODEL._replace(weights="full", kv_cache_dtype="auto")) is None
+
+
+def test_weights_and_cells_in_few_bits_are_named() -> None:
+    other = MODEL._replace(weights="int4", kv_cache_dtype="fp8")
+    assert "weights in int4, keys and values in fp8, identity" in str(alike_refusal(MODEL, other))

@@ -62,7 +62,7 @@ _ENGINE_FLOORS = (
     ("jobs",),
     ("batch",),
     ("gpu",),
-    ("attention",),
+    ("attention", "quantized"),
     ("compile", "sample", "parallel"),
     ("model",),
     ("",),

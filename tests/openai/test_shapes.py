@@ -204,6 +204,12 @@ def test_the_first_headers_say_who_was_asked_and_whether_its_tokens_depend_on_ot
     assert found == {"x-request-id": "r", "x-outrider-batch-invariant": told}
 
 
+@pytest.mark.parametrize(("kv_cache_dtype", "told"), [("auto", None), ("", None), ("fp8", "fp8")])
+def test_the_first_headers_say_where_keys_and_values_are_rounded(kv_cache_dtype: str, told: str | None) -> None:
+    found = first_headers(Started("r", (1,), 7, "", kv_cache_dtype=kv_cache_dtype))
+    assert found.get("x-outrider-kv-cache-dtype") == told
+
+
 def test_a_reason_is_one_line_of_ascii_in_a_header() -> None:
     told = mode([finished(), finished(mode_reason="no\ndrafter \N{EM DASH} " + "x" * 1000)])
     assert told.body["mode_reason"].startswith("no\ndrafter \N{EM DASH}")

@@ -119,6 +119,18 @@ def test_shapes_are_read_from_folders() -> None:
     assert parse_shape("Qwen/Qwen3-8B") is SHAPES["qwen3-8b"]
 
 
+def test_a_quantized_folder_tells_the_bytes_of_a_weight(tmp_path: Path) -> None:
+    config = json.loads(Path("models/target/config.json").read_text())
+    quantized = {**config, "quantization_config": {"quant_method": "awq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(quantized))
+    assert parse_shape(str(tmp_path)).number_bytes == 2.0
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 6_000_000)
+    shape = parse_shape(str(tmp_path))
+    assert shape.weight_bytes(shape.number_bytes) == pytest.approx(6_000_000)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert parse_shape(str(tmp_path)).number_bytes == 2.0
+
+
 def test_known_shapes_have_the_parameters_that_their_sizes_make(tmp_path: Path) -> None:
     config = {
         "hidden_size": 4096,

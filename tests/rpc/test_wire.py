@@ -156,6 +156,8 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
         forward_pass=TEXT,
         token_choice=TEXT,
         not_taken=st.lists(TEXT, max_size=3).map(tuple),
+        weights=TEXT,
+        kv_cache_dtype=TEXT,
     )
 
 

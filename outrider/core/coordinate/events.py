@@ -38,6 +38,8 @@ class Started:
     """Whether the tokens are exactly the target's own, whatever is served beside them; see `GenerateStarted`."""
     target_identity_sha256: str = ""
     """See `ModelInfo` in common.proto."""
+    kv_cache_dtype: str = ""
+    """The target's; see `ModelInfo` in common.proto. If it is "fp8", the tokens are not exactly the target's own."""
 
     def seed_of(self, completion: int) -> int:
         """The seed with which that completion can be had alone."""

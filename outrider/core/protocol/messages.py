@@ -73,6 +73,8 @@ class ModelInfo(NamedTuple):
     forward_pass: str = ""
     token_choice: str = ""
     not_taken: tuple[str, ...] = ()
+    weights: str = ""
+    kv_cache_dtype: str = ""
 
 
 DEFAULT_TEMPLATE: Final = "default"

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
 from outrider.engine.attention.masks import NO_MASK, NO_SPANS, SCATTERED, mask_stride, spans_and_masks
 from outrider.engine.batch import PackedBatch
+from outrider.engine.kv_cache.cells import movable, stored
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.transfer import queued
 
@@ -56,8 +57,11 @@ class SessionSteps(NamedTuple):
                 first_cell = 0
             else:
                 keys, values = key_cache, value_cache
-            keys = keys[first_cell : first_cell + num_cells].transpose(0, 1)  # [num_kv_heads, C, key_size]
-            values = values[first_cell : first_cell + num_cells].transpose(0, 1)
+            own_keys, own_values = (
+                each[first_cell : first_cell + num_cells].to(query.dtype) for each in (keys, values)
+            )
+            keys = own_keys.transpose(0, 1)  # [num_kv_heads, C, key_size]
+            values = own_values.transpose(0, 1)
             visible = None
             if mask is not None and mask_offset != NO_MASK:
                 num_queries = end_query - first_query
@@ -76,7 +80,8 @@ class SessionSteps(NamedTuple):
 
     def _gathered(self, cache: Tensor, blocks: Tensor) -> Tensor:
         """The cells of `blocks` in a row."""
-        return cache.unflatten(0, (-1, self.block_cells)).index_select(0, blocks).flatten(0, 1)
+        gathered = movable(cache).unflatten(0, (-1, self.block_cells)).index_select(0, blocks)
+        return gathered.flatten(0, 1).view(cache.dtype)
 
 
 class TorchAttention(AttentionBackend):
@@ -147,5 +152,5 @@ def capped_attention(
 
 def write(key_cache: Tensor, value_cache: Tensor, cells: Tensor, key: Tensor, value: Tensor) -> None:
     """Puts each token's key and value into its cell."""
-    key_cache.index_copy_(0, cells, key.transpose(0, 1))
-    value_cache.index_copy_(0, cells, value.transpose(0, 1))
+    for cache, content in ((key_cache, key), (value_cache, value)):
+        movable(cache).index_copy_(0, cells, movable(stored(content.transpose(0, 1), cache.dtype)))

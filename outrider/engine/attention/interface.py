@@ -20,6 +20,9 @@ from outrider.engine.load.probe import LayerFacts, probe_layers
 ATTENTION = "outrider"
 """Name under which the attention is registered with transformers; see `operator.py`."""
 
+NARROW_CELLS = "it reads cells of the model's own type alone; use torch or tree, or --kv-cache-dtype auto"
+"""The problem of a backend that takes no narrower cells."""
+
 
 class LayerCall(NamedTuple):
     """What one layer says of its attention besides queries, keys and values."""
@@ -72,16 +75,23 @@ class ModelFacts(NamedTuple):
     layers: list[LayerFacts]
     """[L]"""
     dtype: torch.dtype
-    """Of queries, keys, values and the KV cache."""
+    """Of queries, keys and values."""
     device: torch.device
     captures: bool = False
     """Whether small steps are to be captured as CUDA graphs."""
+    kv_cache_dtype: torch.dtype | None = None
+    """Of the cells, if not that of keys and values; see `kv_cache/cells.py`."""
+
+    @property
+    def cell_dtype(self) -> torch.dtype:
+        """Of the KV cache."""
+        return self.kv_cache_dtype or self.dtype
 
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes that one token's keys and values take in all layers together."""
         sizes = (facts.num_kv_heads * (facts.key_size + facts.value_size) for facts in self.layers)
-        return sum(sizes) * self.dtype.itemsize
+        return sum(sizes) * self.cell_dtype.itemsize
 
 
 def model_facts(model: PreTrainedModel, *, captures: bool = False) -> ModelFacts:

@@ -14,7 +14,13 @@ import torch
 from torch import Tensor
 
 from outrider.engine import native
-from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
+from outrider.engine.attention.interface import (
+    NARROW_CELLS,
+    AttentionBackend,
+    BatchTensors,
+    LayerCall,
+    ModelFacts,
+)
 from outrider.engine.attention.operator import register
 from outrider.engine.batch import PackedBatch
 from outrider.engine.kv_cache.tensors import KVCache
@@ -54,6 +60,8 @@ class NativeAttention(AttentionBackend):
         """See `AttentionBackend.problem`."""
         if facts.device.type != "cpu":
             return "it computes on processors; use --device cpu"
+        if facts.kv_cache_dtype is not None:
+            return NARROW_CELLS
         return "" if native.available(facts.device) else "the native operators are not built"
 
     @classmethod

@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from outrider.engine.attention.by_session import SessionSteps, steps_of, write
-from outrider.engine.attention.interface import AttentionBackend, AttentionStep, BatchTensors, LayerCall, ModelFacts
+from outrider.engine.attention.interface import (
+    NARROW_CELLS,
+    AttentionBackend,
+    AttentionStep,
+    BatchTensors,
+    LayerCall,
+    ModelFacts,
+)
 from outrider.engine.attention.paged_batch import Call, PagedBatch, load
 from outrider.engine.batch import PackedBatch
 from outrider.engine.kv_cache.tensors import KVCache
@@ -165,6 +172,8 @@ class PagedAttention(AttentionBackend):
     @classmethod
     def problem(cls, facts: ModelFacts) -> str:
         """See `AttentionBackend.problem`."""
+        if facts.kv_cache_dtype is not None:
+            return NARROW_CELLS
         if not any(can_page(layer, facts.dtype) for layer in facts.layers):
             return "its kernel takes 16-bit types, heads of a multiple of 8 up to 256 numbers, and plain scores alone"
         if missing := lacking(varlen_attn):

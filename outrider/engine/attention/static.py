@@ -17,7 +17,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from outrider.engine.attention.bounded import BOUNDED_ATTENTION
 from outrider.engine.attention.by_session import TorchAttention, capped_attention, write
-from outrider.engine.attention.interface import AttentionBackend, AttentionStep, BatchTensors, LayerCall, ModelFacts
+from outrider.engine.attention.interface import (
+    NARROW_CELLS,
+    AttentionBackend,
+    AttentionStep,
+    BatchTensors,
+    LayerCall,
+    ModelFacts,
+)
 from outrider.engine.attention.paged import PagedAttention
 from outrider.engine.attention.static_batch import (
     COLUMNS_MAX,
@@ -172,6 +179,8 @@ class StaticAttention(AttentionBackend):
     @classmethod
     def problem(cls, facts: ModelFacts) -> str:
         """See `AttentionBackend.problem`."""
+        if facts.kv_cache_dtype is not None:
+            return NARROW_CELLS
         return "" if facts.captures else "its steps are CUDA graphs; it needs --device cuda and --compile auto or on"
 
     @classmethod

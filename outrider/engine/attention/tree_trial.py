@@ -79,7 +79,7 @@ def _attended(backend: type[AttentionBackend], facts: ModelFacts) -> torch.Tenso
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=random).to(facts.device, facts.dtype)
 
-    cache = KVCache(facts.layers, 2, PAGE_CELLS, facts.dtype, facts.device)
+    cache = KVCache(facts.layers, 2, PAGE_CELLS, facts.cell_dtype, facts.device)
     for each in (*cache.keys, *cache.values):
         each.copy_(noise(*each.shape))
     query = noise(layer.num_heads, 3, layer.key_size)

@@ -26,8 +26,21 @@ PAGE = tl.constexpr(work_list.PAGE_CELLS)
 SPLIT = tl.constexpr(work_list.SPLIT_CELLS)
 NOTHING = tl.constexpr(2**31 - 1)
 """A cell that no session has."""
+E4M3_NORMAL = tl.constexpr(2.0**-6)
+"""Smaller numbers of fp8 are multiples of 2^-9, ..."""
+SHIFTER = tl.constexpr(1.5 * 2**14)
+"""... and so is what float32 has near this one."""
 LOG2_E = tl.constexpr(1.4426950408889634)
 """Scores are in base 2 from here on: GPUs have an instruction for its powers."""
+
+
+@triton.jit
+def rounded_to_e4m3(x):
+    """`x`, float32 of at most 448, to the nearest number of fp8 and the even one of two: whoever converts it then does
+    nothing but copy its bits."""
+    bits = x.to(tl.uint32, bitcast=True)
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & 0xFFF00000  # three bits of fraction are left
+    return tl.where(tl.abs(x) < E4M3_NORMAL, (x + SHIFTER) - SHIFTER, bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -59,6 +72,8 @@ def write(
     written = tl.load(source, mask=is_used, other=0.0).to(tl.float32)
     written = tl.minimum(tl.maximum(tl.where(written == written, written, 0.0), -bound), bound)
     place = cache + ((cell * KV_HEADS + head) * SIZE)[:, None] + columns[None, :]
+    if cache.dtype.element_ty.is_fp8():
+        written = rounded_to_e4m3(written)
     tl.store(place, written.to(cache.dtype.element_ty), mask=is_used)
 
 
@@ -133,7 +148,7 @@ def attend(
                 key_cache + (page * PAGE * KV_HEADS + kv_head) * KEY + key_offsets,
                 mask=is_inside[None, :] & (key_columns < KEY)[:, None],
                 other=0.0,
-            )
+            ).to(q.dtype)
             scores = tl.dot(q, keys, input_precision=PRECISION) * scale
             if HAS_SOFTCAP:
                 # tanh x = 1 - 2 / (1 + e^2x)
@@ -153,7 +168,7 @@ def attend(
                 value_cache + (page * PAGE * KV_HEADS + kv_head) * VALUE + value_offsets,
                 mask=is_inside[:, None] & (value_columns < VALUE)[None, :],
                 other=0.0,
-            )
+            ).to(q.dtype)
             total = total * faded + tl.sum(weights, 1)
             summed = summed * faded[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
             highest = new_highest

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.kv_cache.cells import movable
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.load.probe import LayerFacts
 from outrider.engine.transfer import send
@@ -39,7 +40,7 @@ class KVCache:
         self.scratch_cell = num_cells - 1
         """The cell that takes what padding writes. No session holds its block."""
         self.storages: list[Tensor] = []
-        """Each [layers' keys and values of one shape, num_cells, num_kv_heads, key_size or value_size]."""
+        """Each [layers' keys and values of one shape, num_cells, num_kv_heads, key_size or value_size], `movable`."""
         planes: dict[tuple[int, int], list[tuple[int, bool]]] = {}
         for layer, facts in enumerate(layers):
             planes.setdefault((facts.num_kv_heads, facts.key_size), []).append((layer, True))
@@ -55,7 +56,7 @@ class KVCache:
                     f"{device} has no room for {gigabytes:.1f} GB of keys and values beside the model; "
                     "lower --kv-memory, --max-sessions or --max-context"
                 ) from error
-            self.storages.append(storage)
+            self.storages.append(movable(storage))
             found.update(zip(members, storage.unbind(0), strict=True))
         self.keys = tuple(found[layer, True] for layer in range(len(layers)))
         """L x [num_cells, num_kv_heads, key_size]"""

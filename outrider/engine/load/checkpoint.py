@@ -115,6 +115,10 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
                 )
                 for name, entry in header.items()
             ]
+            if not all(
+                isinstance(each.dtype, str) and all(type(size) is int for size in each.shape) for each in tensors
+            ):
+                raise ValueError("types and shapes")
             end = max((tensor.end for tensor in tensors), default=base)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnsupportedModelError(f"{path} has no header that can be read; download it again") from error

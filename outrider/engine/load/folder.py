@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
-from transformers.quantizers.auto import AutoHfQuantizer
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.model_name import is_hub_name
 from outrider.engine.load.checkpoint import named, read_checkpoint
+from outrider.engine.load.streaming import load_streaming
+from outrider.engine.quantized.layout import layout_of
+from outrider.engine.quantized.scheme import Scheme, scheme_of
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -22,6 +24,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
 }
 """Floating-point types by the names that flags and ModelInfo use."""
+
+Weights = Literal["auto", "full", "fp8", "int4"]
+"""In what linear layers shall keep their weights; the last two want a checkpoint that is quantized so."""
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
 _MISFITS = {
@@ -73,29 +78,47 @@ def load_model(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedM
     return load_weights(folder, device=device, dtype=dtype)
 
 
-def load_weights(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedModel:
+def load_weights(
+    folder: Path, *, device: torch.device, dtype: str, weights: Weights = "auto", divided: bool = False
+) -> PreTrainedModel:
     """The model of a folder that was checked, in evaluation mode, with transformers' eager attention until the engine
     sets its own.
 
-    `dtype` is a name of DTYPES, or "auto" for the type that the weights are stored in. Raises UnsupportedModelError if
-    the tensors are not exactly those of the model.
+    `dtype` is a name of DTYPES, or "auto" for the type that the weights are stored in. Where `weights` are not "full",
+    linear layers of quantized checkpoints keep theirs as they are on a GPU; on a CPU they are de-quantised, since its
+    native products, which are batch invariant, are of whole numbers. `divided` tells that the model is going to be
+    divided over devices. Raises UnsupportedModelError if the tensors are not exactly those of the model.
     """
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype="auto" if dtype == "auto" else DTYPES[dtype],
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are named below
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    scheme = quantization(config)
+    _check_asked(folder, scheme, weights)
+    keeps = scheme is not None and weights != "full" and device.type != "cpu"
+    if divided and scheme is not None and weights != "full":
+        raise UnsupportedModelError(
+            f"{folder} is quantized ({scheme.layout}), and quantized weights are not divided over devices; use one, "
+            "without --tensor-parallel, or de-quantise all with --weights full"
         )
-        model: PreTrainedModel = loaded[0]
-        # Not from_pretrained's device_map, which needs the accelerate package.
-        model.to(device)  # pyright: ignore[reportArgumentType]
+    wanted = None if dtype == "auto" else DTYPES[dtype]
+    loaded: Any
+    try:
+        if scheme is None and device.type == "cpu":  # its weights are pages of their files
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=wanted or "auto",
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are named below
+            )
+        else:
+            loaded = load_streaming(folder, config, device=device, dtype=wanted, scheme=scheme, keeps=keeps)
+    except UnsupportedModelError:
+        raise
     except Exception as error:  # transformers and safetensors raise whatever they meet
         raise _cannot(f"load {folder} as a causal language model", error) from error
-    found = loaded[1]
+    model: PreTrainedModel
+    model, found = loaded
     problems = [
         f"{len(names)} {words} ({named(names)})"
         for kind, words in _MISFITS.items()
@@ -109,11 +132,12 @@ def load_weights(folder: Path, *, device: torch.device, dtype: str) -> PreTraine
     return model.eval()
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, weights: Weights = "auto") -> None:
     """Raises UnsupportedModelError for what can be told of a folder without reading its weights: files that are missing
-    or cut off, and an architecture that is not a decoder with plain or sliding attention.
+    or cut off, an architecture that is not a decoder with plain or sliding attention, weights that are quantized in an
+    unknown way, or not as `weights` says.
     """
-    read_checkpoint(folder)
+    tensors = read_checkpoint(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
@@ -123,9 +147,15 @@ def check_folder(folder: Path) -> None:
         ) from error
     _check_architecture(config, folder)
     try:
-        quantization = getattr(config, "quantization_config", None)
-        if quantization is not None:
-            AutoHfQuantizer.from_config(quantization).validate_environment()
+        scheme = quantization(config)
+        if scheme is not None:
+            layout_of({tensor.name: tensor for tensor in tensors}, scheme)
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(
+            f"cannot make the model that {folder / 'config.json'} describes: {error}"
+        ) from error
+    _check_asked(folder, scheme, weights)
+    try:
         has_generation = (folder / "generation_config.json").is_file()
         generation = GenerationConfig.from_pretrained(folder) if has_generation else None
         with torch.device("meta"):  # shapes alone
@@ -133,6 +163,26 @@ def check_folder(folder: Path) -> None:
     except Exception as error:
         raise _cannot(f"make the model that {folder / 'config.json'} describes", error) from error
     end_token_ids(config, generation)
+
+
+def quantization(config: PreTrainedConfig) -> Scheme | None:
+    """How the checkpoint of `config` is quantized, if it is. From now on `config` says nothing of it, so that
+    transformers looks for no quantizer. Raises UnsupportedModelError as `scheme_of` does."""
+    found: Any = None
+    parts: tuple[Any, ...] = (config.get_text_config(), config)
+    for part in parts:
+        if hasattr(part, "quantization_config"):
+            found = part.quantization_config or found
+            del part.quantization_config
+    return None if found is None else scheme_of(found if isinstance(found, dict) else found.to_dict())
+
+
+def _check_asked(folder: Path, scheme: Scheme | None, weights: Weights) -> None:
+    if weights in ("fp8", "int4") and (scheme is None or scheme.kind != weights):
+        found = "not quantized" if scheme is None else f"in {scheme.kind}"
+        raise UnsupportedModelError(
+            f"--weights {weights}: those of {folder} are {found}; take a folder in {weights}, or --weights auto"
+        )
 
 
 def eos_token_ids(model: PreTrainedModel) -> tuple[int, ...]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.kv_cache.cells import FP8, stored
 from outrider.engine.load.probe import LayerFacts, num_positions
 
 _BRANCHES = ((11, 23), (42,))
@@ -39,28 +41,65 @@ class Passage(NamedTuple):
     """[R, V]: after each token of each branch."""
 
 
-def reference(model: PreTrainedModel, layers: Sequence[LayerFacts], max_context: int) -> list[Passage]:
-    """Passages of up to `max_context` tokens by transformers' own attention. Call it before building the engine."""
+class Effect(NamedTuple):
+    """What narrower cells do to a model's choices, over some passages."""
+
+    largest_difference: float
+    """Of logits, relative to the largest logit."""
+    same_choices: float
+    """Share of the places at which the likeliest token is the same."""
+
+
+_NARROW = "outrider-narrow"
+"""Name under which the eager attention over cells in eight bits is registered with transformers."""
+
+
+def reference(
+    model: PreTrainedModel, layers: Sequence[LayerFacts], max_context: int, cell_dtype: torch.dtype | None = None
+) -> list[Passage]:
+    """Passages of up to `max_context` tokens by transformers' own attention, over keys and values as cells of that type
+    keep them; None is the model's own. Call it before building the engine."""
     vocab_size: int = model.config.get_text_config().vocab_size
     past_window = min((facts.window for facts in layers if facts.window is not None), default=0) + _CHAIN
     wanted = max(_LONG_LINE, past_window) if past_window <= LINE_TOKENS_MAX else _LONG_LINE
     line = _line(min(wanted, max_context, num_positions(model.config)), vocab_size)
     short, long = max(min(_SHORT_LINE, len(line) - len(_BRANCHES[0])), 1), max(len(line) - _CHAIN, 1)
     branches = [[token_id % vocab_size for token_id in branch] for branch in _BRANCHES]
-    return [_passage(model, line[:short], branches), _passage(model, line[:long], [line[long:]])]
+    return [
+        _passage(model, line[:short], branches, cell_dtype),
+        _passage(model, line[:long], [line[long:]], cell_dtype),
+    ]
 
 
-def _passage(model: PreTrainedModel, line: list[int], branches: list[list[int]]) -> Passage:
+def _passage(
+    model: PreTrainedModel, line: list[int], branches: list[list[int]], cell_dtype: torch.dtype | None
+) -> Passage:
     def after(branch: list[int]) -> Tensor:
         """[len(branch), V]"""
         token_ids = torch.tensor([[*line, *branch]], device=model.device)
         return model(input_ids=token_ids, use_cache=False, logits_to_keep=len(branch)).logits[0, -len(branch) :]
 
     try:
+        if cell_dtype == FP8:
+            model.set_attn_implementation(_NARROW)
         with torch.inference_mode():
             return Passage(line, branches, torch.cat([after(branch) for branch in branches]).float())
     except Exception as error:  # models raise whatever they meet
         raise UnsupportedModelError(f"transformers cannot run this model: {type(error).__name__}: {error}") from error
+    finally:
+        model.set_attn_implementation("eager")
+
+
+def _narrow_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **arguments: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The eager attention of the model's own file, over keys and values as cells in eight bits keep them."""
+    key, value = (stored(each, FP8).to(each.dtype) for each in (key, value))
+    return sys.modules[type(module).__module__].eager_attention_forward(module, query, key, value, mask, **arguments)
+
+
+AttentionInterface.register(_NARROW, _narrow_attention)
+AttentionMaskInterface.register(_NARROW, AttentionMaskInterface()["eager"])
 
 
 def check(engine: Engine, passages: Sequence[Passage]) -> None:
@@ -76,6 +115,14 @@ def check(engine: Engine, passages: Sequence[Passage]) -> None:
                 f"{len(passage.line)} tokens: its attention does something that transformers' attention interface does "
                 "not tell, such as position biases or shared caches; it cannot be served"
             )
+
+
+def effect(engine: Engine, passages: Sequence[Passage]) -> Effect:
+    """How far the engine's logits and likeliest tokens are from those of `passages`, over cells of the model's type."""
+    pairs = [(_logits(engine, passage), passage.logits) for passage in passages]
+    differences = [((found - exact).abs().max() / exact.abs().max()).item() for found, exact in pairs]
+    same = torch.cat([found.argmax(1) == exact.argmax(1) for found, exact in pairs])
+    return Effect(max(differences), same.float().mean().item())
 
 
 def _logits(engine: Engine, passage: Passage) -> Tensor:

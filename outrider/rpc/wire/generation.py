@@ -148,6 +148,7 @@ def encode_event(event: Event) -> pb.GenerateResponse:
                     trace_id=event.trace_id,
                     batch_invariant=event.batch_invariant,
                     target_identity_sha256=event.target_identity_sha256,
+                    kv_cache_dtype=event.kv_cache_dtype,
                 )
             )
         case Finished():
@@ -170,6 +171,7 @@ def decode_event(message: pb.GenerateResponse) -> Event:
                 started.trace_id,
                 started.batch_invariant,
                 started.target_identity_sha256,
+                started.kv_cache_dtype,
             )
         case "finished":
             return _decode_finished(message.finished)

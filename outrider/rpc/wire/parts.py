@@ -135,6 +135,8 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         forward_pass=message.forward_pass,
         token_choice=message.token_choice,
         not_taken=tuple(message.not_taken),
+        weights=message.weights,
+        kv_cache_dtype=message.kv_cache_dtype,
     )
 
 

@@ -60,7 +60,13 @@ GEMMA = Heads(8, 4, 256)
 QWEN3_32B = Heads(64, 8, 128)
 
 
-def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypatch: pytest.MonkeyPatch) -> Launches:
+def launched(
+    heads: Heads,
+    dtype: torch.dtype,
+    machine: launch.Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    cell_dtype: torch.dtype | None = None,
+) -> Launches:
     """The launches of one layer in a captured step over 16 tokens."""
     monkeypatch.setattr(launch, "machine", lambda device: machine)
     num_tokens = 16
@@ -73,7 +79,7 @@ def launched(heads: Heads, dtype: torch.dtype, machine: launch.Machine, monkeypa
         torch.empty(num_tokens, count, heads.size, dtype=dtype, device=META).transpose(0, 1)
         for count in (heads.num_heads, heads.num_kv_heads, heads.num_kv_heads)
     )
-    key_cache, value_cache = (torch.empty(4096, *heads[1:], dtype=dtype, device=META) for _ in range(2))
+    key_cache, value_cache = (torch.empty(4096, *heads[1:], dtype=cell_dtype or dtype, device=META) for _ in range(2))
     with logged() as launches:
         launch.write(key, key_cache, work)
         launch.write(value, value_cache, work)
@@ -110,7 +116,14 @@ def launched_between(hidden: int, inner: int, heads: Heads) -> Launches:
     return launches
 
 
-_TYPES = {torch.int32: "i32", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_TYPES = {
+    torch.uint8: "u8",
+    torch.int32: "i32",
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "fp8e4nv",
+}
 
 
 def compiled(launch: Launch, capability: int) -> Any:

@@ -1,0 +1,150 @@
+"""Linear layers that keep their weight in few bits, and de-quantise it within the product."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from outrider.engine.gpu.toolchain import triton_problem
+from outrider.engine.quantized.weight import QuantizedWeight
+
+_TRIED_SHAPE = (3, 48, 160)
+"""Rows, outputs and inputs of a trial: no whole tiles of any of them."""
+_TRIED_BLOCK = (32, 32)
+_TOLERANCE = 1e-2
+"""Largest difference that rounding explains, of values around 1."""
+_REASON_LENGTH_MAX = 200
+"""Longest part of a compiler's message that is passed on."""
+
+
+class QuantizedLinear(nn.Module):
+    """An `nn.Linear` over a quantized weight, which it never writes out whole where a kernel does the product."""
+
+    codes: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+    order: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.out_features, self.in_features = weight.num_outputs, weight.num_inputs
+        self._rows, self._columns = weight.rows, weight.columns
+        for name in ("codes", "scales", "zeros", "order"):
+            self.register_buffer(name, getattr(weight, name))
+        self.register_buffer("bias", bias)
+
+    @property
+    def weight_in_few_bits(self) -> QuantizedWeight:
+        """What it multiplies by."""
+        return QuantizedWeight(self.codes, self.scales, self._rows, self._columns, self.zeros, self.order)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., K] to [..., N], of the type of `x`."""
+        weight = self.weight_in_few_bits
+        rows = x.reshape(-1, self.in_features)
+        if self.order is not None:
+            rows = rows.index_select(1, self.order)
+        product = _opaque if torch.compiler.is_compiling() else _product
+        found = product(rows, weight.codes, weight.scales, weight.zeros, weight.rows, weight.columns)
+        found = found if self.bias is None else found + self.bias
+        return found.unflatten(0, x.shape[:-1])
+
+
+def _product(
+    x: Tensor,  # [M, K]
+    codes: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    """[M, N]: `x` times the transpose of a weight whose columns stand in order."""
+    weight = QuantizedWeight(codes, scales, rows, columns, zeros)
+    if problem(x.device):
+        return functional.linear(x, weight.dequantized(x.dtype))
+    from outrider.engine.gpu.quantized_launch import product  # it wants Triton
+
+    return product(x, codes, scales, zeros, rows, columns)
+
+
+@torch.library.custom_op("outrider::quantized_product", mutates_args=())
+def _opaque(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, columns: int) -> Tensor:
+    """`_product` as graph compilers see it."""
+    return _product(x, codes, scales, zeros, rows, columns)
+
+
+@_opaque.register_fake
+def _(x: Tensor, codes: Tensor, *_: object) -> Tensor:
+    return x.new_empty(x.shape[0], codes.shape[0])
+
+
+@cache
+def problem(device: torch.device) -> str:
+    """Why the kernel does not multiply on `device`, where weights are then de-quantised for each product; empty if it
+    does. It is tried: not every GPU and Triton has been met."""
+    if device.type != "cuda":
+        return "its kernel runs on GPUs"
+    if reason := triton_problem():
+        return reason
+    try:
+        return "" if _agrees(device) else "its kernel computes something else than torch does here"
+    except Exception as error:  # compilers, drivers and kernels raise whatever they meet
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:_REASON_LENGTH_MAX]}"
+
+
+def _agrees(device: torch.device) -> bool:
+    from outrider.engine.gpu.quantized_launch import product  # it wants Triton
+
+    num_rows, num_outputs, num_inputs = _TRIED_SHAPE
+    rows, columns = _TRIED_BLOCK
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(num_rows, num_inputs, generator=random).to(device, torch.float16)
+    scales = torch.rand(-(-num_outputs // rows), num_inputs // columns, generator=random) / num_inputs**0.5
+    fp8 = torch.randn(num_outputs, num_inputs, generator=random).to(torch.float8_e4m3fn)
+    int4 = torch.randint(256, (num_outputs, num_inputs // 2), generator=random, dtype=torch.uint8)
+    zeros = torch.randint(16, (num_outputs, num_inputs // columns), generator=random, dtype=torch.uint8)
+    tried = (
+        QuantizedWeight(fp8.to(device), scales.to(device), rows, columns),
+        QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device)),
+    )
+    return all(
+        torch.allclose(
+            product(x, each.codes, each.scales, each.zeros, rows, columns).float(),
+            x.float() @ each.dequantized(torch.float32).T,
+            rtol=_TOLERANCE,
+            atol=_TOLERANCE * 10,
+        )
+        for each in tried
+    )
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Of the whole model, a quantized weight's counted as what it stands for."""
+    few_bits = sum(layer.out_features * layer.in_features for layer in _layers(model))
+    return few_bits + sum(each.numel() for each in chain(model.parameters(), _biases(model)))
+
+
+def weight_tensors(model: nn.Module) -> list[Tensor]:
+    """All that the weights of `model` are kept in."""
+    return [*model.parameters(), *(each for layer in _layers(model) for each in layer.buffers())]
+
+
+def kept_as(model: nn.Module) -> Literal["full", "fp8", "int4"]:
+    """In what the linear layers keep their weights."""
+    for layer in _layers(model):
+        return "fp8" if layer.zeros is None else "int4"
+    return "full"
+
+
+def _layers(model: nn.Module) -> list[QuantizedLinear]:
+    return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+
+
+def _biases(model: nn.Module) -> list[Tensor]:
+    return [layer.bias for layer in _layers(model) if layer.bias is not None]
