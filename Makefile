@@ -94,7 +94,8 @@ COMPAT := build/compat-$(COMPAT_TORCH)
 COMPAT_OLDEST := transformers==5.17.0 triton==3.6.0 'numpy<2.4' # triton 3.6 interprets with no newer numpy
 COMPAT_NEWEST := transformers triton numpy
 COMPAT_TESTS := tests/engine/test_engine.py tests/engine/test_kinds.py tests/engine/test_mask.py tests/engine/test_checkpoint.py \
-  tests/engine/test_backends.py tests/engine/test_paged.py tests/engine/test_graphs.py tests/engine/test_choice.py
+  tests/engine/test_backends.py tests/engine/test_paged.py tests/engine/test_graphs.py tests/engine/test_choice.py \
+  tests/engine/test_sweep.py tests/engine/gpu
 
 $(COMPAT)-oldest/.installed: COMPAT_PINS = $(COMPAT_OLDEST)
 $(COMPAT)-newest/.installed: COMPAT_PINS = $(COMPAT_NEWEST)
@@ -113,6 +114,11 @@ compat: $(COMPAT)-oldest/.installed $(COMPAT)-newest/.installed ## Run the engin
 	  $(COMPAT)-$$which/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|transformers|triton|numpy) ' || exit 1; \
 	  $(COMPAT)-$$which/bin/python -m pytest $(COMPAT_TESTS) $(ARGS) || exit 1; \
 	done
+
+.PHONY: sweep
+sweep: $(VENV)/.installed ## Compile sixty architectures and the bundled target, and compare each with transformers (hours on two cores)
+	$(BIN)/python -m tests.engine.sweep $(ARGS)
+	OUTRIDER_TEST_COMPILED=1 $(BIN)/python -m pytest tests/engine/test_near_ties.py
 
 .PHONY: test-images
 test-images: $(VENV)/.installed ## Start each service from what its Dockerfile copies and installs, without a container engine

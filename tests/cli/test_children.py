@@ -163,6 +163,17 @@ def test_one_service_of_each_kind_is_started_by_default() -> None:
     assert not any("num-threads" in flag for command in commands_of().values() for flag in command)
 
 
+def test_workers_compile_while_they_serve_and_for_a_comparison_before_it() -> None:
+    def choices(**changes: Any) -> set[str]:
+        commands = commands_of(**changes)
+        return {flag for name in ("verify", "draft") for flag in commands[name] if flag.startswith("--compile=")}
+
+    assert choices() == {"--compile=auto"}
+    assert choices(compile_first=True) == {"--compile=first"}, "and not on: where nothing can be compiled it serves"
+    assert choices(compile_first=True, target_device="cuda", draft_device="cuda:1") == {"--compile=auto"}
+    assert choices(compile_first=True, compiled="on") == {"--compile=on"}
+
+
 def test_workers_on_the_cpu_divide_its_memory() -> None:
     def shares(**changes: Any) -> dict[str, list[str]]:
         flags = {

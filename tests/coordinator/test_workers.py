@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 from structlog.testing import capture_logs
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, normalizers
 
 from coordinator.workers import Workers
 from outrider.core.protocol.errors import WorkerUnavailableError
@@ -104,6 +104,23 @@ async def test_a_tokenizer_that_cannot_be_fetched_is_said_too(watching: Watching
     await watching.serve(VERIFIERS[0])
     with pytest.raises(WorkerUnavailableError, match="it arrived damaged"):
         watching.workers.require_target()
+
+
+async def test_a_verifier_that_comes_back_with_another_spelling_is_read_anew(watching: Watching) -> None:
+    """Its vocabulary is the same, and so is all else that it says of itself but what it computes."""
+    worker = watching.scripted[VERIFIERS[0]]
+    await watching.serve(VERIFIERS[0])
+    assert await watching.workers.require_target()[1].encode("B") == [0], "unknown"
+    watching._changed.clear()
+    await worker.cease()
+    await watching._changed.wait()
+    lowering = Tokenizer.from_buffer(TOKENIZER)
+    lowering.normalizer = normalizers.Lowercase()
+    worker.tokenizer = lowering.to_str().encode()
+    await watching.serve(VERIFIERS[0], identity_sha256="b" * 64)
+    assert await watching.workers.require_target()[1].encode("B") == [1]
+    await watching.serve(VERIFIERS[1], identity_sha256="c" * 64)
+    assert "no session could move between them" in watching.refusal(VERIFIERS[1])
 
 
 async def test_a_verifier_of_another_target_gets_no_sessions(watching: Watching) -> None:

@@ -55,6 +55,7 @@ class RunningWorker:
     loaded: LoadedModel
     device: DeviceThread
     server: Server
+    servicer: WorkerServicer
 
     async def all_slots_free(self) -> None:
         """Returns when no session holds a slot; runs into the test's timeout if one stays."""
@@ -178,7 +179,7 @@ async def worker(
     device.start()
     server.set_ready(True)
     try:
-        yield RunningWorker(f"127.0.0.1:{port}", loaded, device, server)
+        yield RunningWorker(f"127.0.0.1:{port}", loaded, device, server, servicer)
     finally:
         await server.stop(None)
         device.stop()

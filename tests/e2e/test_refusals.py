@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -347,6 +348,24 @@ async def test_a_bad_model_folder_is_refused_in_words(tmp_path: Path, name: str)
     spoil(folder)
     with pytest.raises(UnsupportedModelError, match=words):
         load_tiny(folder)
+
+
+async def test_a_worker_that_cannot_load_its_model_ends_with_a_sentence(tmp_path: Path) -> None:
+    folder = save_tiny(build("llama", layers=1), tmp_path / "model")
+    (folder / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "verify_service", f"--model={folder}", "--listen=127.0.0.1:0"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    output, _ = await process.communicate()
+    *_, last = output.decode().splitlines()
+    assert process.returncode == 1
+    assert json.loads(last)["event"] == "cannot serve"
+    assert "git lfs pull" in json.loads(last)["reason"]
+    assert "Traceback" not in output.decode()
 
 
 async def test_a_missing_model_folder_is_refused_in_words(tmp_path: Path) -> None:

@@ -33,6 +33,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def one_thread(threads: None) -> None:
+    """For the native operators too: on tiny tensors several wait for one another."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(params=["torch", "native"])
 def each_chooser(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once the sampler's own tensors choose, once the native operator."""

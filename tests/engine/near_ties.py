@@ -64,6 +64,7 @@ class NearTie(NamedTuple):
 
     position: int
     seed: int
+    temperature: float = TEMPERATURE
 
 
 def line() -> list[int]:
@@ -77,10 +78,11 @@ def recorded() -> list[NearTie]:
 
 
 def perturbed(logits: Tensor, ties: list[NearTie]) -> Tensor:
-    """The scores [T, V] whose largest is chosen in each tie; `logits` [N, V] are those of TEXT, whose row i decides
-    position i + 1."""
-    positions, seeds = (torch.tensor(column) for column in zip(*ties, strict=True))
-    return logits[positions - 1].double() / TEMPERATURE + gumbel(seeds, positions, logits.shape[-1])
+    """The scores [T, V] whose largest is chosen in each tie; row i of `logits` [N, V] decides position i + 1."""
+    positions, seeds, temperatures = zip(*ties, strict=True)
+    noise = gumbel(torch.tensor(seeds), torch.tensor(positions), logits.shape[-1])
+    rows = logits[torch.tensor(positions) - 1].double()
+    return rows / torch.tensor(temperatures, dtype=torch.float64)[:, None] + noise
 
 
 def found(logits: Tensor, seeds: Tensor) -> list[NearTie]:
@@ -94,6 +96,23 @@ def found(logits: Tensor, seeds: Tensor) -> list[NearTie]:
         best = (scores[row] + noise).topk(2).values
         close = (best[:, 0] - best[:, 1] < MARGIN).nonzero()[:, 0]
         ties += [NearTie(row + 1, seed) for seed in seeds[close].tolist()]
+    return _near(logits, ties)
+
+
+def made(logits: Tensor, num_seeds: int) -> list[NearTie]:
+    """Near-ties of all rows of `logits` [N, V]: with most seeds there is a temperature at which the two best scores
+    meet."""
+    positions = torch.arange(1, len(logits) + 1).repeat_interleave(num_seeds)
+    seeds = torch.arange(num_seeds).repeat(len(logits))
+    rows, noise = logits[positions - 1].double(), gumbel(seeds, positions, logits.shape[-1])
+    best = (rows / TEMPERATURE + noise).topk(2).indices
+    temperatures = rows.gather(1, best).diff()[:, 0] / noise.gather(1, best).diff().neg()[:, 0]
+    columns = (positions.tolist(), seeds.tolist(), temperatures.tolist())
+    return _near(logits, [NearTie(*each) for each in zip(*columns, strict=True) if 0.1 < each[2] < 10.0])
+
+
+def _near(logits: Tensor, ties: list[NearTie]) -> list[NearTie]:
+    """Those of which it is true."""
     if not ties:
         return []
     best = perturbed(logits, ties).topk(2).values

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,23 +14,13 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.compile.export import export
 from outrider.engine.compile.invariance import use_native, variant_operators
 from outrider.engine.engine import Engine
-from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.load import self_check
-from outrider.engine.load.folder import load_model
 from outrider.engine.load.probe import probe_layers
-from tests.engine import near_ties
 from tests.engine.histories import random_line
+from tests.engine.readings import in_company, single_steps
 from tests.engine.tiny_models import build
 
 pytestmark = pytest.mark.usefixtures("native_operators")
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Calls(nn.Module):
@@ -135,62 +124,3 @@ def test_a_model_that_cannot_be_exported_goes_on() -> None:
         engine.export()
     self_check.check(engine, reference)
     assert not engine.batch_invariant
-
-
-@pytest.mark.usefixtures("one_thread")
-def test_near_ties_are_decided_alike_alone_and_in_company() -> None:
-    """Choices that the last bits of logits would turn, on the bundled target."""
-    model = load_model(near_ties.MODEL, device=torch.device("cpu"), dtype="float32")
-    engine = Engine(model, max_sessions=4, max_context=512)
-    engine.export()
-    assert engine.batch_invariant
-    line, ties = near_ties.line(), near_ties.recorded()
-    rows = sorted({tie.position - 1 for tie in ties})
-    alone = torch.zeros(len(line), engine.vocab_size)
-    alone[rows] = single_steps(engine, line, rows)
-    beside = in_company(engine, line, [[token % 4096 for token in random_line(n, seed=n)] for n in (3, 40, 31)])
-    scores = near_ties.perturbed(alone, ties)
-    best = scores.topk(2).values
-    assert (best[:, 0] - best[:, 1]).max() < 10 * near_ties.MARGIN, "they are near-ties of this model"
-    assert torch.equal(near_ties.perturbed(beside, ties).argmax(-1), scores.argmax(-1))
-    assert torch.equal(beside[rows], alone[rows])
-
-
-def single_steps(engine: Engine, line: list[int], rows: Iterable[int]) -> Tensor:
-    """The logits after some tokens of `line`, [R, V], each computed in a step of its own."""
-    slot = engine.acquire()
-    found: list[Tensor] = []
-    for row in rows:
-        if row:
-            engine.step([Job(slot, line[:row])])
-        found.append(engine.step([Job(slot, line[: row + 1])]).logits.clone())
-    engine.release(slot)
-    return torch.cat(found)
-
-
-def in_company(engine: Engine, line: list[int], others: list[list[int]]) -> Tensor:
-    """The logits after each token of `line`, [N, V], as trees of many sizes with other branches, beside sessions that
-    read `others`."""
-    chance = random.Random(5)
-    slot, beside = engine.acquire(), [engine.acquire() for _ in others]
-    rows: list[Tensor] = []
-    while len(rows) < len(line):
-        first = len(rows) + 1  # tokens before it are the line
-        nodes = line[first : first + chance.randrange(12)]
-        parents = [*range(LINE_END, len(nodes) - 1)]
-        wrong = chance.randrange(4)
-        job = Job(
-            slot, line[:first], [*parents, *[LINE_END] * wrong], [*nodes, *[7] * wrong], range(LINE_END, len(nodes))
-        )
-        company = [
-            Job(each, text[: 1 + chance.randrange(len(text))])
-            for each, text in zip(beside, others, strict=True)
-            if chance.random() < 0.7
-        ]
-        jobs = [*company, job]
-        output = engine.step(jobs)
-        assert all(output.num_rows)
-        rows += output.logits[-1 - len(nodes) :].clone().split(1)
-    for each in (slot, *beside):
-        engine.release(each)
-    return torch.cat(rows[: len(line)])

@@ -41,6 +41,18 @@ def test_a_compiler_that_is_not_there(compiler: Path, tmp_path: Path) -> None:
         native.load(tmp_path / "cache")
 
 
+def test_a_compiler_in_several_words(tmp_path: Path) -> None:
+    """As CXX may name it elsewhere."""
+    with inductor.patch({"cpp.cxx": (None, "ccache g++")}):
+        assert "no C++ compiler of the name 'ccache g++'" in compiler_problem(torch.device("cpu"))
+
+
+def test_headers_of_python_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with inductor.patch({"cpp.cxx": (None, "true")}):
+        assert "install python3-dev" in compiler_problem(torch.device("cpu"))
+
+
 def test_a_compiler_that_cannot_be_run(compiler: Path, tmp_path: Path) -> None:
     compiler.mkdir()
     assert str(compiler) in compiler_problem(torch.device("cpu"))
