@@ -1,7 +1,7 @@
 """A target over two hosts by torchrun, started as `k8s/overlays/multi-host` starts it: the text of one process.
 
-As root the second host is a network namespace; otherwise both are this one. `make test-hosts` runs this: torchrun and its
-ranks import torch four times.
+As root the second host is a network namespace; otherwise both are this one. `make test-hosts` runs this: torchrun and
+its ranks import torch four times.
 """
 
 from __future__ import annotations
