@@ -26,7 +26,7 @@ def take_drafter(found: Sequence[Replica], bandit: DrafterBandit, demand: Drafte
     choice = choose(list(map(_standing, found)), bandit, demand, time.monotonic())
     if not isinstance(choice, DrafterChoice):
         raise WorkerUnavailableError(f"no draft service can be used ({summary(choice)})")
-    return found[choice.index].take(demand.num_tokens), choice.trial
+    return found[choice.place].take(demand.num_tokens), choice.trial
 
 
 def may_take(replica: Replica, demand: DrafterDemand) -> bool:

@@ -254,7 +254,7 @@ class Coordinator:
         if not isinstance(choice, DrafterChoice):
             self.num_undrafted += 1
             return False
-        chosen, completion.trial = found[choice.index], choice.trial
+        chosen, completion.trial = found[choice.place], choice.trial
         listen = partial(self._hear_worker, completion, chosen)
         completion.drafter = chosen.take(completion.index, len(session.line), listen)
         opening = DraftOpen(

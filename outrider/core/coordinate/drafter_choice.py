@@ -41,8 +41,8 @@ class DrafterDemand:
 class DrafterChoice(NamedTuple):
     """A drafter has been chosen."""
 
-    index: int
-    """Among those that were offered."""
+    place: int
+    """Index among those that were offered."""
     trial: Trial
     """The bandit's, which has begun, as has the probe of the drafter's breaker if it was half-open."""
 

@@ -41,7 +41,7 @@ def test_each_that_may_not_have_the_session_is_told_why() -> None:
 
 
 def test_the_index_is_that_of_the_offer_whoever_is_left_out() -> None:
-    assert chosen([standing("full", sessions=4), standing("busy", sessions=1), standing("idle")]).index == 2
+    assert chosen([standing("full", sessions=4), standing("busy", sessions=1), standing("idle")]).place == 2
 
 
 def test_the_model_whose_drafts_were_worth_more_is_chosen_and_its_trial_begins() -> None:
@@ -51,7 +51,7 @@ def test_the_model_whose_drafts_were_worth_more_is_chosen_and_its_trial_begins()
         for _ in range(20):
             bandit.begin(model, greedy=True).end(num_tokens, FULL_ROUNDS)
     choice = chosen(offered, bandit)
-    assert choice.index == 1
+    assert choice.place == 1
     with_one_running = bandit.worth("good", greedy=True)
     choice.trial.cancel()
     assert bandit.worth("good", greedy=True) > with_one_running
@@ -60,7 +60,7 @@ def test_the_model_whose_drafts_were_worth_more_is_chosen_and_its_trial_begins()
 def test_a_breaker_that_is_half_open_gets_one_session() -> None:
     once_broken = standing("once broken")
     failed(once_broken.breaker)
-    assert chosen([once_broken], now=PAUSE_SECONDS).index == 0
+    assert chosen([once_broken], now=PAUSE_SECONDS).place == 0
     refusals = choose([once_broken], DrafterBandit(), DEMAND, PAUSE_SECONDS)
     assert [str(refusal) for refusal in refusals] == [
         "once broken: it failed before, and is being tried with one session"
