@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -36,8 +35,7 @@ def vllm_rivals(options: RivalOptions, models: Models, num_tokens: int) -> Itera
     )
 
     def rival(name: str, about: str, speculation: Mapping[str, object] | None, family: str = "") -> Rival:
-        shown = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith("VLLM_CPU_")]
-        shown += flags
+        shown = list(flags)
         if speculation is not None:
             shown.append(f"--speculative-config={json.dumps({**speculation, **_without_path(speculation)})}")
         return Rival(
