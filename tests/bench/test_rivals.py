@@ -93,7 +93,7 @@ def test_each_rival_has_its_arms_with_version_and_flags_but_no_folder(
     assert modes["llama_cpp"].version.endswith("--cache-ram 0")
     assert modes["llama_cpp_draft_3_drawn"].version.endswith("--spec-draft-sampling probabilistic")
     assert "--model-draft draft --spec-draft-n-max 6 --spec-type draft-simple" in modes["llama_cpp_draft_6"].version
-    assert modes["vllm"].version.startswith("vLLM 4.2.0: GOMP_SPINCOUNT=7 --dtype=bfloat16 --max-model-len=104")
+    assert modes["vllm"].version.startswith("vLLM 4.2.0: GOMP_SPINCOUNT=7 LD_PRELOAD=libiomp5.so --dtype=bfloat16")
     assert '"model": "draft"' in modes["vllm_draft_2"].version
     assert not any(str(tmp_path) in mode.version for mode in modes.values())
 
