@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from outrider.core.protocol.errors import OutriderError
 
 CONTEXT_SPARE = 64
 """Tokens of context beyond prompt and answer: near its end a server may draft less."""
+
+_TOLD = ("GOMP_", "OMP_WAIT_POLICY", "VLLM_CPU_")
+"""Beginnings of names of variables that decide how a server shares the cores."""
 
 
 class NoRivalError(OutriderError):
@@ -34,8 +38,10 @@ class Rival:
 
 
 def rival_mode(name: str, about: str, version: str, flags: Sequence[str], family: str = "") -> Mode:
-    """The mode of a rival. `flags` are those that a reader shall know of."""
-    return Mode(name=name, about=about, family=family, external=True, version=f"{version}: {' '.join(flags)}")
+    """The mode of a rival. `flags` are those that a reader shall know of; so are the variables that reach it."""
+    variables = [f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(_TOLD)]
+    shown = " ".join([*variables, *flags])
+    return Mode(name=name, about=about, family=family, external=True, version=f"{version}: {shown}")
 
 
 def output_of(command: Sequence[str], advice: str) -> str:

@@ -18,14 +18,21 @@ LOOKAHEADS = (2, 4)
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
 
-_FIND = "import importlib.metadata as m; print(m.version(m.packages_distributions()['vllm'][0]))"
-"""Its version, without the seconds that importing it takes."""
+_FIND = """
+import importlib.metadata as m, pathlib, sys
+print(m.version(m.packages_distributions()['vllm'][0]))
+print(*pathlib.Path(sys.prefix, 'lib').glob('libiomp5.so'))
+"""
+"""Its version, without the seconds that importing it takes, and where Intel's OpenMP lies if its CPU build brought it:
+vLLM warns that speculation is much slower unless LD_PRELOAD names that."""
 
 
 def vllm_rivals(options: RivalOptions, models: Models, num_tokens: int) -> Iterable[Rival]:
     """All of them, with room for `num_tokens` of prompt and answer. Raises NoRivalError."""
     python = options.python or Path(sys.executable)
-    version = output_of([str(python), "-c", _FIND], f"{python} has no vLLM: name one that has with --rival-python FILE")
+    advice = f"{python} has no vLLM: name one that has with --rival-python FILE"
+    version, *openmp = output_of([str(python), "-c", _FIND], advice).splitlines()
+    preload = {"LD_PRELOAD": openmp[0]} if openmp and "LD_PRELOAD" not in os.environ else {}
     flags = (
         f"--dtype={models.dtype}",
         f"--max-model-len={num_tokens + CONTEXT_SPARE}",
@@ -36,14 +43,13 @@ def vllm_rivals(options: RivalOptions, models: Models, num_tokens: int) -> Itera
     )
 
     def rival(name: str, about: str, speculation: Mapping[str, object] | None, family: str = "") -> Rival:
-        shown = [f"{name}={os.environ[name]}" for name in sorted(os.environ) if name.startswith("VLLM_CPU_")]
-        shown += flags
+        shown = [*(f"{name}={Path(file).name}" for name, file in preload.items()), *flags]
         if speculation is not None:
             shown.append(f"--speculative-config={json.dumps({**speculation, **_without_path(speculation)})}")
         return Rival(
             mode=rival_mode(name, f"vLLM {about}", f"vLLM {version}", shown, family),
             command=vllm_command(python, Path(models.target).resolve(), flags, speculation),
-            environment=ENVIRONMENT,
+            environment={**ENVIRONMENT, **preload},
             model=SERVED_NAME,
         )
 

@@ -58,7 +58,7 @@ def main() -> None:
     elif arguments[0].endswith(".py"):
         os.execv(sys.executable, [sys.executable, *arguments])
     elif arguments[0] == "-c":
-        print("4.2.0")
+        print("4.2.0\n/some/where/libiomp5.so")
     elif "--dies" in arguments:
         sys.exit("cannot load the model")
     else:

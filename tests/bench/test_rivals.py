@@ -78,8 +78,9 @@ def models(tmp_path: Path) -> Models:
 
 
 def test_each_rival_has_its_arms_with_version_and_flags_but_no_folder(
-    options: RivalOptions, models: Models, tmp_path: Path
+    options: RivalOptions, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     modes = {rival.mode.name: rival.mode for rival in rivals_of(options, models, NUM_TOKENS)}
     assert list(modes) == [
         *("llama_cpp", "llama_cpp_draft_3", "llama_cpp_draft_3_drawn", "llama_cpp_draft_6", "llama_cpp_draft_6_drawn"),
@@ -88,11 +89,11 @@ def test_each_rival_has_its_arms_with_version_and_flags_but_no_folder(
     ]
     assert all(mode.external for mode in modes.values())
     assert modes["llama_cpp_draft_6"].family == modes["llama_cpp_draft_3"].family != modes["llama_cpp"].family
-    assert modes["llama_cpp"].version.startswith("llama.cpp 4242 (abcdef), bf16: --ctx-size 104")
+    assert modes["llama_cpp"].version.startswith("llama.cpp 4242 (abcdef), bf16: GOMP_SPINCOUNT=7 --ctx-size 104")
     assert modes["llama_cpp"].version.endswith("--cache-ram 0")
     assert modes["llama_cpp_draft_3_drawn"].version.endswith("--spec-draft-sampling probabilistic")
     assert "--model-draft draft --spec-draft-n-max 6 --spec-type draft-simple" in modes["llama_cpp_draft_6"].version
-    assert modes["vllm"].version.startswith("vLLM 4.2.0: --dtype=bfloat16 --max-model-len=104")
+    assert modes["vllm"].version.startswith("vLLM 4.2.0: GOMP_SPINCOUNT=7 LD_PRELOAD=libiomp5.so --dtype=bfloat16")
     assert '"model": "draft"' in modes["vllm_draft_2"].version
     assert not any(str(tmp_path) in mode.version for mode in modes.values())
 
