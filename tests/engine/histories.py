@@ -6,8 +6,9 @@ Each history takes a rig, so that it runs on any device and in any type. The tes
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache, lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,15 @@ def _random_token(seed: int, index: int) -> int:
     return random.Random(f"{seed}/{index}").randrange(VOCAB_SIZE)
 
 
+def by_family(tree: Iterable[str], others: Iterable[str]) -> list[Any]:
+    """Pairs of a history and a family: the tree for each of `tree`, for it depends on how layers attend, and batches,
+    whose packing does not, for each of `others`."""
+    pairs = [(a_tree_equals_its_branches_alone, family) for family in tree]
+    packed = sessions_in_one_step_equal_each_alone, masks_of_every_width_stand_side_by_side
+    pairs += [(history, family) for history in packed for family in others]
+    return [pytest.param(history, family, id=f"{history.__name__}-{family}") for history, family in pairs]
+
+
 def a_tree_equals_its_branches_alone(rig: Rig) -> None:
     engine = rig.engine
     slot = engine.acquire()
@@ -158,10 +168,10 @@ def masks_of_every_width_stand_side_by_side(rig: Rig) -> None:
             line.append(10 + step)
 
 
-def any_history_equals_a_fresh_start(rig: Rig) -> None:
+def any_history_equals_a_fresh_start(rig: Rig, num_sessions: int = 12) -> None:
     """Lines that grow along the fed trees and beside them, held nodes that survive, moves in the slot."""
     engine = rig.engine
-    for seed in range(12):
+    for seed in range(num_sessions):
         rng = random.Random(seed)
         slot = engine.acquire()
         line = random_line(rng.randint(1, 12), seed)
