@@ -20,12 +20,13 @@ from bench.load.options import NeverSlowerOptions
 from bench.load.plots import plot
 from bench.load.result import Result as Loads
 from bench.load.run import run
+from bench.load.workload import MEASURED_MIN
 from bench.records import as_json, from_json
 from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
-DELAY_MS, NUM_BLOCKS = 5.0, 2
+DELAY_MS, NUM_BLOCKS, NUM_CLIENTS = 5.0, 2, 3
 
 LONG = 300
 """More than the tiny models' 256 positions."""
@@ -51,7 +52,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
         models=models,
         mlp_widths=(0,),
         temperatures=(0.8,),
-        concurrency=(1, 3),
+        concurrency=(1, NUM_CLIENTS),
         delays_ms=(0.0, DELAY_MS),
         long_prompt=LONG,
         num_blocks=NUM_BLOCKS,
@@ -119,11 +120,11 @@ def test_a_result_survives_json(result: Result) -> None:
 
 
 def at(loads: dict[str, Any], delay_ms: float, long_prompt: int) -> dict[str, Any]:
-    """The load of three clients."""
+    """The load of NUM_CLIENTS."""
     [found] = [
         each
         for each in loads["results"]
-        if (each["load"], each["delay_ms"], each["long_prompt"]) == (3, delay_ms, long_prompt)
+        if (each["load"], each["delay_ms"], each["long_prompt"]) == (NUM_CLIENTS, delay_ms, long_prompt)
     ]
     return found
 
@@ -133,7 +134,8 @@ def test_loads_are_measured_without_and_beside_long_prompts(measured: Measured) 
     for name in ("target", "outrider"):
         before, now = quiet["modes"][name], beside_long["modes"][name]
         assert "stall" not in before
-        assert now["num_answers"] == ROUNDS_BESIDE_LONG * before["num_answers"] > 0
+        assert before["num_answers"] == NUM_BLOCKS * max(NUM_CLIENTS, MEASURED_MIN)
+        assert now["num_answers"] == NUM_BLOCKS * NUM_CLIENTS * ROUNDS_BESIDE_LONG
         assert now["num_identical"] == now["num_answers"], "the others' answers stay what they are"
         assert now["num_long_answers"] > 0
         assert now["long_first_token_ms"]["p50"] > 0.0
