@@ -26,7 +26,7 @@ from tests.e2e.answers import Answer, ask, ask_all
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
-NUM_REQUESTS = 36
+NUM_REQUESTS = 64
 NUM_SESSIONS = 250
 NUM_CLIENTS = 48
 """More than the small verifier can hold and keep waiting together."""
