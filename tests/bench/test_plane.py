@@ -37,7 +37,7 @@ async def test_forced_guesses_come_true_on_real_services(tmp_path: Path, monkeyp
     """Schedules are a matter for benchmarks. Here: everything runs, and speculation with these odds pays at all."""
     target, draft = (save_tiny(build("llama"), tmp_path / name) for name in ("target", "draft"))
     models = Models(target=str(target), draft=str(draft), dtype="float32", compile="off")
-    monkeypatch.setattr(confirm, "NUM_TOKENS", 16)
+    monkeypatch.setattr(confirm, "NUM_TOKENS", 40)
     monkeypatch.setattr(confirm, "SCHEMES", (OURS, SYNC))  # tests/bench/test_bench.py has the others' rules on services
     [point] = await confirm.confirm(models, Observer(), [Point(alpha=1.0, draft_step=0.25, delay=0.1)])
     assert point["on_services"].keys() == point["on_virtual_clock"].keys() == {OURS, SYNC}
