@@ -36,7 +36,7 @@ test: $(VENV)/.installed ## Run the tests, TEST_PROCESSES files at a time
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed ## Run the tests that need no model and start no service
-	$(BIN)/python -m pytest $(PARALLEL) tests/core tests/coordinator tests/client tests/cli tests/house tests/k8s $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) tests/k8s tests/core tests/coordinator tests/client tests/cli tests/house $(ARGS)
 
 N ?= 100000
 .PHONY: simulate

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,22 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before a test module imports grpc
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before one imports torch
+
+
+ROOMS_OF_ONE = ("tests/k8s/", "tests/openai/", "tests/page/")
+"""Rooms whose files share what takes long to set up: services, a browser, what kubectl renders."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Each file runs in one process of several, and so does each of those rooms."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByRoom(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return next((room for room in ROOMS_OF_ONE if nodeid.startswith(room)), super()._split_scope(nodeid))
+
+    return ByRoom(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

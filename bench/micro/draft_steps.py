@@ -11,9 +11,9 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -32,8 +32,13 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.draft_run import LEVELS_MAX, Level
+from outrider.engine.attention.native import NativeAttention
+from outrider.engine.compile.forward import GraphForward
+from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.jobs import Job
 from outrider.engine.load.folder import tokenizer_file
 from outrider.worker.outbox import Outbox
+from outrider.worker.step_runner import StepRunner
 
 NUM_ROUNDS = 48
 """Commits that each session gets: half of them with steps after them, half with runs."""
@@ -64,12 +69,12 @@ def main(
     tokenizer = Tokenizer.from_file(str(tokenizer_file(draft)))
     title = f"{draft.name}, {dtype}, temperature {temperature:g}: processor ms per level of a draft"
     table = new_table(title, "levels", "nodes", "bare pass", "level", "level / bare pass")
-    drafter = Drafter(engine)
-    meter = Meter(drafter)
+    meter = Meter(engine)
+    drafter = Drafter(engine, runner=lambda _: meter)
     with torch.inference_mode():
         for num_sessions in numbers:
             prompts = load_prompts(None, num_sessions, tokenizer)
-            asyncio.run(_draft(meter, prompts, temperature))
+            asyncio.run(_draft(drafter, meter, prompts, temperature))
             for arm in (STEPS, RUNS):
                 name = f"{num_sessions} session{'s' * (num_sessions > 1)}, {arm}"
                 costs = meter.costs(arm)
@@ -101,36 +106,36 @@ class Costs(NamedTuple):
     """All that the drafter does for a level."""
 
 
-class Meter:
-    """Counts the levels of a drafter, and times bare passes over as many nodes."""
+class Meter(StepRunner):
+    """Runs a drafter's steps, counts their levels, and times bare passes over as many nodes."""
 
-    def __init__(self, drafter: Drafter) -> None:
-        self.drafter = drafter
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
         self._sizes: dict[str, list[int]] = defaultdict(list)
         self._seconds: dict[str, float] = defaultdict(float)
         self._bare: dict[int, list[float]] = defaultdict(list)
         self._level_sizes: list[int] = []
         self._inputs: list[Tensor] = []
-        engine, scheduler = drafter.runner.engine, drafter.scheduler
-        step, settle_run, [graph] = engine.step, scheduler.settle_run, engine._model.forwards
-        self._run: Callable[[list[Tensor]], list[Tensor]] = graph._run  # type: ignore[attr-defined]
+        model = engine.model
+        assert model.levels is not None
+        assert isinstance(model.attention, NativeAttention)
+        self._run = model.levels.run
+        model.forwards = [GraphForward(self._kept, model.attention, model.cache.scratch_cell, model.forward_pass)]
 
-        def counted_step(*arguments: object) -> object:
-            output = step(*arguments)  # type: ignore[arg-type]
-            self._level_sizes = [sum(number or 0 for number in output.num_rows)]
-            return output
+    def _kept(self, inputs: list[Tensor]) -> list[Tensor]:
+        self._inputs = [*inputs]
+        return self._run(inputs)
 
-        def counted_burst(run: Any, levels: Sequence[Level], *arguments: Any) -> Any:
-            self._level_sizes += [level.num_nodes for level in levels]
-            return settle_run(run, levels, *arguments)
+    def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
+        """See `StepRunner.forward`."""
+        output = super().forward(jobs, max_line_tokens)
+        self._level_sizes = [sum(number or 0 for number in output.num_rows)]
+        return output
 
-        def kept(inputs: list[Tensor]) -> list[Tensor]:
-            self._inputs = [*inputs]
-            return self._run(inputs)
-
-        setattr(engine, "step", counted_step)  # noqa: B010
-        setattr(scheduler, "settle_run", counted_burst)  # noqa: B010
-        setattr(graph, "_run", kept)  # noqa: B010
+    def observe_levels(self, started: float, levels: Sequence[Level], num_sessions: int) -> None:
+        """See `StepRunner.observe_levels`."""
+        self._level_sizes += [level.num_nodes for level in levels]
+        super().observe_levels(started, levels, num_sessions)
 
     def clear(self) -> None:
         """Forgets what was measured."""
@@ -138,9 +143,8 @@ class Meter:
         self._seconds.clear()
         self._bare.clear()
 
-    def step(self, arm: str, num_levels_max: int) -> int:
+    def step(self, drafter: Drafter, arm: str, num_levels_max: int) -> int:
         """A step or a run of the drafter. Returns how many levels it had, 0 if there was nothing to draft."""
-        drafter = self.drafter
         drafter.num_levels_max = num_levels_max
         self._level_sizes, self._inputs = [], []
         started = time.thread_time()
@@ -169,8 +173,7 @@ class Meter:
         )
 
 
-async def _draft(meter: Meter, prompts: Sequence[list[int]], temperature: float) -> None:
-    drafter = meter.drafter
+async def _draft(drafter: Drafter, meter: Meter, prompts: Sequence[list[int]], temperature: float) -> None:
     vocab_size = drafter.runner.engine.vocab_size
     sessions = [_opened(drafter, index, prompt, vocab_size, temperature) for index, prompt in enumerate(prompts)]
     readers = [asyncio.create_task(_read(session.outbox)) for session in sessions]
@@ -182,7 +185,7 @@ async def _draft(meter: Meter, prompts: Sequence[list[int]], temperature: float)
         for session in sessions:
             drafter.commit(session, _commitment(drafter.scheduler.sessions[session].state))
         num_left = LEVELS_PER_ROUND
-        while num_left > 0 and (num_levels := meter.step(arm, min(most, num_left))):
+        while num_left > 0 and (num_levels := meter.step(drafter, arm, min(most, num_left))):
             num_left -= num_levels
         await asyncio.sleep(0)
     for session in sessions:

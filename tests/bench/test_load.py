@@ -18,7 +18,6 @@ from bench.load.run import run
 from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
-from bench.load.workload import ROUNDS_BESIDE_LONG
 from bench.records import as_json, from_json
 from bench.rivals.modes import UnknownModeError
 from bench.stack.models import Models
@@ -128,74 +127,6 @@ def test_a_quotation_is_checked_against_its_file(result: dict[str, Any], tmp_pat
     ratio = f"{result['results'][1]['modes']['padded']['advantage_of_ours']['ratio']:.2f}"
     assert ratio in page
     assert misquoted(page.replace(ratio, "9.99"), tmp_path) == ["bench/results/load.json"]
-
-
-LONG = 300
-"""More than the tiny models' 256 positions."""
-
-DELAY_MS = 5.0
-
-
-@pytest.fixture(scope="module")
-def long_result(models: Models) -> dict[str, Any]:
-    options = LoadOptions(
-        models=models,
-        modes=("target", "outrider"),
-        concurrency=(2,),
-        minutes=0.0,
-        prompts=None,
-        prompt_lengths=(4, 20),
-        output_lengths=(24,),
-        long_prompt=LONG,
-        delays_ms=(0.0, DELAY_MS),
-    )
-    return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
-
-
-def test_loads_are_measured_without_and_beside_long_prompts(long_result: dict[str, Any]) -> None:
-    quiet, beside_long = long_result["results"][:2]
-    assert [at["long_prompt"] for at in (quiet, beside_long)] == [0, LONG]
-    for name in ("target", "outrider"):
-        before, now = quiet["modes"][name], beside_long["modes"][name]
-        assert "stall" not in before
-        assert before["num_answers"] == now["num_answers"] == NUM_PASSES * 2 * ROUNDS_BESIDE_LONG
-        assert now["num_identical"] == now["num_answers"], "the others' answers stay what they are"
-        assert now["num_long_answers"] > 0
-        assert now["long_first_token_ms"]["p50"] > 0.0
-        found = now["stall"]
-        assert found["ratio"] == pytest.approx(now["inter_token_ms"]["p99"] / before["inter_token_ms"]["p99"], rel=0.01)
-        assert 0.0 < found["ratio_range"][0] <= found["ratio_range"][1]
-
-
-def test_loads_are_measured_with_and_without_a_network_between(long_result: dict[str, Any]) -> None:
-    results = long_result["results"]
-    assert [(at["delay_ms"], at["long_prompt"]) for at in results] == [
-        *((0.0, 0), (0.0, LONG)),
-        *((DELAY_MS, 0), (DELAY_MS, LONG)),
-    ]
-    for at in results[2:]:
-        for each in at["modes"].values():
-            assert each["num_identical"] == each["num_answers"]
-            assert each["first_token_ms"]["p50"] >= 2 * DELAY_MS, "the request there and the token back"
-
-
-def test_a_table_shows_what_long_prompts_did(long_result: dict[str, Any], tmp_path: Path) -> None:
-    console = Console(record=True, width=118, file=io.StringIO())
-    show(from_json(Result, long_result), console)
-    shown = console.export_text()
-    assert f"prompts of {LONG} tokens" in shown
-    assert "2 clients + long outrider" in shown
-    assert "2 clients + long 5 ms outrider" in shown
-    assert f"{long_result['results'][1]['modes']['outrider']['stall']['ratio']:.2f} (" in shown
-    assert plot(from_json(Result, long_result), tmp_path)
-
-
-def test_a_quotation_says_which_load_stood_beside_long_prompts(long_result: dict[str, Any], tmp_path: Path) -> None:
-    file = tmp_path / "long.json"
-    file.write_text(json.dumps(long_result))
-    rows = [line.split(" | ")[:2] for line in quote(file, tmp_path).splitlines() if line.startswith("| 2")]
-    beside = f"| 2 beside prompts of {LONG}"
-    assert rows == [["| 2", "0"], [beside, "0"], ["| 2", "5"], [beside, "5"]]
 
 
 def test_modes_of_others_cannot_be_put_under_load(models: Models) -> None:

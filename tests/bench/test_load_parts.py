@@ -7,6 +7,7 @@ import itertools
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from statistics import fmean
 
 import pytest
@@ -15,10 +16,22 @@ from bench.compare.resampling import compare_passes
 from bench.load.answer import Answer, read
 from bench.load.client import Recording
 from bench.load.loops import beside, closed_loop, lasting_loop, open_loop
+from bench.load.measuring import Point, sweep_of
 from bench.load.memory import GROWTH_MAX, SAMPLES_MIN, Sample, growth, resident_bytes
 from bench.load.objective import Objective
+from bench.load.options import LoadOptions
 from bench.load.percentiles import percentile, percentiles
-from bench.load.workload import MEASURED_MIN, ClosedWork, OpenWork, Request, Shape, closed_work, open_work, requests
+from bench.load.workload import (
+    MEASURED_MIN,
+    ROUNDS_BESIDE_LONG,
+    ClosedWork,
+    OpenWork,
+    Request,
+    Shape,
+    closed_work,
+    open_work,
+    requests,
+)
 from outrider.client import GREEDY
 from outrider.core.protocol.errors import SlotsExhaustedError, StepFailedError
 from outrider.v1 import generation_pb2
@@ -337,3 +350,17 @@ def test_too_few_samples_are_refused() -> None:
 
 def test_a_process_tells_its_memory() -> None:
     assert 1e6 < resident_bytes(os.getpid()) < 1e12
+
+
+def test_every_load_is_measured_over_every_network_and_beside_long_prompts() -> None:
+    options = LoadOptions(concurrency=(1,), rates=(2.0,), temperatures=(0.8,), long_prompt=99, delays_ms=(0.0, 5.0))
+    sweep = sweep_of(options)
+    closed, opened = Point("closed", 1, 0.8), Point("open", 2.0, 0.8)
+    assert sweep.points == [
+        each._replace(long_prompt=long_prompt, delay_ms=delay_ms)
+        for delay_ms in (0.0, 5.0)
+        for each in (closed, opened)
+        for long_prompt in (0, 99)
+    ]
+    assert {sweep.num_rounds(point) for point in sweep.points} == {ROUNDS_BESIDE_LONG}
+    assert {sweep_of(replace(options, long_prompt=0)).num_rounds(point) for point in sweep.points} == {1}

@@ -1,4 +1,5 @@
-"""The table of what is never slower, measured on tiny models, and what it calls slower."""
+"""The table of what is never slower, measured on tiny models beside long prompts and over a network, and what it calls
+slower."""
 
 from __future__ import annotations
 
@@ -6,25 +7,40 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from rich.console import Console
 
 from bench.compare.quote import misquoted, quote
+from bench.load import never_slower, tables
 from bench.load.cells import FLOOR, MARK, Result, show
-from bench.load.never_slower import measure
+from bench.load.never_slower import ROUNDS_BESIDE_LONG
 from bench.load.options import NeverSlowerOptions
+from bench.load.plots import plot
+from bench.load.result import Result as Loads
+from bench.load.run import run
+from bench.load.workload import MEASURED_MIN
 from bench.records import as_json, from_json
 from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
-DELAY_MS, LONG, NUM_BLOCKS = 5.0, 40, 2
+DELAY_MS, NUM_BLOCKS, NUM_CLIENTS = 5.0, 2, 3
+
+LONG = 300
+"""More than the tiny models' 256 positions."""
+
+
+class Measured(NamedTuple):
+    """One measurement: its cells, and in JSON the loads that they are made of."""
+
+    cells: Result
+    loads: dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
     folder = tmp_path_factory.mktemp("models")
     models = Models(
         target=str(save_tiny(build("llama", layers=2), folder / "target")),
@@ -36,12 +52,27 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Result:
         models=models,
         mlp_widths=(0,),
         temperatures=(0.8,),
-        concurrency=(1, 3),
+        concurrency=(1, NUM_CLIENTS),
         delays_ms=(0.0, DELAY_MS),
         long_prompt=LONG,
         num_blocks=NUM_BLOCKS,
     )
-    return measure(options, Console(quiet=True))
+    found: list[Loads] = []
+
+    def noted(*arguments: Any) -> Loads:
+        found.append(run(*arguments))
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(never_slower, "run", noted)
+        cells = never_slower.measure(options, Console(quiet=True))
+    [loads] = found
+    return Measured(cells, json.loads(json.dumps(as_json(loads))))
+
+
+@pytest.fixture
+def result(measured: Measured) -> Result:
+    return measured.cells
 
 
 def test_every_load_has_its_cell(result: Result) -> None:
@@ -86,3 +117,60 @@ def test_slower_is_what_lies_below_the_floor_with_all_of_its_interval(
 def test_a_result_survives_json(result: Result) -> None:
     written: Any = json.loads(json.dumps(as_json(result)))
     assert as_json(from_json(Result, written)) == written
+
+
+def at(loads: dict[str, Any], delay_ms: float, long_prompt: int) -> dict[str, Any]:
+    """The load of NUM_CLIENTS."""
+    [found] = [
+        each
+        for each in loads["results"]
+        if (each["load"], each["delay_ms"], each["long_prompt"]) == (NUM_CLIENTS, delay_ms, long_prompt)
+    ]
+    return found
+
+
+def test_loads_are_measured_without_and_beside_long_prompts(measured: Measured) -> None:
+    quiet, beside_long = at(measured.loads, 0.0, 0), at(measured.loads, 0.0, LONG)
+    for name in ("target", "outrider"):
+        before, now = quiet["modes"][name], beside_long["modes"][name]
+        assert "stall" not in before
+        assert before["num_answers"] == NUM_BLOCKS * max(NUM_CLIENTS, MEASURED_MIN)
+        assert now["num_answers"] == NUM_BLOCKS * NUM_CLIENTS * ROUNDS_BESIDE_LONG
+        assert now["num_identical"] == now["num_answers"], "the others' answers stay what they are"
+        assert now["num_long_answers"] > 0
+        assert now["long_first_token_ms"]["p50"] > 0.0
+        found = now["stall"]
+        assert found["ratio"] == pytest.approx(now["inter_token_ms"]["p99"] / before["inter_token_ms"]["p99"], rel=0.01)
+        assert 0.0 < found["ratio_range"][0] <= found["ratio_range"][1]
+
+
+def test_loads_are_measured_with_a_network_between(measured: Measured) -> None:
+    for each in at(measured.loads, DELAY_MS, 0)["modes"].values():
+        assert each["num_identical"] == each["num_answers"]
+        assert each["first_token_ms"]["p50"] >= 2 * DELAY_MS, "the request there and the token back"
+
+
+@pytest.fixture
+def with_both(measured: Measured) -> dict[str, Any]:
+    """The loads, as if the one beside long prompts had also been over the network."""
+    both = {**at(measured.loads, 0.0, LONG), "delay_ms": DELAY_MS}
+    return {**measured.loads, "results": [*measured.loads["results"], both]}
+
+
+def test_a_table_shows_what_long_prompts_did(with_both: dict[str, Any], tmp_path: Path) -> None:
+    console = Console(record=True, width=118, file=io.StringIO())
+    tables.show(from_json(Loads, with_both), console)
+    shown = console.export_text()
+    assert f"prompts of {LONG} tokens" in shown
+    assert "3 clients + long outrider" in shown
+    assert "3 clients + long 5 ms outrider" in shown
+    assert f"{at(with_both, 0.0, LONG)['modes']['outrider']['stall']['ratio']:.2f} (" in shown
+    assert plot(from_json(Loads, with_both), tmp_path)
+
+
+def test_a_quotation_says_which_load_stood_beside_long_prompts(with_both: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "long.json"
+    file.write_text(json.dumps(with_both))
+    rows = [line.split(" | ")[:2] for line in quote(file, tmp_path).splitlines() if line.startswith("| 3")]
+    beside = f"| 3 beside prompts of {LONG}"
+    assert rows == [["| 3", "0"], ["| 3", "5"], [beside, "0"], [beside, "5"]]

@@ -50,8 +50,14 @@ def run(policy_name: tuple[str, int], point: Point, speculation: Speculation) ->
     return point.run(speculation, PolicyName(*policy_name), num_tokens=NUM_TOKENS)
 
 
-@pytest.mark.parametrize("lookahead", [1, 2, 4, 7])
-@pytest.mark.parametrize(("alpha", "draft_step", "delay"), [(0.8, 0.1, 0.0), (0.6, 0.35, 0.0), (0.7, 0.2, 0.25)])
+@pytest.mark.parametrize(
+    ("lookahead", "alpha", "draft_step", "delay"),
+    [
+        *((1, 0.8, 0.1, 0.0), (7, 0.8, 0.1, 0.0)),
+        *((2, 0.6, 0.35, 0.0), (4, 0.6, 0.35, 0.0)),
+        *((1, 0.7, 0.2, 0.25), (4, 0.7, 0.2, 0.25)),
+    ],
+)
 def test_in_turn_takes_what_leviathans_formula_says(
     lookahead: int, alpha: float, draft_step: float, delay: float
 ) -> None:

@@ -64,11 +64,15 @@ def gone(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gone]:
     gc.enable()
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("tiny")
+    return save_tiny(build("llama", layers=2), root / "target"), save_tiny(build("llama"), root / "draft")
+
+
 @pytest.fixture
-async def running(tmp_path: Path) -> AsyncIterator[Stack]:
-    target = load_tiny(save_tiny(build("llama", layers=2), tmp_path / "target"), max_sessions=2)
-    draft = load_tiny(save_tiny(build("llama"), tmp_path / "draft"))
-    async with stack(target, draft) as found:
+async def running(folders: tuple[Path, Path]) -> AsyncIterator[Stack]:
+    async with stack(load_tiny(folders[0], max_sessions=2), load_tiny(folders[1])) as found:
         yield found
 
 

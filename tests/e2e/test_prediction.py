@@ -6,7 +6,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
@@ -27,15 +27,33 @@ SAMPLINGS = [SamplingParams(), SAMPLED]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module", params=["alone", "beside a drafter"])
-async def stack(request: pytest.FixtureRequest) -> AsyncIterator[Stack]:
-    async with worker(bundled("target")) as verify:
-        if request.param == "alone":
-            async with coordinator(verify.address, "") as running:
-                yield running
-        else:
-            async with worker(bundled("draft"), draft=True) as draft, coordinator(verify.address, draft.address) as run:
-                yield run
+class Services(NamedTuple):
+    """One target, and coordinators with a drafter and without."""
+
+    drafting: Stack
+    alone: Stack
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def services() -> AsyncIterator[Services]:
+    async with (
+        worker(bundled("target")) as verify,
+        worker(bundled("draft"), draft=True) as draft,
+        coordinator(verify.address, draft.address) as drafting,
+        coordinator(verify.address, "") as alone,
+    ):
+        yield Services(drafting, alone)
+
+
+@pytest.fixture
+def stack(services: Services) -> Stack:
+    """Without a drafter: what is scored of a prediction is the verifier's own matter."""
+    return services.alone
+
+
+@pytest.fixture(params=Services._fields)
+def each_stack(request: pytest.FixtureRequest, services: Services) -> Stack:
+    return getattr(services, request.param)
 
 
 def arguments(sampling: SamplingParams, **others: Any) -> dict[str, Any]:
@@ -56,9 +74,11 @@ def edited(text: str) -> str:
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
-async def test_a_right_prediction_saves_rounds_and_changes_no_token(stack: Stack, sampling: SamplingParams) -> None:
-    plain = await ask(stack.client, PROMPT, **arguments(sampling))
-    predicted = await ask(stack.client, PROMPT, **arguments(sampling, prediction=plain.text))
+async def test_a_right_prediction_saves_rounds_and_changes_no_token(
+    each_stack: Stack, sampling: SamplingParams
+) -> None:
+    plain = await ask(each_stack.client, PROMPT, **arguments(sampling))
+    predicted = await ask(each_stack.client, PROMPT, **arguments(sampling, prediction=plain.text))
     assert predicted.token_ids == plain.token_ids
     speculation, usage = told(predicted)
     assert speculation.num_rounds < plain.finished.speculation.num_rounds
@@ -81,10 +101,10 @@ async def test_a_prediction_with_changed_words_is_found_again(stack: Stack) -> N
     assert usage.num_rejected_prediction_tokens > 0
 
 
-async def test_a_useless_prediction_changes_no_token_and_is_hardly_scored(stack: Stack) -> None:
-    plain = await ask(stack.client, PROMPT, **arguments(SAMPLED))
+async def test_a_useless_prediction_changes_no_token_and_is_hardly_scored(each_stack: Stack) -> None:
+    plain = await ask(each_stack.client, PROMPT, **arguments(SAMPLED))
     useless = "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 20
-    predicted = await ask(stack.client, PROMPT, **arguments(SAMPLED, prediction=useless))
+    predicted = await ask(each_stack.client, PROMPT, **arguments(SAMPLED, prediction=useless))
     assert predicted.token_ids == plain.token_ids
     speculation, usage = told(predicted)
     assert speculation.num_prediction_tokens <= NUM_TOKENS  # one a round or less, which costs next to nothing

@@ -6,7 +6,9 @@ Each history takes a rig, so that it runs on any device and in any type. The tes
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import cache, lru_cache
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +38,10 @@ HALF_FAMILIES = ("llama", "qwen3", "mistral", "gpt2", "gemma3", "gemma2", "deeps
 """Families that a rounding changes by a rounding. In gpt_oss it can send a token to another expert."""
 
 
+_REFERENCES_MAX = 8192
+"""Lines whose logits are kept: a history asks for the same ones whatever computes beside it. Some megabytes."""
+
+
 class Rig:
     """An engine and, for comparison, the same model under transformers' own attention."""
 
@@ -57,15 +63,12 @@ class Rig:
             captured=captured,
             attention=attention,
         )
-        self._model = built(family, device, dtype)
+        self._model = family, device, dtype
         self._tolerance = HALF_TOLERANCES.get(dtype)
 
     def reference(self, token_ids: list[int]) -> Tensor:
         """The logits after each token, [len(token_ids), V]."""
-        with torch.inference_mode():
-            return self._model(input_ids=torch.tensor([token_ids], device=self._model.device), use_cache=False).logits[
-                0
-            ]
+        return _reference(*self._model, tuple(token_ids))
 
     def close(self, actual: Tensor, expected: Tensor) -> None:
         """Fails unless rounding explains how two tensors of logits differ."""
@@ -85,9 +88,36 @@ def built(family: str, device: torch.device, dtype: torch.dtype, *, seed: int = 
     return model
 
 
+@cache
+def _transformers(family: str, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """What no test touches."""
+    return built(family, device, dtype)
+
+
+@lru_cache(_REFERENCES_MAX)
+def _reference(family: str, device: torch.device, dtype: torch.dtype, token_ids: tuple[int, ...]) -> Tensor:
+    with torch.inference_mode():
+        input_ids = torch.tensor([token_ids], device=device)
+        return _transformers(family, device, dtype)(input_ids=input_ids, use_cache=False).logits[0]
+
+
 def random_line(length: int, seed: int) -> list[int]:
     """The same token ids for the same seed; a longer line begins with the shorter one."""
-    return [random.Random(f"{seed}/{index}").randrange(VOCAB_SIZE) for index in range(length)]
+    return [_random_token(seed, index) for index in range(length)]
+
+
+@cache
+def _random_token(seed: int, index: int) -> int:
+    return random.Random(f"{seed}/{index}").randrange(VOCAB_SIZE)
+
+
+def by_family(tree: Iterable[str], others: Iterable[str]) -> list[Any]:
+    """Pairs of a history and a family: the tree for each of `tree`, for it depends on how layers attend, and batches,
+    whose packing does not, for each of `others`."""
+    pairs = [(a_tree_equals_its_branches_alone, family) for family in tree]
+    packed = sessions_in_one_step_equal_each_alone, masks_of_every_width_stand_side_by_side
+    pairs += [(history, family) for history in packed for family in others]
+    return [pytest.param(history, family, id=f"{history.__name__}-{family}") for history, family in pairs]
 
 
 def a_tree_equals_its_branches_alone(rig: Rig) -> None:
@@ -138,10 +168,10 @@ def masks_of_every_width_stand_side_by_side(rig: Rig) -> None:
             line.append(10 + step)
 
 
-def any_history_equals_a_fresh_start(rig: Rig) -> None:
+def any_history_equals_a_fresh_start(rig: Rig, num_sessions: int = 12) -> None:
     """Lines that grow along the fed trees and beside them, held nodes that survive, moves in the slot."""
     engine = rig.engine
-    for seed in range(12):
+    for seed in range(num_sessions):
         rng = random.Random(seed)
         slot = engine.acquire()
         line = random_line(rng.randint(1, 12), seed)

@@ -12,7 +12,7 @@ from outrider.engine.attention.masks import spans_and_masks
 from outrider.engine.attention.paged import Kernel, PagedStep
 from outrider.engine.attention.paged_batch import load
 from outrider.engine.attention.static import StaticBuffer
-from outrider.engine.batch import PackedBatch
+from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.jobs import LINE_END, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockPool
 from outrider.engine.kv_cache.slots import Slot, SlotPool
@@ -87,6 +87,13 @@ class Layer:
         slot, parents = self.pool.acquire(), parents or []
         settle(plan(Job(slot, line, parents, range(len(parents)), wanted=range(len(parents))), max_tokens=10**6))
         return slot
+
+
+def packed(layer: Layer, jobs: list[Job], num_padding: int = 0) -> PackedBatch:
+    """All that `jobs` have to feed, and so much padding behind it."""
+    batch = pack([plan(job, max_tokens=4096) for job in jobs])
+    batch.pad(len(batch.token_ids) + num_padding, layer.num_cells - 1)
+    return batch
 
 
 def random_jobs(

@@ -107,10 +107,7 @@ def test_an_engine_refuses_too() -> None:
 
 
 @pytest.mark.usefixtures("native_operators")
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "history", [histories.a_tree_equals_its_branches_alone, histories.sessions_in_one_step_equal_each_alone]
-)
+@pytest.mark.parametrize(("history", "family"), histories.by_family(FAMILIES, ["gemma3"]))
 def test_native_steps_of_each_family_without_a_compiled_pass(history: Callable[[Rig], None], family: str) -> None:
     rig = Rig(family)
     rig.engine = Engine(build(family), max_sessions=4, max_context=128, attention=NativeAttention.name)

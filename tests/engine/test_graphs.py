@@ -78,15 +78,7 @@ def test_random_trees_side_by_side(window: int | None, softcap: float, sinks: bo
         assert torch.equal(static.value_caches[0][:-1], ragged.value_caches[0][:-1])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "history",
-    [
-        histories.a_tree_equals_its_branches_alone,
-        histories.sessions_in_one_step_equal_each_alone,
-        histories.masks_of_every_width_stand_side_by_side,
-    ],
-)
+@pytest.mark.parametrize(("history", "family"), histories.by_family(FAMILIES, ["gemma3", "deepseek"]))
 def test_replayed_steps_of_each_family(history: Callable[[Rig], None], family: str) -> None:
     rig, tape = taped(family)
     history(rig)

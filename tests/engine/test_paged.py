@@ -182,15 +182,7 @@ def test_parts_are_merged_exactly(distance: float) -> None:
     torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=2e-6)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    "history",
-    [
-        histories.a_tree_equals_its_branches_alone,
-        histories.sessions_in_one_step_equal_each_alone,
-        histories.masks_of_every_width_stand_side_by_side,
-    ],
-)
+@pytest.mark.parametrize(("history", "family"), histories.by_family(FAMILIES, ["qwen3", "gemma3", "gpt_oss"]))
 def test_paged_steps_of_each_family(history: Callable[[Rig], None], family: str) -> None:
     rig, kernel = paged(family)
     history(rig)

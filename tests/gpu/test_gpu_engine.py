@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,28 +16,14 @@ from outrider.engine.load.probe import probe_layers
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line
 from tests.engine.tiny_models import FAMILIES, build
+from tests.gpu.device import CUDA, never_waiting, on_cuda
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here"),
-]
-
-CUDA = torch.device("cuda:0")
+pytestmark = on_cuda()
 
 WITH_LONG_CONTEXT = tuple(family for family in FAMILIES if family != "gpt2")
 """Families whose positions go beyond two of a GPU's blocks."""
 
 half_types = pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
-
-
-@contextmanager
-def never_waiting() -> Iterator[None]:
-    """Inside, whatever makes the host wait for the device raises RuntimeError."""
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

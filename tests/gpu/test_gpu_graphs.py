@@ -20,12 +20,9 @@ from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line
 from tests.engine.tape import graphed
 from tests.engine.tiny_models import FAMILIES
-from tests.gpu.test_gpu_engine import CUDA, never_waiting
+from tests.gpu.device import CUDA, never_waiting, on_cuda
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here"),
-]
+pytestmark = on_cuda()
 
 
 class CountingRecorder:

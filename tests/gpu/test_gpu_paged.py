@@ -18,24 +18,17 @@ from outrider.engine.attention.interface import LayerCall
 from outrider.engine.attention.paged import CAPABILITY_MIN, PAGE_CELLS, PagedAttention, runs_on
 from outrider.engine.attention.registry import AUTO
 from outrider.engine.attention.static import StaticAttention
-from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, pack
-from outrider.engine.jobs import LINE_END, Job, plan
+from outrider.engine.batch import COMPILED_TOKENS_MAX
+from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
 from tests.engine.histories import HALF_TOLERANCES, Rig, random_line
-from tests.engine.layers import Layer, random_jobs
+from tests.engine.layers import Layer, packed, random_jobs
 from tests.engine.tape import graphed
 from tests.engine.varlen import Varlen
-from tests.gpu.test_gpu_engine import CUDA, never_waiting
+from tests.gpu.device import CUDA, never_waiting, on_cuda
 from tests.gpu.test_gpu_graphs import CountingRecorder
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here"),
-    pytest.mark.skipif(
-        torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY_MIN,
-        reason="needs FlashAttention: a GPU of architecture 8.0 or newer",
-    ),
-]
+pytestmark = on_cuda(CAPABILITY_MIN)
 
 ATTENDED_TOLERANCE = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Largest difference of what attention returns for values around 1: a few times what rounding it to 16 bits costs."""
@@ -86,12 +79,6 @@ def layer_of(dtype: torch.dtype, *, num_kv_heads: int = 2, size: int = 64) -> La
     )
 
 
-def batch_of(layer: Layer, jobs: list[Job]) -> PackedBatch:
-    batch = pack([plan(job, max_tokens=2048) for job in jobs])
-    batch.pad(len(batch.token_ids) + 3, layer.num_cells - 1)
-    return batch
-
-
 def test_the_kernel_reads_blocks() -> None:
     assert runs_on(CUDA)
 
@@ -113,7 +100,7 @@ def test_random_batches(dtype: torch.dtype, shape: dict[str, int], num_kv_heads:
     """Contexts of up to five blocks, which are not in a row."""
     for seed in range(4):
         layer, kernel = layer_of(dtype, num_kv_heads=num_kv_heads, size=size), Compared(ATTENDED_TOLERANCE[dtype])
-        batch = batch_of(layer, random_jobs(layer, random.Random(seed), max_held=1100, **shape))
+        batch = packed(layer, random_jobs(layer, random.Random(seed), max_held=1100, **shape), 3)
         step, ragged, inputs = layer.paged(batch, kernel), layer.by_session(batch), layer.inputs(len(batch.token_ids))
         scale = size**-0.5
         with torch.inference_mode():
@@ -128,7 +115,7 @@ def test_what_nobody_sees_may_be_no_number(dtype: torch.dtype) -> None:
     """Blocks are read to their ends, whatever stands there."""
     layer = layer_of(dtype)
     jobs = random_jobs(layer, random.Random(1), num_sessions=9, max_new=40, max_nodes=9, max_held=600)
-    batch = batch_of(layer, jobs)
+    batch = packed(layer, jobs, 3)
     inputs = layer.inputs(len(batch.token_ids))
     seen = [place for job in jobs for place in job.slot.places(range(len(job.line)))]
     for session in batch.sessions:
@@ -157,7 +144,7 @@ def test_a_session_is_attended_alike_whoever_else_is_in_the_batch(dtype: torch.d
     num_tokens = 6
     inputs: tuple[Tensor, ...] | None = None
     for jobs in ([first, *others], [first]):
-        batch = batch_of(layer, jobs)
+        batch = packed(layer, jobs, 3)
         inputs = inputs or layer.inputs(len(batch.token_ids))
         query, key, value = (each[:, : len(batch.token_ids)] for each in inputs)
         with torch.inference_mode():

@@ -19,13 +19,9 @@ from outrider.engine.engine import Engine
 from tests.e2e.pair import SAMPLINGS, Pair, all_at_once, bundled, prompts
 from tests.engine.histories import built
 from tests.engine.tiny_models import FAMILIES
+from tests.gpu.device import CUDA, on_cuda
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here"),
-]
-
-CUDA = torch.device("cuda:0")
+pytestmark = on_cuda()
 
 samplings = pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
 

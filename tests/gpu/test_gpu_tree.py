@@ -14,27 +14,21 @@ from outrider.engine.attention.interface import LayerCall, model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.attention.tree_trial import CAPABILITY_MIN
-from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.gpu import launch
-from outrider.engine.gpu.work_list import PAGE_CELLS, work_list
-from outrider.engine.jobs import LINE_END, Job, plan
+from outrider.engine.gpu.work_list import PAGE_CELLS
+from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
+from tests.engine.gpu.twin import Ran
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line
-from tests.engine.layers import Layer, random_jobs
+from tests.engine.layers import Layer, packed, random_jobs
 from tests.engine.tiny_models import FAMILIES
-from tests.gpu.test_gpu_engine import CUDA, never_waiting
+from tests.gpu.device import CUDA, never_waiting, on_cuda
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; torch sees none here"),
-    pytest.mark.skipif(
-        torch.cuda.is_available() and torch.cuda.get_device_capability() < CAPABILITY_MIN,
-        reason="needs a GPU of architecture 8.0 or newer",
-    ),
-]
+pytestmark = on_cuda(CAPABILITY_MIN)
 
 TOLERANCES = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Largest difference of what attention returns for values around 1."""
+
+TILE_TOKENS = 16
 
 types = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 half_types = pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
@@ -55,23 +49,6 @@ def layer_of(dtype: torch.dtype, size: int = 64, window: int | None = None) -> L
     )
 
 
-def packed(layer: Layer, jobs: list[Job]) -> PackedBatch:
-    batch = pack([plan(job, max_tokens=2048) for job in jobs])
-    batch.pad(len(batch.token_ids) + 3, layer.num_cells - 1)
-    return batch
-
-
-def attended(layer: Layer, batch: PackedBatch, inputs: tuple[torch.Tensor, ...], call: LayerCall) -> torch.Tensor:
-    query, key, value = inputs
-    work = work_list(batch, (layer.window,), 16)
-    numbers = torch.frombuffer(work.numbers, dtype=torch.int32).to(CUDA)
-    on_device = launch.DeviceWork(work.layout, numbers, work.num_parts, 16)
-    keys, values = layer.keys.clone(), layer.values.clone()
-    launch.write(key, keys, on_device)
-    launch.write(value, values, on_device)
-    return launch.attention(query, keys, values, on_device, 0, launch.Scoring(*call[1:]))
-
-
 @types
 @pytest.mark.parametrize("size", [64, 80, 128])
 @pytest.mark.parametrize("window", [None, 300])
@@ -79,11 +56,12 @@ def attended(layer: Layer, batch: PackedBatch, inputs: tuple[torch.Tensor, ...],
 def test_random_batches(dtype: torch.dtype, size: int, window: int | None, softcap: float, has_sinks: bool) -> None:
     for seed in range(4):
         layer, rng = layer_of(dtype, size, window), random.Random(seed)
-        batch = packed(layer, random_jobs(layer, rng, num_sessions=6, max_new=200, max_nodes=9, max_held=1200))
+        batch = packed(layer, random_jobs(layer, rng, num_sessions=6, max_new=200, max_nodes=9, max_held=1200), 3)
         inputs = layer.inputs(len(batch.token_ids))
         call = LayerCall(0, size**-0.5, softcap, layer.noise(8) if has_sinks else None)
         with torch.inference_mode():
-            found, expected = attended(layer, batch, inputs, call), layer.by_session(batch).attend(*inputs, call)
+            found = Ran(layer, batch, inputs, call, TILE_TOKENS).output
+            expected = layer.by_session(batch).attend(*inputs, call)
         torch.testing.assert_close(found.float(), expected.float(), atol=TOLERANCES[dtype], rtol=TOLERANCES[dtype])
 
 
@@ -97,10 +75,10 @@ def test_a_session_gets_the_same_bits_alone_and_beside_others(dtype: torch.dtype
     inputs = layer.inputs(3000)
     outputs: list[torch.Tensor] = []
     for jobs in ([first, *others], [first]):
-        batch = packed(layer, jobs)
+        batch = packed(layer, jobs, 3)
         own = tuple(each[:, : len(batch.token_ids)] for each in inputs)
         with torch.inference_mode():
-            outputs.append(attended(layer, batch, own, LayerCall(0, 0.125))[:6])
+            outputs.append(Ran(layer, batch, own, LayerCall(0, 0.125), TILE_TOKENS).output[:6])
     assert torch.equal(*outputs)
 
 

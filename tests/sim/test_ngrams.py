@@ -37,7 +37,7 @@ def run(*, ngrams: bool, loops: bool, draft_share: float, num_tokens: int = 1200
     return outcome(circumstances, circumstances.writing([target], policy_of(None), NgramTable if ngrams else None))
 
 
-@pytest.mark.parametrize("draft_share", [0.05, 0.2, 0.35, 1.0])
+@pytest.mark.parametrize("draft_share", [0.05, 0.35, 1.0])
 def test_where_nothing_repeats_itself_they_cost_next_to_nothing(draft_share: float) -> None:
     """Every token is random, so that what followed before is hardly ever right."""
     alone = run(ngrams=False, loops=False, draft_share=draft_share)
@@ -46,7 +46,7 @@ def test_where_nothing_repeats_itself_they_cost_next_to_nothing(draft_share: flo
     assert beside.seconds_per_token < 1.04 * alone.seconds_per_token
 
 
-@pytest.mark.parametrize("draft_share", [0.05, 0.2, 0.35, 1.0])
+@pytest.mark.parametrize("draft_share", [0.05, 1.0])
 def test_where_text_repeats_itself_they_save_much(draft_share: float) -> None:
     alone = run(ngrams=False, loops=True, draft_share=draft_share)
     beside = run(ngrams=True, loops=True, draft_share=draft_share)

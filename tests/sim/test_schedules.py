@@ -16,7 +16,8 @@ from .drafters import HonestDrafter
 from .scenario import Conduct, Scenario, draw_scenario
 from .world import World, paths
 
-NUM_SCHEDULES = 4000
+NUM_SCHEDULES = 2000
+"""`make simulate` runs as many as one likes."""
 
 
 def run_schedule(seed: int, scenario: Scenario | None = None) -> World:

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider.engine.attention.interface import LayerCall
-from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.batch import PackedBatch
 from outrider.engine.gpu import tree_attention, work_list
-from outrider.engine.jobs import LINE_END, Job, plan
+from outrider.engine.jobs import LINE_END, Job
 from tests.engine.gpu.twin import Ran, expected
 from tests.engine.histories import random_line
-from tests.engine.layers import Layer, random_jobs
+from tests.engine.layers import Layer, packed, random_jobs
 
 pytestmark = pytest.mark.usefixtures("interpreter", "small_pages")
 
@@ -37,12 +37,6 @@ def small_pages() -> Iterator[None]:
         patch.setattr(tree_attention, "PAGE", PAGE)
         patch.setattr(tree_attention, "SPLIT", SPLIT)
         yield
-
-
-def packed(layer: Layer, jobs: list[Job], num_padding: int = 0) -> PackedBatch:
-    batch = pack([plan(job, max_tokens=512) for job in jobs])
-    batch.pad(len(batch.token_ids) + num_padding, layer.num_cells - 1)
-    return batch
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

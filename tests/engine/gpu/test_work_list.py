@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.batch import PackedBatch
 from outrider.engine.gpu import work_list as lists
 from outrider.engine.gpu.work_list import (
     ITEM,
@@ -22,19 +22,13 @@ from outrider.engine.gpu.work_list import (
     tile_tokens,
     work_list,
 )
-from outrider.engine.jobs import LINE_END, Job, plan
+from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from tests.engine.gpu.twin import seen
 from tests.engine.histories import random_line
-from tests.engine.layers import Layer, random_jobs
+from tests.engine.layers import Layer, packed, random_jobs
 
 WINDOWS = (None, 1, 2, 30, 400)
-
-
-def batch_of(layer: Layer, jobs: list[Job], num_padding: int = 0) -> PackedBatch:
-    batch = pack([plan(job, max_tokens=512) for job in jobs])
-    batch.pad(len(batch.token_ids) + num_padding, layer.num_cells - 1)
-    return batch
 
 
 def layer_of_pages() -> Layer:
@@ -78,7 +72,7 @@ def test_each_token_sees_what_its_batch_says(tokens: int) -> None:
     for seed in range(3):
         layer, rng = layer_of_pages(), random.Random(seed)
         jobs = random_jobs(layer, rng, num_sessions=1 + seed, max_new=30, max_nodes=9, max_held=1300)
-        batch = batch_of(layer, jobs, seed % 3)
+        batch = packed(layer, jobs, seed % 3)
         work = work_list(batch, WINDOWS, tokens)
         for index, window in enumerate(WINDOWS):
             for told, wanted in zip(what_is_told(work, index), seen(batch, window), strict=True):
@@ -96,7 +90,7 @@ def num_pages(batch: PackedBatch) -> int:
 def test_an_item_of_a_prompt_ends_where_its_tile_does() -> None:
     """Tokens of a tile see no cell of later tiles, so nothing is read there."""
     layer = layer_of_pages()
-    batch = batch_of(layer, [Job(layer.pool.acquire(), random_line(700, seed=1))])
+    batch = packed(layer, [Job(layer.pool.acquire(), random_line(512, seed=1))])
     ends = {first: end for _, first, _, _, end, *_ in items_of(work_list(batch, (None,), 16))}
     assert ends == {first: first + 16 for first in range(0, 512, 16)}
 
@@ -116,7 +110,7 @@ def test_a_tree_that_no_mask_holds_is_refused_in_words() -> None:
     num_nodes = TREE_CELLS_MAX + 1
     job = Job(layer.held(line), line, range(LINE_END, num_nodes - 1), range(num_nodes), wanted=[num_nodes - 1])
     with pytest.raises(ValueError, match=f"within {TREE_CELLS_MAX}"):
-        work_list(batch_of(layer, [job]), (None,), 16)
+        work_list(packed(layer, [job]), (None,), 16)
 
 
 def test_parts_begin_where_kernels_may_read_them() -> None:

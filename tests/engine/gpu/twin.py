@@ -33,7 +33,7 @@ class Ran:
         query, key, value = inputs
         self.keys, self.values = layer.keys.clone(), layer.values.clone()
         work = work_list(batch, (layer.window,), tokens)
-        numbers = torch.frombuffer(work.numbers, dtype=torch.int32)
+        numbers = torch.frombuffer(work.numbers, dtype=torch.int32).to(layer.device)
         on_device = DeviceWork(work.layout, numbers, work.num_parts, tokens)
         write(key, self.keys, on_device)
         write(value, self.values, on_device)
