@@ -27,8 +27,8 @@ FUNCTIONS = (
 
 _OF_SIZES = (torch.sym_int, torch.sym_float, torch.sym_max, torch.sym_min, torch.sym_not)
 
-_EXACT_POWERS = (1, 2, 3)
-"""Exponents that everybody multiplies out, in one order."""
+_EXACT_POWERS = (1, 2)
+"""Exponents that everybody multiplies out."""
 
 _NAMES = """_assert_tensor_metadata abs alias arange bitwise_and bitwise_not bitwise_or cat chunk clamp clone concat
     contiguous copy copy_ detach detach_ div embedding empty empty_like eq expand expand_as flatten full full_like
@@ -88,6 +88,14 @@ def _function(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return _native(graph, "elementwise", node.args[0], FUNCTIONS.index(node.target))
 
 
+def _power(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """Cubes are multiplied out, so that both products are rounded: in 16 bits the compiler would round once."""
+    x, exponent = node.args
+    if exponent != 3:
+        return None
+    return graph.call_function(_aten.mul.Tensor, (graph.call_function(_aten.mul.Tensor, (x, x)), x))
+
+
 def _mean(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     x, dims, *keeps = node.args
     if list(dims) != [-1] or keeps != [True] or node.kwargs:  # type: ignore[arg-type]
@@ -116,6 +124,7 @@ def _layer_norm(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 _REPLACEMENTS: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     **dict.fromkeys(FUNCTIONS, _function),
+    _aten.pow.Tensor_Scalar: _power,
     _aten.mean.dim: _mean,
     _aten.layer_norm.default: _layer_norm,
 }
