@@ -1,6 +1,6 @@
 """Moves of cells on a GPU: a kernel in Triton that reads from the work list what moves, so that it can be captured."""
 
-# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false, reportCallIssue=false
 # Triton comes with torch for GPUs alone, launches what it compiles by an index, and has types of its own in a kernel.
 from __future__ import annotations
 
