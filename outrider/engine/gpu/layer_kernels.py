@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from outrider.engine.gpu.launch import CELL_MAGNITUDE_MAX, DeviceWork, rows_of
+from outrider.engine.gpu.tree_attention import as_cell
 from outrider.engine.gpu.work_list import WRITE_CELLS
 
 _COLUMNS_MAX = 256
@@ -137,7 +138,7 @@ def rotate(
     ROWS: tl.constexpr,
 ):
     """Grid [the N x (HEADS + 2 KV_HEADS) rows by ROWS]. A row is one head of one token, in two halves that rotary
-    positions turn into one another. Values are only written. A cell is bounded as in `tree_attention.write`."""
+    positions turn into one another. Values are only written."""
     kind: tl.constexpr = projected.dtype.element_ty
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
@@ -166,11 +167,11 @@ def rotate(
     kv_head = tl.where(is_value, head[:, None] - HEADS - KV_HEADS, head[:, None] - HEADS)
     place = (cell[:, None] * KV_HEADS + kv_head) * (2 * HALF) + columns[None, :]
     is_key = is_used & (head >= HEADS)[:, None] & (head < HEADS + KV_HEADS)[:, None]
-    tl.store(key_cache + place, _bounded(turned_1, bound).to(key_cache.dtype.element_ty), mask=is_key)
-    tl.store(key_cache + place + HALF, _bounded(turned_2, bound).to(key_cache.dtype.element_ty), mask=is_key)
+    tl.store(key_cache + place, as_cell(turned_1, bound, key_cache.dtype.element_ty), mask=is_key)
+    tl.store(key_cache + place + HALF, as_cell(turned_2, bound, key_cache.dtype.element_ty), mask=is_key)
     is_value = is_used & is_value
-    tl.store(value_cache + place, _bounded(value_1, bound).to(value_cache.dtype.element_ty), mask=is_value)
-    tl.store(value_cache + place + HALF, _bounded(value_2, bound).to(value_cache.dtype.element_ty), mask=is_value)
+    tl.store(value_cache + place, as_cell(value_1, bound, value_cache.dtype.element_ty), mask=is_value)
+    tl.store(value_cache + place + HALF, as_cell(value_2, bound, value_cache.dtype.element_ty), mask=is_value)
 
 
 @triton.jit
@@ -188,11 +189,6 @@ def _turned(x, other, cosine, sine, is_used, kind: tl.constexpr):
     along = x * tl.load(cosine, mask=is_used, other=0.0).to(tl.float32)
     across = other * tl.load(sine, mask=is_used, other=0.0).to(tl.float32)
     return (along.to(kind).to(tl.float32) + across.to(kind).to(tl.float32)).to(kind).to(tl.float32)
-
-
-@triton.jit
-def _bounded(x, bound):
-    return tl.minimum(tl.maximum(tl.where(x == x, x, 0.0), -bound), bound)
 
 
 @triton.jit

@@ -44,6 +44,16 @@ def rounded_to_e4m3(x):
 
 
 @triton.jit
+def as_cell(x, bound, kind: tl.constexpr):
+    """What a cell of type `kind` takes of `x`, float32: 0 for NaN and nothing beyond `bound`, so that 0 times what it
+    holds is 0 for whoever masks it."""
+    x = tl.minimum(tl.maximum(tl.where(x == x, x, 0.0), -bound), bound)
+    if kind.is_fp8():
+        x = rounded_to_e4m3(x)
+    return x.to(kind)
+
+
+@triton.jit
 def write(
     content,  # [KV_HEADS, N, SIZE], of any strides but the last
     cache,  # [cells, KV_HEADS, SIZE]
@@ -57,10 +67,7 @@ def write(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Grid [the N x KV_HEADS rows by ROWS]: keys or values of all tokens go to their cells.
-
-    A cell takes 0 for NaN and nothing beyond `bound`: 0 times what it holds is 0 for whoever masks it.
-    """
+    """Grid [the N x KV_HEADS rows by ROWS]: keys or values of all tokens go to their cells."""
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, WIDTH)
     is_row = rows < num_rows
@@ -70,11 +77,8 @@ def write(
     cell = tl.load(write_cells + token, mask=is_row, other=0).to(tl.int64)
     source = content + (head * head_stride + token * token_stride)[:, None] + columns[None, :]
     written = tl.load(source, mask=is_used, other=0.0).to(tl.float32)
-    written = tl.minimum(tl.maximum(tl.where(written == written, written, 0.0), -bound), bound)
     place = cache + ((cell * KV_HEADS + head) * SIZE)[:, None] + columns[None, :]
-    if cache.dtype.element_ty.is_fp8():
-        written = rounded_to_e4m3(written)
-    tl.store(place, written.to(cache.dtype.element_ty), mask=is_used)
+    tl.store(place, as_cell(written, bound, cache.dtype.element_ty), mask=is_used)
 
 
 @triton.jit

@@ -14,6 +14,7 @@ from outrider.engine.gpu.cell_moves import move_cells
 from outrider.engine.gpu.launch import DeviceWork
 from outrider.engine.gpu.layer_kernels import Norm
 from outrider.engine.gpu.work_list import MOVES_MAX, work_list
+from outrider.engine.kv_cache.cells import FP8, stored
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.load.probe import LayerFacts
@@ -101,6 +102,18 @@ def test_cells_take_what_is_finite() -> None:
     layer_kernels.rotate_and_write(projected, torch.ones(1, 4), torch.zeros(1, 4), None, keys, values, on_device)
     assert values[1].tolist() == [[0.0, 999999986991104.0, -999999986991104.0, 1.0]]
     assert keys.isfinite().all()
+
+
+def test_cells_of_eight_bits_take_what_torch_puts_there(noise: torch.Generator) -> None:
+    batch = PackedBatch(write_cells=[1], token_ids=[0], positions=[0], limits=[0], path_offsets=[0, 0])
+    work = work_list(batch, (None,), 4)
+    on_device = DeviceWork(work.layout, torch.frombuffer(work.numbers, dtype=torch.int32), 0, 4)
+    projected = 100.0 * torch.randn(1, 3 * 64, generator=noise) ** 3
+    caches = [torch.zeros(2, 1, 64).to(FP8) for _ in range(2)]
+    cosine, sine = torch.ones(1, 64), torch.zeros(1, 64)
+    layer_kernels.rotate_and_write(projected, cosine, sine, None, caches[0], caches[1], on_device)
+    for cache, content in zip(caches, projected.view(3, 64)[1:], strict=True):
+        assert torch.equal(cache[1, 0].float(), stored(content, FP8).float())
 
 
 @types
