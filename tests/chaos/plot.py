@@ -31,7 +31,7 @@ def plot(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
             axes.plot(figures[name][share], row, marker, color=colour, markersize=6, markeredgecolor="black")
     axes.axvline(PROMISED_SECONDS, color="#6c757d", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(names)), [f"{name} ({figures[name]['count']})" for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xlim(left=0.0)
     axes.set_xlabel("longest wait of any stream for its next tokens, s (circle: median, diamond: p99)")
     path.parent.mkdir(parents=True, exist_ok=True)
