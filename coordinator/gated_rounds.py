@@ -8,30 +8,24 @@ from outrider.core.coordinate.speculation_gate import SpeculationGate
 
 
 class GatedRounds:
-    """Tells the time of what becomes of a completion, from its place at a verifier on."""
+    """Takes the time between rounds that brought tokens, from the first one on."""
 
     def __init__(self, gate: SpeculationGate, *, greedy: bool) -> None:
         self.gate = gate
         self._greedy = greedy
-        self._began_at: float | None = None
-        self._has_tokens = False
+        self._last: float | None = None
 
-    def begin(self) -> None:
-        """A verifier has a place for it; the next one after a loss changes nothing."""
-        if self._began_at is None:
-            self._began_at = time.monotonic()
-            self.gate.begin(self._began_at, greedy=self._greedy)
-
-    def observe(self, num_tokens: int, *, could_speculate: bool) -> None:
-        """A round brought `num_tokens`; see `SpeculationGate.observe`."""
+    def observe(self, num_tokens: int) -> None:
+        """A round brought `num_tokens`. The first one tells how long the prompt took, so it does not count."""
         now = time.monotonic()
-        began_at = now if self._began_at is None else self._began_at
-        first_wait = None if self._has_tokens else now - began_at
-        self._has_tokens = True
-        self.gate.observe(num_tokens, now, first_wait=first_wait, could_speculate=could_speculate)
+        if self._last is None:
+            self.gate.begin(greedy=self._greedy)
+        else:
+            self.gate.observe(num_tokens, now - self._last)
+        self._last = now
 
     def end(self) -> None:
         """No more rounds will come."""
-        if self._began_at is not None:
-            self._began_at = None
-            self.gate.end(time.monotonic(), greedy=self._greedy)
+        if self._last is not None:
+            self._last = None
+            self.gate.end(greedy=self._greedy)

@@ -73,7 +73,6 @@ class Generation:
         (received,) = request.received
         self._reporter: RoundReporter | None = None
         self._gated = GatedRounds(gate, greedy=request.sampling.greedy)
-        self._wants_drafts = request.speculate
         self.session = Session(
             request.prompt_token_ids,
             received.token_ids,
@@ -256,7 +255,6 @@ class Generation:
                 self._stop(reason)
             case Opened(num_line_tokens):
                 self._rules.check_opened(num_line_tokens, line)
-                self._follow_gate()
             case _:
                 assert_never(event)
         return None
@@ -281,18 +279,13 @@ class Generation:
             emitted = replace(emitted, round=report)
         return emitted
 
-    def _follow_gate(self, num_tokens: int = 0) -> None:
-        """After a round of `num_tokens`, or when the session is open: pauses speculation, or resumes it, as the gate
-        stands. A session without a drafter has to wait as the others have."""
-        if not self._wants_drafts:
-            return
+    def _follow_gate(self, num_tokens: int) -> None:
+        """After a round of `num_tokens`: pauses speculation, or resumes it, as the gate stands."""
         is_paused = self.session.is_paused
-        could_speculate = is_paused or self.session.hears_drafter
-        if num_tokens:
-            self._gated.observe(num_tokens, could_speculate=could_speculate)
-        else:
-            self._gated.begin()
-        if could_speculate and self._gated.gate.is_open == is_paused:
+        if not is_paused and not self.session.hears_drafter:
+            return
+        self._gated.observe(num_tokens)
+        if self._gated.gate.is_open == is_paused:
             if is_paused:
                 self._drafters.resume()
             else:

@@ -26,9 +26,7 @@ class TurningGate(SpeculationGate):
         self._num_rounds = 0
         self.num_turns = 0
 
-    def observe(
-        self, num_tokens: int, now: float, *, first_wait: float | None = None, could_speculate: bool = True
-    ) -> None:
+    def observe(self, num_tokens: int, seconds: float) -> None:
         self._num_rounds += 1
         if self._num_rounds % TURNS_AFTER_ROUNDS == 0:
             self.is_open = not self.is_open

@@ -195,12 +195,12 @@ class Coordinator:
             completion.num_first_tokens = completion.num_tokens
             if is_gated:
                 completion.is_counted = True
-                self._gate.begin(now, greedy=True)
-                self._gate.observe(completion.num_tokens, now, first_wait=0.0)  # when it had a place is not told
+                self._gate.begin(greedy=True)
         else:
-            completion.longest_gap = max(completion.longest_gap, now - completion.last_at)
-            if completion.is_counted:
-                self._gate.observe(len(outcome.emit.token_ids), now, could_speculate=is_gated)
+            gap = now - completion.last_at
+            completion.longest_gap = max(completion.longest_gap, gap)
+            if is_gated and completion.is_counted:
+                self._gate.observe(len(outcome.emit.token_ids), gap)
         completion.last_at = now
         if is_gated and self._gate.is_open == session.is_paused:
             self._turn(completion)
@@ -288,7 +288,7 @@ class Coordinator:
     def _end(self, completion: Completion, finished: VerifyFinished) -> None:
         session, seat = completion.session, completion.verifier
         if completion.is_counted:
-            self._gate.end(self._clock.now, greedy=True)
+            self._gate.end(greedy=True)
         session.on_stopped(finished.reason)
         self._leave_drafter(completion)
         if seat is not None:
