@@ -9,7 +9,7 @@ Splits and blocks of cells begin at multiples of their sizes within a session, a
 change nothing, to the bit: so a token's bits depend on what it sees alone, not on who shares its step.
 """
 
-# pyright: reportMissingImports=false, reportArgumentType=false
+# pyright: reportMissingImports=false, reportArgumentType=false, reportAttributeAccessIssue=false
 # Triton comes with torch for GPUs alone, and has types of its own in a kernel.
 from __future__ import annotations
 
