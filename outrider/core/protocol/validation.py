@@ -52,6 +52,8 @@ SESSION_ID_CHARACTERS_MAX = 128
 """Longest session name."""
 CACHE_SALT_CHARACTERS_MAX = 128
 """Longest cache salt: longer than any name of a token."""
+TOP_K_MAX = 2**31 - 1
+"""Largest `top_k`: more than any vocabulary has, and what a message can carry."""
 SEED_MAX = 2**64 - 1
 """Seeds are unsigned 64-bit integers."""
 PROMPT_BYTES_MAX = 1024 * 1024
@@ -97,7 +99,7 @@ def check_sampling(found: Violations, sampling: SamplingParams, vocab_size: int,
             f"between 0 and {TEMPERATURE_MAX:g}",
         ),
         ("top_p", sampling.top_p, lambda x: 0 < x <= 1, "above 0 and at most 1"),
-        ("top_k", sampling.top_k, lambda x: x >= 0, "at least 0"),
+        ("top_k", sampling.top_k, lambda x: 0 <= x <= TOP_K_MAX, f"between 0 and {TOP_K_MAX}"),
         ("min_p", sampling.min_p, lambda x: 0 <= x <= 1, "between 0 and 1"),
         (
             "repetition_penalty",

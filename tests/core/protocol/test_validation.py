@@ -108,6 +108,8 @@ SAMPLING: list[tuple[str, Any, bool]] = [
     ("top_p", 1.1, False),
     ("top_k", 0, True),
     ("top_k", -1, False),
+    ("top_k", 2**31 - 1, True),
+    ("top_k", 2**31, False),
     ("min_p", 0.0, True),
     ("min_p", 1.0, True),
     ("min_p", -0.1, False),
