@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import PackedBatch, pack
@@ -23,9 +24,6 @@ from outrider.engine.model import RaggedModel
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
-
-_REASON_LENGTH_MAX = 200
-"""Characters of a compiler's error that are passed on: its first sentence, not the code that it is about."""
 
 
 class OutOfStepError(Exception):
@@ -168,9 +166,8 @@ class Engine:
                 else:
                     self._run_once(size)
             except RuntimeError as error:  # of compilers, of CUDA and of its allocator
-                reason = str(error).strip().partition("\n")[0][:_REASON_LENGTH_MAX]
                 raise UnsupportedModelError(
-                    f"this model cannot be compiled ({type(error).__name__}: {reason}); use --compile off"
+                    f"this model cannot be compiled ({type(error).__name__}: {first_line(error)}); use --compile off"
                 ) from error
             yield size
 

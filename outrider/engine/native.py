@@ -17,11 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from outrider.core.protocol.refusal import first_line
 from outrider.engine import library
 from outrider.engine.library import CannotCompileError
-
-_REASON_LENGTH_MAX = 200
-"""Longest part of another program's message that is passed on."""
 
 _loaded = False
 
@@ -58,8 +56,7 @@ class Package:
         try:
             number: int = torch.ops.outrider_native.load_package(str(path))
         except RuntimeError as error:
-            reason = str(error).strip().partition("\n")[0][:_REASON_LENGTH_MAX]
-            raise CannotCompileError(f"the package {path} cannot be loaded ({reason}); delete it") from error
+            raise CannotCompileError(f"the package {path} cannot be loaded ({first_line(error)}); delete it") from error
         self.number = number
         """What the operators know it by."""
         self.run: Callable[[list[Tensor]], list[Tensor]] = partial(

@@ -13,3 +13,12 @@ class Refusal:
 
     def __str__(self) -> str:
         return self.text
+
+
+REASON_CHARACTERS_MAX = 200
+"""As much is passed on of what a compiler, a driver or a library says: its first sentence, not the code it is about."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error of somebody else's says; it may be empty."""
+    return str(error).strip().partition("\n")[0][:REASON_CHARACTERS_MAX]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.by_session import TorchAttention
 from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
 from outrider.engine.batch import PackedBatch, SessionSpan
@@ -16,8 +17,6 @@ CAPABILITY_MIN = (8, 0)
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference that rounding explains, of values around 1."""
-
-_REASON_LENGTH_MAX = 200
 
 
 def tokens_of(facts: ModelFacts) -> int:
@@ -49,8 +48,7 @@ def trial(backend: type[AttentionBackend], facts: ModelFacts) -> str:
         try:
             found, expected = (_attended(each, kind) for each in (backend, TorchAttention))
         except Exception as error:  # compilers, drivers and kernels raise whatever they meet
-            reason = str(error).strip().partition("\n")[0][:_REASON_LENGTH_MAX]
-            return f"its kernels do not run here ({type(error).__name__}: {reason})"
+            return f"its kernels do not run here ({type(error).__name__}: {first_line(error)})"
         off = (found - expected).abs().max().item()
         if not off <= _TOLERANCE[facts.dtype]:
             return f"its kernels compute something else than torch does here, by {off:.2g}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from outrider.core.protocol.refusal import first_line
 from outrider.engine.compile.export import export
 from outrider.engine.compile.linear import fuse_siblings
 from outrider.engine.library import CannotCompileError
@@ -48,9 +49,8 @@ def compile_ahead(model: PreTrainedModel, package: Path) -> None:
                 exported.program, package_path=str(package), inductor_configs=configs
             )
     except Exception as error:  # the compiler raises whatever it meets
-        reason = str(error).strip().partition("\n")[0][:200]
         raise CannotCompileError(
-            f"this model cannot be compiled ({type(error).__name__}: {reason}); use --compile off"
+            f"this model cannot be compiled ({type(error).__name__}: {first_line(error)}); use --compile off"
         ) from error
 
 

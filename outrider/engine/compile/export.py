@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.native import NATIVE_ATTENTION
 from outrider.engine.compile.invariance import use_native, variant_operators
 from outrider.engine.compile.linear import fuse_gates, pack
@@ -77,6 +78,7 @@ def export(model: PreTrainedModel) -> Exported:
             fuse_gates(program.graph)
             use_native(program.graph)
     except Exception as error:  # the exporter raises whatever it meets
-        reason = str(error).strip().partition("\n")[0][:200]  # it may be empty
-        raise UnsupportedModelError(f"this model cannot be exported ({type(error).__name__}: {reason})") from error
+        raise UnsupportedModelError(
+            f"this model cannot be exported ({type(error).__name__}: {first_line(error)})"
+        ) from error
     return Exported(program, variant_operators(program.graph))

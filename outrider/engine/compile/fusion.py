@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import PackedBatch, SessionSpan
@@ -15,8 +16,6 @@ _TOKENS = 5
 """Of the line that is tried: enough for positions and keys to tell tokens apart."""
 _TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 8e-2, torch.float16: 2e-2}
 """Largest difference of logits, relative to the largest logit, that rounding explains."""
-_REASON_LENGTH_MAX = 200
-"""Longest part of a compiler's message that is passed on."""
 
 
 def fused(decoder: Decoder) -> Decoder:
@@ -44,8 +43,7 @@ def fusion_problem(decoder: Decoder, facts: ModelFacts) -> str:
     try:
         off = (_tried(fused(decoder)) - expected).abs().max() / expected.abs().max()
     except Exception as error:  # compilers, drivers and kernels raise whatever they meet
-        reason = str(error).strip().partition("\n")[0][:_REASON_LENGTH_MAX]
-        return f"their kernels do not run here ({type(error).__name__}: {reason})"
+        return f"their kernels do not run here ({type(error).__name__}: {first_line(error)})"
     if not off.item() <= _TOLERANCE[facts.dtype]:
         return f"they compute something else than the model's own modules, by {off.item():.1%} of the largest logit"
     return ""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from outrider.core.protocol.refusal import first_line
 from outrider.engine.gpu.toolchain import triton_problem
 from outrider.engine.quantized.weight import QuantizedWeight
 
@@ -18,8 +19,6 @@ _TRIED_SHAPE = (3, 48, 160)
 _TRIED_BLOCK = (32, 32)
 _TOLERANCE = 1e-2
 """Largest difference that rounding explains, of values around 1."""
-_REASON_LENGTH_MAX = 200
-"""Longest part of a compiler's message that is passed on."""
 
 
 class QuantizedLinear(nn.Module):
@@ -95,7 +94,7 @@ def problem(device: torch.device) -> str:
     try:
         return "" if _agrees(device) else "its kernel computes something else than torch does here"
     except Exception as error:  # compilers, drivers and kernels raise whatever they meet
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:_REASON_LENGTH_MAX]}"
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _agrees(device: torch.device) -> bool:

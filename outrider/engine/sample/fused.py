@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from outrider.core.protocol.refusal import first_line
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.sample.best import Best, bests
 from outrider.engine.sample.candidates import candidates, shaping_of
@@ -27,8 +28,6 @@ _TRIED_POSITIONS = 8
 _TRIED_VOCABULARY = 5000
 """Two tiles."""
 _TRIED_WIDTH = 2
-_REASON_LENGTH_MAX = 200
-"""Longest part of a compiler's message that is passed on."""
 
 
 def best_of(
@@ -60,7 +59,7 @@ def problem(device: torch.device) -> str:
     try:
         return "" if _agrees(device) else "what it chooses is not what the definition chooses"
     except Exception as error:  # Triton and the compilers below it raise whatever they meet
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:_REASON_LENGTH_MAX]}"
+        return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _agrees(device: torch.device) -> bool:
