@@ -1,13 +1,21 @@
 // Runs forward passes that were compiled ahead of time without Python's interpreter lock: torch's own binding keeps it,
 // and then the thread that reads and writes messages would stand still for the whole step.
+//
+// A step reads all weights once, and from pages of 4 KiB a processor reads them at half of its speed, for want of their
+// addresses. So the weights of a package move to huge pages where the system has them (transparent_hugepage: madvise or
+// always), and stay in ordinary ones where it has not.
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/from_blob.h>
+#include <sys/mman.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/library.h>
 
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "package.h"
@@ -20,8 +28,54 @@ using Loader = torch::inductor::AOTIModelPackageLoader;
 std::mutex packages_mutex;
 std::vector<std::unique_ptr<Loader>> packages;
 
+constexpr size_t kHugePageBytes = size_t{1} << 21;
+
+// One piece of memory on huge pages, from which tensors are cut.
+class HugePages {
+ public:
+  explicit HugePages(size_t num_bytes) : num_bytes_((num_bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes) {
+    const size_t mapped_bytes = num_bytes_ + kHugePageBytes;  // enough to begin at a huge page's first byte
+    mapped_ = ::mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK(mapped_ != MAP_FAILED, "no memory for weights of ", num_bytes, " bytes");
+    const size_t address = reinterpret_cast<size_t>(mapped_);
+    first_ = reinterpret_cast<uint8_t*>((address + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+    ::madvise(first_, num_bytes_, MADV_HUGEPAGE);  // refused where there are none
+  }
+  HugePages(const HugePages&) = delete;
+  ~HugePages() { ::munmap(mapped_, num_bytes_ + kHugePageBytes); }
+
+  uint8_t* first() const { return first_; }
+
+ private:
+  size_t num_bytes_;
+  void* mapped_;
+  uint8_t* first_;
+};
+
+// Weights lie at multiples of this many bytes: a line of the widest registers.
+constexpr size_t kAlignment = 64;
+
+size_t room_for(const at::Tensor& weight) { return (weight.nbytes() + kAlignment - 1) / kAlignment * kAlignment; }
+
+// Puts the weights of a package onto huge pages, which live as long as the package.
+void move_weights(Loader& loader) {
+  const std::unordered_map<std::string, at::Tensor> weights = loader.get_runner()->extract_constants_map(false);
+  size_t num_bytes = 0;
+  for (const auto& [name, weight] : weights) num_bytes += room_for(weight);
+  const auto pages = std::make_shared<HugePages>(num_bytes);
+  uint8_t* next = pages->first();
+  std::unordered_map<std::string, at::Tensor> moved;
+  for (const auto& [name, weight] : weights) {
+    std::memcpy(next, weight.const_data_ptr(), weight.nbytes());
+    moved[name] = at::from_blob(next, weight.sizes(), weight.strides(), [pages](void*) {}, weight.options());
+    next += room_for(weight);
+  }
+  loader.load_constants(moved, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
+}
+
 int64_t load_package(std::string path) {
   auto loader = std::make_unique<Loader>(path, "model", /*run_single_threaded=*/true);
+  move_weights(*loader);
   const std::lock_guard<std::mutex> lock(packages_mutex);
   packages.push_back(std::move(loader));
   return static_cast<int64_t>(packages.size()) - 1;
