@@ -66,6 +66,9 @@ struct Step {
   int64_t pair, row, num_rows;
 };
 
+// Of how many rows weights are fetched before they are wanted: more take longer to multiply than weights to come.
+constexpr int64_t kFetchingRows = 32;
+
 inline Floats added(Floats sum, float word, const uint8_t* line) {
   return sum + word * loaded(reinterpret_cast<const float*>(line));
 }
@@ -101,6 +104,7 @@ class OnLanes {
  public:
   static constexpr bool kWantsTiles = false;
   static constexpr int64_t kRowsPerStep = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
+  static constexpr int64_t kLinesAhead = 256;  // that are fetched before they are wanted, of each of two panels
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
     return rows.data + (row * rows.num_words + word) * kWordBytes;
@@ -108,9 +112,11 @@ class OnLanes {
 
   explicit OnLanes(int64_t) {}
 
+  // `next` are the panels after these, or these again at the end.
   template <typename Put>
-  void operator()(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) const {
-    dispatch(rows, step, panels, part, put, std::make_integer_sequence<int64_t, kRowsPerStep>());
+  void operator()(const Rows& rows, const Step& step, const Panels& panels, const Panels& next, const Part& part,
+                  const Put& put) const {
+    dispatch(rows, step, panels, next, part, put, std::make_integer_sequence<int64_t, kRowsPerStep>());
   }
 
   template <typename Put>
@@ -118,19 +124,20 @@ class OnLanes {
 
  private:
   template <typename Put, int64_t... kRows>
-  static void dispatch(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put,
-                       std::integer_sequence<int64_t, kRows...>) {
-    using Kernel = void (*)(const Rows&, const Step&, const Panels&, const Part&, const Put&);
+  static void dispatch(const Rows& rows, const Step& step, const Panels& panels, const Panels& next, const Part& part,
+                       const Put& put, std::integer_sequence<int64_t, kRows...>) {
+    using Kernel = void (*)(const Rows&, const Step&, const Panels&, const Panels&, const Part&, const Put&);
     static constexpr std::array<Kernel, kRowsPerStep> kernels{&multiply<kRows + 1, Put>...};
-    kernels[step.num_rows - 1](rows, step, panels, part, put);
+    kernels[step.num_rows - 1](rows, step, panels, next, part, put);
   }
 
   template <int64_t kRows, typename Put>
-  static void multiply(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) {
+  static void multiply(const Rows& rows, const Step& step, const Panels& panels, const Panels& next, const Part& part,
+                       const Put& put) {
     Floats sums[kRows][2] = {};
     if (part.begin > 0) std::memcpy(sums, part.sums, sizeof(sums));
     const uint8_t* x = place(rows, step.row, 0);
-    for (int64_t k = part.begin; k < part.end; ++k)
+    const auto add = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 12
       for (int64_t row = 0; row < kRows; ++row) {
         Word word;
@@ -138,10 +145,28 @@ class OnLanes {
         sums[row][0] = added(sums[row][0], word, panels.left + k * kLineBytes);
         sums[row][1] = added(sums[row][1], word, panels.right + k * kLineBytes);
       }
+    };
+    int64_t k = part.begin;
+    if (step.row == 0 && rows.num_rows <= kFetchingRows) {
+      for (; k < part.end - kLinesAhead; ++k) {
+        fetch(panels, k + kLinesAhead);
+        add(k);
+      }
+      for (int64_t ahead = part.begin; k < part.end; ++k, ++ahead) {
+        fetch(next, ahead);
+        add(k);
+      }
+    }
+    for (; k < part.end; ++k) add(k);
     if (!part.is_last)
       std::memcpy(part.sums, sums, sizeof(sums));
     else
       for (int64_t row = 0; row < kRows; ++row) put(step.pair, step.row + row, sums[row][0], sums[row][1]);
+  }
+
+  static void fetch(const Panels& panels, int64_t line) {
+    _mm_prefetch(panels.left + line * kLineBytes, _MM_HINT_T1);
+    _mm_prefetch(panels.right + line * kLineBytes, _MM_HINT_T1);
   }
 };
 
@@ -171,7 +196,8 @@ class OnTiles {
   ~OnTiles() { _tile_release(); }
 
   template <typename Put>
-  void operator()(const Rows& rows, const Step& step, const Panels& panels, const Part& part, const Put& put) {
+  void operator()(const Rows& rows, const Step& step, const Panels& panels, const Panels&, const Part& part,
+                  const Put& put) {
     if (step.num_rows > kLanes)
       multiply<true>(rows, step, panels, part, put);
     else
@@ -211,7 +237,7 @@ class OnTiles {
     const uint8_t* above = place(rows, step.row, 0);
     const uint8_t* below = above + kLanes * rows.num_words * kWordBytes;
     // Of more rows all steps but the first find the weights in a cache, and few are read as fast as memory goes.
-    const bool is_fetching = rows.num_rows > kFewRows && rows.num_rows <= kRowsPerStep;
+    const bool is_fetching = rows.num_rows > kFewRows && rows.num_rows <= kFetchingRows;
     const int64_t num_tiles = (part.end - part.begin) / kLanes;
     const int64_t puts_per_tile = (waiting_.num_rows - num_put_ + num_tiles - 1) / num_tiles;
     for (int64_t at = part.begin * kLineBytes; at < part.end * kLineBytes; at += kTileBytes) {
@@ -282,7 +308,7 @@ void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, c
         for (int64_t pair = first; pair < std::min(first + num_kept, last_pair); ++pair)
           for (int64_t row = 0; row < rows.num_rows; row += On::kRowsPerStep) {
             multiply(rows, {pair, row, std::min(On::kRowsPerStep, rows.num_rows - row)}, panels(pair),
-                     {begin, end, end == num_words, kept}, put);
+                     panels(std::min(pair + 1, last_pair - 1)), {begin, end, end == num_words, kept}, put);
             if (in_parts) kept += kSums;
           }
       }
