@@ -11,17 +11,35 @@
 
 namespace outrider {
 
-constexpr int64_t kVectorsAtOnce = 4;  // of an output that stay in registers while values stream by
-constexpr int64_t kValuesAtOnce = 32;  // cells whose values, made float32, stay in a first-level cache
+constexpr int64_t kVectorsAtOnce = 4;   // of an output that stay in registers while values stream by
+constexpr int64_t kOutputsAtOnce = 4;   // that share one reading of the values
+constexpr int64_t kValuesAtOnce = 128;  // cells whose values stay in a first-level cache
 
-// Adds the weighted values of the cells from `from` to `to` to `kNum` vectors of an output.
-template <int64_t kNum>
-void add(const Floats* values, int64_t num_vectors, int64_t from, int64_t to, const float* weights, Floats* outputs) {
-  Floats sums[kNum];
-  std::memcpy(sums, outputs, sizeof(sums));
+// Adds the weighted values of the cells from `from` to `to` to `kVectors` vectors of each of `kOutputs` outputs.
+// `value_of(cell, vector)` is a part of a value. It is made float32 on its way, since a processor that writes while it
+// reads takes many a read for one of what it is writing, and waits.
+template <int64_t kOutputs, int64_t kVectors, typename ValueOf>
+void add(const ValueOf& value_of, int64_t from, int64_t to, const float* const* weights, Floats* const* outputs,
+         int64_t vector) {
+  Floats sums[kOutputs][kVectors];
+  for (int64_t o = 0; o < kOutputs; ++o) std::memcpy(sums[o], outputs[o] + vector, sizeof(sums[o]));
   for (int64_t cell = from; cell < to; ++cell)
-    for (int64_t v = 0; v < kNum; ++v) sums[v] += values[cell * num_vectors + v] * weights[cell];
-  std::memcpy(outputs, sums, sizeof(sums));
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const Floats value = value_of(cell, vector + v);
+#pragma GCC unroll 4
+      for (int64_t o = 0; o < kOutputs; ++o) sums[o][v] += value * weights[o][cell];
+    }
+  for (int64_t o = 0; o < kOutputs; ++o) std::memcpy(outputs[o] + vector, sums[o], sizeof(sums[o]));
+}
+
+template <int64_t kOutputs, typename ValueOf>
+void add_all(const ValueOf& value_of, int64_t from, int64_t to, const float* const* weights, Floats* const* outputs,
+             int64_t num_vectors) {
+  int64_t vector = 0;
+  for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
+    add<kOutputs, kVectorsAtOnce>(value_of, from, to, weights, outputs, vector);
+  for (; vector < num_vectors; ++vector) add<kOutputs, 1>(value_of, from, to, weights, outputs, vector);
 }
 
 // The groups of one thread, one after another; what it works in grows as needed and is kept.
@@ -86,25 +104,34 @@ class LaneAttention {
       totals[index] = weigh(scores_of(index), num_tiles, layer.sinks ? layer.sinks[pairs[index].head] : kNothing);
 
     // Values, in the order of the positions.
-    values_.resize(kValuesAtOnce * num_vectors);
     outputs_.assign(pairs.num * num_vectors, Floats{});
+    const auto value_of = [&](int64_t position, int64_t vector) {
+      return loaded(values + places[position] * layer.value_cell_stride + vector * kLanes,
+                    layer.value_size - vector * kLanes);
+    };
     for (int64_t first = begin; first < pairs.line_end; first += kValuesAtOnce) {
       const int64_t last = std::min(first + kValuesAtOnce, pairs.line_end);
-      for (int64_t position = first; position < last; ++position) {
-        const T* value = values + places[position] * layer.value_cell_stride;
-        for (int64_t v = 0; v < num_vectors; ++v)
-          values_[(position - first) * num_vectors + v] = loaded(value + v * kLanes, layer.value_size - v * kLanes);
-      }
-      for (int64_t index = 0; index < pairs.num; ++index) {
-        const int64_t from = std::max(first, pairs[index].start), to = std::min(last, pairs[index].limit);
-        const float* weights = score_at(index, 0);
-        Floats* outputs = &outputs_[index * num_vectors];
-        int64_t vector = 0;
-        for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
-          add<kVectorsAtOnce>(&values_[vector], num_vectors, from - first, to - first, weights + first,
-                              outputs + vector);
-        for (; vector < num_vectors; ++vector)
-          add<1>(&values_[vector], num_vectors, from - first, to - first, weights + first, outputs + vector);
+      for (int64_t index = 0; index < pairs.num;) {
+        const int64_t num = pairs.num - index < kOutputsAtOnce ? 1 : kOutputsAtOnce;
+        const float* weights[kOutputsAtOnce];
+        Floats* outputs[kOutputsAtOnce];
+        int64_t from = first, to = last;  // of what all of them see
+        for (int64_t o = 0; o < num; ++o) {
+          weights[o] = score_at(index + o, 0);
+          outputs[o] = &outputs_[(index + o) * num_vectors];
+          from = std::max(from, pairs[index + o].start);
+          to = std::min(to, pairs[index + o].limit);
+        }
+        to = std::max(from, to);
+        for (int64_t o = 0; o < num; ++o)
+          add_all<1>(value_of, std::max(first, pairs[index + o].start), std::min({from, last, pairs[index + o].limit}),
+                     &weights[o], &outputs[o], num_vectors);
+        (num == 1 ? add_all<1, decltype(value_of)> : add_all<kOutputsAtOnce, decltype(value_of)>)(
+            value_of, from, to, weights, outputs, num_vectors);
+        for (int64_t o = 0; o < num; ++o)
+          add_all<1>(value_of, std::max({to, first, pairs[index + o].start}), std::min(last, pairs[index + o].limit),
+                     &weights[o], &outputs[o], num_vectors);
+        index += num;
       }
     }
     for (int64_t index = 0; index < pairs.num; ++index) {
@@ -124,7 +151,7 @@ class LaneAttention {
   }
 
  private:
-  std::vector<Floats> keys_, scores_, values_, outputs_;
+  std::vector<Floats> keys_, scores_, outputs_;
   std::vector<float> queries_;
 };
 

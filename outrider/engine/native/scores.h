@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "lanes.h"
 
@@ -39,24 +40,37 @@ inline void exchange(Floats (&rows)[kLanes]) {
 }
 
 // Sixteen rows of sixteen numbers become their columns.
-inline void transpose(Floats* numbers) {
-  Floats rows[kLanes];
-  std::memcpy(rows, numbers, sizeof(rows));
+inline void transpose(Floats (&rows)[kLanes]) {
   exchange<1>(rows);
   exchange<2>(rows);
   exchange<4>(rows);
   exchange<8>(rows);
-  std::memcpy(numbers, rows, sizeof(rows));
 }
 
 // Turns the keys of up to sixteen cells: `turned[i]` holds number i of each. `key_of(cell)` says where a key is.
 template <typename KeyOf>
 void turn_keys(int64_t num_cells, int64_t key_size, const KeyOf& key_of, Floats* turned) {
-  for (int64_t first = 0; first < key_size; first += kLanes) {
-    Floats* rows = turned + first;
-    for (int64_t cell = 0; cell < num_cells; ++cell) rows[cell] = loaded(key_of(cell) + first, key_size - first);
-    for (int64_t cell = num_cells; cell < kLanes; ++cell) rows[cell] = Floats{};
+  using T = std::remove_cvref_t<decltype(*key_of(0))>;
+  Floats rows[kLanes] = {};
+  int64_t first = 0;
+  if constexpr (std::is_same_v<T, c10::BFloat16>)  // two numbers at a time, as long as they fill a vector
+    for (; first + 2 * kLanes <= key_size; first += 2 * kLanes) {
+#pragma GCC unroll 16
+      for (int64_t cell = 0; cell < kLanes; ++cell)
+        rows[cell] = cell < num_cells ? loaded(reinterpret_cast<const float*>(key_of(cell) + first)) : Floats{};
+      transpose(rows);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < kLanes; ++i) {
+        const Ints both = reinterpret_cast<Ints>(rows[i]);
+        turned[first + 2 * i] = reinterpret_cast<Floats>(both << 16);
+        turned[first + 2 * i + 1] = reinterpret_cast<Floats>(both >> 16 << 16);
+      }
+    }
+  for (; first < key_size; first += kLanes) {
+    for (int64_t cell = 0; cell < kLanes; ++cell)
+      rows[cell] = cell < num_cells ? loaded(key_of(cell) + first, key_size - first) : Floats{};
     transpose(rows);
+    std::memcpy(turned + first, rows, sizeof(rows));
   }
 }
 
