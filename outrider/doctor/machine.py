@@ -1,4 +1,4 @@
-"""The machine: cores, memory, instructions, clock."""
+"""The machine: cores, memory, instructions, huge pages, clock."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def look_at_machine(root: Path = Path("/")) -> Iterator[Finding]:
     yield _cores(limits.num_cores(root))
     yield _memory(limits.memory_limit(root), limits.memory_left(root))
     yield from _instructions(root)
+    yield from _huge_pages(root)
     yield from _clock()
 
 
@@ -72,6 +73,23 @@ def _instructions(root: Path) -> Iterator[Finding]:
     yield Finding(Level.GOOD, "processor", ", ".join([*wide[:1], *fast]))
     if fast:
         yield Finding(Level.GOOD, "bfloat16", "the processor multiplies it: --dtype bfloat16 is fastest")
+
+
+def _huge_pages(root: Path) -> Iterator[Finding]:
+    try:
+        modes = (root / "sys/kernel/mm/transparent_hugepage/enabled").read_text().split()
+    except OSError:
+        modes = ["[never]"]
+    chosen = next((mode.strip("[]") for mode in modes if mode.startswith("[")), "never")
+    if chosen == "never":
+        yield Finding(
+            Level.NOTE,
+            "huge pages",
+            "the system has none: workers on the CPU read weights from small ones, at half of the speed on some machines",
+            "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+        )
+    else:
+        yield Finding(Level.GOOD, "huge pages", chosen)
 
 
 def _clock() -> Iterator[Finding]:

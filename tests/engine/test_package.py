@@ -200,6 +200,27 @@ def test_a_package_calls_the_operators_directly(package: Package) -> None:
     assert calls[3:] == [f"aoti_torch_cpu_{name}" for name in [*layer[1:], norm, "linear"]]
 
 
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="this system has no huge pages"
+)
+def test_a_package_has_its_weights_on_huge_pages(package: Package) -> None:
+    before = _wants_huge_pages()
+
+    loaded = native.Package(package.path)
+    during = _wants_huge_pages()
+    weights = sum(weight.nbytes for weight in package.model().parameters())
+    del loaded
+
+    assert during - before >= weights
+    assert _wants_huge_pages() == before
+
+
+def _wants_huge_pages() -> int:
+    """The bytes of this process's memory that the system has been asked to keep on huge pages."""
+    areas = re.findall(r"^Size: +(\d+) kB.*?^VmFlags:(.*?)$", Path("/proc/self/smaps").read_text(), re.M | re.S)
+    return sum(int(kilobytes) * 1024 for kilobytes, flags in areas if " hg" in flags)
+
+
 def test_what_an_operator_throws_reaches_who_runs_the_package(package: Package) -> None:
     run = native.Package(package.path).run
     unknown = PackedBatch()

@@ -29,16 +29,18 @@ std::mutex packages_mutex;
 std::vector<std::unique_ptr<Loader>> packages;
 
 constexpr size_t kHugePageBytes = size_t{1} << 21;
+constexpr size_t kPageBytes = size_t{1} << 12;
+
+size_t rounded_up(size_t number, size_t unit) { return (number + unit - 1) / unit * unit; }
 
 // One piece of memory on huge pages, from which tensors are cut.
 class HugePages {
  public:
-  explicit HugePages(size_t num_bytes) : num_bytes_((num_bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes) {
+  explicit HugePages(size_t num_bytes) : num_bytes_(rounded_up(num_bytes, kHugePageBytes)) {
     const size_t mapped_bytes = num_bytes_ + kHugePageBytes;  // enough to begin at a huge page's first byte
     mapped_ = ::mmap(nullptr, mapped_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     TORCH_CHECK(mapped_ != MAP_FAILED, "no memory for weights of ", num_bytes, " bytes");
-    const size_t address = reinterpret_cast<size_t>(mapped_);
-    first_ = reinterpret_cast<uint8_t*>((address + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes);
+    first_ = reinterpret_cast<uint8_t*>(rounded_up(reinterpret_cast<size_t>(mapped_), kHugePageBytes));
     ::madvise(first_, num_bytes_, MADV_HUGEPAGE);  // refused where there are none
   }
   HugePages(const HugePages&) = delete;
@@ -55,7 +57,14 @@ class HugePages {
 // Weights lie at multiples of this many bytes: a line of the widest registers.
 constexpr size_t kAlignment = 64;
 
-size_t room_for(const at::Tensor& weight) { return (weight.nbytes() + kAlignment - 1) / kAlignment * kAlignment; }
+size_t room_for(const at::Tensor& weight) { return rounded_up(weight.nbytes(), kAlignment); }
+
+// Gives back the pages that hold nothing but `weight`, which nobody reads any more.
+void give_back(const at::Tensor& weight) {
+  const size_t begin = reinterpret_cast<size_t>(weight.const_data_ptr());
+  const size_t first = rounded_up(begin, kPageBytes), end = (begin + weight.nbytes()) / kPageBytes * kPageBytes;
+  if (first < end) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
+}
 
 // Puts the weights of a package onto huge pages, which live as long as the package.
 void move_weights(Loader& loader) {
@@ -71,6 +80,7 @@ void move_weights(Loader& loader) {
     next += room_for(weight);
   }
   loader.load_constants(moved, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
+  for (const auto& [name, weight] : weights) give_back(weight);
 }
 
 int64_t load_package(std::string path) {
