@@ -85,7 +85,7 @@ def _huge_pages(root: Path) -> Iterator[Finding]:
         yield Finding(
             Level.NOTE,
             "huge pages",
-            "the system has none: workers on the CPU read weights from small ones, at half of the speed on some machines",
+            "the system has none: workers on the CPU read weights from small ones, on some machines half as fast",
             "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         )
     else:

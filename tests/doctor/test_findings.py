@@ -41,6 +41,16 @@ def test_an_old_processor_and_little_memory_are_noted(tmp_path: Path) -> None:
     assert "--kv-memory" in found["memory"].advice
 
 
+@pytest.mark.parametrize(
+    ("modes", "level"), [("always [madvise] never", Level.GOOD), ("always madvise [never]", Level.NOTE)]
+)
+def test_a_system_without_huge_pages_is_noted(tmp_path: Path, modes: str, level: Level) -> None:
+    folder = tmp_path / "sys/kernel/mm/transparent_hugepage"
+    folder.mkdir(parents=True)
+    (folder / "enabled").write_text(f"{modes}\n")
+    assert machine(tmp_path, flags="avx2")["huge pages"].level is level
+
+
 def packages(installed: dict[str, str]) -> dict[str, Finding]:
     def version(name: str) -> str:
         try:
