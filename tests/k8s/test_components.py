@@ -12,7 +12,18 @@ import yaml
 from outrider.core.protocol.identity import COORDINATOR_NAME, DRAFTER_NAME, VERIFIER_NAME
 from tests.house.generated import CONFIGS
 
-from .conftest import COMBINATIONS, COMPONENTS, K8S, OVERLAYS, Combination, Manifests, having, kustomized, rendered
+from .conftest import (
+    COMBINATIONS,
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    Combination,
+    Manifests,
+    having,
+    kustomized,
+    labels_in_group,
+    rendered,
+)
 from .test_k8s_policy import (
     GPU,
     GPU_PRODUCT,
@@ -75,8 +86,8 @@ def sources(manifests: Manifests, name: str) -> dict[str, set[int]] | None:
             assert rule["from"], "without peers a rule allows all"
             assert rule["ports"], "without ports a rule allows all"
             for peer in rule["from"]:
-                (label,) = peer["podSelector"]["matchLabels"].items()
-                found.setdefault("=".join(label), set()).update(port["port"] for port in rule["ports"])
+                labels = ",".join(map("=".join, peer["podSelector"]["matchLabels"].items()))
+                found.setdefault(labels, set()).update(port["port"] for port in rule["ports"])
     return found if closed else None
 
 
@@ -88,7 +99,7 @@ def test_who_may_call_a_pod(manifests: Manifests) -> None:
             if "monitoring" in manifests.components:
                 expected |= {prometheus: {METRICS_PORT}}
             if name in manifests.named("LeaderWorkerSet"):
-                expected |= {"app.kubernetes.io/component=verify": {1024}}
+                expected |= {",".join(map("=".join, labels_in_group(name, 0).items())): {1024}}
         elif "isolation" in manifests.components:
             doors = {PORTS["coordinator"], HTTP_PORT}
             gateway = f"gateway.networking.k8s.io/gateway-name={GATEWAY}"
@@ -149,20 +160,27 @@ def test_the_authority_signs_itself_and_outlives_what_it_signs(in_production: Ma
 
 
 @each_service
-def test_a_service_reads_its_own_certificate(in_production: Manifests, name: str) -> None:
-    volumes = {volume["name"]: volume for volume in in_production.pod(name)["volumes"]}
+@having("tls")
+def test_a_service_reads_its_own_certificate(combination: Combination, name: str) -> None:
+    manifests = rendered(*combination)
+    volumes = {volume["name"]: volume for volume in manifests.pod(name)["volumes"]}
     secret = volumes["certificates"]["secret"]
-    assert secret["secretName"] == in_production.named("Certificate")[name]["spec"]["secretName"]
+    assert secret["secretName"] == manifests.named("Certificate")[name]["spec"]["secretName"]
     # The key is the group's to read, and nobody else's.
     assert secret["defaultMode"] == 0o440
-    security = in_production.pod(name)["securityContext"]
+    security = manifests.pod(name)["securityContext"]
     assert security["fsGroup"] == security["runAsGroup"]
-    (mount,) = (each for each in in_production.container(name)["volumeMounts"] if each["name"] == "certificates")
+    (mount,) = (each for each in manifests.container(name)["volumeMounts"] if each["name"] == "certificates")
     assert "subPath" not in mount, "a file that is mounted alone is not renewed"
-    variables = in_production.environment(name)
+    variables = manifests.environment(name)
     files = [variables[f"OUTRIDER_TLS_{kind}"] for kind in ("CERT", "KEY", "CA")]
     assert files == [f"{mount['mountPath']}/{file}" for file in ("tls.crt", "tls.key", "ca.crt")]
-    assert variables["OUTRIDER_REFLECTION"] == "false"
+
+
+@each_service
+@having("no-reflection")
+def test_tools_are_told_nothing(combination: Combination, name: str) -> None:
+    assert rendered(*combination).environment(name)["OUTRIDER_REFLECTION"] == "false"
 
 
 def test_only_the_coordinator_has_tokens(in_production: Manifests) -> None:
@@ -254,6 +272,12 @@ def test_the_autoscaler_alone_says_how_many(in_production: Manifests, name: str)
     assert "replicas" not in in_production.deployment(name)
     scaled = in_production.named("HorizontalPodAutoscaler" if name == "coordinator" else "ScaledObject")[name]["spec"]
     assert scaled["scaleTargetRef"]["name"] == f"outrider-{name}"
+
+
+def test_the_guide_counts_the_pods_of_its_pool(repository: Path, in_production: Manifests) -> None:
+    scalers = [*in_production.named("HorizontalPodAutoscaler").values(), *in_production.named("ScaledObject").values()]
+    fewest = sum(found["spec"].get("minReplicas", found["spec"].get("minReplicaCount")) for found in scalers)
+    assert f"targets shows {fewest} pods or more" in (repository / "k8s" / "README.md").read_text()
 
 
 @each_service
