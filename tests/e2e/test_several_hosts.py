@@ -26,6 +26,11 @@ from tests.engine.tiny_models import build
 pytestmark = pytest.mark.skipif("OUTRIDER_TEST_HOSTS" not in os.environ, reason="run make test-hosts")
 
 OVERLAY = Path(__file__).parents[2] / "k8s" / "overlays" / "multi-host" / "verify.yaml"
+LEADER, FOLLOWER = (
+    yaml.safe_load(OVERLAY.read_text())["spec"]["leaderWorkerTemplate"][template]["spec"]["containers"][0]
+    for template in ("leaderTemplate", "workerTemplate")
+)
+"""The containers of the pods that have number 0 and another."""
 PROMPT = [1, 2, 3]
 LONG: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True, "sampling": SamplingParams(temperature=0.9, seed=4)}
 
@@ -42,9 +47,8 @@ async def other_host() -> AsyncIterator[Namespace | None]:
 
 def node(number: int, address: str, leader: str, port: str, other: Namespace | None) -> Child:
     """What the pod of that number runs, with one rank in the place of its four."""
-    pod = yaml.safe_load(OVERLAY.read_text())["spec"]["leaderWorkerTemplate"]["leaderTemplate"]["spec"]
     values = {"LWS_GROUP_SIZE": "2", "LWS_WORKER_INDEX": str(number), "LWS_LEADER_ADDRESS": leader}
-    python, dash_m, *command = pod["containers"][0]["command"]
+    python, dash_m, *command = (FOLLOWER if number else LEADER)["command"]
     assert (python, dash_m) == ("python", "-m")
     command = [re.sub(r"\$\((\w+)\)", lambda found: values[found[1]], part) for part in command]
     command = [re.sub("^(--nproc-per-node)=.*", r"\1=1", part) for part in command]
@@ -74,6 +78,8 @@ async def test_the_text_of_two_hosts_is_that_of_one_process(
     first, second = (node(number, address, leader, port, host) for number, host in ((0, None), (1, other_host)))
     try:
         await first.start()
+        for name in {each["name"] for each in LEADER["env"]} - {each["name"] for each in FOLLOWER["env"]}:
+            monkeypatch.delenv(name, raising=False)
         await second.start()
         async with worker(load_tiny(folder)) as whole:
             async with coordinator(whole.address, "") as over_one:

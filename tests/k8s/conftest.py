@@ -27,7 +27,7 @@ OVERLAYS = (BASE, *sorted(f"overlays/{path.parent.name}" for path in K8S.glob("o
 COMPONENTS = tuple(sorted(path.parent.name for path in K8S.glob("components/*/kustomization.yaml")))
 """Every folder that is added to one of them."""
 
-_PRODUCTION = ("tls", "tokens", "isolation", "availability")
+PRODUCTION = ("tls", "tokens", "isolation", "availability", "no-reflection")
 """What overlays/production has."""
 _ON_TOP = ("monitoring-tls", "autoscaling", "gateway-tls")
 """What the guide adds to it."""
@@ -48,17 +48,18 @@ COMBINATIONS: tuple[Combination, ...] = (
     ("overlays/cpu", ("gateway",)),
     ("overlays/cpu", ("gateway", "inference-pool")),
     ("overlays/cpu", ("isolation", "availability", "monitoring", "autoscaling", "gateway")),
-    ("overlays/cpu", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/cpu", (*PRODUCTION, *_ON_TOP)),
     ("overlays/gpu", ("models-image",)),
     ("overlays/gpu", ("dra",)),
     ("overlays/gpu", ("compile-cache",)),
     ("overlays/cpu", ("models-pvc", "compile-cache")),
     ("overlays/gpu", ("models-image", "dra", "monitoring", "autoscaling", "gateway", "inference-pool")),
-    ("overlays/a100-t4", (*_PRODUCTION, *_ON_TOP)),
-    ("overlays/mig", (*_PRODUCTION, *_ON_TOP)),
-    ("overlays/multi-gpu", (*_PRODUCTION, *_ON_TOP)),
+    ("overlays/a100-t4", (*PRODUCTION, *_ON_TOP)),
+    ("overlays/mig", (*PRODUCTION, *_ON_TOP)),
+    ("overlays/multi-gpu", (*PRODUCTION, *_ON_TOP)),
     ("overlays/multi-gpu", ("models-image",)),
     ("overlays/multi-host", ("isolation", "monitoring", "gateway")),
+    ("overlays/multi-host", (*PRODUCTION, "monitoring-tls", "gateway-tls")),
     ("overlays/production", _ON_TOP),
     ("overlays/production", ("models-image",)),
     ("overlays/production", ("dra", *_ON_TOP)),
@@ -98,7 +99,9 @@ class Manifests:
         if name in self.named("Deployment"):
             return self.named("Deployment")[name]["spec"]
         group = self.group(name)
-        return {**group, "template": group["leaderWorkerTemplate"]["leaderTemplate"]}
+        leader = group["leaderWorkerTemplate"]["leaderTemplate"]
+        labels = leader["metadata"]["labels"] | labels_in_group(name, 0)
+        return {**group, "template": {**leader, "metadata": {"labels": labels}}}
 
     def group(self, name: str) -> dict[str, Any]:
         """The specification of groups of pods that are one worker each."""
@@ -128,6 +131,14 @@ class Manifests:
         """The names of all secrets that pods mount."""
         volumes = [volume for template in self.templates() for volume in template["spec"]["volumes"]]
         return {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
+
+
+def labels_in_group(name: str, index: int) -> dict[str, str]:
+    """What the controller of LeaderWorkerSets adds to the labels of all pods of one group."""
+    return {
+        "leaderworkerset.sigs.k8s.io/group-index": str(index),
+        "leaderworkerset.sigs.k8s.io/name": f"outrider-{name}",
+    }
 
 
 def components_of(overlay: str) -> list[str]:

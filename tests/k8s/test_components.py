@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
-import shlex
-import subprocess
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from outrider.core.protocol.identity import COORDINATOR_NAME, DRAFTER_NAME, VERIFIER_NAME
 from tests.house.generated import CONFIGS
 
-from .conftest import COMBINATIONS, COMPONENTS, K8S, OVERLAYS, Combination, Manifests, having, kustomized, rendered
+from .conftest import (
+    COMBINATIONS,
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    Combination,
+    Manifests,
+    having,
+    kustomized,
+    labels_in_group,
+    rendered,
+)
 from .test_k8s_policy import (
     GPU,
     GPU_PRODUCT,
@@ -33,8 +39,6 @@ from .test_k8s_policy import (
 PART_OF = {"matchLabels": {"app.kubernetes.io/part-of": "outrider"}}
 NAMES = {"coordinator": COORDINATOR_NAME, "verify": VERIFIER_NAME, "draft": DRAFTER_NAME}
 """The names that certificates bear, as the services look for them."""
-
-MODELS = ("draft", "target")
 
 
 def test_every_component_is_rendered_in_a_combination() -> None:
@@ -82,8 +86,8 @@ def sources(manifests: Manifests, name: str) -> dict[str, set[int]] | None:
             assert rule["from"], "without peers a rule allows all"
             assert rule["ports"], "without ports a rule allows all"
             for peer in rule["from"]:
-                (label,) = peer["podSelector"]["matchLabels"].items()
-                found.setdefault("=".join(label), set()).update(port["port"] for port in rule["ports"])
+                labels = ",".join(map("=".join, peer["podSelector"]["matchLabels"].items()))
+                found.setdefault(labels, set()).update(port["port"] for port in rule["ports"])
     return found if closed else None
 
 
@@ -95,7 +99,7 @@ def test_who_may_call_a_pod(manifests: Manifests) -> None:
             if "monitoring" in manifests.components:
                 expected |= {prometheus: {METRICS_PORT}}
             if name in manifests.named("LeaderWorkerSet"):
-                expected |= {"app.kubernetes.io/component=verify": {1024}}
+                expected |= {",".join(map("=".join, labels_in_group(name, 0).items())): {1024}}
         elif "isolation" in manifests.components:
             doors = {PORTS["coordinator"], HTTP_PORT}
             gateway = f"gateway.networking.k8s.io/gateway-name={GATEWAY}"
@@ -156,20 +160,27 @@ def test_the_authority_signs_itself_and_outlives_what_it_signs(in_production: Ma
 
 
 @each_service
-def test_a_service_reads_its_own_certificate(in_production: Manifests, name: str) -> None:
-    volumes = {volume["name"]: volume for volume in in_production.pod(name)["volumes"]}
+@having("tls")
+def test_a_service_reads_its_own_certificate(combination: Combination, name: str) -> None:
+    manifests = rendered(*combination)
+    volumes = {volume["name"]: volume for volume in manifests.pod(name)["volumes"]}
     secret = volumes["certificates"]["secret"]
-    assert secret["secretName"] == in_production.named("Certificate")[name]["spec"]["secretName"]
+    assert secret["secretName"] == manifests.named("Certificate")[name]["spec"]["secretName"]
     # The key is the group's to read, and nobody else's.
     assert secret["defaultMode"] == 0o440
-    security = in_production.pod(name)["securityContext"]
+    security = manifests.pod(name)["securityContext"]
     assert security["fsGroup"] == security["runAsGroup"]
-    (mount,) = (each for each in in_production.container(name)["volumeMounts"] if each["name"] == "certificates")
+    (mount,) = (each for each in manifests.container(name)["volumeMounts"] if each["name"] == "certificates")
     assert "subPath" not in mount, "a file that is mounted alone is not renewed"
-    variables = in_production.environment(name)
+    variables = manifests.environment(name)
     files = [variables[f"OUTRIDER_TLS_{kind}"] for kind in ("CERT", "KEY", "CA")]
     assert files == [f"{mount['mountPath']}/{file}" for file in ("tls.crt", "tls.key", "ca.crt")]
-    assert variables["OUTRIDER_REFLECTION"] == "false"
+
+
+@each_service
+@having("no-reflection")
+def test_tools_are_told_nothing(combination: Combination, name: str) -> None:
+    assert rendered(*combination).environment(name)["OUTRIDER_REFLECTION"] == "false"
 
 
 def test_only_the_coordinator_has_tokens(in_production: Manifests) -> None:
@@ -226,75 +237,6 @@ def test_a_worker_claims_the_first_card_that_is_free(name: str) -> None:
     assert {card["deviceClassName"] for card in request["firstAvailable"]} == {"gpu.nvidia.com"}
 
 
-# Models
-
-
-def test_a_models_image_leaves_nothing_of_the_volume() -> None:
-    manifests = rendered("overlays/gpu", ("models-image",))
-    assert not manifests.named("PersistentVolumeClaim").keys() | manifests.named("Job").keys()
-    for name, model in zip(WORKERS, MODELS, strict=True):
-        (volume,) = (each for each in manifests.pod(name)["volumes"] if each["name"] == "models")
-        assert volume.keys() == {"name", "image"}
-        assert manifests.environment(name)["OUTRIDER_MODEL"] == f"/models/{model}"
-        assert "OUTRIDER_NGRAM_TABLE" not in manifests.environment(name)
-        dockerfile = (K8S / "components/models-image/Dockerfile").read_text()
-        assert f"COPY {model} /{model}\n" in dockerfile
-        assert f"-t {volume['image']['reference']} " in dockerfile
-
-
-def fetching(on_gpus: Manifests) -> dict[str, Any]:
-    """The container of the job."""
-    (container,) = on_gpus.named("Job")["models"]["spec"]["template"]["spec"]["containers"]
-    return container
-
-
-def run_job(on_gpus: Manifests, tmp_path: Path, client: str) -> subprocess.CompletedProcess[str]:
-    """The job's own script, in folders below `tmp_path`, with this as the hub's client."""
-    container = fetching(on_gpus)
-    variables = {variable["name"]: variable.get("value", "") for variable in container["env"]}
-    (tmp_path / "models").mkdir(exist_ok=True)
-    (tmp_path / "bin").mkdir(exist_ok=True)
-    (tmp_path / "bin" / "hf").write_text(f"#!/bin/sh\n{client}\n")
-    (tmp_path / "bin" / "hf").chmod(0o755)
-    *shell, script = container["command"]
-    return subprocess.run(
-        [*shell, script.replace("/models/", f"{tmp_path}/models/")],
-        env={**variables, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-WRITE = 'echo "$@" >> {calls}; mkdir -p "$6"; echo {{}} > "$6/config.json"'
-
-
-def test_the_job_fetches_what_is_missing_and_no_more(on_gpus: Manifests, tmp_path: Path) -> None:
-    calls = tmp_path / "calls"
-    for _ in range(2):
-        result = run_job(on_gpus, tmp_path, WRITE.format(calls=calls))
-        assert result.returncode == 0, result.stderr
-    assert [shlex.split(call)[1] for call in calls.read_text().splitlines()] == ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-8B"]
-    assert sorted(folder.name for folder in (tmp_path / "models").iterdir()) == list(MODELS)
-
-
-def test_a_model_that_was_fetched_in_part_is_not_there(on_gpus: Manifests, tmp_path: Path) -> None:
-    broken = WRITE.format(calls=tmp_path / "calls") + "; exit 1"
-    assert run_job(on_gpus, tmp_path, broken).returncode != 0
-    assert not any((tmp_path / "models" / model).exists() for model in MODELS)
-
-
-def test_the_hubs_client_takes_what_the_job_says(on_gpus: Manifests) -> None:
-    (package,) = find_spec("huggingface_hub").submodule_search_locations  # not imported: that takes seconds
-    source = ast.parse((Path(package) / "cli" / "download.py").read_text())
-    (command,) = (each for each in source.body if isinstance(each, ast.FunctionDef) and each.name == "download")
-    script = fetching(on_gpus)["command"][-1]
-    flags = {flag.removeprefix("--").replace("-", "_") for flag in re.findall(r"--[a-z-]+", script)}
-    assert flags == {"revision", "local_dir", "include"}
-    assert flags <= {argument.arg for argument in command.args.args}
-
-
 # Counts and autoscalers
 
 
@@ -330,6 +272,12 @@ def test_the_autoscaler_alone_says_how_many(in_production: Manifests, name: str)
     assert "replicas" not in in_production.deployment(name)
     scaled = in_production.named("HorizontalPodAutoscaler" if name == "coordinator" else "ScaledObject")[name]["spec"]
     assert scaled["scaleTargetRef"]["name"] == f"outrider-{name}"
+
+
+def test_the_guide_counts_the_pods_of_its_pool(repository: Path, in_production: Manifests) -> None:
+    scalers = [*in_production.named("HorizontalPodAutoscaler").values(), *in_production.named("ScaledObject").values()]
+    fewest = sum(found["spec"].get("minReplicas", found["spec"].get("minReplicaCount")) for found in scalers)
+    assert f"targets shows {fewest} pods or more" in (repository / "k8s" / "README.md").read_text()
 
 
 @each_service

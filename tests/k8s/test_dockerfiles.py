@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -90,6 +91,14 @@ def test_what_is_copied_exists_and_is_not_ignored(name: str) -> None:
     for source in sources:
         assert (REPOSITORY / source).exists(), f"{source} is copied into the {name} image but is not there"
         assert source.split("/")[0] in admitted
+
+
+def test_the_command_that_asks_finds_all_it_imports_beside_the_coordinator() -> None:
+    trees = [ast.parse(file.read_text()) for file in (REPOSITORY / "outrider" / "cli").glob("*.py")]
+    modules = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imported = {str(module).partition(".")[0] for module in modules} & set(FOLDERS.values())
+    copied = {arguments.split()[0] for each, arguments in stages("coordinator")[0] if each == "COPY"}
+    assert {FOLDERS["coordinator"]} < imported <= copied
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -25,6 +25,9 @@ pytestmark = [
 START_SECONDS_MAX = 300.0
 """Longest that a start may take here; it reads and computes the bundled pair."""
 
+CALLED = {"coordinator": "outrider generate", "verify": "hf download"}
+"""Commands that the guide and the job which fetches models call in an image."""
+
 
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as found:
@@ -77,3 +80,6 @@ def test_the_service_starts_from_what_the_image_holds(base: Manifests, tmp_path:
         check=True,
     )
     assert imported.stdout.startswith(str(root)), "a package from elsewhere was started"
+    if name in CALLED:
+        program, command = CALLED[name].split()
+        subprocess.run([f"{root}{PREFIX}/bin/{program}", command, "--help"], cwd="/", env=environment, check=True)

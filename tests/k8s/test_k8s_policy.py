@@ -20,6 +20,8 @@ from outrider.v1 import draft_pb2, generation_pb2, verify_pb2
 from outrider.worker import config
 from tests.house.generated import CONFIGS
 
+from .conftest import labels_in_group
+
 if TYPE_CHECKING:
     from .conftest import Manifests
 
@@ -36,7 +38,7 @@ HTTP_PORT = parse_address(CoordinatorConfig.model_fields["http"].default).port
 METRICS_PORT = 9464
 """Where workers answer scrapers."""
 
-RANKS = json.dumps({"podSelector": {"matchLabels": {"app.kubernetes.io/component": "verify"}}})
+RANKS = json.dumps({"podSelector": {"matchLabels": labels_in_group("verify", 0)}})
 """The ranks of a target over several hosts, which call one another."""
 
 HEALTH_SERVICES = {
@@ -221,6 +223,17 @@ def test_probes_ask_for_the_right_health(manifests: Manifests) -> None:
             assert startup["grpc"]["service"] == HEALTH_SERVICES[name]
         else:
             assert "service" not in startup["grpc"]
+
+
+def test_a_rollout_has_not_failed_while_pods_load(manifests: Manifests) -> None:
+    def startup_seconds(name: str) -> int:
+        probe = manifests.container(name)["startupProbe"]
+        return probe["periodSeconds"] * probe["failureThreshold"]
+
+    for name in manifests.named("Deployment"):
+        # A coordinator is ready when a verify worker is.
+        slowest = max(startup_seconds(name), startup_seconds("verify") if name == "coordinator" else 0)
+        assert manifests.deployment(name)["progressDeadlineSeconds"] > slowest
 
 
 def test_the_drain_fits_into_the_grace_period(manifests: Manifests) -> None:

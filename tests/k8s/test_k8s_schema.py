@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import jsonschema
 import kubernetes_validate
 import pytest
-from referencing import Registry, Resource
+from referencing import Resource
 
-from .custom_resources import SPECIFICATIONS, schema_of
+from .custom_resources import REGISTRY, SPECIFICATIONS, schema_of
+from .vendor import SUMS, sums
 
 if TYPE_CHECKING:
     from .conftest import Manifests
@@ -44,7 +45,7 @@ def validator(kind: tuple[str, str]) -> jsonschema.Draft202012Validator:
     """What checks objects of a custom resource; pods in it by the definitions of the oldest release."""
     name = f"kubernetes-json-schema/v{VERSIONS[0]}.0-local-strict/_definitions.json"
     definitions = Resource.from_contents(kubernetes_validate.utils.schema_contents(name, VERSIONS[0]))
-    return jsonschema.Draft202012Validator(schema_of(*kind), registry=definitions @ Registry())
+    return jsonschema.Draft202012Validator(schema_of(*kind), registry=definitions @ REGISTRY)
 
 
 @functools.cache
@@ -100,6 +101,26 @@ def misspell(holder: dict[str, Any], key: str) -> None:
 def mistype(holder: dict[str, Any], key: str) -> None:
     """A value of a type that no field has."""
     holder[key] = [0.5]
+
+
+def is_kubernetes_own(kind: tuple[str, str]) -> bool:
+    """Whether the newest release has it without anything installed besides."""
+    try:
+        kubernetes_validate.validate(dict(zip(("apiVersion", "kind"), kind, strict=True)), VERSIONS[-1], strict=True)
+    except kubernetes_validate.SchemaNotFoundError:
+        return False
+    except kubernetes_validate.ValidationError:
+        pass
+    return True
+
+
+def test_every_custom_resource_has_a_schema(custom_resources: dict[tuple[str, str], dict[str, Any]]) -> None:
+    assert {kind for kind in custom_resources if not is_kubernetes_own(kind)} == SPECIFICATIONS.keys()
+
+
+def test_nobody_has_edited_what_is_vendored() -> None:
+    """`python -m tests.k8s.vendor` writes both."""
+    assert SUMS.read_text() == sums()
 
 
 @pytest.mark.parametrize("spoil", [misspell, mistype])

@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Iterable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ import yaml
 from outrider.client import Credentials, GenerationClient
 from outrider.token_file import TokenEntry, new_token, sha256_of, write_tokens
 from tests.e2e.stack import MODELS
+from tests.telemetry.prometheus import free_port, needs_prometheus, process
 
 K8S = Path(__file__).parents[2] / "k8s"
 MONITORING = K8S / "monitoring"
@@ -37,11 +35,6 @@ SCALED = {
     for found in yaml.safe_load_all((K8S / "components" / "autoscaling" / f"{name}.yaml").read_text())
     for trigger in found["spec"]["triggers"]
 }
-
-needs_prometheus = pytest.mark.skipif(
-    shutil.which("prometheus") is None or shutil.which("promtool") is None,
-    reason="Prometheus is not installed (on Debian: apt-get install prometheus)",
-)
 
 _PAIR = '{gen_ai_request_model="target",outrider_draft_model="draft"}'
 _OF = 'outrider_scored_tokens_total{gen_ai_request_model="target",outrider_draft_model="draft",%s}'
@@ -214,24 +207,6 @@ def test_a_healthy_stack_is_left_alone(tmp_path: Path) -> None:
 
 def test_every_alert_has_series_that_make_it_fire() -> None:
     assert set(FIRING) == set(alert_rules())
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
-
-
-@asynccontextmanager
-async def process(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    running = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL
-    )
-    try:
-        yield running
-    finally:
-        if running.returncode is None:
-            running.kill()
-        await running.wait()
 
 
 async def until_answered(client: httpx.AsyncClient, url: str) -> None:
