@@ -25,9 +25,6 @@ namespace {
 
 using Loader = torch::inductor::AOTIModelPackageLoader;
 
-std::mutex packages_mutex;
-std::vector<std::unique_ptr<Loader>> packages;
-
 constexpr size_t kHugePageBytes = size_t{1} << 21;
 constexpr size_t kPageBytes = size_t{1} << 12;
 
@@ -66,41 +63,53 @@ void give_back(const at::Tensor& weight) {
   if (first < end) ::madvise(reinterpret_cast<void*>(first), end - first, MADV_DONTNEED);
 }
 
-// Puts the weights of a package onto huge pages, which live as long as the package.
-void move_weights(Loader& loader) {
+// Puts the weights of a package onto huge pages. They must outlive it, and are not freed by it: torch keeps for good
+// what it makes of a tensor that is somebody else's.
+std::unique_ptr<HugePages> move_weights(Loader& loader) {
   const std::unordered_map<std::string, at::Tensor> weights = loader.get_runner()->extract_constants_map(false);
   size_t num_bytes = 0;
   for (const auto& [name, weight] : weights) num_bytes += room_for(weight);
-  const auto pages = std::make_shared<HugePages>(num_bytes);
+  auto pages = std::make_unique<HugePages>(num_bytes);
   uint8_t* next = pages->first();
   std::unordered_map<std::string, at::Tensor> moved;
   for (const auto& [name, weight] : weights) {
     std::memcpy(next, weight.const_data_ptr(), weight.nbytes());
-    moved[name] = at::from_blob(next, weight.sizes(), weight.strides(), [pages](void*) {}, weight.options());
+    moved[name] = at::from_blob(next, weight.sizes(), weight.strides(), weight.options());
     next += room_for(weight);
   }
   loader.load_constants(moved, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
   for (const auto& [name, weight] : weights) give_back(weight);
+  return pages;
 }
+
+struct Package {
+  std::unique_ptr<HugePages> weights;
+  std::unique_ptr<Loader> loader;  // which ends first
+};
+
+std::mutex packages_mutex;
+std::vector<Package> packages;
 
 int64_t load_package(std::string path) {
   auto loader = std::make_unique<Loader>(path, "model", /*run_single_threaded=*/true);
-  move_weights(*loader);
+  auto weights = move_weights(*loader);
   const std::lock_guard<std::mutex> lock(packages_mutex);
-  packages.push_back(std::move(loader));
+  packages.push_back({std::move(weights), std::move(loader)});
   return static_cast<int64_t>(packages.size()) - 1;
 }
 
 std::vector<std::string> package_metadata(int64_t package) {
   const std::lock_guard<std::mutex> lock(packages_mutex);
   std::vector<std::string> keys;
-  for (const auto& [key, value] : packages.at(package)->get_metadata()) keys.push_back(key);
+  for (const auto& [key, value] : packages.at(package).loader->get_metadata()) keys.push_back(key);
   return keys;
 }
 
 void unload_package(int64_t package) {
   const std::lock_guard<std::mutex> lock(packages_mutex);
-  packages.at(package).reset();
+  Package& unloaded = packages.at(package);
+  unloaded.loader.reset();
+  unloaded.weights.reset();
 }
 
 }  // namespace
@@ -109,7 +118,7 @@ std::vector<at::Tensor> outrider::run_package(int64_t package, std::vector<at::T
   Loader* loader;
   {
     const std::lock_guard<std::mutex> lock(packages_mutex);
-    loader = packages.at(package).get();
+    loader = packages.at(package).loader.get();
   }
   rouse();
   return loader->boxed_run(std::move(inputs));
