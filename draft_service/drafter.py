@@ -149,7 +149,8 @@ class Drafter:
             if (grammar := part.session.key.grammar) is not None and not grammar.is_lost
         ]
         with self._mask_thread.beside(constrained) as masks:
-            output = self.runner.forward(jobs, step.num_line_tokens)
+            ticket = self.runner.launch(jobs, step.num_line_tokens)
+        output = ticket.output
         complete = [part for part, num_rows in zip(step.parts, output.num_rows, strict=True) if num_rows is not None]
         rows: list[Row] = []
         if (mask_token_id := self.scheduler.policy.mask_token_id) is not None:
@@ -161,6 +162,7 @@ class Drafter:
             rows += _mask_rows(part)
         width = max((part.session.state.width for part in complete), default=0)
         proposals = zip(*sampler.propose(output.logits, rows, width, masks.of(output.num_rows)), strict=True)
+        self.runner.collect(ticket)
         return [None if num_rows is None else list(islice(proposals, num_rows)) for num_rows in output.num_rows]
 
     def _tell(self, events: Iterable[Event[DraftStream, Opened | Drafted | OutriderError | None]]) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from outrider.core.estimate.overlap import Overlap
 from outrider.core.propose.lookup import Ngrams
 from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.errors import OutriderError
@@ -19,7 +22,7 @@ from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.step import Event
 from outrider.core.schedule.verify_scheduler import VerifyScheduler
 from outrider.core.schedule.verify_step import Decided, VerifyOutcome, VerifyStep
-from outrider.engine.engine import STEP_TOKENS_MAX, Engine
+from outrider.engine.engine import STEP_TOKENS_MAX, Engine, Ticket
 from outrider.engine.transfer import tensor_on
 from outrider.worker.masks import Constrained, MaskThread
 from outrider.worker.step_runner import StepRunner
@@ -30,6 +33,22 @@ VerifyEvent = Opened | Verdict | VerifyFinished
 VerifyStream = SessionStream[VerifyOpen, VerifyEvent]
 Settled = Event[VerifyStream, Decided | VerifyFinished | OutriderError | None]
 """What a step decided of a session."""
+
+
+class Launched(NamedTuple):
+    """A step that the device computes, or has computed. Times are in seconds on the monotonic clock."""
+
+    step: VerifyStep[VerifyStream]
+    ticket: Ticket
+    choice: Callable[[], list[int]]
+    """Waits for the target's tokens, row after row."""
+    planned: float
+    started: float
+    """When its launch began."""
+    started_ns: int
+    """The same on the wall clock."""
+    seconds: float
+    """How long planning and launching took."""
 
 
 class Verifier:
@@ -48,6 +67,9 @@ class Verifier:
     ) -> None:
         """See `VerifyScheduler`. `runner` makes what runs the steps."""
         self.runner = runner(engine)
+        policy = policy or VerifyPolicy()
+        if self.overlaps:
+            policy.overlap = policy.overlap or Overlap()
         self.scheduler: VerifyScheduler[VerifyStream] = VerifyScheduler(
             self.runner.memory,
             vocab_size=engine.vocab_size,
@@ -60,7 +82,15 @@ class Verifier:
         )
         self.admission = self.scheduler.admission
         self._mask_thread = MaskThread()
+        self._in_flight: deque[Launched] = deque()
+        self._collected = 0.0
+        """When the latest step was, on the monotonic clock."""
         self.relearn()
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether something else happens between a step's launch and its end."""
+        return self.runner.engine.overlaps
 
     def relearn(self) -> None:
         """Measures the time of steps; what was learned of it is void."""
@@ -91,17 +121,77 @@ class Verifier:
         self.runner.on_change()
 
     def step(self) -> float | None:
-        """One round for each session that is due, and a chunk of the lines that are prefilled. See `Worker.step`."""
+        """One round for each session that is due, and a chunk of the lines that are prefilled. See `Worker.step`.
+
+        Where the engine overlaps it launches a step in one turn, and waits for the oldest one in a turn in which there
+        is nothing to launch.
+        """
         now = time.monotonic()
         for session, content in self.scheduler.admit(now):
             session.tell(content)
             self.runner.on_change()
         step = self.scheduler.plan(now)
-        if not isinstance(step, VerifyStep):
+        if isinstance(step, VerifyStep):
+            self._launch(step, now)
+            if self.overlaps:
+                return 0.0  # for what has arrived meanwhile, and for a step of others
+        elif not self._in_flight:
             return None if step is None else step.time - now
-        started_ns = time.time_ns()
-        session_ids = [part.session.opening.session_id for part in step.parts]
-        logits, outcome = self.runner.attempt(partial(self._compute, step), session_ids) or (torch.empty(0), None)
+        if self._in_flight:
+            self._collect(self._in_flight.popleft())
+        return 0.0
+
+    def _launch(self, step: VerifyStep[VerifyStream], planned: float) -> None:
+        """Has the device compute a step that was planned then."""
+        started, started_ns = time.monotonic(), time.time_ns()
+        begun = self.runner.attempt(partial(self._begin, step), _session_ids(step))
+        if begun is None:
+            self._settle(step, None, torch.empty(0), started_ns)
+            self.runner.observe(planned)
+            return
+        if self.overlaps:
+            self.scheduler.launch(step)
+        self._in_flight.append(Launched(step, *begun, planned, started, started_ns, time.monotonic() - planned))
+
+    def _begin(self, step: VerifyStep[VerifyStream]) -> tuple[Ticket, Callable[[], list[int]]]:
+        """Queues the forward pass, and behind it the choice of the target's tokens."""
+        rows_of = [verify_rows(part) for part in step.parts]
+        constrained = [
+            Constrained(index, grammar, rows_of[index])
+            for index, part in enumerate(step.parts)
+            if (grammar := part.session.key.grammar) is not None
+        ]
+        with self._mask_thread.beside(constrained) as masks:
+            ticket = self.runner.launch(
+                [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
+            )
+        num_rows = ticket.output.num_rows
+        rows = [row for rows, num in zip(rows_of, num_rows, strict=True) if num is not None for row in rows]
+        if not rows:
+            return ticket, list
+        return ticket, self.runner.sampler.begin_choice(ticket.output.logits, rows, masks.of(num_rows))
+
+    def _collect(self, launched: Launched) -> None:
+        """Waits for a step, settles it, and tells what it decided."""
+        step = launched.step
+        started = max(launched.started, self._collected)
+        outcome = self.runner.attempt(partial(self._outcome, launched, started), _session_ids(step))
+        started_ns = launched.started_ns + round((started - launched.started) * 1e9)
+        self._settle(step, outcome, launched.ticket.output.logits, started_ns)
+        self.runner.observe(launched.planned)
+
+    def _outcome(self, launched: Launched, started: float) -> VerifyOutcome:
+        """What the device, which came to this step then, has found."""
+        num_rows = self.runner.collect(launched.ticket).num_rows
+        chosen = iter(launched.choice())
+        choices = [None if num is None else list(islice(chosen, num)) for num in num_rows]
+        self._collected = time.monotonic()
+        return VerifyOutcome(started, self._collected - started, choices, launched.seconds)
+
+    def _settle(
+        self, step: VerifyStep[VerifyStream], outcome: VerifyOutcome | None, logits: Tensor, started_ns: int
+    ) -> None:
+        """Tells what a step decided that the device began then. `logits` [R, V] are those of the scored tokens."""
         settled = list(self.scheduler.settle(step, outcome, time.monotonic()))
         logprobs = self._logprobs(settled, logits)
         told = [
@@ -110,28 +200,6 @@ class Verifier:
         ]
         for session, content in told:  # without a pause, so that one message has it all
             session.tell(content, started_ns)
-        self.runner.observe(now)
-        return 0.0
-
-    def _compute(self, step: VerifyStep[VerifyStream]) -> tuple[Tensor, VerifyOutcome]:
-        """The logits [R, V] of the scored tokens, part after part, and what the target chooses from them."""
-        started = time.monotonic()
-        rows_of = [verify_rows(part) for part in step.parts]
-        constrained = [
-            Constrained(index, grammar, rows_of[index])
-            for index, part in enumerate(step.parts)
-            if (grammar := part.session.key.grammar) is not None
-        ]
-        with self._mask_thread.beside(constrained) as masks:
-            output = self.runner.forward(
-                [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
-            )
-        rows = [
-            row for rows, num_rows in zip(rows_of, output.num_rows, strict=True) if num_rows is not None for row in rows
-        ]
-        chosen = iter(self.runner.sampler.choose(output.logits, rows, masks.of(output.num_rows)) if rows else ())
-        choices = [None if num_rows is None else list(islice(chosen, num_rows)) for num_rows in output.num_rows]
-        return output.logits, VerifyOutcome(started, time.monotonic() - started, choices)
 
     def _logprobs(self, settled: Sequence[Settled], logits: Tensor) -> dict[VerifyStream, list[TokenLogprobs]]:
         """The log-probabilities of all verdicts that want some, brought from the device at once; if that fails, session
@@ -179,3 +247,7 @@ class Verifier:
         if session not in logprobs:
             return self.scheduler.fail_step(session)
         return replace(decided.verdict, logprobs=tuple(logprobs[session]))
+
+
+def _session_ids(step: VerifyStep[VerifyStream]) -> list[str]:
+    return [part.session.opening.session_id for part in step.parts]

@@ -34,7 +34,7 @@ from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.draft_run import LEVELS_MAX, Level
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.compile.forward import GraphForward
-from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.engine import Engine, Ticket
 from outrider.engine.jobs import Job
 from outrider.engine.load.folder import tokenizer_file
 from outrider.worker.outbox import Outbox
@@ -126,11 +126,11 @@ class Meter(StepRunner):
         self._inputs = [*inputs]
         return self._run(inputs)
 
-    def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
-        """See `StepRunner.forward`."""
-        output = super().forward(jobs, max_line_tokens)
-        self._level_sizes = [sum(number or 0 for number in output.num_rows)]
-        return output
+    def launch(self, jobs: Sequence[Job], max_line_tokens: int) -> Ticket:
+        """See `StepRunner.launch`."""
+        ticket = super().launch(jobs, max_line_tokens)
+        self._level_sizes = [sum(number or 0 for number in ticket.output.num_rows)]
+        return ticket
 
     def observe_levels(self, started: float, levels: Sequence[Level], num_sessions: int) -> None:
         """See `StepRunner.observe_levels`."""

@@ -61,6 +61,11 @@ class ColocatedVerifier(Verifier):
         self._drafts: dict[VerifyStream, Inlet] = {}
         """The drafter's side of each session that is seated."""
 
+    @property
+    def overlaps(self) -> bool:
+        """No: a round comes after its drafts, and drafts after the round before."""
+        return False
+
     def end_drafts(self, session: VerifyStream) -> None:
         """Those that the coordinator would send; the drafter here goes on."""
 

@@ -6,6 +6,7 @@ Like a device thread, a worker reads what has arrived between its steps.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -93,7 +94,8 @@ class VirtualWorker(ABC):
 
 
 class VirtualVerifier(VirtualWorker):
-    """Steps take `step_seconds` of their number of tokens, and the next one begins `rest` later at the earliest."""
+    """Steps take `step_seconds` of their number of tokens, and the next one begins `rest` later at the earliest: the
+    host needs that long after each step, and the device may compute another one meanwhile if the policy overlaps."""
 
     def __init__(
         self,
@@ -126,6 +128,9 @@ class VirtualVerifier(VirtualWorker):
         self.steps: list[tuple[set[int], set[int]]] = []
         """For each step who took part, of those who had not ended."""
         self._alarm: object = None
+        self._in_flight: deque[tuple[VerifyStep[int], float, float]] = deque()
+        """Steps that the device computes or will compute, when each begins, and how long it takes."""
+        self._device_free = 0.0
 
     def open(self, index: int, opening: VerifyOpen) -> None:
         """A session is to be opened at the next `wake`."""
@@ -157,24 +162,35 @@ class VirtualVerifier(VirtualWorker):
             if isinstance(content, OutriderError):
                 self._tell(index, content)
         alarm = self._alarm = object()
-        match self.scheduler.plan(now):
-            case VerifyStep() as step:
-                self._begin(step)
-            case WaitUntil(time):
-                self._clock.at(time, lambda: self.wake() if self._alarm is alarm else None)
-            case None:
-                pass
+        step = self.scheduler.plan(now)
+        while isinstance(step, VerifyStep):
+            self._begin(step)
+            if self.scheduler.policy.overlap is None:
+                break
+            self.scheduler.launch(step)
+            step = self.scheduler.plan(now)
+        if self._in_flight:
+            self._is_busy = True
+            _, started, seconds = self._in_flight[0]
+            self._clock.at(max(started + seconds, now), self._end)
+        elif isinstance(step, WaitUntil):
+            self._clock.at(step.time, lambda: self.wake() if self._alarm is alarm else None)
 
     def _begin(self, step: VerifyStep[int]) -> None:
         seconds = self._step_seconds(sum(part.num_line_tokens + len(part.nodes) for part in step.parts))
-        self._is_busy = True
         self.steps.append(({part.session.key for part in step.parts}, set(self.scheduler.sessions)))
-        self._work.begin("verify", seconds)
-        self._clock.after(seconds, partial(self._end, step, self._clock.now, seconds))
+        started = max(self._clock.now, self._device_free)
+        if started > self._clock.now:
+            self._clock.at(started, partial(self._work.begin, "verify", seconds))
+        else:
+            self._work.begin("verify", seconds)
+        self._device_free = started + seconds
+        self._in_flight.append((step, started, seconds))
 
-    def _end(self, step: VerifyStep[int], started: float, seconds: float) -> None:
+    def _end(self) -> None:
         if self._is_lost:
             return
+        step, started, seconds = self._in_flight.popleft()
         choices: list[Sequence[int] | None] = []
         for part in step.parts:
             is_fed = _feed(self._memory, part, step.num_held)

@@ -9,7 +9,7 @@ from bench.rivals.padding import Padding
 from bench.stack.forced import Forcing
 from bench.stack.step_log import StepLog, StepSize
 from outrider.core.schedule.draft_run import Level
-from outrider.engine.engine import Engine, StepOutput
+from outrider.engine.engine import Engine, Ticket
 from outrider.engine.jobs import Job
 from outrider.worker.step_runner import StepRunner
 
@@ -23,14 +23,15 @@ class MeasuredRunner(StepRunner):
         self.forcing = Forcing(is_target=is_target)
         self.padding = Padding(engine.model)
 
-    def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
-        """See `StepRunner.forward`."""
+    def launch(self, jobs: Sequence[Job], max_line_tokens: int) -> Ticket:
+        """See `StepRunner.launch`."""
         started = time.monotonic_ns()
-        output = super().forward(jobs, max_line_tokens)
+        ticket = super().launch(jobs, max_line_tokens)
+        output = ticket.output
         self.forcing.apply(jobs, output, started / 1e9)
         num_rows = sum(number or 0 for number in output.num_rows)
         self.log.add_pass(started, StepSize(len(jobs), num_rows, self.padding.num_tokens))
-        return output
+        return ticket
 
     @property
     def runs_levels(self) -> bool:

@@ -21,6 +21,8 @@ from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 from outrider.engine.model import RaggedModel
+from outrider.engine.staging import Event
+from outrider.engine.transfer import mark
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
@@ -38,6 +40,17 @@ class StepOutput(NamedTuple):
     num_rows: list[int | None]
     """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again. It
     may have been fed nothing: the step had no more tokens, or another job of it computes what both have in common."""
+
+
+class Ticket(NamedTuple):
+    """A step that was launched, and that its device may still compute."""
+
+    output: StepOutput
+    """What `Engine.collect` returns. Until then its logits are for what is queued behind them."""
+    path: str
+    """Which way it went through the model; see `Engine.path`."""
+    computed: Event | None
+    """Passes when the device has computed it; None where it has by now."""
 
 
 class Engine:
@@ -221,6 +234,25 @@ class Engine:
             for job in jobs:
                 job.slot.clear()
             raise
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether `launch` returns while the device computes, so that the host can go on meanwhile."""
+        return self.device.type == "cuda"
+
+    def launch(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> Ticket:
+        """Stages and queues a `step`, and waits for nothing that a device computes.
+
+        From now on the slots hold what it feeds, for whatever is launched later: that is queued behind it.
+        """
+        output = self.step(jobs, max_line_tokens)
+        return Ticket(output, self.path, mark(self.device))
+
+    def collect(self, ticket: Ticket) -> StepOutput:
+        """What came out of a step, as soon as that is computed. Raises torch.AcceleratorError if the device failed."""
+        if ticket.computed is not None:
+            ticket.computed.synchronize()
+        return ticket.output
 
     @property
     def runs_levels(self) -> bool:

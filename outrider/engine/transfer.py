@@ -1,13 +1,16 @@
-"""Host-to-device copies from pinned memory, which the host does not wait for, and the device that threads are on."""
+"""Copies to a device and back that the host does not wait for, and the device that threads are on."""
 
 from __future__ import annotations
 
+import threading
 from array import array
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+
+from outrider.engine.staging import Event, Staging
 
 _TYPE_CODES = {torch.int64: "q", torch.int32: "i"}
 
@@ -45,10 +48,63 @@ def queued(content: Tensor, device: torch.device) -> Tensor:
 def staged(content: Tensor, device: torch.device) -> Tensor:
     """`content` where a copy to `device` can begin without the host.
 
-    For a GPU that is page-locked memory, which torch's allocator hands out again only when the copy is done. From other
-    memory the driver may wait for the device first.
+    For a GPU that is page-locked memory, which is written again only when the copy is done; the copy must be queued
+    before anything else is staged. From other memory the driver may wait for the device first.
     """
-    return content.pin_memory() if device.type == "cuda" else content
+    if device.type != "cuda":
+        return content
+    place = _staging(device).stage(content)
+    return content.pin_memory() if place is None else place
+
+
+class Fetched:
+    """A tensor on its way to the host."""
+
+    def __init__(self, content: Tensor) -> None:
+        """On a GPU the copy is queued behind what makes `content`; elsewhere there is nothing to do."""
+        device = content.device
+        if device.type == "cuda":
+            host = torch.empty(content.shape, dtype=content.dtype, pin_memory=True)
+            content = host.copy_(content, non_blocking=True)
+        self._content, self._arrival = content, mark(device)
+
+    def wait(self) -> Tensor:
+        """The tensor, as soon as it is there."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._content
+
+
+def mark(device: torch.device) -> Event | None:
+    """Passes when all that is queued on `device` by now is done; None where nothing is ever queued."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+class _Stagings(threading.local):
+    """Those of one thread."""
+
+    def __init__(self) -> None:
+        self.of_stream: dict[torch.cuda.Stream, Staging] = {}
+
+
+_stagings = _Stagings()
+
+
+def _staging(device: torch.device) -> Staging:
+    """That of this thread and of its current stream: an event says nothing of copies on another one."""
+    stream = torch.cuda.current_stream(device)
+    if (found := _stagings.of_stream.get(stream)) is None:
+        with torch.inference_mode(False):  # it may be written to in any mode
+            found = _stagings.of_stream[stream] = Staging(_page_locked, stream.record_event)
+    return found
+
+
+def _page_locked(num_bytes: int) -> Tensor:
+    return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
 
 
 def tensor_on(device: torch.device, values: Sequence[object], dtype: torch.dtype) -> Tensor:

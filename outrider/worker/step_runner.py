@@ -13,7 +13,7 @@ from outrider.core.estimate.context_cost import ContextTime
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.schedule.admission import Admission
 from outrider.core.schedule.draft_run import Level
-from outrider.engine.engine import Engine, OutOfStepError, StepOutput
+from outrider.engine.engine import Engine, OutOfStepError, StepOutput, Ticket
 from outrider.engine.jobs import Job
 from outrider.engine.sample.sampler import Sampler
 from outrider.engine.step_times import measure, measure_in_context
@@ -37,15 +37,19 @@ class StepRunner:
         """Called when `load` may have changed."""
         self.times = StepTimes()
         self._step_seconds = 0.0
+        self._path = ""
+        self._observed = 0.0
+        """When `observe` was last called."""
         self._log = structlog.get_logger()
 
-    def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
-        """One forward pass; see `Engine.step`. Logits that nobody wants are waited for: else the next step would seem
-        to take this one's time."""
-        output = self.engine.step(jobs, max_line_tokens)
-        if not any(output.num_rows):
-            output.logits.sum().item()
-        return output
+    def launch(self, jobs: Sequence[Job], max_line_tokens: int) -> Ticket:
+        """See `Engine.launch`."""
+        return self.engine.launch(jobs, max_line_tokens)
+
+    def collect(self, ticket: Ticket) -> StepOutput:
+        """See `Engine.collect`. It is the step that is observed next."""
+        self._path = ticket.path
+        return self.engine.collect(ticket)
 
     def step_times(self) -> tuple[list[tuple[int, float]], list[ContextTime]]:
         """Numbers of tokens and seconds, and on a GPU steps over few and over many cells. On a CPU a long context takes
@@ -74,17 +78,21 @@ class StepRunner:
         return self.engine.runs_levels
 
     def observe(self, started: float) -> None:
-        """A step that began then, on the monotonic clock, is over."""
-        self._observe(time.monotonic() - started)
+        """A step that began then, on the monotonic clock, is over. Time that it shared with the one before it is the
+        other's."""
+        now = time.monotonic()
+        self._observe(now - max(started, self._observed))
+        self._observed = now
 
     def observe_levels(self, started: float, levels: Sequence[Level], num_sessions: int) -> None:
         """Levels of so many sessions, of which the first began then, are over; each counts as a step."""
         seconds = (time.monotonic() - started) / len(levels)
+        self._path = self.engine.path
         for _ in levels:
             self._observe(seconds)
 
     def _observe(self, seconds: float) -> None:
-        self.times.add(self.engine.path, seconds)
+        self.times.add(self._path, seconds)
         self._step_seconds += (_SMOOTHING if self._step_seconds else 1.0) * (seconds - self._step_seconds)
         self.on_change()
 

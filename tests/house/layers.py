@@ -56,6 +56,7 @@ _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
 _CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 
 _ENGINE_FLOORS = (
+    ("staging",),
     ("transfer", "library", "load.mask"),
     ("native", "load.probe"),
     ("kv_cache",),

@@ -48,6 +48,8 @@ class Circumstances:
     """Windows of one draft step come that long after one another."""
     pause: float = 0.0
     """Between two draft steps."""
+    rest: float = 0.0
+    """What a verifier's host does after each step."""
     num_levels_max: int = 1
     """Most levels of a drafter's run."""
     tree_width: int = 0
@@ -74,6 +76,7 @@ class Circumstances:
                 report=self.hop,
                 window=self.window,
                 pause=self.pause,
+                rest=self.rest,
                 num_levels_max=self.num_levels_max,
             ),
             Speculation(

@@ -20,6 +20,7 @@ from outrider.core.protocol.messages import (
 )
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.schedule.admission import Seated
+from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.kv_cache.slots import Slot
@@ -104,10 +105,17 @@ class Session:
 class Bench:
     """A verifier by hand."""
 
-    def __init__(self, engine: Engine, *, max_queue: int = 100, curve: StepCurve | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_queue: int = 100,
+        curve: StepCurve | None = None,
+        policy: VerifyPolicy | None = None,
+    ) -> None:
         """On a device that takes so long for a step; if that is not said, more tokens cost it hardly more."""
         self.engine = engine
-        self.verifier = Verifier(engine, (), max_queue=max_queue)
+        self.verifier = Verifier(engine, (), max_queue=max_queue, policy=policy)
         self.estimates = self.verifier.scheduler.policy.estimates
         self.estimates.curve = curve or FixedCurve(1.0, 0.001)
         self.admission = self.verifier.admission

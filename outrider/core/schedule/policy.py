@@ -8,6 +8,7 @@ from typing import Protocol
 
 from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.session import everywhere
+from outrider.core.estimate.overlap import Overlap
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
@@ -61,6 +62,8 @@ class VerifyPolicy:
     """Whether sessions guess from their own lines where the scheduler has tables for that."""
     rounds: Callable[[VerifyOpen], RoundPolicy] = lambda opening: _EXPECTED_GAIN
     """Makes the policy of a session that opens."""
+    overlap: Overlap | None = None
+    """Decides about two groups of sessions; None where nothing is done while the device computes. Set at the start."""
 
 
 @dataclass(slots=True)

@@ -3,6 +3,10 @@
 A driver tells it what happens (`open`, `graft`, `end_drafts`, `limit_drafts`, `close`), then asks in turn who was let
 in (`admit`) and what the device is to do (`plan`); it runs the step, and tells what came out (`settle`). All times are
 in seconds, by any clock that only rises.
+
+Where a host can go on while its device computes, the driver says that a step is in flight (`launch`), tells what
+happens meanwhile, and asks for a second step, over other sessions. What a step in flight computes stays as it is: what
+happens to one of its sessions counts from its settling on, and nobody is preempted.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Generic
 
 from outrider.core.estimate.step_curve import StepCurve
@@ -22,11 +27,19 @@ from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, Verify
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule import batching_delay
 from outrider.core.schedule.admission import Admission, Seated
+from outrider.core.schedule.in_flight import InFlight
 from outrider.core.schedule.memory import Memory
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.prefill import prefill_budget
 from outrider.core.schedule.step import Event, KeyT, WaitUntil
-from outrider.core.schedule.verify_step import Decided, Verification, VerifyOutcome, VerifyPart, VerifyStep
+from outrider.core.schedule.verify_step import (
+    Decided,
+    HeldEvents,
+    Verification,
+    VerifyOutcome,
+    VerifyPart,
+    VerifyStep,
+)
 from outrider.core.verify.decision import Decision
 from outrider.core.verify.draft_wait import AT_ONCE
 from outrider.core.verify.selection import Candidates, most_probable, prompts_beside
@@ -67,6 +80,7 @@ class VerifyScheduler(Generic[KeyT]):
         """Those that have not ended."""
         self._isolated: deque[Seated[Verification[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
+        self._in_flight: InFlight[KeyT] = InFlight(self.policy.overlap)
 
     def open(self, key: KeyT, opening: VerifyOpen, now: float, constraint: Constraint | None = None) -> None:
         """Queues a session: by `admit` it finds room, waits for it, or is refused.
@@ -89,7 +103,7 @@ class VerifyScheduler(Generic[KeyT]):
 
     def graft(self, key: KeyT, window: DraftWindow, now: float) -> Iterable[Event[KeyT, OutriderError]]:
         """Adds draft nodes that arrived at `now`, maybe while a step was running."""
-        session = self.sessions.get(key)
+        session = self._changeable(key, partial(self.graft, key, window, now))
         if session is None:
             return ()
         session.expect_drafts = True
@@ -105,23 +119,21 @@ class VerifyScheduler(Generic[KeyT]):
 
     def end_drafts(self, key: KeyT) -> None:
         """No drafts will come: never waits for any."""
-        if (session := self.sessions.get(key)) is not None:
+        if (session := self._changeable(key, partial(self.end_drafts, key))) is not None:
             session.expect_drafts = False
             session.stirred = True
 
     def limit_drafts(self, key: KeyT, max_draft_tokens: int) -> None:
         """A round verifies at most so many draft tokens from the next one on; of 0 drafts no round waits for any."""
-        if (session := self.sessions.get(key)) is not None:
+        if (session := self._changeable(key, partial(self.limit_drafts, key, max_draft_tokens))) is not None:
             session.state.limit_drafts(max_draft_tokens)
             session.expect_drafts = session.expect_drafts and max_draft_tokens > 0
             session.stirred = True
 
     def close(self, key: KeyT) -> None:
-        """Ends a session, wherever it is; does nothing if it has ended."""
-        if (session := self.sessions.pop(key, None)) is not None:
-            self.admission.dismiss(session)
-            if session.state.recall is not None:
-                session.state.recall.end()
+        """Ends a session, wherever it is; does nothing if it has ended. One in flight keeps its memory for so long."""
+        if (session := self.sessions.pop(key, None)) is not None and not session.in_flight:
+            self._leave(session)
 
     def fail_step(self, key: KeyT) -> OutriderError:
         """Ends a session for which the device fails even alone. Returns what to tell it."""
@@ -141,19 +153,27 @@ class VerifyScheduler(Generic[KeyT]):
         return events
 
     def plan(self, now: float) -> VerifyStep[KeyT] | WaitUntil | None:
-        """What to do next; None: nothing before something happens."""
+        """What to do next; None: nothing before something happens, or before a step in flight is settled."""
+        in_flight = self._in_flight
+        in_flight.planned(now)
+        if in_flight.is_full or (in_flight and self._isolated):
+            return None
         admission = self.admission
         while self._isolated:
             seated = self._isolated.popleft()
             if seated in admission.seated:
                 return self._compose(*admission.apart([seated]), now)
-        deciding, prefilling = admission.apart(admission.seated)
+        most = in_flight.group_size(admission.seated, lambda: self._curve)
+        if in_flight and most == len(admission.seated):
+            return None
+        deciding, prefilling = admission.apart(in_flight.others(admission.seated))
         if not deciding:
             return self._compose([], prefilling, now) if prefilling else None
+        num_beside = min(len(deciding), most) - 1
         for seated in deciding:
             if seated.session.stirred:
                 seated.session.stirred = False
-                self._reconsider(seated.session, now, len(deciding) - 1)
+                self._reconsider(seated.session, now, num_beside)
         ready_times = [seated.session.ready_time(now) for seated in deciding]
         seconds = self._curve.at(_num_cells(deciding, {})).seconds(len(deciding))
         start = batching_delay.start(ready_times, now, seconds)
@@ -164,21 +184,50 @@ class VerifyScheduler(Generic[KeyT]):
             for seated, ready_time in zip(deciding, ready_times, strict=True)
             if batching_delay.goes(ready_time, now, seconds)
         ]
+        if len(going) > most:
+            first = sorted(going, key=lambda seated: seated.session.last_verdict)[:most]
+            going = [seated for seated in going if seated in first]
         return self._compose(going, prefilling, now)
+
+    def launch(self, step: VerifyStep[KeyT]) -> None:
+        """The step is in flight: anything may be called before it is settled, and those in flight are settled in the
+        order of their launches. The memory counts what it takes already."""
+        self._in_flight.launch(step)
 
     def settle(self, step: VerifyStep[KeyT], outcome: VerifyOutcome | None, now: float) -> Decisions[KeyT]:
         """What a step's outcome decides. None: it failed; then each session is tried alone, and if it was alone, ended.
 
-        Nothing else is called between the `plan` of a step and this. Ask for all events: a round is decided when its
-        verdict is asked for, so that the first need not wait for the last.
+        Nothing else is called between the `plan` of a step and this, unless it was launched. Ask for all events: a
+        round is decided when its verdict is asked for, so that the first need not wait for the last.
         """
-        if outcome is not None:
-            return self._decide_all(step, outcome, now)
+        self._in_flight.settled(now)
+        yield from self._fail(step) if outcome is None else self._decide_all(step, outcome, now)
+        for session, held in self._in_flight.land(step):
+            if not self._goes_on(session):
+                self._leave(session)
+                continue
+            for tell in held:
+                yield from tell() or ()
+
+    def _fail(self, step: VerifyStep[KeyT]) -> Decisions[KeyT]:
         if len(step.parts) > 1:
             self._isolated.extend(part.seated for part in step.parts)
             return ()
-        key = step.parts[0].session.key
-        return (Event(key, self.fail_step(key)),)
+        session = step.parts[0].session
+        return (Event(session.key, self.fail_step(session.key)),) if self._goes_on(session) else ()
+
+    def _changeable(self, key: KeyT, event: HeldEvents[KeyT]) -> Verification[KeyT] | None:
+        """The session, if it has not ended. One in flight hears of `event` when its step is settled."""
+        session = self.sessions.get(key)
+        return None if session is None or self._in_flight.hold(session, event) else session
+
+    def _goes_on(self, session: Verification[KeyT]) -> bool:
+        return self.sessions.get(session.key) is session
+
+    def _leave(self, session: Verification[KeyT]) -> None:
+        self.admission.dismiss(session)
+        if session.state.recall is not None:
+            session.state.recall.end()
 
     @property
     def _curve(self) -> StepCurve:
@@ -195,7 +244,7 @@ class VerifyScheduler(Generic[KeyT]):
 
     def _compose(
         self, deciding: list[Seated[Verification[KeyT]]], prefilling: list[Seated[Verification[KeyT]]], now: float
-    ) -> VerifyStep[KeyT] | WaitUntil:
+    ) -> VerifyStep[KeyT] | WaitUntil | None:
         """One step for those who decide and, as far as it has time for that, those who prefill."""
         admission, curve = self.admission, self._curve.at(_num_cells(deciding, {}))
         is_awaited = bool(deciding) or any(not seated.is_prefilling for seated in admission.seated)
@@ -213,6 +262,8 @@ class VerifyScheduler(Generic[KeyT]):
         nodes_of = dict(zip(scoring, selection.nodes, strict=True))
         shares = [(seated, 1) for seated in deciding] + [(chunk.seated, chunk.num_tokens) for chunk in chunks]
         if not admission.has_room({seated: len(nodes_of.get(seated, ())) for seated, _ in shares}):
+            if self._in_flight:
+                return None
             nodes_of.clear()
             staying = admission.make_room({seated: 0 for seated, _ in shares})
             shares = [share for share in shares if share[0] in staying]
@@ -234,11 +285,15 @@ class VerifyScheduler(Generic[KeyT]):
         num_beside = self.admission.observe_prefill(step.num_held, complete)
         num_cells = _num_cells([part.seated for part in step.parts], step.num_held)
         self._curve.at(num_cells).observe(num_rows + num_beside, outcome.seconds)
+        self._in_flight.observe(len(complete), num_rows, outcome.launch_seconds)
         first_row = 0
         for part, choices in zip(step.parts, outcome.choices, strict=True):
             if choices is None:
                 continue
             session = part.session
+            if not self._goes_on(session):
+                first_row += len(choices)
+                continue
             scored = session.state.scored(part.nodes) if session.opening.report_scored else None
             decision = session.state.decide(part.nodes, choices, now)
             self._memory.commit(part.seated.slot, decision.token_ids)

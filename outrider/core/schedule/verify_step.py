@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple
 
+from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Verdict, VerifyOpen
 from outrider.core.protocol.tree import Node
 from outrider.core.schedule.admission import Seated
 from outrider.core.schedule.batching_delay import ReadyTime
 from outrider.core.schedule.policy import RoundPolicy
-from outrider.core.schedule.step import KeyT
+from outrider.core.schedule.step import Event, KeyT
 from outrider.core.verify.session import VerifySession
+
+HeldEvents = Callable[[], Iterable[Event[KeyT, OutriderError]] | None]
+"""Something that happened to a session in flight: it is told when that one's step is settled."""
 
 
 class Verification(Generic[KeyT]):
@@ -35,6 +39,10 @@ class Verification(Generic[KeyT]):
         """Whether something happened since these were set."""
         self.num_rounds = 0
         self.num_stale_nodes = 0
+        self.in_flight = False
+        """Whether a step that was launched decides it."""
+        self.held: list[HeldEvents[KeyT]] = []
+        """What happened to it since, in order."""
 
     def ready_time(self, now: float) -> ReadyTime:
         """What the session hopes for."""
@@ -82,8 +90,11 @@ class VerifyOutcome(NamedTuple):
 
     started: float
     seconds: float
+    """For how long the device was its own."""
     choices: Sequence[Sequence[int] | None]
     """For each part the target's token after the line and after each node, or None if the line is not fed yet."""
+    launch_seconds: float = 0.0
+    """How long the host took to plan and launch it, where it goes on while the device computes."""
 
 
 class Decided(NamedTuple):

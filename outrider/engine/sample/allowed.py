@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from outrider.engine.transfer import tensor_on
+from outrider.engine.transfer import queued, tensor_on
 
 
 class Allowed(NamedTuple):
@@ -24,7 +24,7 @@ class Allowed(NamedTuple):
     def forbid_others(self, logits: Tensor) -> None:
         """Sets, in place, the float32 `logits` [R, V] of all other tokens to -inf, in these rows."""
         device, vocab_size = logits.device, logits.shape[-1]
-        masks = self.masks.to(device).int()  # [M, B]
+        masks = queued(self.masks, device).int()  # [M, B]
         forbidden = _forbidden_bits(device).index_select(0, masks.view(-1)).view(len(masks), -1)[:, :vocab_size]
         if len(masks) == len(logits):
             logits.masked_fill_(forbidden, -math.inf)

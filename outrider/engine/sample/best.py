@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,10 @@ class Best(NamedTuple):
         if found:
             found[0] = found[1] if len(found) > 1 else math.inf
         return found
+
+
+Pending = Callable[[], list[Best | None]]
+"""Waits for what one pass has found in each row; see `bests`."""
 
 
 def bests(token_ids: Sequence[list[int]], scores: Sequence[list[float]]) -> list[Best | None]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from outrider.core.protocol.refusal import first_line
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.engine.sample.best import Best, bests
+from outrider.engine.sample.best import Best, Pending, bests
 from outrider.engine.sample.candidates import candidates, shaping_of
-from outrider.engine.transfer import tensor_on
+from outrider.engine.transfer import Fetched, tensor_on
 
 WIDTH_MAX = 16
 """Most tokens of a row that are asked for: the kernel compares with each of them. Trees are half as wide at most."""
@@ -37,13 +37,18 @@ def best_of(
     slots: Sequence[int],
     positions: Sequence[int],
     width: int,
-) -> list[Best | None]:
-    """`outrider.engine.sample.native.best_of` on a GPU: one copy there, one back."""
+) -> Pending:
+    """`outrider.engine.sample.native.best_of` on a GPU: one copy there, one back, both queued."""
     from outrider.engine.gpu.choice import best_tokens
 
     rows = tensor_on(logits.device, [slots, positions], torch.int64)
-    token_ids, scores = best_tokens(logits, shaping, seeds, rows, width).tolist()
-    return bests([[int(token_id) for token_id in row] for row in token_ids], scores)
+    found = Fetched(best_tokens(logits, shaping, seeds, rows, width))
+
+    def read() -> list[Best | None]:
+        token_ids, scores = found.wait().tolist()
+        return bests([[int(token_id) for token_id in row] for row in token_ids], scores)
+
+    return read
 
 
 @cache
@@ -72,5 +77,5 @@ def _agrees(device: torch.device) -> bool:
     which, where = tensor_on(device, [slots, positions], torch.int64)
     params = [_TRIED[slot] for slot in slots]
     expected = candidates(logits.float(), params, shaping[:, which], seeds[which], where, _TRIED_WIDTH)
-    found = best_of(logits, shaping, seeds, slots, positions, _TRIED_WIDTH)
+    found = best_of(logits, shaping, seeds, slots, positions, _TRIED_WIDTH)()
     return [each and each.token_ids for each in found] == [each.token_ids for each in expected.best(_TRIED_WIDTH)]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from outrider.engine.sample.best import Best, bests
+from outrider.engine.sample.best import Pending, bests
 
 
 class NativeTables(NamedTuple):
@@ -27,7 +27,7 @@ def best_of(
     slots: Sequence[int],
     positions: Sequence[int],
     width: int,
-) -> list[Best | None]:
+) -> Pending:
     """The `width` best tokens of each row of `logits` [R, V]; None for a row in which rounding may decide what
     top-p keeps.
 
@@ -35,4 +35,5 @@ def best_of(
     temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds` [num_slots].
     """
     token_ids, scores = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
-    return bests(token_ids.tolist(), scores.tolist())
+    found = bests(token_ids.tolist(), scores.tolist())
+    return lambda: found

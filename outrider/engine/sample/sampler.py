@@ -34,7 +34,7 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
 from outrider.engine.sample import fused
 from outrider.engine.sample.allowed import Allowed
-from outrider.engine.sample.best import Best
+from outrider.engine.sample.best import Best, Pending
 from outrider.engine.sample.candidates import candidates, shaping_of
 from outrider.engine.sample.logit_bias import LogitBias
 from outrider.engine.sample.native import NativeTables, best_of
@@ -43,12 +43,12 @@ from outrider.engine.sample.penalties import Penalties
 from outrider.engine.sample.processor import LogitsProcessor, Row
 from outrider.engine.sample.ranking import ranked
 from outrider.engine.sample.unranked import best_unranked
-from outrider.engine.transfer import tensor_on
+from outrider.engine.transfer import Fetched, tensor_on
 
 ONE_PASS_TEMPERATURE_MIN = 1e-30
 """Lowest temperature above 0 for which one pass chooses: its inverse times a logit is still a float32."""
 
-OnePass = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int], int], list[Best | None]]
+OnePass = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int], int], Pending]
 """`outrider.engine.sample.native.best_of`, or what chooses the same elsewhere."""
 
 
@@ -119,11 +119,23 @@ class Sampler:
 
         Rows of `allowed` choose among those tokens, and 0 where there are none.
         """
+        return self.begin_choice(logits, rows, allowed)()
+
+    def begin_choice(
+        self, logits: Tensor, rows: Sequence[Row], allowed: Allowed | None = None
+    ) -> Callable[[], list[int]]:
+        """Queues a choice. What it returns waits for that, and says what `choose` does; until then the logits and the
+        rows' slots stay as they are.
+
+        It waits here where more than one pass is needed, or where no kernel chooses in one.
+        """
         slots = [row.slot for row in rows]
         plain = allowed is None and self._taking_part.keys().isdisjoint(slots) and not native.available(self._device)
         if plain and all(self._params[slot].greedy for slot in slots):
-            return logits.argmax(-1).tolist()
-        return [best.token_ids[0] if best.token_ids else 0 for best in self._best(logits, rows, 1, allowed)]
+            chosen = Fetched(logits.argmax(-1))
+            return lambda: chosen.wait().tolist()
+        begun = self._begin(logits, rows, 1, allowed)
+        return lambda: [best.token_ids[0] if best.token_ids else 0 for best in begun()]
 
     def propose(
         self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None = None
@@ -137,7 +149,7 @@ class Sampler:
         """
         if not rows:
             return [], []
-        found = self._best(logits, rows, max(width, 2), allowed)
+        found = self._begin(logits, rows, max(width, 2), allowed)()
         return [best.token_ids[:width] for best in found], [best.margins[:width] for best in found]
 
     def native_tables(self, slots: Sequence[int]) -> NativeTables | None:
@@ -160,25 +172,35 @@ class Sampler:
             for row in table
         )
 
-    def _best(self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None) -> list[Best]:
-        """The `width` best tokens of each row."""
+    def _begin(
+        self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None
+    ) -> Callable[[], list[Best]]:
+        """Begins to find the `width` best tokens of each row."""
         slots = [row.slot for row in rows]
         if allowed is not None:
             logits = logits.to(torch.float32, copy=True)
             allowed.forbid_others(logits)
         if not self._taking_part.keys().isdisjoint(slots):
             logits = self._processed(logits, rows)
-        found: dict[int, Best | None] = {}
         if one_pass := self._one_pass(slots, width):
             positions = [row.position for row in rows]
-            found = dict(enumerate(one_pass(logits, self._shaping, self._seeds, slots, positions, width)))
-        elif unranked := [index for index, slot in enumerate(slots) if self._is_unranked(self._params[slot])]:
+            pending = one_pass(logits, self._shaping, self._seeds, slots, positions, width)
+            return lambda: self._complete(pending(), logits, rows, width)
+        found: list[Best | None] = [None] * len(rows)
+        if unranked := [index for index, slot in enumerate(slots) if self._is_unranked(self._params[slot])]:
             some = self._described(logits, rows, unranked)
-            found = dict(zip(unranked, best_unranked(*some, width), strict=True))
-        if left := [index for index in range(len(rows)) if found.get(index) is None]:
+            for index, best in zip(unranked, best_unranked(*some, width), strict=True):
+                found[index] = best
+        complete = self._complete(found, logits, rows, width)
+        return lambda: complete
+
+    def _complete(self, found: list[Best | None], logits: Tensor, rows: Sequence[Row], width: int) -> list[Best]:
+        """`found`, and what the definition says of the rows for which that is None."""
+        if left := [index for index, best in enumerate(found) if best is None]:
             some = self._described(logits, rows, left)
-            found.update(zip(left, candidates(*some, width).best(width), strict=True))
-        return [best for index in range(len(rows)) if (best := found[index])]
+            for index, best in zip(left, candidates(*some, width).best(width), strict=True):
+                found[index] = best
+        return [best for best in found if best]
 
     def _is_unranked(self, params: SamplingParams) -> bool:
         """Whether nothing is asked for that takes a ranking: what is greedy or has a top-k ranks a few tokens only."""
