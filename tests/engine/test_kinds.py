@@ -208,7 +208,7 @@ def test_the_self_check_reaches_past_a_window(window: int | None, monkeypatch: p
 @pytest.mark.parametrize(("window", "num_tokens"), [(None, 64), (8, 64), (100, 116), (240, 256), (241, 64)])
 def test_the_longest_passage_goes_past_a_window_that_it_can_afford(window: int | None, num_tokens: int) -> None:
     model = built(_some_without_positions)
-    facts = LayerFacts(4, 2, 8, 8, window, False)
+    facts = LayerFacts(4, 2, 8, 8, window)
     *_, longest = self_check.reference(model, [facts], 512)
     assert len(longest.line) + len(longest.branches[0]) == num_tokens
     assert longest.logits.shape == (16, 97)

@@ -31,12 +31,6 @@ NO_LAUNCHES = ("empty", "new_empty", "empty_like", "empty_strided")
 """Operations that only take memory; views are told by themselves."""
 
 
-@pytest.fixture
-def willing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend takes any device."""
-    monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
-
-
 def unreal(family: str, layers: int) -> Engine:
     """An engine whose tensors have no content."""
     return engine_of(build(family, layers=layers).to("meta"))

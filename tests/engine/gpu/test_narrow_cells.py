@@ -22,7 +22,7 @@ from tests.engine.gpu.test_compiled_kernels import (
     spilled_bytes,
 )
 
-LAYER = LayerFacts(num_heads=6, num_kv_heads=2, key_size=16, value_size=16, window=None, shapes_scores=False)
+LAYER = LayerFacts(num_heads=6, num_kv_heads=2, key_size=16, value_size=16, window=None)
 
 
 @pytest.mark.usefixtures("interpreter")
