@@ -46,7 +46,7 @@ def test_what_auto_chooses(kernels_work: bool, monkeypatch: pytest.MonkeyPatch) 
     ("name", "facts", "reason"),
     [
         ("paged", ON_GPU, "none of that name; use one of auto, tree, torch, native"),
-        ("tree", ON_CPU, "run on GPUs; use --device cuda"),
+        ("tree", ON_CPU, "kernels in Triton run on GPUs; use --device cuda"),
         ("native", ON_GPU, "use --device cpu"),
     ],
 )

@@ -13,10 +13,10 @@ import torch
 pytest.importorskip("triton", reason="needs Triton")
 
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.attention.tree_trial import CAPABILITY_MIN
 from outrider.engine.batch import CAPTURED_SIZES, COMPILED_TOKENS_MAX
 from outrider.engine.compile.graphs import CudaRecorder, Pass
 from outrider.engine.engine import Engine
+from outrider.engine.gpu.trial import CAPABILITY_MIN
 from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line

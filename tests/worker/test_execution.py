@@ -37,7 +37,7 @@ def test_on_a_gpu_each_faster_part_is_named_with_its_reason(monkeypatch: pytest.
     engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32)
     monkeypatch.setattr(fused, "problem", lambda device: "the package triton is not installed")
     found = list(not_taken(engine, ON_GPU, ["there is no C compiler"]))
-    assert found[0].startswith("attention tree: its kernels need a CUDA device")
+    assert found[0].startswith("attention tree: kernels in Triton need a CUDA device")
     assert found[1:] == [
         "fused layers: they are for attention tree, and it is torch",
         "forward pass: there is no C compiler",

@@ -10,7 +10,7 @@ import torch
 
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.tree import PARTS_MAX, PARTS_PER_TOKEN, TreeAttention, parts_max
-from outrider.engine.attention.tree_trial import trial
+from outrider.engine.attention.tree_trial import tried
 from outrider.engine.batch import CAPTURED_SIZES, CAPTURED_TOKENS_MAX, COMPILED_SIZES, COMPILED_TOKENS_MAX, pack
 from outrider.engine.gpu import launch, tree_attention
 from outrider.engine.gpu.work_list import SPLIT_CELLS
@@ -219,18 +219,18 @@ def test_which_steps_are_captured() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_kernels_are_tried_at_start(dtype: torch.dtype) -> None:
     facts = ModelFacts([LAYER, LAYER._replace(num_kv_heads=4, value_size=24, window=3)], dtype, CPU)
-    assert trial(TreeAttention, facts) == ""
+    assert tried(TreeAttention, facts) == ""
 
 
 def test_kernels_that_fail_or_err_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = ModelFacts([LAYER], torch.float32, CPU)
     too_large = facts._replace(layers=[LAYER._replace(key_size=2048)])
-    assert "do not fit in the device's shared memory" in trial(TreeAttention, too_large)
+    assert "do not fit in the device's shared memory" in tried(TreeAttention, too_large)
     with monkeypatch.context() as patch:
         patch.setattr(tree_attention, "WORD_0", tree_attention.WORD_0 + 1)
-        assert "compute something else than torch" in trial(TreeAttention, facts)
+        assert "compute something else than torch" in tried(TreeAttention, facts)
     monkeypatch.setattr(launch, "write", fail)
-    assert trial(TreeAttention, facts) == "its kernels do not run here (RuntimeError: no such instruction)"
+    assert tried(TreeAttention, facts) == "the kernels do not run here (RuntimeError: no such instruction)"
 
 
 def fail(*_: object) -> None:
