@@ -81,9 +81,7 @@ class Engine:
                 f"{session_blocks * block_cells}: {max_context} of context and {TREE_CELLS_MAX} of its tree, "
                 f"{facts.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
             )
-        self._model = RaggedModel(
-            model, facts, backend, num_blocks, compiled=compiled, captured=compiled or captured
-        )
+        self._model = RaggedModel(model, facts, backend, num_blocks, compiled=compiled, captured=compiled or captured)
         self.blocks = BlockPool(num_blocks, block_cells)
         """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)

@@ -67,9 +67,7 @@ class Tape:
         return replay
 
 
-def graphed(
-    engine: Engine, record: Callable[[Pass], Pass], sizes: Sequence[int] = COMPILED_SIZES
-) -> StepGraphs:
+def graphed(engine: Engine, record: Callable[[Pass], Pass], sizes: Sequence[int] = COMPILED_SIZES) -> StepGraphs:
     """From now on steps of `engine`, which attends by `tree`, are what `record` made of them, in those sizes."""
     model = engine.model
     assert isinstance(model.attention, TreeAttention)

@@ -87,7 +87,9 @@ def test_a_model_runs_on_a_backend_that_was_added(family: str) -> None:
 
 
 def test_what_it_cannot_serve_is_refused_in_its_own_words() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"--attention-backend one-by-one cannot .*: its keys and values have one size"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"--attention-backend one-by-one cannot .*: its keys and values have one size"
+    ):
         Engine(build("deepseek"), max_sessions=1, max_context=64, attention="one-by-one")
 
 

@@ -71,7 +71,7 @@ class StepGraphs:
         attention: TreeAttention,
         record: Callable[[Pass], Pass],
     ) -> None:
-        """`forward` computes the logits [N, V] of a step that was read; `record` turns a pass into one that is replayed."""
+        """`forward` computes the logits [N, V] of a step; `record` turns a pass into one that is replayed."""
         self._forward = forward
         self._attention = attention
         self._record = record
