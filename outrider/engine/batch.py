@@ -17,9 +17,9 @@ COMPILED_SIZES = tuple(1 << power for power in range(COMPILED_TOKENS_MAX.bit_len
 """Sizes of batches, in tokens, that have a graph of their own."""
 
 CAPTURED_TOKENS_MAX = 256
-"""Largest batch that is captured where its size alone tells the graph. Up to about here a GPU waits for the weights (an
-H200 up to 170 tokens, by its bandwidth and its products a second), so padding costs little; beyond, the device computes
-for longer than a host takes to queue."""
+"""Largest batch that is captured. Up to about here a GPU waits for the weights (an H200 up to 170 tokens, by its
+bandwidth and its products a second), so padding costs little; beyond, the device computes for longer than a host takes
+to queue."""
 
 CAPTURED_SIZES = tuple(1 << power for power in range(CAPTURED_TOKENS_MAX.bit_length()))
 """Token buckets: the sizes of such batches."""

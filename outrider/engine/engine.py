@@ -72,7 +72,7 @@ class Engine:
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
-        If `compiled` or `captured`, a CUDA device replays small steps once they are warmed up.
+        If `compiled` or `captured`, small steps are replayed once they are warmed up, where layers attend by `tree`.
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
@@ -83,8 +83,7 @@ class Engine:
         Raises UnsupportedModelError if that backend or the attention interface cannot serve the model's layers, or if
         `kv_tokens` is too little for one session.
         """
-        captures = (compiled or captured) and model.device.type == "cuda"
-        facts = model_facts(model, captures=captures)._replace(kv_cache_dtype=kv_cache_dtype)
+        facts = model_facts(model)._replace(kv_cache_dtype=kv_cache_dtype)
         backend = select(attention, facts)
         block_cells = backend.block_size(facts)
         session_blocks = -(-(max_context + TREE_CELLS_MAX) // block_cells)
@@ -95,7 +94,7 @@ class Engine:
                 f"{session_blocks * block_cells}: {max_context} of context and {TREE_CELLS_MAX} of its tree, "
                 f"{facts.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
             )
-        self._model = RaggedModel(model, facts, backend, num_blocks, compiled=compiled)
+        self._model = RaggedModel(model, facts, backend, num_blocks, compiled=compiled, captured=compiled or captured)
         self.blocks = BlockPool(num_blocks, block_cells)
         """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)

@@ -11,9 +11,8 @@ from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
-from outrider.engine.attention.interface import AttentionBackend, Capturable, ModelFacts
+from outrider.engine.attention.interface import AttentionBackend, ModelFacts
 from outrider.engine.attention.native import NativeAttention
-from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import COMPILED_SIZES, PackedBatch
 from outrider.engine.compile.ahead import INVARIANT
@@ -39,11 +38,12 @@ class RaggedModel:
         num_blocks: int,
         *,
         compiled: bool = False,
+        captured: bool = False,
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks.
 
-        If `compiled`, small batches run as graphs that are compiled when first met, one for each size. If `facts` say
-        so, they can be captured, compiled or not; see `capture`.
+        Where layers attend by `tree`, small batches run as graphs that are compiled when first met, one for each size,
+        if `compiled`, and can be captured, compiled or not, if `captured`; see `capture`. Others run eagerly.
 
         Raises UnsupportedModelError if the device has no room for the KV cache.
         """
@@ -60,6 +60,7 @@ class RaggedModel:
         self.levels: DraftLevels | None = None
         """Runs several levels of a draft in one call, if this model can."""
         self._graphs: StepGraphs | None = None
+        self._captured = captured
         backend = attention(facts, self.cache)
         self.not_fused = fusion_problem(Decoder(model, backend, self.cache.scratch_cell), facts)
         """Why its layers do not run fused, in words; empty if they do."""
@@ -68,16 +69,17 @@ class RaggedModel:
     def _use(self, attention: AttentionBackend, *, compiled: bool) -> None:
         self.attention = attention
         """How the layers attend at present."""
-        small = self.decoder = Decoder(self._model, attention, self.cache.scratch_cell)
-        if isinstance(attention, TreeAttention) and not self.not_fused:
-            small = self.decoder = fused(self.decoder)
-            compiled = False
+        decoder = Decoder(self._model, attention, self.cache.scratch_cell)
+        self.decoder = decoder if self.not_fused else fused(decoder)
         self.forwards = [EagerForward(self.decoder)]
         self._graphs = self.levels = None
-        if compiled:
-            small = compile_decoder(self.decoder)
+        if not isinstance(attention, TreeAttention):
+            return
+        small = self.decoder
+        if compiled and self.not_fused:
+            small = compile_decoder(decoder)
             self.forwards.insert(0, CompiledForward(small))
-        if self.facts.captures and isinstance(attention, Capturable):
+        if self._captured:
             self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
 
     @property
@@ -88,7 +90,9 @@ class RaggedModel:
     @property
     def sizes(self) -> Sequence[int]:
         """Numbers of tokens that are worth capturing, or else worth compiling, in the order in which to do it."""
-        return COMPILED_SIZES if self._graphs is None else self._graphs.buckets
+        if self._graphs is not None:
+            return self._graphs.buckets
+        return COMPILED_SIZES if any(isinstance(each, CompiledForward) for each in self.forwards) else ()
 
     def export(self) -> None:
         """From now on runs the model's graph, operator by operator. The native operators are loaded.
@@ -146,11 +150,8 @@ class RaggedModel:
 
     def run_eagerly(self) -> None:
         """From now on neither compiles nor replays. Keys and values stay."""
-        attention = self.attention
-        if isinstance(attention, Capturable):
-            self.facts = self.facts._replace(captures=False)
-            attention = select(AUTO, self.facts)(self.facts, self.cache)
-        self._use(attention, compiled=False)
+        self._captured = False
+        self._use(self.attention, compiled=False)
 
     def run(self, moves: Sequence[Move], batch: PackedBatch) -> Tensor:
         """Moves cells (see `KVCache.move`), then feeds the batch, which may be empty. Returns the logits of its wanted

@@ -154,10 +154,9 @@ class WorkerConfig(Settings):
     )
     attention_backend: str = Field(
         "auto",
-        description="how layers attend: tree (kernels in Triton over pages, on GPUs; tried at start), static (small "
-        "steps as CUDA graphs, others as paged or torch), paged (FlashAttention over blocks, on GPUs in 16 bits), "
-        "torch (session by session, anywhere), native (machine code, on CPUs); auto: the first of them that works "
-        "here; on a CPU native, or torch where that cannot be built",
+        description="how layers attend: tree (kernels in Triton over pages, on GPUs; tried at start), torch (session "
+        "by session, anywhere; on a GPU steps are then neither compiled nor captured), native (machine code, on CPUs); "
+        "auto: on a GPU tree, or torch where that does not work; on a CPU native, or torch where that cannot be built",
     )
     pad_tokens: int = Field(
         0,

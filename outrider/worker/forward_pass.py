@@ -46,8 +46,12 @@ def captures(config: WorkerConfig, device: torch.device) -> bool:
 def why_not_compiled(engine: Engine, choice: str) -> list[str]:
     """Compiles and captures small steps, as far as that works. Returns why not, if not. Raises UnsupportedModelError if
     it fails and `choice` is on."""
-    problem = compiler_problem(engine.device)
-    return [*([problem] if problem else []), *warm_up(engine, choice)]
+    if engine.captures:
+        return warm_up(engine, choice)
+    problem = f"steps are compiled and captured with attention tree alone, and it is {engine.attention}"
+    if choice == "on":
+        raise UnsupportedModelError(f"--compile on: {problem}; or use --compile off")
+    return [problem]
 
 
 def warm_up(engine: Engine, choice: str) -> list[str]:

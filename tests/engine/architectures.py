@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -12,7 +13,7 @@ from transformers import PreTrainedModel
 
 from tests.engine import tiny_models
 
-_SHAPE: Mapping[str, object] = {
+SHAPE: Mapping[str, Any] = {
     "vocab_size": 97,
     "hidden_size": 48,
     "intermediate_size": 80,
@@ -34,8 +35,8 @@ Build = Callable[[], PreTrainedModel]
 
 
 def _of(family: str, *, leave_out: str = "", config: str = "Config", **changes: object) -> Build:
-    """A model of transformers' `family` in _SHAPE, without the entry `leave_out`, with `changes`."""
-    shape = {name: value for name, value in {**_SHAPE, **changes}.items() if name != leave_out}
+    """A model of transformers' `family` in SHAPE, without the entry `leave_out`, with `changes`."""
+    shape = {name: value for name, value in {**SHAPE, **changes}.items() if name != leave_out}
 
     def build() -> PreTrainedModel:
         made = getattr(transformers, f"{family}{config}")(**shape)
@@ -63,7 +64,7 @@ def _opt() -> PreTrainedModel:
 
 
 def _gemma3_with_pictures() -> PreTrainedModel:
-    text = {**_SHAPE, "vocab_size": 128, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}
+    text = {**SHAPE, "vocab_size": 128, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16}
     vision = {
         "hidden_size": 32,
         "intermediate_size": 37,

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from outrider.engine.attention.by_session import SessionSteps
 from outrider.engine.attention.masks import spans_and_masks
-from outrider.engine.attention.paged import Kernel, PagedStep
-from outrider.engine.attention.paged_batch import load
-from outrider.engine.attention.static import StaticBuffer
 from outrider.engine.batch import PackedBatch, pack
 from outrider.engine.jobs import LINE_END, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockPool
@@ -75,12 +72,6 @@ class Layer:
             torch.tensor(batch.blocks, device=self.device),
             self.block_cells,
         )
-
-    def paged(self, batch: PackedBatch, kernel: Kernel) -> PagedStep:
-        return PagedStep(load(batch, self.device), self.by_session(batch), (True,), kernel)
-
-    def static(self) -> StaticBuffer:
-        return StaticBuffer((self.keys.clone(),), (self.values.clone(),), [self.window], self.block_cells)
 
     def held(self, line: list[int], parents: list[int] | None = None) -> Slot:
         """A slot that holds `line` and below it the nodes 0, 1, ... with those parents."""

@@ -15,10 +15,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from outrider.engine.attention.static import StaticAttention
+from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import COMPILED_SIZES
 from outrider.engine.compile.graphs import Pass, StepGraphs
-from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
 
 _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
@@ -68,23 +67,13 @@ class Tape:
         return replay
 
 
-def graphed(engine: Engine, record: Callable[[Pass], Pass]) -> Engine:
-    """`engine`, whose small steps are from now on what `record` made of them."""
-    graph(engine, record)
-    return engine
-
-
-def graph(engine: Engine, record: Callable[[Pass], Pass], compiler: Callable[[Any], Any] | None = None) -> StepGraphs:
-    """Has `engine` replay small steps, which `compiler` has compiled before if there is one."""
-    model = engine._model
-    model._use(StaticAttention(model.facts, model.cache), compiled=False)
-    decoder = model.decoder
-    if compiler is not None:
-        decoder = decoder.calling(compiler(decoder.model))
-        model.forwards.insert(0, CompiledForward(decoder))
-    graphs = StepGraphs(decoder.run_static, model.attention, record)  # type: ignore[arg-type]
+def graphed(engine: Engine, record: Callable[[Pass], Pass], sizes: Sequence[int] = COMPILED_SIZES) -> StepGraphs:
+    """From now on steps of `engine`, which attends by `tree`, are what `record` made of them, in those sizes."""
+    model = engine.model
+    assert isinstance(model.attention, TreeAttention)
+    graphs = StepGraphs(model.decoder.run_static, model.attention, record)
     with torch.inference_mode():
-        for size in COMPILED_SIZES:
+        for size in sizes:
             graphs.capture(size)
     model.forwards.insert(0, graphs)
     return graphs

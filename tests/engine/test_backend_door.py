@@ -58,7 +58,8 @@ class OneByOneAttention(AttentionBackend):
 
     @classmethod
     def problem(cls, facts: ModelFacts) -> str:
-        return "it shapes no scores" if any(layer.shapes_scores for layer in facts.layers) else ""
+        unequal = any(layer.key_size != layer.value_size for layer in facts.layers)
+        return "its keys and values have one size" if unequal else ""
 
     @classmethod
     def block_size(cls, facts: ModelFacts) -> int:
@@ -86,8 +87,10 @@ def test_a_model_runs_on_a_backend_that_was_added(family: str) -> None:
 
 
 def test_what_it_cannot_serve_is_refused_in_its_own_words() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"--attention-backend one-by-one cannot .*: it shapes no scores"):
-        Engine(build("gemma2"), max_sessions=1, max_context=64, attention="one-by-one")
+    with pytest.raises(
+        UnsupportedModelError, match=r"--attention-backend one-by-one cannot .*: its keys and values have one size"
+    ):
+        Engine(build("deepseek"), max_sessions=1, max_context=64, attention="one-by-one")
 
 
 def test_a_worker_takes_its_name() -> None:

@@ -211,20 +211,13 @@ def test_a_row_of_nan_harms_no_other() -> None:
 
 def test_where_it_cannot_choose_it_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = fused.problem.__wrapped__
-    cuda = torch.device("cuda")
     monkeypatch.setattr(fused, "_TRIED_POSITIONS", 1)
-    assert fused._agrees(CPU)
-    assert "CUDA" in tried(CPU)
-    monkeypatch.setattr(fused, "_agrees", lambda device: False)
-    assert "not what the definition chooses" in tried(cuda)
-
-    def fail(device: torch.device) -> bool:
-        raise RuntimeError("Failed to find C compiler.\nPlease specify via CC")
-
-    monkeypatch.setattr(fused, "_agrees", fail)
-    assert tried(cuda) == "RuntimeError: Failed to find C compiler."
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert tried(cuda) == "the package triton is not installed"
+    assert "use --device cuda" in tried(CPU)
+    monkeypatch.setattr(fused, "triton_problem", lambda device: "")
+    assert tried(CPU) == ""
+    chosen = fused.best_of
+    monkeypatch.setattr(fused, "best_of", lambda *rows: [*chosen(*rows)[1:], None])
+    assert tried(CPU) == "the kernels compute something else than torch does here, by 100.0%"
     monkeypatch.setattr(native, "available", lambda device: False)
     assert Sampler(5, 1, CPU)._one_pass([], 1) is None
 

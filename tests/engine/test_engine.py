@@ -17,7 +17,6 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.masks import MASK_ALIGNMENT, NO_MASK, spans_and_masks
 from outrider.engine.attention.native import described
 from outrider.engine.batch import pack
-from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job, plan
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
@@ -159,21 +158,6 @@ def test_models_without_the_attention_interface_are_refused_in_words(model) -> N
 @pytest.mark.parametrize("family", ["llama", "qwen3", "mistral", "gemma3"])
 def test_a_whole_model_traces_into_one_graph(family: str) -> None:
     histories.a_whole_model_traces_into_one_graph(Rig(family))
-
-
-@pytest.mark.skipif(compiler_problem(torch.device("cpu")) != "", reason=compiler_problem(torch.device("cpu")))
-def test_compiled_steps_compute_the_same() -> None:
-    """The first batch of two sizes is compiled for real; a third, too large to be compiled, runs as before."""
-    model = build("llama", layers=1)
-    engine = Engine(build("llama", layers=1), max_sessions=2, max_context=64, compiled=True)
-    slot = engine.acquire()
-    line = random_line(40, seed=3)
-    for num_more in (0, 1, 2, 1):
-        line.extend(random_line(num_more, seed=num_more))
-        logits = engine.step([Job(slot, line)]).logits
-        with torch.inference_mode():
-            expected = model(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
-        torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -35,21 +36,10 @@ from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.load import self_check
 from outrider.engine.load.positions import check_positions
 from outrider.engine.load.probe import LayerFacts, probe_layers
+from tests.engine import architectures
 
 CONTEXT = 128
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,  # logits far apart
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": None,
-}
+SHAPE: Mapping[str, Any] = {**architectures.SHAPE, "hidden_size": 32, "intermediate_size": 48}
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LONG_ROPE = {
     "rope_type": "longrope",
@@ -208,7 +198,7 @@ def test_the_self_check_reaches_past_a_window(window: int | None, monkeypatch: p
 @pytest.mark.parametrize(("window", "num_tokens"), [(None, 64), (8, 64), (100, 116), (240, 256), (241, 64)])
 def test_the_longest_passage_goes_past_a_window_that_it_can_afford(window: int | None, num_tokens: int) -> None:
     model = built(_some_without_positions)
-    facts = LayerFacts(4, 2, 8, 8, window, False)
+    facts = LayerFacts(4, 2, 8, 8, window)
     *_, longest = self_check.reference(model, [facts], 512)
     assert len(longest.line) + len(longest.branches[0]) == num_tokens
     assert longest.logits.shape == (16, 97)

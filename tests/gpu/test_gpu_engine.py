@@ -23,18 +23,23 @@ pytestmark = on_cuda()
 WITH_LONG_CONTEXT = tuple(family for family in FAMILIES if family != "gpt2")
 """Families whose positions go beyond two of a GPU's blocks."""
 
+BACKENDS = ("auto", "torch")
+"""The kernels where they work, and what serves where they do not."""
+
 half_types = pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)
 
 
+@pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_tree_of_each_family_equals_its_branches_alone(family: str) -> None:
-    histories.a_tree_equals_its_branches_alone(Rig(family, device=CUDA))
+def test_a_tree_of_each_family_equals_its_branches_alone(family: str, attention: str) -> None:
+    histories.a_tree_equals_its_branches_alone(Rig(family, device=CUDA, attention=attention))
 
 
 @half_types
+@pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", HALF_FAMILIES)
-def test_a_tree_in_16_bits_equals_its_branches_alone(family: str, dtype: torch.dtype) -> None:
-    histories.a_tree_equals_its_branches_alone(Rig(family, device=CUDA, dtype=dtype))
+def test_a_tree_in_16_bits_equals_its_branches_alone(family: str, attention: str, dtype: torch.dtype) -> None:
+    histories.a_tree_equals_its_branches_alone(Rig(family, device=CUDA, dtype=dtype, attention=attention))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -48,9 +53,10 @@ def test_masks_of_every_width_stand_side_by_side(family: str) -> None:
 
 
 @half_types
+@pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", HALF_FAMILIES)
-def test_masks_of_every_width_stand_side_by_side_in_16_bits(family: str, dtype: torch.dtype) -> None:
-    histories.masks_of_every_width_stand_side_by_side(Rig(family, device=CUDA, dtype=dtype))
+def test_masks_of_every_width_stand_side_by_side_in_16_bits(family: str, attention: str, dtype: torch.dtype) -> None:
+    histories.masks_of_every_width_stand_side_by_side(Rig(family, device=CUDA, dtype=dtype, attention=attention))
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral", "gpt2"])
@@ -118,9 +124,10 @@ def test_a_whole_model_traces_into_one_graph(family: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_TOLERANCES], ids=str)
+@pytest.mark.parametrize("attention", BACKENDS)
 @pytest.mark.parametrize("family", HALF_FAMILIES)
-def test_a_step_never_waits_for_the_device(family: str, dtype: torch.dtype) -> None:
-    engine = Rig(family, device=CUDA, dtype=dtype).engine
+def test_a_step_never_waits_for_the_device(family: str, attention: str, dtype: torch.dtype) -> None:
+    engine = Rig(family, device=CUDA, dtype=dtype, attention=attention).engine
     slot, other = engine.acquire(), engine.acquire()
     line = random_line(5, seed=1)
     with never_waiting():

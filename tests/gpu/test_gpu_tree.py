@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="needs Triton")
 from outrider.engine.attention.interface import LayerCall, model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.attention.tree_trial import CAPABILITY_MIN
+from outrider.engine.gpu.trial import CAPABILITY_MIN
 from outrider.engine.gpu.work_list import PAGE_CELLS
 from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories

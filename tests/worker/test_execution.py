@@ -17,8 +17,8 @@ from outrider.worker.execution import not_taken, token_choice
 from tests.e2e.stack import load_tiny, save_tiny
 from tests.engine.tiny_models import build
 
-LAYER = LayerFacts(num_heads=2, num_kv_heads=2, key_size=64, value_size=64, window=None, shapes_scores=False)
-ON_GPU = ModelFacts([LAYER], torch.float32, torch.device("cuda"), captures=True)
+LAYER = LayerFacts(num_heads=2, num_kv_heads=2, key_size=64, value_size=64, window=None)
+ON_GPU = ModelFacts([LAYER], torch.float32, torch.device("cuda"))
 
 
 def test_the_start_and_the_model_info_say_what_runs(tmp_path: Path) -> None:
@@ -36,12 +36,10 @@ def test_the_start_and_the_model_info_say_what_runs(tmp_path: Path) -> None:
 def test_on_a_gpu_each_faster_part_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32)
     monkeypatch.setattr(fused, "problem", lambda device: "the package triton is not installed")
-    facts = ON_GPU._replace(captures=False)
-    found = list(not_taken(engine, facts, ["there is no C compiler"]))
-    assert found[0].startswith("attention tree: its kernels need a CUDA device")
-    assert found[1].startswith("attention static: its steps are CUDA graphs")
-    assert found[2].startswith("attention paged: its kernel takes 16-bit types")
-    assert found[-2:] == [
+    found = list(not_taken(engine, ON_GPU, ["there is no C compiler"]))
+    assert found[0].startswith("attention tree: kernels in Triton need a CUDA device")
+    assert found[1:] == [
+        "fused layers: they are for attention tree, and it is torch",
         "forward pass: there is no C compiler",
         "choice of tokens: the package triton is not installed",
     ]

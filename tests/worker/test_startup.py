@@ -7,14 +7,11 @@ import torch
 from structlog.testing import capture_logs
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine.attention.interface import model_facts
-from outrider.engine.compile.decoder import Decoder
 from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.worker.config import WorkerConfig
-from outrider.worker.forward_pass import compiles, warm_up
-from tests.engine.tape import Tape
+from outrider.worker.forward_pass import compiles, warm_up, why_not_compiled
 from tests.engine.tiny_models import build
 
 
@@ -45,67 +42,25 @@ def test_where_the_worker_chooses_it_runs_eagerly_and_says_so(stubborn: Engine) 
     check_step(stubborn)
 
 
-@pytest.fixture
-def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> Tape:
-    """What a model's steps are captured with: a CPU passes for a GPU."""
-    tape = Tape()
-    monkeypatch.setattr("outrider.engine.model.CudaRecorder", lambda device: tape)
-    monkeypatch.setattr(
-        "outrider.engine.engine.model_facts", lambda model, *, captures: model_facts(model, captures=True)
-    )
-    return tape
-
-
-def test_what_cannot_be_compiled_is_captured_as_it_is(on_a_tape: Tape, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where there is no C compiler: Triton fails when it first compiles."""
-
-    def failing(decoder: Decoder) -> Decoder:
-        def fail(**_: object) -> None:
-            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
-
-        return decoder.calling(fail)
-
-    monkeypatch.setattr("outrider.engine.model.compile_decoder", failing)
-    engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32, compiled=True)
-    with capture_logs() as logs:
-        [reason] = warm_up(engine, "auto")
-    assert "Failed to find C compiler" in reason
-    assert [log["event"] for log in logs if log["log_level"] == "warning"] == ["not compiled"]
-    assert engine.forward_pass == "graph, eager"
-    check_step(engine)
-    assert on_a_tape.num_replays == 1
-
-
-def test_without_a_compiler_small_steps_are_captured_from_the_first(on_a_tape: Tape) -> None:
-    engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32, captured=True)
-    assert warm_up(engine, "auto") == []
-    assert engine.forward_pass == "graph, eager"
-    check_step(engine)
-    assert on_a_tape.num_replays == 1
-
-
-def test_what_can_be_neither_compiled_nor_captured_runs_eagerly(
-    on_a_tape: Tape, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32, captured=True)
-
-    def fail(num_tokens: int) -> None:
-        raise RuntimeError("operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(engine._model, "capture", fail)
-    reasons = warm_up(engine, "auto")
-    assert all("not permitted when stream is capturing" in reason for reason in reasons)
-    assert engine.forward_pass == "eager"
-    check_step(engine)
-    assert on_a_tape.num_replays == 0
-
-
 def check_step(engine: Engine) -> None:
     line = [3, 1, 4]
     logits = engine.step([Job(engine.acquire(), line)]).logits
     with torch.inference_mode():
         expected = build("llama", layers=1)(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1:]
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.parametrize("choice", ["auto", "on"])
+def test_without_the_kernels_of_a_gpu_it_runs_eagerly_and_says_so(choice: str) -> None:
+    engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32, captured=True)
+    reason = "steps are compiled and captured with attention tree alone, and it is torch"
+    if choice == "on":
+        with pytest.raises(UnsupportedModelError, match=f"--compile on: {reason}; or use --compile off"):
+            why_not_compiled(engine, choice)
+    else:
+        assert why_not_compiled(engine, choice) == [reason]
+    assert engine.forward_pass == "eager"
+    check_step(engine)
 
 
 @pytest.mark.parametrize("backend", ["torch", "one-by-one"])

@@ -1,1 +1,1 @@
-"""Attention backends: ragged tree attention by kernels for GPUs, static, paged, per session, and native."""
+"""Attention backends: ragged tree attention by kernels for GPUs, session by session, and native."""

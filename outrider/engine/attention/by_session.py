@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,10 +9,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
-from outrider.engine.attention.masks import NO_MASK, NO_SPANS, SCATTERED, mask_stride, spans_and_masks
+from outrider.engine.attention.masks import NO_MASK, SCATTERED, mask_stride, spans_and_masks
 from outrider.engine.batch import PackedBatch
 from outrider.engine.kv_cache.cells import movable, stored
-from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.transfer import queued
 
 
@@ -28,9 +26,9 @@ class SessionSteps(NamedTuple):
     """L x [num_cells, num_kv_heads, key_size]; a whole number of blocks"""
     value_caches: tuple[Tensor, ...]
     """L x [num_cells, num_kv_heads, value_size]"""
-    masks: tuple[Tensor | None, ...]
+    masks: tuple[Tensor, ...]
     """L x [sum of queries x mask_stride(cells) over the sessions that need a mask], additive, 0 or -inf, -inf beyond
-    the cells. Layers with the same sliding window share one tensor; None where no session needs one."""
+    the cells. Layers with the same sliding window share one tensor."""
     write_cells: Tensor
     """[N] int64: the cell that takes each token's key and value."""
     spans: Tensor
@@ -45,7 +43,7 @@ class SessionSteps(NamedTuple):
         """`AttentionStep.attend`."""
         index = layer.index
         key_cache, value_cache, mask = self.key_caches[index], self.value_caches[index], self.masks[index]
-        write(key_cache, value_cache, self.write_cells, key, value)
+        _write(key_cache, value_cache, self.write_cells, key, value)
         num_heads, num_tokens, _ = query.shape
         output = query.new_zeros(num_tokens, num_heads, value.shape[-1])
         for first_query, end_query, first_block, num_cells, first_cell, mask_offset in self.spans.tolist():
@@ -63,13 +61,13 @@ class SessionSteps(NamedTuple):
             keys = own_keys.transpose(0, 1)  # [num_kv_heads, C, key_size]
             values = own_values.transpose(0, 1)
             visible = None
-            if mask is not None and mask_offset != NO_MASK:
+            if mask_offset != NO_MASK:
                 num_queries = end_query - first_query
                 stride = mask_stride(num_cells)
                 rows = mask[mask_offset : mask_offset + num_queries * stride].view(num_queries, stride)
                 visible = rows[:, :num_cells]  # [Q, C]
             if layer.softcap or layer.sinks is not None:
-                attended = capped_attention(queries, keys, values, visible, layer)
+                attended = _capped_attention(queries, keys, values, visible, layer)
             else:
                 enable_gqa = keys.shape[0] != num_heads
                 attended = scaled_dot_product_attention(
@@ -101,25 +99,18 @@ class TorchAttention(AttentionBackend):
 
     def prepare(self, batch: PackedBatch, tensors: BatchTensors) -> SessionSteps:
         """See `AttentionBackend.prepare`."""
-        return steps_of(batch, tensors, self._facts, self._cache, [True] * len(self._facts.layers))
-
-
-def steps_of(
-    batch: PackedBatch, tensors: BatchTensors, facts: ModelFacts, cache: KVCache, attending: Sequence[bool]
-) -> SessionSteps:
-    """`batch` for those layers that attend session by session: `attending` says so for each, [L]."""
-    windows = {layer.window for layer, attends in zip(facts.layers, attending, strict=True) if attends}
-    spans, visible = spans_and_masks(batch, tuple(windows)) if windows else (NO_SPANS, {})
-    masks = {window: _additive(queued(part, facts.device), facts.dtype) for window, part in visible.items()}
-    return SessionSteps(
-        key_caches=cache.keys,
-        value_caches=cache.values,
-        masks=tuple(masks.get(layer.window) for layer in facts.layers),
-        write_cells=tensors.write_cells,
-        spans=spans,
-        blocks=tensors.blocks,
-        block_cells=cache.block_cells,
-    )
+        facts, cache = self._facts, self._cache
+        spans, visible = spans_and_masks(batch, tuple({layer.window for layer in facts.layers}))
+        masks = {window: _additive(queued(part, facts.device), facts.dtype) for window, part in visible.items()}
+        return SessionSteps(
+            key_caches=cache.keys,
+            value_caches=cache.values,
+            masks=tuple(masks[layer.window] for layer in facts.layers),
+            write_cells=tensors.write_cells,
+            spans=spans,
+            blocks=tensors.blocks,
+            block_cells=cache.block_cells,
+        )
 
 
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
@@ -127,7 +118,7 @@ def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, float("-inf"))
 
 
-def capped_attention(
+def _capped_attention(
     queries: Tensor,  # [H, Q, key_size]
     keys: Tensor,  # [num_kv_heads, C, key_size]
     values: Tensor,  # [num_kv_heads, C, value_size]
@@ -150,7 +141,7 @@ def capped_attention(
     return weights[..., : keys.shape[1]] @ values
 
 
-def write(key_cache: Tensor, value_cache: Tensor, cells: Tensor, key: Tensor, value: Tensor) -> None:
+def _write(key_cache: Tensor, value_cache: Tensor, cells: Tensor, key: Tensor, value: Tensor) -> None:
     """Puts each token's key and value into its cell."""
     for cache, content in ((key_cache, key), (value_cache, value)):
         movable(cache).index_copy_(0, cells, movable(stored(content.transpose(0, 1), cache.dtype)))

@@ -6,8 +6,7 @@ A backend is a class of one file in this folder and a row in `registry.py`; noth
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,9 +18,6 @@ from outrider.engine.load.probe import LayerFacts, probe_layers
 
 ATTENTION = "outrider"
 """Name under which the attention is registered with transformers; see `operator.py`."""
-
-NARROW_CELLS = "it reads cells of the model's own type alone; use torch or tree, or --kv-cache-dtype auto"
-"""The problem of a backend that takes no narrower cells."""
 
 
 class LayerCall(NamedTuple):
@@ -77,8 +73,6 @@ class ModelFacts(NamedTuple):
     dtype: torch.dtype
     """Of queries, keys and values."""
     device: torch.device
-    captures: bool = False
-    """Whether small steps are to be captured as CUDA graphs."""
     kv_cache_dtype: torch.dtype | None = None
     """Of the cells, if not that of keys and values; see `kv_cache/cells.py`."""
 
@@ -94,9 +88,9 @@ class ModelFacts(NamedTuple):
         return sum(sizes) * self.cell_dtype.itemsize
 
 
-def model_facts(model: PreTrainedModel, *, captures: bool = False) -> ModelFacts:
+def model_facts(model: PreTrainedModel) -> ModelFacts:
     """Looks at `model`. Raises UnsupportedModelError if its layers cannot run on the attention interface."""
-    return ModelFacts(probe_layers(model), model.dtype, model.device, captures)
+    return ModelFacts(probe_layers(model), model.dtype, model.device)
 
 
 class AttentionBackend(ABC):
@@ -121,8 +115,6 @@ class AttentionBackend(ABC):
 
     name: ClassVar[str]
     """What --attention-backend calls it."""
-    implementation: ClassVar[str] = ATTENTION
-    """The attention of transformers through which the layers reach `attend`; see `operator.register`."""
     moves_max: ClassVar[int] = 0
     """How many cells its steps move themselves, by `PackedBatch.moves`; see `KVCache.move`. Where there are more, all
     are moved before the step."""
@@ -146,51 +138,3 @@ class AttentionBackend(ABC):
     @abstractmethod
     def prepare(self, batch: PackedBatch, tensors: BatchTensors) -> AttentionStep:
         """What the layers need of `batch`, which is padded already, and of which `tensors` are on the device."""
-
-
-class StaticStep(AttentionStep, Protocol):
-    """A batch that was read on the device, in a shape that never changes."""
-
-    @property
-    def token_ids(self) -> Tensor:
-        """[1, N] int64"""
-        ...
-
-    @property
-    def positions(self) -> Tensor:
-        """[1, N] int64"""
-        ...
-
-    @property
-    def rows(self) -> Tensor:
-        """[N] int64: the tokens whose logits are wanted, filled up with token 0."""
-        ...
-
-
-@runtime_checkable
-class Capturable(Protocol):
-    """What a backend has besides if its steps can be captured as CUDA graphs, one for each *size*.
-
-    What describes a batch lies at places of the device that never change: `load` fills them, and everything after it
-    is work of the device alone, which a graph replays.
-    """
-
-    buckets: ClassVar[Sequence[int]]
-    """The numbers of tokens that are worth capturing, in the order in which to do it: those that take the most memory
-    first, since the others use it, too."""
-
-    def sizes(self, num_tokens: int) -> Iterable[Any]:
-        """The sizes in which batches of `num_tokens` tokens may come. The one that takes the most memory is first."""
-        ...
-
-    def size_of(self, batch: PackedBatch) -> Any | None:
-        """The size that holds `batch`, a hashable value; None if there is none."""
-        ...
-
-    def load(self, batch: PackedBatch, size: Any) -> None:
-        """Pads `batch` to `size` and queues the copy that brings it to the device."""
-        ...
-
-    def read(self, size: Any) -> StaticStep:
-        """The batch of `size` that was loaded last, read by operations that can be captured."""
-        ...

@@ -15,9 +15,6 @@ NO_MASK = -1
 SCATTERED = -1
 """In a span: the session's blocks do not stand in a row in the KV cache."""
 
-NO_SPANS = torch.empty(0, 6, dtype=torch.int64)
-"""Of a batch over which no layer attends session by session."""
-
 MASK_ALIGNMENT = 16
 """Elements that the rows of a mask, and so the masks of a batch, begin at multiples of. CUDA's memory-efficient kernel
 reads masks 16 bytes at a time, from wherever they begin."""

@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from outrider.engine import native
-from outrider.engine.attention.interface import (
-    NARROW_CELLS,
-    AttentionBackend,
-    BatchTensors,
-    LayerCall,
-    ModelFacts,
-)
+from outrider.engine.attention.interface import AttentionBackend, BatchTensors, LayerCall, ModelFacts
 from outrider.engine.attention.operator import register
 from outrider.engine.batch import PackedBatch
 from outrider.engine.kv_cache.tensors import KVCache
@@ -61,7 +55,7 @@ class NativeAttention(AttentionBackend):
         if facts.device.type != "cpu":
             return "it computes on processors; use --device cpu"
         if facts.kv_cache_dtype is not None:
-            return NARROW_CELLS
+            return "it reads cells of the model's own type alone; use torch or tree, or --kv-cache-dtype auto"
         return "" if native.available(facts.device) else "the native operators are not built"
 
     @classmethod

@@ -6,16 +6,13 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.attention.by_session import TorchAttention
 from outrider.engine.attention.interface import AttentionBackend, ModelFacts
 from outrider.engine.attention.native import NativeAttention
-from outrider.engine.attention.paged import PagedAttention
-from outrider.engine.attention.static import StaticAttention
 from outrider.engine.attention.tree import TreeAttention
 
 AUTO = "auto"
 """Lets `select` choose."""
 
 BACKENDS: dict[str, type[AttentionBackend]] = {
-    backend.name: backend
-    for backend in (TreeAttention, StaticAttention, PagedAttention, TorchAttention, NativeAttention)
+    backend.name: backend for backend in (TreeAttention, TorchAttention, NativeAttention)
 }
 """In the order in which AUTO tries them. What stands behind `torch`, which serves everything, has to be asked for."""
 

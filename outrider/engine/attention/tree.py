@@ -48,7 +48,7 @@ def parts_max(num_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class TreeStep:
-    """A batch as the kernels read it. It is a `StaticStep`."""
+    """A batch as the kernels read it."""
 
     work: DeviceWork
     cache: KVCache
@@ -67,7 +67,7 @@ class TreeStep:
 
     @property
     def rows(self) -> Tensor:
-        """[N] int64"""
+        """[N] int64: the tokens whose logits are wanted, filled up with token 0."""
         return self.work.row(ROWS).long()
 
     def move(self) -> None:
@@ -94,6 +94,8 @@ class TreeAttention(AttentionBackend):
     name = "tree"
     moves_max = MOVES_MAX
     buckets: ClassVar[Sequence[int]] = CAPTURED_SIZES[::-1]
+    """The numbers of tokens whose steps are worth capturing, those that take the most memory first, since the others
+    use it, too."""
 
     def __init__(self, facts: ModelFacts, cache: KVCache) -> None:
         """See `AttentionBackend`. Triton is installed."""
@@ -122,25 +124,21 @@ class TreeAttention(AttentionBackend):
             step.move()
         return step
 
-    def sizes(self, num_tokens: int) -> list[int]:
-        """See `Capturable`: the numbers of tokens alone."""
-        return [num_tokens]
-
     def size_of(self, batch: PackedBatch) -> int | None:
-        """See `Capturable`."""
+        """The bucket that holds `batch`; None if there is none, or no room for its context."""
         size = bucket(max(batch.num_tokens_min, len(batch.token_ids)))
         has_room = len(batch.rows) <= size and num_parts(batch) <= parts_max(size)
         return size if 0 < size <= CAPTURED_TOKENS_MAX and has_room else None
 
     def load(self, batch: PackedBatch, size: int) -> None:
-        """See `Capturable`."""
+        """Pads `batch` to `size` tokens and queues the copy that brings it to where captured steps read it."""
         batch.pad(size, self._cache.scratch_cell)
         work = work_list(batch, self._windows, self._tile_tokens)
         numbers = staged(torch.frombuffer(work.numbers, dtype=torch.int32), self._facts.device)
         self._static()[: len(numbers)].copy_(numbers, non_blocking=True)
 
     def read(self, size: int) -> TreeStep:
-        """See `Capturable`. It moves cells, too."""
+        """The batch of `size` tokens that was loaded last, read by operations that can be captured. Its cells move."""
         step = self._step(Layout(size, len(self._windows)), self._static(), parts_max(size))
         step.move()
         return step

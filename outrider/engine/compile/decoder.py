@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import PreTrainedModel
 
-from outrider.engine.attention.interface import AttentionBackend, AttentionStep, BatchTensors, StaticStep
+from outrider.engine.attention.interface import ATTENTION, AttentionBackend, AttentionStep, BatchTensors
 from outrider.engine.attention.operator import stepping
 from outrider.engine.attention.tree import TreeStep
 from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch
@@ -32,7 +32,7 @@ class Decoder:
 
     def __init__(self, model: PreTrainedModel, attention: AttentionBackend, scratch_cell: int) -> None:
         """From now on the model's layers attend by `attention`. Padding writes to `scratch_cell`."""
-        model.set_attn_implementation(attention.implementation)
+        model.set_attn_implementation(ATTENTION)
         self.model = model
         self.attention = attention
         self._scratch_cell = scratch_cell
@@ -62,8 +62,8 @@ class Decoder:
         logits = self._logits(tensors.token_ids[None], tensors.positions[None], tensors.rows, step)
         return logits[: len(batch.rows)]
 
-    def run_static(self, step: StaticStep) -> Tensor:
-        """The logits of all rows of a static batch, [N, V]."""
+    def run_static(self, step: TreeStep) -> Tensor:
+        """The logits of all rows of a step that is captured, [N, V]."""
         return self._logits(step.token_ids, step.positions, step.rows, step)
 
     def _logits(self, token_ids: Tensor, positions: Tensor, rows: Tensor, step: AttentionStep) -> Tensor:

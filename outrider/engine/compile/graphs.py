@@ -1,17 +1,17 @@
 """Small steps as CUDA graphs: every kernel of a forward pass is recorded once and replayed by one call.
 
-Why, and what a step then still costs: docs/decisions/0011-cuda-graphs.md.
+Why: docs/decisions/0011-cuda-graphs.md; why a step is its number of tokens: docs/decisions/0038-token-buckets.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from outrider.engine.attention.interface import Capturable, StaticStep
+from outrider.engine.attention.tree import TreeAttention, TreeStep
 from outrider.engine.batch import PackedBatch
 
 Pass = Callable[[], Tensor]
@@ -61,21 +61,21 @@ class CudaRecorder:
 
 
 class StepGraphs:
-    """The captured forward passes of one model, one for each static size. It is a `Forward`."""
+    """The captured forward passes of one model, one for each token bucket. It is a `Forward`."""
 
     path = "graph"
 
     def __init__(
         self,
-        forward: Callable[[StaticStep], Tensor],
-        attention: Capturable,
+        forward: Callable[[TreeStep], Tensor],
+        attention: TreeAttention,
         record: Callable[[Pass], Pass],
     ) -> None:
-        """`forward` computes the logits [N, V] of a static batch; `record` turns a pass into one that is replayed."""
+        """`forward` computes the logits [N, V] of a step; `record` turns a pass into one that is replayed."""
         self._forward = forward
         self._attention = attention
         self._record = record
-        self._passes: dict[Hashable, Pass] = {}
+        self._passes: dict[int, Pass] = {}
 
     @property
     def buckets(self) -> Sequence[int]:
@@ -83,11 +83,10 @@ class StepGraphs:
         return self._attention.buckets
 
     def capture(self, num_tokens: int) -> None:
-        """Records the passes over that many tokens, one of `buckets`, from batches of nothing but padding: they write
-        to the scratch cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
-        for size in self._attention.sizes(num_tokens):
-            self._attention.load(PackedBatch(), size)
-            self._passes[size] = self._record(partial(self._read_and_run, size))
+        """Records the pass over that many tokens, one of `buckets`, from nothing but padding: it writes to the scratch
+        cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
+        self._attention.load(PackedBatch(), num_tokens)
+        self._passes[num_tokens] = self._record(partial(self._read_and_run, num_tokens))
 
     def run(self, batch: PackedBatch) -> Tensor | None:
         """See `Forward`; None if the batch fits no captured pass.
@@ -102,5 +101,5 @@ class StepGraphs:
         self._attention.load(batch, size)
         return self._passes[size]()[:num_rows].clone()
 
-    def _read_and_run(self, size: Hashable) -> Tensor:
+    def _read_and_run(self, size: int) -> Tensor:
         return self._forward(self._attention.read(size))

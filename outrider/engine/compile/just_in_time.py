@@ -13,7 +13,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, bucket
 from outrider.engine.compile.decoder import Decoder
-from outrider.engine.gpu.toolchain import triton_problem
+from outrider.engine.gpu.trial import triton_problem
 
 GRAPHS_MAX = 64
 """Most graphs of one architecture in one process: that many engines times sizes. The compiler's own limit is 8."""
@@ -22,7 +22,7 @@ GRAPHS_MAX = 64
 def compiler_problem(device: torch.device) -> str:
     """Why nothing can be compiled for `device` here; empty if it can."""
     if device.type == "cuda":
-        return triton_problem()
+        return triton_problem(device)
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError):

@@ -38,8 +38,6 @@ class LayerFacts(NamedTuple):
     value_size: int
     window: int | None
     """Sliding window in tokens, the token itself included; None for full attention."""
-    shapes_scores: bool
-    """Whether the softmax is over more than scaled products: they are soft-capped, or there are sinks."""
 
 
 class LayerInput(NamedTuple):
@@ -150,14 +148,12 @@ def _facts(layer: LayerInput, windows: dict[MaskFunction, int | None], limit: in
             windows[mask] = sliding_window(mask, limit)
         except ForeignMaskError as error:
             raise _unknown(layer, f"have a mask {error}") from error
-    shapes_scores = bool(arguments.get("softcap")) or arguments.get("s_aux") is not None
     return LayerFacts(
         num_heads=layer.query.shape[1],
         num_kv_heads=layer.key.shape[1],
         key_size=layer.key.shape[3],
         value_size=layer.value.shape[3],
         window=windows[mask],
-        shapes_scores=shapes_scores,
     )
 
 

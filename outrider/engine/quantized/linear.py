@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Literal
 
@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from outrider.core.protocol.refusal import first_line
-from outrider.engine.gpu.toolchain import triton_problem
+from outrider.engine.gpu.trial import difference, trial, triton_problem
 from outrider.engine.quantized.weight import QuantizedWeight
 
 _TRIED_SHAPE = (3, 48, 160)
 """Rows, outputs and inputs of a trial: no whole tiles of any of them."""
 _TRIED_BLOCK = (32, 32)
 _TOLERANCE = 1e-2
-"""Largest difference that rounding explains, of values around 1."""
+"""Largest difference that rounding explains, relative to the largest number."""
 
 
 class QuantizedLinear(nn.Module):
@@ -86,18 +85,12 @@ def _(x: Tensor, codes: Tensor, *_: object) -> Tensor:
 @cache
 def problem(device: torch.device) -> str:
     """Why the kernel does not multiply on `device`, where weights are then de-quantised for each product; empty if it
-    does. It is tried: not every GPU and Triton has been met."""
-    if device.type != "cuda":
-        return "its kernel runs on GPUs"
-    if reason := triton_problem():
-        return reason
-    try:
-        return "" if _agrees(device) else "its kernel computes something else than torch does here"
-    except Exception as error:  # compilers, drivers and kernels raise whatever they meet
-        return f"{type(error).__name__}: {first_line(error)}"
+    does. It is tried."""
+    return triton_problem(device) or trial(partial(_off, device), _TOLERANCE)
 
 
-def _agrees(device: torch.device) -> bool:
+def _off(device: torch.device) -> float:
+    """How far its products are from those with the numbers that its weights stand for."""
     from outrider.engine.gpu.quantized_launch import product  # it wants Triton
 
     num_rows, num_outputs, num_inputs = _TRIED_SHAPE
@@ -112,15 +105,9 @@ def _agrees(device: torch.device) -> bool:
         QuantizedWeight(fp8.to(device), scales.to(device), rows, columns),
         QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device)),
     )
-    return all(
-        torch.allclose(
-            product(x, each.codes, each.scales, each.zeros, rows, columns).float(),
-            x.float() @ each.dequantized(torch.float32).T,
-            rtol=_TOLERANCE,
-            atol=_TOLERANCE * 10,
-        )
-        for each in tried
-    )
+    found = [product(x, each.codes, each.scales, each.zeros, rows, columns) for each in tried]
+    expected = [x.float() @ each.dequantized(torch.float32).T for each in tried]
+    return difference(torch.cat(found), torch.cat(expected))
 
 
 def num_parameters(model: nn.Module) -> int:

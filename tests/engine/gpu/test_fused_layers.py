@@ -31,12 +31,6 @@ NO_LAUNCHES = ("empty", "new_empty", "empty_like", "empty_strided")
 """Operations that only take memory; views are told by themselves."""
 
 
-@pytest.fixture
-def willing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend takes any device."""
-    monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
-
-
 def unreal(family: str, layers: int) -> Engine:
     """An engine whose tensors have no content."""
     return engine_of(build(family, layers=layers).to("meta"))
@@ -150,9 +144,9 @@ def test_kernels_that_fail_or_err_are_found_out(monkeypatch: pytest.MonkeyPatch)
     with monkeypatch.context() as patch:
         patch.setattr(layer_kernels, "gated", fail)
         engine = engine_of(build("llama"))
-        assert engine.not_fused == "their kernels do not run here (RuntimeError: no such instruction)"
+        assert engine.not_fused == "the kernels do not run here (RuntimeError: no such instruction)"
     with monkeypatch.context() as patch:
         patch.setattr(layer_kernels, "gated", lambda both: both.chunk(2, 1)[1].contiguous())
         engine = engine_of(build("llama"))
-        assert engine.not_fused.startswith("they compute something else than the model's own modules, by ")
+        assert engine.not_fused.startswith("the kernels compute something else than torch does here, by ")
     assert listened(engine)["write"] == 2 * 2

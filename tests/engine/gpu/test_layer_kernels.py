@@ -127,7 +127,7 @@ def test_gates(size: int, dtype: torch.dtype, noise: torch.Generator) -> None:
 @pytest.mark.parametrize("num_moves", [0, 1, 7, MOVES_MAX])
 def test_moves_read_everything_before_they_write(num_moves: int, noise: torch.Generator) -> None:
     """In rows and in circles, in layers of unequal shapes."""
-    layers = [LayerFacts(4, 2, 12, 8, None, shapes_scores=False), LayerFacts(4, 1, 12, 8, None, shapes_scores=False)]
+    layers = [LayerFacts(4, 2, 12, 8, None), LayerFacts(4, 1, 12, 8, None)]
     caches = [KVCache(layers, 2, 150, torch.float32, CPU) for _ in range(2)]
     for one, other in zip(caches[0].storages, caches[1].storages, strict=True):
         other.copy_(one.copy_(torch.randn(one.shape, generator=noise)))

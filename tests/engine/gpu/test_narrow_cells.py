@@ -10,7 +10,7 @@ import torch
 
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.attention.tree_trial import trial
+from outrider.engine.attention.tree_trial import tried
 from outrider.engine.gpu import launch
 from outrider.engine.kv_cache.cells import FP8
 from outrider.engine.load.probe import LayerFacts
@@ -22,14 +22,14 @@ from tests.engine.gpu.test_compiled_kernels import (
     spilled_bytes,
 )
 
-LAYER = LayerFacts(num_heads=6, num_kv_heads=2, key_size=16, value_size=16, window=None, shapes_scores=False)
+LAYER = LayerFacts(num_heads=6, num_kv_heads=2, key_size=16, value_size=16, window=None)
 
 
 @pytest.mark.usefixtures("interpreter")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_kernels_read_and_write_them_as_torch_does(dtype: torch.dtype) -> None:
     facts = ModelFacts([LAYER, LAYER._replace(window=3)], dtype, torch.device("cpu"), kv_cache_dtype=FP8)
-    assert trial(TreeAttention, facts) == ""
+    assert tried(TreeAttention, facts) == ""
 
 
 def test_they_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

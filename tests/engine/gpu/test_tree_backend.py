@@ -10,9 +10,8 @@ import torch
 
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.tree import PARTS_MAX, PARTS_PER_TOKEN, TreeAttention, parts_max
-from outrider.engine.attention.tree_trial import trial
+from outrider.engine.attention.tree_trial import tried
 from outrider.engine.batch import CAPTURED_SIZES, CAPTURED_TOKENS_MAX, COMPILED_SIZES, COMPILED_TOKENS_MAX, pack
-from outrider.engine.compile.graphs import StepGraphs
 from outrider.engine.gpu import launch, tree_attention
 from outrider.engine.gpu.work_list import SPLIT_CELLS
 from outrider.engine.jobs import LINE_END, Job, plan
@@ -21,19 +20,13 @@ from tests.engine import histories
 from tests.engine.gpu.launches import Launches, logged
 from tests.engine.gpu.waiting import WaitsError, guarded
 from tests.engine.histories import CPU, Rig, random_line
-from tests.engine.tape import Tape
+from tests.engine.tape import Tape, graphed
 from tests.engine.tiny_models import FAMILIES
 
-pytestmark = pytest.mark.usefixtures("interpreter")
+pytestmark = pytest.mark.usefixtures("interpreter", "willing")
 
 META = torch.device("meta")
-LAYER = LayerFacts(num_heads=4, num_kv_heads=2, key_size=24, value_size=16, window=None, shapes_scores=False)
-
-
-@pytest.fixture(autouse=True)
-def willing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The backend takes any device."""
-    monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
+LAYER = LayerFacts(num_heads=4, num_kv_heads=2, key_size=24, value_size=16, window=None)
 
 
 @pytest.fixture
@@ -59,12 +52,8 @@ def launches_of(rig: Rig, *, captured: bool = False) -> Counter[str]:
 
 def replaying(rig: Rig, sizes: Sequence[int] = COMPILED_SIZES) -> Tape:
     """From now on the rig's small steps are replayed from what the tape has heard of padding alone."""
-    model, tape = rig.engine._model, Tape()
-    graphs = StepGraphs(model.decoder.run_static, model.attention, tape)  # type: ignore[arg-type]
-    with torch.inference_mode():
-        for size in sizes:
-            graphs.capture(size)
-    model.forwards.insert(0, graphs)
+    tape = Tape()
+    graphed(rig.engine, tape, sizes)
     return tape
 
 
@@ -230,18 +219,18 @@ def test_which_steps_are_captured() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_the_kernels_are_tried_at_start(dtype: torch.dtype) -> None:
     facts = ModelFacts([LAYER, LAYER._replace(num_kv_heads=4, value_size=24, window=3)], dtype, CPU)
-    assert trial(TreeAttention, facts) == ""
+    assert tried(TreeAttention, facts) == ""
 
 
 def test_kernels_that_fail_or_err_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     facts = ModelFacts([LAYER], torch.float32, CPU)
     too_large = facts._replace(layers=[LAYER._replace(key_size=2048)])
-    assert "do not fit in the device's shared memory" in trial(TreeAttention, too_large)
+    assert "do not fit in the device's shared memory" in tried(TreeAttention, too_large)
     with monkeypatch.context() as patch:
         patch.setattr(tree_attention, "WORD_0", tree_attention.WORD_0 + 1)
-        assert "compute something else than torch" in trial(TreeAttention, facts)
+        assert "compute something else than torch" in tried(TreeAttention, facts)
     monkeypatch.setattr(launch, "write", fail)
-    assert trial(TreeAttention, facts) == "its kernels do not run here (RuntimeError: no such instruction)"
+    assert tried(TreeAttention, facts) == "the kernels do not run here (RuntimeError: no such instruction)"
 
 
 def fail(*_: object) -> None:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from outrider.engine import transfer
-from outrider.engine.attention import static, tree
+from outrider.engine.attention import tree
 
 aten = torch.ops.aten
 
@@ -87,6 +87,6 @@ def guarded(monkeypatch: Any, device: str) -> Iterator[_Guard]:
         return content
 
     with monkeypatch.context() as patch, guard:
-        for module in (transfer, tree, static):
+        for module in (transfer, tree):
             patch.setattr(module, "staged", staged)
         yield guard

@@ -1,0 +1,68 @@
+"""Kernels are tried before they are used, and what speaks against them is said in words."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import shutil
+
+import pytest
+import torch
+
+from outrider.engine.gpu.trial import difference, small_step, trial, triton_problem
+from outrider.engine.gpu.work_list import work_list
+
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has all that Triton needs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_triton_needs_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert triton_problem(CUDA) == ""
+    assert triton_problem(torch.device("cpu")) == "kernels in Triton run on GPUs; use --device cuda"
+    for owner, name, stand_in, reason in (
+        (shutil, "which", lambda name: None, "there is none; install gcc"),
+        (importlib.util, "find_spec", lambda name: None, "the package triton is not installed"),
+        (torch.cuda, "get_device_capability", lambda device: (7, 5), "of architecture 8.0 or newer"),
+        (torch.cuda, "is_available", lambda: False, "need a CUDA device"),
+    ):
+        monkeypatch.setattr(owner, name, stand_in)
+        assert reason in triton_problem(CUDA)
+
+
+def test_a_trial_goes_by_what_rounding_explains() -> None:
+    assert trial(lambda: 0.01, 0.01) == ""
+    assert trial(lambda: 0.011, 0.01) == "the kernels compute something else than torch does here, by 1.1%"
+    assert trial(lambda: math.nan, 0.01).endswith("by nan%")
+
+    def failing() -> float:
+        raise ValueError("no such instruction\nat all")
+
+    assert trial(failing, 1.0) == "the kernels do not run here (ValueError: no such instruction)"
+
+
+def test_differences_are_shares_of_the_largest_number() -> None:
+    expected = torch.tensor([1.0, -4.0])
+    assert difference(torch.tensor([2.0, -4.0]), expected) == 0.25
+    assert math.isnan(difference(torch.tensor([math.nan, -4.0]), expected))
+
+
+@pytest.mark.parametrize(("num_held", "num_fed"), [(0, 3), (66, 1), (60, 9)])
+def test_the_step_that_is_tried_is_one_that_an_engine_might_take(num_held: int, num_fed: int) -> None:
+    batch = small_step(num_held, num_fed)
+    end = num_held + num_fed
+    assert batch.positions == [*range(num_held, end), end, end]
+    places = [batch.blocks[cell // 64] * 64 + cell % 64 for cell in range(num_held, end + 2)]
+    assert batch.write_cells == places
+    paths = [batch.path_offsets[token + 1] - batch.path_offsets[token] for token in range(num_fed + 2)]
+    assert paths == [0] * num_fed + [1, 1]
+    assert [limit + path - 1 for limit, path in zip(batch.limits, paths, strict=True)] == batch.positions
+    assert work_list(batch, (None,), 4).num_parts == num_fed + 2
