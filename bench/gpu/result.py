@@ -146,8 +146,8 @@ def heading(result: Result) -> str:
     """What the table is of, in a line."""
     target, draft = (result.engines[role].model for role in GOALS)
     return (
-        f"{target} and {draft}, random, {result.settings['dtype']}: steps in ms on {result.machine['device']}, measured "
-        f"to copy {result.gb_per_s:.0f} GB/s and to multiply {result.tflops:.0f} TFLOP/s"
+        f"{target} and {draft}, random, {result.settings['dtype']}: steps in ms on {result.machine['device']}, which "
+        f"copies {result.gb_per_s:.0f} GB/s and multiplies at {result.tflops:.0f} TFLOP/s"
     )
 
 

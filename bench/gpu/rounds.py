@@ -117,7 +117,7 @@ class Rounds:
         depths = _depths(row.num_tokens - 1)
         places = [LogitsRow(job.slot.index, len(job.line) + depth) for job in jobs for depth in (0, *depths)]
         started = self._clock.now()
-        logits = self._engine.step(jobs).logits
+        logits = self._engine.step(jobs, len(jobs)).logits
         computed = self._clock.now()
         self._decide(self._sampler, logits, places)
         decided = self._clock.now()
@@ -132,9 +132,10 @@ class Rounds:
 
     def forward(self, row: Row) -> Tensor:
         """The logits of a round whose outcome nobody looks at: it can be run again."""
-        return self._engine.step(self._jobs(row)).logits
+        return self._engine.step(self._jobs(row), row.num_sessions).logits
 
     def _jobs(self, row: Row) -> list[Job]:
+        """Each feeds one token of its line, and a tree."""
         num_nodes = row.num_tokens - 1
         parents = [
             TREE_WIDTH * (node // TREE_WIDTH - 1) if node >= TREE_WIDTH else LINE_END for node in range(num_nodes)
