@@ -205,7 +205,7 @@ def test_every_row_is_measured_beside_its_floor(result: Result) -> None:
         assert (each.tokens_per_second is None) == (each.role == "draft")
     bare = [each.tokens_per_second for each in result.rows if each.role == "target" and each.num_tokens == 1]
     assert bare == [pytest.approx(each, rel=1e-3) for each in (1e3 / 3, 1e3, 1e3 / 3, 1e3)]
-    assert result.no_room == []
+    assert not result.no_room
 
 
 def test_the_parts_of_the_first_session_on_a_gpu_are_there(result: Result) -> None:
@@ -271,13 +271,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("no_gpu")
 @pytest.mark.parametrize("flags", ["", "--device cuda:1 --shape qwen3", "--device cpu", "--device meta --shape tiny"])
 def test_where_there_is_no_gpu_it_says_what_it_needs(
-    flags: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    flags: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["outrider", "bench", "gpu", *flags.split()])
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert said.out == ""
     [sentence] = said.err.splitlines()
     assert "finds none here; run it where there are an NVIDIA GPU, its driver and a torch that is built" in sentence
