@@ -71,7 +71,7 @@ def loaded(
     not_compiled = why_not_compiled(engine, "auto") if captured else []
     reads = reads_of(model, engine.kv_bytes_per_token)
     said = Said(
-        model=f"{config.model_type}, {sum(weight.numel() for weight in model.parameters()) / 1e9:.2f}e9 weights",
+        model=f"{config.model_type} of {sum(weight.numel() for weight in model.parameters()) / 1e6:.1f}M weights",
         weight_gb=reads.weight_bytes / 1e9,
         kv_bytes_per_token=engine.kv_bytes_per_token,
         attention=engine.attention,

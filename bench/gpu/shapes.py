@@ -28,30 +28,23 @@ class Pair(NamedTuple):
     draft: PreTrainedConfig
 
 
-def _llama(hidden: int, inner: int, layers: int, *, tied: bool, **more: int) -> LlamaConfig:
-    shape = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, **_HEADS, **more}
-    return LlamaConfig(
-        **{"vocab_size": 128256, **shape},
-        max_position_embeddings=131072,
-        tie_word_embeddings=tied,
-        architectures=["LlamaForCausalLM"],
-    )
-
-
-def _qwen3(hidden: int, inner: int, layers: int, num_heads: int, *, tied: bool) -> Qwen3Config:
-    shape = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers, "head_dim": 128}
-    heads = {**_HEADS, "num_attention_heads": num_heads}
-    return Qwen3Config(
-        vocab_size=151936,
-        **shape,
-        **heads,
-        max_position_embeddings=40960,
-        tie_word_embeddings=tied,
-        architectures=["Qwen3ForCausalLM"],
-    )
-
-
 _HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8}
+
+
+def _llama(hidden: int, inner: int, layers: int, *, tied: bool, **more: int) -> PreTrainedConfig:
+    shape: dict[str, Any] = {"vocab_size": 128256, "max_position_embeddings": 131072, **_HEADS, **more}
+    sizes = _sizes(hidden, inner, layers)
+    return LlamaConfig(**shape, **sizes, tie_word_embeddings=tied, architectures=["LlamaForCausalLM"])
+
+
+def _qwen3(hidden: int, inner: int, layers: int, num_heads: int, *, tied: bool) -> PreTrainedConfig:
+    shape: dict[str, Any] = {"vocab_size": 151936, "max_position_embeddings": 40960, "head_dim": 128, **_HEADS}
+    sizes = {**_sizes(hidden, inner, layers), "num_attention_heads": num_heads}
+    return Qwen3Config(**{**shape, **sizes}, tie_word_embeddings=tied, architectures=["Qwen3ForCausalLM"])
+
+
+def _sizes(hidden: int, inner: int, layers: int) -> dict[str, Any]:
+    return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
 
 
 def _pairs() -> Mapping[str, Pair]:
@@ -104,11 +97,10 @@ def filled(model: PreTrainedModel, device: torch.device, seed: int) -> PreTraine
 
 def reads_of(model: PreTrainedModel, kv_bytes_per_token: int) -> Reads:
     """What a step over `model` has to read and to multiply."""
-    embedding = model.get_input_embeddings().weight
-    head = model.get_output_embeddings().weight
-    table = 0 if model.config.tie_word_embeddings else embedding.numel()
+    embedding: Any = model.get_input_embeddings()
+    table = 0 if model.config.tie_word_embeddings else embedding.weight.numel()
     num_weights = sum(weight.numel() for weight in _weights(model)) - table
-    return Reads(num_weights * head.element_size(), num_weights, kv_bytes_per_token)
+    return Reads(num_weights * model.dtype.itemsize, num_weights, kv_bytes_per_token)
 
 
 def num_bytes(model: PreTrainedModel) -> int:
