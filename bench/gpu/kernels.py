@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 _NO_KERNELS = ("Memcpy", "Memset")
@@ -19,7 +18,7 @@ def num_kernels(run: Callable[[], object], device: torch.device) -> int | None:
     with profile(activities=[ProfilerActivity.CUDA]) as recorded:
         run()
         torch.cuda.synchronize(device)
-    return num_among(each.name for each in recorded.events() or () if each.device_type == DeviceType.CUDA) or None
+    return num_among(each.name for each in recorded.events() or () if each.device_type.name == "CUDA") or None
 
 
 def num_among(names: Iterable[str]) -> int:

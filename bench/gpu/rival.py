@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 
 from bench.gpu import vllm_steps
 from bench.gpu.result import Measured
-from bench.gpu.vllm_steps import Job
+from bench.gpu.vllm_steps import ANSWER, Job
 from bench.rivals.rival import NoRivalError, output_of
 
 DRAFTED_SHARE_MIN = 0.9
@@ -22,8 +22,8 @@ DRAFTED_SHARE_MIN = 0.9
 
 _FIND = "import importlib.metadata as m; print(m.version(m.packages_distributions()['vllm'][0]))"
 
-_TAIL_LINES = 20
-"""How many last lines are told of a process that failed: the end of a traceback."""
+_TAIL_LINES = 60
+"""How many last lines are told of a process that failed: the traceback of vLLM's engine, and then that of its owner."""
 
 
 class Vllm(NamedTuple):
@@ -42,7 +42,7 @@ def found_at(python: Path) -> Vllm:
 def beside(vllm: Vllm, config: PreTrainedConfig, dtype: str, rows: Sequence[Measured]) -> list[Measured]:
     """`rows`, those of the target with the time of vLLM's step beside ours, if it drafted as much. Raises
     NoRivalError."""
-    found: dict[int, float] = {}
+    found: dict[int, float | None] = {}
     with tempfile.TemporaryDirectory(prefix="outrider-vllm-") as folder:
         config.save_pretrained(folder)
         targets = {index: row for index, row in enumerate(rows) if row.role == "target"}
@@ -50,18 +50,22 @@ def beside(vllm: Vllm, config: PreTrainedConfig, dtype: str, rows: Sequence[Meas
             some = {index: row for index, row in targets.items() if row.num_tokens == num_tokens}
             shapes = [(row.num_sessions, row.num_context_tokens) for row in some.values()]
             job = Job(folder=folder, dtype=dtype, num_tokens=num_tokens, rows=shapes)
-            found |= zip(some, _steps_ms(vllm, job), strict=True)
+            found.update(zip(some, _steps_ms(vllm, job), strict=True))
     return [replace(row, rival_ms=found.get(index)) for index, row in enumerate(rows)]
 
 
 def _steps_ms(vllm: Vllm, job: Job) -> list[float | None]:
     """Of each row."""
     command = [str(vllm.python), "-P", vllm_steps.__file__, json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
+    lines = done.stdout.splitlines()
     if done.returncode:
-        tail = "\n".join(f"  {line}" for line in done.stderr.strip().splitlines()[-_TAIL_LINES:])
+        tail = "\n".join(f"  {line}" for line in lines[-_TAIL_LINES:])
         raise NoRivalError(f"vLLM {vllm.version} does not run its steps; measure without --rival-python\n{tail}")
-    said = json.loads(done.stdout.splitlines()[-1])
+    [answer] = [line.removeprefix(ANSWER) for line in lines if line.startswith(ANSWER)]
+    said = json.loads(answer)
     if said["num_drafted"] < DRAFTED_SHARE_MIN * (job["num_tokens"] - 1):
         return [None] * len(job["rows"])
     return said["steps_ms"]

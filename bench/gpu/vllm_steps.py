@@ -1,7 +1,7 @@
 """vLLM's steps, timed by a Python that has vLLM: a model of random weights, and nothing of ours.
 
-`python -P vllm_steps.py JOB` takes a `Job` as JSON; the last line that it prints has "steps_ms", one for each row, and
-"num_drafted", how many tokens were drafted for a session's step on the average.
+`python -P vllm_steps.py JOB` takes a `Job` as JSON. Behind ANSWER, among vLLM's own lines, it prints "steps_ms", one
+for each row, and "num_drafted", how many tokens were drafted for a session's step on the average.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ import json
 import sys
 import time
 from typing import Any, TypedDict
+
+ANSWER = "outrider: "
+"""What the line with the answer begins with."""
 
 NUM_STEPS = 20
 """By so many tokens, and as many steps, the answers differ whose times are compared."""
@@ -80,7 +83,8 @@ def main(job: Job) -> None:
     counts = {metric.name: metric.value for metric in model.get_metrics() if hasattr(metric, "value")}
     num_steps = counts.get("vllm:spec_decode_num_drafts", 0)
     num_drafted = counts.get("vllm:spec_decode_num_draft_tokens", 0)
-    print(json.dumps({"steps_ms": steps_ms, "num_drafted": num_drafted / num_steps if num_steps else 0.0}), flush=True)
+    answer = {"steps_ms": steps_ms, "num_drafted": num_drafted / num_steps if num_steps else 0.0}
+    print(f"{ANSWER}{json.dumps(answer)}", flush=True)
 
 
 def _step_ms(vllm: Any, model: Any, row: tuple[int, int], *, drafts: bool) -> float:

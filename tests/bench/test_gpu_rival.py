@@ -129,7 +129,7 @@ def test_a_step_is_what_longer_answers_take_more(
     monkeypatch.setattr(vllm_steps, "time", SimpleNamespace(perf_counter=lambda: now))
     rows = [(1, 20), (3, 2 * vllm_steps.PREFILL_TOKENS)]
     vllm_steps.main(Job(folder="", dtype="bfloat16", num_tokens=3, rows=rows))
-    said = json.loads(capsys.readouterr().out)
+    said = json.loads(capsys.readouterr().out.removeprefix(vllm_steps.ANSWER))
     assert said == {"steps_ms": [pytest.approx(STEP_MS)] * 2, "num_drafted": 0.0}
     assert {len(prompts) for prompts, _ in asked} == {1, 3}
     for prompts, params in asked:
