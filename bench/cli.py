@@ -17,6 +17,7 @@ from typer import Option
 from bench.against.options import AgainstOptions
 from bench.compare.options import BenchOptions
 from bench.flags import with_flags
+from bench.gpu.options import GpuOptions
 from bench.load.options import LoadOptions, NeverSlowerOptions, SoakOptions
 from bench.records import as_json
 from bench.stack.models import Models
@@ -136,6 +137,22 @@ def soak(options: SoakOptions, kept: Result) -> None:
     soaking.show(result)
     if not result["passed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+@with_flags
+def gpu(options: GpuOptions, kept: Result) -> None:
+    """Time steps on a CUDA device beside the least that its memory and its products allow, as both are measured.
+
+    A target and a draft of known shapes get random weights on the device, so that no checkpoint is needed. No GPU has
+    run this yet. Where there is none it says so, with the exit status 1.
+    """
+    from bench.gpu.result import show
+    from bench.gpu.run import run
+
+    result = run(options, Console(stderr=True))
+    kept.keep(as_json(result))
+    show(result)
 
 
 @app.command()

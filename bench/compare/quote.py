@@ -12,6 +12,7 @@ from bench.columns import as_markdown
 from bench.compare import hosts_result
 from bench.compare.columns import QUOTED
 from bench.compare.result import BENCHMARK, FORMAT, OURS, Result, drawn
+from bench.gpu import result as gpu
 from bench.load import cells
 from bench.load import result as load
 from bench.load.columns import ADVANTAGE, DELAY, INTER_TOKEN, TOKENS_PER_SECOND, across
@@ -55,6 +56,8 @@ def quote(path: Path, root: Path) -> str:
             text = _hosts_tables(from_json(hosts_result.Result, result))
         elif kind == (cells.BENCHMARK, cells.FORMAT):
             text = _never_slower_table(from_json(cells.Result, result))
+        elif kind == (gpu.BENCHMARK, gpu.FORMAT):
+            text = _gpu_tables(from_json(gpu.Result, result))
         else:
             raise ValueError(kind)
     except (LookupError, TypeError, ValueError) as error:
@@ -103,6 +106,13 @@ def _never_slower_table(result: cells.Result) -> str:
     rows = [row for section in cells.sections(result) for row in section]
     table = as_markdown("", cells.columns(result), rows)
     return f"{cells.heading(result)}; {_machine(result.machine)}:\n\n{table}\n{cells.legend(result)}\n\n"
+
+
+def _gpu_tables(result: gpu.Result) -> str:
+    rows = [row for section in gpu.sections(result) for row in section]
+    table = as_markdown("sessions x tokens, context", gpu.columns(result), rows)
+    parts = as_markdown("part of a step", gpu.PIECE_COLUMNS, ((piece.name, piece) for piece in result.pieces))
+    return f"{gpu.heading(result)}; {_machine(result.machine)}:\n\n{table}\n{parts}\n{gpu.legend(result)}\n\n"
 
 
 def _load_table(shown: Sequence[load.AtLoad]) -> str:

@@ -176,12 +176,14 @@ def attend(
             total = total * faded + tl.sum(weights, 1)
             summed = summed * faded[:, None] + tl.dot(weights.to(values.dtype), values, input_precision=PRECISION)
             highest = new_highest
-        if begin < end_cell:  # else a window hides all of it, and nobody will read it
-            part = (first_part + (rows // GROUP) * token_parts).to(tl.int64) * (KV_HEADS * GROUP) + head
-            is_stored = is_used[:, None] & (value_columns < VALUE)[None, :]
-            tl.store(sums + part[:, None] * VALUE + value_columns[None, :], summed, mask=is_stored)
-            tl.store(maxima + part, highest, mask=is_used)
-            tl.store(totals + part, total, mask=is_used)
+        # Where a window hides all of it nobody will read it. That is a mask, since Triton 3.6 compiles no branch that
+        # takes sums out of the tensor cores of architecture 10.0.
+        is_stored = rows < tl.where(begin < end_cell, num_tokens * GROUP, 0)
+        part = (first_part + (rows // GROUP) * token_parts).to(tl.int64) * (KV_HEADS * GROUP) + head
+        place = sums + part[:, None] * VALUE + value_columns[None, :]
+        tl.store(place, summed, mask=is_stored[:, None] & (value_columns < VALUE)[None, :])
+        tl.store(maxima + part, highest, mask=is_stored)
+        tl.store(totals + part, total, mask=is_stored)
 
 
 @triton.jit
