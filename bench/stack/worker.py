@@ -15,7 +15,7 @@ from typing import Any
 from bench.rivals.ruled import Policy, policy_of
 from bench.stack.control import add_control
 from bench.stack.measured_runner import MeasuredRunner
-from draft_service.config import DraftConfig
+from draft_service.config import AUTO, DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
 from outrider.engine.engine import Engine
@@ -53,11 +53,14 @@ class Measured:
         self.runner.padding.use(pads)
         forget(self.runner.engine)
 
-    def policy(self, mode: dict[str, Any]) -> Policy:
-        """The policy of a mode: always the same one for its name, so that it keeps what it has learned."""
+    def policy(self, mode: dict[str, Any], own: DraftPolicy | None = None) -> Policy:
+        """The policy of a mode: always the same one for its name, so that it keeps what it has learned. It drafts in
+        parallel if `own` does, the drafter's."""
         name = mode["name"]
         if name not in self._policies:
             policy = policy_of(mode["policy"])
+            if own is not None and own.mask_token_id is not None:
+                policy.draft.draft_in_parallel(own.mask_token_id, own.estimates.num_positions)
             for estimates in (policy.verify.estimates, policy.draft.estimates):
                 estimates.curve.restart(self._step_times)
             self._policies[name] = policy
@@ -79,10 +82,10 @@ def forget(engine: Engine) -> None:
 class MeasuredDraftServicer(ModelDraftServicer):
     """The draft service with a log and a choice of policies."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, parallel: str = AUTO) -> None:
         self.policy = DraftPolicy()
         self.measured = Measured(is_target=False)
-        super().__init__(telemetry, self.policy, runner=self.measured.run)
+        super().__init__(telemetry, self.policy, parallel, runner=self.measured.run)
 
     def runners(self) -> Mapping[str, MeasuredRunner]:
         """What runs steps, by the kind of worker whose they are."""
@@ -90,7 +93,7 @@ class MeasuredDraftServicer(ModelDraftServicer):
 
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
-        follow(self.policy, self.measured.policy(mode).draft)
+        follow(self.policy, self.measured.policy(mode, self.policy).draft)
         self._device.submit(partial(self.measured.begin, pads=False))
 
 
@@ -161,7 +164,8 @@ def main() -> None:
     kind = sys.argv.pop(1)
     telemetry = started(kind)
     if kind == "draft":
-        serve(kind, DraftConfig.from_command_line(_COMMAND.format(kind)), MeasuredDraftServicer(telemetry), telemetry)
+        config = DraftConfig.from_command_line(_COMMAND.format(kind))
+        serve(kind, config, MeasuredDraftServicer(telemetry, config.parallel), telemetry)
     else:
         config = VerifyConfig.from_command_line(_COMMAND.format(kind))
         serve(kind, config, MeasuredVerifyServicer(config, telemetry), telemetry)
