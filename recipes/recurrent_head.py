@@ -164,11 +164,13 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * rate_factor(step, num_steps)
         lesson, cost = lessons.at(step), 0.0
-        with torch.no_grad():
-            aim = (logits(target, lesson.wanted, vocab_size) / lesson.warmth).log_softmax(-1).flatten(0, 1)
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            aim = (logits(target, lesson.wanted, vocab_size).float() / lesson.warmth).log_softmax(-1).flatten(0, 1)
         for head in heads.values():
-            guess = logits(draft, unrolled(head, lesson.hidden, lesson.embedded), vocab_size) / lesson.warmth
-            loss = costs(Loss.FORWARD_KL_AND_MISSES, aim, guess.log_softmax(-1).flatten(0, 1)).divergence.mean()
+            with torch.autocast("cpu", torch.bfloat16):
+                found = logits(draft, unrolled(head, lesson.hidden, lesson.embedded), vocab_size)
+            guess = (found.float() / lesson.warmth).log_softmax(-1).flatten(0, 1)
+            loss = costs(Loss.FORWARD_KL_AND_MISSES, aim, guess).divergence.mean()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(head.parameters(), MAX_GRADIENT_NORM)
             cost = loss.item()
@@ -280,12 +282,16 @@ def level_seconds(matrices: Mapping[str, tuple[Sequence[nn.Linear], int]]) -> di
     taken: dict[str, list[float]] = {name: [] for name in matrices}
     for _ in range(NUM_TIMED):
         for name, work in ready.items():
-            for _ in range(2):  # the first one fetches what other kinds have displaced
-                started = time.thread_time()
-                for each in work:
-                    each()
-            taken[name].append(time.thread_time() - started)
+            _run(work)  # fetches what other kinds have displaced
+            taken[name].append(_run(work))
     return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def _run(work: Sequence[Callable[[], Tensor]]) -> float:
+    started = time.thread_time()
+    for each in work:
+        each()
+    return time.thread_time() - started
 
 
 class Price(NamedTuple):
@@ -373,8 +379,8 @@ def main(
     torch.set_num_threads(1)
     torch.manual_seed(0)
     console, cpu = Console(), torch.device("cpu")
-    folders = (MODELS / "draft", MODELS / "target", run)
-    draft, target, parallel = (drafts.load(folder, "float32", cpu).eval().requires_grad_(False) for folder in folders)
+    folders = (MODELS / "draft", MODELS / "target")
+    draft, target = (drafts.load(folder, "float32", cpu).eval().requires_grad_(False) for folder in folders)
     training, held_out = (
         [text for file in sorted((run / "work").glob(f"{name}-*.safetensors")) for text in written.load(file)]
         for name in ("training", "held_out")
@@ -384,6 +390,7 @@ def main(
         started = time.process_time()
         train(heads, draft, target, Lessons(draft, target, training, depths - 1), steps, reporter(bars, "heads"))
         trained = time.process_time() - started
+        parallel = drafts.load(run, "float32", cpu).eval()
         found = accepted(held_out, lambda text: drafted(text, heads, draft, parallel, depths), reporter(bars, "after"))
     console.print(f"{trained:.0f} s of processor time in {steps} steps of {NUM_STARTS} places and {depths - 1} levels.")
     console.print(by_depth(found, depths))
