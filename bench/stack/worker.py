@@ -18,6 +18,7 @@ from bench.stack.measured_runner import MeasuredRunner
 from draft_service.config import AUTO, DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
+from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
 from outrider.engine.step_times import measure
 from outrider.telemetry.logging import set_up_logging
@@ -26,6 +27,7 @@ from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
 from outrider.worker.config import WorkerConfig
 from outrider.worker.serving import run
+from outrider.worker.startup import LoadedModel
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
 
@@ -40,6 +42,8 @@ class Measured:
         self._step_times: list[tuple[int, float]] = []
         """What a policy knows of the engine's steps when it begins: numbers of tokens and seconds."""
         self._policies: dict[str, Policy] = {}
+        self.parallel: tuple[int, int] | None = None
+        """The mask token of a parallel draft model, and the places that a pass may propose for."""
 
     def run(self, engine: Engine) -> MeasuredRunner:
         """What is to run the steps of the worker over `engine`."""
@@ -53,14 +57,14 @@ class Measured:
         self.runner.padding.use(pads)
         forget(self.runner.engine)
 
-    def policy(self, mode: dict[str, Any], own: DraftPolicy | None = None) -> Policy:
-        """The policy of a mode: always the same one for its name, so that it keeps what it has learned. It drafts in
-        parallel if `own` does, the drafter's."""
+    def policy(self, mode: dict[str, Any]) -> Policy:
+        """The policy of a mode: always the same one for its name, so that it keeps what it has learned. Others' rules
+        are made for one place a pass, whatever the draft model can do."""
         name = mode["name"]
         if name not in self._policies:
             policy = policy_of(mode["policy"])
-            if own is not None and own.mask_token_id is not None:
-                policy.draft.draft_in_parallel(own.mask_token_id, own.estimates.num_positions)
+            if self.parallel is not None and not policy.draft.sends_at_once:
+                policy.draft.draft_in_parallel(*self.parallel)
             for estimates in (policy.verify.estimates, policy.draft.estimates):
                 estimates.curve.restart(self._step_times)
             self._policies[name] = policy
@@ -87,13 +91,20 @@ class MeasuredDraftServicer(ModelDraftServicer):
         self.measured = Measured(is_target=False)
         super().__init__(telemetry, self.policy, parallel, runner=self.measured.run)
 
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """See `ModelDraftServicer.begin`."""
+        device = super().begin(loaded, on_death)
+        if self.policy.mask_token_id is not None:
+            self.measured.parallel = self.policy.mask_token_id, self.policy.estimates.num_positions
+        return device
+
     def runners(self) -> Mapping[str, MeasuredRunner]:
         """What runs steps, by the kind of worker whose they are."""
         return {"draft": self.measured.runner}
 
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
-        follow(self.policy, self.measured.policy(mode, self.policy).draft)
+        follow(self.policy, self.measured.policy(mode).draft)
         self._device.submit(partial(self.measured.begin, pads=False))
 
 

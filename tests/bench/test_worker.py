@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
-
 from bench.rivals.modes import PolicyName
 from bench.stack.worker import Measured, follow
 from outrider.core.schedule.policy import DraftPolicy
 
 
-@pytest.mark.parametrize("policy", [None, PolicyName("synchronous", 4)])
-def test_a_parallel_draft_model_drafts_in_parallel_in_every_mode(policy: PolicyName | None) -> None:
-    own, measured = DraftPolicy(), Measured(is_target=False)
-    follow(own, measured.policy({"name": "before", "policy": policy}, own).draft)
-    assert own.estimates.num_positions == 1
-    own.draft_in_parallel(7, 5)
-    for name in ("one", "another", "one"):
-        follow(own, measured.policy({"name": name, "policy": policy}, own).draft)
-        assert (own.mask_token_id, own.estimates.num_positions) == (7, 5)
+def test_a_parallel_draft_model_drafts_in_parallel_in_modes_of_ours() -> None:
+    measured, own, modes = (
+        Measured(is_target=False),
+        DraftPolicy(),
+        (None, PolicyName("amusd", 2), PolicyName("no_ngram")),
+    )
+
+    def places() -> list[int]:
+        found: list[int] = []
+        for mode in modes:
+            follow(own, measured.policy({"name": f"{mode} {measured.parallel}", "policy": mode}).draft)
+            found.append(own.estimates.num_positions)
+        return found
+
+    assert places() == [1, 1, 1]
+    measured.parallel = (7, 5)
+    assert places() == [5, 1, 5]

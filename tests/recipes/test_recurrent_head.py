@@ -1,4 +1,4 @@
-"""A recurrent head over a draft model's last hidden state: what it guesses, what it learns, and which rounds are best."""
+"""A recurrent head behind a draft model: what it guesses, what it learns, and which rounds are best."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_every_way_is_measured_on_every_text(draft: PreTrainedModel) -> None:
     assert {way: sorted(shapes) for way, shapes in found.items()} == {
         **{way: [(1, 0), (2, 0), (3, 0)] for way in (CHAIN, TRAINED_CHAIN)},
         MASKS: [(1, 0), (1, 1), (1, 2)],
-        **dict.fromkeys(KINDS, [(1, 1), (1, 2), (2, 1)]),
+        **{kind: [(1, 1), (1, 2), (2, 1)] for kind in KINDS},
     }
     assert found[CHAIN] == found[TRAINED_CHAIN], "a model with a mask token that it never sees"
     assert found[MASKS][1, 0] == found[CHAIN][1, 0]
