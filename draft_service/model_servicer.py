@@ -94,14 +94,14 @@ class ModelDraftServicer(DraftServicer, DeviceServicer):
         return device
 
     def _choose_parallel(self, loaded: LoadedModel) -> None:
-        if self._parallel == OFF:
-            return
-        mask_token = mask_token_id(loaded.folder, loaded.engine.vocab_size)
+        mask_token = None if self._parallel == OFF else mask_token_id(loaded.folder, loaded.engine.vocab_size)
         if mask_token is not None:
             num_positions = POSITIONS_AUTO if self._parallel == AUTO else int(self._parallel)
             self._policy.draft_in_parallel(mask_token, num_positions)
             _log.info("drafting in parallel", positions=num_positions, mask_token=mask_token)
-        elif self._parallel != AUTO:
+        elif self._parallel in (AUTO, OFF):
+            _log.info("drafting one place a pass", parallel=self._parallel)
+        else:
             raise UnsupportedModelError(
                 f"--parallel {self._parallel}: {loaded.folder / 'config.json'} names no mask token, so the model "
                 f"drafts for one place a pass; use --parallel {AUTO}, or a checkpoint of a parallel draft model (PARD)"

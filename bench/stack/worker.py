@@ -15,9 +15,10 @@ from typing import Any
 from bench.rivals.ruled import Policy, policy_of
 from bench.stack.control import add_control
 from bench.stack.measured_runner import MeasuredRunner
-from draft_service.config import DraftConfig
+from draft_service.config import AUTO, DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
+from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
 from outrider.engine.step_times import measure
 from outrider.telemetry.logging import set_up_logging
@@ -26,6 +27,7 @@ from outrider.v1.draft_pb2_grpc import add_DraftServiceServicer_to_server
 from outrider.v1.verify_pb2_grpc import add_VerifyServiceServicer_to_server
 from outrider.worker.config import WorkerConfig
 from outrider.worker.serving import run
+from outrider.worker.startup import LoadedModel
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
 
@@ -40,6 +42,8 @@ class Measured:
         self._step_times: list[tuple[int, float]] = []
         """What a policy knows of the engine's steps when it begins: numbers of tokens and seconds."""
         self._policies: dict[str, Policy] = {}
+        self.parallel: tuple[int, int] | None = None
+        """The mask token of a parallel draft model, and the places that a pass may propose for."""
 
     def run(self, engine: Engine) -> MeasuredRunner:
         """What is to run the steps of the worker over `engine`."""
@@ -54,10 +58,13 @@ class Measured:
         forget(self.runner.engine)
 
     def policy(self, mode: dict[str, Any]) -> Policy:
-        """The policy of a mode: always the same one for its name, so that it keeps what it has learned."""
+        """The policy of a mode: always the same one for its name, so that it keeps what it has learned. Others' rules
+        are made for one place a pass, whatever the draft model can do."""
         name = mode["name"]
         if name not in self._policies:
             policy = policy_of(mode["policy"])
+            if self.parallel is not None and not policy.draft.sends_at_once:
+                policy.draft.draft_in_parallel(*self.parallel)
             for estimates in (policy.verify.estimates, policy.draft.estimates):
                 estimates.curve.restart(self._step_times)
             self._policies[name] = policy
@@ -79,10 +86,17 @@ def forget(engine: Engine) -> None:
 class MeasuredDraftServicer(ModelDraftServicer):
     """The draft service with a log and a choice of policies."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, telemetry: Telemetry, parallel: str = AUTO) -> None:
         self.policy = DraftPolicy()
         self.measured = Measured(is_target=False)
-        super().__init__(telemetry, self.policy, runner=self.measured.run)
+        super().__init__(telemetry, self.policy, parallel, runner=self.measured.run)
+
+    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
+        """See `ModelDraftServicer.begin`."""
+        device = super().begin(loaded, on_death)
+        if self.policy.mask_token_id is not None:
+            self.measured.parallel = self.policy.mask_token_id, self.policy.estimates.num_positions
+        return device
 
     def runners(self) -> Mapping[str, MeasuredRunner]:
         """What runs steps, by the kind of worker whose they are."""
@@ -161,7 +175,8 @@ def main() -> None:
     kind = sys.argv.pop(1)
     telemetry = started(kind)
     if kind == "draft":
-        serve(kind, DraftConfig.from_command_line(_COMMAND.format(kind)), MeasuredDraftServicer(telemetry), telemetry)
+        config = DraftConfig.from_command_line(_COMMAND.format(kind))
+        serve(kind, config, MeasuredDraftServicer(telemetry, config.parallel), telemetry)
     else:
         config = VerifyConfig.from_command_line(_COMMAND.format(kind))
         serve(kind, config, MeasuredVerifyServicer(config, telemetry), telemetry)

@@ -19,7 +19,7 @@ from verify_service.config import VerifyConfig
 _TLS_FLAGS: Mapping[str, str] = dict.fromkeys(("tls_cert", "tls_key", "tls_ca"), "--tls")
 _WORKER_FLAGS = {**_TLS_FLAGS, "dtype": "--dtype", "compile": "--compile", "ngram_table": "--ngram-table"}
 _VERIFIER_FLAGS = {"model": "--target", "device": "--target-device", **_WORKER_FLAGS}
-_DRAFTER_FLAGS = {"model": "--draft", "device": "--draft-device", **_WORKER_FLAGS}
+_DRAFTER_FLAGS = {"model": "--draft", "device": "--draft-device", "parallel": "--parallel", **_WORKER_FLAGS}
 """By the setting of the service: the flag that sets it here."""
 
 _SOME_ADDRESS = f"{HOST}:0"

@@ -23,6 +23,7 @@ from outrider.cli.model_flags import (
     NgramTable,
     NoDraft,
     PairName,
+    Parallel,
     Target,
     TargetDevice,
     Verifiers,
@@ -60,6 +61,7 @@ class _ModelFlags:
     ngram_table: NgramTable = None
     target_device: TargetDevice = "cpu"
     draft_device: DraftDevice = "cpu"
+    parallel: Parallel = None
     dtype: Dtype = None
     compiled: CompileFirst = None
 
@@ -106,6 +108,7 @@ def _services(flags: _UpFlags) -> UpOptions:
         num_coordinators=flags.coordinators,
         target_device=flags.target_device,
         draft_device=flags.draft_device,
+        parallel=flags.parallel,
         dtype=flags.dtype,
         compiled=flags.compiled,
         port=flags.port,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from draft_service.config import DraftConfig
 from outrider.plan.pair import PAIRS, Pair, parse_pair
 
 Target = Annotated[
@@ -59,6 +60,12 @@ Coordinators = Annotated[
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]
 TargetDevice = Annotated[str, typer.Option(help="Device of the target: cpu, cuda, cuda:0, ...")]
 DraftDevice = Annotated[str, typer.Option(help="Device of the draft: cpu, cuda, cuda:0, ...")]
+_PARALLEL = DraftConfig.model_fields["parallel"].description or ""
+
+Parallel = Annotated[
+    str | None,
+    typer.Option(help=f"{_PARALLEL[:1].upper()}{_PARALLEL[1:]}. Default: auto.", metavar="auto|off|K"),
+]
 Compile = Annotated[
     str | None,
     typer.Option(

@@ -44,6 +44,8 @@ class UpOptions:
     num_coordinators: int = 1
     target_device: str = "cpu"
     draft_device: str = "cpu"
+    parallel: str | None = None
+    """What `--parallel` of the drafters shall be; None leaves it to them."""
     dtype: str | None = None
     """None: float32 on a CPU, where it is exact and fast, else the type of the stored weights."""
     compiled: str | None = None

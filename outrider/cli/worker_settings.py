@@ -16,7 +16,8 @@ def verifier_settings(options: UpOptions) -> dict[str, str]:
 def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:
     """The same of a draft service with the model `draft`."""
     ngram_table = options.ngram_table if draft == NGRAM_MODEL else ""
-    return _worker_settings(options, draft, options.draft_device, ngram_table) | tls_settings(options.tls, "draft")
+    settings = _worker_settings(options, draft, options.draft_device, ngram_table) | tls_settings(options.tls, "draft")
+    return settings if options.parallel is None else settings | {"parallel": options.parallel}
 
 
 def _worker_settings(options: UpOptions, model: str, device: str, ngram_table: str) -> dict[str, str]:

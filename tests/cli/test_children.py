@@ -174,6 +174,18 @@ def test_workers_compile_while_they_serve_and_for_a_comparison_before_it() -> No
     assert choices(compile_first=True, compiled="on") == {"--compile=on"}
 
 
+def test_drafters_alone_are_told_how_far_a_pass_guesses_and_only_if_somebody_says_so() -> None:
+    def told(**changes: Any) -> dict[str, list[str]]:
+        found = {
+            name: [flag for flag in command if "parallel" in flag] for name, command in commands_of(**changes).items()
+        }
+        return {name: flags for name, flags in found.items() if flags}
+
+    assert told() == {}
+    assert told(parallel="off") == {"draft": ["--parallel=off"]}
+    assert told(parallel="4", num_drafters=2) == {"draft-1": ["--parallel=4"], "draft-2": ["--parallel=4"]}
+
+
 def test_workers_on_the_cpu_divide_its_memory() -> None:
     def shares(**changes: Any) -> dict[str, list[str]]:
         flags = {

@@ -59,6 +59,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--target-device", "gpu"),
         ("--target-device", "cuda:"),
         ("--draft-device", "cpu:x"),
+        ("--parallel", "1"),
+        ("--parallel", "17"),
     ],
 )
 def test_what_a_service_would_refuse_is_found_at_the_door(of: str, flag: str, value: str) -> None:

@@ -74,6 +74,7 @@ def test_run_and_generate_take_a_request_by_the_same_flags() -> None:
 def test_what_is_not_said_of_the_services_is_their_default() -> None:
     given = {parameter.name: parameter.default for parameter in flags.SERVICES.parameters}
     assert flags.SERVICES.make(**given | {"target": "t"}) == UpOptions(target="t", draft=None, http_port=8080)
+    assert flags.SERVICES.make(**given | {"target": "t", "parallel": "off"}).parallel == "off"
     pair = flags.PAIR.make(
         **{name: given[name] for name in ("dtype", "compiled")}, target="t", draft="d", ngram_table="n"
     )

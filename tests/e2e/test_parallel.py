@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from draft_service.config import DraftConfig
 from draft_service.model_servicer import ModelDraftServicer
@@ -146,7 +147,10 @@ async def test_the_setting_and_the_checkpoint_decide(
     policy = DraftPolicy()
     config = DraftConfig(model=str(configured(tmp_path, entries)), parallel=parallel)
     servicer = ModelDraftServicer(SILENT, policy, config.parallel)
-    servicer.begin(replace(tiny, folder=tmp_path), lambda death: None)
+    with capture_logs() as logs:
+        servicer.begin(replace(tiny, folder=tmp_path), lambda death: None)
+    expected = "drafting in parallel" if num_positions > 1 else "drafting one place a pass"
+    assert expected in [line["event"] for line in logs]
     assert policy.estimates.num_positions == num_positions
     assert (policy.mask_token_id is not None) == (num_positions > 1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 from draft_service.config import DraftConfig
 from outrider.cli.__main__ import app
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.worker import config as worker_config
 from outrider.worker.startup import load
 from recipes.demo_pair.pair import llama_config
 from recipes.demo_pair.recipe import Precision, RecipeError, Shape
@@ -138,13 +140,31 @@ def test_training_moves_the_draft_towards_its_target(options: Options, tmp_path:
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
-def test_the_command_says_what_was_reached(options: Options, finished: Path) -> None:
-    arguments = ["distill", str(finished), "--target", str(options.target), "--text", str(options.text)]
+def command(out: Path, options: Options) -> str:
+    """What `outrider distill` prints with those options, as flags."""
+    arguments = ["distill", str(out), "--target", str(options.target), "--text", str(options.text)]
     flags = "--parallel --by-length --depths 3 --steps 5 --batch 2 --texts 6 --held-out-texts 4 --prompt-tokens 8"
     flags += " --answer-tokens 8 --layers 1 --width 64 --precision float32"
     result = CliRunner(env={"COLUMNS": "300"}).invoke(app, [*arguments, *flags.split()])
     assert result.exit_code == 0, result.output
-    assert f"{finished} is finished; see {finished}/README.md" in result.output
+    return result.output
+
+
+def test_the_command_shows_how_far_it_is_and_what_was_reached(
+    options: Options, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_config, "default_compile_cache", lambda: None)
+    said = command(tmp_path / "out", options)
+    for bar in (r"text\W+2/2 steps", r"before\W+4/4 steps", r"draft\W+5/5 steps, loss \d", r"after\W+4/4 steps"):
+        assert re.search(bar, said), said
+    made = [(folder / "model.safetensors").read_bytes() for folder in (tmp_path / "out", finished)]
+    assert made[0] == made[1]
+    assert "Drafting by masks, a round commits" in said
+    assert f"outrider up --target {options.target} --draft {tmp_path / 'out'}" in said
+
+
+def test_the_command_says_what_is_finished(options: Options, finished: Path) -> None:
+    assert f"{finished} is finished; see {finished}/README.md" in command(finished, options)
 
 
 # Prompts.
