@@ -1,8 +1,10 @@
-"""What holds for all tests: services that run in this process use gRPC as those with one of their own do, and torch
-computes on one thread, since threads only wait for one another on tensors as small as these."""
+"""What holds for all tests: services that run in this process use gRPC as those with one of their own do, torch
+computes on one thread, since threads only wait for one another on tensors as small as these, and a slow machine fails
+no test."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 from typing import Any
@@ -13,10 +15,26 @@ from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before a test module imports grpc
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before one imports torch
+os.environ.setdefault("TORCH_WARM_POOL", "0")  # processes that wait for kernels of Triton: on a CPU there are none
 
 
-ROOMS_OF_ONE = ("tests/k8s/", "tests/openai/", "tests/page/")
-"""Rooms whose files share what takes long to set up: services, a browser, what kubectl renders."""
+ROOMS_OF_ONE = ("tests/bench/loads/", "tests/k8s/", "tests/openai/", "tests/page/")
+"""Rooms whose files share what takes long to set up: a measurement, services, a browser, what kubectl renders."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Examples have no deadline. A profile that the command line names comes after this one."""
+    if config.pluginmanager.has_plugin("hypothesispytest"):
+        from hypothesis import settings
+
+        settings.register_profile("unhurried", deadline=None)
+        settings.load_profile("unhurried")
+
+
+def pytest_collection_finish() -> None:
+    """What there is by now stays: it is not looked through again whenever the interpreter looks for rings."""
+    gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)

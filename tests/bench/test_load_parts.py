@@ -16,7 +16,7 @@ from bench.compare.resampling import compare_passes
 from bench.load.answer import Answer, read
 from bench.load.client import Recording
 from bench.load.loops import beside, closed_loop, lasting_loop, open_loop
-from bench.load.measuring import Point, sweep_of
+from bench.load.measuring import PASSES_MIN, Point, sweep_of
 from bench.load.memory import GROWTH_MAX, SAMPLES_MIN, Sample, growth, resident_bytes
 from bench.load.objective import Objective
 from bench.load.options import LoadOptions
@@ -363,4 +363,5 @@ def test_every_load_is_measured_over_every_network_and_beside_long_prompts() -> 
         for long_prompt in (0, 99)
     ]
     assert {sweep.num_rounds(point) for point in sweep.points} == {ROUNDS_BESIDE_LONG}
+    assert sweep.passes_min == PASSES_MIN
     assert {sweep_of(replace(options, long_prompt=0)).num_rounds(point) for point in sweep.points} == {1}

@@ -282,7 +282,7 @@ PIECES = [
 """What looks like markup, in no order."""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.sampled_from(PIECES), max_size=14), st.sampled_from(sorted(TOOL_CALL_PARSERS)), st.data())
 def test_no_text_is_lost_and_no_cut_matters(words: list[str], family: str, data: st.DataObject) -> None:
     text = "".join(words)
@@ -295,7 +295,7 @@ def test_no_text_is_lost_and_no_cut_matters(words: list[str], family: str, data:
     assert all(letter in letters for letter in "".join(whole.content.split())), "content comes in its order"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(st.text(max_size=4), st.none() | st.floats(allow_nan=False) | st.text(max_size=6), max_size=4),
     st.sampled_from(["hermes", "llama3_json", "mistral", "deepseek_v3"]),

@@ -144,7 +144,7 @@ MESSAGES = st.lists(
 
 
 @pytest.mark.parametrize("name", ["chatml", "llama3", "mistral"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(messages=MESSAGES, continues=st.booleans())
 def test_whatever_is_sent_becomes_a_prompt_or_a_refusal(name: str, messages: Any, continues: bool) -> None:
     with suppress(InvalidRequestError):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -49,7 +49,6 @@ def test_prompt_and_text_are_the_decoding_of_all_ids(name: str, data: st.DataObj
 
 
 @pytest.mark.parametrize("path", [BUNDLED, *REAL.values()], ids=["bundled", *REAL])
-@settings(deadline=None)  # the first example reads the vocabulary
 @given(data=st.data())
 def test_so_they_are_with_real_vocabularies(path: Path, data: st.DataObject) -> None:
     tokenizer = real(path)
@@ -134,7 +133,6 @@ def test_a_token_that_brings_no_text_costs_what_the_first_ones_did(
 
 
 @pytest.mark.parametrize("path", [BUNDLED, *REAL.values()], ids=["bundled", *REAL])
-@settings(deadline=None)  # the first example reads the vocabulary
 @given(text=TEXTS)
 def test_the_bytes_of_single_tokens_are_together_those_of_the_text(path: Path, text: str) -> None:
     tokenizer = real(path)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
@@ -103,7 +103,6 @@ def test_real_vocabularies_have_one(path: Path) -> None:
     longest = longest_token_bytes(tokenizer)
     assert longest in (41, 128, 4 * 128)
 
-    @settings(deadline=None)
     @given(text=TEXTS)
     def holds(text: str) -> None:
         assert len(text.encode()) <= longest * len(tokenizer.encode(text, add_special_tokens=False).ids)

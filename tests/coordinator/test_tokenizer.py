@@ -9,7 +9,7 @@ from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -225,7 +225,6 @@ async def test_ids_that_are_none_are_named(bundled: TargetTokenizer, token_id: i
         await bundled.decode([1] * (PROMPT_BYTES_MAX + 1), skip_special_tokens=False)
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=40), repeat=st.sampled_from([1, 60]))
 def test_ids_are_those_of_the_tokenizer(bundled: TargetTokenizer, text: str, repeat: int) -> None:
     expected = real(BUNDLED).encode(text * repeat).ids
@@ -254,7 +253,6 @@ def test_prompt_and_continuation_are_spelled_as_one_text_where_no_token_lies_acr
         return prompt, both, await tokenizer.encode_after(prompt, text, "prediction")
 
     @given(st.text(max_size=40), st.text(max_size=40))
-    @settings(deadline=None)
     def check(before: str, text: str) -> None:
         prompt, both, after = asyncio.run(encoded(before, text))
         if both[: len(prompt)] == prompt:

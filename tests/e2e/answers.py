@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
+
+import pytest
 
 from outrider.client import Finished, GenerationClient, Started, Tokens
 
@@ -53,3 +56,35 @@ async def ask_all(client: GenerationClient, prompt: str | Sequence[int], **argum
         answers.append(Answer(started, [event for event in rounds if isinstance(event, Tokens)], finished))
     assert sum(len(answer.rounds) + 1 for answer in answers) == len(events)
     return answers
+
+
+async def ask_until(
+    client: GenerationClient, prompt: str | Sequence[int], happens: Callable[[], Awaitable[object]], **arguments: Any
+) -> Answer:
+    """Runs one generation, in whose midst something happens: behind its first tokens. It is not continued."""
+    rounds: list[Tokens] = []
+    async with aclosing(client.generate(prompt, **arguments)) as events:
+        started = await anext(events)
+        assert isinstance(started, Started)
+        async for event in events:
+            if isinstance(event, Tokens):
+                if not rounds:
+                    await happens()
+                rounds.append(event)
+    assert isinstance(event, Finished)
+    return Answer(started, rounds, event)
+
+
+def assert_same(answer: Answer, expected: Answer) -> None:
+    """The same tokens, and log-probabilities that differ by no more than the order of sums."""
+    assert answer.token_ids == expected.token_ids
+    assert answer.text == expected.text
+    assert answer.finished.reason is expected.finished.reason
+    for one, other in zip(answer.rounds, answer.rounds[1:], strict=False):
+        assert other.position == one.position + len(one.tokens), "a gap or a repetition"
+    pairs = zip(_logprobs(answer), _logprobs(expected), strict=True)
+    assert all(one == pytest.approx(other, abs=1e-4) for one, other in pairs)
+
+
+def _logprobs(answer: Answer) -> list[float]:
+    return [token.logprobs.logprob for tokens in answer.rounds for token in tokens.tokens if token.logprobs]

@@ -42,6 +42,7 @@ from outrider.worker.config import WorkerConfig
 from outrider.worker.serving import WorkerServicer
 from outrider.worker.startup import LoadedModel, load
 from outrider.worker.step_runner import StepRunner
+from tests.engine.graphs_made_once import graph_made_once
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
 
@@ -97,7 +98,15 @@ class Stack:
 def bundled(name: str, dtype: str = "float32") -> LoadedModel:
     """One of the bundled models, loaded once per process; a worker that begins with it takes it over while it runs."""
     config = VerifyConfig if name == "target" else DraftConfig
-    return load(config(model=str(MODELS / name), dtype=dtype, max_context=1024, num_threads=1, compile="off"))
+    return _load(config(model=str(MODELS / name), dtype=dtype, max_context=1024, num_threads=1, compile="off"))
+
+
+def _load(config: WorkerConfig) -> LoadedModel:
+    """Loads a model as a worker does, but for its graph: engines of one model have it in common."""
+    files = [*Path(config.model).glob("config.json"), *Path(config.model).glob("*.safetensors")]
+    content = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    with graph_made_once((config.dtype, config.weights, *content)):
+        return load(config)
 
 
 def save_tiny(model: PreTrainedModel, folder: Path) -> Path:
@@ -124,7 +133,7 @@ def load_tiny(folder: Path, **settings: Any) -> LoadedModel:
             _made[loaded.engine] = key, info
             return replace(loaded, info=info, folder=folder)
     always = {"model": str(folder), "listen": "127.0.0.1:0", "num_threads": 1, "compile": "off"}
-    loaded = load(WorkerConfig(**{**always, **settings}))
+    loaded = _load(WorkerConfig(**{**always, **settings}))
     _made[loaded.engine] = key, loaded.info
     return loaded
 

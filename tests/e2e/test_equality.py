@@ -23,7 +23,7 @@ from tests.e2e.stack import MODELS, Stack, bundled, load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build
 
 NUM_PROMPTS = 4
-NUM_TOKENS = 80
+NUM_TOKENS = 48
 SAMPLED = SamplingParams(
     temperature=0.8,
     top_p=0.95,

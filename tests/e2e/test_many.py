@@ -26,8 +26,8 @@ from tests.e2e.answers import Answer, ask, ask_all
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
-NUM_REQUESTS = 64
-NUM_SESSIONS = 250
+NUM_REQUESTS = 36
+NUM_SESSIONS = 200
 NUM_CLIENTS = 48
 """More than the small verifier can hold and keep waiting together."""
 MAX_QUEUE = 12
@@ -78,12 +78,14 @@ def mixed_requests() -> Iterator[tuple[list[int], dict[str, Any]]]:
         {"sampling": SamplingParams(temperature=0.9), "tree_width": 1, "max_draft_tokens": 3},
         {"num_logprobs": 0, "stop_token_ids": [*range(5, 15)], "num_completions": 2},
     ]
+    commons = (0, 16, 33, 80)
+    assert len(ways) * len(commons) == NUM_REQUESTS, "each way meets each length of the common beginning"
     for number in range(NUM_REQUESTS):
         arguments = {**ways[number % len(ways)], "max_tokens": probability.randrange(8, 48)}
         if "sampling" in arguments:
             arguments["sampling"] = replace(arguments["sampling"], seed=probability.randrange(2**64))
         own = [probability.randrange(1, VOCAB_SIZE) for _ in range(probability.randrange(1, 40))]
-        yield common[: probability.choice((0, 16, 33, 80))] + own, arguments
+        yield common[: commons[number // len(ways)]] + own, arguments
 
 
 def told(answer: Answer) -> tuple[object, ...]:
@@ -100,7 +102,7 @@ def logprobs(answer: Answer) -> list[float]:
 
 async def test_in_company_each_request_gets_what_it_gets_alone(folders: tuple[Path, Path]) -> None:
     requests = list(mixed_requests())
-    async with services(folders, max_queue=NUM_REQUESTS) as (running, verify, draft):
+    async with services(folders, max_queue=NUM_REQUESTS, max_sessions=32) as (running, verify, draft):
         alone = [await ask_all(running.client, prompt, **arguments) for prompt, arguments in requests]
         together = await asyncio.gather(
             *(ask_all(running.client, prompt, **arguments) for prompt, arguments in requests)

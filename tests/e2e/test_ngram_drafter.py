@@ -245,7 +245,8 @@ def test_guesses_stay_within_the_targets_vocabulary(tmp_path: Path) -> None:
     assert set(window.token_ids) <= {1, 2}
 
 
-@pytest.mark.parametrize("package", ["torch", "safetensors", "numpy", "transformers"])
-def test_the_service_without_a_model_loads_nothing_heavy(package: str) -> None:
-    code = f"import sys, draft_service.__main__, draft_service.without_model; print('{package}' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+def test_the_service_without_a_model_loads_nothing_heavy() -> None:
+    code = "import sys, draft_service.__main__, draft_service.without_model; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "draft_service.without_model" in loaded
+    assert not {"torch", "safetensors", "numpy", "transformers"} & set(loaded)

@@ -38,11 +38,11 @@ async def test_an_answer_that_is_paused_and_resumed_has_the_targets_tokens() -> 
     asked = [(prompt, sampling) for prompt in PROMPTS for sampling in SAMPLINGS]
     async with worker(bundled("target")) as verifier, worker(bundled("draft"), draft=True) as drafter:
         async with coordinator(verifier.address, drafter.address) as running:
-            alone = [await ask(running.client, p, sampling=s, max_tokens=96, speculate=False) for p, s in asked]
+            alone = [await ask(running.client, p, sampling=s, max_tokens=64, speculate=False) for p, s in asked]
             gate = running.service._gate = TurningGate()
             for prompt, sampling in asked:
                 answers = await asyncio.gather(
-                    *(ask(running.client, prompt, sampling=sampling, max_tokens=96) for _ in range(2))
+                    *(ask(running.client, prompt, sampling=sampling, max_tokens=64) for _ in range(2))
                 )
                 (expected,) = [each for each, what in zip(alone, asked, strict=True) if what == (prompt, sampling)]
                 for answer in answers:

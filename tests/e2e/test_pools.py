@@ -1,11 +1,12 @@
-"""Pools: sessions spread, workers come and go, and whoever is lost, the tokens are the same."""
+"""Pools: sessions spread, workers come and go, and whoever is lost, the tokens are the same; those that are killed:
+test_worker_processes.py."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.v1 import generation_pb2, generation_pb2_grpc
 from outrider.worker.startup import LoadedModel
-from tests.e2e.answers import Answer, ask, ask_all
+from tests.e2e.answers import ask, ask_all, ask_until, assert_same
 from tests.e2e.stack import (
     RunningWorker,
     Stack,
@@ -29,7 +30,6 @@ from tests.e2e.stack import (
     load_tiny,
     save_tiny,
     worker,
-    worker_process,
 )
 from tests.engine.tiny_models import build
 
@@ -173,65 +173,8 @@ async def test_a_drafter_that_is_terminated_is_drained(folders: tuple[Path, Path
         assert last.mode is GenerationMode.SPECULATIVE
 
 
-async def until_lost(running: Stack, lose: Callable[[], Awaitable[object]]) -> Answer:
-    """A long generation in whose midst somebody is lost."""
-    rounds: list[Tokens] = []
-    async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
-        started = await anext(events)
-        assert isinstance(started, Started)
-        async for event in events:
-            if isinstance(event, Tokens):
-                if not rounds:
-                    await lose()
-                rounds.append(event)
-    assert isinstance(event, Finished)
-    return Answer(started, rounds, event)
-
-
-def assert_same(answer: Answer, expected: Answer) -> None:
-    """The same tokens, and log-probabilities that differ by no more than the order of sums."""
-    assert answer.token_ids == expected.token_ids
-    assert answer.text == expected.text
-    assert answer.finished.reason is expected.finished.reason
-    for one, other in zip(answer.rounds, answer.rounds[1:], strict=False):
-        assert other.position == one.position + len(one.tokens), "a gap or a repetition"
-    pairs = zip(logprobs_of(answer), logprobs_of(expected), strict=True)
-    assert all(one == pytest.approx(other, abs=1e-4) for one, other in pairs)
-
-
-def logprobs_of(answer: Answer) -> list[float]:
-    return [token.logprobs.logprob for tokens in answer.rounds for token in tokens.tokens if token.logprobs]
-
-
-async def test_a_verifier_killed_midway_costs_no_token(folders: tuple[Path, Path], seats: Counter[str]) -> None:
-    """The draft is the target itself, so that its guesses are worth verifying."""
-    async with (
-        worker_process("verify_service", folders[0]) as (process, address),
-        worker(load_tiny(folders[0])) as other,
-        worker(load_tiny(folders[0]), draft=True) as draft,
-        coordinator(f"{address},{other.address}", draft.address) as running,
-    ):
-        await running.until_serving(address, other.address, draft.address)
-        expected = await ask(running.client, PROMPT, **LONG, speculate=False)
-        seats.clear()
-
-        async def kill() -> None:
-            process.kill()
-            await process.wait()
-
-        answer = await until_lost(running, kill)
-        assert_same(answer, expected)
-        assert answer.finished.mode is GenerationMode.SPECULATIVE
-        assert (seats[address], seats[other.address], seats[draft.address]) == (1, 1, 1)
-        assert answer.finished.speculation.num_accepted_tokens > 0
-        await running.until_serving(other.address, draft.address)
-        assert_same(await ask(running.client, PROMPT, **LONG), expected)
-        await other.all_slots_free()
-        await draft.all_slots_free()
-
-
 async def test_a_drafter_lost_midway_is_replaced(folders: tuple[Path, Path], seats: Counter[str]) -> None:
-    """Drafters that are killed: test_lifecycle.py."""
+    """Drafters that are killed: test_worker_processes.py."""
     async with (
         worker(load_tiny(folders[0])) as verify,
         worker(load_tiny(folders[1]), draft=True) as first,
@@ -241,7 +184,7 @@ async def test_a_drafter_lost_midway_is_replaced(folders: tuple[Path, Path], sea
         await running.until_serving(verify.address, first.address, other.address)
         expected = await ask(running.client, PROMPT, **LONG, speculate=False)
         slowed(verify.loaded)
-        answer = await until_lost(running, partial(first.server.stop, None))
+        answer = await ask_until(running.client, PROMPT, partial(first.server.stop, None), **LONG)
         assert_same(answer, expected)
         assert answer.finished.mode is GenerationMode.SPECULATIVE
         assert answer.finished.mode_reason == ""
@@ -255,7 +198,7 @@ async def test_without_another_verifier_the_call_ends_with_words(folders: tuple[
         coordinator(f"{verify.address},127.0.0.1:1", "") as running,
     ):
         with pytest.raises(WorkerUnavailableError):
-            await until_lost(running, partial(verify.server.stop, None))
+            await ask_until(running.client, PROMPT, partial(verify.server.stop, None), **LONG)
 
 
 async def test_a_drafter_without_a_free_slot_is_not_waited_for(folders: tuple[Path, Path]) -> None:

@@ -20,7 +20,7 @@ from tests.e2e.stack import Stack, bundled, coordinator, load_tiny, save_tiny, w
 from tests.engine.tiny_models import build
 
 PROMPT = "import os\n\n\ndef walk(path, depth):\n"
-NUM_TOKENS = 96
+NUM_TOKENS = 64
 SAMPLED = SamplingParams(temperature=0.8, seed=4)
 SAMPLINGS = [SamplingParams(), SAMPLED]
 

@@ -373,9 +373,9 @@ async def test_a_missing_model_folder_is_refused_in_words(tmp_path: Path) -> Non
         load_tiny(tmp_path / "nothing")
 
 
-async def test_a_port_in_use_is_said_in_words(folders: tuple[Path, Path], verifier: RunningWorker) -> None:
+async def test_a_port_in_use_is_said_in_words(verifier: RunningWorker) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "verify_service", f"--model={folders[0]}", f"--listen={verifier.address}"),
+        *(sys.executable, "-m", "draft_service", "--model=ngram", f"--listen={verifier.address}"),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )

@@ -19,6 +19,7 @@ from outrider.engine.sample.sampler import Row, Sampler
 from outrider.worker.compilation import package_path
 from outrider.worker.config import default_compile_cache
 from tests.engine import near_ties
+from tests.engine.graphs_made_once import graph_made_once
 from tests.engine.histories import random_line
 from tests.engine.readings import in_company, single_steps, taken_over
 
@@ -34,7 +35,8 @@ OTHERS = [[token % 4096 for token in random_line(length, seed=length)] for lengt
 def engine(max_sessions: int = 4) -> Engine:
     model = load_model(near_ties.MODEL, device=CPU, dtype="float32")
     made = Engine(model, max_sessions=max_sessions, max_context=512)
-    made.export()
+    with graph_made_once(near_ties.MODEL):
+        made.export()
     assert made.batch_invariant
     return made
 

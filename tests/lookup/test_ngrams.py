@@ -78,12 +78,12 @@ def test_every_answer_is_the_same(native: PyDLL) -> None:
         library = native
 
     machine = OfThisLibrary.TestCase("runTest")
-    machine.settings = settings(max_examples=60, stateful_step_count=10, deadline=None)
+    machine.settings = settings(max_examples=60, stateful_step_count=10)
     machine.runTest()
 
 
 @given(seed=st.integers(0, 99), num_ids=st.sampled_from([3, 40, 3000]))
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 def test_what_is_forgotten_is_the_same(native: PyDLL, seed: int, num_ids: int) -> None:
     chance = random.Random(seed)
     line = [chance.randrange(num_ids) for _ in range(HISTORY_TOKENS_MAX + 500)]

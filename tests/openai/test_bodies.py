@@ -93,7 +93,7 @@ async def test_the_bound_of_a_body_is_that_of_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(data=st.data())
 async def test_no_body_is_worse_than_refused(kind: type[Body], data: st.DataObject) -> None:
     """Whatever else were raised would be the service's own fault."""

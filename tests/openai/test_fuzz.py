@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 import pytest
+import pytest_asyncio
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import Case, GenerationMode
@@ -40,8 +41,13 @@ BODILESS = ("/healthz", "/readyz", "/version", "/v1/models", "/v1/models/{model}
 WITH_BODY = ("/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize")
 
 
-def operations(url: str) -> dict[str, APIOperation[Any, Any, Any, Any]]:
-    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+Operations = dict[str, APIOperation[Any, Any, Any, Any]]
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="package")
+async def operations(served: Served) -> Operations:
+    """By path."""
+    schema = await asyncio.to_thread(schemathesis.openapi.from_url, f"{served.url}/openapi.json")
     found = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
     return {operation.path: operation for operation in found}
 
@@ -69,8 +75,8 @@ def ask(operation: APIOperation[Any, Any, Any, Any], mode: GenerationMode) -> No
     check()
 
 
-async def test_the_document_names_every_path(served: Served) -> None:
-    assert tuple(await asyncio.to_thread(operations, served.url)) == (*BODILESS, *WITH_BODY)
+async def test_the_document_names_every_path(operations: Operations) -> None:
+    assert tuple(operations) == (*BODILESS, *WITH_BODY)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,8 @@ async def test_the_document_names_every_path(served: Served) -> None:
     [(path, GenerationMode.POSITIVE) for path in (*BODILESS, *WITH_BODY)]
     + [(path, GenerationMode.NEGATIVE) for path in WITH_BODY],
 )
-async def test_no_case_breaks_the_server(served: Served, path: str, mode: GenerationMode) -> None:
-    found = await asyncio.to_thread(operations, served.url)
-    await asyncio.to_thread(ask, found[path], mode)
+async def test_no_case_breaks_the_server(
+    served: Served, operations: Operations, path: str, mode: GenerationMode
+) -> None:
+    await asyncio.to_thread(ask, operations[path], mode)
     await until_idle(served)

@@ -18,7 +18,7 @@ from .scenario import Conduct
 from .toys import EOS_TOKEN_ID
 from .world import Link, World
 
-NUM_SCHEDULES = 1400
+NUM_SCHEDULES = 700
 
 ACCIDENT_RATE = 0.02
 """How likely an event is an accident: a few in each line."""
@@ -173,4 +173,4 @@ def test_whoever_is_lost_the_text_is_the_targets_own() -> None:
         DrafterState.PAUSED,
         *whats,
     )
-    assert min(seen[each] for each in wanted) >= 24, seen
+    assert min(seen[each] for each in wanted) >= 12, seen

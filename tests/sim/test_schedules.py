@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 
@@ -16,7 +17,7 @@ from .drafters import HonestDrafter
 from .scenario import Conduct, Scenario, draw_scenario
 from .world import World, paths
 
-NUM_SCHEDULES = 2000
+NUM_SCHEDULES = 1000
 """`make simulate` runs as many as one likes."""
 
 
@@ -30,10 +31,15 @@ def run_schedule(seed: int, scenario: Scenario | None = None) -> World:
     return world
 
 
-def test_every_schedule_gives_the_targets_own_text() -> None:
+@pytest.fixture(scope="module")
+def worlds() -> list[World]:
+    """Those of the first seeds, at their end."""
+    return [run_schedule(seed) for seed in range(NUM_SCHEDULES)]
+
+
+def test_every_schedule_gives_the_targets_own_text(worlds: list[World]) -> None:
     seen: Counter[object] = Counter()
-    for seed in range(NUM_SCHEDULES):
-        world = run_schedule(seed)
+    for world in worlds:
         seen.update((world.scenario.conduct, world.coordinator.drafter, *world.finish_reasons, *set(world.origins)))
         seen["rollback"] += world.coordinator.statistics.num_rollbacks > 0
         seen["stale"] += world.coordinator.statistics.num_stale_nodes > 0
@@ -48,17 +54,19 @@ def test_every_schedule_gives_the_targets_own_text() -> None:
     assert min(rare.values()) >= NUM_SCHEDULES // 50, f"some things hardly ever happened: {rare}"
 
 
-def test_short_memories_cost_hardly_a_draft_and_never_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_memories_cost_hardly_a_draft_and_never_a_token(
+    worlds: list[World], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same with bounds so small that forgetting, which a real line needs a thousand tokens for, never stops."""
 
-    def num_accepted_tokens() -> int:
-        return sum(run_schedule(seed).coordinator.statistics.num_accepted_tokens for seed in range(500))
+    def num_accepted_tokens(worlds: Iterable[World]) -> int:
+        return sum(world.coordinator.statistics.num_accepted_tokens for world in worlds)
 
-    num_with_long_memories = num_accepted_tokens()
+    num_with_long_memories = num_accepted_tokens(worlds[:500])
     monkeypatch.setattr(tree, "RECENT_COMMITS_MAX", 2)
     monkeypatch.setattr(naming, "RECENT_COMMITS_MAX", 2)
     monkeypatch.setattr(naming, "_SWEEP_NAMES_MIN", 1)
-    assert num_accepted_tokens() >= 0.98 * num_with_long_memories > 0
+    assert num_accepted_tokens(map(run_schedule, range(500))) >= 0.98 * num_with_long_memories > 0
 
 
 def test_a_line_that_outgrows_every_memory() -> None:
@@ -126,7 +134,7 @@ def test_where_text_repeats_itself_what_is_looked_up_saves_rounds(conduct: Condu
 
 def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
     num_compared = 0
-    for seed in range(800):
+    for seed in range(400):
         world = World(seed, replace(draw_scenario(Random(seed)), conduct=Conduct.FAITHFUL, stop_string_at=None))
         for _ in range(seed % 97):
             if world.coordinator.finish_reason is None:
@@ -140,4 +148,4 @@ def test_mirrors_agree_by_content_when_everything_has_arrived() -> None:
         drafter_paths, coordinator_paths, verifier_paths = (paths(mirror.tree) for mirror in mirrors)
         assert drafter_paths == coordinator_paths == verifier_paths, f"schedule {seed}"
         num_compared += bool(drafter_paths)
-    assert num_compared > 150
+    assert num_compared > 75

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import subprocess
 import sys
@@ -147,12 +148,21 @@ QUIET = {
 
 
 def rules_test(folder: Path, case: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    (folder / "rules.yaml").write_text(yaml.safe_dump(ALERTS))
+    """With what is recorded, and of the alerts those that the case asks for: each is worked out minute by minute."""
+    asked = {each["alertname"] for each in case["alert_rule_test"]}
+    groups = [
+        group | {"rules": [rule for rule in group["rules"] if "record" in rule or rule["alert"] in asked]}
+        for group in ALERTS["groups"]
+    ]
+    (folder / "rules.yaml").write_text(yaml.safe_dump({"groups": groups}))
     (folder / "test.yaml").write_text(
         yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": [case]})
     )
     command = ("promtool", "test", "rules", "test.yaml")
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+    environment = os.environ | {"GOGC": "off"}  # it ends before its garbage is worth collecting
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def silence(series: dict[str, str], times: Iterable[str], alerts: Iterable[str]) -> dict[str, Any]:

@@ -182,4 +182,4 @@ class TreeAgainstPaths(RuleBasedStateMachine):
 
 
 TestTreeAgainstPaths = TreeAgainstPaths.TestCase
-TestTreeAgainstPaths.settings = settings(max_examples=80, stateful_step_count=30, deadline=None)
+TestTreeAgainstPaths.settings = settings(max_examples=80, stateful_step_count=30)

@@ -1,4 +1,4 @@
-"""A whole measurement under load, and a soak, on tiny models: services of their own, and what the results say."""
+"""Modes under load, and a soak, on tiny models: services of their own, and what the results say."""
 
 from __future__ import annotations
 
@@ -18,62 +18,31 @@ from bench.load.run import run
 from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
-from bench.records import as_json, from_json
+from bench.records import from_json
 from bench.rivals.modes import UnknownModeError
 from bench.stack.models import Models
-from tests.e2e.stack import save_tiny
-from tests.engine.tiny_models import build
-
-MODES = ("target", "outrider", "padded", "padded_sync_2", "no_tree")
-CONCURRENCY, RATES = (1, 3), (20.0,)
-NUM_PASSES = 3
-NUM_OPEN = 6
+from tests.bench.loads.conftest import MODES, NUM_BLOCKS, NUM_OPEN, OUTPUT_LENGTHS, Measured
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    folder = tmp_path_factory.mktemp("models")
-    target, draft = build("llama", layers=2), build("llama")
-    return Models(
-        target=str(save_tiny(target, folder / "target")),
-        draft=str(save_tiny(draft, folder / "draft")),
-        dtype="float32",
-        compile="off",
-    )
-
-
-@pytest.fixture(scope="module")
-def result(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
-    prompts.write_text("A1B2C3\n---\nZZTop\n---\nSome more")
-    options = LoadOptions(
-        models=models,
-        modes=MODES,
-        concurrency=CONCURRENCY,
-        rates=RATES,
-        rate_seconds=NUM_OPEN / RATES[0],
-        minutes=0.0,
-        prompts=prompts,
-        prompt_lengths=(4, 20),
-        output_lengths=(6, 12),
-        temperatures=(0.8,),
-    )
-    return json.loads(json.dumps(as_json(run(options, Console(quiet=True)))))
+def result(measured: Measured) -> dict[str, Any]:
+    """All modes, without a network and without long prompts."""
+    return measured.part(MODES, lambda each: not each["delay_ms"] and not each["long_prompt"])
 
 
 def test_the_result_says_what_was_measured(result: dict[str, Any]) -> None:
     assert result["benchmark"] == "outrider bench load"
-    assert result["settings"]["num_passes"] == NUM_PASSES
+    assert result["settings"]["num_passes"] == NUM_BLOCKS
     assert result["modes"].keys() == set(MODES)
     assert [(at["loop"], at["load"]) for at in result["results"]] == [("closed", 1), ("closed", 3), ("open", 20.0)]
-    assert len(result["answers"]) == NUM_PASSES * len(MODES) * 3
-    assert sum(len(each["total_ms"]) for each in result["answers"]) == NUM_PASSES * len(MODES) * (4 + 4 + NUM_OPEN)
+    assert len(result["answers"]) == NUM_BLOCKS * len(MODES) * 3
+    assert sum(len(each["total_ms"]) for each in result["answers"]) == NUM_BLOCKS * len(MODES) * (4 + 4 + NUM_OPEN)
 
 
 def test_every_mode_wrote_the_targets_own_tokens_under_every_load(result: dict[str, Any]) -> None:
     for at in result["results"]:
         for name, each in at["modes"].items():
-            assert each["num_answers"] == NUM_PASSES * (NUM_OPEN if at["loop"] == "open" else 4)
+            assert each["num_answers"] == NUM_BLOCKS * (NUM_OPEN if at["loop"] == "open" else 4)
             assert each["num_refused"] == each["num_degraded"] == 0
             assert each["num_identical"] == each["num_answers"], name
 
@@ -90,7 +59,7 @@ def test_summaries_make_sense(result: dict[str, Any]) -> None:
             for comparison in (each["speed_up"], each.get("advantage_of_ours")):
                 if comparison:
                     assert comparison["ratio_95"][0] <= comparison["ratio"] <= comparison["ratio_95"][1]
-            assert 1.0 <= each["acceptance_length"] <= 12.0
+            assert 1.0 <= each["acceptance_length"] <= max(OUTPUT_LENGTHS)
             assert 1.0 <= each["sessions_per_step"] <= max(at["load"], NUM_OPEN)
             assert each["tokens_per_step"] >= each["sessions_per_step"] * 0.5
             assert 0.0 <= each["kv_use"] <= each["kv_use_max"] <= 1.0

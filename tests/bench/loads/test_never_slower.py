@@ -7,67 +7,28 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from bench.compare.quote import misquoted, quote
-from bench.load import never_slower, tables
+from bench.load import tables
 from bench.load.cells import FLOOR, MARK, Result, show
 from bench.load.never_slower import ROUNDS_BESIDE_LONG
-from bench.load.options import NeverSlowerOptions
 from bench.load.plots import plot
 from bench.load.result import Result as Loads
-from bench.load.run import run
 from bench.load.workload import MEASURED_MIN
 from bench.records import as_json, from_json
-from bench.stack.models import Models
-from tests.e2e.stack import save_tiny
-from tests.engine.tiny_models import build
+from tests.bench.loads.conftest import CONCURRENCY, DELAY_MS, LONG, NUM_BLOCKS, Measured
 
-DELAY_MS, NUM_BLOCKS, NUM_CLIENTS = 5.0, 2, 3
-
-LONG = 300
-"""More than the tiny models' 256 positions."""
-
-
-class Measured(NamedTuple):
-    """One measurement: its cells, and in JSON the loads that they are made of."""
-
-    cells: Result
-    loads: dict[str, Any]
+NUM_CLIENTS = max(CONCURRENCY)
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
-    folder = tmp_path_factory.mktemp("models")
-    models = Models(
-        target=str(save_tiny(build("llama", layers=2), folder / "target")),
-        draft=str(save_tiny(build("llama"), folder / "draft")),
-        dtype="float32",
-        compile="off",
-    )
-    options = NeverSlowerOptions(
-        models=models,
-        mlp_widths=(0,),
-        temperatures=(0.8,),
-        concurrency=(1, NUM_CLIENTS),
-        delays_ms=(0.0, DELAY_MS),
-        long_prompt=LONG,
-        num_blocks=NUM_BLOCKS,
-    )
-    found: list[Loads] = []
-
-    def noted(*arguments: Any) -> Loads:
-        found.append(run(*arguments))
-        return found[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(never_slower, "run", noted)
-        cells = never_slower.measure(options, Console(quiet=True))
-    [loads] = found
-    return Measured(cells, json.loads(json.dumps(as_json(loads))))
+def loads(measured: Measured) -> dict[str, Any]:
+    """What the cells were made of."""
+    return measured.part(("target", "outrider"), lambda each: each["loop"] == "closed")
 
 
 @pytest.fixture
@@ -129,8 +90,8 @@ def at(loads: dict[str, Any], delay_ms: float, long_prompt: int) -> dict[str, An
     return found
 
 
-def test_loads_are_measured_without_and_beside_long_prompts(measured: Measured) -> None:
-    quiet, beside_long = at(measured.loads, 0.0, 0), at(measured.loads, 0.0, LONG)
+def test_loads_are_measured_without_and_beside_long_prompts(loads: dict[str, Any]) -> None:
+    quiet, beside_long = at(loads, 0.0, 0), at(loads, 0.0, LONG)
     for name in ("target", "outrider"):
         before, now = quiet["modes"][name], beside_long["modes"][name]
         assert "stall" not in before
@@ -144,17 +105,17 @@ def test_loads_are_measured_without_and_beside_long_prompts(measured: Measured) 
         assert 0.0 < found["ratio_range"][0] <= found["ratio_range"][1]
 
 
-def test_loads_are_measured_with_a_network_between(measured: Measured) -> None:
-    for each in at(measured.loads, DELAY_MS, 0)["modes"].values():
+def test_loads_are_measured_with_a_network_between(loads: dict[str, Any]) -> None:
+    for each in at(loads, DELAY_MS, 0)["modes"].values():
         assert each["num_identical"] == each["num_answers"]
         assert each["first_token_ms"]["p50"] >= 2 * DELAY_MS, "the request there and the token back"
 
 
 @pytest.fixture
-def with_both(measured: Measured) -> dict[str, Any]:
+def with_both(loads: dict[str, Any]) -> dict[str, Any]:
     """The loads, as if the one beside long prompts had also been over the network."""
-    both = {**at(measured.loads, 0.0, LONG), "delay_ms": DELAY_MS}
-    return {**measured.loads, "results": [*measured.loads["results"], both]}
+    both = {**at(loads, 0.0, LONG), "delay_ms": DELAY_MS}
+    return {**loads, "results": [*loads["results"], both]}
 
 
 def test_a_table_shows_what_long_prompts_did(with_both: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Measurements under load: their tests share one, and run in one process."""
