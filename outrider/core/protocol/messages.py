@@ -190,8 +190,7 @@ VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
 """What a coordinator tells a verifier."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commitment:
+class Commitment(NamedTuple):
     """Committed tokens on their way to the drafter: a Commit, or a Rollback when `rollback` is set."""
 
     position: int
