@@ -91,7 +91,7 @@ class DraftSession:
         growth = self.tree.commit(new)
         self._unsent.sweep()
         cutoff, verify_seconds = commitment.cutoff_ms / 1000.0, commitment.verify_ms / 1000.0
-        self._rhythm.observe(cutoff, verify_seconds, len(new), now, is_bare=not self.num_sent_live)
+        self._rhythm.observe(cutoff, verify_seconds, len(new), now)
         if self._automatic and commitment.probability_min > 0.0:
             self._log_floor = _log_floor(commitment.probability_min, verify_seconds)
         return growth

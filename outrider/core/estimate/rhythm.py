@@ -23,7 +23,8 @@ _OVERDUE = 2.0
 may be waiting."""
 
 _WAITING = 0.25
-"""Share of a period for which a verifier that a round has left without guesses may wait for more than the first."""
+"""Share of a period for which the verifier may wait after a round for more than it has: it gives up, and learns that
+waiting is in vain, when that is held back."""
 
 _TOKEN_SECONDS = 3e-3
 """What a token takes as long as nothing is known: with a small target."""
@@ -53,9 +54,9 @@ class Rhythm:
         """From one cutoff to the next, how much that scatters, and how much of it the verifier was not at the round."""
         self._cutoff = self._ended = self._heard = self._waits_until = 0.0
 
-    def observe(self, cutoff: float, seconds: float, num_tokens: int, now: float, *, is_bare: bool) -> None:
-        """A commit of so many tokens came at `now`: windows sent by `cutoff` were in its round, which took `seconds`,
-        and `is_bare` if it has left the verifier without guesses. What cannot be teaches nothing."""
+    def observe(self, cutoff: float, seconds: float, num_tokens: int, now: float) -> None:
+        """A commit of so many tokens came at `now`: windows sent by `cutoff` were in its round, which took `seconds`.
+        What cannot be teaches nothing."""
         if not self._cutoff < cutoff <= now:
             return
         elapsed = cutoff - self._cutoff
@@ -69,7 +70,7 @@ class Rhythm:
         self._num_tokens += _GAIN * (num_tokens - self._num_tokens)
         self.token_seconds = self._period / self._num_tokens or _TOKEN_SECONDS
         self._cutoff, self._ended, self._heard = cutoff, cutoff + seconds, now
-        self._waits_until = now + _WAITING * self._period if is_bare else now
+        self._waits_until = now + _WAITING * self._period
 
     def chance(self, now: float, seconds: float) -> float:
         """The chance that a round begins for which it matters whether a window is sent at `now` or `seconds` later.

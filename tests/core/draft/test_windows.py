@@ -83,7 +83,8 @@ def test_while_no_round_can_begin_nodes_are_gathered_and_just_before_one_begins_
     session, heard = in_rhythm()
     due_at = heard - DELAY + PERIOD
     sizes: dict[float, int] = {}
-    for num_levels in range(3, 25):
+    draft(session, 3)
+    for num_levels in range(6, 25):
         now = heard + num_levels * LEVEL
         draft(session, 1)
         if size := sent(session, now):
