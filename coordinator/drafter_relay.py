@@ -188,15 +188,22 @@ class DrafterRelay:
                         return
                     self._num_behind -= 1
                     self._obey(self._take(window, link.worker), verifier)
-        except OutriderError as error:
+        except Exception as error:
             if self._link is not link or self._verifiers.is_over:
                 return
-            if self._session.finish_reason is None and not link.is_handed_over:
-                _log.warning(
-                    "drafter lost", session=self._opening.session_id, address=link.worker.address, reason=str(error)
-                )
+            reason = self._told(error, link)
             if (verifier := await self._verifiers.ready()) is not None and self._link is link:
-                self._obey(self._on_loss(link, str(error)), verifier)
+                self._obey(self._on_loss(link, reason), verifier)
+
+    def _told(self, error: Exception, link: DrafterLink) -> str:
+        """Why a drafter is lost, for the client and, unless that is nobody's fault, for the log."""
+        session_id, address = self._opening.session_id, link.worker.address
+        if not isinstance(error, OutriderError):
+            _log.error("unexpected error at a drafter", session=session_id, address=address, exc_info=error)
+            return "something went wrong on the way to the drafter; the coordinator's log has the reason"
+        if self._session.finish_reason is None and not link.is_handed_over:
+            _log.warning("drafter lost", session=session_id, address=address, reason=str(error))
+        return str(error)
 
     def _on_loss(self, link: DrafterLink, reason: str) -> DrafterLost | None:
         if link.is_handed_over:

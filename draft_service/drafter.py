@@ -63,7 +63,7 @@ class Drafter:
 
     def commit(self, session: DraftStream, commitment: Commitment) -> None:
         """Moves the session's line and tree along; a rollback is the same movement."""
-        self._tell(self.scheduler.commit(session, commitment))
+        self._tell(self.scheduler.commit(session, commitment, time.monotonic()))
 
     def finish(self, session: DraftStream) -> None:
         """No more commits will come: the session drafts on while that is worth it, then ends."""

@@ -52,7 +52,8 @@ COMMITTED_TOKENS = 3
 
 VERIFY_MS = 20.0
 PROBABILITY_MIN = 0.05
-"""What commits tell of the target."""
+REPORT_MS = 1.0
+"""What commits tell of the target, and since when the round might not be told anything any more."""
 
 
 def main(
@@ -221,7 +222,8 @@ def _commitment(state: DraftSession) -> Commitment:
     while node is not None and node.children and len(token_ids) < COMMITTED_TOKENS:
         node = max(node.children.values(), key=lambda child: child.path_log_prob)
         token_ids.append(node.token_id)
-    return Commitment(len(state.line), token_ids or [0], False, VERIFY_MS, PROBABILITY_MIN)
+    cutoff_ms = time.monotonic() * 1000.0 - REPORT_MS
+    return Commitment(len(state.line), token_ids or [0], False, VERIFY_MS, PROBABILITY_MIN, cutoff_ms)
 
 
 if __name__ == "__main__":

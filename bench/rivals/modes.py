@@ -63,6 +63,7 @@ ABLATIONS: Mapping[str, str] = {
     "no_choice": "that scores all there is, up to the most that a round may",
     "no_ngram": "whose verifier guesses nothing by itself",
     "no_outcomes": "that drafts on below the likeliest guesses alone",
+    "no_rhythm": "that sends what is worth a message at once, whenever the next round begins",
 }
 """Ours with one policy off; see `ruled.py`."""
 

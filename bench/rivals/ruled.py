@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bench.rivals.modes import PADDED, PolicyName
 from bench.rivals.rules import RULES, Rule
+from outrider.core.estimate.rhythm import Rhythm
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.naming import Grafted
@@ -104,6 +105,14 @@ class HastyRounds(ExpectedGain):
         return AT_ONCE
 
 
+class Unheard(Rhythm):
+    """Says that any moment matters, so that what is worth a message is sent at once."""
+
+    def chance(self, now: float, seconds: float) -> float:
+        """Always certain."""
+        return 1.0
+
+
 def _is_first_guess(node: Node) -> bool:
     return node.parent is None or next(iter(node.parent.children.values())) is node
 
@@ -125,10 +134,15 @@ def _follow_first_guesses(policy: Policy) -> None:
     policy.draft.expands = _is_first_guess
 
 
+def _hear_no_rhythm(policy: Policy) -> None:
+    policy.draft.rhythm = Unheard
+
+
 ABLATIONS: dict[str, Callable[[Policy], None]] = {
     "no_wait": _never_wait,
     "no_choice": _choose_all,
     "no_ngram": _look_nothing_up,
     "no_outcomes": _follow_first_guesses,
+    "no_rhythm": _hear_no_rhythm,
 }
 """What each takes away from production's policy."""

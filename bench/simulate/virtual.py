@@ -54,6 +54,8 @@ class Times:
     """What a drafter does between two steps."""
     num_levels_max: int = 1
     """Most levels that a drafter's device drafts in a row; between them there is no pause."""
+    message: float = 0.0
+    """What a message of windows takes of the drafter's own core."""
     rest: float = 0.0
     """What a verifier does between a verdict and the next step."""
 
@@ -114,6 +116,7 @@ class VirtualStack:
             self._on_drafted,
             pause=times.pause,
             num_levels_max=times.num_levels_max,
+            message=times.message,
         )
         self.sessions = [
             Session(each.prompt, vocab_size=each.vocab_size, max_run_ahead=speculation.run_ahead, drafting=True)
@@ -122,6 +125,9 @@ class VirtualStack:
         """The coordinator's."""
         self.num_committed = [0] * len(answers)
         """How many tokens the verifier has decided for each."""
+        self.num_windows = self.num_messages = 0
+        """How many windows the drafter has sent, and in how many messages: what it sends at one time goes in one."""
+        self._last_message = -1.0
         for index, answer in enumerate(answers):
             self._open(index, answer, speculation)
 
@@ -160,6 +166,9 @@ class VirtualStack:
 
     def _on_drafted(self, index: int, window: DraftWindow | OutriderError) -> None:
         assert isinstance(window, DraftWindow), f"memory without end refuses nobody, but: {window}"
+        self.num_windows += 1
+        self.num_messages += self.clock.now > self._last_message
+        self._last_message = self.clock.now
         self._after(self._times.report + index * self._times.window, partial(self._relay, index, window))
 
     def _relay(self, index: int, window: DraftWindow) -> None:

@@ -226,9 +226,14 @@ class VirtualDrafter(VirtualWorker):
         pause: float = 0.0,
         memory: AmpleMemory | None = None,
         num_levels_max: int = 1,
+        message: float = 0.0,
     ) -> None:
-        """Session i is about `texts[i]`, and `tell` hears what it is told. A run has up to `num_levels_max` levels."""
+        """Session i is about `texts[i]`, and `tell` hears what it is told. A run has up to `num_levels_max` levels.
+
+        After a step that something was sent of it pauses by `message` more.
+        """
         super().__init__()
+        self._message, self._has_sent = message, False
         self._clock, self._work, self._texts = clock, work, texts
         self._step_seconds, self._tell, self._pause = step_seconds, tell, pause
         self._num_levels_max = num_levels_max
@@ -243,7 +248,7 @@ class VirtualDrafter(VirtualWorker):
 
     def commit(self, index: int, commitment: Commitment) -> None:
         """A commitment arrives."""
-        self._read(partial(self.scheduler.commit, index, commitment))
+        self._read(lambda: self.scheduler.commit(index, commitment, self._clock.now))
 
     def close(self, index: int) -> None:
         """The session needs no drafts any more."""
@@ -315,13 +320,16 @@ class VirtualDrafter(VirtualWorker):
         self.scheduler.observe(seconds)
         for index, content in events:
             self._send(index, content)
-        if self._pause:
-            self._clock.after(self._pause, self._go_on)
+        pause = self._pause + self._message * self._has_sent
+        self._has_sent = False
+        if pause:
+            self._clock.after(pause, self._go_on)
         else:
             self._go_on()
 
     def _send(self, index: int, content: object) -> None:
         if isinstance(content, Drafted):
+            self._has_sent = True
             self._tell(index, content.window)
         elif isinstance(content, OutriderError):
             self._tell(index, content)

@@ -111,7 +111,7 @@ class MeasuredDraftServicer(ModelDraftServicer):
 def follow(own: DraftPolicy, other: DraftPolicy) -> None:
     """Has the drafter whose policy is `own` decide by the `other` one."""
     own.estimates, own.opening, own.expands = other.estimates, other.opening, other.expands
-    own.sends_at_once = other.sends_at_once
+    own.sends_at_once, own.rhythm = other.sends_at_once, other.rhythm
 
 
 class MeasuredVerifyServicer(VerifyServicer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 _TAG: Final = bytes([1 << 3 | 2])  # 2: a length and so many bytes
+_SHORT: Final = [_TAG + bytes([length]) for length in range(128)]
 
 
 def entry(content: bytes) -> bytes:
@@ -12,7 +13,10 @@ def entry(content: bytes) -> bytes:
 
     Such messages one after another are the message with all elements: so protobuf is defined.
     """
-    length, head = len(content), bytearray(_TAG)
+    length = len(content)
+    if length < 128:  # as nearly all are
+        return _SHORT[length] + content
+    head = bytearray(_TAG)
     while length >= 128:  # seven bits a byte, the lowest first; the eighth says that more follow
         head.append(length & 127 | 128)
         length >>= 7

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from outrider.core.protocol.errors import QueueFullError
 
@@ -25,7 +25,7 @@ class SessionStream(Generic[CommandT, EventT]):
     """The coordinator's end. One task sends, another iterates over the events. `cancel` must be called in the end."""
 
     def __init__(self, put: Callable[[CommandT], None], leave: Callable[[], None]) -> None:
-        """`put` has a command sent; `leave` says that the session is over here."""
+        """`put` has a command sent, or raises; `leave` says that the session is over here."""
         self.num_unsent = 0
         """Commands that wait to be sent."""
         self._put = put
@@ -39,6 +39,13 @@ class SessionStream(Generic[CommandT, EventT]):
         self._is_over = False
         self._error: Exception | None = None
 
+    @classmethod
+    def over(cls, error: Exception) -> Self:
+        """One that never began, because of `error`."""
+        session = cls(lambda command: None, lambda: None)
+        session.end(error)
+        return session
+
     @property
     def has_room(self) -> bool:
         """Whether a command may be offered: fewer than UNSENT_COMMANDS_MAX of the session wait, or it is over."""
@@ -51,10 +58,15 @@ class SessionStream(Generic[CommandT, EventT]):
             await self._has_room.wait()
 
     def offer(self, command: CommandT) -> None:
-        """Has a command sent, however many wait. If the session is over, `events` tells how."""
-        if not self._is_over:
-            self.num_unsent += 1
+        """Has a command sent, however many wait. If the session is over, `events` tells how; a command that no message
+        can carry ends it."""
+        if self._is_over:
+            return
+        self.num_unsent += 1
+        try:
             self._put(command)
+        except Exception as error:
+            self._leave_by(error)
 
     async def send(self, command: CommandT) -> None:
         """The same, once there is room."""

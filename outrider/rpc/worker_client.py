@@ -192,9 +192,15 @@ class WorkerClient:
         return tokenizer
 
     def open_session(self) -> SessionStream[Any, Any]:
-        """A session of the service's own commands and events, on the stream of all, which is begun anew at need."""
+        """A session of the service's own commands and events, on the stream of all, which is begun anew at need.
+
+        Of a client that is closed it is over already.
+        """
         if self._multiplexer is None or self._multiplexer.is_over:
-            self._multiplexer = Multiplexer(self.channel, DRAFT if self._service == DRAFT_SERVICE else VERIFY)
+            try:
+                self._multiplexer = Multiplexer(self.channel, DRAFT if self._service == DRAFT_SERVICE else VERIFY)
+            except grpc.aio.UsageError:
+                return SessionStream.over(WorkerUnavailableError("the connection to the worker is closed; try again"))
         return self._multiplexer.open()
 
     async def close(self) -> None:

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/common.proto\x12\x0boutrider.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xfc\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12>\n\nlogit_bias\x18\x08 \x03(\x0b\x32*.outrider.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x12*\n\x07grammar\x18\n \x01(\x0b\x32\x14.outrider.v1.GrammarH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\n\n\x08_grammar\"_\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x62\x65gins_after\x18\x04 \x01(\tB\x06\n\x04kind\"M\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"u\n\x07\x44rafted\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\r\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\r\x12\x12\n\nparent_ids\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\x12\x10\n\x08\x64raft_ms\x18\x06 \x01(\x02\"}\n\rSessionFailed\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12/\n\nviolations\x18\x05 \x03(\x0b\x32\x1b.outrider.v1.FieldViolation\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\xe4\x03\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x18\n\x10tokenizer_sha256\x18\x04 \x01(\t\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x13\n\x0bmax_context\x18\x06 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x18\n\x10protocol_version\x18\x0b \x01(\r\x12\x13\n\x0binstance_id\x18\x0c \x01(\t\x12\x17\n\x0fidentity_sha256\x18\r \x01(\t\x12\x1a\n\x12memory_limit_bytes\x18\x0f \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x10 \x01(\x04\x12\x17\n\x0f\x62\x61tch_invariant\x18\x0e \x01(\x08\x12\x11\n\tattention\x18_ \x01(\t\x12\x14\n\x0c\x66orward_pass\x18` \x01(\t\x12\x14\n\x0ctoken_choice\x18\x61 \x01(\t\x12\x11\n\tnot_taken\x18\x62 \x03(\t\x12\x0f\n\x07weights\x18\x63 \x01(\t\x12\x16\n\x0ekv_cache_dtype\x18\x64 \x01(\t\"\x15\n\x13GetModelInfoRequest\"=\n\x14GetModelInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\"\x10\n\x0eGetLoadRequest\"\x8a\x02\n\nWorkerLoad\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0cnum_sessions\x18\x02 \x01(\r\x12\x12\n\nnum_queued\x18\x03 \x01(\r\x12\x19\n\x11num_queued_tokens\x18\x04 \x01(\x04\x12\x15\n\rnum_kv_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12num_free_kv_tokens\x18\x06 \x01(\x04\x12\x0f\n\x07step_ms\x18\x07 \x01(\x02\x12\x19\n\x11num_prompt_tokens\x18\x08 \x01(\x04\x12 \n\x18num_cached_prompt_tokens\x18\t \x01(\x04\x12\x10\n\x08progress\x18( \x01(\x04\x12\x0f\n\x07is_busy\x18) \x01(\x08\"%\n\x0fGetSpansRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"9\n\x10GetSpansResponse\x12%\n\x05spans\x18\x01 \x03(\x0b\x32\x16.outrider.v1.TraceSpan\"\xe9\x01\n\tTraceSpan\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x0f\n\x07span_id\x18\x04 \x01(\t\x12\x11\n\tparent_id\x18\x05 \x01(\t\x12\x10\n\x08start_ns\x18\x06 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x07 \x01(\x04\x12+\n\nattributes\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x06\x65vents\x18\t \x03(\x0b\x32\x17.outrider.v1.TraceEvent\x12\x0f\n\x07\x61\x64\x64ress\x18\n \x01(\t\"X\n\nTraceEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07time_ns\x18\x02 \x01(\x04\x12+\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct*\x9b\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_STOP_TOKEN\x10\x03\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/common.proto\x12\x0boutrider.v1\x1a\x1cgoogle/protobuf/struct.proto\"\xfc\x03\n\x0eSamplingParams\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x04 \x01(\x02H\x03\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12>\n\nlogit_bias\x18\x08 \x03(\x0b\x32*.outrider.v1.SamplingParams.LogitBiasEntry\x12\x11\n\x04seed\x18\t \x01(\x04H\x07\x88\x01\x01\x12*\n\x07grammar\x18\n \x01(\x0b\x32\x14.outrider.v1.GrammarH\x08\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\n\n\x08_grammar\"_\n\x07Grammar\x12\x15\n\x0bjson_schema\x18\x01 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x02 \x01(\tH\x00\x12\x0e\n\x04lark\x18\x03 \x01(\tH\x00\x12\x14\n\x0c\x62\x65gins_after\x18\x04 \x01(\tB\x06\n\x04kind\"M\n\rTokenLogprobs\x12\x0f\n\x07logprob\x18\x01 \x01(\x02\x12\x15\n\rtop_token_ids\x18\x02 \x03(\r\x12\x14\n\x0ctop_logprobs\x18\x03 \x03(\x02\"\x86\x01\n\x07\x44rafted\x12\x0c\n\x04\x62\x61se\x18\x01 \x01(\r\x12\x10\n\x08\x66irst_id\x18\x02 \x01(\r\x12\x12\n\nparent_ids\x18\x03 \x03(\r\x12\x11\n\ttoken_ids\x18\x04 \x03(\r\x12\x11\n\tlog_probs\x18\x05 \x03(\x02\x12\x10\n\x08\x64raft_ms\x18\x06 \x01(\x02\x12\x0f\n\x07sent_ms\x18i \x01(\x01\"}\n\rSessionFailed\x12\x0f\n\x07session\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\r\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12/\n\nviolations\x18\x05 \x03(\x0b\x32\x1b.outrider.v1.FieldViolation\"4\n\x0e\x46ieldViolation\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\"7\n\x0cTraceContext\x12\x13\n\x0btraceparent\x18\x01 \x01(\t\x12\x12\n\ntracestate\x18\x02 \x01(\t\"\xe4\x03\n\tModelInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nmodel_type\x18\x02 \x01(\t\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x18\n\x10tokenizer_sha256\x18\x04 \x01(\t\x12\x15\n\reos_token_ids\x18\x05 \x03(\r\x12\x13\n\x0bmax_context\x18\x06 \x01(\r\x12\x14\n\x0cmax_sessions\x18\x07 \x01(\r\x12\x16\n\x0enum_parameters\x18\x08 \x01(\x04\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\n \x01(\t\x12\x18\n\x10protocol_version\x18\x0b \x01(\r\x12\x13\n\x0binstance_id\x18\x0c \x01(\t\x12\x17\n\x0fidentity_sha256\x18\r \x01(\t\x12\x1a\n\x12memory_limit_bytes\x18\x0f \x01(\x04\x12\x16\n\x0ekv_cache_bytes\x18\x10 \x01(\x04\x12\x17\n\x0f\x62\x61tch_invariant\x18\x0e \x01(\x08\x12\x11\n\tattention\x18_ \x01(\t\x12\x14\n\x0c\x66orward_pass\x18` \x01(\t\x12\x14\n\x0ctoken_choice\x18\x61 \x01(\t\x12\x11\n\tnot_taken\x18\x62 \x03(\t\x12\x0f\n\x07weights\x18\x63 \x01(\t\x12\x16\n\x0ekv_cache_dtype\x18\x64 \x01(\t\"\x15\n\x13GetModelInfoRequest\"=\n\x14GetModelInfoResponse\x12%\n\x05model\x18\x01 \x01(\x0b\x32\x16.outrider.v1.ModelInfo\"\x10\n\x0eGetLoadRequest\"\x8a\x02\n\nWorkerLoad\x12\x13\n\x0binstance_id\x18\x01 \x01(\t\x12\x14\n\x0cnum_sessions\x18\x02 \x01(\r\x12\x12\n\nnum_queued\x18\x03 \x01(\r\x12\x19\n\x11num_queued_tokens\x18\x04 \x01(\x04\x12\x15\n\rnum_kv_tokens\x18\x05 \x01(\x04\x12\x1a\n\x12num_free_kv_tokens\x18\x06 \x01(\x04\x12\x0f\n\x07step_ms\x18\x07 \x01(\x02\x12\x19\n\x11num_prompt_tokens\x18\x08 \x01(\x04\x12 \n\x18num_cached_prompt_tokens\x18\t \x01(\x04\x12\x10\n\x08progress\x18( \x01(\x04\x12\x0f\n\x07is_busy\x18) \x01(\x08\"%\n\x0fGetSpansRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"9\n\x10GetSpansResponse\x12%\n\x05spans\x18\x01 \x03(\x0b\x32\x16.outrider.v1.TraceSpan\"\xe9\x01\n\tTraceSpan\x12\x0f\n\x07service\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x10\n\x08trace_id\x18\x03 \x01(\t\x12\x0f\n\x07span_id\x18\x04 \x01(\t\x12\x11\n\tparent_id\x18\x05 \x01(\t\x12\x10\n\x08start_ns\x18\x06 \x01(\x04\x12\x0e\n\x06\x65nd_ns\x18\x07 \x01(\x04\x12+\n\nattributes\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\'\n\x06\x65vents\x18\t \x03(\x0b\x32\x17.outrider.v1.TraceEvent\x12\x0f\n\x07\x61\x64\x64ress\x18\n \x01(\t\"X\n\nTraceEvent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07time_ns\x18\x02 \x01(\x04\x12+\n\nattributes\x18\x03 \x01(\x0b\x32\x17.google.protobuf.Struct*\x9b\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x15\n\x11\x46INISH_REASON_EOS\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_STOP_TOKEN\x10\x03\x12\x1d\n\x19\x46INISH_REASON_STOP_STRING\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,8 +34,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2400
-  _globals['_FINISHREASON']._serialized_end=2555
+  _globals['_FINISHREASON']._serialized_start=2418
+  _globals['_FINISHREASON']._serialized_end=2573
   _globals['_SAMPLINGPARAMS']._serialized_start=72
   _globals['_SAMPLINGPARAMS']._serialized_end=580
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=399
@@ -44,30 +44,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GRAMMAR']._serialized_end=677
   _globals['_TOKENLOGPROBS']._serialized_start=679
   _globals['_TOKENLOGPROBS']._serialized_end=756
-  _globals['_DRAFTED']._serialized_start=758
-  _globals['_DRAFTED']._serialized_end=875
-  _globals['_SESSIONFAILED']._serialized_start=877
-  _globals['_SESSIONFAILED']._serialized_end=1002
-  _globals['_FIELDVIOLATION']._serialized_start=1004
-  _globals['_FIELDVIOLATION']._serialized_end=1056
-  _globals['_TRACECONTEXT']._serialized_start=1058
-  _globals['_TRACECONTEXT']._serialized_end=1113
-  _globals['_MODELINFO']._serialized_start=1116
-  _globals['_MODELINFO']._serialized_end=1600
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1602
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1623
-  _globals['_GETMODELINFORESPONSE']._serialized_start=1625
-  _globals['_GETMODELINFORESPONSE']._serialized_end=1686
-  _globals['_GETLOADREQUEST']._serialized_start=1688
-  _globals['_GETLOADREQUEST']._serialized_end=1704
-  _globals['_WORKERLOAD']._serialized_start=1707
-  _globals['_WORKERLOAD']._serialized_end=1973
-  _globals['_GETSPANSREQUEST']._serialized_start=1975
-  _globals['_GETSPANSREQUEST']._serialized_end=2012
-  _globals['_GETSPANSRESPONSE']._serialized_start=2014
-  _globals['_GETSPANSRESPONSE']._serialized_end=2071
-  _globals['_TRACESPAN']._serialized_start=2074
-  _globals['_TRACESPAN']._serialized_end=2307
-  _globals['_TRACEEVENT']._serialized_start=2309
-  _globals['_TRACEEVENT']._serialized_end=2397
+  _globals['_DRAFTED']._serialized_start=759
+  _globals['_DRAFTED']._serialized_end=893
+  _globals['_SESSIONFAILED']._serialized_start=895
+  _globals['_SESSIONFAILED']._serialized_end=1020
+  _globals['_FIELDVIOLATION']._serialized_start=1022
+  _globals['_FIELDVIOLATION']._serialized_end=1074
+  _globals['_TRACECONTEXT']._serialized_start=1076
+  _globals['_TRACECONTEXT']._serialized_end=1131
+  _globals['_MODELINFO']._serialized_start=1134
+  _globals['_MODELINFO']._serialized_end=1618
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1620
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1641
+  _globals['_GETMODELINFORESPONSE']._serialized_start=1643
+  _globals['_GETMODELINFORESPONSE']._serialized_end=1704
+  _globals['_GETLOADREQUEST']._serialized_start=1706
+  _globals['_GETLOADREQUEST']._serialized_end=1722
+  _globals['_WORKERLOAD']._serialized_start=1725
+  _globals['_WORKERLOAD']._serialized_end=1991
+  _globals['_GETSPANSREQUEST']._serialized_start=1993
+  _globals['_GETSPANSREQUEST']._serialized_end=2030
+  _globals['_GETSPANSRESPONSE']._serialized_start=2032
+  _globals['_GETSPANSRESPONSE']._serialized_end=2089
+  _globals['_TRACESPAN']._serialized_start=2092
+  _globals['_TRACESPAN']._serialized_end=2325
+  _globals['_TRACEEVENT']._serialized_start=2327
+  _globals['_TRACEEVENT']._serialized_end=2415
 # @@protoc_insertion_point(module_scope)

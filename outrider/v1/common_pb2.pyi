@@ -75,20 +75,22 @@ class TokenLogprobs(_message.Message):
     def __init__(self, logprob: _Optional[float] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Drafted(_message.Message):
-    __slots__ = ("base", "first_id", "parent_ids", "token_ids", "log_probs", "draft_ms")
+    __slots__ = ("base", "first_id", "parent_ids", "token_ids", "log_probs", "draft_ms", "sent_ms")
     BASE_FIELD_NUMBER: _ClassVar[int]
     FIRST_ID_FIELD_NUMBER: _ClassVar[int]
     PARENT_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOG_PROBS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_MS_FIELD_NUMBER: _ClassVar[int]
+    SENT_MS_FIELD_NUMBER: _ClassVar[int]
     base: int
     first_id: int
     parent_ids: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     log_probs: _containers.RepeatedScalarFieldContainer[float]
     draft_ms: float
-    def __init__(self, base: _Optional[int] = ..., first_id: _Optional[int] = ..., parent_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., log_probs: _Optional[_Iterable[float]] = ..., draft_ms: _Optional[float] = ...) -> None: ...
+    sent_ms: float
+    def __init__(self, base: _Optional[int] = ..., first_id: _Optional[int] = ..., parent_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., log_probs: _Optional[_Iterable[float]] = ..., draft_ms: _Optional[float] = ..., sent_ms: _Optional[float] = ...) -> None: ...
 
 class SessionFailed(_message.Message):
     __slots__ = ("session", "code", "reason", "text", "violations")

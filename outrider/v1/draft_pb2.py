@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import common_pb2 as outrider_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17outrider/v1/draft.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"p\n\rDraftCommands\x12+\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x19.outrider.v1.DraftCommand\x12\x0e\n\x06\x63losed\x18\x02 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xa4\x01\n\x0c\x44raftCommand\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.outrider.v1.DraftOpenH\x00\x12%\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.outrider.v1.CommitH\x00\x12)\n\x08rollback\x18\x03 \x01(\x0b\x32\x15.outrider.v1.RollbackH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\t\n\x07\x63ommand\"\x8d\x02\n\tDraftOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x15\n\rmax_run_ahead\x18\x05 \x01(\r\x12\x12\n\ntree_width\x18\x06 \x01(\r\x12\x12\n\nmax_length\x18\x07 \x01(\r\x12(\n\x05trace\x18\x08 \x01(\x0b\x32\x19.outrider.v1.TraceContext\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x12\n\ncache_salt\x18) \x01(\t\"Y\n\x06\x43ommit\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\"[\n\x08Rollback\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\"\x95\x01\n\x0b\x44raftEvents\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.outrider.v1.DraftEvent\x12*\n\x06\x66\x61iled\x18\x02 \x03(\x0b\x32\x1a.outrider.v1.SessionFailed\x12\r\n\x05\x65nded\x18\x03 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"{\n\nDraftEvent\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.outrider.v1.DraftOpenedH\x00\x12\'\n\x07\x64rafted\x18\x02 \x01(\x0b\x32\x14.outrider.v1.DraftedH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\x07\n\x05\x65vent\"&\n\x0b\x44raftOpened\x12\x17\n\x0fnum_line_tokens\x18\x01 \x01(\r2\xb2\x02\n\x0c\x44raftService\x12\x41\n\x05\x44raft\x12\x1a.outrider.v1.DraftCommands\x1a\x18.outrider.v1.DraftEvents(\x01\x30\x01\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12\x41\n\x07GetLoad\x12\x1b.outrider.v1.GetLoadRequest\x1a\x17.outrider.v1.WorkerLoad0\x01\x12G\n\x08GetSpans\x12\x1c.outrider.v1.GetSpansRequest\x1a\x1d.outrider.v1.GetSpansResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17outrider/v1/draft.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"p\n\rDraftCommands\x12+\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x19.outrider.v1.DraftCommand\x12\x0e\n\x06\x63losed\x18\x02 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xa4\x01\n\x0c\x44raftCommand\x12&\n\x04open\x18\x01 \x01(\x0b\x32\x16.outrider.v1.DraftOpenH\x00\x12%\n\x06\x63ommit\x18\x02 \x01(\x0b\x32\x13.outrider.v1.CommitH\x00\x12)\n\x08rollback\x18\x03 \x01(\x0b\x32\x15.outrider.v1.RollbackH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\t\n\x07\x63ommand\"\x8d\x02\n\tDraftOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x15\n\rmax_run_ahead\x18\x05 \x01(\r\x12\x12\n\ntree_width\x18\x06 \x01(\r\x12\x12\n\nmax_length\x18\x07 \x01(\r\x12(\n\x05trace\x18\x08 \x01(\x0b\x32\x19.outrider.v1.TraceContext\x12\x12\n\nvocab_size\x18\t \x01(\r\x12\x12\n\ncache_salt\x18) \x01(\t\"l\n\x06\x43ommit\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\x12\x11\n\tcutoff_ms\x18i \x01(\x01\"n\n\x08Rollback\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x11\n\tverify_ms\x18\x03 \x01(\x02\x12\x17\n\x0fprobability_min\x18\x04 \x01(\x02\x12\x11\n\tcutoff_ms\x18i \x01(\x01\"\x95\x01\n\x0b\x44raftEvents\x12\'\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x17.outrider.v1.DraftEvent\x12*\n\x06\x66\x61iled\x18\x02 \x03(\x0b\x32\x1a.outrider.v1.SessionFailed\x12\r\n\x05\x65nded\x18\x03 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"{\n\nDraftEvent\x12*\n\x06opened\x18\x01 \x01(\x0b\x32\x18.outrider.v1.DraftOpenedH\x00\x12\'\n\x07\x64rafted\x18\x02 \x01(\x0b\x32\x14.outrider.v1.DraftedH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\x07\n\x05\x65vent\"&\n\x0b\x44raftOpened\x12\x17\n\x0fnum_line_tokens\x18\x01 \x01(\r2\xb2\x02\n\x0c\x44raftService\x12\x41\n\x05\x44raft\x12\x1a.outrider.v1.DraftCommands\x1a\x18.outrider.v1.DraftEvents(\x01\x30\x01\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12\x41\n\x07GetLoad\x12\x1b.outrider.v1.GetLoadRequest\x1a\x17.outrider.v1.WorkerLoad0\x01\x12G\n\x08GetSpans\x12\x1c.outrider.v1.GetSpansRequest\x1a\x1d.outrider.v1.GetSpansResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,15 +39,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAFTOPEN']._serialized_start=348
   _globals['_DRAFTOPEN']._serialized_end=617
   _globals['_COMMIT']._serialized_start=619
-  _globals['_COMMIT']._serialized_end=708
-  _globals['_ROLLBACK']._serialized_start=710
-  _globals['_ROLLBACK']._serialized_end=801
-  _globals['_DRAFTEVENTS']._serialized_start=804
-  _globals['_DRAFTEVENTS']._serialized_end=953
-  _globals['_DRAFTEVENT']._serialized_start=955
-  _globals['_DRAFTEVENT']._serialized_end=1078
-  _globals['_DRAFTOPENED']._serialized_start=1080
-  _globals['_DRAFTOPENED']._serialized_end=1118
-  _globals['_DRAFTSERVICE']._serialized_start=1121
-  _globals['_DRAFTSERVICE']._serialized_end=1427
+  _globals['_COMMIT']._serialized_end=727
+  _globals['_ROLLBACK']._serialized_start=729
+  _globals['_ROLLBACK']._serialized_end=839
+  _globals['_DRAFTEVENTS']._serialized_start=842
+  _globals['_DRAFTEVENTS']._serialized_end=991
+  _globals['_DRAFTEVENT']._serialized_start=993
+  _globals['_DRAFTEVENT']._serialized_end=1116
+  _globals['_DRAFTOPENED']._serialized_start=1118
+  _globals['_DRAFTOPENED']._serialized_end=1156
+  _globals['_DRAFTSERVICE']._serialized_start=1159
+  _globals['_DRAFTSERVICE']._serialized_end=1465
 # @@protoc_insertion_point(module_scope)

@@ -54,28 +54,32 @@ class DraftOpen(_message.Message):
     def __init__(self, session_id: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_common_pb2.SamplingParams, _Mapping]] = ..., max_run_ahead: _Optional[int] = ..., tree_width: _Optional[int] = ..., max_length: _Optional[int] = ..., trace: _Optional[_Union[_common_pb2.TraceContext, _Mapping]] = ..., vocab_size: _Optional[int] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class Commit(_message.Message):
-    __slots__ = ("position", "token_ids", "verify_ms", "probability_min")
+    __slots__ = ("position", "token_ids", "verify_ms", "probability_min", "cutoff_ms")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_MIN_FIELD_NUMBER: _ClassVar[int]
+    CUTOFF_MS_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     verify_ms: float
     probability_min: float
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ..., probability_min: _Optional[float] = ...) -> None: ...
+    cutoff_ms: float
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ..., probability_min: _Optional[float] = ..., cutoff_ms: _Optional[float] = ...) -> None: ...
 
 class Rollback(_message.Message):
-    __slots__ = ("position", "token_ids", "verify_ms", "probability_min")
+    __slots__ = ("position", "token_ids", "verify_ms", "probability_min", "cutoff_ms")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     VERIFY_MS_FIELD_NUMBER: _ClassVar[int]
     PROBABILITY_MIN_FIELD_NUMBER: _ClassVar[int]
+    CUTOFF_MS_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     verify_ms: float
     probability_min: float
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ..., probability_min: _Optional[float] = ...) -> None: ...
+    cutoff_ms: float
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., verify_ms: _Optional[float] = ..., probability_min: _Optional[float] = ..., cutoff_ms: _Optional[float] = ...) -> None: ...
 
 class DraftEvents(_message.Message):
     __slots__ = ("events", "failed", "ended", "checksum")

@@ -106,7 +106,7 @@ class VerifyOpened(_message.Message):
     def __init__(self, num_line_tokens: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("position", "token_ids", "num_accepted", "num_draft_tokens", "num_stale_nodes", "verify_ms", "wait_ms", "logprobs", "bonus", "probability_min", "num_cached_tokens", "num_prompt_lookup", "num_accepted_prompt_lookup", "num_prediction", "num_accepted_prediction", "scored_parents", "scored_token_ids")
+    __slots__ = ("position", "token_ids", "num_accepted", "num_draft_tokens", "num_stale_nodes", "verify_ms", "wait_ms", "logprobs", "bonus", "probability_min", "num_cached_tokens", "num_prompt_lookup", "num_accepted_prompt_lookup", "num_prediction", "num_accepted_prediction", "scored_parents", "scored_token_ids", "cutoff_ms")
     POSITION_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,7 @@ class Verdict(_message.Message):
     NUM_ACCEPTED_PREDICTION_FIELD_NUMBER: _ClassVar[int]
     SCORED_PARENTS_FIELD_NUMBER: _ClassVar[int]
     SCORED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CUTOFF_MS_FIELD_NUMBER: _ClassVar[int]
     position: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_accepted: int
@@ -141,7 +142,8 @@ class Verdict(_message.Message):
     num_accepted_prediction: int
     scored_parents: _containers.RepeatedScalarFieldContainer[int]
     scored_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_accepted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., bonus: _Optional[bool] = ..., probability_min: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., num_prompt_lookup: _Optional[int] = ..., num_accepted_prompt_lookup: _Optional[int] = ..., num_prediction: _Optional[int] = ..., num_accepted_prediction: _Optional[int] = ..., scored_parents: _Optional[_Iterable[int]] = ..., scored_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    cutoff_ms: float
+    def __init__(self, position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., num_accepted: _Optional[int] = ..., num_draft_tokens: _Optional[int] = ..., num_stale_nodes: _Optional[int] = ..., verify_ms: _Optional[float] = ..., wait_ms: _Optional[float] = ..., logprobs: _Optional[_Iterable[_Union[_common_pb2.TokenLogprobs, _Mapping]]] = ..., bonus: _Optional[bool] = ..., probability_min: _Optional[float] = ..., num_cached_tokens: _Optional[int] = ..., num_prompt_lookup: _Optional[int] = ..., num_accepted_prompt_lookup: _Optional[int] = ..., num_prediction: _Optional[int] = ..., num_accepted_prediction: _Optional[int] = ..., scored_parents: _Optional[_Iterable[int]] = ..., scored_token_ids: _Optional[_Iterable[int]] = ..., cutoff_ms: _Optional[float] = ...) -> None: ...
 
 class VerifyFinished(_message.Message):
     __slots__ = ("reason",)

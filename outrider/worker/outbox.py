@@ -30,14 +30,15 @@ class Outbox(Generic[Event]):
         """One of the `session` by that number. Without an `outlet`, which several may share, it has its own."""
         self.session = session
         self._outlet = Outlet() if outlet is None else outlet
-        self._items: deque[Stamped[Event] | Exception | None] = deque()
+        self.items: deque[Stamped[Event] | Exception | None] = deque()
+        """What waits, the oldest first: events, then the error that the session failed with, or None at its end."""
         self.is_waiting = False
         """Whether the outlet knows that there is something."""
         self._full = False
 
     def put(self, event: Event, started_ns: int, ended_ns: int) -> None:
         """Adds an event. Any thread."""
-        if len(self._items) < OUTBOX_MAX:
+        if len(self.items) < OUTBOX_MAX:
             self._append(Stamped(event, started_ns, ended_ns))
         elif not self._full:
             self._full = True
@@ -51,28 +52,20 @@ class Outbox(Generic[Event]):
         """Ends the session after the events before it. Any thread."""
         self._append(None)
 
-    def pop(self) -> Stamped[Event] | Exception | None:
-        """The next item: an event, the error that the session failed with, or None at its end. Raises IndexError."""
-        return self._items.popleft()
-
-    def __len__(self) -> int:
-        """How many items there are."""
-        return len(self._items)
-
     async def take(self) -> Stamped[Event] | None:
         """The next event of a session that has the outlet for itself; None at the end.
 
         Raises the error that the session failed with.
         """
-        while not self._items:
+        while not self.items:
             await self._outlet.wait()
             self._outlet.next()
-        item = self._items.popleft()
+        item = self.items.popleft()
         if isinstance(item, Exception):
             raise item
         return item
 
     def _append(self, item: Stamped[Event] | Exception | None) -> None:
-        self._items.append(item)
+        self.items.append(item)
         if not self.is_waiting:
             self._outlet.add(self)

@@ -133,9 +133,9 @@ class SessionHost(Generic[CommandT, EventT]):
         message: Any = self._kind.events_type()
         num_bytes = 0
         while num_bytes < BATCH_BYTES_MAX and (outbox := self._outlet.next()) is not None:
-            hosted = self._sessions.get(outbox.session)
-            while hosted is not None and outbox and num_bytes < BATCH_BYTES_MAX:
-                match outbox.pop():
+            hosted, items = self._sessions.get(outbox.session), outbox.items
+            while hosted is not None and items and num_bytes < BATCH_BYTES_MAX:
+                match items.popleft():
                     case None:
                         message.ended.append(outbox.session)
                         self._sessions.pop(outbox.session).close(None)
@@ -151,6 +151,6 @@ class SessionHost(Generic[CommandT, EventT]):
                         event = self._kind.encode_event(stamped.event, message.events.add())
                         event.session = outbox.session
                         num_bytes += event.ByteSize()
-            if hosted is not None and outbox:
+            if hosted is not None and items:
                 self._outlet.add(outbox)
         return message if num_bytes or message.ended else None

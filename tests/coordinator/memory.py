@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from coordinator.links import Worker
 from outrider.core.coordinate.statistics import SpeculationStatistics
-from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
+from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.messages import (
     Commitment,
     DraftOpen,
@@ -42,15 +42,15 @@ class _Inbox(Generic[Event]):
     """What a worker says, in order, until its stream ends."""
 
     def __init__(self) -> None:
-        self._said: asyncio.Queue[Event | OutriderError | None] = asyncio.Queue()
+        self._said: asyncio.Queue[Event | Exception | None] = asyncio.Queue()
 
-    def say(self, event: Event | OutriderError | None) -> None:
+    def say(self, event: Event | Exception | None) -> None:
         """An error, or None for nothing more, ends the stream."""
         self._said.put_nowait(event)
 
     async def outcomes(self, take: Callable[[Event], Outcome | None]) -> AsyncGenerator[Outcome]:
         while (event := await self._said.get()) is not None:
-            if isinstance(event, OutriderError):
+            if isinstance(event, Exception):
                 raise event
             if (outcome := take(event)) is not None:
                 yield outcome

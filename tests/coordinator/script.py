@@ -19,6 +19,7 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
     hold verifiers          none of them reads what is sent from here on, until `release verifiers`
     lose drafter            its connection breaks; before it has taken the session that is a refusal
     end drafter             it ends the stream without a word
+    break drafter           something of ours fails while its session is heard
     shut gate               speculation does not pay; a generation asks after its next round
     open gate               it pays again
     leave                   the client goes away
@@ -172,6 +173,8 @@ class Stage:
                 self._drafter.inbox.say(WorkerUnavailableError("it is about to stop"))
             case ["end", "drafter"]:
                 self._drafter.inbox.say(None)
+            case ["break", "drafter"]:
+                self._drafter.inbox.say(KeyError("a fault of ours"))
             case ["shut", "gate"]:
                 self._gate.is_open = False
             case ["open", "gate"]:

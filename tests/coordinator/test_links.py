@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from dataclasses import replace
 
 import pytest
 
@@ -140,6 +142,46 @@ async def test_a_drafter_that_refuses_has_not_had_the_session(serve: Serve) -> N
     link.close(failed=True)
     assert (served.standing.num_failures, served.standing.num_leavings) == (2, 1)
     assert bandit.worth("m", greedy=True) == before, "the trial did not take place"
+
+
+async def test_an_opening_that_no_message_can_carry_gives_back_what_was_taken_for_the_session(serve: Serve) -> None:
+    """The place at the drafter, the bandit's trial, and the breaker's probe: or it would get no session any more."""
+    served, bandit = await serve(listens, DRAFT_SERVICE), DrafterBandit()
+    breaker = served.standing.breaker
+    breaker.fail(0.0)
+    breaker.begin()
+    before = bandit.worth("m", greedy=True)
+    opening = replace(DRAFT_OPEN, max_run_ahead=-1)
+    link = GrpcDrafterLink(served.seat, bandit.begin("m", greedy=True), opening, SpeculationStatistics())
+    with pytest.raises(ValueError, match="range"):
+        await anext(sayings(link))
+    link.close(failed=True)
+    assert served.standing.num_leavings == 1
+    assert bandit.worth("m", greedy=True) == before
+    assert breaker.refusal(math.inf) is None, "another probe may follow"
+    other = fresh_drafter(served)
+    other.close(failed=False)
+    await served.worker.was_closed.wait()
+
+
+async def test_an_opening_that_no_message_can_carry_is_heard_of_where_a_verifier_is_listened_to(serve: Serve) -> None:
+    link = GrpcVerifierLink((await serve(listens)).seat)
+    link.offer(replace(VERIFY_OPEN, max_draft_tokens=-1))
+    link.offer(EndDrafts())
+    with pytest.raises(ValueError, match="range"):
+        await anext(sayings(link))
+    link.close()
+
+
+async def test_a_place_at_a_worker_whose_connection_is_closed_is_over_at_once(serve: Serve) -> None:
+    served = await serve(listens)
+    await served.standing.client.close()
+    link = GrpcVerifierLink(served.seat)
+    link.offer(VERIFY_OPEN)
+    with pytest.raises(WorkerUnavailableError, match="closed"):
+        await anext(sayings(link))
+    link.close()
+    assert served.standing.num_leavings == 1
 
 
 async def opened_then_gone(peer: Peer) -> None:

@@ -52,6 +52,23 @@ async def test_an_event_is_answered_before_any_task_runs() -> None:
     assert await reader == ["1", "3"]
 
 
+async def test_a_command_that_cannot_be_sent_ends_the_session_and_comes_out_behind_the_events_before() -> None:
+    left: list[str] = []
+
+    def put(command: int) -> None:
+        raise ValueError("out of range")
+
+    session: SessionStream[int, int] = SessionStream(put, lambda: left.append("left"))
+    session.hear(1)
+    session.offer(2)
+    session.offer(3)
+    assert left == ["left"]
+    events = session.events()
+    assert await anext(events) == 1
+    with pytest.raises(ValueError, match="out of range"):
+        await anext(events)
+
+
 async def test_what_has_been_made_of_events_comes_out_though_the_session_is_cancelled_by_who_takes_them() -> None:
     ends = Ends()
 

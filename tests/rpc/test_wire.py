@@ -37,6 +37,7 @@ from outrider.v1 import common_pb2, draft_pb2, generation_pb2, verify_pb2
 UINT32 = st.integers(0, 2**32 - 1)
 UINT64 = st.integers(0, 2**64 - 1)
 FLOAT32 = st.floats(width=32, allow_nan=False)
+FLOAT64 = st.floats(allow_nan=False)
 TEXT = st.text(max_size=20)
 UINT32S = st.lists(UINT32, max_size=8)
 
@@ -67,13 +68,14 @@ def token_logprobs() -> st.SearchStrategy[TokenLogprobs]:
 def windows() -> st.SearchStrategy[DraftWindow]:
     nodes = st.lists(st.tuples(UINT32, UINT32, FLOAT32), max_size=8)
     return st.builds(
-        lambda base, first_id, nodes, draft_ms: DraftWindow(
-            base, first_id, [n[0] for n in nodes], [n[1] for n in nodes], [n[2] for n in nodes], draft_ms
+        lambda base, first_id, nodes, draft_ms, sent_ms: DraftWindow(
+            base, first_id, [n[0] for n in nodes], [n[1] for n in nodes], [n[2] for n in nodes], draft_ms, sent_ms
         ),
         UINT32,
         UINT32,
         nodes,
         FLOAT32,
+        FLOAT64,
     )
 
 
@@ -131,6 +133,7 @@ def verdicts() -> st.SearchStrategy[Verdict]:
         wait_ms=FLOAT32,
         logprobs=st.lists(token_logprobs(), max_size=3).map(tuple),
         scored=st.builds(ScoredNodes, UINT32S.map(tuple), UINT32S.map(tuple)),
+        cutoff_ms=FLOAT64,
     )
 
 
@@ -161,7 +164,7 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
     )
 
 
-COMMITMENTS = st.builds(Commitment, UINT32, UINT32S, st.booleans(), FLOAT32, FLOAT32)
+COMMITMENTS = st.builds(Commitment, UINT32, UINT32S, st.booleans(), FLOAT32, FLOAT32, FLOAT64)
 OPENEDS = st.builds(Opened, UINT32)
 FINISHES = st.builds(VerifyFinished, st.sampled_from(FinishReason))
 

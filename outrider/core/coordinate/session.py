@@ -126,7 +126,7 @@ class Session:
             self.statistics.num_drafted_nodes += grafted.num_news
             self.statistics.num_stale_nodes += grafted.num_stale
             self.statistics.draft_ms += window.draft_ms
-        return self._outbound.window(self.tree, grafted.added, window.draft_ms)
+        return self._outbound.window(self.tree, grafted.added, window.draft_ms, window.sent_ms)
 
     def on_drafter_lost(self, reason: str) -> DrafterLost | None:
         """The drafter is gone, or has to go: another one is opened, or the verifier continues alone."""
@@ -212,7 +212,9 @@ class Session:
         self._count(verdict, emit, growth.followed)
         if not self.drafter.is_feeding:
             return VerdictOutcome(emit, None)
-        commitment = Commitment(emit.position, new, rolled_back, verdict.verify_ms, verdict.probability_min)
+        commitment = Commitment(
+            emit.position, new, rolled_back, verdict.verify_ms, verdict.probability_min, verdict.cutoff_ms
+        )
         return VerdictOutcome(emit, commitment)
 
     def on_stopped(self, reason: FinishReason) -> None:

@@ -56,6 +56,7 @@ class VerdictRules(NamedTuple):
         if not (
             0.0 <= verdict.verify_ms < math.inf
             and 0.0 <= verdict.wait_ms < math.inf
+            and 0.0 <= verdict.cutoff_ms < math.inf
             and math.isfinite(verdict.probability_min)
             and verdict.num_cached_tokens <= len(line)
         ):

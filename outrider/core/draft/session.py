@@ -13,11 +13,12 @@ from outrider.core.draft.outlook import Outlook
 from outrider.core.draft.unsent import Unsent
 from outrider.core.estimate.calibration import decided
 from outrider.core.estimate.foresight import Foresight
+from outrider.core.estimate.rhythm import Rhythm
 from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow
 from outrider.core.protocol.tree import LIVE, Growth, Node, SpeculationTree, path_tokens
-from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX, EXPANSIONS_MAX
+from outrider.core.protocol.validation import AUTOMATIC_WIDTH_MAX
 
 NODE_SECONDS = 12e-6
 """What a published node costs: drafter, coordinator and verifier each add it to a mirror, name it, sort it and drop it.
@@ -46,9 +47,11 @@ class DraftSession:
         estimates: DraftEstimates | None = None,
         *,
         expands: Callable[[Node], bool] = everywhere,
+        rhythm: Callable[[], Rhythm] = Rhythm,
         constraint: Constraint | None = None,
     ) -> None:
-        """What follows a new node may be drafted if `expands` says so. `constraint` has followed the line."""
+        """What follows a new node may be drafted if `expands` says so. `rhythm` makes what learns when rounds begin.
+        `constraint` has followed the line."""
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or DraftEstimates()
         self._binned = estimates.binned
@@ -72,11 +75,11 @@ class DraftSession:
             self._frontier = MaskChains(self.width, self._foresight, self._has_place)
         self._num_uncomputed = 0
         self._unsent = Unsent(self.tree)
-        self._verify_seconds = 0.0
+        self._rhythm = rhythm()
         self._log_floor = _log_floor(_SCORING_PROBABILITY_PRIOR, 0.0) if self._automatic else -math.inf
 
-    def commit(self, commitment: Commitment) -> Growth:
-        """Moves the line and the tree along. Applying it twice changes nothing.
+    def commit(self, commitment: Commitment, now: float = 0.0) -> Growth:
+        """Moves the line and the tree along, at `now`. Applying it twice changes nothing.
 
         Raises ProtocolViolationError for a gap or a contradiction.
         """
@@ -87,9 +90,10 @@ class DraftSession:
             self._constraint.commit(new)
         growth = self.tree.commit(new)
         self._unsent.sweep()
-        self._verify_seconds = commitment.verify_ms / 1000.0
+        cutoff, verify_seconds = commitment.cutoff_ms / 1000.0, commitment.verify_ms / 1000.0
+        self._rhythm.observe(cutoff, verify_seconds, len(new), now)
         if self._automatic and commitment.probability_min > 0.0:
-            self._log_floor = _log_floor(commitment.probability_min, self._verify_seconds)
+            self._log_floor = _log_floor(commitment.probability_min, verify_seconds)
         return growth
 
     @property
@@ -221,17 +225,24 @@ class DraftSession:
             node = child
         return node
 
-    def is_window_due(self, now: float, idle: bool) -> bool:
-        """Whether what has not been sent should be sent now; `idle` says that no step of this session follows."""
-        return self._unsent.is_due(now, self._verify_seconds, idle)
+    def window_worth(self, now: float, seconds: float) -> float:
+        """How many seconds it is expected to save that what has not been sent is sent now, not `seconds` later, which
+        may be never. Infinite then, and if the verifier has nothing of this session: it may be waiting."""
+        if not self._unsent:
+            return 0.0
+        if seconds == math.inf or not self.num_sent_live:
+            return math.inf
+        return self._unsent.gain * self._rhythm.chance(now, seconds) * self._rhythm.token_seconds
 
-    def num_levels_unsent(self, num_nodes: int, level_seconds: float, now: float) -> int:
-        """How many levels, each over so many nodes and of so many seconds, may follow before a window is due; one at
-        least, as that is not known before. What a level adds is as likely at most as what it expands."""
-        best = self.best()
-        if best is None:
-            return EXPANSIONS_MAX
-        return self._unsent.num_levels(num_nodes * math.exp(best), level_seconds, now, self._verify_seconds)
+    def window_worths(self, now: float, seconds: float, num_nodes: int) -> Iterator[float]:
+        """The same after one level more, after two, and so on, each over so many nodes and of so many seconds, if none
+        is sent meanwhile. What a level adds is as likely at most as what it expands."""
+        best, gain, rhythm = self.best(), self._unsent.gain, self._rhythm
+        added = 0.0 if best is None else num_nodes * math.exp(best)
+        while True:
+            now += seconds
+            gain += added
+            yield gain * rhythm.chance(now, seconds) * rhythm.token_seconds
 
     def take_window(self, draft_ms: float, now: float = 0.0) -> DraftWindow | None:
         """What has not been sent yet, or None."""

@@ -5,7 +5,6 @@ Where the cells that a step's sessions hold in the KV cache were seen to cost ti
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 
@@ -25,7 +24,9 @@ _EXCESS_MAX = 0.5
 
 _UNTRIED_STEPS = 64
 """After so many steps without one of its own a size counts as untried of late: what is remembered of it comes down, and
-its next steps count as if it had been seen but once, so that two or three tell what it takes and not some thirty."""
+its next steps count as if it had been seen but once, so that two or three tell what it takes and not some thirty. One
+that is slower than what is remembered is no more than a doubt: it may be a hiccup. Two in a row are believed, as far as
+they agree, so that one hiccup keeps no size from being tried."""
 
 _EXPLAINED_MAX = 0.9
 """Largest share of a step that cells may explain: what is left must be above 0."""
@@ -43,7 +44,7 @@ class StepCurve:
     they seem to pay, and one step tells. 0 everywhere before the first observation.
     """
 
-    __slots__ = ("_context", "_counts", "_last_steps", "_num_steps", "_sizes", "_values")
+    __slots__ = ("_context", "_counts", "_doubted", "_last_steps", "_num_steps", "_sizes", "_values")
 
     def __init__(self) -> None:
         self._context = ContextCost()
@@ -53,6 +54,8 @@ class StepCurve:
         self._counts: list[int] = []
         self._last_steps: list[int] = []
         """Number of the last step of each size."""
+        self._doubted: list[float] = []
+        """Seconds of each size's last step, if it was untried and slower than expected; else 0."""
         self._num_steps = 0
 
     def restart(self, observations: Iterable[tuple[int, float]], in_context: Iterable[ContextTime] = ()) -> None:
@@ -63,6 +66,7 @@ class StepCurve:
         self._values.clear()
         self._counts.clear()
         self._last_steps.clear()
+        self._doubted.clear()
         for num_tokens, seconds in observations:
             self.observe(num_tokens, seconds)
 
@@ -82,14 +86,9 @@ class StepCurve:
             values.insert(index, min([seconds, *values[index : index + 1]]))
             self._counts.insert(index, 1)
             self._last_steps.insert(index, 0)
+            self._doubted.insert(index, 0.0)
         else:
-            is_untried = self._num_steps - self._last_steps[index] > _UNTRIED_STEPS
-            self._counts[index] = 2 if is_untried else self._counts[index] + 1
-            gain = max(_GAIN, 1.0 / self._counts[index])
-            if seconds * (1.0 + _EXCESS_MAX) < values[index]:
-                gain = 0.5  # chance makes steps slow, never fast: the estimate was spoilt
-            excess_max = math.inf if is_untried else _EXCESS_MAX * values[index]
-            values[index] += gain * min(seconds - values[index], excess_max)
+            self._learn(index, seconds)
         self._num_steps += 1
         self._last_steps[index] = self._num_steps
         newest = values[index]
@@ -101,6 +100,23 @@ class StepCurve:
                 values[larger] = newest
             elif self._num_steps - self._last_steps[larger] > _UNTRIED_STEPS:
                 values[larger] -= _RELAXATION * (values[larger] - newest)
+
+    def _learn(self, index: int, seconds: float) -> None:
+        """A step of a size that is known took so long."""
+        values, counts = self._values, self._counts
+        is_untried = self._num_steps - self._last_steps[index] > _UNTRIED_STEPS
+        agreed, self._doubted[index] = min(seconds, self._doubted[index]), 0.0
+        counts[index] = 2 if is_untried else counts[index] + 1
+        if agreed > values[index]:
+            values[index] = agreed
+            return
+        if is_untried and seconds > values[index]:
+            self._doubted[index] = seconds
+            return
+        gain = max(_GAIN, 1.0 / counts[index])
+        if seconds * (1.0 + _EXCESS_MAX) < values[index]:
+            gain = 0.5  # chance makes steps slow, never fast: the estimate was spoilt
+        values[index] += gain * min(seconds - values[index], _EXCESS_MAX * values[index])
 
     def seconds(self, num_tokens: int) -> float:
         """The expected duration of a step over `num_tokens`; 0 if no step was ever observed."""

@@ -125,6 +125,8 @@ class DraftWindow:
     token_ids: Sequence[int]
     log_probs: Sequence[float]
     draft_ms: float = 0.0
+    sent_ms: float = 0.0
+    """By the drafter's own clock; 0 while unknown."""
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -188,8 +190,7 @@ VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
 """What a coordinator tells a verifier."""
 
 
-@dataclass(frozen=True, slots=True)
-class Commitment:
+class Commitment(NamedTuple):
     """Committed tokens on their way to the drafter: a Commit, or a Rollback when `rollback` is set."""
 
     position: int
@@ -198,6 +199,8 @@ class Commitment:
     verify_ms: float = 0.0
     probability_min: float = 0.0
     """See `Verdict.probability_min`."""
+    cutoff_ms: float = 0.0
+    """See `Verdict.cutoff_ms`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +248,9 @@ class Verdict:
     """Of the accepted ones."""
     scored: ScoredNodes = NOT_REPORTED
     """Empty unless asked for."""
+    cutoff_ms: float = 0.0
+    """When a window had to be sent at the latest to be in the round, by the clock of `DraftWindow.sent_ms`; 0 while
+    unknown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ class Outbound:
     def __init__(self) -> None:
         self._last_id = 0
 
-    def window(self, tree: SpeculationTree, nodes: Iterable[Node], draft_ms: float = 0.0) -> DraftWindow | None:
+    def window(
+        self, tree: SpeculationTree, nodes: Iterable[Node], draft_ms: float = 0.0, sent_ms: float = 0.0
+    ) -> DraftWindow | None:
         """Names the live ones among `nodes` (parents first, none named before); None if none is live."""
         live = [node for node in nodes if node.state is LIVE]
         if not live:
@@ -51,6 +53,7 @@ class Outbound:
             token_ids=[node.token_id for node in live],
             log_probs=[node.log_prob for node in live],
             draft_ms=draft_ms,
+            sent_ms=sent_ms,
         )
 
 
@@ -143,8 +146,9 @@ class Inbound:
             raise ProtocolViolationError(
                 f"base {window.base} is not committed: the line ends at position {tree.root.position}"
             )
-        if not 0.0 <= window.draft_ms < math.inf:
-            raise ProtocolViolationError(f"draft_ms {window.draft_ms} is not a finite number of at least 0")
+        for name, milliseconds in (("draft_ms", window.draft_ms), ("sent_ms", window.sent_ms)):
+            if not 0.0 <= milliseconds < math.inf:
+                raise ProtocolViolationError(f"{name} {milliseconds} is not a finite number of at least 0")
         if not num_nodes:
             return
         for node_id, parent_id in enumerate(window.parent_ids, window.first_id):

@@ -7,6 +7,8 @@ from typing import Generic, NamedTuple
 
 from outrider.core.draft.expansions import choose_expansions
 from outrider.core.draft.outlook import Expansion, Outlook
+from outrider.core.draft.session import DraftSession
+from outrider.core.draft.windows import num_levels_held
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import EXPANSIONS_MAX
@@ -63,10 +65,14 @@ class DraftRun(Generic[KeyT]):
     for the scheduler.
     """
 
-    def __init__(self, parts: Sequence[RunPart[KeyT]], curve: StepCurve, num_levels_max: int) -> None:
+    def __init__(
+        self, parts: Sequence[RunPart[KeyT]], beside: Sequence[DraftSession], curve: StepCurve, num_levels_max: int
+    ) -> None:
+        """Who is `beside` expands nothing, but may have something to send."""
         self.parts = parts
         self.num_levels_max = num_levels_max
         """Most levels in all."""
+        self._senders = [*(part.session.state for part in parts), *beside]
         self._curve = curve
         self._num_nodes = len(parts)
         """Of the latest level."""
@@ -74,14 +80,11 @@ class DraftRun(Generic[KeyT]):
         self._expanded: list[Node | None] = []
 
     def burst(self, now: float) -> int:
-        """How many levels may follow before the scheduler is told (`settle_run`): as soon as it would send a window.
-
-        A window is not kept back: for a tenth of a verify step, or half of one, that cost the wide pair 4 to 6 % on the
-        virtual clock.
-        """
+        """How many levels may follow before the scheduler is told (`settle_run`): as soon as it would send a window."""
         num_nodes = -(-self._num_nodes // len(self.parts))
         seconds = self._curve.seconds(self._num_nodes)
-        return min(part.session.state.num_levels_unsent(num_nodes, seconds, now) for part in self.parts)
+        worths = [state.window_worths(now, seconds, num_nodes) for state in self._senders]
+        return num_levels_held(zip(*worths, strict=True), self.num_levels_max)
 
     def settle(self, levels: Sequence[Level]) -> None:
         """Such levels came out."""
@@ -113,9 +116,11 @@ def compose_run(
     its line's end was not expanded yet.
     """
     parts: list[RunPart[KeyT]] = []
+    beside: list[DraftSession] = []
     for seated in sessions:
         state = seated.session.state
         if state.best() is None:
+            beside.append(state)
             continue
         outlook = state.outlook(OPEN_NODES_MAX)
         if outlook is None or seated.session.opening.sampling.logit_bias:
@@ -125,4 +130,4 @@ def compose_run(
         return None
     most = CELLS_PER_LEVEL * LEVELS_MAX
     parts = [part._replace(num_nodes_max=min(part.num_nodes_max, most)) for part in parts]
-    return DraftRun(parts, curve, num_levels_max)
+    return DraftRun(parts, beside, curve, num_levels_max)

@@ -7,12 +7,14 @@ the device is to do (`plan`), and what is to be sent meanwhile (`flush`); it run
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Generic
 
 from outrider.core.draft.expansions import choose_expansions
 from outrider.core.draft.session import DraftSession
+from outrider.core.draft.windows import due
 from outrider.core.propose.constraint import Constraint
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
 from outrider.core.protocol.messages import Commitment, DraftOpen, Opened
@@ -51,23 +53,30 @@ class DraftScheduler(Generic[KeyT]):
         """Whether the latest run came to nothing."""
         self._isolated: deque[Seated[Drafting[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
+        self._is_stepping = False
+        """Whether a step or a run follows."""
+        self._seconds = 0.0
+        """How long the latest step took, or a level of the latest run: windows may be sent again that much later."""
 
     def open(self, key: KeyT, opening: DraftOpen, constraint: Constraint | None = None) -> None:
         """Takes a session in, whose line `constraint` has followed: `admit` seats or refuses it."""
-        opening = self.policy.opening(opening)
-        state = DraftSession(opening, self.policy.estimates, expands=self.policy.expands, constraint=constraint)
+        policy = self.policy
+        opening = policy.opening(opening)
+        state = DraftSession(
+            opening, policy.estimates, expands=policy.expands, rhythm=policy.rhythm, constraint=constraint
+        )
         self.sessions[key] = session = Drafting(key, opening, state)
         self.admission.join(session)
 
-    def commit(self, key: KeyT, commitment: Commitment) -> Iterable[Event[KeyT, OutriderError]]:
-        """Moves a session's line and tree along; a rollback is the same movement."""
+    def commit(self, key: KeyT, commitment: Commitment, now: float = 0.0) -> Iterable[Event[KeyT, OutriderError]]:
+        """Moves a session's line and tree along, at `now`; a rollback is the same movement."""
         session = self.sessions.get(key)
         place = self.admission.place_of(session) if session is not None else None
         if session is None or not isinstance(place, Seated):
             return ()
         num_before = len(session.token_ids)
         try:
-            session.state.commit(commitment)
+            session.state.commit(commitment, now)
             if any(not 0 <= token_id < self._vocab_size for token_id in commitment.token_ids):
                 raise ProtocolViolationError("a committed token id is beyond the draft model's vocabulary")
         except ProtocolViolationError as violation:
@@ -99,6 +108,11 @@ class DraftScheduler(Generic[KeyT]):
 
     def plan(self, now: float, num_levels_max: int = 1) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
         """What to do next; None: nothing before something happens. Who can make runs names the most levels of one."""
+        planned = self._plan(now, num_levels_max)
+        self._is_stepping = isinstance(planned, DraftStep | DraftRun)
+        return planned
+
+    def _plan(self, now: float, num_levels_max: int) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
         while self._isolated:
             seated = self._isolated.popleft()
             seated.session.part = None
@@ -111,8 +125,8 @@ class DraftScheduler(Generic[KeyT]):
 
     def flush(self, now: float) -> Iterator[Event[KeyT, Drafted | None]]:
         """After `plan`: what commits have made urgent to send, and the end of those who have no more to draft."""
+        yield from self._windows(now)
         for session in list(self.sessions.values()):
-            yield from self._due(session, now)
             if session.is_finishing and session.part is None and self._is_seated(session):
                 self.close(session.key)
                 yield Event(session.key, None)
@@ -140,7 +154,7 @@ class DraftScheduler(Generic[KeyT]):
                 rows_of.setdefault(node, []).append(proposal)
             for node, ((token_ids, confidences), *ahead) in rows_of.items():
                 session.state.expand(node, token_ids, confidences, ahead)
-        return [event for part in step.parts for event in self._due(part.session, now)]
+        return list(self._windows(now))
 
     def settle_run(
         self, run: DraftRun[KeyT], levels: Sequence[Level] | None, started: float, now: float
@@ -155,11 +169,12 @@ class DraftScheduler(Generic[KeyT]):
             run.settle(levels)
         for part in run.parts:
             part.session.draft_for(started, now)
-        return [event for part in run.parts for event in self._due(part.session, now)]
+        return list(self._windows(now))
 
     def observe(self, seconds: float) -> None:
         """What was settled last took so long, its settling included: each node costs time there as well."""
         curve = self.policy.estimates.curve.at(self._num_cells)
+        self._seconds = seconds / (len(self._levels) or 1)
         if not self._levels:
             curve.observe(self._num_tokens, seconds)
             return
@@ -240,14 +255,18 @@ class DraftScheduler(Generic[KeyT]):
     def _is_seated(self, session: Drafting[KeyT]) -> bool:
         return self.admission.place_of(session) in self.admission.seated
 
-    def _due(self, session: Drafting[KeyT], now: float) -> Iterator[Event[KeyT, Drafted]]:
-        is_idle = self.policy.sends_at_once or session.part is None or not session.part.nodes
-        if not session.state.is_window_due(now, is_idle):
-            return
-        window = session.state.take_window(session.draft_seconds * 1000.0, now)
-        if window is not None:
-            session.draft_seconds = 0.0
-            yield Event(session.key, Drafted(window, session.drafting_since))
+    def _windows(self, now: float) -> Iterator[Event[KeyT, Drafted]]:
+        """What is worth sending now, of all sessions. If nothing follows after which it could be sent, that is all."""
+        sessions = list(self.sessions.values())
+        seconds = self._seconds if self._is_stepping and not self.policy.sends_at_once else math.inf
+        worths = [
+            session.state.window_worth(now, math.inf if session.is_finishing else seconds) for session in sessions
+        ]
+        for session in map(sessions.__getitem__, due(worths)):
+            window = session.state.take_window(session.draft_seconds * 1000.0, now)
+            if window is not None:
+                session.draft_seconds = 0.0
+                yield Event(session.key, Drafted(window, session.drafting_since))
 
     def _fail(self, step: DraftStep[KeyT]) -> Iterable[Event[KeyT, OutriderError]]:
         for part in step.parts:

@@ -9,6 +9,7 @@ from typing import Protocol
 from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.session import everywhere
 from outrider.core.estimate.overlap import Overlap
+from outrider.core.estimate.rhythm import Rhythm
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
@@ -78,6 +79,8 @@ class DraftPolicy:
     """What a session opens with: how wide it drafts, and how far ahead."""
     expands: Callable[[Node], bool] = everywhere
     """Whether what follows a new node may be drafted too."""
+    rhythm: Callable[[], Rhythm] = Rhythm
+    """Makes what learns when a session's rounds begin, by which its windows are sent."""
     mask_token_id: int | None = None
     """The mask token of a parallel draft model; None where `estimates` are of passes that propose for one place."""
 

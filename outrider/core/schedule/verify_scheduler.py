@@ -331,6 +331,7 @@ class VerifyScheduler(Generic[KeyT]):
             num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
             num_prediction=decision.num_prediction,
             num_accepted_prediction=decision.num_accepted_prediction,
+            cutoff_ms=session.state.cutoff * 1000.0,
         )
 
 

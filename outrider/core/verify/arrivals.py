@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from outrider.core.protocol.messages import DraftWindow
@@ -16,7 +17,16 @@ _NO_DRAFTS_MAX = 16
 class Arrivals:
     """Of one session. All times are in seconds, by any clock that only rises."""
 
-    __slots__ = ("_deepest", "_draft_waits", "_no_drafts_since", "draft_wait", "is_waiting", "last_verdict")
+    __slots__ = (
+        "_deepest",
+        "_draft_waits",
+        "_lag",
+        "_no_drafts_since",
+        "cutoff",
+        "draft_wait",
+        "is_waiting",
+        "last_verdict",
+    )
 
     def __init__(self, shared: DraftWait) -> None:
         """What `shared` has learned in other sessions is believed at first, and it learns from this one."""
@@ -30,6 +40,11 @@ class Arrivals:
         """Roots that a verdict left with nothing below: position and time, until the first draft below one comes."""
         self._deepest: tuple[int, float] = (0, 0.0)
         """Position of the deepest node and when it came."""
+        self._lag = math.inf
+        """Between the latest window's departure, by its drafter's clock, and its arrival by ours."""
+        self.cutoff = 0.0
+        """When a window had to be sent to be there before the present round began, by its drafter's clock; 0 while
+        unknown."""
 
     def begin(self, now: float, *, no_drafts: bool) -> None:
         """A round starts, with drafts or without. If it follows a wait that nothing came of, that is learned."""
@@ -38,6 +53,7 @@ class Arrivals:
             for draft_wait in self._draft_waits:
                 draft_wait.observe_no_draft(now - since, at_hand=not no_drafts)
         self.is_waiting = False
+        self.cutoff = max(now - self._lag, 0.0)
 
     def decided(self, tree: SpeculationTree, now: float) -> None:
         """A verdict went, and left `tree`."""
@@ -52,6 +68,8 @@ class Arrivals:
 
     def grafted(self, window: DraftWindow, grafted: Grafted, now: float) -> None:
         """Drafts came: how long the first one after a bare root takes is learned, and each level after it."""
+        if window.sent_ms > 0.0:
+            self._lag = now - window.sent_ms / 1000.0
         if self._no_drafts_since:
             since_no_drafts = self._no_drafts_since.get(window.base)
             self._no_drafts_since = {root: since for root, since in self._no_drafts_since.items() if root > window.base}

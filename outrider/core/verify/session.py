@@ -157,6 +157,12 @@ class VerifySession:
             if not node.children and node.position < self._max_length - 2
         )
 
+    @property
+    def cutoff(self) -> float:
+        """When a window had to be sent at the latest to be in the present round, by its drafter's clock; 0 while
+        unknown."""
+        return self._arrivals.cutoff
+
     def begin(self, nodes: Sequence[Node], now: float) -> None:
         """A round over `nodes` starts. If it follows a wait that nothing came of, that is learned."""
         self._arrivals.begin(now, no_drafts=not nodes or not self.tree.root.children)

@@ -28,6 +28,7 @@ def encode_draft_command(
     commitment.token_ids.extend(command.token_ids)
     commitment.verify_ms = command.verify_ms
     commitment.probability_min = command.probability_min
+    commitment.cutoff_ms = command.cutoff_ms
     return message
 
 
@@ -35,13 +36,9 @@ def decode_draft_command(message: draft_pb2.DraftCommand) -> DraftOpen | Commitm
     """Raises ProtocolViolationError for an empty command."""
     match message.WhichOneof("command"):
         case "commit":
-            commit = message.commit
-            return Commitment(commit.position, commit.token_ids[:], False, commit.verify_ms, commit.probability_min)
+            return _decode_commitment(message.commit, rollback=False)
         case "rollback":
-            rollback = message.rollback
-            return Commitment(
-                rollback.position, rollback.token_ids[:], True, rollback.verify_ms, rollback.probability_min
-            )
+            return _decode_commitment(message.rollback, rollback=True)
         case "open":
             return _decode_draft_open(message.open)
         case _:
@@ -69,6 +66,17 @@ def decode_draft_event(message: draft_pb2.DraftEvent) -> Opened | DraftWindow:
             return Opened(message.opened.num_line_tokens)
         case _:
             refuse_empty("DraftEvent", "opened or drafted")
+
+
+def _decode_commitment(message: draft_pb2.Commit | draft_pb2.Rollback, *, rollback: bool) -> Commitment:
+    return Commitment(
+        message.position,
+        message.token_ids[:],
+        rollback,
+        message.verify_ms,
+        message.probability_min,
+        message.cutoff_ms,
+    )
 
 
 def _encode_draft_open(opening: DraftOpen) -> draft_pb2.DraftOpen:

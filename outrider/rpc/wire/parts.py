@@ -197,6 +197,7 @@ def encode_drafted(window: DraftWindow, message: common_pb2.Drafted | None = Non
     message.token_ids.extend(window.token_ids)
     message.log_probs.extend(window.log_probs)
     message.draft_ms = window.draft_ms
+    message.sent_ms = window.sent_ms
     return message
 
 
@@ -209,6 +210,7 @@ def decode_drafted(message: common_pb2.Drafted) -> DraftWindow:
         token_ids=message.token_ids[:],
         log_probs=message.log_probs[:],
         draft_ms=message.draft_ms,
+        sent_ms=message.sent_ms,
     )
 
 

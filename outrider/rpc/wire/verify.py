@@ -143,6 +143,7 @@ def _encode_verdict(verdict: Verdict, message: verify_pb2.Verdict) -> None:
     message.num_accepted_prompt_lookup = verdict.num_accepted_prompt_lookup
     message.num_prediction = verdict.num_prediction
     message.num_accepted_prediction = verdict.num_accepted_prediction
+    message.cutoff_ms = verdict.cutoff_ms
     if verdict.logprobs:
         message.logprobs.extend([encode_token_logprobs(logprobs) for logprobs in verdict.logprobs])
     if verdict.scored is not NOT_REPORTED:
@@ -168,6 +169,7 @@ def _decode_verdict(message: verify_pb2.Verdict) -> Verdict:
         num_prediction=message.num_prediction,
         num_accepted_prediction=message.num_accepted_prediction,
         scored=_decode_scored(message) if message.scored_parents or message.scored_token_ids else NOT_REPORTED,
+        cutoff_ms=message.cutoff_ms,
     )
 
 

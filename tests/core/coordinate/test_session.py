@@ -86,6 +86,19 @@ def test_drafts_absorbed_on_the_way_are_relayed_from_where_they_are_news() -> No
     assert session.on_drafted(DRAFTS) == DraftWindow(3, 1, [0], [2], [-0.2], 4.0)
 
 
+def test_the_clock_of_the_drafter_goes_to_the_verifier_and_comes_back() -> None:
+    session = new_session()
+    relayed = session.on_drafted(replace(DRAFTS, sent_ms=12.5))
+    assert isinstance(relayed, DraftWindow)
+    assert relayed.sent_ms == 12.5
+    outcome = session.on_verdict(replace(verdict(3, 1, 2, accepted=2, drafted=3), cutoff_ms=14.5))
+    assert outcome is not None
+    assert outcome.commitment is not None
+    assert outcome.commitment.cutoff_ms == 14.5
+    handed_over = session.on_verifier_changed()
+    assert handed_over is None or handed_over.sent_ms == 0.0
+
+
 def test_a_verdict_along_the_drafts_is_a_commit() -> None:
     session = new_session()
     session.on_drafted(DRAFTS)

@@ -61,6 +61,7 @@ class Endless(list[int]):
         ({"verify_ms": math.nan}, "out of its range"),
         ({"wait_ms": -1.0}, "out of its range"),
         ({"probability_min": math.inf}, "out of its range"),
+        ({"cutoff_ms": math.nan}, "out of its range"),
         ({"num_cached_tokens": 4}, "out of its range"),
     ],
 )

@@ -154,3 +154,39 @@ def test_a_hiccup_at_a_size_that_is_new_spoils_no_larger_one() -> None:
     assert curve.seconds(6) == curve.seconds(8)
     assert curve.seconds(8) == pytest.approx(0.011, rel=0.01)
     assert curve.seconds(16) == pytest.approx(0.012, rel=0.01)
+
+
+def came_back() -> StepCurve:
+    """A large size is known, and was not tried for a while."""
+    curve = learned({16: 1.0, 64: 3.0})
+    for _ in range(100):
+        curve.observe(16, 1.0)
+    return curve
+
+
+def test_one_hiccup_at_a_size_that_comes_back_changes_nothing() -> None:
+    """Else the size would seem to cost several times what it does, and not be tried again for a hundred steps."""
+    curve = came_back()
+    before = curve.seconds(64), curve.seconds(40)
+    curve.observe(64, 30.0)
+    assert (curve.seconds(64), curve.seconds(40)) == before
+    curve.observe(64, 3.0)
+    assert curve.seconds(64) <= 3.0
+    curve.observe(64, 30.0)
+    assert curve.seconds(64) < 1.25 * 3.0, "tried of late: a hiccup counts as half as much again, and for a third"
+
+
+def test_a_size_that_has_become_slower_is_known_after_three_steps() -> None:
+    curve = came_back()
+    for seconds in (9.0, 8.0, 10.0):
+        curve.observe(64, seconds)
+    assert curve.seconds(64) == pytest.approx(8.5, rel=0.1)
+
+
+def test_a_size_that_is_always_tried_after_a_while_is_known_after_two_steps() -> None:
+    curve = came_back()
+    for _ in range(2):
+        curve.observe(64, 9.0)
+        for _ in range(70):
+            curve.observe(16, 1.0)
+    assert curve.seconds(64) > 8.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -117,6 +118,7 @@ def test_two_streams_name_one_path_twice_and_it_stays_one_node() -> None:
         (window(1, (0, 1), draft_ms=math.nan), "draft_ms nan"),
         (window(1, (0, 1), draft_ms=math.inf), "draft_ms inf"),
         (window(1, (0, 1), draft_ms=-1.0), "draft_ms -1"),
+        (replace(window(1, (0, 1)), sent_ms=math.nan), "sent_ms nan"),
     ],
 )
 def test_a_breach_of_the_protocol_is_refused_and_adds_nothing(broken: DraftWindow, message: str) -> None:

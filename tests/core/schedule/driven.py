@@ -125,11 +125,12 @@ class VerifierByHand:
         )
         self.scheduler.open(key, opening, self.now)
 
-    def graft(self, key: str, token_ids: Sequence[int], first_id: int = 1) -> None:
-        """A chain below the line's end, hardly in doubt."""
+    def graft(self, key: str, token_ids: Sequence[int], first_id: int = 1, sent: float = 0.0) -> None:
+        """A chain below the line's end, hardly in doubt, which was sent at that time by its drafter's clock."""
         base = len(self.scheduler.sessions[key].token_ids) - 1
         parents = [0, *range(first_id, first_id + len(token_ids) - 1)][: len(token_ids)]
-        window = DraftWindow(base, first_id, parents, token_ids, [-0.001] * len(token_ids), draft_ms=1.0)
+        log_probs = [-0.001] * len(token_ids)
+        window = DraftWindow(base, first_id, parents, token_ids, log_probs, draft_ms=1.0, sent_ms=sent * 1000.0)
         self.hear(self.scheduler.graft(key, window, self.now))
 
     def plan(self) -> Any:

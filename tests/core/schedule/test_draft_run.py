@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from outrider.core.draft.outlook import Expansion
-from outrider.core.draft.unsent import COALESCE_SHARE, WINDOW_GAIN_MIN
+from outrider.core.draft.windows import MESSAGE_SECONDS
+from outrider.core.estimate.rhythm import Rhythm
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
@@ -83,20 +84,20 @@ def is_step(plan: object) -> bool:
     return isinstance(plan, DraftStep)
 
 
-def test_a_burst_ends_when_a_window_would_be_due() -> None:
+def test_a_burst_ends_half_way_to_a_window_that_would_be_due() -> None:
     runs = Runs("a", verify_levels=40.0)
     assert runs.run().burst(1.0) == 1  # the next guesses are worth a window
     state = runs.scheduler.sessions["a"].state
     state.tree.root.path_log_prob += 4.0  # as if all that is left were unlikely
     run = runs.run()
-    num_by_gain = int(WINDOW_GAIN_MIN / math.exp(state.best() or 0.0))
-    assert 1 < num_by_gain < COALESCE_SHARE * 40
-    assert run.burst(1.0) == num_by_gain
+    gain_min = MESSAGE_SECONDS / Rhythm().token_seconds
+    num_by_gain = math.ceil(gain_min / math.exp(state.best() or 0.0))
+    assert 2 < num_by_gain < LEVELS_MAX
+    assert run.burst(1.0) == num_by_gain // 2
     run.settle([Level(num_by_gain, 1.0)])
     assert run.burst(1.0) == 1
-    state.tree.root.path_log_prob += 1.5
-    assert runs.run().burst(1.0) == COALESCE_SHARE * 40  # a window was sent at 1.0
-    assert runs.run().burst(5.0) == COALESCE_SHARE * 40 - 4
+    state.tree.root.path_log_prob += 3.0
+    assert runs.run().burst(1.0) == LEVELS_MAX // 2
 
 
 def test_who_runs_says_how_far() -> None:

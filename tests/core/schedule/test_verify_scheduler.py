@@ -121,6 +121,17 @@ def test_a_round_waits_as_its_policy_says_and_goes_then() -> None:
     assert keys(by_hand.plan()) == ["a"]
 
 
+def test_a_verdict_says_by_the_drafters_clock_what_would_have_been_in_time() -> None:
+    by_hand = VerifierByHand()
+    by_hand.open("a", num_tokens=10)
+    by_hand.succeed(by_hand.plan())
+    by_hand.graft("a", [TOKEN], sent=100.0)
+    by_hand.scheduler.end_drafts("a")
+    by_hand.now += 2.0
+    by_hand.succeed(by_hand.plan())
+    assert [decided.verdict.cutoff_ms for decided in by_hand.told("a", Decided)] == [0.0, 102_000.0]
+
+
 def test_no_round_waits_for_drafts_that_will_not_come() -> None:
     by_hand = VerifierByHand()
     by_hand.scheduler.policy.rounds = lambda opening: PatientRounds()
