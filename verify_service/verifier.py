@@ -122,14 +122,16 @@ class Verifier:
             for index, part in enumerate(step.parts)
             if (grammar := part.session.key.grammar) is not None
         ]
+        slots = self.runner.memory
+        num_choices = 0 if constrained else self.runner.sampler.num_choices([part.slot for part in step.parts])
         with self._mask_thread.beside(constrained) as masks:
-            output = self.runner.forward(
-                [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
-            )
+            jobs = [verify_job(slots.slot(part.slot), part, num_choices) for part in step.parts]
+            output = self.runner.forward(jobs, step.num_line_tokens)
         rows = [
             row for rows, num_rows in zip(rows_of, output.num_rows, strict=True) if num_rows is not None for row in rows
         ]
-        chosen = iter(self.runner.sampler.choose(output.logits, rows, masks.of(output.num_rows)) if rows else ())
+        allowed = masks.of(output.num_rows)
+        chosen = iter(self.runner.sampler.choose(output.logits, rows, allowed, output.best) if rows else ())
         choices = [None if num_rows is None else list(islice(chosen, num_rows)) for num_rows in output.num_rows]
         return output.logits, VerifyOutcome(started, time.monotonic() - started, choices)
 

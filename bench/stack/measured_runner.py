@@ -24,8 +24,10 @@ class MeasuredRunner(StepRunner):
         self.padding = Padding(engine.model)
 
     def forward(self, jobs: Sequence[Job], max_line_tokens: int) -> StepOutput:
-        """See `StepRunner.forward`."""
+        """See `StepRunner.forward`. What is forced is chosen from the logits."""
         started = time.monotonic_ns()
+        if self.forcing.is_active:
+            jobs = [job._replace(num_choices=0) for job in jobs]
         output = super().forward(jobs, max_line_tokens)
         self.forcing.apply(jobs, output, started / 1e9)
         num_rows = sum(number or 0 for number in output.num_rows)

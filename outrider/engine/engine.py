@@ -21,6 +21,7 @@ from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 from outrider.engine.model import RaggedModel
+from outrider.engine.sampling_tables import SamplingTables
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
@@ -38,6 +39,9 @@ class StepOutput(NamedTuple):
     num_rows: list[int | None]
     """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again. It
     may have been fed nothing: the step had no more tokens, or another job of it computes what both have in common."""
+    best: Tensor | None = None
+    """[2, R, width] float64: token ids of each row and perturbed scores, best first, as `best_tokens` of
+    `outrider/engine/gpu/choice.py` says. None if the step could not choose, or was not to do it for each of its rows."""
 
 
 class Engine:
@@ -82,7 +86,9 @@ class Engine:
                 f"{session_blocks * block_cells}: {max_context} of context and {TREE_CELLS_MAX} of its tree, "
                 f"{facts.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
             )
-        self._model = RaggedModel(model, facts, backend, num_blocks, compiled=compiled)
+        self.tables = SamplingTables.of(max_sessions, facts.device)
+        """By which captured steps choose tokens: whoever samples writes to them."""
+        self._model = RaggedModel(model, facts, backend, num_blocks, self.tables, compiled=compiled)
         self.blocks = BlockPool(num_blocks, block_cells)
         """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)
@@ -107,7 +113,8 @@ class Engine:
 
     @property
     def path(self) -> str:
-        """Which way the latest step went through the model: graph, compiled, native or eager."""
+        """Which way the latest step went through the model: graph, compiled, native or eager;
+        graph+choice if it chose tokens on it."""
         return self._model.path
 
     @property
@@ -119,6 +126,11 @@ class Engine:
     def captures(self) -> bool:
         """Whether `warm_up` captures small steps."""
         return self._model.captures
+
+    @property
+    def chooses(self) -> bool:
+        """Whether steps that are captured choose tokens."""
+        return self._model.chooses
 
     @property
     def not_fused(self) -> str:
@@ -231,7 +243,7 @@ class Engine:
     def level_loop(
         self,
         jobs: Sequence[LevelsJob],
-        tables: tuple[Tensor, Tensor],
+        tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
     ) -> Iterator[LevelLoop | None]:
@@ -263,7 +275,8 @@ class Engine:
         logits = self._run(moves, pack(feeds, self._pad_tokens))
         for feed in feeds:
             settle(feed)
-        return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in feeds])
+        num_rows = [len(feed.rows) if feed.complete else None for feed in feeds]
+        return StepOutput(logits, num_rows, self._model.best)
 
     def _run(self, moves: Sequence[Move], batch: PackedBatch) -> Tensor:
         if self._announce is None:

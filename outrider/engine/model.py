@@ -17,6 +17,7 @@ from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import COMPILED_SIZES, PackedBatch
 from outrider.engine.compile.ahead import INVARIANT
+from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.decoder import Decoder
 from outrider.engine.compile.export import export
 from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
@@ -26,6 +27,8 @@ from outrider.engine.compile.just_in_time import CompiledForward, compile_decode
 from outrider.engine.compile.levels import DraftLevels
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.kv_cache.tensors import KVCache
+from outrider.engine.sample import fused as one_pass
+from outrider.engine.sampling_tables import SamplingTables
 
 
 class RaggedModel:
@@ -37,10 +40,12 @@ class RaggedModel:
         facts: ModelFacts,
         attention: type[AttentionBackend],
         num_blocks: int,
+        tables: SamplingTables,
         *,
         compiled: bool = False,
     ) -> None:
-        """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks.
+        """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks. What is captured
+        chooses tokens by `tables`.
 
         If `compiled`, small batches run as graphs that are compiled when first met, one for each size. If `facts` say
         so, they can be captured, compiled or not; see `capture`.
@@ -56,7 +61,11 @@ class RaggedModel:
         self.batch_invariant = False
         """Whether it is known that a token's logits have the same bits whatever shares its step."""
         self.path = ""
-        """The way that the latest batch went; see `Forward.path`. Empty before the first one."""
+        """The way that the latest batch went; see `Forward.path`. It ends with +choice if tokens were chosen on the way.
+        Empty before the first batch."""
+        self.best: Tensor | None = None
+        """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
+        self._tables = tables
         self.levels: DraftLevels | None = None
         """Runs several levels of a draft in one call, if this model can."""
         self._graphs: StepGraphs | None = None
@@ -78,12 +87,19 @@ class RaggedModel:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
         if self.facts.captures and isinstance(attention, Capturable):
-            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
+            chooses = isinstance(attention, TreeAttention) and not one_pass.problem(self.facts.device)
+            choice = ChoiceInGraph(self._tables) if chooses else None
+            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device), choice)
 
     @property
     def captures(self) -> bool:
         """Whether small steps are worth `capture`."""
         return self._graphs is not None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what is captured chooses tokens."""
+        return self._graphs is not None and self._graphs in self.forwards and self._graphs.chooses
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -160,6 +176,7 @@ class RaggedModel:
         else:
             self.cache.move(moves)
         if not batch.token_ids:
+            self.best = None
             return torch.empty(0, self.vocab_size, dtype=self.facts.dtype, device=self.facts.device)
         return self.forward(batch)
 
@@ -167,6 +184,7 @@ class RaggedModel:
         """Feeds the batch. Returns the logits of its wanted rows, [R, vocab_size], on the model's device."""
         for forward in self.forwards:
             if (logits := forward.run(batch)) is not None:
-                self.path = forward.path
+                self.best = forward.best if isinstance(forward, StepGraphs) else None
+                self.path = forward.path if self.best is None else f"{forward.path}+choice"
                 return logits
         raise AssertionError("no forward pass takes this batch")

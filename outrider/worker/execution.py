@@ -21,7 +21,7 @@ def running(info: ModelInfo, engine: Engine) -> ModelInfo:
     return info._replace(
         attention=engine.attention,
         forward_pass=engine.forward_pass,
-        token_choice=token_choice(engine.device),
+        token_choice=token_choice(engine.device) + (", in graphs" if engine.chooses else ""),
         batch_invariant=engine.batch_invariant,
     )
 

@@ -100,7 +100,7 @@ def test_noise_near_both_ends_and_where_the_series_begins() -> None:
 @triton.jit
 def words_of(seeds, rows, shaping, words, VOCAB: tl.constexpr, SIZE: tl.constexpr):
     row = tl.program_id(0)
-    *_, stream = choice._shape(shaping, seeds, rows, row, tl.num_programs(0), 2)
+    *_, stream = choice._shape(shaping, seeds, rows, rows + tl.num_programs(0), row, 2)
     token_ids = tl.arange(0, SIZE)
     found = choice._words(stream, token_ids).to(tl.int64, bitcast=True)
     tl.store(words + row * VOCAB + token_ids, found, mask=token_ids < VOCAB)
@@ -236,11 +236,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from outrider.engine.gpu import choice
 
-POINTERS = dict(logits="*bf16", shaping="*fp64", seeds="*i64", rows="*i64", scanned="*fp32")
+POINTERS = dict(logits="*bf16", shaping="*fp64", seeds="*i64", slots="*i64", positions="*i64", scanned="*fp32")
+CONSTANTS = dict(widths=None, vocab_sizes=None, VOCAB=151936, TILE=choice.TILE)
 for architecture in map(int, sys.argv[1:]):
     for kernel, more, constants in (
-        (choice.scan, dict(num_slots="i32"), dict(VOCAB=151936, TILE=choice.TILE)),
-        (choice.decide, dict(best="*fp64", num_slots="i32"), dict(VOCAB=151936, TILE=choice.TILE, WIDTH=1)),
+        (choice.scan, dict(num_slots="i32"), CONSTANTS),
+        (choice.decide, dict(best="*fp64", num_slots="i32"), CONSTANTS | dict(WIDTH=1)),
     ):
         signature = {**POINTERS, **more, **{name: "constexpr" for name in constants}}
         signature = {name: signature[name] for name in kernel.arg_names}

@@ -56,7 +56,7 @@ _SERVICE = "pydantic pydantic_settings structlog opentelemetry"
 _CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors socket subprocess threading time uuid"
 
 _ENGINE_FLOORS = (
-    ("transfer", "library", "load.mask"),
+    ("transfer", "library", "load.mask", "sampling_tables"),
     ("native", "load.probe"),
     ("kv_cache",),
     ("jobs",),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from outrider.engine.attention.interface import Capturable, StaticStep
 from outrider.engine.batch import PackedBatch
+from outrider.engine.compile.choice import ChoiceInGraph
 
 Pass = Callable[[], Tensor]
 """A forward pass over what lies in the static buffer: the logits of all its rows, [N, V]."""
@@ -70,17 +71,28 @@ class StepGraphs:
         forward: Callable[[StaticStep], Tensor],
         attention: Capturable,
         record: Callable[[Pass], Pass],
+        choice: ChoiceInGraph | None = None,
     ) -> None:
-        """`forward` computes the logits [N, V] of a static batch; `record` turns a pass into one that is replayed."""
+        """`forward` computes the logits [N, V] of a static batch; `record` turns a pass into one that is replayed. With
+        `choice` the passes choose tokens, too."""
         self._forward = forward
         self._attention = attention
         self._record = record
+        self._choice = choice
+        self.best: Tensor | None = None
+        """What the latest pass chose from its rows, [2, R, width], if it was to do so for each; see `ChoiceInGraph.best`. It is
+        the caller's own."""
         self._passes: dict[Hashable, Pass] = {}
 
     @property
     def buckets(self) -> Sequence[int]:
         """The numbers of tokens that are worth capturing, in the order in which to do it."""
         return self._attention.buckets
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the passes choose tokens, too."""
+        return self._choice is not None
 
     def capture(self, num_tokens: int) -> None:
         """Records the passes over that many tokens, one of `buckets`, from batches of nothing but padding: they write
@@ -100,7 +112,15 @@ class StepGraphs:
             return None
         num_rows = len(batch.rows)
         self._attention.load(batch, size)
-        return self._passes[size]()[:num_rows].clone()
+        logits = self._passes[size]()
+        self.best = None
+        if self._choice is not None and batch.row_choices and all(batch.row_choices):
+            self.best = self._choice.best(len(logits))[:, :num_rows].clone()
+        return logits[:num_rows].clone()
 
     def _read_and_run(self, size: Hashable) -> Tensor:
-        return self._forward(self._attention.read(size))
+        step = self._attention.read(size)
+        logits = self._forward(step)
+        if self._choice is not None:
+            self._choice.choose(logits, step)
+        return logits

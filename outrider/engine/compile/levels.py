@@ -25,6 +25,7 @@ from outrider.engine.batch import rounded
 from outrider.engine.compile.export import TOKENS_MIN
 from outrider.engine.kv_cache.slots import Slot, TreeCell
 from outrider.engine.kv_cache.tensors import KVCache
+from outrider.engine.sampling_tables import SamplingTables
 
 _DOUBTFUL = -1
 """Number of guesses of a node that was fed, while what follows it is for others to choose."""
@@ -79,15 +80,14 @@ class DraftLevels:
     def begin(
         self,
         jobs: Sequence[LevelsJob],
-        tables: tuple[Tensor, Tensor],
+        tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
         num_tokens_min: int,
     ) -> LevelLoop | None:
         """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed.
 
-        Tokens are chosen by `tables`, the shaping and the seeds of `outrider.engine.sample.native.best_of`, and
-        `level_seconds` are what a level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are
+        Tokens are chosen by `tables`, as `outrider.engine.sample.native.best_of` does, and `level_seconds` are what a level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are
         padded to `num_tokens_min` tokens at least. Raises RuntimeError if the blocks run out.
         """
         paths = [_paths(job) for job in jobs]
@@ -106,7 +106,8 @@ class DraftLevels:
         loop = native.levels()(
             torch.frombuffer(integers, dtype=torch.int64),
             torch.frombuffer(reals, dtype=torch.float64),
-            *tables,
+            tables.shaping,
+            tables.seeds,
             interruption.num_arrived,
         )
         return LevelLoop(self, jobs, loop)

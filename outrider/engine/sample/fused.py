@@ -11,6 +11,7 @@ from torch import Tensor
 
 from outrider.core.protocol.refusal import first_line
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine.sample.best import Best, bests
 from outrider.engine.sample.candidates import candidates, shaping_of
 from outrider.engine.transfer import tensor_on
@@ -42,7 +43,12 @@ def best_of(
     from outrider.engine.gpu.choice import best_tokens
 
     rows = tensor_on(logits.device, [slots, positions], torch.int64)
-    token_ids, scores = best_tokens(logits, shaping, seeds, rows, width).tolist()
+    return read(best_tokens(logits, shaping, seeds, rows, width))
+
+
+def read(best: Tensor) -> list[Best | None]:
+    """What `best_tokens` has found, brought from the device by one copy; see `bests`."""
+    token_ids, scores = best.tolist()
     return bests([[int(token_id) for token_id in row] for row in token_ids], scores)
 
 
@@ -71,6 +77,22 @@ def _agrees(device: torch.device) -> bool:
     seeds = tensor_on(device, [each.seed for each in _TRIED], torch.int64)
     which, where = tensor_on(device, [slots, positions], torch.int64)
     params = [_TRIED[slot] for slot in slots]
-    expected = candidates(logits.float(), params, shaping[:, which], seeds[which], where, _TRIED_WIDTH)
+    best = candidates(logits.float(), params, shaping[:, which], seeds[which], where, _TRIED_WIDTH).best(_TRIED_WIDTH)
+    expected = [each.token_ids for each in best]
     found = best_of(logits, shaping, seeds, slots, positions, _TRIED_WIDTH)
-    return [each and each.token_ids for each in found] == [each.token_ids for each in expected.best(_TRIED_WIDTH)]
+    in_step = _in_step(logits, shaping, seeds, slots, positions)
+    return all([each and each.token_ids for each in both] == expected for both in (found, in_step))
+
+
+def _in_step(
+    logits: Tensor, shaping: Tensor, seeds: Tensor, slots: Sequence[int], positions: Sequence[int]
+) -> list[Best | None]:
+    """The same, told as a captured step is."""
+    from outrider.engine.gpu.choice import Rows, choose
+
+    widths = [_TRIED_WIDTH] * len(slots)
+    told = tensor_on(logits.device, [slots, positions, widths], torch.int32)
+    rows = Rows(*told, torch.full_like(seeds, _TRIED_VOCABULARY))
+    best = torch.empty(2, len(slots), TREE_WIDTH_MAX, dtype=torch.float64, device=logits.device)
+    choose(logits, shaping, seeds, rows, best)
+    return read(best)
