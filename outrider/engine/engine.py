@@ -16,6 +16,7 @@ from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.compile.device_levels import DeviceLevelLoop
 from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
@@ -40,8 +41,8 @@ class StepOutput(NamedTuple):
     """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again. It
     may have been fed nothing: the step had no more tokens, or another job of it computes what both have in common."""
     best: Tensor | None = None
-    """[2, R, width] float64: token ids of each row and perturbed scores, best first, as `best_tokens` of
-    `outrider/engine/gpu/choice.py` says. None if the step could not choose, or was not to do it for each of its rows."""
+    """[2, R, width] float64: token ids of each row and perturbed scores, best first; see `best_tokens` in
+    `outrider/engine/gpu/choice.py`. None if the step could not choose, or was not to do so for each of its rows."""
 
 
 class Engine:
@@ -59,11 +60,13 @@ class Engine:
         pad_tokens: int = 0,
         attention: str = AUTO,
         kv_cache_dtype: torch.dtype | None = None,
+        drafts: bool = False,
         announce: Callable[[Sequence[Move], PackedBatch], None] | None = None,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
-        If `compiled` or `captured`, a CUDA device replays small steps once they are warmed up.
+        If `compiled` or `captured`, a CUDA device replays small steps once they are warmed up, and if it `drafts` whole
+        levels of a draft.
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
@@ -88,7 +91,7 @@ class Engine:
             )
         self.tables = SamplingTables.of(max_sessions, facts.device)
         """By which captured steps choose tokens: whoever samples writes to them."""
-        self._model = RaggedModel(model, facts, backend, num_blocks, self.tables, compiled=compiled)
+        self._model = RaggedModel(model, facts, backend, num_blocks, self.tables, compiled=compiled, drafts=drafts)
         self.blocks = BlockPool(num_blocks, block_cells)
         """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)
@@ -136,6 +139,11 @@ class Engine:
     def not_fused(self) -> str:
         """Why the layers do not run on fused kernels, in words; empty if they do."""
         return self._model.not_fused
+
+    @property
+    def no_levels(self) -> str:
+        """Why levels of a draft are not captured, in words; empty if they are, or need not be."""
+        return self._model.no_levels
 
     @property
     def num_free_slots(self) -> int:
@@ -246,7 +254,7 @@ class Engine:
         tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
-    ) -> Iterator[LevelLoop | None]:
+    ) -> Iterator[LevelLoop | DeviceLevelLoop | None]:
         """A loop that drafts several levels in a row; see `DraftLevels.begin`. If the block raises, the slots of all
         jobs are cleared."""
         levels = self._model.levels
@@ -257,6 +265,8 @@ class Engine:
                     [Move(*job.slot.places(move)) for job in jobs for move in job.slot.align(job.line)]
                 )
                 loop = levels.begin(jobs, tables, level_seconds, interruption, self._pad_tokens)
+                if loop is not None:
+                    self._model.path = levels.path
                 yield loop
             if loop is not None:
                 loop.end()

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.refusal import first_line
 from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, Capturable, ModelFacts
 from outrider.engine.attention.native import NativeAttention
@@ -19,6 +20,7 @@ from outrider.engine.batch import COMPILED_SIZES, PackedBatch
 from outrider.engine.compile.ahead import INVARIANT
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.decoder import Decoder
+from outrider.engine.compile.device_levels import DeviceLevels
 from outrider.engine.compile.export import export
 from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
 from outrider.engine.compile.fusion import fused, fusion_problem
@@ -43,9 +45,10 @@ class RaggedModel:
         tables: SamplingTables,
         *,
         compiled: bool = False,
+        drafts: bool = False,
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks. What is captured
-        chooses tokens by `tables`.
+        chooses tokens by `tables`, and if the model `drafts` whole levels of a draft.
 
         If `compiled`, small batches run as graphs that are compiled when first met, one for each size. If `facts` say
         so, they can be captured, compiled or not; see `capture`.
@@ -61,14 +64,18 @@ class RaggedModel:
         self.batch_invariant = False
         """Whether it is known that a token's logits have the same bits whatever shares its step."""
         self.path = ""
-        """The way that the latest batch went; see `Forward.path`. It ends with +choice if tokens were chosen on the way.
-        Empty before the first batch."""
+        """The way that the latest batch went; see `Forward.path`. It ends with +choice if tokens were chosen on it. Empty
+        before the first batch."""
         self.best: Tensor | None = None
         """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
         self._tables = tables
-        self.levels: DraftLevels | None = None
+        self._drafts = drafts
+        self.levels: DraftLevels | DeviceLevels | None = None
         """Runs several levels of a draft in one call, if this model can."""
+        self.no_levels = ""
+        """Why levels of a draft are not captured, in words; empty if they are, or need not be."""
         self._graphs: StepGraphs | None = None
+        self._device_levels: DeviceLevels | None = None
         backend = attention(facts, self.cache)
         self.not_fused = fusion_problem(Decoder(model, backend, self.cache.scratch_cell), facts)
         """Why its layers do not run fused, in words; empty if they do."""
@@ -82,14 +89,19 @@ class RaggedModel:
             small = self.decoder = fused(self.decoder)
             compiled = False
         self.forwards = [EagerForward(self.decoder)]
-        self._graphs = self.levels = None
+        self._graphs = self._device_levels = self.levels = None
         if compiled:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
         if self.facts.captures and isinstance(attention, Capturable):
-            chooses = isinstance(attention, TreeAttention) and not one_pass.problem(self.facts.device)
-            choice = ChoiceInGraph(self._tables) if chooses else None
-            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device), choice)
+            record, choice = CudaRecorder(self.facts.device), None
+            if isinstance(attention, TreeAttention) and not one_pass.problem(self.facts.device):
+                choice = ChoiceInGraph(self._tables)
+                if self._drafts and attention.sees_trees:
+                    self._device_levels = DeviceLevels(
+                        small.run_static, attention, self.cache, record, choice, len(self._tables.seeds)
+                    )
+            self._graphs = StepGraphs(small.run_static, attention, record, choice)
 
     @property
     def captures(self) -> bool:
@@ -133,7 +145,7 @@ class RaggedModel:
     ) -> None:
         attention = self.attention = self._native_attention()
         self.forwards = [GraphForward(run, attention, self.cache.scratch_cell, path)]
-        self.levels = DraftLevels(run, package, attention, self.cache)
+        self.levels = DraftLevels(run, package, attention, self.cache, path)
         self.batch_invariant = batch_invariant
 
     def _native_attention(self) -> NativeAttention:
@@ -144,10 +156,18 @@ class RaggedModel:
     def capture(self, num_tokens: int) -> None:
         """From now on replays CUDA graphs for batches of that size, one of `sizes`.
 
-        Raises RuntimeError if the model cannot be captured.
+        Raises RuntimeError if the model cannot be captured. Levels of a draft are not worth that: where they cannot be
+        captured, they are drafted step by step.
         """
         assert self._graphs is not None
         self._graphs.capture(num_tokens)
+        if self._device_levels is not None and num_tokens in self._device_levels.sizes:
+            try:
+                self._device_levels.capture(num_tokens)
+                self.levels = self._device_levels
+            except Exception as error:  # compilers, drivers and kernels raise whatever they meet
+                self.no_levels = f"they cannot be captured here ({type(error).__name__}: {first_line(error)})"
+                self._device_levels = self.levels = None
         if self._graphs not in self.forwards:
             self.forwards.insert(0, self._graphs)
 

@@ -1,4 +1,4 @@
-"""Sampling tables: what the choice of a slot's tokens depends on, in the device's memory at places that never change."""
+"""Sampling tables: what the choice of a slot's tokens depends on, at places of the device that never change."""
 
 from __future__ import annotations
 

@@ -89,6 +89,7 @@ def build(
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
         kv_cache_dtype=cell_dtype,
+        drafts=config.drafts,
         announce=None if ranks is None else ranks.announce,
     )
     if ranks is not None:

@@ -14,9 +14,11 @@ from outrider.engine.sampling_tables import SamplingTables
 
 
 class ChoiceInGraph:
-    """What the kernels of `outrider/engine/gpu/choice.py` read of a step and where they write, which never changes: whose
-    rows there are and how many tokens are wanted of each stands in the work list, how they are chosen in the sampling
-    tables."""
+    """What the kernels of `outrider/engine/gpu/choice.py` read, and where they write, which never changes.
+
+    Whose rows there are and how many tokens are wanted of each stands in the work list, how they are chosen in the
+    sampling tables.
+    """
 
     def __init__(self, tables: SamplingTables) -> None:
         self._tables = tables

@@ -80,8 +80,8 @@ class StepGraphs:
         self._record = record
         self._choice = choice
         self.best: Tensor | None = None
-        """What the latest pass chose from its rows, [2, R, width], if it was to do so for each; see `ChoiceInGraph.best`. It is
-        the caller's own."""
+        """What the latest pass chose from its rows, [2, R, width], if it was to do so for each; the caller's own. See
+        `ChoiceInGraph.best`."""
         self._passes: dict[Hashable, Pass] = {}
 
     @property

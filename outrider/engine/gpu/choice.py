@@ -52,7 +52,7 @@ class Rows(NamedTuple):
     positions: Tensor
     """[R], of the tokens to choose."""
     widths: Tensor | None = None
-    """[R]: how many tokens are wanted of each row, and of none at all nothing is computed; None: as many as find room."""
+    """[R]: how many tokens are wanted of each row; where none is, nothing is computed. None: as many as find room."""
     vocab_sizes: Tensor | None = None
     """[num_slots]: token ids from there on are not chosen; None: all may be."""
 
@@ -72,7 +72,7 @@ def best_tokens(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Tensor, wi
 
 
 def choose(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Rows, best: Tensor, tile: int = TILE) -> None:
-    """Writes to `best` [2, R, width] what `best_tokens` returns. Where everything lies where it is it can be captured."""
+    """Writes to `best` [2, R, width] what `best_tokens` returns. It can be captured."""
     num_rows, vocab_size = logits.shape
     num_tiles, num_slots = -(-vocab_size // tile), len(seeds)
     scanned = torch.empty(3, num_rows, num_tiles, dtype=torch.float32, device=logits.device)
@@ -98,7 +98,7 @@ def scan(
     """Grid [R, tiles]. `scanned` [3, R, tiles]: best score, highest logit, sum of exp((logit - highest) / T)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     num_rows, num_tiles = tl.num_programs(0), tl.num_programs(1)
-    if widths is not None:
+    if widths is not None:  # noqa: SIM102  Triton has to know this when it compiles
         if tl.load(widths + row) == 0:
             return
     temperature, _, _, _, noise_scale, stream = _shape(shaping, seeds, slots, positions, row, num_slots)
@@ -138,9 +138,7 @@ def decide(
         width = tl.load(widths + row).to(tl.int32)
         if width == 0:
             return
-    temperature, top_k, top_p, log_min_p, noise_scale, stream = _shape(
-        shaping, seeds, slots, positions, row, num_slots
-    )
+    temperature, top_k, top_p, log_min_p, noise_scale, stream = _shape(shaping, seeds, slots, positions, row, num_slots)
     end = _vocabulary(vocab_sizes, slots, row, VOCAB)
     inverse = (1.0 / temperature).to(tl.float32)
     num_tiles: tl.constexpr = (VOCAB + TILE - 1) // TILE

@@ -169,8 +169,8 @@ class Sampler:
         return self._tables
 
     def num_choices(self, slots: Sequence[int], num_proposed: int = 0) -> int:
-        """How many tokens of each of their rows a step should choose by itself: for `choose`, or for a `propose` of that
-        width. None, 0, if logits have to be looked at besides."""
+        """How many tokens of each of their rows a step should choose by itself, for `choose` or for a `propose` of that
+        width: none if that takes more than raw logits."""
         if native.available(self._device) or self.tables(slots) is None:
             return 0
         return max(num_proposed, _PROPOSED_MIN) if num_proposed else 1

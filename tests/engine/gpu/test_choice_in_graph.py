@@ -1,4 +1,4 @@
-"""Captured steps that choose their tokens: recorded from padding, replayed for any sessions, in Triton's interpreter."""
+"""Captured steps that choose tokens: recorded from padding, replayed for any sessions, in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from outrider.engine.sample import fused
 from outrider.engine.sample.sampler import Row, Sampler
 from tests.engine.gpu.launches import Launches, logged
 from tests.engine.gpu.waiting import guarded
-from tests.engine.histories import Rig, random_line
+from tests.engine.histories import CPU, Rig, random_line
 from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape
 from tests.engine.tiny_models import VOCAB_SIZE
@@ -52,7 +52,7 @@ def launches() -> Iterator[Launches]:
 class Sampled:
     """A rig whose small steps are replayed and choose, and a session of each kind."""
 
-    def __init__(self, kinds: tuple[SamplingParams, ...] = KINDS, device: torch.device = torch.device("cpu")) -> None:
+    def __init__(self, kinds: tuple[SamplingParams, ...] = KINDS, device: torch.device = CPU) -> None:
         self.rig = Rig("llama", attention="tree", device=device)
         self.engine, model = self.rig.engine, self.rig.engine._model
         self.tape = Tape()

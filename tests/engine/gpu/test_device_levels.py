@@ -1,0 +1,170 @@
+"""Levels of a draft in graphs, recorded from padding and replayed in Triton's interpreter, draft what steps draft."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from outrider.core.draft.outlook import Outlook
+from outrider.core.estimate.confidence import DRAFT_PROBABILITIES
+from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import SpeculationTree
+from outrider.engine import native
+from outrider.engine.attention.tree import TreeAttention
+from outrider.engine.compile.choice import ChoiceInGraph
+from outrider.engine.compile.device_levels import LEVELS_AT_ONCE, DeviceLevels
+from outrider.engine.compile.graphs import StepGraphs
+from outrider.engine.compile.levels import Interruption, LevelsJob
+from outrider.engine.engine import Engine
+from outrider.engine.jobs import Job
+from outrider.engine.sample import fused
+from tests.engine.gpu.launches import Launches, logged
+from tests.engine.gpu.waiting import guarded
+from tests.engine.histories import Rig, random_line
+from tests.engine.tape import Tape
+from tests.engine.test_levels import KINDS, Drafted
+from tests.engine.tiny_models import VOCAB_SIZE, build
+from tests.worker.driven import FixedCurve
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+NUM_ROWS = 16
+META = torch.device("meta")
+
+
+@pytest.fixture(autouse=True)
+def willing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backend and choice take any device."""
+    monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
+    monkeypatch.setattr(native, "available", lambda device: False)
+    monkeypatch.setattr(fused, "problem", lambda device: "")
+
+
+@pytest.fixture(autouse=True)
+def launches() -> Iterator[Launches]:
+    """What is launched, on the tape too."""
+    with logged() as found:
+        yield found
+
+
+def engine_of() -> Engine:
+    """Its steps over up to 16 tokens are replayed, and its levels."""
+    engine = Engine(build("llama", layers=1), max_sessions=4, max_context=128, attention="tree", pad_tokens=NUM_ROWS)
+    with_levels(engine)
+    return engine
+
+
+def with_levels(engine: Engine) -> DeviceLevels:
+    model, choice = engine._model, ChoiceInGraph(engine.tables)
+    assert isinstance(model.attention, TreeAttention)
+    graphs = StepGraphs(model.decoder.run_static, model.attention, Tape(), choice)
+    levels = DeviceLevels(model.decoder.run_static, model.attention, model.cache, Tape(), choice, 4)
+    assert levels.sizes == [NUM_ROWS]
+    with torch.inference_mode():
+        graphs.capture(NUM_ROWS)
+        levels.capture(NUM_ROWS)
+    model.forwards.insert(0, graphs)
+    model.levels = levels
+    return levels
+
+
+def drafted(engine: Engine, kinds: tuple[SamplingParams, ...], vocab_size: int = VOCAB_SIZE) -> Drafted:
+    """On a device that takes as long for any number of rows."""
+    found = Drafted(engine, kinds, vocab_size)
+    found.drafter.scheduler.policy.estimates.curve = FixedCurve(1e-3, 0.0)
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["sampled", "greedy", "top_p", "top_k"])
+def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingParams) -> None:
+    """Node by node, also below what a commit has left of the tree, and of fewer tokens than the model knows."""
+    trees = []
+    for at_once in (False, True):
+        found = drafted(engine_of(), (kind,), VOCAB_SIZE - 9)
+        for num_levels in (5, 3):
+            found.draft(num_levels, at_once=at_once)
+            found.commit(1)
+        found.draft(1, at_once=False)
+        assert found.num_runs == 2 * at_once
+        trees.append((found.trees(), found.held()))
+    (expected, expected_held), (tree, held) = trees
+    assert tree == expected
+    assert len(tree[0]) > 20
+    for ours, theirs in zip(held, expected_held, strict=True):
+        assert ours.keys() == theirs.keys()
+        for path, content in ours.items():
+            torch.testing.assert_close(content, theirs[path])
+
+
+def test_sessions_that_draft_together_propose_what_each_proposes_alone() -> None:
+    """They take other nodes, since each has its share of the rows; below the same node they guess the same."""
+    by_steps, by_runs = (drafted(engine_of(), KINDS) for _ in range(2))
+    by_steps.draft(4, at_once=False)
+    by_runs.draft(4, at_once=True)
+    assert by_runs.num_runs == 1
+    assert by_runs.drafter.runner.engine.path == "graph+levels"
+    for ours, theirs in zip(by_runs.trees(), by_steps.trees(), strict=True):
+        both = [path for path in ours.keys() & theirs.keys() if ours[path][1] and theirs[path][1]]
+        assert len(both) > 4
+        assert all(ours[path] == theirs[path] for path in both)
+        assert max(map(len, ours)) > 4
+
+
+def test_what_rounding_may_decide_a_step_chooses() -> None:
+    engine = engine_of()
+    found = drafted(engine, KINDS[:1])
+    place = found.drafter.admission.seated[0].slot
+    engine.tables.shaping[2, place] = 5e-324  # the first token is at its bound
+    num_nodes = len(found.trees()[0])
+    for _ in range(4):
+        found.draft(3, at_once=True)
+    assert found.num_runs
+    assert len(found.trees()[0]) > num_nodes
+
+
+def test_levels_end_where_the_credit_does_and_where_the_text_does() -> None:
+    found = drafted(engine_of(), KINDS[:2])
+    for _ in range(6):
+        found.draft(16, at_once=True)
+    for session in found.sessions:
+        state = found.drafter.scheduler.sessions[session].state
+        assert state.best() is None or found.drafter.scheduler.plan(0.0) is None
+        assert state.tree.num_live <= session.opening.max_run_ahead
+        assert all(len(path) < 40 for path in found.trees()[0])
+
+
+def test_news_end_a_run_between_two_bursts() -> None:
+    found = drafted(engine_of(), KINDS[:1])
+    found.drafter.arrivals.announce()
+    before = sum(map(len, found.held()))
+    found.draft(16, at_once=True)
+    fed = sum(map(len, found.held())) - before
+    found.drafter.arrivals.take_up()
+    found.draft(16, at_once=True)
+    assert 0 < fed < sum(map(len, found.held())) - before
+
+
+def test_levels_are_queued_without_waiting(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three copies to the device, and as many launches whatever is drafted."""
+    engine = Rig("llama", device=META, attention="tree").engine
+    levels, slot, line = with_levels(engine), engine.acquire(), random_line(9, seed=1)
+    engine.step([Job(slot, line)])
+    tree = SpeculationTree(len(line) - 1, line[-1])
+    node = tree.attach(tree.root, 3, -0.1)
+    assert node is not None
+    outlook = Outlook(tree.root, [node], 4, 90, 100, -math.inf, [math.log(each) for each in DRAFT_PROBABILITIES])
+    job = LevelsJob(slot, line, outlook, VOCAB_SIZE, 64)
+    launches.log.clear()
+    with guarded(monkeypatch, META.type) as guard, torch.inference_mode():
+        loop = levels.begin([job], engine.tables, [1e-3] * NUM_ROWS, Interruption(torch.zeros(1).long(), 0), 0)
+        assert loop is not None
+        levels.replay(NUM_ROWS, 6)
+    assert guard.num_copies == 3
+    num_graphs = 1 + 6 - LEVELS_AT_ONCE[0]  # one of four levels, two of one
+    num_layers = len(engine._model.facts.layers)
+    assert (launches.num["advance"], launches.num["scan"], launches.num["decide"]) == (6 + num_graphs, 6, 6)
+    assert launches.num["attend"] == 6 * num_layers
+    loop.end()
