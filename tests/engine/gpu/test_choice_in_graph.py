@@ -12,16 +12,18 @@ from outrider.engine import native
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.graphs import StepGraphs
-from outrider.engine.engine import StepOutput
+from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sample import fused
 from outrider.engine.sample.sampler import Row, Sampler
+from outrider.worker import step_runner
 from tests.engine.gpu.launches import Launches, logged
 from tests.engine.gpu.waiting import guarded
 from tests.engine.histories import CPU, Rig, random_line
 from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape
-from tests.engine.tiny_models import VOCAB_SIZE
+from tests.engine.tiny_models import VOCAB_SIZE, build
+from tests.worker.driven import Bench, alone
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -40,6 +42,7 @@ def willing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
     monkeypatch.setattr(native, "available", lambda device: False)
     monkeypatch.setattr(fused, "problem", lambda device: "")
+    monkeypatch.setattr(step_runner, "measure", lambda engine: [])  # the interpreter's times say nothing
 
 
 @pytest.fixture(autouse=True)
@@ -49,23 +52,24 @@ def launches() -> Iterator[Launches]:
         yield found
 
 
+def choosing(engine: Engine) -> Tape:
+    """From now on small steps of the engine are replayed and choose."""
+    model, tape = engine._model, Tape()
+    assert isinstance(model.attention, TreeAttention)
+    graphs = StepGraphs(model.decoder.run_static, model.attention, tape, ChoiceInGraph(engine.tables))
+    with torch.inference_mode():
+        for size in (16, 8, 4):
+            graphs.capture(size)
+    model.forwards.insert(0, graphs)
+    return tape
+
+
 class Sampled:
     """A rig whose small steps are replayed and choose, and a session of each kind."""
 
     def __init__(self, kinds: tuple[SamplingParams, ...] = KINDS, device: torch.device = CPU) -> None:
-        self.rig = Rig("llama", attention="tree", device=device)
-        self.engine, model = self.rig.engine, self.rig.engine._model
-        self.tape = Tape()
-        graphs = StepGraphs(
-            model.decoder.run_static,
-            model.attention,  # type: ignore[arg-type]
-            self.tape,
-            ChoiceInGraph(self.engine.tables),
-        )
-        with torch.inference_mode():
-            for size in (16, 8, 4):
-                graphs.capture(size)
-        model.forwards.insert(0, graphs)
+        self.engine = Rig("llama", attention="tree", device=device).engine
+        self.tape = choosing(self.engine)
         self.sampler = Sampler(VOCAB_SIZE, 4, device, tables=self.engine.tables)
         self.slots = [self.engine.acquire() for _ in kinds]
         self.lines = [random_line(5 + 3 * index, seed=index) for index in range(len(kinds))]
@@ -148,3 +152,20 @@ def test_a_step_that_chooses_is_one_copy_and_one_replay(launches: Launches, monk
         assert (launches.num["scan"], launches.num["decide"]) == (1, 1)
         assert (output.best is None) == (num_choices == 0)
         assert output.best is None or output.best.shape[:2] == (2, len(rows))
+
+
+def test_a_verifier_whose_steps_choose_writes_what_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a session has penalties the sampler chooses for all."""
+    engine = Engine(build("llama", layers=1), max_sessions=4, max_context=128, attention="tree")
+    choosing(engine)
+    bench = Bench(engine)
+    prompts = [random_line(5 + index, seed=index) for index in range(3)]
+    for kinds, path in ((KINDS[:3], "graph+choice"), ((*KINDS[:2], EVERYTHING), "graph")):
+        pairs = list(zip(prompts, kinds, strict=True))
+        sessions = [bench.open(str(at), prompt, 4, sampling=kind) for at, (prompt, kind) in enumerate(pairs)]
+        bench.run()
+        assert engine.path == path
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "problem", lambda device: "none here")
+            for session, (prompt, kind) in zip(sessions, pairs, strict=True):
+                assert session.token_ids == alone(prompt, 4, kind)

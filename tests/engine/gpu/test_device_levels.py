@@ -21,6 +21,7 @@ from outrider.engine.compile.levels import Interruption, LevelsJob
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.engine.sample import fused
+from outrider.worker import step_runner
 from tests.engine.gpu.launches import Launches, logged
 from tests.engine.gpu.waiting import guarded
 from tests.engine.histories import Rig, random_line
@@ -41,6 +42,7 @@ def willing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
     monkeypatch.setattr(native, "available", lambda device: False)
     monkeypatch.setattr(fused, "problem", lambda device: "")
+    monkeypatch.setattr(step_runner, "measure", lambda engine: [])  # the interpreter's times say nothing
 
 
 @pytest.fixture(autouse=True)
