@@ -23,7 +23,7 @@ from tests.engine.histories import CPU, Rig, random_line
 from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape
 from tests.engine.tiny_models import VOCAB_SIZE, build
-from tests.worker.driven import Bench, alone
+from tests.worker.driven import Bench
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -156,16 +156,21 @@ def test_a_step_that_chooses_is_one_copy_and_one_replay(launches: Launches, monk
 
 def test_a_verifier_whose_steps_choose_writes_what_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a session has penalties the sampler chooses for all."""
-    engine = Engine(build("llama", layers=1), max_sessions=4, max_context=128, attention="tree")
-    choosing(engine)
-    bench = Bench(engine)
-    prompts = [random_line(5 + index, seed=index) for index in range(3)]
+    engines = [
+        Engine(build("llama", layers=1), max_sessions=4, max_context=128, attention=name) for name in ("tree", "torch")
+    ]
+    choosing(engines[0])
     for kinds, path in ((KINDS[:3], "graph+choice"), ((*KINDS[:2], EVERYTHING), "graph")):
-        pairs = list(zip(prompts, kinds, strict=True))
-        sessions = [bench.open(str(at), prompt, 4, sampling=kind) for at, (prompt, kind) in enumerate(pairs)]
-        bench.run()
-        assert engine.path == path
-        with monkeypatch.context() as patch:
-            patch.setattr(fused, "problem", lambda device: "none here")
-            for session, (prompt, kind) in zip(sessions, pairs, strict=True):
-                assert session.token_ids == alone(prompt, 4, kind)
+        written: list[list[list[int]]] = []
+        for engine in engines:
+            bench = Bench(engine)
+            sessions = [
+                bench.open(str(index), random_line(5 + index, seed=index), 4, sampling=kind)
+                for index, kind in enumerate(kinds)
+            ]
+            bench.run()
+            written.append([session.token_ids for session in sessions])
+            monkeypatch.setattr(fused, "problem", lambda device: "none here")
+        assert written[0] == written[1]
+        assert engines[0].path == path
+        monkeypatch.setattr(fused, "problem", lambda device: "")
