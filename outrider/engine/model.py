@@ -64,7 +64,7 @@ class RaggedModel:
         self.batch_invariant = False
         """Whether it is known that a token's logits have the same bits whatever shares its step."""
         self.path = ""
-        """The way that the latest batch went; see `Forward.path`. Behind it +choice if it chose tokens. Empty before the
+        """The way that the latest batch went; see `Forward.path`. +choice follows if it chose tokens. Empty before the
         first batch."""
         self.best: Tensor | None = None
         """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
