@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
+from torch import Tensor
 
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine import native
@@ -19,15 +20,14 @@ from outrider.engine.sample.sampler import Row, Sampler
 from outrider.worker import step_runner
 from tests.engine.gpu.launches import Launches, logged
 from tests.engine.gpu.waiting import guarded
-from tests.engine.histories import CPU, Rig, random_line
+from tests.engine.histories import CPU, built, random_line
 from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from tests.worker.driven import Bench
 
-pytestmark = pytest.mark.usefixtures("interpreter")
-
 META = torch.device("meta")
+NUM_TOKENS = 16
 KINDS = (
     SamplingParams(),
     SamplingParams(temperature=0.8, seed=2**64 - 5),
@@ -46,131 +46,117 @@ def willing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def launches() -> Iterator[Launches]:
+def launches(interpreter: None) -> Iterator[Launches]:
     """What is launched, on the tape too."""
     with logged() as found:
         yield found
 
 
 def choosing(engine: Engine) -> Tape:
-    """From now on small steps of the engine are replayed and choose."""
+    """From now on steps of the engine over up to 16 tokens are replayed and choose."""
     model, tape = engine._model, Tape()
     assert isinstance(model.attention, TreeAttention)
     graphs = StepGraphs(model.decoder.run_static, model.attention, tape, ChoiceInGraph(engine.tables))
     with torch.inference_mode():
-        for size in (16, 8, 4):
-            graphs.capture(size)
+        graphs.capture(NUM_TOKENS)
     model.forwards.insert(0, graphs)
     return tape
 
 
 class Sampled:
-    """A rig whose small steps are replayed and choose, and a session of each kind."""
+    """An engine whose steps choose, and a session of each kind."""
 
-    def __init__(self, kinds: tuple[SamplingParams, ...] = KINDS, device: torch.device = CPU) -> None:
-        self.engine = Rig("llama", attention="tree", device=device).engine
+    def __init__(self, kinds: Sequence[SamplingParams], device: torch.device = CPU) -> None:
+        self.engine = Engine(
+            built("llama", device, torch.float32),
+            max_sessions=4,
+            max_context=64,
+            attention="tree",
+            pad_tokens=NUM_TOKENS,
+        )
         self.tape = choosing(self.engine)
         self.sampler = Sampler(VOCAB_SIZE, 4, device, tables=self.engine.tables)
         self.slots = [self.engine.acquire() for _ in kinds]
-        self.lines = [random_line(5 + 3 * index, seed=index) for index in range(len(kinds))]
+        self.lines = [random_line(4, seed=index) for index in range(len(kinds))]
         for slot, line, params in zip(self.slots, self.lines, kinds, strict=True):
             self.sampler.open(slot.index, params, line, [])
-            self.engine.step([Job(slot, line)])
+        self.engine.step([Job(slot, line) for slot, line in zip(self.slots, self.lines, strict=True)])
+
+    def num_choices(self, num_proposed: int = 0) -> int:
+        return self.sampler.num_choices([slot.index for slot in self.slots], num_proposed)
 
     def step(self, num_choices: int) -> tuple[StepOutput, list[Row]]:
-        """Over each line's end, and two nodes below it."""
+        """Over what is new of each line, and a node below it."""
         jobs = [
-            Job(slot, line, [LINE_END, 0], [1, 2], wanted=[LINE_END, 0, 1], num_choices=num_choices)
+            Job(slot, line, [LINE_END], [1], wanted=[LINE_END, 0], num_choices=num_choices)
             for slot, line in zip(self.slots, self.lines, strict=True)
         ]
-        rows = [Row(job.slot.index, len(job.line) + depth) for job in jobs for depth in range(3)]
+        rows = [Row(job.slot.index, len(job.line) + depth) for job in jobs for depth in range(2)]
         return self.engine.step(jobs), rows
 
 
-def test_a_replay_chooses_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled = Sampled()
-    num_choices = sampled.sampler.num_choices([slot.index for slot in sampled.slots])
-    assert num_choices == 1
-    found = []
+def test_replays_choose_and_propose_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is in a step, one session knowing fewer tokens; a row that rounding may decide is left to the sampler."""
+    sampled, few = Sampled(KINDS), VOCAB_SIZE // 2
+    chosen: list[tuple[list[int], Tensor, list[Row]]] = []
     for turn in range(2):
-        output, rows = sampled.step(num_choices)
+        output, rows = sampled.step(sampled.num_choices())
         assert sampled.engine.path == "graph+choice"
-        found.append((sampled.sampler.choose(output.logits, rows, best=output.best), output.logits, rows))
+        chosen.append((sampled.sampler.choose(output.logits, rows, best=output.best), output.logits, rows))
         for line in sampled.lines:
             line.append(7 + turn)
-    assert sampled.tape.num_replays == len(KINDS) + 2
-    monkeypatch.setattr(fused, "problem", lambda device: "none here")
-    for chosen, logits, rows in found:
-        assert chosen == sampled.sampler.choose(logits, rows)
-    assert found[0][0] != found[1][0]
-
-
-def test_a_replay_proposes_by_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a session that knows fewer tokens, none of the others."""
-    sampled = Sampled()
-    few = VOCAB_SIZE // 2
+    assert sampled.tape.num_replays == 3
     sampled.sampler.open(sampled.slots[1].index, KINDS[1], sampled.lines[1], [], few)
-    output, rows = sampled.step(sampled.sampler.num_choices([slot.index for slot in sampled.slots], 3))
+    sampled.engine.tables.shaping[2, sampled.slots[2].index] = 5e-324  # the first token is at its bound
+    output, rows = sampled.step(sampled.num_choices(3))
+    assert output.best is not None
+    assert (output.best[0, :, 0] == -1).tolist() == [row.slot == sampled.slots[2].index for row in rows]
     token_ids, margins = sampled.sampler.propose(output.logits, rows, 3, best=output.best)
-    output.logits[3:6, few:] = -torch.inf
+    logits = output.logits.clone()
+    logits[2:4, few:] = -torch.inf
     monkeypatch.setattr(fused, "problem", lambda device: "none here")
-    expected_ids, expected_margins = sampled.sampler.propose(output.logits, rows, 3)
+    expected_ids, expected_margins = sampled.sampler.propose(logits, rows, 3)
     assert token_ids == expected_ids
     for each, expected in zip(margins, expected_margins, strict=True):
         assert each == pytest.approx(expected, abs=1e-9)
-
-
-def test_what_needs_more_than_one_pass_is_chosen_outside() -> None:
-    """By step: one session with penalties, and the whole step is chosen from the logits."""
-    sampled = Sampled((*KINDS[:2], EVERYTHING))
-    slots = [slot.index for slot in sampled.slots]
-    assert sampled.sampler.num_choices(slots[:2], 1) == 2
-    assert sampled.sampler.num_choices(slots) == 0
-    output, rows = sampled.step(0)
-    assert output.best is None
-    assert sampled.engine.path == "graph"
-    assert len(sampled.sampler.choose(output.logits, rows)) == len(rows)
-
-
-def test_a_row_that_rounding_may_decide_is_left_to_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled = Sampled(KINDS[2:3])
-    sampled.engine.tables.shaping[2, sampled.slots[0].index] = 1e-300  # the first token is at its bound
-    output, rows = sampled.step(1)
-    assert output.best is not None
-    assert (output.best[0, :, 0] == -1).all()
-    chosen = sampled.sampler.choose(output.logits, rows, best=output.best)
-    assert chosen == output.logits.argmax(-1).tolist()
+    sampled.engine.tables.shaping[2, sampled.slots[2].index] = KINDS[2].top_p
+    sampled.sampler.open(sampled.slots[1].index, KINDS[1], sampled.lines[1], [])
+    for found, logits, rows in chosen:
+        assert found == sampled.sampler.choose(logits, rows)
+    assert chosen[0][0] != chosen[1][0]
 
 
 def test_a_step_that_chooses_is_one_copy_and_one_replay(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled = Sampled(device=META)
-    for num_choices in (1, 0):
+    """And it waits for nothing. A session with penalties leaves the choice of all to the sampler."""
+    sampled = Sampled(KINDS, META)
+    for num_choices in (sampled.num_choices(2), 0):
         launches.log.clear()
         with guarded(monkeypatch, META.type) as guard:
             output, rows = sampled.step(num_choices)
         assert guard.num_copies == 1
         assert (launches.num["scan"], launches.num["decide"]) == (1, 1)
-        assert (output.best is None) == (num_choices == 0)
-        assert output.best is None or output.best.shape[:2] == (2, len(rows))
+        assert sampled.engine.path == ("graph+choice" if num_choices else "graph")
+        assert output.best is None if num_choices == 0 else output.best.shape[:2] == (2, len(rows))
+    assert (sampled.num_choices(), sampled.num_choices(1), sampled.num_choices(4)) == (1, 2, 4)
+    sampled.sampler.open(sampled.slots[3].index, EVERYTHING, sampled.lines[3], [])
+    assert (sampled.num_choices(), sampled.num_choices(4)) == (0, 0)
 
 
-def test_a_verifier_whose_steps_choose_writes_what_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a session has penalties the sampler chooses for all."""
-    engines = [
-        Engine(build("llama", layers=1), max_sessions=4, max_context=128, attention=name) for name in ("tree", "torch")
-    ]
-    choosing(engines[0])
-    for kinds, path in ((KINDS[:3], "graph+choice"), ((*KINDS[:2], EVERYTHING), "graph")):
-        written: list[list[list[int]]] = []
-        for engine in engines:
-            bench = Bench(engine)
-            sessions = [
-                bench.open(str(index), random_line(5 + index, seed=index), 4, sampling=kind)
-                for index, kind in enumerate(kinds)
-            ]
-            bench.run()
-            written.append([session.token_ids for session in sessions])
-            monkeypatch.setattr(fused, "problem", lambda device: "none here")
-        assert written[0] == written[1]
-        assert engines[0].path == path
-        monkeypatch.setattr(fused, "problem", lambda device: "")
+async def test_a_verifier_whose_steps_choose_writes_what_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[list[list[int]]] = []
+    for attention in ("tree", "torch"):
+        engine = Engine(
+            build("llama", layers=1), max_sessions=4, max_context=64, attention=attention, pad_tokens=NUM_TOKENS
+        )
+        if attention == "tree":
+            choosing(engine)
+        bench = Bench(engine)
+        sessions = [
+            bench.open(str(index), random_line(5 + 2 * index, seed=index), 3, sampling=kind)
+            for index, kind in enumerate(KINDS[1:3])
+        ]
+        bench.run()
+        written.append([session.token_ids for session in sessions])
+        assert engine.path == ("graph+choice" if attention == "tree" else "eager")
+        monkeypatch.setattr(fused, "problem", lambda device: "none here")
+    assert written[0] == written[1]

@@ -30,8 +30,6 @@ from tests.engine.test_levels import KINDS, Drafted
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from tests.worker.driven import FixedCurve
 
-pytestmark = pytest.mark.usefixtures("interpreter")
-
 NUM_ROWS = 16
 META = torch.device("meta")
 
@@ -46,7 +44,7 @@ def willing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def launches() -> Iterator[Launches]:
+def launches(interpreter: None) -> Iterator[Launches]:
     """What is launched, on the tape too."""
     with logged() as found:
         yield found
@@ -81,7 +79,7 @@ def drafted(engine: Engine, kinds: tuple[SamplingParams, ...], vocab_size: int =
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["sampled", "greedy", "top_p", "top_k"])
-def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingParams) -> None:
+async def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingParams) -> None:
     """Node by node, also below what a commit has left of the tree, and of fewer tokens than the model knows."""
     trees = []
     for at_once in (False, True):
@@ -101,7 +99,7 @@ def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingParams) 
             torch.testing.assert_close(content, theirs[path])
 
 
-def test_sessions_that_draft_together_propose_what_each_proposes_alone() -> None:
+async def test_sessions_that_draft_together_propose_what_each_proposes_alone() -> None:
     """They take other nodes, since each has its share of the rows; below the same node they guess the same."""
     by_steps, by_runs = (drafted(engine_of(), KINDS) for _ in range(2))
     by_steps.draft(4, at_once=False)
@@ -115,7 +113,7 @@ def test_sessions_that_draft_together_propose_what_each_proposes_alone() -> None
         assert max(map(len, ours)) > 4
 
 
-def test_what_rounding_may_decide_a_step_chooses() -> None:
+async def test_what_rounding_may_decide_a_step_chooses() -> None:
     engine = engine_of()
     found = drafted(engine, KINDS[:1])
     place = found.drafter.admission.seated[0].slot
@@ -127,7 +125,7 @@ def test_what_rounding_may_decide_a_step_chooses() -> None:
     assert len(found.trees()[0]) > num_nodes
 
 
-def test_levels_end_where_the_credit_does_and_where_the_text_does() -> None:
+async def test_levels_end_where_the_credit_does_and_where_the_text_does() -> None:
     found = drafted(engine_of(), KINDS[:2])
     for _ in range(6):
         found.draft(16, at_once=True)
@@ -138,7 +136,7 @@ def test_levels_end_where_the_credit_does_and_where_the_text_does() -> None:
         assert all(len(path) < 40 for path in found.trees()[0])
 
 
-def test_news_end_a_run_between_two_bursts() -> None:
+async def test_news_end_a_run_between_two_bursts() -> None:
     found = drafted(engine_of(), KINDS[:1])
     found.drafter.arrivals.announce()
     before = sum(map(len, found.held()))
