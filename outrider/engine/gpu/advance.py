@@ -152,7 +152,7 @@ def advance(
                 tl.store(told + MARGINS + ranks, margins)
                 is_over = tl.where(is_doubtful, 1, is_over)
                 floor = log_floor + log_root - chance
-                for _ in range(0, _RANKS):
+                for _ in range(0, num_guesses):
                     likeliest = tl.max(tl.where(is_left, accepted, NOTHING), 0)
                     rank = tl.min(tl.where(is_left & (accepted == likeliest), ranks, _RANKS), 0)
                     is_kept = (rank < _RANKS) & (likeliest >= floor)

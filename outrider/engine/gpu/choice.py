@@ -74,6 +74,7 @@ def best_tokens(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Tensor, wi
 def choose(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Rows, best: Tensor, tile: int = TILE) -> None:
     """Writes to `best` [2, R, width] what `best_tokens` returns. It can be captured."""
     num_rows, vocab_size = logits.shape
+    tile = min(tile, triton.next_power_of_2(vocab_size))
     num_tiles, num_slots = -(-vocab_size // tile), len(seeds)
     scanned = torch.empty(3, num_rows, num_tiles, dtype=torch.float32, device=logits.device)
     told = (logits.contiguous(), shaping, seeds, *rows, scanned)

@@ -78,13 +78,13 @@ def drafted(engine: Engine, kinds: tuple[SamplingParams, ...], vocab_size: int =
     return found
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["sampled", "greedy", "top_p", "top_k"])
+@pytest.mark.parametrize("kind", [KINDS[0], KINDS[3]], ids=["sampled", "top_k"])
 async def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingParams) -> None:
     """Node by node, also below what a commit has left of the tree, and of fewer tokens than the model knows."""
     trees = []
     for at_once in (False, True):
         found = drafted(engine_of(), (kind,), VOCAB_SIZE - 9)
-        for num_levels in (5, 3):
+        for num_levels in (3, 2):
             found.draft(num_levels, at_once=at_once)
             found.commit(1)
         found.draft(1, at_once=False)
@@ -100,51 +100,33 @@ async def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingPa
 
 
 async def test_sessions_that_draft_together_propose_what_each_proposes_alone() -> None:
-    """They take other nodes, since each has its share of the rows; below the same node they guess the same."""
-    by_steps, by_runs = (drafted(engine_of(), KINDS) for _ in range(2))
-    by_steps.draft(4, at_once=False)
-    by_runs.draft(4, at_once=True)
+    """They take other nodes, since each has its share of the rows; below the same node they guess the same. A commit ends
+    a run between two bursts; what rounding may decide a step chooses; and all end where their credit does."""
+    by_steps, by_runs = (drafted(engine_of(), KINDS[1:3]) for _ in range(2))
+    by_steps.draft(3, at_once=False)
+    by_runs.draft(3, at_once=True)
     assert by_runs.num_runs == 1
     assert by_runs.drafter.runner.engine.path == "graph+levels"
     for ours, theirs in zip(by_runs.trees(), by_steps.trees(), strict=True):
         both = [path for path in ours.keys() & theirs.keys() if ours[path][1] and theirs[path][1]]
         assert len(both) > 4
         assert all(ours[path] == theirs[path] for path in both)
-        assert max(map(len, ours)) > 4
 
+    fed = sum(map(len, by_runs.held()))
+    by_runs.drafter.arrivals.announce()
+    by_runs.draft(16, at_once=True)
+    assert fed < sum(map(len, by_runs.held())) < fed + 16 * NUM_ROWS
+    by_runs.drafter.arrivals.take_up()
 
-async def test_what_rounding_may_decide_a_step_chooses() -> None:
-    engine = engine_of()
-    found = drafted(engine, KINDS[:1])
-    place = found.drafter.admission.seated[0].slot
-    engine.tables.shaping[2, place] = 5e-324  # the first token is at its bound
-    num_nodes = len(found.trees()[0])
-    for _ in range(4):
-        found.draft(3, at_once=True)
-    assert found.num_runs
-    assert len(found.trees()[0]) > num_nodes
-
-
-async def test_levels_end_where_the_credit_does_and_where_the_text_does() -> None:
-    found = drafted(engine_of(), KINDS[:2])
-    for _ in range(6):
-        found.draft(16, at_once=True)
-    for session in found.sessions:
-        state = found.drafter.scheduler.sessions[session].state
-        assert state.best() is None or found.drafter.scheduler.plan(0.0) is None
+    place = by_runs.drafter.admission.seated[0].slot
+    by_runs.drafter.runner.engine.tables.shaping[2, place] = 5e-324  # the first token is at its bound
+    num_nodes = len(by_runs.trees()[0])
+    for _ in range(3):
+        by_runs.draft(2, at_once=True)
+    assert len(by_runs.trees()[0]) > num_nodes
+    for session in by_runs.sessions:
+        state = by_runs.drafter.scheduler.sessions[session].state
         assert state.tree.num_live <= session.opening.max_run_ahead
-        assert all(len(path) < 40 for path in found.trees()[0])
-
-
-async def test_news_end_a_run_between_two_bursts() -> None:
-    found = drafted(engine_of(), KINDS[:1])
-    found.drafter.arrivals.announce()
-    before = sum(map(len, found.held()))
-    found.draft(16, at_once=True)
-    fed = sum(map(len, found.held())) - before
-    found.drafter.arrivals.take_up()
-    found.draft(16, at_once=True)
-    assert 0 < fed < sum(map(len, found.held())) - before
 
 
 def test_levels_are_queued_without_waiting(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
