@@ -60,13 +60,11 @@ class Engine:
         pad_tokens: int = 0,
         attention: str = AUTO,
         kv_cache_dtype: torch.dtype | None = None,
-        drafts: bool = False,
         announce: Callable[[Sequence[Move], PackedBatch], None] | None = None,
     ) -> None:
         """Slots for `max_sessions` lines of up to `max_context` tokens; see `RaggedModel` for `compiled`.
 
-        If `compiled` or `captured`, a CUDA device replays small steps once they are warmed up, and if it `drafts` whole
-        levels of a draft.
+        If `compiled` or `captured`, a CUDA device replays small steps once they are warmed up.
 
         The KV cache has room for `kv_tokens` tokens, in whole blocks; if None, for all sessions at their longest. Steps
         over fewer than `pad_tokens` tokens are padded to that many, so that matrix products round alike in all of them.
@@ -91,7 +89,7 @@ class Engine:
             )
         self.tables = SamplingTables.of(max_sessions, facts.device)
         """By which captured steps choose tokens: whoever samples writes to them."""
-        self._model = RaggedModel(model, facts, backend, num_blocks, self.tables, compiled=compiled, drafts=drafts)
+        self._model = RaggedModel(model, facts, backend, num_blocks, self.tables, compiled=compiled)
         self.blocks = BlockPool(num_blocks, block_cells)
         """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)
@@ -190,6 +188,10 @@ class Engine:
                     f"this model cannot be compiled ({type(error).__name__}: {first_line(error)}); use --compile off"
                 ) from error
             yield size
+
+    def draft_levels(self) -> None:
+        """From the next `warm_up` on replays whole levels of a draft, too, where steps choose tokens."""
+        self._model.draft_levels()
 
     def run_uncompiled(self) -> None:
         """From now on compiles nothing, and captures nothing before the next `warm_up`. Keys and values stay."""

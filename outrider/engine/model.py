@@ -45,10 +45,9 @@ class RaggedModel:
         tables: SamplingTables,
         *,
         compiled: bool = False,
-        drafts: bool = False,
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks. What is captured
-        chooses tokens by `tables`, and if the model `drafts` whole levels of a draft.
+        chooses tokens by `tables`.
 
         If `compiled`, small batches run as graphs that are compiled when first met, one for each size. If `facts` say
         so, they can be captured, compiled or not; see `capture`.
@@ -69,7 +68,7 @@ class RaggedModel:
         self.best: Tensor | None = None
         """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
         self._tables = tables
-        self._drafts = drafts
+        self._drafts = False
         self.levels: DraftLevels | DeviceLevels | None = None
         """Runs several levels of a draft in one call, if this model can."""
         self.no_levels = ""
@@ -89,7 +88,7 @@ class RaggedModel:
             small = self.decoder = fused(self.decoder)
             compiled = False
         self.forwards = [EagerForward(self.decoder)]
-        self._graphs = self._device_levels = self.levels = None
+        self._graphs = self.levels = None
         if compiled:
             small = compile_decoder(self.decoder)
             self.forwards.insert(0, CompiledForward(small))
@@ -97,11 +96,23 @@ class RaggedModel:
             record, choice = CudaRecorder(self.facts.device), None
             if isinstance(attention, TreeAttention) and not one_pass.problem(self.facts.device):
                 choice = ChoiceInGraph(self._tables)
-                if self._drafts and attention.sees_trees:
-                    self._device_levels = DeviceLevels(
-                        small.run_static, attention, self.cache, record, choice, len(self._tables.seeds)
-                    )
             self._graphs = StepGraphs(small.run_static, attention, record, choice)
+        self._prepare_levels()
+
+    def draft_levels(self) -> None:
+        """From now on captures whole levels of a draft besides steps, where these choose tokens."""
+        self._drafts = True
+        self._prepare_levels()
+
+    def _prepare_levels(self) -> None:
+        graphs, attention = self._graphs, self.attention
+        self._device_levels = None
+        if not self._drafts or graphs is None or graphs.choice is None:
+            return
+        if isinstance(attention, TreeAttention) and attention.sees_trees:
+            self._device_levels = DeviceLevels(
+                graphs.forward, attention, self.cache, graphs.record, graphs.choice, len(self._tables.seeds)
+            )
 
     @property
     def captures(self) -> bool:
@@ -111,7 +122,7 @@ class RaggedModel:
     @property
     def chooses(self) -> bool:
         """Whether what is captured chooses tokens."""
-        return self._graphs is not None and self._graphs in self.forwards and self._graphs.chooses
+        return self._graphs is not None and self._graphs in self.forwards and self._graphs.choice is not None
 
     @property
     def sizes(self) -> Sequence[int]:

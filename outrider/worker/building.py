@@ -89,9 +89,10 @@ def build(
         pad_tokens=config.pad_tokens,
         attention=config.attention_backend,
         kv_cache_dtype=cell_dtype,
-        drafts=config.drafts,
         announce=None if ranks is None else ranks.announce,
     )
+    if config.drafts:
+        engine.draft_levels()
     if ranks is not None:
         ranks.loaded()
     return Built(engine, model, facts, reference, exact, num_parameters(model), weight_bytes)

@@ -75,10 +75,10 @@ class StepGraphs:
     ) -> None:
         """`forward` computes the logits [N, V] of a static batch; `record` turns a pass into one that is replayed. With
         `choice` the passes choose tokens, too."""
-        self._forward = forward
+        self.forward = forward
         self._attention = attention
-        self._record = record
-        self._choice = choice
+        self.record = record
+        self.choice = choice
         self.best: Tensor | None = None
         """What the latest pass chose from its rows, [2, R, width], if it was to do so for each; the caller's own. See
         `ChoiceInGraph.best`."""
@@ -89,17 +89,12 @@ class StepGraphs:
         """The numbers of tokens that are worth capturing, in the order in which to do it."""
         return self._attention.buckets
 
-    @property
-    def chooses(self) -> bool:
-        """Whether the passes choose tokens, too."""
-        return self._choice is not None
-
     def capture(self, num_tokens: int) -> None:
         """Records the passes over that many tokens, one of `buckets`, from batches of nothing but padding: they write
         to the scratch cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
         for size in self._attention.sizes(num_tokens):
             self._attention.load(PackedBatch(), size)
-            self._passes[size] = self._record(partial(self._read_and_run, size))
+            self._passes[size] = self.record(partial(self._read_and_run, size))
 
     def run(self, batch: PackedBatch) -> Tensor | None:
         """See `Forward`; None if the batch fits no captured pass.
@@ -114,13 +109,13 @@ class StepGraphs:
         self._attention.load(batch, size)
         logits = self._passes[size]()
         self.best = None
-        if self._choice is not None and batch.row_choices and all(batch.row_choices):
-            self.best = self._choice.best(len(logits))[:, :num_rows].clone()
+        if self.choice is not None and batch.row_choices and all(batch.row_choices):
+            self.best = self.choice.best(len(logits))[:, :num_rows].clone()
         return logits[:num_rows].clone()
 
     def _read_and_run(self, size: Hashable) -> Tensor:
         step = self._attention.read(size)
-        logits = self._forward(step)
-        if self._choice is not None:
-            self._choice.choose(logits, step)
+        logits = self.forward(step)
+        if self.choice is not None:
+            self.choice.choose(logits, step)
         return logits

@@ -100,8 +100,10 @@ async def test_levels_of_one_session_are_those_of_as_many_steps(kind: SamplingPa
 
 
 async def test_sessions_that_draft_together_propose_what_each_proposes_alone() -> None:
-    """They take other nodes, since each has its share of the rows; below the same node they guess the same. A commit ends
-    a run between two bursts; what rounding may decide a step chooses; and all end where their credit does."""
+    """They take other nodes, since each has its share of the rows; below the same node they guess the same.
+
+    News ends a run between two bursts, a step chooses what rounding may decide, and nobody drafts beyond its credit.
+    """
     by_steps, by_runs = (drafted(engine_of(), KINDS[1:3]) for _ in range(2))
     by_steps.draft(3, at_once=False)
     by_runs.draft(3, at_once=True)
