@@ -49,10 +49,8 @@ class Late:
 class OverlappingEngine(Engine):
     """Says that it overlaps, and notes in which order steps are launched and waited for."""
 
-    def __init__(self, *, max_sessions: int = 4, kv_tokens: int | None = None) -> None:
-        super().__init__(
-            build("llama", layers=1), max_sessions=max_sessions, max_context=MAX_CONTEXT, kv_tokens=kv_tokens
-        )
+    def __init__(self, *, max_sessions: int = 4, **options: Any) -> None:
+        super().__init__(build("llama", layers=1), max_sessions=max_sessions, max_context=MAX_CONTEXT, **options)
         self.order: list[str] = []
         self.fails: Callable[[Sequence[Job]], bool] = lambda jobs: False
         self._num_launched = 0

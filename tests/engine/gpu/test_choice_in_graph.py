@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape, graphed
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from tests.worker.driven import Bench
+from tests.worker.test_overlap import LateBench, OverlappingEngine
 
 META = torch.device("meta")
 NUM_TOKENS = 16
@@ -163,14 +165,18 @@ def test_a_step_in_flight_keeps_what_it_chose(launches: Launches) -> None:
 
 
 async def test_a_verifier_whose_steps_choose_writes_what_others_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one group and in two, of which one is launched before what the other chose is read."""
     written: list[list[list[int]]] = []
-    for attention in ("tree", "torch"):
-        engine = Engine(
-            build("llama", layers=1), max_sessions=4, max_context=64, attention=attention, pad_tokens=NUM_TOKENS
-        )
+    for overlaps, attention in ((True, "tree"), (False, "tree"), (False, "torch")):
+        if overlaps:
+            engine = OverlappingEngine(attention=attention, pad_tokens=NUM_TOKENS)
+        else:
+            engine = Engine(
+                build("llama", layers=1), max_sessions=4, max_context=64, attention=attention, pad_tokens=NUM_TOKENS
+            )
         if attention == "tree":
             choosing(engine)
-        bench = Bench(engine)
+        bench = LateBench(engine) if isinstance(engine, OverlappingEngine) else Bench(engine)
         sessions = [
             bench.open(str(index), random_line(5 + 2 * index, seed=index), 3, sampling=kind)
             for index, kind in enumerate(KINDS[1:3])
@@ -178,5 +184,8 @@ async def test_a_verifier_whose_steps_choose_writes_what_others_write(monkeypatc
         bench.run()
         written.append([session.token_ids for session in sessions])
         assert engine.path == ("graph+choice" if attention == "tree" else "eager")
-        monkeypatch.setattr(fused, "problem", lambda device: "none here")
-    assert written[0] == written[1]
+        if isinstance(engine, OverlappingEngine):
+            assert ("launch", "launch") in pairwise(each.split()[0] for each in engine.order)
+        if not overlaps:
+            monkeypatch.setattr(fused, "problem", lambda device: "none here")
+    assert written[0] == written[1] == written[2]
