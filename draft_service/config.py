@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,6 +18,8 @@ AUTO, OFF = "auto", "off"
 
 class DraftConfig(WorkerConfig):
     """What the draft service is told."""
+
+    drafts: ClassVar[bool] = True
 
     model: str = Field(
         description=f"{WorkerConfig.model_fields['model'].description}; {NGRAM_MODEL}: no model, guesses from what the "

@@ -108,7 +108,7 @@ class Drafter:
     def _draft_levels(self, run: DraftRun[DraftStream]) -> int:
         """How many levels there were."""
         slots, curve = self.runner.memory, self.scheduler.policy.estimates.curve
-        tables = self.runner.sampler.native_tables([part.slot for part in run.parts])
+        tables = self.runner.sampler.tables([part.slot for part in run.parts])
         if tables is None:
             return 0
         jobs = [
@@ -142,18 +142,26 @@ class Drafter:
     def _compute(self, step: DraftStep[DraftStream]) -> DraftOutcome:
         """One forward pass, and what the draft model proposes below each node."""
         slots, sampler, vocab_size = self.runner.memory, self.runner.sampler, self.runner.engine.vocab_size
-        jobs = [Job(slots.slot(part.slot), part.session.state.line.token_ids, *part.subtree) for part in step.parts]
         constrained = [
             Constrained(index, grammar, _own_rows(part))
             for index, part in enumerate(step.parts)
             if (grammar := part.session.key.grammar) is not None and not grammar.is_lost
+        ]
+        mask_token_id = self.scheduler.policy.mask_token_id
+        num_choices = 0
+        if not constrained and mask_token_id is None:
+            width = max(part.session.state.width for part in step.parts)
+            num_choices = sampler.num_choices([part.slot for part in step.parts], width)
+        jobs = [
+            Job(slots.slot(part.slot), part.session.token_ids, *part.subtree, num_choices=num_choices)
+            for part in step.parts
         ]
         with self._mask_thread.beside(constrained) as masks:
             ticket = self.runner.launch(jobs, step.num_line_tokens)
         output = ticket.output
         complete = [part for part, num_rows in zip(step.parts, output.num_rows, strict=True) if num_rows is not None]
         rows: list[Row] = []
-        if (mask_token_id := self.scheduler.policy.mask_token_id) is not None:
+        if mask_token_id is not None:
             output.logits[:, mask_token_id] = -torch.inf
         for part in complete:
             if part.session.opening.vocab_size < vocab_size:  # the target's vocabulary may be padded less
@@ -161,7 +169,8 @@ class Drafter:
             rows += _own_rows(part)
             rows += _mask_rows(part)
         width = max((part.session.state.width for part in complete), default=0)
-        proposals = zip(*sampler.propose(output.logits, rows, width, masks.of(output.num_rows)), strict=True)
+        allowed = masks.of(output.num_rows)
+        proposals = zip(*sampler.propose(output.logits, rows, width, allowed, output.best), strict=True)
         self.runner.collect(ticket)
         return [None if num_rows is None else list(islice(proposals, num_rows)) for num_rows in output.num_rows]
 

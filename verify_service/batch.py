@@ -11,10 +11,11 @@ from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.sample.sampler import Row
 
 
-def verify_job(slot: Slot, part: VerifyPart[Any]) -> Job:
+def verify_job(slot: Slot, part: VerifyPart[Any], num_choices: int = 0) -> Job:
     """The job whose logits say what follows the line, and then what follows each node; `slot` is the part's own."""
     state = part.session.state
-    return Job(slot, state.line.token_ids, *subtree(state.tree.root, [state.tree.root, *part.nodes]))
+    tree = subtree(state.tree.root, [state.tree.root, *part.nodes])
+    return Job(slot, state.line.token_ids, *tree, num_choices=num_choices)
 
 
 def verify_rows(part: VerifyPart[Any]) -> list[Row]:

@@ -161,15 +161,16 @@ class Verifier:
             for index, part in enumerate(step.parts)
             if (grammar := part.session.key.grammar) is not None
         ]
+        slots = self.runner.memory
+        num_choices = 0 if constrained else self.runner.sampler.num_choices([part.slot for part in step.parts])
         with self._mask_thread.beside(constrained) as masks:
-            ticket = self.runner.launch(
-                [verify_job(self.runner.memory.slot(part.slot), part) for part in step.parts], step.num_line_tokens
-            )
-        num_rows = ticket.output.num_rows
+            jobs = [verify_job(slots.slot(part.slot), part, num_choices) for part in step.parts]
+            ticket = self.runner.launch(jobs, step.num_line_tokens)
+        logits, num_rows, best = ticket.output
         rows = [row for rows, num in zip(rows_of, num_rows, strict=True) if num is not None for row in rows]
         if not rows:
             return ticket, list
-        return ticket, self.runner.sampler.begin_choice(ticket.output.logits, rows, masks.of(num_rows))
+        return ticket, self.runner.sampler.begin_choice(logits, rows, masks.of(num_rows), best)
 
     def _collect(self, launched: Launched) -> None:
         """Waits for a step, settles it, and tells what it decided."""

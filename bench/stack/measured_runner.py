@@ -24,8 +24,10 @@ class MeasuredRunner(StepRunner):
         self.padding = Padding(engine.model)
 
     def launch(self, jobs: Sequence[Job], max_line_tokens: int) -> Ticket:
-        """See `StepRunner.launch`."""
+        """See `StepRunner.launch`. What is forced is chosen from the logits."""
         started = time.monotonic_ns()
+        if self.forcing.is_active:
+            jobs = [job._replace(num_choices=0) for job in jobs]
         ticket = super().launch(jobs, max_line_tokens)
         output = ticket.output
         self.forcing.apply(jobs, output, started / 1e9)

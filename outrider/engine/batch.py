@@ -90,6 +90,10 @@ class PackedBatch:
     """Cells of one block."""
     rows: list[int] = field(default_factory=list)
     """[R], the tokens whose logits are wanted."""
+    row_slots: list[int] = field(default_factory=list)
+    """[R], the number of each one's slot."""
+    row_choices: list[int] = field(default_factory=list)
+    """[R], how many tokens the pass should choose from each; see `Job.num_choices`."""
     num_tokens_min: int = 0
     """The pass over the batch pads it to at least that many tokens."""
     moves: Sequence[Move] = ()
@@ -114,6 +118,8 @@ def pack(feeds: Sequence[Feed], num_tokens_min: int = 0) -> PackedBatch:
             continue
         slot, first_token = feed.job.slot, len(batch.token_ids)
         batch.rows += [first_token + row for row in feed.rows]
+        batch.row_slots += [slot.index] * len(feed.rows)
+        batch.row_choices += [feed.job.num_choices] * len(feed.rows)
         batch.token_ids += feed.token_ids
         batch.positions += feed.positions
         batch.write_cells += slot.places(feed.cells)

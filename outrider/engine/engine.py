@@ -16,11 +16,13 @@ from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import PackedBatch, pack
+from outrider.engine.compile.device_levels import DeviceLevelLoop
 from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
 from outrider.engine.model import RaggedModel
+from outrider.engine.sampling_tables import SamplingTables
 from outrider.engine.staging import Event
 from outrider.engine.transfer import mark
 
@@ -40,6 +42,9 @@ class StepOutput(NamedTuple):
     num_rows: list[int | None]
     """For each job how many of the rows are its own, or None if its line is not fed to its end yet: run it again. It
     may have been fed nothing: the step had no more tokens, or another job of it computes what both have in common."""
+    best: Tensor | None = None
+    """[2, R, width] float64: token ids of each row and perturbed scores, best first; see `best_tokens` in
+    `outrider/engine/gpu/choice.py`. None if the step could not choose, or was not to do so for each of its rows."""
 
 
 class Ticket(NamedTuple):
@@ -94,7 +99,10 @@ class Engine:
                 f"{session_blocks * block_cells}: {max_context} of context and {TREE_CELLS_MAX} of its tree, "
                 f"{facts.kv_bytes_per_token} bytes each; raise --kv-memory or lower --max-context"
             )
-        self._model = RaggedModel(model, facts, backend, num_blocks, compiled=compiled, captured=compiled or captured)
+        self.tables = SamplingTables.of(max_sessions, facts.device)
+        """By which captured steps choose tokens: whoever samples writes to them."""
+        captured = compiled or captured
+        self._model = RaggedModel(model, facts, backend, num_blocks, self.tables, compiled=compiled, captured=captured)
         self.blocks = BlockPool(num_blocks, block_cells)
         """The memory of the KV cache."""
         self._slots = SlotPool(max_sessions, max_context, self.blocks)
@@ -119,7 +127,8 @@ class Engine:
 
     @property
     def path(self) -> str:
-        """Which way the latest step went through the model: graph, compiled, native or eager."""
+        """Which way the latest step went through the model: graph, compiled, native or eager;
+        graph+choice if it chose tokens on it."""
         return self._model.path
 
     @property
@@ -133,9 +142,19 @@ class Engine:
         return self._model.captures
 
     @property
+    def chooses(self) -> bool:
+        """Whether steps that are captured choose tokens."""
+        return self._model.chooses
+
+    @property
     def not_fused(self) -> str:
         """Why the layers do not run on fused kernels, in words; empty if they do."""
         return self._model.not_fused
+
+    @property
+    def no_levels(self) -> str:
+        """Why levels of a draft are not captured, in words; empty if they are, or need not be."""
+        return self._model.no_levels
 
     @property
     def num_free_slots(self) -> int:
@@ -182,6 +201,10 @@ class Engine:
                     f"this model cannot be compiled ({type(error).__name__}: {first_line(error)}); use --compile off"
                 ) from error
             yield size
+
+    def draft_levels(self) -> None:
+        """From the next `warm_up` on replays whole levels of a draft, too, where steps choose tokens."""
+        self._model.draft_levels()
 
     def run_uncompiled(self) -> None:
         """From now on compiles nothing, and captures nothing before the next `warm_up`. Keys and values stay."""
@@ -262,10 +285,10 @@ class Engine:
     def level_loop(
         self,
         jobs: Sequence[LevelsJob],
-        tables: tuple[Tensor, Tensor],
+        tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
-    ) -> Iterator[LevelLoop | None]:
+    ) -> Iterator[LevelLoop | DeviceLevelLoop | None]:
         """A loop that drafts several levels in a row; see `DraftLevels.begin`. If the block raises, the slots of all
         jobs are cleared."""
         levels = self._model.levels
@@ -276,6 +299,8 @@ class Engine:
                     [Move(*job.slot.places(move)) for job in jobs for move in job.slot.align(job.line)]
                 )
                 loop = levels.begin(jobs, tables, level_seconds, interruption, self._pad_tokens)
+                if loop is not None:
+                    self._model.path = levels.path
                 yield loop
             if loop is not None:
                 loop.end()
@@ -294,7 +319,8 @@ class Engine:
         logits = self._run(moves, pack(feeds, self._pad_tokens))
         for feed in feeds:
             settle(feed)
-        return StepOutput(logits, [len(feed.rows) if feed.complete else None for feed in feeds])
+        num_rows = [len(feed.rows) if feed.complete else None for feed in feeds]
+        return StepOutput(logits, num_rows, self._model.best)
 
     def _run(self, moves: Sequence[Move], batch: PackedBatch) -> Tensor:
         if self._announce is None:

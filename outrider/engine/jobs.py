@@ -29,6 +29,9 @@ class Job(NamedTuple):
     num_masks: int = 0
     """How many of the nodes, the last ones, are mask tokens. The slot never holds them: their cells are free again
     after the pass."""
+    num_choices: int = 0
+    """How many tokens the pass itself should choose from each of the logits, if it can do that: TREE_WIDTH_MAX at most,
+    by the engine's sampling tables."""
 
 
 @dataclass(slots=True)

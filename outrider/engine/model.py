@@ -10,13 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.core.protocol.refusal import first_line
 from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, ModelFacts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import COMPILED_SIZES, PackedBatch
 from outrider.engine.compile.ahead import INVARIANT
+from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.decoder import Decoder
+from outrider.engine.compile.device_levels import DeviceLevels
 from outrider.engine.compile.export import export
 from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
 from outrider.engine.compile.fusion import fused, fusion_problem
@@ -25,6 +28,8 @@ from outrider.engine.compile.just_in_time import CompiledForward, compile_decode
 from outrider.engine.compile.levels import DraftLevels
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.kv_cache.tensors import KVCache
+from outrider.engine.sample import fused as one_pass
+from outrider.engine.sampling_tables import SamplingTables
 
 
 class RaggedModel:
@@ -36,11 +41,13 @@ class RaggedModel:
         facts: ModelFacts,
         attention: type[AttentionBackend],
         num_blocks: int,
+        tables: SamplingTables,
         *,
         compiled: bool = False,
         captured: bool = False,
     ) -> None:
-        """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks.
+        """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks. What is captured
+        chooses tokens by `tables`.
 
         Where layers attend by `tree`, small batches run as graphs that are compiled when first met, one for each size,
         if `compiled`, and can be captured, compiled or not, if `captured`; see `capture`. Others run eagerly.
@@ -56,11 +63,19 @@ class RaggedModel:
         self.batch_invariant = False
         """Whether it is known that a token's logits have the same bits whatever shares its step."""
         self.path = ""
-        """The way that the latest batch went; see `Forward.path`. Empty before the first one."""
-        self.levels: DraftLevels | None = None
+        """The way that the latest batch went; see `Forward.path`. +choice follows if it chose tokens. Empty before the
+        first batch."""
+        self.best: Tensor | None = None
+        """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
+        self._tables = tables
+        self._drafts = False
+        self.levels: DraftLevels | DeviceLevels | None = None
         """Runs several levels of a draft in one call, if this model can."""
+        self.no_levels = ""
+        """Why levels of a draft are not captured, in words; empty if they are, or need not be."""
         self._graphs: StepGraphs | None = None
         self._captured = captured
+        self._device_levels: DeviceLevels | None = None
         backend = attention(facts, self.cache)
         self.not_fused = fusion_problem(Decoder(model, backend, self.cache.scratch_cell), facts)
         """Why its layers do not run fused, in words; empty if they do."""
@@ -72,7 +87,7 @@ class RaggedModel:
         decoder = Decoder(self._model, attention, self.cache.scratch_cell)
         self.decoder = decoder if self.not_fused else fused(decoder)
         self.forwards = [EagerForward(self.decoder)]
-        self._graphs = self.levels = None
+        self._graphs = self._device_levels = self.levels = None
         if not isinstance(attention, TreeAttention):
             return
         small = self.decoder
@@ -80,12 +95,33 @@ class RaggedModel:
             small = compile_decoder(decoder)
             self.forwards.insert(0, CompiledForward(small))
         if self._captured:
-            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device))
+            choice = None if one_pass.problem(self.facts.device) else ChoiceInGraph(self._tables)
+            self._graphs = StepGraphs(small.run_static, attention, CudaRecorder(self.facts.device), choice)
+            self._prepare_levels()
+
+    def draft_levels(self) -> None:
+        """From now on captures whole levels of a draft besides steps, where these choose tokens."""
+        self._drafts = True
+        self._prepare_levels()
+
+    def _prepare_levels(self) -> None:
+        graphs, attention = self._graphs, self.attention
+        if not self._drafts or graphs is None or graphs.choice is None:
+            return
+        if isinstance(attention, TreeAttention) and attention.sees_trees:
+            self._device_levels = DeviceLevels(
+                graphs.forward, attention, self.cache, graphs.record, graphs.choice, len(self._tables.seeds)
+            )
 
     @property
     def captures(self) -> bool:
         """Whether small steps are worth `capture`."""
         return self._graphs is not None
+
+    @property
+    def chooses(self) -> bool:
+        """Whether what is captured chooses tokens."""
+        return self._graphs is not None and self._graphs in self.forwards and self._graphs.choice is not None
 
     @property
     def sizes(self) -> Sequence[int]:
@@ -121,7 +157,7 @@ class RaggedModel:
     ) -> None:
         attention = self.attention = self._native_attention()
         self.forwards = [GraphForward(run, attention, self.cache.scratch_cell, path)]
-        self.levels = DraftLevels(run, package, attention, self.cache)
+        self.levels = DraftLevels(run, package, attention, self.cache, path)
         self.batch_invariant = batch_invariant
 
     def _native_attention(self) -> NativeAttention:
@@ -132,10 +168,18 @@ class RaggedModel:
     def capture(self, num_tokens: int) -> None:
         """From now on replays CUDA graphs for batches of that size, one of `sizes`.
 
-        Raises RuntimeError if the model cannot be captured.
+        Raises RuntimeError if the model cannot be captured. Levels of a draft are not worth that: where they cannot be
+        captured, they are drafted step by step.
         """
         assert self._graphs is not None
         self._graphs.capture(num_tokens)
+        if self._device_levels is not None and num_tokens in self._device_levels.sizes:
+            try:
+                self._device_levels.capture(num_tokens)
+                self.levels = self._device_levels
+            except Exception as error:  # compilers, drivers and kernels raise whatever they meet
+                self.no_levels = f"they cannot be captured here ({type(error).__name__}: {first_line(error)})"
+                self._device_levels = self.levels = None
         if self._graphs not in self.forwards:
             self.forwards.insert(0, self._graphs)
 
@@ -161,6 +205,7 @@ class RaggedModel:
         else:
             self.cache.move(moves)
         if not batch.token_ids:
+            self.best = None
             return torch.empty(0, self.vocab_size, dtype=self.facts.dtype, device=self.facts.device)
         return self.forward(batch)
 
@@ -168,6 +213,7 @@ class RaggedModel:
         """Feeds the batch. Returns the logits of its wanted rows, [R, vocab_size], on the model's device."""
         for forward in self.forwards:
             if (logits := forward.run(batch)) is not None:
-                self.path = forward.path
+                self.best = forward.best if isinstance(forward, StepGraphs) else None
+                self.path = forward.path if self.best is None else f"{forward.path}+choice"
                 return logits
         raise AssertionError("no forward pass takes this batch")

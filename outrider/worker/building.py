@@ -91,6 +91,8 @@ def build(
         kv_cache_dtype=cell_dtype,
         announce=None if ranks is None else ranks.announce,
     )
+    if config.drafts:
+        engine.draft_levels()
     if ranks is not None:
         ranks.loaded()
     return Built(engine, model, facts, reference, exact, num_parameters(model), weight_bytes)

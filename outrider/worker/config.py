@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -91,6 +91,9 @@ def keep_ranks_on_loopback() -> None:
 
 class WorkerConfig(Settings):
     """What the draft and the verify service are told."""
+
+    drafts: ClassVar[bool] = False
+    """Whether the model makes guesses, level after level, rather than decides."""
 
     model: str = Field(description="model folder (config.json, *.safetensors, tokenizer.json), or a hub name org/name")
     device: str = Field("cpu", pattern=DEVICE_PATTERN, description="torch device: cpu, cuda, cuda:0, ...")

@@ -45,7 +45,8 @@ class EngineMemory:
         slot = self._engine.acquire(cache_salt=opening.cache_salt)
         self._slots[slot.index] = slot
         prompt, output = opening.token_ids[: opening.num_prompt_tokens], opening.token_ids[opening.num_prompt_tokens :]
-        self._sampler.open(slot.index, opening.sampling, prompt, output)
+        vocab_size = opening.vocab_size if isinstance(opening, DraftOpen) else None
+        self._sampler.open(slot.index, opening.sampling, prompt, output, vocab_size)
         return slot.index
 
     def commit(self, slot: int, token_ids: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ def running(info: ModelInfo, engine: Engine) -> ModelInfo:
     return info._replace(
         attention=engine.attention,
         forward_pass=engine.forward_pass,
-        token_choice=token_choice(engine.device),
+        token_choice=token_choice(engine.device) + (", in graphs" if engine.chooses else ""),
         batch_invariant=engine.batch_invariant,
     )
 
@@ -46,6 +46,8 @@ def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str], we
     if engine.not_fused:
         yield f"fused layers: {engine.not_fused}"
     yield from (f"forward pass: {problem}" for problem in not_compiled)
+    if engine.no_levels:
+        yield f"levels of a draft: {engine.no_levels}"
     if weights != "full" and (problem := linear.problem(facts.device)):
         yield f"products of weights in {weights}: {problem}"
     if problem := fused.problem(facts.device):

@@ -31,7 +31,7 @@ class StepRunner:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device)
+        self.sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device, tables=engine.tables)
         self.memory = EngineMemory(engine, self.sampler)
         self.on_change: Callable[[], None] = lambda: None
         """Called when `load` may have changed."""

@@ -122,7 +122,7 @@ def test_a_mode_pads_if_it_says_so_and_finds_no_prompt_of_another(engine: Engine
         measured.begin(pads=pads)
         jobs = jobs_of(engine)
         assert [job.slot.num_cached_tokens for job in jobs] == [0] * len(jobs)
-        runner.forward(jobs[:3], STEP_TOKENS_MAX)
+        runner.launch(jobs[:3], STEP_TOKENS_MAX)
         num_rows = sum(1 + each for each in NUM_NODES)
         num_padding = len(LENGTHS) * (1 + max(NUM_NODES)) - num_rows if pads else 0
         assert runner.log.take()["sizes"] == [(len(LENGTHS), num_rows, num_padding)]

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import COMPILED_SIZES
+from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.graphs import Pass, StepGraphs
 from outrider.engine.engine import Engine
 
@@ -67,11 +68,16 @@ class Tape:
         return replay
 
 
-def graphed(engine: Engine, record: Callable[[Pass], Pass], sizes: Sequence[int] = COMPILED_SIZES) -> StepGraphs:
+def graphed(
+    engine: Engine,
+    record: Callable[[Pass], Pass],
+    sizes: Sequence[int] = COMPILED_SIZES,
+    choice: ChoiceInGraph | None = None,
+) -> StepGraphs:
     """From now on steps of `engine`, which attends by `tree`, are what `record` made of them, in those sizes."""
     model = engine.model
     assert isinstance(model.attention, TreeAttention)
-    graphs = StepGraphs(model.decoder.run_static, model.attention, record)
+    graphs = StepGraphs(model.decoder.run_static, model.attention, record, choice)
     with torch.inference_mode():
         for size in sizes:
             graphs.capture(size)

@@ -100,7 +100,7 @@ def test_noise_near_both_ends_and_where_the_series_begins() -> None:
 @triton.jit
 def words_of(seeds, rows, shaping, words, VOCAB: tl.constexpr, SIZE: tl.constexpr):
     row = tl.program_id(0)
-    *_, stream = choice._shape(shaping, seeds, rows, row, tl.num_programs(0), 2)
+    *_, stream = choice._shape(shaping, seeds, rows, rows + tl.num_programs(0), row, 2)
     token_ids = tl.arange(0, SIZE)
     found = choice._words(stream, token_ids).to(tl.int64, bitcast=True)
     tl.store(words + row * VOCAB + token_ids, found, mask=token_ids < VOCAB)
@@ -216,7 +216,9 @@ def test_where_it_cannot_choose_it_says_why(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fused, "triton_problem", lambda device: "")
     assert tried(CPU) == ""
     chosen = fused.best_of
-    monkeypatch.setattr(fused, "best_of", lambda *rows: [*chosen(*rows)[1:], None])
+    monkeypatch.setattr(fused, "best_of", lambda *rows: lambda: [*chosen(*rows)()[1:], None])
+    assert tried(CPU) == "the kernels compute something else than torch does here, by 50.0%"
+    monkeypatch.setattr(fused, "_in_step", lambda *rows: [None] * len(fused._TRIED))
     assert tried(CPU) == "the kernels compute something else than torch does here, by 100.0%"
     monkeypatch.setattr(native, "available", lambda device: False)
     assert Sampler(5, 1, CPU)._one_pass([], 1) is None
@@ -229,11 +231,12 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from outrider.engine.gpu import choice
 
-POINTERS = dict(logits="*bf16", shaping="*fp64", seeds="*i64", rows="*i64", scanned="*fp32")
+POINTERS = dict(logits="*bf16", shaping="*fp64", seeds="*i64", slots="*i64", positions="*i64", scanned="*fp32")
+CONSTANTS = dict(widths=None, vocab_sizes=None, VOCAB=151936, TILE=choice.TILE)
 for architecture in map(int, sys.argv[1:]):
     for kernel, more, constants in (
-        (choice.scan, dict(num_slots="i32"), dict(VOCAB=151936, TILE=choice.TILE)),
-        (choice.decide, dict(best="*fp64", num_slots="i32"), dict(VOCAB=151936, TILE=choice.TILE, WIDTH=1)),
+        (choice.scan, dict(num_slots="i32"), CONSTANTS),
+        (choice.decide, dict(best="*fp64", num_slots="i32"), CONSTANTS | dict(WIDTH=1)),
     ):
         signature = {**POINTERS, **more, **{name: "constexpr" for name in constants}}
         signature = {name: signature[name] for name in kernel.arg_names}

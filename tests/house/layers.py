@@ -57,7 +57,7 @@ _CLOCKS_CHANCE_AND_IO = "asyncio datetime io logging os random secrets selectors
 
 _ENGINE_FLOORS = (
     ("staging",),
-    ("transfer", "library", "load.mask"),
+    ("transfer", "library", "load.mask", "sampling_tables"),
     ("native", "load.probe"),
     ("kv_cache",),
     ("jobs",),

@@ -27,6 +27,7 @@ from outrider.engine.gpu.work_list import (
     num_parts,
     work_list,
 )
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.transfer import queued, staged
 
@@ -104,6 +105,16 @@ class TreeAttention(AttentionBackend):
         self._window_of = [self._windows.index(layer.window) for layer in facts.layers]
         self._tile_tokens = tokens_of(facts)
         self._buffer: Tensor | None = None
+
+    @property
+    def sees_trees(self) -> bool:
+        """Whether all layers see the deepest path of a tree, so that a mask tells it."""
+        return all(window is None or window >= TREE_CELLS_MAX for window in self._windows)
+
+    @property
+    def windows(self) -> Sequence[int | None]:
+        """Of its layers, each once, in the order in which work lists have them."""
+        return self._windows
 
     @classmethod
     def problem(cls, facts: ModelFacts) -> str:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from outrider.engine.attention.tree import TreeAttention, TreeStep
 from outrider.engine.batch import PackedBatch
+from outrider.engine.compile.choice import ChoiceInGraph
 
 Pass = Callable[[], Tensor]
-"""A forward pass over what lies in the static buffer: the logits of all its rows, [N, V]."""
+"""A forward pass over what lies in the static buffer: the logits of all its rows, [N, V]. What it returns is held, so
+that no other pass takes its place."""
 
 _NUM_TRIAL_RUNS = 2
 """Passes before one is captured: compilers compile, libraries choose kernels and take their workspaces at the first;
@@ -70,11 +72,17 @@ class StepGraphs:
         forward: Callable[[TreeStep], Tensor],
         attention: TreeAttention,
         record: Callable[[Pass], Pass],
+        choice: ChoiceInGraph | None = None,
     ) -> None:
-        """`forward` computes the logits [N, V] of a step; `record` turns a pass into one that is replayed."""
-        self._forward = forward
+        """`forward` computes the logits [N, V] of a step; `record` turns a pass into one that is replayed. With
+        `choice` the passes choose tokens, too."""
+        self.forward = forward
         self._attention = attention
-        self._record = record
+        self.record = record
+        self.choice = choice
+        self.best: Tensor | None = None
+        """What the latest pass chose from its rows, [2, R, width], if it was to do so for each; the caller's own. See
+        `ChoiceInGraph.best`."""
         self._passes: dict[int, Pass] = {}
 
     @property
@@ -86,7 +94,7 @@ class StepGraphs:
         """Records the pass over that many tokens, one of `buckets`, from nothing but padding: it writes to the scratch
         cell alone. The KV cache stays where it is from now on. Raises RuntimeError if that cannot be."""
         self._attention.load(PackedBatch(), num_tokens)
-        self._passes[num_tokens] = self._record(partial(self._read_and_run, num_tokens))
+        self._passes[num_tokens] = self.record(partial(self._read_and_run, num_tokens))
 
     def run(self, batch: PackedBatch) -> Tensor | None:
         """See `Forward`; None if the batch fits no captured pass.
@@ -99,7 +107,15 @@ class StepGraphs:
             return None
         num_rows = len(batch.rows)
         self._attention.load(batch, size)
-        return self._passes[size]()[:num_rows].clone()
+        logits = self._passes[size]()
+        self.best = None
+        if self.choice is not None and batch.row_choices and all(batch.row_choices):
+            self.best = self.choice.best(len(logits))[:, :num_rows].clone()
+        return logits[:num_rows].clone()
 
     def _read_and_run(self, size: int) -> Tensor:
-        return self._forward(self._attention.read(size))
+        step = self._attention.read(size)
+        logits = self.forward(step)
+        if self.choice is not None:
+            self.choice.choose(logits, step)
+        return logits

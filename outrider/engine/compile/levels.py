@@ -25,6 +25,7 @@ from outrider.engine.batch import rounded
 from outrider.engine.compile.export import TOKENS_MIN
 from outrider.engine.kv_cache.slots import Slot, TreeCell
 from outrider.engine.kv_cache.tensors import KVCache
+from outrider.engine.sampling_tables import SamplingTables
 
 _DOUBTFUL = -1
 """Number of guesses of a node that was fed, while what follows it is for others to choose."""
@@ -69,8 +70,11 @@ class DraftLevels:
         package: int | None,
         attention: NativeAttention,
         cache: KVCache,
+        path: str,
     ) -> None:
         """`run` is the graph, see `GraphForward`; `package` its number, if it was compiled ahead of time."""
+        self.path = path
+        """See `Forward.path`."""
         self.run = run
         self.package = package
         self._attention = attention
@@ -79,18 +83,18 @@ class DraftLevels:
     def begin(
         self,
         jobs: Sequence[LevelsJob],
-        tables: tuple[Tensor, Tensor],
+        tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
         num_tokens_min: int,
     ) -> LevelLoop | None:
         """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed.
 
-        Tokens are chosen by `tables`, the shaping and the seeds of `outrider.engine.sample.native.best_of`, and
-        `level_seconds` are what a level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are
-        padded to `num_tokens_min` tokens at least. Raises RuntimeError if the blocks run out.
+        Tokens are chosen by `tables`, as `outrider.engine.sample.native.best_of` does, and `level_seconds` are what a
+        level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are padded to `num_tokens_min`
+        tokens at least. Raises RuntimeError if the blocks run out.
         """
-        paths = [_paths(job) for job in jobs]
+        paths = [paths_of(job) for job in jobs]
         most = len(level_seconds)
         num_bins = len(jobs[0].outlook.log_acceptances)
         integers = array("q", (self._attention.number, self._cache.scratch_cell, self._cache.block_cells))
@@ -106,7 +110,8 @@ class DraftLevels:
         loop = native.levels()(
             torch.frombuffer(integers, dtype=torch.int64),
             torch.frombuffer(reals, dtype=torch.float64),
-            *tables,
+            tables.shaping,
+            tables.seeds,
             interruption.num_arrived,
         )
         return LevelLoop(self, jobs, loop)
@@ -160,7 +165,7 @@ def _padded_sizes(most: int, smallest: int) -> Sequence[int]:
     return [rounded(max(size, smallest)) for size in range(1, most + 1)]
 
 
-def _paths(job: LevelsJob) -> list[list[int]] | None:
+def paths_of(job: LevelsJob) -> list[list[int]] | None:
     """For each node that may be expanded the cells of those between the line and it; None if the slot is not fit."""
     slot, tip = job.slot, len(job.line) - 1
     if len(slot.cached_prefix) <= tip:
@@ -187,11 +192,18 @@ def _paths(job: LevelsJob) -> list[list[int]] | None:
     return found
 
 
+def reserved_cells(job: LevelsJob) -> list[int]:
+    """Cells for the nodes that are fed, for which the slot takes memory. Raises RuntimeError if the blocks run out."""
+    slot = job.slot
+    free = [cell for cell in islice(slot.free_cells(len(job.line)), job.num_nodes_max) if cell < slot.num_cells]
+    slot.reserve(free[-1] + 1 if free else 0)
+    return free
+
+
 def _write(job: LevelsJob, paths: Sequence[Sequence[int]], integers: array[int], reals: array[float]) -> None:
     """What the loop reads of one session."""
     slot, line, outlook = job.slot, job.line, job.outlook
-    free = [cell for cell in islice(slot.free_cells(len(line)), job.num_nodes_max) if cell < slot.num_cells]
-    slot.reserve(free[-1] + 1 if free else 0)
+    free = reserved_cells(job)
     integers.extend((slot.index, len(line), outlook.width, outlook.credit, outlook.max_length, job.vocab_size))
     integers.extend((len(slot.blocks), len(free), *slot.blocks, *free, len(paths)))
     reals.extend((outlook.root.path_log_prob, outlook.log_floor, *outlook.log_acceptances))

@@ -12,6 +12,8 @@ what `native/sampling.cpp` does on a CPU, and its bounds on rounding are the sam
 # Triton comes with torch for GPUs alone, launches what it compiles by an index, and has types of its own in a kernel.
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -42,6 +44,19 @@ DIGITS = tl.constexpr(256)
 """How many values they have."""
 
 
+class Rows(NamedTuple):
+    """For whom R rows of logits are. Integers of any type."""
+
+    slots: Tensor
+    """[R]"""
+    positions: Tensor
+    """[R], of the tokens to choose."""
+    widths: Tensor | None = None
+    """[R]: how many tokens are wanted of each row; where none is, nothing is computed. None: as many as find room."""
+    vocab_sizes: Tensor | None = None
+    """[num_slots]: token ids from there on are not chosen; None: all may be."""
+
+
 def best_tokens(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Tensor, width: int, tile: int = TILE) -> Tensor:
     """The `width` best tokens of each row of `logits` [R, V], [2, R, width] float64: token ids, and perturbed scores.
 
@@ -51,27 +66,47 @@ def best_tokens(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Tensor, wi
     Scores are -inf from where the filters leave no token; ids are -1 in a row in which rounding may decide what top-p
     keeps. Nothing waits for the device.
     """
-    (num_rows, vocab_size), num_slots = logits.shape, len(seeds)
-    logits = logits.contiguous()
-    num_tiles = -(-vocab_size // tile)
-    scanned = torch.empty(3, num_rows, num_tiles, dtype=torch.float32, device=logits.device)
-    best = torch.empty(2, num_rows, width, dtype=torch.float64, device=logits.device)
-    scan[num_rows, num_tiles](logits, shaping, seeds, rows, scanned, num_slots, VOCAB=vocab_size, TILE=tile)
-    decide[num_rows,](
-        logits, shaping, seeds, rows, scanned, best, num_slots, VOCAB=vocab_size, TILE=tile, WIDTH=width, num_warps=8
-    )
+    best = torch.empty(2, len(logits), width, dtype=torch.float64, device=logits.device)
+    choose(logits, shaping, seeds, Rows(*rows), best, tile)
     return best
 
 
+def choose(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Rows, best: Tensor, tile: int = TILE) -> None:
+    """Writes to `best` [2, R, width] what `best_tokens` returns. It can be captured."""
+    num_rows, vocab_size = logits.shape
+    tile = min(tile, triton.next_power_of_2(vocab_size))
+    num_tiles, num_slots = -(-vocab_size // tile), len(seeds)
+    scanned = torch.empty(3, num_rows, num_tiles, dtype=torch.float32, device=logits.device)
+    told = (logits.contiguous(), shaping, seeds, *rows, scanned)
+    scan[num_rows, num_tiles](*told, num_slots, VOCAB=vocab_size, TILE=tile)
+    decide[num_rows,](*told, best, num_slots, VOCAB=vocab_size, TILE=tile, WIDTH=best.shape[2], num_warps=8)
+
+
 @triton.jit
-def scan(logits, shaping, seeds, rows, scanned, num_slots, VOCAB: tl.constexpr, TILE: tl.constexpr):
+def scan(
+    logits,
+    shaping,
+    seeds,
+    slots,
+    positions,
+    widths,
+    vocab_sizes,
+    scanned,
+    num_slots,
+    VOCAB: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """Grid [R, tiles]. `scanned` [3, R, tiles]: best score, highest logit, sum of exp((logit - highest) / T)."""
     row, tile = tl.program_id(0), tl.program_id(1)
     num_rows, num_tiles = tl.num_programs(0), tl.num_programs(1)
-    temperature, _, _, _, noise_scale, stream = _shape(shaping, seeds, rows, row, num_rows, num_slots)
+    if widths is not None:  # noqa: SIM102  Triton has to know this when it compiles
+        if tl.load(widths + row) == 0:
+            return
+    temperature, _, _, _, noise_scale, stream = _shape(shaping, seeds, slots, positions, row, num_slots)
+    end = _vocabulary(vocab_sizes, slots, row, VOCAB)
     inverse = (1.0 / temperature).to(tl.float32)
     token_ids = tile * TILE + tl.arange(0, TILE)
-    x = _loaded(logits, row, token_ids, VOCAB)
+    x = _loaded(logits, row, token_ids, end, VOCAB)
     highest = tl.max(x, 0)
     above = tl.where(highest > NOTHING, highest, 0.0)
     place = scanned + row.to(tl.int64) * num_tiles + tile
@@ -86,7 +121,10 @@ def decide(
     logits,
     shaping,
     seeds,
-    rows,
+    slots,
+    positions,
+    widths,
+    vocab_sizes,
     scanned,
     best,
     num_slots,
@@ -94,9 +132,15 @@ def decide(
     TILE: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Grid [R]. What `scan` found in; the WIDTH best out, [2, R, WIDTH]."""
+    """Grid [R]. What `scan` found in; the WIDTH best out, [2, R, WIDTH], or of a row fewer."""
     row, num_rows = tl.program_id(0), tl.num_programs(0)
-    temperature, top_k, top_p, log_min_p, noise_scale, stream = _shape(shaping, seeds, rows, row, num_rows, num_slots)
+    width = WIDTH
+    if widths is not None:
+        width = tl.load(widths + row).to(tl.int32)
+        if width == 0:
+            return
+    temperature, top_k, top_p, log_min_p, noise_scale, stream = _shape(shaping, seeds, slots, positions, row, num_slots)
+    end = _vocabulary(vocab_sizes, slots, row, VOCAB)
     inverse = (1.0 / temperature).to(tl.float32)
     num_tiles: tl.constexpr = (VOCAB + TILE - 1) // TILE
     tiles = tl.arange(0, triton.next_power_of_2(num_tiles))
@@ -132,7 +176,7 @@ def decide(
             tile = tl.argmax(near, 0)
             near = tl.where(tiles == tile, NOTHING, near)
             token_ids = tile * TILE + tl.arange(0, TILE)
-            x = _left(logits, row, token_ids, found, end_logit, end_token, VOCAB, WIDTH)
+            x = _left(logits, row, token_ids, found, end_logit, end_token, end, VOCAB, WIDTH)
             is_near = _scores(x, token_ids, stream, inverse, noise_scale) >= close
             exact = x.to(tl.float64) / temperature + _noise(stream, token_ids) * noise_scale
             exact = tl.where(is_near, exact, NOTHING)
@@ -151,7 +195,7 @@ def decide(
                 mass_ahead = tl.full([], 0.0, tl.float64)
                 for tile in range(num_tiles):
                     token_ids = tile * TILE + tl.arange(0, TILE)
-                    x = _loaded(logits, row, token_ids, VOCAB)
+                    x = _loaded(logits, row, token_ids, end, VOCAB)
                     is_ahead = (x > logit) | ((x == logit) & (token_ids < token))
                     num_ahead += tl.sum(is_ahead.to(tl.int32), 0)
                     mass_ahead += tl.sum(tl.where(is_ahead, tl.exp((x - above) * inverse), 0.0), 0).to(tl.float64)
@@ -159,7 +203,7 @@ def decide(
                     is_kept = False
                 elif by_mass:
                     if not is_whole:
-                        mass = _mass_of_first(logits, row, top_k.to(tl.int32), above, inverse, VOCAB, TILE)
+                        mass = _mass_of_first(logits, row, top_k.to(tl.int32), above, inverse, end, VOCAB, TILE)
                         is_whole = True
                     excess = mass_ahead - top_p * mass
                     is_doubtful = is_doubtful or tl.abs(excess) <= DOUBT * mass
@@ -168,16 +212,16 @@ def decide(
                 found = tl.where(order == num_found, token, found)
                 found_scores = tl.where(order == num_found, score, found_scores)
                 num_found += 1
-                is_open = num_found < WIDTH
+                is_open = num_found < width
             else:
                 end_logit = logit
                 end_token = token
             if is_open:
                 first = tl.where(is_kept, token // TILE, 0).to(tl.int32)
-                end = tl.where(is_kept, first + 1, num_tiles).to(tl.int32)
-                for tile in range(first, end):
+                last = tl.where(is_kept, first, num_tiles - 1).to(tl.int32)
+                for tile in range(first, last + 1):
                     token_ids = tile * TILE + tl.arange(0, TILE)
-                    x = _left(logits, row, token_ids, found, end_logit, end_token, VOCAB, WIDTH)
+                    x = _left(logits, row, token_ids, found, end_logit, end_token, end, VOCAB, WIDTH)
                     tile_score = tl.max(_scores(x, token_ids, stream, inverse, noise_scale), 0)
                     scores = tl.where(tiles == tile, tile_score, scores)
     place = best + row.to(tl.int64) * WIDTH + order
@@ -186,10 +230,10 @@ def decide(
 
 
 @triton.jit
-def _shape(shaping, seeds, rows, row, num_rows, num_slots):
+def _shape(shaping, seeds, slots, positions, row, num_slots):
     """The row's column of `shaping`, and its stream of noise."""
-    slot = tl.load(rows + row)
-    position = tl.load(rows + num_rows + row).to(tl.uint64, bitcast=True)
+    slot = tl.load(slots + row)
+    position = tl.load(positions + row).to(tl.int64).to(tl.uint64, bitcast=True)
     seed = tl.load(seeds + slot).to(tl.uint64, bitcast=True)
     stream = _mixed(_mixed(seed + GAMMA) + (position + 1) * GAMMA)
     at = shaping + slot
@@ -198,17 +242,26 @@ def _shape(shaping, seeds, rows, row, num_rows, num_slots):
 
 
 @triton.jit
-def _loaded(logits, row, token_ids, VOCAB: tl.constexpr):
+def _vocabulary(vocab_sizes, slots, row, VOCAB: tl.constexpr):
+    """Where the row's vocabulary ends."""
+    end = tl.full([], VOCAB, tl.int64)
+    if vocab_sizes is not None:
+        end = tl.load(vocab_sizes + tl.load(slots + row))
+    return end
+
+
+@triton.jit
+def _loaded(logits, row, token_ids, end, VOCAB: tl.constexpr):
     """The row's logits in float32; -inf beyond the vocabulary and for NaN."""
     place = logits + row.to(tl.int64) * VOCAB + token_ids
-    x = tl.load(place, mask=token_ids < VOCAB, other=NOTHING).to(tl.float32)
+    x = tl.load(place, mask=token_ids < end, other=NOTHING).to(tl.float32)
     return tl.where(x == x, x, NOTHING)
 
 
 @triton.jit
-def _left(logits, row, token_ids, found, end_logit, end_token, VOCAB: tl.constexpr, WIDTH: tl.constexpr):
+def _left(logits, row, token_ids, found, end_logit, end_token, end, VOCAB: tl.constexpr, WIDTH: tl.constexpr):
     """The same, and -inf for what was found and for what does not rank before the end."""
-    x = _loaded(logits, row, token_ids, VOCAB)
+    x = _loaded(logits, row, token_ids, end, VOCAB)
     is_left = (x > end_logit) | ((x == end_logit) & (token_ids < end_token))
     order = tl.arange(0, triton.next_power_of_2(WIDTH))
     for place in tl.static_range(WIDTH):
@@ -254,7 +307,7 @@ def _mixed(word):
 
 
 @triton.jit
-def _mass_of_first(logits, row, count, above, inverse, VOCAB: tl.constexpr, TILE: tl.constexpr):
+def _mass_of_first(logits, row, count, above, inverse, end, VOCAB: tl.constexpr, TILE: tl.constexpr):
     """The sum of weights of the `count` tokens that rank first: the key of the last of them is found digit by digit."""
     num_tiles: tl.constexpr = (VOCAB + TILE - 1) // TILE
     digits = tl.arange(0, 512)  # from DIGITS on they stand for tokens that are out already
@@ -263,7 +316,7 @@ def _mass_of_first(logits, row, count, above, inverse, VOCAB: tl.constexpr, TILE
     for shift in tl.static_range(24, -1, -8):
         counts = tl.zeros(digits.shape, tl.int32)
         for tile in range(num_tiles):
-            keys = _keys(_loaded(logits, row, tile * TILE + tl.arange(0, TILE), VOCAB)) >> shift
+            keys = _keys(_loaded(logits, row, tile * TILE + tl.arange(0, TILE), end, VOCAB)) >> shift
             values = tl.where(keys >> DIGIT == key, keys & 255, DIGITS)
             counts += tl.histogram(values.to(tl.int32), 512)
         counts = tl.where(digits < DIGITS, counts, 0)
@@ -274,7 +327,7 @@ def _mass_of_first(logits, row, count, above, inverse, VOCAB: tl.constexpr, TILE
     mass = tl.full([], 0.0, tl.float64)
     last = tl.full([], 0.0, tl.float32)
     for tile in range(num_tiles):
-        x = _loaded(logits, row, tile * TILE + tl.arange(0, TILE), VOCAB)
+        x = _loaded(logits, row, tile * TILE + tl.arange(0, TILE), end, VOCAB)
         weights = tl.exp((x - above) * inverse)
         mass += tl.sum(tl.where(_keys(x) > key, weights, 0.0), 0).to(tl.float64)
         last = tl.maximum(last, tl.max(tl.where(_keys(x) == key, weights, 0.0), 0))

@@ -38,9 +38,10 @@ ITEM = 8
 """Integers of an item: where in the list its session's pages begin, first token, number of tokens, first and end cell,
 its first token's part, and how many parts each of its tokens has. The last is not used."""
 
-TOKEN_IDS, POSITIONS, ROWS, WRITE_CELLS, PART_OFFSETS = range(5)
-"""The rows that the list begins with, in their order."""
-_NUM_ROWS = 5
+TOKEN_IDS, POSITIONS, ROWS, WRITE_CELLS, PART_OFFSETS, ROW_SLOTS, ROW_POSITIONS, ROW_CHOICES = range(8)
+"""The rows that the list begins with, in their order. The last three say of each wanted row its slot, the position of
+the token that is chosen from it, and how many are: none of those that fill up."""
+_NUM_ROWS = 8
 
 MOVES_MAX = 256
 """Most cells that a step moves itself: four for each of 64 sessions. A program holds so many at once."""
@@ -139,7 +140,9 @@ def work_list(batch: PackedBatch, windows: Sequence[int | None], tokens: int) ->
     offsets += [parts] * (layout.num_tokens + 1 - len(offsets))
     first_page = layout.end(len(items), 0)
     numbers = array("i")
-    for row in (batch.token_ids, batch.positions, batch.rows, batch.write_cells, offsets):
+    row_positions = [batch.positions[row] + 1 for row in batch.rows]
+    tokens_and_rows = batch.token_ids, batch.positions, batch.rows, batch.write_cells, offsets
+    for row in (*tokens_and_rows, batch.row_slots, row_positions, batch.row_choices):
         numbers.extend(row)
         numbers.extend([0] * (layout.row - len(row)))
     numbers.extend([len(batch.moves), *[0] * (MOVE_SOURCES - 1)])

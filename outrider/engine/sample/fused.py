@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine.gpu.trial import trial, triton_problem
 from outrider.engine.sample.best import Best, Pending, bests
 from outrider.engine.sample.candidates import candidates, shaping_of
@@ -41,7 +42,12 @@ def best_of(
     from outrider.engine.gpu.choice import best_tokens
 
     rows = tensor_on(logits.device, [slots, positions], torch.int64)
-    found = Fetched(best_tokens(logits, shaping, seeds, rows, width))
+    return fetch(best_tokens(logits, shaping, seeds, rows, width))
+
+
+def fetch(best: Tensor) -> Pending:
+    """Queues the copy to the host of what `best_tokens` finds."""
+    found = Fetched(best)
 
     def read() -> list[Best | None]:
         token_ids, scores = found.wait().tolist()
@@ -67,7 +73,26 @@ def _off(device: torch.device) -> float:
     seeds = tensor_on(device, [each.seed for each in _TRIED], torch.int64)
     which, where = tensor_on(device, [slots, positions], torch.int64)
     params = [_TRIED[slot] for slot in slots]
-    expected = candidates(logits.float(), params, shaping[:, which], seeds[which], where, _TRIED_WIDTH)
+    best = candidates(logits.float(), params, shaping[:, which], seeds[which], where, _TRIED_WIDTH).best(_TRIED_WIDTH)
+    expected = [each.token_ids for each in best]
     found = best_of(logits, shaping, seeds, slots, positions, _TRIED_WIDTH)()
-    pairs = zip(found, expected.best(_TRIED_WIDTH), strict=True)
-    return sum((each and each.token_ids) != wanted.token_ids for each, wanted in pairs) / len(slots)
+    in_step = _in_step(logits, shaping, seeds, slots, positions)
+    wrong = sum(
+        (each and each.token_ids) != token_ids
+        for both in (found, in_step)
+        for each, token_ids in zip(both, expected, strict=True)
+    )
+    return wrong / (2 * len(slots))
+
+
+def _in_step(
+    logits: Tensor, shaping: Tensor, seeds: Tensor, slots: Sequence[int], positions: Sequence[int]
+) -> list[Best | None]:
+    """What `best_of` finds, told as a captured step is."""
+    from outrider.engine.gpu.choice import Rows, choose
+
+    told = tensor_on(logits.device, [slots, positions, [_TRIED_WIDTH] * len(slots)], torch.int32)
+    rows = Rows(told[0], told[1], told[2], torch.full_like(seeds, _TRIED_VOCABULARY))
+    best = torch.empty(2, len(slots), TREE_WIDTH_MAX, dtype=torch.float64, device=logits.device)
+    choose(logits, shaping, seeds, rows, best)
+    return fetch(best)()

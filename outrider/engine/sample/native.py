@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from outrider.engine.sample.best import Pending, bests
-
-
-class NativeTables(NamedTuple):
-    """What the operator knows of the sessions."""
-
-    shaping: Tensor
-    """[5, num_slots] float64; see `best_of`."""
-    seeds: Tensor
-    """[num_slots] int64"""
 
 
 def best_of(

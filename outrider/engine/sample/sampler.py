@@ -31,22 +31,27 @@ from torch import Tensor
 
 from outrider.core.protocol.messages import TokenLogprobs
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine import native
 from outrider.engine.sample import fused
 from outrider.engine.sample.allowed import Allowed
 from outrider.engine.sample.best import Best, Pending
 from outrider.engine.sample.candidates import candidates, shaping_of
 from outrider.engine.sample.logit_bias import LogitBias
-from outrider.engine.sample.native import NativeTables, best_of
+from outrider.engine.sample.native import best_of
 from outrider.engine.sample.noise import as_int64
 from outrider.engine.sample.penalties import Penalties
 from outrider.engine.sample.processor import LogitsProcessor, Row
 from outrider.engine.sample.ranking import ranked
 from outrider.engine.sample.unranked import best_unranked
+from outrider.engine.sampling_tables import SamplingTables
 from outrider.engine.transfer import Fetched, tensor_on
 
 ONE_PASS_TEMPERATURE_MIN = 1e-30
 """Lowest temperature above 0 for which one pass chooses: its inverse times a logit is still a float32."""
+
+_PROPOSED_MIN = 2
+"""The margin of a row's first token is by how much it is above the second."""
 
 OnePass = Callable[[Tensor, Tensor, Tensor, Sequence[int], Sequence[int], int], Pending]
 """`outrider.engine.sample.native.best_of`, or what chooses the same elsewhere."""
@@ -65,8 +70,9 @@ class Sampler:
         max_sessions: int,
         device: torch.device,
         processors: Sequence[LogitsProcessor] = (),
+        tables: SamplingTables | None = None,
     ) -> None:
-        """`processors` run after logit bias and penalties."""
+        """`processors` run after logit bias and penalties. `tables` are those of an engine whose steps may choose."""
         self._vocab_size = vocab_size
         self._device = device
         self._processors: list[LogitsProcessor] = [
@@ -79,14 +85,21 @@ class Sampler:
         """Of each slot whose processed logits differ from the raw ones: the processors that change them."""
         self._for_one_pass: set[int] = set()
         """Slots for which one pass may choose."""
-        self._seeds = torch.zeros(max_sessions, dtype=torch.int64, device=device)
-        self._shaping = torch.zeros(5, max_sessions, dtype=torch.float64, device=device)
-        """For each slot what `shaping_of` says."""
+        self._tables = tables or SamplingTables.of(max_sessions, device)
+        self._shaping, self._seeds, self._vocab_sizes = self._tables
 
     def open(
-        self, slot: int, params: SamplingParams, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
+        self,
+        slot: int,
+        params: SamplingParams,
+        prompt_token_ids: Sequence[int],
+        output_token_ids: Sequence[int],
+        vocab_size: int | None = None,
     ) -> None:
-        """Gives `slot` to a session whose committed line is the prompt and the output so far."""
+        """Gives `slot` to a session whose committed line is the prompt and the output so far.
+
+        A step of the engine chooses none of its tokens from `vocab_size` on.
+        """
         self.close(slot)
         self._params[slot] = params
         taking_part = [
@@ -99,6 +112,7 @@ class Sampler:
         if params.greedy or params.temperature >= ONE_PASS_TEMPERATURE_MIN:
             self._for_one_pass.add(slot)
         self._seeds[slot] = as_int64(params.seed)
+        self._vocab_sizes[slot] = self._vocab_size if vocab_size is None else vocab_size
         self._shaping[:, slot] = self._tensor(shaping_of(params, self._vocab_size), torch.float64)
 
     def commit(self, slot: int, token_ids: Sequence[int]) -> None:
@@ -114,15 +128,18 @@ class Sampler:
         for processor in self._taking_part.pop(slot, ()):
             processor.close(slot)
 
-    def choose(self, logits: Tensor, rows: Sequence[Row], allowed: Allowed | None = None) -> list[int]:
+    def choose(
+        self, logits: Tensor, rows: Sequence[Row], allowed: Allowed | None = None, best: Tensor | None = None
+    ) -> list[int]:
         """The token of each row; `logits` [R, V] of any float type belong to `rows`, one each.
 
-        Rows of `allowed` choose among those tokens, and 0 where there are none.
+        Rows of `allowed` choose among those tokens, and 0 where there are none. `best` is what the step that made the
+        logits chose already (`StepOutput.best`), as many tokens as `num_choices` said.
         """
-        return self.begin_choice(logits, rows, allowed)()
+        return self.begin_choice(logits, rows, allowed, best)()
 
     def begin_choice(
-        self, logits: Tensor, rows: Sequence[Row], allowed: Allowed | None = None
+        self, logits: Tensor, rows: Sequence[Row], allowed: Allowed | None = None, best: Tensor | None = None
     ) -> Callable[[], list[int]]:
         """Queues a choice. What it returns waits for that, and says what `choose` does; until then the logits and the
         rows' slots stay as they are.
@@ -131,32 +148,44 @@ class Sampler:
         """
         slots = [row.slot for row in rows]
         plain = allowed is None and self._taking_part.keys().isdisjoint(slots) and not native.available(self._device)
-        if plain and all(self._params[slot].greedy for slot in slots):
+        if best is None and plain and all(self._params[slot].greedy for slot in slots):
             chosen = Fetched(logits.argmax(-1))
             return lambda: chosen.wait().tolist()
-        begun = self._begin(logits, rows, 1, allowed)
-        return lambda: [best.token_ids[0] if best.token_ids else 0 for best in begun()]
+        begun = self._begin(logits, rows, 1, allowed, best)
+        return lambda: [each.token_ids[0] if each.token_ids else 0 for each in begun()]
 
     def propose(
-        self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None = None
+        self,
+        logits: Tensor,
+        rows: Sequence[Row],
+        width: int,
+        allowed: Allowed | None = None,
+        best: Tensor | None = None,
     ) -> tuple[list[list[int]], list[list[float]]]:
         """The `width` tokens of each row that the choice prefers, best first: the first is what `choose` takes.
 
         With them their *margins*, in units of processed logit / T: by how much the perturbed score of each is below the
         first one's, and for the first by how much it is above the second one's, infinite if there is none. Another
         model chooses alike, with the same noise, unless its scores differ by more than that. A row whose filters leave
-        fewer than `width` tokens proposes those, as does one of `allowed`.
+        fewer than `width` tokens proposes those, as does one of `allowed`. For `best` see `choose`.
         """
         if not rows:
             return [], []
-        found = self._begin(logits, rows, max(width, 2), allowed)()
-        return [best.token_ids[:width] for best in found], [best.margins[:width] for best in found]
+        found = self._begin(logits, rows, max(width, _PROPOSED_MIN), allowed, best)()
+        return [each.token_ids[:width] for each in found], [each.margins[:width] for each in found]
 
-    def native_tables(self, slots: Sequence[int]) -> NativeTables | None:
-        """By which the native operator chooses for these slots; None if it does not, or not alone."""
-        if self._one_pass(slots, 1) is not best_of or not self._taking_part.keys().isdisjoint(slots):
+    def tables(self, slots: Sequence[int]) -> SamplingTables | None:
+        """By which one pass over raw logits chooses for these slots; None if that is not enough for all of them."""
+        if self._one_pass(slots, TREE_WIDTH_MAX) is None or not self._taking_part.keys().isdisjoint(slots):
             return None
-        return NativeTables(self._shaping, self._seeds)
+        return self._tables
+
+    def num_choices(self, slots: Sequence[int], num_proposed: int = 0) -> int:
+        """How many tokens of each of their rows a step should choose by itself, for `choose` or for a `propose` of that
+        width: none if that takes more than raw logits."""
+        if native.available(self._device) or self.tables(slots) is None:
+            return 0
+        return max(num_proposed, _PROPOSED_MIN) if num_proposed else 1
 
     def logprobs(self, logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
         """Log-probabilities of `token_ids`, one for each row of the unprocessed `logits` [R, V], and of the `num_top`
@@ -173,34 +202,38 @@ class Sampler:
         )
 
     def _begin(
-        self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None
+        self, logits: Tensor, rows: Sequence[Row], width: int, allowed: Allowed | None, best: Tensor | None
     ) -> Callable[[], list[Best]]:
-        """Begins to find the `width` best tokens of each row."""
+        """Begins to find the `width` best tokens of each row, or to fetch what the step chose."""
         slots = [row.slot for row in rows]
         if allowed is not None:
             logits = logits.to(torch.float32, copy=True)
             allowed.forbid_others(logits)
         if not self._taking_part.keys().isdisjoint(slots):
             logits = self._processed(logits, rows)
-        if one_pass := self._one_pass(slots, width):
+        pending: Pending | None = None
+        if best is not None:
+            pending = fused.fetch(best)
+        elif one_pass := self._one_pass(slots, width):
             positions = [row.position for row in rows]
             pending = one_pass(logits, self._shaping, self._seeds, slots, positions, width)
+        if pending is not None:
             return lambda: self._complete(pending(), logits, rows, width)
         found: list[Best | None] = [None] * len(rows)
         if unranked := [index for index, slot in enumerate(slots) if self._is_unranked(self._params[slot])]:
             some = self._described(logits, rows, unranked)
-            for index, best in zip(unranked, best_unranked(*some, width), strict=True):
-                found[index] = best
+            for index, each in zip(unranked, best_unranked(*some, width), strict=True):
+                found[index] = each
         complete = self._complete(found, logits, rows, width)
         return lambda: complete
 
     def _complete(self, found: list[Best | None], logits: Tensor, rows: Sequence[Row], width: int) -> list[Best]:
         """`found`, and what the definition says of the rows for which that is None."""
-        if left := [index for index, best in enumerate(found) if best is None]:
+        if left := [index for index, each in enumerate(found) if each is None]:
             some = self._described(logits, rows, left)
-            for index, best in zip(left, candidates(*some, width).best(width), strict=True):
-                found[index] = best
-        return [best for best in found if best]
+            for index, each in zip(left, candidates(*some, width).best(width), strict=True):
+                found[index] = each
+        return [each for each in found if each]
 
     def _is_unranked(self, params: SamplingParams) -> bool:
         """Whether nothing is asked for that takes a ranking: what is greedy or has a top-k ranks a few tokens only."""

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
-from outrider.engine.gpu import cell_moves, layer_kernels, quantized_product, tree_attention
+from outrider.engine.gpu import advance, cell_moves, choice, layer_kernels, quantized_product, tree_attention
 from tests.engine.tape import Listening
 
 KERNELS = {
     tree_attention: ("write", "attend", "combine"),
     layer_kernels: ("add_and_normalize", "rotate", "gate"),
     cell_moves: ("move",),
+    choice: ("scan", "decide"),
+    advance: ("advance",),
     quantized_product: ("multiply",),
 }
 """By the module that they are in."""

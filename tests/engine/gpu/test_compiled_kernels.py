@@ -20,9 +20,14 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
+from outrider.core.estimate.confidence import MARGIN_EDGES
+from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine.attention.tree import parts_max
-from outrider.engine.gpu import cell_moves, launch, layer_kernels
+from outrider.engine.gpu import cell_moves, choice, launch, layer_kernels
+from outrider.engine.gpu.advance import between
+from outrider.engine.gpu.frontiers import frontiers
 from outrider.engine.gpu.work_list import Layout, tile_tokens
+from outrider.engine.sampling_tables import SamplingTables
 from tests.engine.gpu.launches import Launch, Launches, kernel_of, logged
 
 META = torch.device("meta")
@@ -116,9 +121,29 @@ def launched_between(hidden: int, inner: int, heads: Heads) -> Launches:
     return launches
 
 
+def launched_at_the_end(vocab_size: int) -> Launches:
+    """The launches of a captured step that choose, and those between two levels of a draft."""
+    tables = SamplingTables.of(64, META)
+    slots, positions, widths = torch.empty(3, 256, dtype=torch.int32, device=META)
+    rows = choice.Rows(slots, positions, widths, tables.vocab_sizes)
+    logits = torch.empty(256, vocab_size, dtype=torch.bfloat16, device=META)
+    best = torch.empty(2, 256, TREE_WIDTH_MAX, dtype=torch.float64, device=META)
+    layout = Layout(256, 2)
+    numbers = torch.empty(layout.end(1, 1), dtype=torch.int32, device=META)
+    work = launch.DeviceWork(layout, numbers, 1, 16)
+    room = frontiers(64, 256, 16, MARGIN_EDGES, [None, 512], META)
+    with logged() as launches:
+        choice.choose(logits, tables.shaping, tables.seeds, rows, best)
+        for expands, takes in ((False, True), (True, True), (True, False)):
+            between(room, best, work, 0, expands=expands, takes=takes)
+    return launches
+
+
 _TYPES = {
     torch.uint8: "u8",
     torch.int32: "i32",
+    torch.int64: "i64",
+    torch.float64: "fp64",
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
@@ -199,3 +224,18 @@ def test_what_is_between_the_products_of_real_layers(
         kernel = compiled(each, architecture.capability)
         assert kernel.metadata.shared <= architecture.shared_bytes
         assert spilled_bytes(kernel.asm["ptx"], architecture.capability, tmp_path) == 0
+
+
+SCALAR_BYTES = 16
+"""Two numbers of a program that has dozens of them, where a session has one program a level."""
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: str(each.capability))
+def test_the_choice_at_the_end_of_a_captured_step(architecture: Architecture, tmp_path: Path) -> None:
+    log = launched_at_the_end(151936).log
+    assert [each.kernel for each in log] == ["scan", "decide", *["advance"] * 3]
+    for each in log:
+        kernel = compiled(each, architecture.capability)
+        assert kernel.metadata.shared <= architecture.shared_bytes
+        allowed = SCALAR_BYTES if each.kernel == "advance" else 0
+        assert spilled_bytes(kernel.asm["ptx"], architecture.capability, tmp_path) <= allowed

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from outrider.engine import transfer
 from outrider.engine.attention import tree
+from outrider.engine.compile import device_levels
 
 aten = torch.ops.aten
 
@@ -87,6 +88,6 @@ def guarded(monkeypatch: Any, device: str) -> Iterator[_Guard]:
         return content
 
     with monkeypatch.context() as patch, guard:
-        for module in (transfer, tree):
+        for module in (transfer, tree, device_levels):
             patch.setattr(module, "staged", staged)
         yield guard
