@@ -9,7 +9,6 @@ import pytest
 from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.expansions import choose_expansions
 from outrider.core.draft.session import DraftSession
-from outrider.core.draft.windows import due
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import ProtocolViolationError
@@ -355,40 +354,6 @@ def test_nobody_with_anything_to_draft_is_no_step() -> None:
     session = draft_session(max_run_ahead=2)
     session.expand(session.take(), [1, 2], [0.1, 0.1])
     assert choose_expansions([session], flat_curve()) == [[]]
-
-
-def is_due(session: DraftSession, seconds: float) -> bool:
-    """Whether a window goes at 10.0, if it can be sent again so much later."""
-    return bool(due([session.window_worth(10.0, seconds)]))
-
-
-def test_a_window_goes_out_at_once_while_it_promises_something() -> None:
-    """Of a session whose rhythm is not known yet."""
-    session = draft_session(max_run_ahead=100, tree_width=1)
-    session.commit(Commitment(3, [5], True, verify_ms=1000.0))
-    assert not is_due(session, math.inf)
-    session.expand(session.take(), [1], [0.05])
-    assert is_due(session, 1.0)
-    session.take_window(0.0, now=10.0)
-    for _ in range(12):
-        session.expand(session.take(), [1], [0.05])
-        if is_due(session, 1.0):
-            session.take_window(0.0, now=10.0)
-    session.expand(session.take(), [1], [0.05])
-    assert not is_due(session, 1.0)
-    assert is_due(session, math.inf)
-
-
-def test_what_a_commit_has_made_likely_goes_out_at_once() -> None:
-    session = draft_session(max_run_ahead=100, tree_width=1)
-    session.commit(Commitment(3, [5], True, verify_ms=1000.0))
-    for _ in range(5):
-        session.expand(session.take(), [1], [0.05])
-    session.take_window(0.0, now=10.0)
-    session.expand(session.take(), [1], [0.05])
-    assert not is_due(session, 1.0)
-    session.commit(Commitment(4, [1, 1, 1, 1, 1], False, verify_ms=1000.0))
-    assert is_due(session, 1.0)
 
 
 def test_the_drafter_learns_from_commits_what_its_guesses_are_worth() -> None:

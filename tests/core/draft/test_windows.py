@@ -15,10 +15,9 @@ from outrider.core.protocol.sampling import SamplingParams
 LEVEL, PERIOD, DELAY = 1e-3, 20e-3, 1e-3
 
 
-def in_rhythm(num_rounds: int = 10) -> tuple[DraftSession, float]:
-    """A session of which rounds begin every PERIOD, two of its guesses accepted in each and one at hand; also when it
-    heard of the last one, just now."""
-    session = DraftSession(
+def opened() -> DraftSession:
+    """A session at the end of the line [7, 8, 9]."""
+    return DraftSession(
         DraftOpen(
             session_id="s",
             token_ids=[7, 8, 9],
@@ -30,6 +29,12 @@ def in_rhythm(num_rounds: int = 10) -> tuple[DraftSession, float]:
             vocab_size=100,
         )
     )
+
+
+def in_rhythm(num_rounds: int = 10) -> tuple[DraftSession, float]:
+    """A session of which rounds begin every PERIOD, two of its guesses accepted in each and one at hand; also when it
+    heard of the last one, just now."""
+    session = opened()
     begun = 0.1
     for _ in range(num_rounds):
         draft(session, 3 - session.tree.num_live)
@@ -157,3 +162,37 @@ def test_a_commit_without_a_cutoff_that_can_be_leaves_every_moment_to_matter(cut
     session.take_window(0.0, 0.2)
     draft(session, 1)
     assert sent(session, 0.2) == 1
+
+
+def is_due(session: DraftSession, seconds: float) -> bool:
+    """Whether a window goes at 10.0, if it can be sent again so much later."""
+    return bool(due([session.window_worth(10.0, seconds)]))
+
+
+def test_a_window_goes_out_at_once_while_it_promises_something() -> None:
+    """Of a session whose rhythm is not known yet."""
+    session = opened()
+    session.commit(Commitment(3, [5], True, verify_ms=1000.0))
+    assert not is_due(session, math.inf)
+    session.expand(session.take(), [1], [0.05])
+    assert is_due(session, 1.0)
+    session.take_window(0.0, now=10.0)
+    for _ in range(12):
+        session.expand(session.take(), [1], [0.05])
+        if is_due(session, 1.0):
+            session.take_window(0.0, now=10.0)
+    session.expand(session.take(), [1], [0.05])
+    assert not is_due(session, 1.0)
+    assert is_due(session, math.inf)
+
+
+def test_what_a_commit_has_made_likely_goes_out_at_once() -> None:
+    session = opened()
+    session.commit(Commitment(3, [5], True, verify_ms=1000.0))
+    for _ in range(5):
+        session.expand(session.take(), [1], [0.05])
+    session.take_window(0.0, now=10.0)
+    session.expand(session.take(), [1], [0.05])
+    assert not is_due(session, 1.0)
+    session.commit(Commitment(4, [1, 1, 1, 1, 1], False, verify_ms=1000.0))
+    assert is_due(session, 1.0)
