@@ -34,6 +34,7 @@ from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.draft_run import LEVELS_MAX, Level
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.compile.forward import GraphForward
+from outrider.engine.compile.levels import DraftLevels
 from outrider.engine.engine import Engine, Ticket
 from outrider.engine.jobs import Job
 from outrider.engine.load.folder import tokenizer_file
@@ -118,7 +119,7 @@ class Meter(StepRunner):
         self._level_sizes: list[int] = []
         self._inputs: list[Tensor] = []
         model = engine.model
-        assert model.levels is not None
+        assert isinstance(model.levels, DraftLevels)
         assert isinstance(model.attention, NativeAttention)
         self._run = model.levels.run
         model.forwards = [GraphForward(self._kept, model.attention, model.cache.scratch_cell, model.forward_pass)]
