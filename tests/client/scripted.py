@@ -126,15 +126,16 @@ class ScriptedCoordinator(generation_pb2_grpc.GenerationServiceServicer):
     @rpc_errors
     async def Generate(self, request: pb.GenerateRequest, context: ServicerContext) -> None:
         self.requests.append(request)
-        for item in self.script:
-            if isinstance(item, Exception):
-                raise item
-            if item is ...:
-                try:
+        try:
+            for item in self.script:
+                if isinstance(item, Exception):
+                    raise item
+                if item is ...:
                     await asyncio.Event().wait()
-                finally:
-                    self.left.set()
-            await context.write(item)
+                await context.write(item)
+        except asyncio.CancelledError:  # wherever in the script the caller leaves
+            self.left.set()
+            raise
 
     @rpc_errors
     async def GetServerInfo(
