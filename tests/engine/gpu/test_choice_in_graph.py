@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.engine import native
-from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sample import fused
 from outrider.engine.sample.sampler import Row, Sampler
-from outrider.worker import step_runner
-from tests.engine.gpu.launches import Launches, logged
+from tests.engine.gpu.launches import Launches
 from tests.engine.gpu.waiting import guarded
 from tests.engine.histories import CPU, built, random_line
 from tests.engine.samplers import EVERYTHING
@@ -26,6 +23,8 @@ from tests.engine.tape import Tape, graphed
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from tests.worker.driven import Bench
 from tests.worker.test_overlap import LateBench, OverlappingEngine
+
+pytestmark = pytest.mark.usefixtures("launches", "willing_to_choose")
 
 META = torch.device("meta")
 NUM_TOKENS = 16
@@ -35,22 +34,6 @@ KINDS = (
     SamplingParams(temperature=1.1, top_p=0.8, seed=2),
     SamplingParams(temperature=1.3, top_k=20, min_p=0.02, top_p=0.9, seed=3),
 )
-
-
-@pytest.fixture(autouse=True)
-def willing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backend and choice take any device."""
-    monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
-    monkeypatch.setattr(native, "available", lambda device: False)
-    monkeypatch.setattr(fused, "problem", lambda device: "")
-    monkeypatch.setattr(step_runner, "measure", lambda engine: [])  # the interpreter's times say nothing
-
-
-@pytest.fixture(autouse=True)
-def launches(interpreter: None) -> Iterator[Launches]:
-    """What is launched, on the tape too."""
-    with logged() as found:
-        yield found
 
 
 def choosing(engine: Engine) -> Tape:

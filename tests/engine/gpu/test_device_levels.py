@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,16 +11,13 @@ from outrider.core.draft.outlook import Outlook
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import SpeculationTree
-from outrider.engine import native
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.device_levels import LEVELS_AT_ONCE, DeviceLevels
 from outrider.engine.compile.levels import Interruption, LevelsJob
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
-from outrider.engine.sample import fused
-from outrider.worker import step_runner
-from tests.engine.gpu.launches import Launches, logged
+from tests.engine.gpu.launches import Launches
 from tests.engine.gpu.waiting import guarded
 from tests.engine.histories import Rig, random_line
 from tests.engine.tape import Tape, graphed
@@ -29,24 +25,10 @@ from tests.engine.test_levels import KINDS, Drafted
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from tests.worker.driven import FixedCurve
 
+pytestmark = pytest.mark.usefixtures("launches", "willing_to_choose")
+
 NUM_ROWS = 16
 META = torch.device("meta")
-
-
-@pytest.fixture(autouse=True)
-def willing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Backend and choice take any device."""
-    monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
-    monkeypatch.setattr(native, "available", lambda device: False)
-    monkeypatch.setattr(fused, "problem", lambda device: "")
-    monkeypatch.setattr(step_runner, "measure", lambda engine: [])  # the interpreter's times say nothing
-
-
-@pytest.fixture(autouse=True)
-def launches(interpreter: None) -> Iterator[Launches]:
-    """What is launched, on the tape too."""
-    with logged() as found:
-        yield found
 
 
 def engine_of(*, at_once: bool) -> Engine:

@@ -6,8 +6,6 @@ device that has both.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -21,20 +19,12 @@ from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
-from tests.engine.gpu.launches import logged
 from tests.engine.gpu.test_tree_backend import replaying, rig_of
 from tests.engine.histories import CPU, random_line
 from tests.engine.tape import Tape
 from tests.engine.tiny_models import build
 
-pytestmark = pytest.mark.usefixtures("interpreter", "willing", "launches")
-
-
-@pytest.fixture
-def launches() -> Iterator[None]:
-    """They are on the tape, too."""
-    with logged():
-        yield
+pytestmark = pytest.mark.usefixtures("launches", "willing")
 
 
 def test_any_replayed_history_equals_a_fresh_start() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from outrider.engine.gpu.work_list import SPLIT_CELLS
 from outrider.engine.jobs import LINE_END, Job, plan
 from outrider.engine.load.probe import LayerFacts
 from tests.engine import histories
-from tests.engine.gpu.launches import Launches, logged
+from tests.engine.gpu.launches import Launches
 from tests.engine.gpu.waiting import WaitsError, guarded
 from tests.engine.histories import CPU, Rig, random_line
 from tests.engine.tape import Tape, graphed
@@ -27,12 +27,6 @@ pytestmark = pytest.mark.usefixtures("interpreter", "willing")
 
 META = torch.device("meta")
 LAYER = LayerFacts(num_heads=4, num_kv_heads=2, key_size=24, value_size=16, window=None)
-
-
-@pytest.fixture
-def launches() -> Iterator[Launches]:
-    with logged() as found:
-        yield found
 
 
 def rig_of(family: str, **options: object) -> Rig:
