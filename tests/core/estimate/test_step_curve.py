@@ -189,4 +189,45 @@ def test_a_size_that_is_always_tried_after_a_while_is_known_after_two_steps() ->
         curve.observe(64, 9.0)
         for _ in range(70):
             curve.observe(16, 1.0)
-    assert curve.seconds(64) > 8.0
+    assert curve.seconds(64) > 7.5
+
+
+def test_a_large_size_that_is_not_tried_does_not_become_as_cheap_as_the_small_ones() -> None:
+    """Else, of many sessions, steps of hundreds of tokens are tried again and again."""
+    curve = learned({16: 1.0, 32: 2.0, 64: 4.0, 512: 32.0})
+    for _ in range(2000):
+        curve.observe(32, 2.0)
+    assert curve.seconds(512) == pytest.approx(32.0, rel=0.05)
+
+
+def test_a_small_size_that_is_not_tried_does_not_stay_cheaper_than_its_part_of_a_larger_one() -> None:
+    """Sizes are timed on an idle machine, and at work all steps are larger: what fits into twice the time of a small
+    one would never be tried."""
+    curve = learned({8: 0.001, 16: 0.002, 24: 0.003, 32: 0.004}, rounds=1)
+    for _ in range(300):
+        curve.observe(36, 0.014)
+    assert curve.seconds(24) == pytest.approx(0.014 * 24 / 36, rel=0.05)
+    largest = curve.largest(2.0 * curve.seconds(24))
+    assert largest is not None
+    assert largest > 36
+
+
+def test_what_comes_back_slower_is_believed_after_two_steps_of_any_sizes() -> None:
+    curve = learned({size: size / 10.0 for size in (1, 16, 40, 52, 64, 80)})
+    for _ in range(100):
+        curve.observe(1, 0.1)
+    curve.observe(80, 32.0)
+    assert curve.seconds(80) <= 8.0
+    curve.observe(64, 25.6)
+    assert curve.seconds(64) == pytest.approx(25.6, rel=0.2)
+    curve.observe(52, 20.8)
+    assert curve.seconds(52) == pytest.approx(20.8, rel=0.2)
+
+
+def test_it_never_falls_however_long_it_learns() -> None:
+    curve, rng = StepCurve(), Random(7)
+    for index in range(3000):
+        size = rng.choice((1, 2, 8, 24, 33, 64, 200, 500)) if index % 200 < 20 else rng.choice((24, 33))
+        curve.observe(size, (0.001 + 0.0002 * size) * rng.lognormvariate(0.0, 0.4))
+        values = [curve.seconds(num_tokens) for num_tokens in (1, 2, 8, 16, 24, 32, 36, 64, 128, 208, 512, 1024)]
+        assert values == sorted(values)
