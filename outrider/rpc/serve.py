@@ -9,6 +9,7 @@ from typing import Protocol
 import grpc.aio
 import structlog
 
+from outrider.machine.garbage import pass_over_loaded
 from outrider.rpc.server import Door, Server, Service
 from outrider.rpc.transport import Transport
 
@@ -47,7 +48,13 @@ async def serve(
     port = await server.start(config.listen)
     _log.info("listening", address=config.listen, port=port)
     serving = asyncio.create_task(server.run_until_signalled(config.drain_seconds))
-    work = asyncio.create_task(service.work(server.set_ready))
+
+    def set_ready(ready: bool) -> None:
+        if ready:
+            pass_over_loaded()
+        server.set_ready(ready)
+
+    work = asyncio.create_task(service.work(set_ready))
     try:
         await asyncio.wait({serving, work}, return_when=asyncio.FIRST_COMPLETED)
         if work.done() and work.exception() is not None:
