@@ -13,19 +13,23 @@ class GatedRounds:
     def __init__(self, gate: SpeculationGate, *, greedy: bool) -> None:
         self.gate = gate
         self._greedy = greedy
+        self._has_begun = False
         self._last: float | None = None
+
+    def begin(self) -> None:
+        """The completion is asked for, and would speculate."""
+        self._has_begun = True
+        self.gate.begin(greedy=self._greedy)
 
     def observe(self, num_tokens: int) -> None:
         """A round brought `num_tokens`. The first one tells how long the prompt took, so it does not count."""
         now = time.monotonic()
-        if self._last is None:
-            self.gate.begin(greedy=self._greedy)
-        else:
+        if self._last is not None:
             self.gate.observe(num_tokens, now - self._last)
         self._last = now
 
     def end(self) -> None:
         """No more rounds will come."""
-        if self._last is not None:
-            self._last = None
+        if self._has_begun:
+            self._has_begun = False
             self.gate.end(greedy=self._greedy)

@@ -170,6 +170,8 @@ class Generation:
 
     async def run(self) -> AsyncGenerator[EmittedTokens]:
         """Yields the tokens of each round. Raises OutriderError if no verifier takes the session, or none is left."""
+        if self._opening.max_draft_tokens:
+            self._gated.begin()
         try:
             verifier = None if self._stop_if_decided() else self._verifiers.first(len(self.session.line))
             while verifier is not None:

@@ -67,6 +67,9 @@ class Coordinator:
             num_spare_drafters=SPARE_DRAFTERS,
         )
         completion = self.completions[index] = Completion(index, text, session, self._clock.now)
+        if self.drafters:
+            completion.is_counted = True
+            self._gate.begin(greedy=True)
         self._spend(self._event_seconds, partial(self._open, completion))
 
     def hear_reports(self) -> None:
@@ -193,9 +196,6 @@ class Coordinator:
         if completion.num_tokens == len(outcome.emit.token_ids):
             completion.first_at = now
             completion.num_first_tokens = completion.num_tokens
-            if is_gated:
-                completion.is_counted = True
-                self._gate.begin(greedy=True)
         else:
             gap = now - completion.last_at
             completion.longest_gap = max(completion.longest_gap, gap)

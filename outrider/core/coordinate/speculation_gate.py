@@ -50,7 +50,8 @@ _MEMORY_ROUNDS = 128
 more and less predictable, and a trial is compared with what was just before."""
 
 _LOAD_ROUNDS = 8
-"""The same of the number of running completions, as far as it decides which load this is."""
+"""The same of the number of running completions, as far as it decides which load this is: once it falls. A burst is the
+load that it is at once."""
 
 _LEVEL_MARGIN = 0.75
 """A load level spans a factor 2; it is left when the load is beyond it by half of that."""
@@ -129,12 +130,16 @@ class SpeculationGate:
         )
 
     def begin(self, *, greedy: bool) -> None:
-        """A completion has its first token."""
+        """A completion is asked for. It counts from then on, though its first token may be far: what drafters would do
+        for it is done while all wait for their prompts."""
         self._num_running += 1
         self._num_greedy += greedy
+        self._mean_running = max(self._mean_running, float(self._num_running))
+        if self._adaptive:
+            self._follow(0)
 
     def end(self, *, greedy: bool) -> None:
-        """A completion that began is over."""
+        """A completion that was asked for is over."""
         self._num_running -= 1
         self._num_greedy -= greedy
 
@@ -143,9 +148,7 @@ class SpeculationGate:
         if not self._adaptive:
             return
         seconds = min(seconds, GAP_SECONDS_MAX)
-        load = self._load(num_tokens)
-        if load is not self._present:
-            self._enter(load)
+        load = self._follow(num_tokens)
         if self._settling > 0.0:
             self._settling -= num_tokens
         elif self._trial is not None:
@@ -158,6 +161,13 @@ class SpeculationGate:
             if load.left <= 0.0:
                 self._trial = _Cost()
                 self._turn(not load.is_open)
+
+    def _follow(self, num_tokens: int) -> _Load:
+        """The load after so many more tokens, which has been entered."""
+        load = self._load(num_tokens)
+        if load is not self._present:
+            self._enter(load)
+        return load
 
     def _load(self, num_tokens: int) -> _Load:
         gain = 1.0 - math.exp(-num_tokens / (_LOAD_ROUNDS * self._num_running))

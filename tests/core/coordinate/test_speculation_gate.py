@@ -149,3 +149,20 @@ def test_one_round_that_never_came_is_no_verdict() -> None:
 def test_a_gate_that_does_not_adapt_stays_open() -> None:
     client = Client(SpeculationGate(adaptive=False), 8)
     assert client.run(20_000, costs((1.0, 0.05), 0.01))[1] == 1.0
+
+
+def test_a_burst_is_judged_as_the_load_that_it_is_before_its_first_token() -> None:
+    """Else drafters read the prompts of all of it, while the few that run decide whether that pays."""
+    gate = SpeculationGate()
+    many = Client(gate, 64)
+    many.run(50_000, costs((1.6, 0.03), 0.01))
+    assert not gate.is_open
+    many.leave()
+    one = Client(gate, 1)
+    one.run(12_000, costs((1.6, 0.008), 0.01))
+    assert gate.is_open
+    burst = Client(gate, 63)
+    assert not gate.is_open
+    burst.leave()
+    one.run(100, costs((1.6, 0.008), 0.01))
+    assert gate.is_open
