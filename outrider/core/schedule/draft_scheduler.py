@@ -206,7 +206,8 @@ class DraftScheduler(Generic[KeyT]):
         budget = 0
         if prefilling:
             num_expanding = sum(seated.session.state.best() is not None for seated in expanding) or int(bool(expanding))
-            budget = prefill_budget(curve, num_expanding, self._step_tokens_max)
+            waiting = len(prefilling) / max(len(expanding), 1)
+            budget = prefill_budget(curve, num_expanding, self._step_tokens_max, waiting)
         chunks = admission.assign(prefilling, budget)
         self._num_steps += 1
         expanding.sort(key=lambda seated: seated.session.last_step)

@@ -247,11 +247,12 @@ class VerifyScheduler(Generic[KeyT]):
     ) -> VerifyStep[KeyT] | WaitUntil | None:
         """One step for those who decide and, as far as it has time for that, those who prefill."""
         admission, curve = self.admission, self._curve.at(_num_cells(deciding, {}))
-        is_awaited = bool(deciding) or any(not seated.is_prefilling for seated in admission.seated)
-        num_rows = len(deciding) or int(is_awaited)
+        num_decoding = sum(not seated.is_prefilling for seated in admission.seated)
+        num_rows = len(deciding) or int(num_decoding > 0)
         if deciding and prefilling:
             num_rows += sum(map(len, most_probable(_candidates(deciding), curve).nodes))
-        chunks = admission.assign(prefilling, prefill_budget(curve, num_rows, self._step_tokens_max))
+        waiting = len(prefilling) / max(num_decoding, 1)
+        chunks = admission.assign(prefilling, prefill_budget(curve, num_rows, self._step_tokens_max, waiting))
         scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
         num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
         num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}

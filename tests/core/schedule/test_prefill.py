@@ -13,6 +13,7 @@ from outrider.core.schedule.prefill import (
     PASSED_MAX,
     PREFILL_TOKENS_MIN,
     STEP_STRETCH_MAX,
+    STEP_STRETCH_MIN,
     PrefillScheduler,
     prefill_budget,
 )
@@ -40,16 +41,26 @@ def test_before_the_first_step_nothing_is_known_and_nothing_held_back() -> None:
     fixed=st.floats(0.0, 1.0),
     per_token=st.floats(1e-4, 1.0),
     num_rows=st.integers(1, 400),
+    waiting=st.floats(0.0, 64.0),
 )
-def test_a_step_with_a_chunk_takes_at_most_twice_the_step_without(
-    fixed: float, per_token: float, num_rows: int
+def test_a_step_with_a_chunk_takes_at_most_so_many_times_the_step_without(
+    fixed: float, per_token: float, num_rows: int, waiting: float
 ) -> None:
     curve = affine(fixed, per_token)
-    budget = prefill_budget(curve, num_rows, MOST)
+    budget = prefill_budget(curve, num_rows, MOST, waiting)
     assert PREFILL_TOKENS_MIN <= budget <= MOST
     without = fixed + per_token * num_rows
     with_chunk = without + per_token * budget
-    assert with_chunk <= STEP_STRETCH_MAX * without * 1.000001 or budget == PREFILL_TOKENS_MIN
+    stretch = min(max(1.0 + waiting, STEP_STRETCH_MIN), STEP_STRETCH_MAX)
+    assert with_chunk <= stretch * without * 1.000001 or budget == PREFILL_TOKENS_MIN
+
+
+def test_as_many_as_wait_get_their_share_of_the_device() -> None:
+    """Three of four wait: so do three quarters of the time go into their prompts."""
+    curve = affine(0.0, 1.0)
+    assert prefill_budget(curve, 16, MOST, waiting=3.0) == 48
+    assert prefill_budget(curve, 16, MOST, waiting=0.1) == 16
+    assert prefill_budget(curve, 16, MOST, waiting=63.0) == 7 * 16
 
 
 def test_half_of_the_device_goes_into_prompts() -> None:
