@@ -15,7 +15,7 @@ from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, ModelFacts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.batch import COMPILED_SIZES, PackedBatch
+from outrider.engine.batch import COMPILED_SIZES, PackedBatch, as_it_is, rounded
 from outrider.engine.compile.ahead import INVARIANT
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.decoder import Decoder
@@ -156,8 +156,10 @@ class RaggedModel:
         self, run: Callable[[list[Tensor]], list[Tensor]], path: str, package: int | None, *, batch_invariant: bool
     ) -> None:
         attention = self.attention = self._native_attention()
-        self.forwards = [GraphForward(run, attention, self.cache.scratch_cell, path)]
-        self.levels = DraftLevels(run, package, attention, self.cache, path)
+        # Operators of a library are among those of which it is not known that a token's result is its own.
+        size_of = as_it_is if batch_invariant else rounded
+        self.forwards = [GraphForward(run, attention, self.cache.scratch_cell, path, size_of)]
+        self.levels = DraftLevels(run, package, attention, self.cache, path, size_of)
         self.batch_invariant = batch_invariant
 
     def _native_attention(self) -> NativeAttention:

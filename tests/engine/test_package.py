@@ -235,3 +235,26 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path: Path) -> None:
     model.forward = lambda **arguments: print(arguments)  # type: ignore[method-assign]
     with pytest.raises(UnsupportedModelError, match=r"cannot be compiled .* use --compile off"):
         compile_ahead(model, tmp_path / "never.pt2")
+
+
+def test_steps_of_our_own_kernels_are_not_padded(package: Package, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library's kernels keep something for each size, and ours nothing: 17 tokens cost what 17 do."""
+    fed: list[int] = []
+
+    class Recorded(native.Package):
+        def __init__(self, path: Path) -> None:
+            super().__init__(path)
+            run = self.run
+
+            def recorded(inputs: list[Tensor]) -> list[Tensor]:
+                fed.append(len(inputs[0]))
+                return run(inputs)
+
+            self.run = recorded
+
+    monkeypatch.setattr(native, "Package", Recorded)
+    engine = Engine(package.model(), max_sessions=2, max_context=64)
+    engine.adopt(package.path)
+    engine.step([Job(engine.acquire(), random_line(17, seed=1))])
+    assert engine.batch_invariant
+    assert fed == [17]

@@ -48,20 +48,26 @@ class GraphForward:
     """Takes every batch; runs an exported graph."""
 
     def __init__(
-        self, run: Callable[[list[Tensor]], list[Tensor]], attention: NativeAttention, scratch_cell: int, path: str
+        self,
+        run: Callable[[list[Tensor]], list[Tensor]],
+        attention: NativeAttention,
+        scratch_cell: int,
+        path: str,
+        size_of: Callable[[int], int],
     ) -> None:
         """`run` is the graph, operator by operator or compiled, as `path` says: its inputs to its output; see
-        `Exported`."""
+        `Exported`. `size_of` tells to how many so many tokens, or rows, are padded."""
         self.path = path
         self._run = run
         self._attention = attention
         self._scratch_cell = scratch_cell
+        self._size_of = size_of
 
     def run(self, batch: PackedBatch) -> Tensor:
         """See `Forward`."""
         num_rows = len(batch.rows)
-        batch.pad(rounded(max(batch.num_tokens_min, len(batch.token_ids), TOKENS_MIN)), self._scratch_cell)
-        rows = batch.rows + [0] * (rounded(max(num_rows, TOKENS_MIN)) - num_rows)
+        batch.pad(self._size_of(max(batch.num_tokens_min, len(batch.token_ids), TOKENS_MIN)), self._scratch_cell)
+        rows = batch.rows + [0] * (self._size_of(max(num_rows, TOKENS_MIN)) - num_rows)
         (logits,) = self._run(
             [
                 native.integers(batch.token_ids),

@@ -21,7 +21,6 @@ from outrider.core.protocol.tree import Node
 from outrider.core.schedule.draft_run import Level
 from outrider.engine import native
 from outrider.engine.attention.native import NativeAttention
-from outrider.engine.batch import rounded
 from outrider.engine.compile.export import TOKENS_MIN
 from outrider.engine.kv_cache.slots import Slot, TreeCell
 from outrider.engine.kv_cache.tensors import KVCache
@@ -71,14 +70,17 @@ class DraftLevels:
         attention: NativeAttention,
         cache: KVCache,
         path: str,
+        size_of: Callable[[int], int],
     ) -> None:
-        """`run` is the graph, see `GraphForward`; `package` its number, if it was compiled ahead of time."""
+        """`run` is the graph and `size_of` pads what it is fed, see `GraphForward`; `package` is its number, if it was
+        compiled ahead of time."""
         self.path = path
         """See `Forward.path`."""
         self.run = run
         self.package = package
         self._attention = attention
         self._cache = cache
+        self._size_of = size_of
 
     def begin(
         self,
@@ -99,8 +101,8 @@ class DraftLevels:
         num_bins = len(jobs[0].outlook.log_acceptances)
         integers = array("q", (self._attention.number, self._cache.scratch_cell, self._cache.block_cells))
         integers.extend((interruption.num_read, most, len(MARGIN_EDGES), num_bins))
-        integers.extend(_padded_sizes(most, max(num_tokens_min, TOKENS_MIN)))
-        integers.extend(_padded_sizes(most, TOKENS_MIN))
+        integers.extend(_padded_sizes(most, max(num_tokens_min, TOKENS_MIN), self._size_of))
+        integers.extend(_padded_sizes(most, TOKENS_MIN, self._size_of))
         integers.append(len(jobs))
         reals = array("d", (*level_seconds, *MARGIN_EDGES))
         for job, its_paths in zip(jobs, paths, strict=True):
@@ -160,9 +162,9 @@ class LevelLoop:
 
 
 @cache
-def _padded_sizes(most: int, smallest: int) -> Sequence[int]:
+def _padded_sizes(most: int, smallest: int, size_of: Callable[[int], int]) -> Sequence[int]:
     """To how many tokens 1, 2, ... `most` of them are padded, or rows: `smallest` at least."""
-    return [rounded(max(size, smallest)) for size in range(1, most + 1)]
+    return [size_of(max(size, smallest)) for size in range(1, most + 1)]
 
 
 def paths_of(job: LevelsJob) -> list[list[int]] | None:
