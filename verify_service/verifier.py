@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -159,12 +159,12 @@ class Verifier:
         constrained = [
             Constrained(index, grammar, rows_of[index])
             for index, part in enumerate(step.parts)
-            if (grammar := part.session.key.grammar) is not None
+            if (grammar := part.seated.session.key.grammar) is not None
         ]
         slots = self.runner.memory
-        num_choices = 0 if constrained else self.runner.sampler.num_choices([part.slot for part in step.parts])
+        num_choices = 0 if constrained else self.runner.sampler.num_choices([part.seated.slot for part in step.parts])
         with self._mask_thread.beside(constrained) as masks:
-            jobs = [verify_job(slots.slot(part.slot), part, num_choices) for part in step.parts]
+            jobs = [verify_job(slots.slot(part.seated.slot), part, num_choices) for part in step.parts]
             ticket = self.runner.launch(jobs, step.num_line_tokens)
         logits, num_rows, best = ticket.output
         rows = [row for rows, num in zip(rows_of, num_rows, strict=True) if num is not None for row in rows]
@@ -250,5 +250,5 @@ class Verifier:
         return replace(decided.verdict, logprobs=tuple(logprobs[session]))
 
 
-def _session_ids(step: VerifyStep[VerifyStream]) -> list[str]:
-    return [part.session.opening.session_id for part in step.parts]
+def _session_ids(step: VerifyStep[VerifyStream]) -> Iterable[str]:
+    return (part.session.opening.session_id for part in step.parts)

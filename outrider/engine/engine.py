@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,9 @@ from outrider.engine.transfer import mark
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
+
+
+_ENTERED = nullcontext()
 
 
 class OutOfStepError(Exception):
@@ -241,7 +244,6 @@ class Engine:
         """
         self._model.adopt(package)
 
-    @torch.inference_mode()
     def step(self, jobs: Sequence[Job], max_line_tokens: int = STEP_TOKENS_MAX) -> StepOutput:
         """One forward pass for `jobs`, one job per slot, over at most `max_line_tokens` tokens of their lines.
 
@@ -250,8 +252,11 @@ class Engine:
         blocks run out; see `num_missing_blocks`. It raises OutOfStepError, after which nothing may be run, if the pass
         fails on a model of several ranks.
         """
+        # A device thread has entered it once for all its steps.
+        mode = _ENTERED if torch.is_inference_mode_enabled() else torch.inference_mode()
         try:
-            return self._step(jobs, max_line_tokens)
+            with mode:
+                return self._step(jobs, max_line_tokens)
         except BaseException:
             for job in jobs:
                 job.slot.clear()

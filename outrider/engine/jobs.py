@@ -89,8 +89,10 @@ def plan(job: Job, max_tokens: int, computing: set[BlockKey] | None = None) -> F
     feed.positions.extend(range(first, end))
     feed.cells.extend(range(first, end))
     feed.num_prefix = end - first
-    if feed.complete:
+    if feed.complete and job.token_ids:
         _plan_nodes(feed)
+    elif feed.complete:
+        feed.rows = [feed.num_prefix - 1] * len(job.wanted)
     end_cell = max(feed.cells, default=-1) + 1
     if end_cell > slot.num_cells:
         raise ValueError(

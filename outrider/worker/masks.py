@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import NamedTuple
 
 from outrider.engine.sample.allowed import Allowed, allowed_of
@@ -26,25 +25,23 @@ class MaskThread:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "masks")
 
-    @contextmanager
-    def beside(self, constrained: Sequence[Constrained]) -> Iterator[Masks]:
-        """While the block runs its masks are computed; nobody else may ask those grammars anything before its end."""
-        masks = Masks(self._thread, constrained)
-        try:
-            yield masks
-        finally:
-            masks.wait()
+    def beside(self, constrained: Sequence[Constrained]) -> Masks:
+        """Begins to compute the masks of a step, whose forward pass is the body of the `with` over them."""
+        return Masks(self._thread, constrained)
 
 
 class Masks:
-    """Those of one step."""
+    """Those of one step. Nobody else may ask its grammars anything before the end of the `with`."""
 
     def __init__(self, thread: ThreadPoolExecutor, constrained: Sequence[Constrained]) -> None:
         self._constrained = constrained
         self._computed = thread.submit(_computed, constrained) if constrained else None
 
-    def wait(self) -> None:
-        """Until nothing is computed any more."""
+    def __enter__(self) -> Masks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Waits until nothing is computed any more."""
         if self._computed is not None:
             self._computed.exception()
 

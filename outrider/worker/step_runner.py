@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import structlog
@@ -57,7 +57,7 @@ class StepRunner:
         engine = self.engine
         return measure(engine), [] if engine.device.type == "cpu" else measure_in_context(engine)
 
-    def attempt(self, compute: Callable[[], Outcome], session_ids: Sequence[str]) -> Outcome | None:
+    def attempt(self, compute: Callable[[], Outcome], session_ids: Iterable[str]) -> Outcome | None:
         """What `compute` returns, or None if it fails; then the log says so of a session that was alone.
 
         Raises torch.AcceleratorError and OutOfStepError: then the device, or the model, is beyond repair for this
@@ -68,8 +68,9 @@ class StepRunner:
         except (torch.AcceleratorError, OutOfStepError):
             raise
         except Exception as error:
-            if len(session_ids) == 1:
-                self._log.error("step failed", session=session_ids[0], exc_info=error)
+            first, *others = session_ids
+            if not others:
+                self._log.error("step failed", session=first, exc_info=error)
             return None
 
     @property

@@ -90,6 +90,10 @@ class StepCurve:
         until the next is observed."""
         return InContext(self, self._context, num_cells) if self._context.sizes else self
 
+    def over(self, nums_cells: Iterable[int]) -> StepCurve:
+        """The same for lines that take so many cells each, which are not counted where cells cost nothing."""
+        return self.at(sum(nums_cells)) if self._context.sizes else self
+
     def observe(self, num_tokens: int, seconds: float) -> None:
         """A step over `num_tokens` (at least 1) took `seconds`."""
         size = SIZES[min(bisect_left(SIZES, num_tokens), len(SIZES) - 1)]

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Generic
 
@@ -23,7 +22,7 @@ from outrider.core.propose.constraint import Constraint
 from outrider.core.propose.lookup import Ngrams
 from outrider.core.propose.recent_answers import RecentAnswersByTenant
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, StepFailedError
-from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import NOT_REPORTED, DraftWindow, Opened, VerifyFinished, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule import batching_delay
 from outrider.core.schedule.admission import Admission, Seated
@@ -32,6 +31,7 @@ from outrider.core.schedule.memory import Memory
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.prefill import prefill_budget
 from outrider.core.schedule.step import Event, KeyT, WaitUntil
+from outrider.core.schedule.verdict import verdict_of
 from outrider.core.schedule.verify_step import (
     Decided,
     HeldEvents,
@@ -40,9 +40,8 @@ from outrider.core.schedule.verify_step import (
     VerifyPart,
     VerifyStep,
 )
-from outrider.core.verify.decision import Decision
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.selection import Candidates, most_probable, prompts_beside
+from outrider.core.verify.selection import NOTHING_BESIDE, Candidates, most_probable, prompts_beside
 from outrider.core.verify.session import VerifySession
 
 Decisions = Iterable[Event[KeyT, Decided | VerifyFinished | OutriderError | None]]
@@ -162,20 +161,20 @@ class VerifyScheduler(Generic[KeyT]):
         while self._isolated:
             seated = self._isolated.popleft()
             if seated in admission.seated:
-                return self._compose(*admission.apart([seated]), now)
+                return self._compose(*admission.apart([seated]), self._curve, now)
         most = in_flight.group_size(admission.seated, lambda: self._curve)
         if in_flight and most == len(admission.seated):
             return None
         deciding, prefilling = admission.apart(in_flight.others(admission.seated))
         if not deciding:
-            return self._compose([], prefilling, now) if prefilling else None
-        num_beside = min(len(deciding), most) - 1
+            return self._compose([], prefilling, self._curve, now) if prefilling else None
+        curve, num_beside = self._curve, min(len(deciding), most) - 1
         for seated in deciding:
             if seated.session.stirred:
                 seated.session.stirred = False
                 self._reconsider(seated.session, now, num_beside)
         ready_times = [seated.session.ready_time(now) for seated in deciding]
-        seconds = self._curve.at(_num_cells(deciding, {})).seconds(len(deciding))
+        seconds = curve.over(_nums_cells(deciding)).seconds(len(deciding))
         start = batching_delay.start(ready_times, now, seconds)
         if start > now and not prefilling:
             return WaitUntil(start)
@@ -187,7 +186,7 @@ class VerifyScheduler(Generic[KeyT]):
         if len(going) > most:
             first = sorted(going, key=lambda seated: seated.session.last_verdict)[:most]
             going = [seated for seated in going if seated in first]
-        return self._compose(going, prefilling, now)
+        return self._compose(going, prefilling, curve, now)
 
     def launch(self, step: VerifyStep[KeyT]) -> None:
         """The step is in flight: anything may be called before it is settled, and those in flight are settled in the
@@ -243,21 +242,22 @@ class VerifyScheduler(Generic[KeyT]):
         session.ready_at, session.go_at, session.gain = now + wait.expected, now + wait.longest, wait.gain
 
     def _compose(
-        self, deciding: list[Seated[Verification[KeyT]]], prefilling: list[Seated[Verification[KeyT]]], now: float
+        self,
+        deciding: list[Seated[Verification[KeyT]]],
+        prefilling: list[Seated[Verification[KeyT]]],
+        curve: StepCurve,
+        now: float,
     ) -> VerifyStep[KeyT] | WaitUntil | None:
         """One step for those who decide and, as far as it has time for that, those who prefill."""
-        admission, curve = self.admission, self._curve.at(_num_cells(deciding, {}))
-        num_decoding = sum(not seated.is_prefilling for seated in admission.seated)
-        num_rows = len(deciding) or int(num_decoding > 0)
-        if deciding and prefilling:
-            num_rows += sum(map(len, most_probable(_candidates(deciding), curve).nodes))
-        waiting = len(prefilling) / max(num_decoding, 1)
-        chunks = admission.assign(prefilling, prefill_budget(curve, num_rows, self._step_tokens_max, waiting))
+        admission = self.admission
+        budget = self._prefill_budget(deciding, len(prefilling), curve) if prefilling else 0
+        chunks = admission.assign(prefilling, budget)
         scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
-        num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
         num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}
-        curve = curve.at(_num_cells([*deciding, *num_held], num_held))
-        selection = most_probable(_candidates(scoring), curve, prompts_beside(curve, len(scoring), num_beside))
+        curve = curve.over(_nums_cells([*deciding, *num_held], num_held))
+        num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
+        beside = prompts_beside(curve, len(scoring), num_beside) if num_beside else NOTHING_BESIDE
+        selection = most_probable(_candidates(scoring), curve, beside)
         if scoring:
             self.policy.estimates.probability_min = selection.probability_min
         nodes_of = dict(zip(scoring, selection.nodes, strict=True))
@@ -278,14 +278,22 @@ class VerifyScheduler(Generic[KeyT]):
         }
         return VerifyStep(parts, selection.probability_min, num_held)
 
+    def _prefill_budget(self, deciding: list[Seated[Verification[KeyT]]], num_prefilling: int, curve: StepCurve) -> int:
+        """How much of prompts fits beside those who decide, with what they would score without any."""
+        curve = curve.over(_nums_cells(deciding))
+        num_decoding = sum(not seated.is_prefilling for seated in self.admission.seated)
+        num_rows = len(deciding) or int(num_decoding > 0)
+        if deciding:
+            num_rows += sum(map(len, most_probable(_candidates(deciding), curve).nodes))
+        waiting = num_prefilling / max(num_decoding, 1)
+        return prefill_budget(curve, num_rows, self._step_tokens_max, waiting)
+
     def _decide_all(self, step: VerifyStep[KeyT], outcome: VerifyOutcome, now: float) -> Decisions[KeyT]:
-        complete = [
-            part.seated for part, choices in zip(step.parts, outcome.choices, strict=True) if choices is not None
-        ]
-        num_rows = sum(len(choices) for choices in outcome.choices if choices is not None)
+        complete = [part.seated for part, choices in zip(step.parts, outcome.choices, strict=True) if choices]
+        num_rows = sum(map(len, filter(None, outcome.choices)))
         num_beside = self.admission.observe_prefill(step.num_held, complete)
-        num_cells = _num_cells([part.seated for part in step.parts], step.num_held)
-        self._curve.at(num_cells).observe(num_rows + num_beside, outcome.seconds)
+        nums_cells = _nums_cells((part.seated for part in step.parts), step.num_held)
+        self._curve.over(nums_cells).observe(num_rows + num_beside, outcome.seconds)
         self._in_flight.observe(len(complete), num_rows, outcome.launch_seconds)
         first_row = 0
         for part, choices in zip(step.parts, outcome.choices, strict=True):
@@ -295,12 +303,11 @@ class VerifyScheduler(Generic[KeyT]):
             if not self._goes_on(session):
                 first_row += len(choices)
                 continue
-            scored = session.state.scored(part.nodes) if session.opening.report_scored else None
+            scored = session.state.scored(part.nodes) if session.opening.report_scored else NOT_REPORTED
             decision = session.state.decide(part.nodes, choices, now)
             self._memory.commit(part.seated.slot, decision.token_ids)
-            verdict = self._verdict(part, decision, step, outcome)
-            if scored is not None:
-                verdict = replace(verdict, scored=scored)
+            num_cached = self._memory.num_cached_tokens(part.seated.slot)
+            verdict = verdict_of(part, decision, scored, num_cached, step, outcome)
             session.last_verdict = now
             session.num_rounds += 1
             session.num_stale_nodes = 0
@@ -313,34 +320,13 @@ class VerifyScheduler(Generic[KeyT]):
                 yield Event(session.key, VerifyFinished(decision.finish_reason))
                 yield Event(session.key, None)
 
-    def _verdict(
-        self, part: VerifyPart[KeyT], decision: Decision, step: VerifyStep[KeyT], outcome: VerifyOutcome
-    ) -> Verdict:
-        session = part.session
-        return Verdict(
-            position=decision.position,
-            token_ids=decision.token_ids,
-            num_accepted=decision.num_accepted,
-            num_draft_tokens=len(part.nodes),
-            bonus=decision.bonus,
-            num_stale_nodes=session.num_stale_nodes,
-            verify_ms=outcome.seconds * 1000.0,
-            wait_ms=max((outcome.started - session.last_verdict) * 1000.0, 0.0),
-            probability_min=step.probability_min,
-            num_cached_tokens=0 if session.num_rounds else self._memory.num_cached_tokens(part.seated.slot),
-            num_prompt_lookup=decision.num_prompt_lookup,
-            num_accepted_prompt_lookup=decision.num_accepted_prompt_lookup,
-            num_prediction=decision.num_prediction,
-            num_accepted_prediction=decision.num_accepted_prediction,
-            cutoff_ms=session.state.cutoff * 1000.0,
-        )
 
-
-def _num_cells(
-    sessions: Iterable[Seated[Verification[KeyT]]], num_held: Mapping[Seated[Verification[KeyT]], int]
-) -> int:
+def _nums_cells(
+    sessions: Iterable[Seated[Verification[KeyT]]], num_held: Mapping[Seated[Verification[KeyT]], int] | None = None
+) -> Iterable[int]:
     """Cells that these sessions' lines take: of those who prefill, as many as their slots held."""
-    return sum(num_held.get(seated, len(seated.session.token_ids)) for seated in sessions)
+    held = num_held or {}
+    return (held.get(seated, len(seated.session.token_ids)) for seated in sessions)
 
 
 def _candidates(sessions: Iterable[Seated[Verification[KeyT]]]) -> list[Candidates]:

@@ -120,7 +120,7 @@ class DraftWait:
         if ready_drafts.no_drafts:
             until_next = max((self._first_draft or step) - elapsed, 0.0)
         going = self._run_time(ready_drafts, ready_drafts.step_now, 0.0, 0, until_next)
-        if elapsed > going:
+        if elapsed > going or until_next == 0.0:
             return AT_ONCE
         best_time = going
         for num_levels in range(1, min(num_room, _LEVELS_MAX) + 1):
@@ -129,7 +129,7 @@ class DraftWait:
                 break
             run_time = self._run_time(ready_drafts, step, wait, num_levels, until_next)
             best_time = min(best_time, run_time)
-        if going - best_time <= _GAIN_MIN * step or until_next == 0.0:
+        if going - best_time <= _GAIN_MIN * step:
             return AT_ONCE
         return Wait(until_next, _OVERDUE * until_next, going - best_time)
 

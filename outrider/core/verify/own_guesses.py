@@ -67,10 +67,6 @@ class OwnGuesses:
                 proposer.commit(token_ids)
         self.renew()
 
-    def num_own(self, nodes: Sequence[Node]) -> tuple[int, int]:
-        """How many of `nodes` were looked up, and how many predicted."""
-        return (0, 0) if self.overlay is None else self.overlay.num_own(nodes)
-
     def drafted_first(self, nodes: Sequence[Node]) -> Sequence[Node]:
         """Still with parents before children: nothing that was drafted stands below what was guessed here."""
         return nodes if self.overlay is None else sorted(nodes, key=self.overlay.holds)

@@ -43,7 +43,7 @@ class Beside(NamedTuple):
     """How many tokens that commits, or is worth."""
 
 
-_NOTHING_BESIDE = Beside()
+NOTHING_BESIDE = Beside()
 
 
 def prompts_beside(curve: StepCurve, num_rows: int, num_tokens: int) -> Beside:
@@ -69,7 +69,7 @@ class Selection(NamedTuple):
     """The chance from which one more node would have been worth its time: no guess below it is worth scoring."""
 
 
-def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside = _NOTHING_BESIDE) -> Selection:
+def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside = NOTHING_BESIDE) -> Selection:
     """The nodes of all `trees` for which a step promises the most tokens per second.
 
     Nodes are taken in order of the chance that the target chooses their path; a parent's is never less than its

@@ -180,9 +180,15 @@ class VerifySession:
         """
         decision, accepted = follow(self.tree.root, nodes, choices, self._ending)
         token_ids = decision.token_ids
-        (num_prompt_lookup, num_prediction), (num_accepted_prompt_lookup, num_accepted_prediction) = (
-            self._own.num_own(some) for some in (nodes, accepted)
-        )
+        if nodes and self._own.overlay is not None:
+            num_prompt_lookup, num_prediction = self._own.overlay.num_own(nodes)
+            num_accepted_prompt_lookup, num_accepted_prediction = self._own.overlay.num_own(accepted)
+            decision = decision._replace(
+                num_prompt_lookup=num_prompt_lookup,
+                num_accepted_prompt_lookup=num_accepted_prompt_lookup,
+                num_prediction=num_prediction,
+                num_accepted_prediction=num_accepted_prediction,
+            )
         self._arrivals.observe_places(worths(self.tree.root, token_ids, self._log_acceptance_min, self._price))
         decided(self._own.decided(token_ids), self._calibrations)
         self.line.commit(decision.position, token_ids)
@@ -193,9 +199,4 @@ class VerifySession:
         if nodes:
             self._mean_num_nodes += _SMOOTHING * (len(nodes) - self._mean_num_nodes)
         self._arrivals.decided(self.tree, now)
-        return decision._replace(
-            num_prompt_lookup=num_prompt_lookup,
-            num_accepted_prompt_lookup=num_accepted_prompt_lookup,
-            num_prediction=num_prediction,
-            num_accepted_prediction=num_accepted_prediction,
-        )
+        return decision

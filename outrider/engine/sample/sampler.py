@@ -146,11 +146,11 @@ class Sampler:
 
         It waits here where more than one pass is needed, or where no kernel chooses in one.
         """
-        slots = [row.slot for row in rows]
-        plain = allowed is None and self._taking_part.keys().isdisjoint(slots) and not native.available(self._device)
-        if best is None and plain and all(self._params[slot].greedy for slot in slots):
-            chosen = Fetched(logits.argmax(-1))
-            return lambda: chosen.wait().tolist()
+        if best is None and allowed is None and not native.available(self._device):
+            slots = [row.slot for row in rows]
+            if self._taking_part.keys().isdisjoint(slots) and all(self._params[slot].greedy for slot in slots):
+                chosen = Fetched(logits.argmax(-1))
+                return lambda: chosen.wait().tolist()
         begun = self._begin(logits, rows, 1, allowed, best)
         return lambda: [each.token_ids[0] if each.token_ids else 0 for each in begun()]
 
