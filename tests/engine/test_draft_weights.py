@@ -26,7 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(folder: Path, kind: type[WorkerConfig] = DraftConfig, **settings: Any) -> ModelInfo:
-    return load(kind(model=str(folder), num_threads=1, compile="off", **settings)).info
+    always = {"model": str(folder), "num_threads": 1, "compile": "off", "listen": "127.0.0.1:0"}
+    return load(kind.model_validate({**always, **settings})).info
 
 
 @pytest.mark.parametrize("faster", [True, False])
@@ -63,5 +64,6 @@ def test_without_the_operators_it_stays_with_its_own_numbers(folder: Path, monke
     [(DraftConfig, "cpu", False), (DraftConfig, "cuda", True), (VerifyConfig, "cpu", True)],
 )
 def test_int8_is_for_drafters_on_a_cpu(kind: type[WorkerConfig], device: str, refused: bool, folder: Path) -> None:
-    problems = list(kind(model=str(folder), device=device, weights="int8").problems())
+    config = kind.model_validate({"model": str(folder), "device": device, "weights": "int8", "listen": "127.0.0.1:0"})
+    problems = list(config.problems())
     assert [(each.setting, "for a drafter on a CPU" in each.text) for each in problems] == [("weights", True)] * refused

@@ -157,11 +157,11 @@ def test_every_linear_layer_is_kept_so_and_what_the_head_shares_stays_whole() ->
     for family in ("llama", "gpt2"):
         model = build(family, layers=2)
         model.tie_weights()
-        embeddings = model.get_input_embeddings().weight.clone()
+        embeddings = model.get_input_embeddings().get_parameter("weight").clone()
         keep_in_eight_bits(model)
         assert kept_as(model) == "int8"
         assert not any(isinstance(module, (nn.Linear, Conv1D)) for module in model.modules())
-        assert torch.equal(model.get_input_embeddings().weight, embeddings)
+        assert torch.equal(model.get_input_embeddings().get_parameter("weight"), embeddings)
         assert isinstance(model.get_output_embeddings(), QuantizedLinear)
 
 
