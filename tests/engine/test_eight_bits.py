@@ -21,10 +21,13 @@ from outrider.engine.quantized import eight_bits
 from outrider.engine.quantized.linear import QuantizedLinear, keep_in_eight_bits, kept_as
 from tests.engine.histories import random_line
 from tests.engine.readings import in_company, single_steps
-from tests.engine.test_linear import NUMS_ROWS, Perceptron, Projections, called, fused, layer, noise
+from tests.engine.test_linear import Perceptron, Projections, called, fused, layer, noise
 from tests.engine.tiny_models import build
 
 pytestmark = pytest.mark.usefixtures("native_operators")
+
+NUMS_ROWS = (1, 5, 6, 7, 13, 33)
+"""Around the six rows that a kernel takes at once, and more than weights are fetched for."""
 
 SHAPES = [(64, 48), (384, 1000), (32, 1), (34, 17), (33, 70), (4100, 40)]
 """Inputs and outputs: whole words and panels, and others."""
