@@ -24,6 +24,7 @@ from torch import Tensor
 from bench.columns import new_table
 from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
+from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter, DraftStream
 from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftSession
@@ -62,14 +63,15 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     sessions: Annotated[str, typer.Option(help="Numbers of sessions.")] = "1,4,8,16",
     temperature: Annotated[float, typer.Option(min=0.0)] = 0.8,
+    weights: Annotated[str, typer.Option(help="The drafter's --weights: auto, full or int8.")] = "auto",
 ) -> None:
     """Measures levels of a drafter whose sessions all have something to draft."""
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     numbers = [int(number) for number in sessions.split(",")]
-    engine = load_engine(draft, dtype, compiled=True, max_sessions=max(numbers))
+    engine = load_engine(draft, dtype, compiled=True, max_sessions=max(numbers), kind=DraftConfig, weights=weights)
     tokenizer = Tokenizer.from_file(str(tokenizer_file(draft)))
-    title = f"{draft.name}, {dtype}, temperature {temperature:g}: processor ms per level of a draft"
+    title = f"{draft.name}, {dtype}, weights {weights}, temperature {temperature:g}: processor ms per level of a draft"
     table = new_table(title, "levels", "nodes", "bare pass", "level", "level / bare pass")
     meter = Meter(engine)
     drafter = Drafter(engine, runner=lambda _: meter)

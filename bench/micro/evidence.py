@@ -27,6 +27,7 @@ from bench.micro.steps import load_engine
 from bench.prompts import load_prompts
 from bench.simulate.replay import complete, write
 from draft_service.batch import expansion_job, expansion_row
+from draft_service.config import DraftConfig
 from outrider.core.draft.session import DraftSession
 from outrider.core.estimate.confidence import claim_bin, margin_bin
 from outrider.core.propose.ngram import NgramTable
@@ -68,6 +69,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "bfloat16",
     num_prompts: Annotated[int, typer.Option(min=1, help="Prompts: beginnings of held-out source files.")] = 24,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of each answer.")] = 64,
+    weights: Annotated[str, typer.Option(help="The drafter's --weights: auto, full or int8.")] = "auto",
 ) -> None:
     """Tell what the evidence for guesses is worth, greedy and sampled."""
     console = default_console()
@@ -77,7 +79,8 @@ def main(
         console.print(str(error), style="red")
         raise typer.Exit(2) from error
     with torch.inference_mode():
-        writer, drafter = (load_engine(folder, dtype, compiled=True) for folder in (target, draft))
+        writer = load_engine(target, dtype, compiled=True)
+        drafter = load_engine(draft, dtype, compiled=True, kind=DraftConfig, weights=weights)
         found = {
             temperature: gather(drafter, prompts, write(writer, prompts, temperature, max_tokens), temperature)
             for temperature in TEMPERATURES

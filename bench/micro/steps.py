@@ -80,13 +80,24 @@ def median_step_ms(arms: Mapping[str, Arm], nums_tokens: Sequence[int]) -> dict[
     return medians
 
 
-def load_engine(folder: Path, dtype: str, *, compiled: bool, max_sessions: int = 1) -> Engine:
-    """An engine as a worker loads it, on one thread; compiled now if that was never done."""
+def load_engine(
+    folder: Path,
+    dtype: str,
+    *,
+    compiled: bool,
+    max_sessions: int = 1,
+    kind: type[WorkerConfig] = WorkerConfig,
+    weights: str = "auto",
+) -> Engine:
+    """An engine as a worker of that kind loads it, on one thread; compiled now if that was never done."""
     settings = {"compile": "on" if compiled else "off", "num_threads": 1, "max_sessions": max_sessions}
-    config = WorkerConfig.model_validate({"model": str(folder), "dtype": dtype, "listen": "", **settings})
+    models = {"model": str(folder), "dtype": dtype, "weights": weights}
+    config = kind.model_validate({**models, "listen": "", **settings})
     loaded = load(config)
     if loaded.package is not None:
-        asyncio.run(compile_package(loaded.package, loaded.folder, loaded.info.dtype, background=False))
+        asyncio.run(
+            compile_package(loaded.package, loaded.folder, loaded.info.dtype, loaded.info.weights, background=False)
+        )
         loaded = load(config)
     return loaded.engine
 

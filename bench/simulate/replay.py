@@ -31,6 +31,7 @@ from bench.rivals.ruled import policy_of
 from bench.rivals.rules import FREE_CREDIT
 from bench.simulate.virtual import Outcome, Speculation, Times, VirtualPair
 from draft_service.batch import expansion_job, expansion_row
+from draft_service.config import DraftConfig
 from outrider.core.draft.session import DraftSession
 from outrider.core.propose.ngram import NgramTable
 from outrider.core.propose.ngram_static import StaticNgrams
@@ -133,7 +134,7 @@ def main(
         raise typer.Exit(2) from error
     with torch.inference_mode():
         answers = write(load_engine(target, dtype, compiled=True), prompts, temperature, max_tokens)
-        drafter = load_engine(draft, dtype, compiled=True)
+        drafter = load_engine(draft, dtype, compiled=True, kind=DraftConfig)
         outcomes = {
             mode.name: replay(mode, drafter, prompts, answers, temperature, milliseconds.times, static)
             for mode in chosen

@@ -13,11 +13,13 @@ from typing import Any
 from bench.rivals.colocated import ColocatedVerifier
 from bench.stack.measured_runner import MeasuredRunner
 from bench.stack.worker import MeasuredVerifyServicer, follow, forget, serve, started
+from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter
 from outrider.core.schedule.policy import DraftPolicy
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
 from outrider.telemetry.setup import Telemetry
+from outrider.worker.config import WorkerConfig
 from outrider.worker.serving import loaded_model
 from outrider.worker.startup import LoadedModel
 from verify_service.config import VerifyConfig
@@ -68,7 +70,8 @@ def main() -> None:
     config = VerifyConfig.from_command_line("bench.stack.colocated")
     if config.cores:
         os.sched_setaffinity(0, {int(core) for core in config.cores.split(",")})  # before any thread starts
-    loaded = asyncio.run(loaded_model(config.model_copy(update={"model": draft})))
+    settings = config.model_dump(include=WorkerConfig.model_fields.keys() - {"model", "ngram_table"})
+    loaded = asyncio.run(loaded_model(DraftConfig.model_validate(settings | {"model": draft})))
     serve("verify", config, ColocatedServicer(config, telemetry, loaded.engine), telemetry)
 
 

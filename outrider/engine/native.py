@@ -78,6 +78,12 @@ def has_linear(dtype: torch.dtype) -> bool:
     return bool(torch.ops.outrider_native.has_linear(dtype))
 
 
+def prefers_bytes(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies rows of such numbers faster with weights in eight bits than in their own type.
+    The operators are loaded."""
+    return bool(torch.ops.outrider_native.prefers_bytes(dtype))
+
+
 def available(device: torch.device) -> bool:
     """Whether the operators are loaded and work on tensors of `device`."""
     return _loaded and device.type == "cpu"

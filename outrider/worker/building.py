@@ -21,8 +21,9 @@ from outrider.engine.load.division import divide
 from outrider.engine.load.folder import load_weights
 from outrider.engine.load.positions import check_positions
 from outrider.engine.parallel.ranks import Ranks
-from outrider.engine.quantized.linear import num_parameters, weight_tensors
+from outrider.engine.quantized.linear import keep_in_eight_bits, num_parameters, weight_tensors
 from outrider.worker.config import AUTO_KV_MEMORY, WorkerConfig
+from outrider.worker.forward_pass import drafts_in_eight_bits
 from outrider.worker.joining import place_of
 from outrider.worker.memory import Demand, kv_bytes, room_bytes
 from outrider.worker.step_peak import step_peak_bytes
@@ -64,6 +65,9 @@ def build(
         cpu = torch.device("cpu")
         whole = load_weights(folder, device=cpu, dtype=config.dtype, weights=config.weights, divided=True)
         model = divide(whole, device, ranks.num_ranks)
+    parameters = num_parameters(model)
+    if ranks is None and drafts_in_eight_bits(config, device, model.dtype):
+        keep_in_eight_bits(model)
     check_positions(model)
     text_config = model.config.get_text_config()
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
@@ -95,7 +99,7 @@ def build(
         engine.draft_levels()
     if ranks is not None:
         ranks.loaded()
-    return Built(engine, model, facts, reference, exact, num_parameters(model), weight_bytes)
+    return Built(engine, model, facts, reference, exact, parameters, weight_bytes)
 
 
 def _own(parameter: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The compile cache: where a model's ahead-of-time package is on disk, and how it comes to be there.
 
-`python -m outrider.worker.compilation MODEL DTYPE NUM_THREADS PACKAGE NICENESS` compiles one, in a process of its own:
+`python -m outrider.worker.compilation MODEL DTYPE WEIGHTS PACKAGE NICENESS` compiles one, in a process of its own:
 that takes memory and a minute or more of processor time, and leaves neither behind. TMPDIR must be on the disk of
 PACKAGE.
 """
@@ -34,6 +34,8 @@ from outrider.engine.load import self_check
 from outrider.engine.load.folder import load_model
 from outrider.engine.load.identity import model_name
 from outrider.engine.load.probe import probe_layers
+from outrider.engine.quantized import eight_bits
+from outrider.engine.quantized.linear import keep_in_eight_bits
 from outrider.machine.limits import num_cores
 from outrider.machine.tether import tethered
 from outrider.machine.workspace import workspace
@@ -50,10 +52,10 @@ END_GRACE_S = 1.0
 """Time from SIGTERM to SIGKILL for a compilation that nobody waits for any more."""
 
 
-def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str) -> Path:
+def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, weights: str = "full") -> Path:
     """Where the package belongs that is compiled from the model in `folder` by this software on this processor.
 
-    The weights, which are frozen into it, count by their content.
+    The weights, which are frozen into it, count by their content, and by what linear layers keep them in.
     """
     digest = hashlib.sha256()
     for part in (
@@ -61,13 +63,15 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str) -> 
         torch.__version__,
         transformers.__version__,
         dtype,
+        weights,
         library.processor(),
     ):
         digest.update(part.encode() + b"\0")
-    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__)
+    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__, eight_bits.__file__)
     for source in (*library.SOURCES, *map(Path, modules), folder / "config.json"):
         digest.update(source.read_bytes())
-    return cache / f"{model_name(folder).replace('/', '--')}-{dtype}-{digest.hexdigest()[:16]}.pt2"
+    kept = "" if weights == "full" else f"-{weights}"
+    return cache / f"{model_name(folder).replace('/', '--')}-{dtype}{kept}-{digest.hexdigest()[:16]}.pt2"
 
 
 def cache_problem(cache: Path) -> str:
@@ -85,15 +89,15 @@ def cache_problem(cache: Path) -> str:
     return ""
 
 
-async def compile_package(package: Path, folder: Path, dtype: str, *, background: bool) -> None:
+async def compile_package(package: Path, folder: Path, dtype: str, weights: str, *, background: bool) -> None:
     """Compiles `package` in a process of its own, which dies with this one's task, and with this process.
 
-    Raises CannotCompileError with that process's last words.
+    `weights` is what `kept_as` says. Raises CannotCompileError with that process's last words.
     """
     started = time.monotonic()
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
     niceness = NICENESS if background else 0
-    arguments = [str(folder), dtype, str(package), str(niceness)]
+    arguments = [str(folder), dtype, weights, str(package), str(niceness)]
     with workspace(package.parent) as temporary:
         process = await asyncio.to_thread(_started, arguments, temporary)
         try:
@@ -135,22 +139,24 @@ def _last_words(process: subprocess.Popen[str]) -> str:
     return (told or [""])[-1]
 
 
-def _compile_once(folder: Path, dtype: str, package: Path) -> None:
+def _compile_once(folder: Path, dtype: str, weights: str, package: Path) -> None:
     """Workers of one model that start together compile it once: the others wait for the first, and find it compiled."""
     with (folder / "config.json").open() as model:
         with contextlib.suppress(OSError):  # there are file systems without locks: then each compiles for itself
             fcntl.flock(model, fcntl.LOCK_EX)
         if not package.exists():
-            _compile(folder, dtype, package)
+            _compile(folder, dtype, weights, package)
 
 
-def _compile(folder: Path, dtype: str, package: Path) -> None:
+def _compile(folder: Path, dtype: str, weights: str, package: Path) -> None:
     torch.set_num_threads(num_cores())  # both would take as many as the machine has
     inductor.compile_threads = num_cores()
     transformers.logging.disable_progress_bar()
     native.load(package.parent)
     cpu = torch.device("cpu")
     model = load_model(folder, device=cpu, dtype=dtype)
+    if weights == "int8":
+        keep_in_eight_bits(model)
     reference = self_check.reference(model, probe_layers(model), self_check.LINE_TOKENS_MAX)
     unfinished = Path(tempfile.gettempdir(), package.name)
     ahead.compile_ahead(model, unfinished)
@@ -162,10 +168,10 @@ def _compile(folder: Path, dtype: str, package: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    _, folder_, dtype_, package_, niceness_ = sys.argv
+    _, folder_, dtype_, weights_, package_, niceness_ = sys.argv
     try:
         os.nice(int(niceness_))
-        _compile_once(Path(folder_), dtype_, Path(package_))
+        _compile_once(Path(folder_), dtype_, weights_, Path(package_))
     except UnsupportedModelError as error_:
         sys.exit(str(error_))
     except OSError as error_:

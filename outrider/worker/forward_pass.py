@@ -15,6 +15,7 @@ from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.registry import AUTO
 from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.engine import Engine
+from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
 from outrider.worker.compilation import cache_problem
 from outrider.worker.config import WorkerConfig
@@ -85,14 +86,31 @@ def _warm_up(engine: Engine) -> None:
 
 def use_native(engine: Engine, cache: Path) -> None:
     """Runs the engine on the native operators from now on; where they cannot, says why, and it stays on torch's."""
-    log = structlog.get_logger()
-    if library.find(cache) is None:
-        log.info("building the native operators, once for this machine")
     try:
-        native.load(cache)
+        _load_native(cache)
         engine.export()
     except UnsupportedModelError as error:
-        log.warning("logits depend on the batch", reason=str(error))
+        structlog.get_logger().warning("logits depend on the batch", reason=str(error))
+
+
+def _load_native(cache: Path) -> None:
+    if library.find(cache) is None:
+        structlog.get_logger().info("building the native operators, once for this machine")
+    native.load(cache)
+
+
+def drafts_in_eight_bits(config: WorkerConfig, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the linear layers of a drafter keep their weights in eight bits: if it is told to, and on a CPU that
+    multiplies them faster than numbers of `dtype`, unless it is told otherwise."""
+    if config.weights == "int8":
+        return True
+    if not config.drafts or config.weights != "auto" or device.type != "cpu" or _why_not_native(config):
+        return False
+    try:
+        _load_native(config.compile_cache)
+    except CannotCompileError:
+        return False  # whoever takes up a forward pass says why
+    return native.prefers_bytes(dtype)
 
 
 def compiles(config: WorkerConfig, device: torch.device) -> bool:

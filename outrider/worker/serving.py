@@ -144,7 +144,9 @@ async def _adopt_later(
 
 
 async def _compile(config: WorkerConfig, loaded: LoadedModel, package: Path) -> None:
-    await compile_package(package, loaded.folder, loaded.info.dtype, background=config.compile == "auto")
+    await compile_package(
+        package, loaded.folder, loaded.info.dtype, loaded.info.weights, background=config.compile == "auto"
+    )
     await _abandonable(partial(native.load, config.compile_cache))
 
 

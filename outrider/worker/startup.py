@@ -77,7 +77,7 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
     ranks = join(config) if config.num_ranks > 1 else None
     built = build(config, folder, device, compiled=captured and compiled, captured=captured, ranks=ranks)
     engine, weight_bytes = built.engine, built.weight_bytes
-    weights = weights_sha256(folder)
+    weights, weights_in = weights_sha256(folder), kept_as(built.model)
     text_config = built.model.config.get_text_config()
     end_tokens = eos_token_ids(built.model)
     not_compiled: list[str] = []
@@ -85,7 +85,8 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
     if captured:
         not_compiled = why_not_compiled(engine, config.compile)
     elif compiled:
-        package = package_path(config.compile_cache, folder, weights, str(engine.dtype).removeprefix("torch."))
+        dtype = str(engine.dtype).removeprefix("torch.")
+        package = package_path(config.compile_cache, folder, weights, dtype, weights_in)
     package = take_up(engine, config, package, built.reference)
     if built.exact:
         effect = self_check.effect(engine, built.exact)
@@ -110,7 +111,6 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
         attention=engine.attention,
         seconds=round(time.monotonic() - started, 2),
     )
-    weights_in = kept_as(built.model)
     info = ModelInfo(
         name=name,
         model_type=text_config.model_type,

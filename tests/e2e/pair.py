@@ -22,6 +22,7 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
 from outrider.engine.load.folder import load_model
+from outrider.engine.quantized.linear import keep_in_eight_bits
 from outrider.worker.outbox import Outbox
 from verify_service.verifier import Verifier, VerifyStream
 
@@ -149,9 +150,11 @@ class Pair:
                     self._verify_thread.submit(partial(self._verifier.graft, verification, relayed, time.monotonic()))
 
 
-def bundled(name: str, device: torch.device, dtype: str) -> Engine:
-    """An engine over one of the bundled models, "target" or "draft"."""
+def bundled(name: str, device: torch.device, dtype: str, *, weights: str = "full") -> Engine:
+    """An engine over one of the bundled models, "target" or "draft", its linear layers in int8 if `weights` say so."""
     model = load_model(_MODELS / name, device=device, dtype=dtype)
+    if weights == "int8":
+        keep_in_eight_bits(model)
     return Engine(model, max_sessions=len(_PROMPTS), max_context=512)
 
 

@@ -105,7 +105,7 @@ def _load(config: WorkerConfig) -> LoadedModel:
     """Loads a model as a worker does, but for its graph: engines of one model have it in common."""
     files = [*Path(config.model).glob("config.json"), *Path(config.model).glob("*.safetensors")]
     content = sorted(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
-    with graph_made_once((config.dtype, config.weights, *content)):
+    with graph_made_once((config.dtype, config.weights, config.drafts, *content)):
         return load(config)
 
 

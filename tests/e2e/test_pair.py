@@ -9,8 +9,10 @@ from tests.engine.histories import CPU
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS, ids=["greedy", "sampled"])
-def test_the_bundled_pair_equals_its_target_alone(sampling) -> None:
-    with Pair.running(bundled("target", CPU, "float32"), bundled("draft", CPU, "float32")) as pair:
+@pytest.mark.parametrize("weights", ["full", "int8"])
+def test_the_bundled_pair_equals_its_target_alone(weights, sampling) -> None:
+    """Whatever the drafter keeps its weights in."""
+    with Pair.running(bundled("target", CPU, "float32"), bundled("draft", CPU, "float32", weights=weights)) as pair:
         alone = all_at_once(pair, prompts(), sampling, num_tokens=24, tree_width=0)
         together = all_at_once(pair, prompts(), sampling, num_tokens=24, tree_width=3)
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]

@@ -137,10 +137,13 @@ class Perceptron(nn.Module):
         return self.down(functional.silu(self.gate(x)) * self.up(x))
 
 
-def fused(module: nn.Module, size: int, fuse: Callable[[fx.Graph], None] = fuse_gates) -> nn.Module:
-    """The module as it is compiled: packed, exported and with its products fused."""
+def fused(
+    module: nn.Module, size: int, fuse: Callable[[fx.Graph], None] = fuse_gates, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The module as it is compiled: packed, exported and with its products fused. Its input is of `dtype`, or if None
+    as its weights are."""
     pack(module)
-    example = torch.zeros(3, size, dtype=next(module.buffers()).dtype)
+    example = torch.zeros(3, size, dtype=dtype or next(module.buffers()).dtype)
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("rows", min=2)},))
     fuse(program.graph)
     program.graph_module.recompile()

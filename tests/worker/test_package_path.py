@@ -20,3 +20,12 @@ def test_another_fine_tune_of_equal_size_and_times_has_another_package(tmp_path:
         package_path(tmp_path, folder, weights_sha256(folder), "bfloat16").name.rpartition("-")[2] for folder in folders
     )
     assert first == again != other
+
+
+def test_weights_that_are_kept_otherwise_have_another_package(tmp_path: Path) -> None:
+    folder = copied(tmp_path, "model")
+    names = {
+        package_path(tmp_path, folder, weights_sha256(folder), "bfloat16", weights).name.rpartition("-")[2]
+        for weights in ("full", "int8")
+    }
+    assert len(names) == 2

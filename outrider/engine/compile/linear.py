@@ -13,6 +13,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from outrider.engine import native
+from outrider.engine.quantized.linear import QuantizedLinear, dense_weight, is_linear
+from outrider.engine.quantized.weight import QuantizedWeight
 
 _LANES = 16
 _WORD_BYTES = 4
@@ -20,21 +22,25 @@ _WORD_BYTES = 4
 
 
 class PackedLinear(nn.Module):
-    """An `nn.Linear`, or GPT-2's `Conv1D`, whose weight is in panels.
+    """An `nn.Linear`, GPT-2's `Conv1D`, or a `QuantizedLinear` in eight bits, whose weight is in panels.
 
     A row's result does not depend on the other rows, to the last bit.
     """
 
     panels: Tensor
-    """[num_panels, K / numbers per word, 16 words]: see the operator's source."""
+    """[num_panels, K / numbers per word, 16 words], in eight bits uint8 with a line more: see the operator's source."""
     bias: Tensor | None
 
-    def __init__(self, layer: nn.Linear | Conv1D) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D | QuantizedLinear) -> None:
         super().__init__()
-        weight = layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
-        self.register_buffer("panels", panels(weight.detach()))
+        if isinstance(layer, QuantizedLinear):
+            weight = layer.weight_in_few_bits
+            self.out_features, packed = weight.num_outputs, byte_panels(weight)
+        else:
+            weight = dense_weight(layer).detach()
+            self.out_features, packed = weight.shape[0], panels(weight)
+        self.register_buffer("panels", packed)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
-        self.out_features = weight.shape[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., out_features]."""
@@ -52,6 +58,15 @@ def panels(weight: Tensor) -> Tensor:
     padded = functional.pad(weight, (0, 0, 0, num_panels * _LANES - num_outputs))
     words = padded.view(num_panels, _LANES, size // numbers, numbers).transpose(1, 2)
     return words.reshape(num_panels, size // numbers, _LANES * numbers).contiguous()
+
+
+def byte_panels(weight: QuantizedWeight) -> Tensor:
+    """`weight`, in eight bits, as the operator reads it: each number by 128 larger, and the scales of sixteen outputs
+    behind their panel."""
+    numbers = (weight.codes.short() + 128).to(torch.uint8)
+    words = panels(functional.pad(numbers, (0, -weight.num_inputs % _WORD_BYTES)))
+    scales = functional.pad(weight.scales[:, 0].float(), (0, len(words) * _LANES - weight.num_outputs))
+    return torch.cat([words, scales.view(len(words), 1, _LANES).view(torch.uint8)], 1)
 
 
 def pack(model: nn.Module) -> None:
@@ -131,11 +146,10 @@ def _gate_and_up(inner: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     return None
 
 
-def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
-    if not isinstance(layer, (nn.Linear, Conv1D)) or type(layer) not in (
-        nn.Linear,
-        Conv1D,
-    ):  # a subclass may differ
+def _can_pack(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D | QuantizedLinear]:
+    if isinstance(layer, QuantizedLinear):
+        return layer.weight_in_few_bits.in_eight_bits
+    if not is_linear(layer):
         return False
-    num_inputs = layer.weight.shape[1 if isinstance(layer, nn.Linear) else 0]
-    return native.has_linear(layer.weight.dtype) and num_inputs * layer.weight.itemsize % _WORD_BYTES == 0
+    weight = dense_weight(layer)
+    return native.has_linear(weight.dtype) and weight.shape[1] * weight.itemsize % _WORD_BYTES == 0

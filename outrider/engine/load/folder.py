@@ -25,8 +25,9 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 """Floating-point types by the names that flags and ModelInfo use."""
 
-Weights = Literal["auto", "full", "fp8", "int4"]
-"""In what linear layers shall keep their weights; the last two want a checkpoint that is quantized so."""
+Weights = Literal["auto", "full", "fp8", "int4", "int8"]
+"""In what linear layers shall keep their weights; fp8 and int4 want a checkpoint that is quantized so, int8 is made of
+any once it is loaded."""
 
 _FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja"]
 _MISFITS = {

@@ -16,7 +16,7 @@ using namespace outrider;
 using OptionalTensor = std::optional<at::Tensor>;
 
 // What the calling thread multiplies, kept from one product to the next: as large as its largest.
-thread_local std::vector<Line> input_space, inner_space;
+thread_local std::vector<Line> input_space, inner_space, digit_space;
 
 // y[row][output] = bias[output] + sum over k of x[row][k] weight[output][k].
 template <typename On, typename T>
@@ -29,8 +29,8 @@ void multiply(const Rows& rows, const Weight<T>& weight, T* y) {
       },
       [&](int64_t pair, int64_t row, Floats left, Floats right) {
         T* numbers = y + row * weight.num_outputs + 2 * pair * kLanes;
-        put(weight.biased(left, 2 * pair), numbers, weight.size_of(2 * pair));
-        if (2 * pair < last) put(weight.biased(right, 2 * pair + 1), numbers + kLanes, weight.size_of(2 * pair + 1));
+        put(weight.outputs(left, 2 * pair), numbers, weight.size_of(2 * pair));
+        if (2 * pair < last) put(weight.outputs(right, 2 * pair + 1), numbers + kLanes, weight.size_of(2 * pair + 1));
       });
 }
 
@@ -42,16 +42,26 @@ Rows gated(const Rows& rows, const Weight<T>& gate, const Weight<T>& up) {
       rows, up.num_panels(), [&](int64_t pair) { return Panels{gate.panel(pair), up.panel(pair)}; },
       [&](int64_t pair, int64_t row, Floats left, Floats right) {
         const int64_t word = pair * kLanes * static_cast<int64_t>(sizeof(T)) / kWordBytes;
-        put(silu(gate.biased(left, pair)) * up.biased(right, pair), reinterpret_cast<T*>(On::place(inner, row, word)),
+        put(silu(gate.outputs(left, pair)) * up.outputs(right, pair), reinterpret_cast<T*>(On::place(inner, row, word)),
             up.size_of(pair));
       });
+  if constexpr (std::is_same_v<On, OnDigits>) return in_digits<T>(inner, digit_space);
   return inner;
 }
 
+// Whether panels hold weights in eight bits, and with them a line of scales.
+bool in_bytes(const at::Tensor& panels) { return panels.scalar_type() == at::kByte; }
+
 // Calls `work` with the kernels for rows of numbers of `type`, if each of `sizes` bytes can be a row.
 template <typename Work>
-void with_kernels(at::ScalarType type, std::initializer_list<int64_t> sizes, const Work& work) {
-  if (type == at::kFloat) return work.template operator()<OnLanes<float>, float>();
+void with_kernels(at::ScalarType type, const at::Tensor& panels, std::initializer_list<int64_t> sizes,
+                  const Work& work) {
+  if (in_bytes(panels)) {
+    if (type == at::kFloat) return work.template operator()<OnDigits, float>();
+    if (type == at::kBFloat16) return work.template operator()<OnDigits, c10::BFloat16>();
+    if (type == at::kHalf) return work.template operator()<OnDigits, c10::Half>();
+  }
+  if (type == at::kFloat) return work.template operator()<OnLanes<OneNumber>, float>();
 #ifdef __AVX512BF16__
   if (type == at::kBFloat16) {
 #ifdef __AMX_BF16__
@@ -70,14 +80,16 @@ Weight<T> weight_of(const at::Tensor& panels, const OptionalTensor& bias, int64_
                   (!bias.has_value() || bias->is_contiguous()),
               "panels of another matrix");
   return {static_cast<const uint8_t*>(panels.const_data_ptr()), panels.size(1), num_outputs,
-          bias.has_value() ? bias->const_data_ptr<T>() : nullptr};
+          bias.has_value() ? bias->const_data_ptr<T>() : nullptr, in_bytes(panels)};
 }
 
 int64_t row_bytes(const at::Tensor& x) { return x.size(-1) * static_cast<int64_t>(x.element_size()); }
 
 void check(const at::Tensor& x, const at::Tensor& panels) {
-  TORCH_CHECK(x.scalar_type() == panels.scalar_type() && row_bytes(x) == panels.size(1) * kWordBytes,
-              "panels of another matrix");
+  const bool fits = in_bytes(panels)
+                        ? (x.size(-1) + kWordBytes - 1) / kWordBytes == panels.size(1) - 1
+                        : x.scalar_type() == panels.scalar_type() && row_bytes(x) == panels.size(1) * kWordBytes;
+  TORCH_CHECK(fits, "panels of another matrix");
 }
 
 at::Tensor made(const at::Tensor& x, int64_t num_outputs) {
@@ -86,14 +98,15 @@ at::Tensor made(const at::Tensor& x, int64_t num_outputs) {
   return at::detail::empty_cpu(shape, x.scalar_type());
 }
 
-// x [..., K], panels [num_panels, num_words, 64 bytes], bias [num_outputs]; all of one type. Returns [..., num_outputs].
+// x [..., K], panels [num_panels, num_lines, 64 bytes], bias [num_outputs]; all of one type, but for panels in eight bits.
+// Returns [..., num_outputs].
 at::Tensor linear(const at::Tensor& input, const at::Tensor& panels, const OptionalTensor& bias, int64_t num_outputs) {
   check(input, panels);
   const at::Tensor x = input.contiguous();
   at::Tensor y = made(x, num_outputs);
-  with_kernels(x.scalar_type(), {row_bytes(x)}, [&]<typename On, typename T>() {
+  with_kernels(x.scalar_type(), panels, {row_bytes(x)}, [&]<typename On, typename T>() {
     const auto weight = weight_of<T>(panels, bias, num_outputs);
-    for_rows<On>(x, input_space, [&](const Rows& rows, int64_t first) {
+    for_rows<On, T>(x, input_space, [&](const Rows& rows, int64_t first) {
       multiply<On>(rows, weight, y.mutable_data_ptr<T>() + first * num_outputs);
     });
   });
@@ -106,12 +119,13 @@ at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const O
                         const OptionalTensor& down_bias, int64_t num_outputs) {
   check(input, gate);
   check(input, up);
+  TORCH_CHECK(in_bytes(gate) == in_bytes(up) && in_bytes(gate) == in_bytes(down), "panels of several kinds");
   const at::Tensor x = input.contiguous();
   at::Tensor y = made(x, num_outputs);
-  with_kernels(x.scalar_type(), {row_bytes(x), down.size(1) * kWordBytes}, [&]<typename On, typename T>() {
+  with_kernels(x.scalar_type(), gate, {row_bytes(x), down.size(1) * kWordBytes}, [&]<typename On, typename T>() {
     const auto gates = weight_of<T>(gate, gate_bias, num_inner), ups = weight_of<T>(up, up_bias, num_inner);
     const auto downs = weight_of<T>(down, down_bias, num_outputs);
-    for_rows<On>(x, input_space, [&](const Rows& rows, int64_t first) {
+    for_rows<On, T>(x, input_space, [&](const Rows& rows, int64_t first) {
       multiply<On>(gated<On>(rows, gates, ups), downs, y.mutable_data_ptr<T>() + first * num_outputs);
     });
   });
@@ -124,6 +138,18 @@ bool has_linear(at::ScalarType type) {
   if (type == at::kBFloat16) return true;
 #endif
   return type == at::kFloat;
+}
+
+// Whether rows of such numbers are multiplied faster with weights in eight bits than with weights of their own type.
+// Where tiles multiply, nobody has measured it.
+bool prefers_bytes(at::ScalarType type) {
+#ifdef __AVX512VNNI__
+#ifdef __AMX_BF16__
+  return type != at::kBFloat16 || !has_tiles;
+#endif
+  return true;
+#endif
+  return false;
 }
 
 }  // namespace
@@ -148,6 +174,7 @@ TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
       "gated_linear(Tensor x, Tensor gate, Tensor? gate_bias, Tensor up, Tensor? up_bias, int num_inner, Tensor down, "
       "Tensor? down_bias, int num_outputs) -> Tensor");
   library.def("has_linear(ScalarType type) -> bool", &has_linear);
+  library.def("prefers_bytes(ScalarType type) -> bool", &prefers_bytes);
 }
 
 TORCH_LIBRARY_IMPL(outrider_native, CPU, library) {

@@ -2,9 +2,9 @@
 // slow at. Weights are streamed once for up to kRowsAtOnce rows, from the order in which the kernels read them.
 //
 // A weight [N, K] is cut into panels of sixteen outputs. A panel is a list of lines of 64 bytes, and a line has a word of
-// four bytes for each output: one float32 of the next k, or two bfloat16 of the next two. Each output sums over k in that
-// order and in float32, in a lane of its own, whoever is computed beside it: so a row's results do not depend on how many
-// rows there are, or on the number of threads.
+// four bytes for each output: one float32 of the next k, two bfloat16 of the next two, or four bytes of the next four, and
+// then the panel's last line is the scales of its outputs. Each output sums over k in that order, in a lane of its own,
+// whoever is computed beside it: so a row's results do not depend on how many rows there are, or on the number of threads.
 
 #pragma once
 
@@ -12,39 +12,36 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "digits.h"
 #include "team.h"
-#include "tiles.h"
 
 namespace outrider {
 
-constexpr int64_t kWordBytes = 4;
 constexpr int64_t kRowsAtOnce = 256;          // that share one reading of the weights and one copy for the kernels
 constexpr int64_t kRowBytesAtOnce = 1 << 19;  // of those rows: beside two panels they stay in a second-level cache
 constexpr int64_t kPairsAtOnce = 64;          // of panels, whose sums are kept from one part of K to the next
 constexpr int64_t kBytesPerTask = 1 << 17;    // of weights: four microseconds of reading, far above what a task costs
 
-// Rows of K numbers, in the order in which the kernels want them: see their `place`.
-struct Rows {
-  uint8_t* data;
-  int64_t num_rows, num_words;
-};
-
-// One matrix of weights, [num_panels, num_words, 64 bytes].
+// One matrix of weights, [num_panels, num_lines, 64 bytes].
 template <typename T>
 struct Weight {
   const uint8_t* panels;
-  int64_t num_words, num_outputs;
+  int64_t num_lines, num_outputs;
   const T* bias;  // or null
+  bool has_scales;
 
   int64_t num_panels() const { return (num_outputs + kLanes - 1) / kLanes; }
   int64_t size_of(int64_t panel) const { return std::min(kLanes, num_outputs - panel * kLanes); }
-  const uint8_t* panel(int64_t number) const { return panels + number * num_words * kLineBytes; }
+  const uint8_t* panel(int64_t number) const { return panels + number * num_lines * kLineBytes; }
 
-  Floats biased(Floats sums, int64_t panel) const {
-    return bias == nullptr ? sums : sums + loaded(bias + panel * kLanes, size_of(panel));
+  // The outputs whose sums these are.
+  Floats outputs(Floats sums, int64_t number) const {
+    if (has_scales) sums *= loaded(reinterpret_cast<const float*>(panel(number + 1) - kLineBytes));
+    return bias == nullptr ? sums : sums + loaded(bias + number * kLanes, size_of(number));
   }
 };
 
@@ -69,24 +66,6 @@ struct Step {
 // Of how many rows weights are fetched before they are wanted: more take longer to multiply than weights to come.
 constexpr int64_t kFetchingRows = 32;
 
-inline Floats added(Floats sum, float word, const uint8_t* line) {
-  return sum + word * loaded(reinterpret_cast<const float*>(line));
-}
-
-#ifdef __AVX512BF16__
-struct PairOfNumbers {
-  c10::BFloat16 numbers[2];
-};
-
-inline Floats added(Floats sum, PairOfNumbers word, const uint8_t* line) {
-  int32_t bits;
-  std::memcpy(&bits, &word, sizeof(bits));
-  return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
-                                                   reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
-                                                   reinterpret_cast<__m512bh>(_mm512_loadu_si512(line))));
-}
-#endif
-
 // Writes sixteen sums, or the first `num` of them.
 template <typename T>
 void put(Floats sums, T* numbers, int64_t num) {
@@ -103,11 +82,12 @@ template <typename Word>
 class OnLanes {
  public:
   static constexpr bool kWantsTiles = false;
-  static constexpr int64_t kRowsPerStep = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
+  static constexpr int64_t kRowsPerStep = Word::kRowsPerStep;
+  static constexpr int64_t kSumsPerStep = kRowsPerStep * 2 * sizeof(typename Word::Sum) / sizeof(float);
   static constexpr int64_t kLinesAhead = 256;  // that are fetched before they are wanted, of each of two panels
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
-    return rows.data + (row * rows.num_words + word) * kWordBytes;
+    return rows.data + row * rows.row_bytes + word * kWordBytes;
   }
 
   explicit OnLanes(int64_t) {}
@@ -134,16 +114,15 @@ class OnLanes {
   template <int64_t kRows, typename Put>
   static void multiply(const Rows& rows, const Step& step, const Panels& panels, const Panels& next, const Part& part,
                        const Put& put) {
-    Floats sums[kRows][2] = {};
+    typename Word::Sum sums[kRows][2] = {};
     if (part.begin > 0) std::memcpy(sums, part.sums, sizeof(sums));
     const uint8_t* x = place(rows, step.row, 0);
     const auto add = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 12
       for (int64_t row = 0; row < kRows; ++row) {
-        Word word;
-        std::memcpy(&word, x + (row * rows.num_words + k) * kWordBytes, kWordBytes);
-        sums[row][0] = added(sums[row][0], word, panels.left + k * kLineBytes);
-        sums[row][1] = added(sums[row][1], word, panels.right + k * kLineBytes);
+        const Word word(rows, x + row * rows.row_bytes, k);
+        sums[row][0] = word.added(sums[row][0], panels.left + k * kLineBytes);
+        sums[row][1] = word.added(sums[row][1], panels.right + k * kLineBytes);
       }
     };
     int64_t k = part.begin;
@@ -158,10 +137,14 @@ class OnLanes {
       }
     }
     for (; k < part.end; ++k) add(k);
-    if (!part.is_last)
+    if (!part.is_last) {
       std::memcpy(part.sums, sums, sizeof(sums));
-    else
-      for (int64_t row = 0; row < kRows; ++row) put(step.pair, step.row + row, sums[row][0], sums[row][1]);
+      return;
+    }
+    for (int64_t row = 0; row < kRows; ++row) {
+      const auto total = [&](int64_t side) { return Word::total(sums[row][side], rows, x + row * rows.row_bytes); };
+      put(step.pair, step.row + row, total(0), total(1));
+    }
   }
 
   static void fetch(const Panels& panels, int64_t line) {
@@ -169,6 +152,8 @@ class OnLanes {
     _mm_prefetch(panels.right + line * kLineBytes, _MM_HINT_T1);
   }
 };
+
+using OnDigits = OnLanes<FourDigits>;
 
 #ifdef __AMX_BF16__
 // Up to two tiles of sixteen rows by two of outputs. Rows lie in such tiles too, line by line, so that a tile is 1024
@@ -181,6 +166,7 @@ class OnTiles {
  public:
   static constexpr bool kWantsTiles = true;
   static constexpr int64_t kRowsPerStep = 2 * kLanes;
+  static constexpr int64_t kSumsPerStep = kRowsPerStep * 2 * kLanes;
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
     const int64_t first_row = row & kTileMask, first_word = word & kTileMask;
@@ -292,15 +278,15 @@ class OnTiles {
 template <typename On, typename PanelsOf, typename Put>
 void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, const Put& put) {
   const int64_t num_words = rows.num_words;
-  const int64_t words_at_once = std::max(kLanes, kRowBytesAtOnce / (rows.num_rows * kWordBytes) / kLanes * kLanes);
+  const int64_t words_in_cache = kRowBytesAtOnce * num_words / (rows.num_rows * rows.row_bytes);
+  const int64_t words_at_once = std::max(kLanes, words_in_cache / kLanes * kLanes);
   const bool in_parts = words_at_once < num_words;
-  constexpr int64_t kSums = On::kRowsPerStep * 2 * kLanes;
   const int64_t num_steps = (rows.num_rows + On::kRowsPerStep - 1) / On::kRowsPerStep;
   const int64_t pairs_per_task = std::max<int64_t>(1, kBytesPerTask / (2 * num_words * kLineBytes));
   share(num_pairs, pairs_per_task, [&](int64_t first_pair, int64_t last_pair) {
     On multiply(rows.num_rows);
     const int64_t num_kept = std::min(kPairsAtOnce, last_pair - first_pair);
-    std::vector<float> sums(in_parts ? num_kept * num_steps * kSums : 0);
+    std::vector<float> sums(in_parts ? num_kept * num_steps * On::kSumsPerStep : 0);
     for (int64_t first = first_pair; first < last_pair; first += num_kept)
       for (int64_t begin = 0; begin < num_words; begin += words_at_once) {
         const int64_t end = std::min(begin + words_at_once, num_words);
@@ -309,36 +295,30 @@ void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, c
           for (int64_t row = 0; row < rows.num_rows; row += On::kRowsPerStep) {
             multiply(rows, {pair, row, std::min(On::kRowsPerStep, rows.num_rows - row)}, panels(pair),
                      panels(std::min(pair + 1, last_pair - 1)), {begin, end, end == num_words, kept}, put);
-            if (in_parts) kept += kSums;
+            if (in_parts) kept += On::kSumsPerStep;
           }
       }
     multiply.finish(put);
   });
 }
 
-// Room for `num_rows` rows of `row_bytes` each, in `space`, which grows for them.
-inline Rows made_rows(int64_t num_rows, int64_t row_bytes, std::vector<Line>& space) {
-  const int64_t padded_rows = (num_rows + kLanes - 1) / kLanes * kLanes;
-  const size_t num_lines = static_cast<size_t>((padded_rows * row_bytes + kLineBytes - 1) / kLineBytes);
-  if (space.size() < num_lines) space.resize(num_lines);
-  return {space.data()->bytes, num_rows, row_bytes / kWordBytes};
-}
-
 // Calls `work(rows, first)` with the rows of x [..., K], contiguous, from `first` on: kRowsAtOnce at a time, as `On`
-// reads them, in x itself or copied to `space`.
-template <typename On, typename Work>
+// reads them, in x itself or made ready in `space`.
+template <typename On, typename T, typename Work>
 void for_rows(const at::Tensor& x, std::vector<Line>& space, const Work& work) {
   const int64_t row_bytes = x.size(-1) * static_cast<int64_t>(x.element_size()), num_rows = x.numel() / x.size(-1);
   uint8_t* numbers = static_cast<uint8_t*>(const_cast<void*>(x.const_data_ptr()));
   for (int64_t first = 0; first < num_rows; first += kRowsAtOnce) {
     const int64_t num = std::min(kRowsAtOnce, num_rows - first);
-    Rows rows{numbers + first * row_bytes, num, row_bytes / kWordBytes};
+    Rows rows{numbers + first * row_bytes, num, row_bytes / kWordBytes, row_bytes};
     if constexpr (On::kWantsTiles) {
       const uint8_t* source = rows.data;
       rows = made_rows(num, row_bytes, space);
       for (int64_t row = 0; row < num; ++row)
         for (int64_t word = 0; word < rows.num_words; word += kLanes, source += kLineBytes)
           std::memcpy(On::place(rows, row, word), source, kLineBytes);
+    } else if constexpr (std::is_same_v<On, OnDigits>) {
+      rows = in_digits<T>(rows, space);
     }
     work(rows, first);
   }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from functools import cache, partial
 from itertools import chain
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
 
 from outrider.engine.gpu.trial import difference, trial, triton_problem
+from outrider.engine.quantized import eight_bits
 from outrider.engine.quantized.weight import QuantizedWeight
 
 _TRIED_SHAPE = (3, 48, 160)
@@ -64,6 +66,8 @@ def _product(
 ) -> Tensor:
     """[M, N]: `x` times the transpose of a weight whose columns stand in order."""
     weight = QuantizedWeight(codes, scales, rows, columns, zeros)
+    if weight.in_eight_bits:
+        return eight_bits.product(x, weight)
     if problem(x.device):
         return functional.linear(x, weight.dequantized(x.dtype))
     from outrider.engine.gpu.quantized_launch import product  # it wants Triton
@@ -121,11 +125,39 @@ def weight_tensors(model: nn.Module) -> list[Tensor]:
     return [*model.parameters(), *(each for layer in _layers(model) for each in layer.buffers())]
 
 
-def kept_as(model: nn.Module) -> Literal["full", "fp8", "int4"]:
+def kept_as(model: nn.Module) -> Literal["full", "fp8", "int8", "int4"]:
     """In what the linear layers keep their weights."""
     for layer in _layers(model):
+        if layer.weight_in_few_bits.in_eight_bits:
+            return "int8"
         return "fp8" if layer.zeros is None else "int4"
     return "full"
+
+
+def keep_in_eight_bits(model: nn.Module) -> None:
+    """Rounds the weights of all linear layers of `model` to eight bits, the head's too, and has them kept so.
+
+    What reads a weight elsewhere, such as an embedding that the head shares, goes on reading it as it was.
+    """
+    for module in list(model.modules()):
+        for name, layer in module.named_children():
+            if is_linear(layer) and (weight := dense_weight(layer)).shape[1] <= eight_bits.INPUTS_MAX:
+                setattr(module, name, QuantizedLinear(eight_bits.rounded(weight), _detached(layer.bias)))
+
+
+def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear | Conv1D]:
+    """Whether `layer` is a linear one in numbers of full width, as GPT-2 has it or as others do. A subclass may
+    differ."""
+    return type(layer) in (nn.Linear, Conv1D)
+
+
+def dense_weight(layer: nn.Linear | Conv1D) -> Tensor:
+    """[N, K]: outputs by inputs."""
+    return layer.weight if isinstance(layer, nn.Linear) else layer.weight.T
+
+
+def _detached(bias: Tensor | None) -> Tensor | None:
+    return None if bias is None else bias.detach()
 
 
 def _layers(model: nn.Module) -> list[QuantizedLinear]:

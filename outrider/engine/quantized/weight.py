@@ -16,7 +16,7 @@ class QuantizedWeight(NamedTuple):
     """A weight of N outputs and K inputs: numbers of few bits, less a zero point, times a scale."""
 
     codes: Tensor
-    """fp8: [N, K] float8_e4m3fn. int4: [N, K / 2] uint8, see `packed`."""
+    """fp8: [N, K] float8_e4m3fn. int8: [N, K] int8. int4: [N, K / 2] uint8, see `packed`."""
     scales: Tensor
     """[ceil(N / rows), ceil(K / columns)], float32 or of 16 bits."""
     rows: int
@@ -27,6 +27,11 @@ class QuantizedWeight(NamedTuple):
     """int4: [N, K / columns] uint8."""
     order: Tensor | None = None
     """[K] int64: the input that each column belongs to; None if they stand in order."""
+
+    @property
+    def in_eight_bits(self) -> bool:
+        """Whether it is int8."""
+        return self.codes.dtype == torch.int8
 
     @property
     def num_outputs(self) -> int:

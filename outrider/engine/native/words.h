@@ -1,0 +1,66 @@
+// What a row has for each word of the weights, and how sums take in its products with a line of them.
+
+#pragma once
+
+#include <cstring>
+#include <vector>
+
+#include "tiles.h"
+
+namespace outrider {
+
+constexpr int64_t kWordBytes = 4;
+
+// Rows of K numbers, in the order in which the kernels want them: see their `place`.
+struct Rows {
+  uint8_t* data;
+  int64_t num_rows, num_words, row_bytes;
+};
+
+// Room for `num_rows` rows of `row_bytes` each, in `space`, which grows for them.
+inline Rows made_rows(int64_t num_rows, int64_t row_bytes, std::vector<Line>& space) {
+  const int64_t padded_rows = (num_rows + kLanes - 1) / kLanes * kLanes;
+  const size_t num_lines = static_cast<size_t>((padded_rows * row_bytes + kLineBytes - 1) / kLineBytes);
+  if (space.size() < num_lines) space.resize(num_lines);
+  return {space.data()->bytes, num_rows, row_bytes / kWordBytes, row_bytes};
+}
+
+// One float32.
+struct OneNumber {
+  using Sum = Floats;
+  static constexpr int64_t kRowsPerStep = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
+
+  OneNumber(const Rows& rows, const uint8_t* row, int64_t word) {
+    std::memcpy(&number, row + word * kWordBytes, kWordBytes);
+  }
+
+  Sum added(Sum sum, const uint8_t* line) const { return sum + number * loaded(reinterpret_cast<const float*>(line)); }
+
+  static Floats total(Sum sum, const Rows&, const uint8_t*) { return sum; }
+
+  float number;
+};
+
+#ifdef __AVX512BF16__
+// Two bfloat16.
+struct PairOfNumbers {
+  using Sum = Floats;
+  static constexpr int64_t kRowsPerStep = OneNumber::kRowsPerStep;
+
+  PairOfNumbers(const Rows& rows, const uint8_t* row, int64_t word) {
+    std::memcpy(&bits, row + word * kWordBytes, kWordBytes);
+  }
+
+  Sum added(Sum sum, const uint8_t* line) const {
+    return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
+                                                     reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
+                                                     reinterpret_cast<__m512bh>(_mm512_loadu_si512(line))));
+  }
+
+  static Floats total(Sum sum, const Rows&, const uint8_t*) { return sum; }
+
+  int32_t bits;
+};
+#endif
+
+}  // namespace outrider
