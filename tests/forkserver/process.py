@@ -6,6 +6,7 @@ for, stopped and killed. What it is not: proof that the command starts. `tests/e
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import os
 import socket
@@ -19,6 +20,7 @@ from threading import Lock
 from typing import Any
 
 import pytest
+import uvloop
 
 from bench.stack import checkout
 from outrider.machine import tether
@@ -123,4 +125,5 @@ def forking() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if sys.platform == "linux":
             patch.setattr(subprocess, "Popen", Process)
+            patch.setattr(uvloop, "new_event_loop", asyncio.new_event_loop)  # uvloop has its own way to start one
         yield
