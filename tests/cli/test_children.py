@@ -289,7 +289,7 @@ async def test_a_port_that_is_taken_is_said_before_anything_starts() -> None:
     assert record.phases == []
 
 
-async def test_a_model_that_is_missing_ends_everything_with_the_reason(forked: None) -> None:
+async def test_a_model_that_is_missing_ends_everything_with_the_reason() -> None:
     record = Record()
     options = UpOptions(target="/nowhere/at/all", draft=None, port=0, draft_port=0, verify_port=0)
     with pytest.raises(ServiceDiedError, match="/nowhere/at/all"):

@@ -7,13 +7,16 @@ process, whose id is the answer. By then that process is nobody's child here: wh
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import runpy
 import socket
 import sys
+import threading
+import traceback
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from tests.forkserver.order import ORDER_BYTES_MAX, Order
 
@@ -86,6 +89,30 @@ def become(order: Order, streams: list[int]) -> None:
         run(sys.argv[0], run_name="__main__", alter_sys=True)
 
 
+def status_of(found: Asked) -> int:
+    """Becomes what is asked for. Returns what an interpreter would exit with."""
+    try:
+        become(*found)
+    except SystemExit as left:
+        if left.code is None or isinstance(left.code, int):
+            return left.code or 0
+        print(left.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a fork as `multiprocessing` ends one: what was imported is not freed object by object."""
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def main() -> None:
     """Forks until nobody asks any more; in a fork, what it is asked for."""
     for name in IMPORTED:
@@ -95,7 +122,7 @@ def main() -> None:
     with socket.socket(fileno=int(sys.argv[1])) as asking:
         found = asked(asking)
     if found is not None:
-        become(*found)
+        leave(status_of(found))
 
 
 if __name__ == "__main__":

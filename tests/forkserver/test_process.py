@@ -36,9 +36,7 @@ def test_it_says_and_returns_what_a_started_one_does(listen: str, status: int) -
         for popen in (subprocess.Popen, started)
     )
     assert (type(forked), type(begun)) == (Process, started)
-    (output, errors), (expected, expected_errors) = forked.communicate(), begun.communicate()
-    assert output == expected
-    assert errors.startswith(expected_errors)  # behind that, Triton may say what it leaves behind
+    assert forked.communicate() == begun.communicate()
     assert forked.returncode == begun.returncode == status
 
 
