@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +22,16 @@ ROOMS_OF_ONE = ("tests/bench/loads/", "tests/k8s/", "tests/openai/", "tests/page
 """Rooms whose files share what takes long to set up: a measurement, services, a browser, what kubectl renders."""
 
 
+QUICK_ROOMS = ("chat", "client", "coordinator", "core", "lookup", "plan", "rpc")
+"""Rooms of files of a second or two. They come last, so that no process waits for another's long one at the end."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Quick rooms come last; else all stays in the order of the folders."""
+    items.sort(key=lambda item: item.nodeid.startswith(tuple(f"tests/{room}/" for room in QUICK_ROOMS)))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Examples have no deadline. A profile that the command line names comes after this one."""
@@ -35,6 +45,15 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_finish() -> None:
     """What there is by now stays: it is not looked through again whenever the interpreter looks for rings."""
     gc.freeze()
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[None]:
+    """Services that the module starts are forked of a process that has imported what they import."""
+    from tests.forkserver.process import forking
+
+    with forking():
+        yield
 
 
 @pytest.hookimpl(optionalhook=True)

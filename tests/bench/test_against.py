@@ -22,6 +22,8 @@ from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 STRANGER = """
 import outrider, sys
 print(outrider.__file__, [__spec__.parent, *sys.argv[1:]])

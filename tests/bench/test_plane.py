@@ -18,6 +18,8 @@ from outrider.cli.child import Observer
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 def test_a_small_map(tmp_path: Path) -> None:
     result = json.loads(json.dumps(map_plane((0.6, 0.8), (0.1, 0.35), (0.0, 0.5), num_tokens=100)))

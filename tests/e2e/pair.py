@@ -19,6 +19,7 @@ from outrider.core.coordinate.session import Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
 from outrider.engine.engine import Engine
 from outrider.engine.load.folder import load_model
@@ -64,9 +65,9 @@ class Generated:
 class Pair:
     """Both workers. Make one with `running`."""
 
-    def __init__(self, target: Engine, draft: Engine) -> None:
+    def __init__(self, target: Engine, draft: Engine, policy: VerifyPolicy | None = None) -> None:
         self._vocab_size = target.vocab_size
-        self._verifier = Verifier(target, ())
+        self._verifier = Verifier(target, (), policy=policy)
         self._drafter = Drafter(draft)
         self._deaths: list[BaseException] = []
         self._verify_thread = DeviceThread(self._verifier, self._deaths.append, target.device)
@@ -75,9 +76,9 @@ class Pair:
 
     @classmethod
     @contextmanager
-    def running(cls, target: Engine, draft: Engine) -> Iterator[Pair]:
-        """A pair whose device threads run while the context is entered."""
-        pair = cls(target, draft)
+    def running(cls, target: Engine, draft: Engine, policy: VerifyPolicy | None = None) -> Iterator[Pair]:
+        """A pair whose device threads run while the context is entered. `policy` is the verifier's."""
+        pair = cls(target, draft, policy)
         pair._verify_thread.start()
         pair._draft_thread.start()
         try:

@@ -23,6 +23,8 @@ from outrider.engine.jobs import Job
 from tests.e2e.stack import coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 PROMPT = [1, 2, 3]
 NUM_TOKENS = 200
 MAX_DRAFT_TOKENS = 4

@@ -84,13 +84,16 @@ async def asked(client: GenerationClient, triples: list[Triple], **options: Any)
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_texts_are_of_their_schemas_and_those_of_the_target_alone(services: Services) -> None:
-    alone = await asked(services.alone.client, TRIPLES, speculate=False)
-    for triple, answer in zip(TRIPLES, alone, strict=True):
+    """Without temperature the target alone is asked once for all seeds."""
+    distinct = [triple for triple in TRIPLES if triple.temperature or triple.seed == SEEDS[0]]
+    alone = dict(zip(distinct, await asked(services.alone.client, distinct, speculate=False), strict=True))
+    for triple, answer in alone.items():
         assert answer.finished.reason is FinishReason.EOS, triple
         jsonschema.validate(json.loads(answer.text), SCHEMAS[triple.schema])
     drafted = await asked(services.drafting.client, TRIPLES)
     looked_up = await asked(services.alone.client, TRIPLES[::8])
-    expected = [answer.token_ids for answer in alone]
+    same = [triple if triple.temperature else triple._replace(seed=SEEDS[0]) for triple in TRIPLES]
+    expected = [alone[triple].token_ids for triple in same]
     assert [answer.token_ids for answer in drafted] == expected
     assert [answer.token_ids for answer in looked_up] == expected[::8]
     for answers in (drafted, looked_up):
@@ -107,7 +110,7 @@ async def started(client: GenerationClient, triple: Triple, has_begun: asyncio.E
     return token_ids
 
 
-LONG = [Triple(PRINTED, seed, temperature) for seed in SEEDS for temperature in TEMPERATURES[1:]]
+LONG = [Triple(PRINTED, seed, temperature) for seed in SEEDS[:3] for temperature in TEMPERATURES[1:]]
 
 
 @pytest.mark.asyncio(loop_scope="module")

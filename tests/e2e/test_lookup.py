@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.worker.ngram_file import load_ngrams_of
 from recipes.ngram_table import write
 from tests.e2e.answers import Answer, ask
-from tests.e2e.stack import MODELS, SILENT, Stack, bundled, coordinator, load_tiny, save_tiny, worker
+from tests.e2e.stack import MODELS, SILENT, RunningWorker, Stack, bundled, coordinator, load_tiny, save_tiny, worker
 from tests.engine.tiny_models import build
+from tests.worker.driven import FixedCurve
 from verify_service.config import VerifyConfig
 from verify_service.servicer import VerifyServicer
 
@@ -28,10 +30,19 @@ SAMPLED = SamplingParams(temperature=0.8, seed=4)
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+@asynccontextmanager
+async def generous() -> AsyncIterator[RunningWorker]:
+    """A verifier that scores what it guesses, whatever a busy machine would measure: a token more costs it nothing."""
+    async with worker(bundled("target")) as verify:
+        assert isinstance(verify.servicer, VerifyServicer)
+        verify.servicer._verifier.scheduler.policy.estimates.curve = FixedCurve(1e-3, 0.0)
+        yield verify
+
+
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def alone() -> AsyncIterator[Stack]:
     """A verifier without any drafter."""
-    async with worker(bundled("target")) as verify, coordinator(verify.address, "") as stack:
+    async with generous() as verify, coordinator(verify.address, "") as stack:
         yield stack
 
 
@@ -61,7 +72,7 @@ async def test_without_a_drafter_the_text_is_the_targets_in_fewer_rounds(
 async def test_beside_a_drafter_both_kinds_of_guesses_are_told_apart(alone: Stack) -> None:
     plain = await ask(alone.client, PROMPT, max_tokens=NUM_TOKENS, ignore_eos=True, speculate=False)
     async with (
-        worker(bundled("target")) as verify,
+        generous() as verify,
         worker(bundled("draft"), draft=True) as draft,
         coordinator(verify.address, draft.address) as stack,
     ):

@@ -47,7 +47,7 @@ from tests.e2e.answers import ask
 from tests.e2e.stack import RunningWorker, Stack, coordinator, load_tiny, save_tiny, stack, worker
 from tests.engine.tiny_models import VOCAB_SIZE, build
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("forked")]
 PROMPT = [1, 2, 3]
 
 

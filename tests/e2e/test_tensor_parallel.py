@@ -20,6 +20,8 @@ from tests.e2e.answers import ask
 from tests.e2e.stack import coordinator, load_tiny, save_tiny, worker, worker_process
 from tests.engine.tiny_models import build
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 PROMPT = [1, 2, 3]
 LONG: dict[str, Any] = {"max_tokens": 120, "ignore_eos": True, "sampling": SamplingParams(temperature=0.9, seed=4)}
 

@@ -16,6 +16,8 @@ from outrider.core.protocol.errors import UnauthenticatedError, WorkerUnavailabl
 from outrider.token_file import TokenEntry, new_token, sha256_of, write_tokens
 from tests.openai.dictated import save_dictated
 
+pytestmark = pytest.mark.usefixtures("forked")
+
 
 async def test_it_serves_those_with_a_token_by_tls_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = new_token()

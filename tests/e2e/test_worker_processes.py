@@ -32,7 +32,7 @@ LONG: dict[str, Any] = {
 }
 SILENCE_SECONDS = 1.0
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("forked")]
 
 
 @pytest.fixture(scope="module")

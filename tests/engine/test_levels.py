@@ -15,6 +15,9 @@ from draft_service.drafter import Drafter, DraftStream
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node, path_tokens
+from outrider.core.schedule.policy import ExpectedGain, VerifyPolicy
+from outrider.core.verify.draft_wait import AT_ONCE, Wait
+from outrider.core.verify.session import VerifySession
 from outrider.engine.compile.levels import LevelLoop, LevelsOutput
 from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import Slot
@@ -242,6 +245,18 @@ async def test_a_run_that_fails_costs_nobody_a_node(monkeypatch: pytest.MonkeyPa
     drafted.close()
 
 
+LONG_SECONDS = 60.0
+"""By far more than a guess takes."""
+
+
+class WithGuesses(ExpectedGain):
+    """No round goes without a guess that it has room for, however long a busy machine takes to draft one."""
+
+    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
+        has_room = session.tree.root.position < session.candidates.max_position
+        return AT_ONCE if session.tree.num_live or not has_room else Wait(LONG_SECONDS, LONG_SECONDS, LONG_SECONDS)
+
+
 @pytest.mark.parametrize("sampling", KINDS[:2], ids=["sampled", "greedy"])
 def test_a_pair_whose_drafter_runs_writes_what_its_target_writes(
     sampling: SamplingParams, monkeypatch: pytest.MonkeyPatch
@@ -264,7 +279,7 @@ def test_a_pair_whose_drafter_runs_writes_what_its_target_writes(
 
     monkeypatch.setattr(LevelLoop, "draft", counted)
     few = [random_line(5 + 9 * index, seed=index) for index in range(4)]
-    with Pair.running(target, runs) as pair:
+    with Pair.running(target, runs, VerifyPolicy(rounds=lambda opening: WithGuesses())) as pair:
         alone = all_at_once(pair, few, sampling, num_tokens=48, tree_width=0)
         together = all_at_once(pair, few, sampling, num_tokens=48, tree_width=3)
     assert [each.token_ids for each in together] == [each.token_ids for each in alone]

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from outrider.engine.parallel.ranks import Ranks
+from tests.forkserver.process import forking
 from verify_service.config import VerifyConfig
 
 NUM_RANKS = 2
@@ -39,7 +40,8 @@ def pair(folders: list[Path]) -> Iterator[Pair]:
     """Both ranks have met; the other one builds the models of `folders`, one after the other, and follows."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     command = [sys.executable, "-m", "tests.parallel.follower", str(store.port), *map(str, folders)]
-    other = subprocess.Popen(command)
+    with forking():
+        other = subprocess.Popen(command)
     try:
         yield Pair(Ranks(0, NUM_RANKS, CPU, store), other)
     finally:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import yaml
 
 from outrider.cli.certificates import make_certificates
@@ -55,6 +56,7 @@ async def targets(client: httpx.AsyncClient, url: str) -> dict[str, dict[str, An
 
 
 @needs_prometheus
+@pytest.mark.usefixtures("forked")
 async def test_prometheus_scrapes_by_tls_what_the_page_starts(tmp_path: Path) -> None:
     page = Page()
     make_certificates(tmp_path / "certificates")

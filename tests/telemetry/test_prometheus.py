@@ -231,6 +231,7 @@ async def until_answered(client: httpx.AsyncClient, url: str) -> None:
 
 
 @needs_prometheus
+@pytest.mark.usefixtures("forked")
 async def test_the_dashboards_and_the_autoscalers_queries_find_data_in_a_running_stack(tmp_path: Path) -> None:
     verify, draft, grpc, http, verify_metrics, draft_metrics, prometheus = (free_port() for _ in range(7))
     python, address = sys.executable, "127.0.0.1:{}".format

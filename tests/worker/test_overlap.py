@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from outrider.engine.sample.sampler import Row
 from tests.engine.histories import random_line
 from tests.engine.tiny_models import build
 from tests.worker.driven import MAX_CONTEXT, ONE_SESSION_TOKENS, Bench, Session, alone, engine_of
+from verify_service import verifier
 
 WARM = SamplingParams(temperature=0.9, top_p=0.95, seed=3)
 PENALIZED = SamplingParams(temperature=0.7, seed=4, frequency_penalty=0.5, repetition_penalty=1.2)
@@ -154,7 +157,19 @@ async def test_what_arrives_during_a_flight_is_read_before_it_is_waited_for() ->
     assert bench.verifier.scheduler._in_flight
 
 
-async def test_drafts_that_come_at_any_time_change_no_text() -> None:
+class Clock(SimpleNamespace):
+    """Time that passes when it is asked for, as much on a busy machine as on another."""
+
+    def __init__(self) -> None:
+        super().__init__(time_ns=lambda: 0)
+        self._milliseconds = count()
+
+    def monotonic(self) -> float:
+        return next(self._milliseconds) / 1000.0
+
+
+async def test_drafts_that_come_at_any_time_change_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifier, "time", Clock())
     bench = LateBench()
     sessions = bench.opened(4, num_tokens=20)
     texts = [expected(number, 20) for number in range(4)]

@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
 
 from outrider.cli.certificates import make_certificates
+
+pytestmark = pytest.mark.usefixtures("forked")
 
 
 async def test_metrics_and_health_of_a_worker() -> None:

@@ -39,4 +39,4 @@ def test_they_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in (launches["write"], launches["attend"]):
         kernel = compiled(each, architecture.capability)
         assert kernel.metadata.shared <= architecture.shared_bytes
-        assert spilled_bytes(kernel.asm["ptx"], architecture.capability, tmp_path) == 0
+        assert spilled_bytes(kernel.asm["cubin"], tmp_path) == 0
