@@ -63,9 +63,6 @@ struct Step {
   int64_t pair, row, num_rows;
 };
 
-// Of how many rows weights are fetched before they are wanted: more take longer to multiply than weights to come.
-constexpr int64_t kFetchingRows = 32;
-
 // Writes sixteen sums, or the first `num` of them.
 template <typename T>
 void put(Floats sums, T* numbers, int64_t num) {
@@ -126,7 +123,7 @@ class OnLanes {
       }
     };
     int64_t k = part.begin;
-    if (step.row == 0 && rows.num_rows <= kFetchingRows) {
+    if (step.row == 0) {
       for (; k < part.end - kLinesAhead; ++k) {
         fetch(panels, k + kLinesAhead);
         add(k);
@@ -156,6 +153,9 @@ class OnLanes {
 using OnDigits = OnLanes<FourDigits>;
 
 #ifdef __AMX_BF16__
+// Of how many rows tiles fetch weights before they are wanted: more take longer to multiply than weights to come.
+constexpr int64_t kFetchingRows = 32;
+
 // Up to two tiles of sixteen rows by two of outputs. Rows lie in such tiles too, line by line, so that a tile is 1024
 // bytes on end; those that fill the last one up hold anything and end nowhere. Of thirty-two k a tile adds up the even and
 // the odd ones, and then both.
