@@ -81,7 +81,8 @@ class Drafter:
         """
         now = time.monotonic()
         self._tell(self.scheduler.admit())
-        step = self.scheduler.plan(now, self.num_levels_max if self.runner.runs_levels else 1)
+        num_levels_max = self.num_levels_max if self.runner.runs_levels else 1
+        step = self.scheduler.plan(now, num_levels_max, expands_lines=self.runner.engine.expands_lines)
         self._tell(self.scheduler.flush(now))
         if isinstance(step, DraftRun):
             return self._run(step)
@@ -96,11 +97,11 @@ class Drafter:
         return 0.0
 
     def _run(self, run: DraftRun[DraftStream]) -> float:
-        """Burst after burst, until there is nothing to expand or a command waits."""
+        """Burst after burst, until there is nothing to expand or a command waits, which may have made it all void."""
         session_ids = [part.session.opening.session_id for part in run.parts]
         started = time.monotonic()
         num_levels = self.runner.attempt(partial(self._draft_levels, run), session_ids)
-        if not num_levels:
+        if num_levels is None or not (num_levels or self.arrivals.has_news):
             levels = None if num_levels is None else []
             self._tell(self.scheduler.settle_run(run, levels, started, time.monotonic()))
         return 0.0
@@ -123,18 +124,20 @@ class Drafter:
         ]
         level_seconds = [curve.seconds(num) for num in range(1, max(EXPANSIONS_MAX, len(jobs)) + 1)]
         num_levels, started = 0, time.monotonic()
-        with self.runner.engine.level_loop(jobs, tables, level_seconds, self.arrivals.interruption) as loop:
+        interruption = self.arrivals.interruption(run.parts[0].session.key if len(jobs) == 1 else None)
+        with self.runner.engine.level_loop(jobs, tables, level_seconds, interruption) as loop:
             while loop is not None and num_levels < run.num_levels_max:
-                output = loop.draft(min(run.burst(started), run.num_levels_max - num_levels))
+                output = loop.draft(run.burst(started, run.num_levels_max - num_levels))
                 if not output.levels:
                     break
                 num_levels += len(output.levels)
                 run.grow(output.expansions)
-                self._tell(self.scheduler.settle_run(run, output.levels, started, time.monotonic()))
+                events = self.scheduler.settle_run(run, output.levels, started, time.monotonic())
                 ended = time.monotonic()
                 self.scheduler.observe(ended - started)
                 self.runner.observe_levels(started, output.levels, len(jobs))
                 started = ended
+                self._tell(events)  # last: whoever writes them out waits for the interpreter that the levels let go
                 if self.arrivals.has_news:
                     break
         return num_levels

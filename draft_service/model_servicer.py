@@ -42,8 +42,9 @@ class DeviceDrafts:
         return session
 
     def commit(self, session: DraftStream, commitment: Commitment) -> None:
-        """See `Drafts.commit`."""
-        self._submit(partial(self._drafter.commit, session, commitment))
+        """See `Drafts.commit`. What is drafted where the line has gone another way is not worth a further operator."""
+        outdated = session if commitment.rollback else None
+        self._submit(partial(self._drafter.commit, session, commitment), outdated=outdated)
 
     def finish(self, session: DraftStream) -> None:
         """See `Drafts.finish`."""
@@ -51,10 +52,13 @@ class DeviceDrafts:
 
     def close(self, session: DraftStream) -> None:
         """See `Drafts.close`."""
-        self._submit(partial(self._drafter.close, session), self._device.submit_close)
+        self._submit(partial(self._drafter.close, session), self._device.submit_close, outdated=session)
 
-    def _submit(self, work: Work, submit: Callable[[Work], None] | None = None) -> None:
-        """Has the drafter do `work` next, which ends a run in progress after its present level."""
+    def _submit(
+        self, work: Work, submit: Callable[[Work], None] | None = None, outdated: DraftStream | None = None
+    ) -> None:
+        """Has the drafter do `work` next, which ends a run in progress after its present level, or in the midst of it
+        if it drafts for nobody but `outdated`."""
         arrivals = self._drafter.arrivals
 
         def take_up() -> None:
@@ -62,7 +66,7 @@ class DeviceDrafts:
             work()
 
         (submit or self._device.submit)(take_up)
-        arrivals.announce()
+        arrivals.announce(outdated)
 
 
 class ModelDraftServicer(DraftServicer, DeviceServicer):

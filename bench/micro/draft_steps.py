@@ -12,6 +12,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -30,7 +31,6 @@ from draft_service.drafts import DraftEvent
 from outrider.core.draft.session import DraftSession
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.draft_run import LEVELS_MAX, Level
 from outrider.engine.attention.native import NativeAttention
@@ -43,14 +43,15 @@ from outrider.worker.outbox import Outbox
 from outrider.worker.step_runner import StepRunner
 
 NUM_ROUNDS = 48
-"""Commits that each session gets: half of them with steps after them, half with runs."""
+"""Commits that each session gets: half of them with steps after them, half with runs. Half of either are misses."""
 
 LEVELS_PER_ROUND = 8
 """Levels between two commits, which all sessions get at once: about as many as fit beside a step of the wide
 target."""
 
 COMMITTED_TOKENS = 3
-"""Tokens of each commit, the draft's likeliest, as many as a round of the wide target commits."""
+"""Tokens of each commit, the draft's likeliest, as many as a round of the wide target commits. The last one of a miss
+is none that the draft has guessed."""
 
 VERIFY_MS = 20.0
 PROBABILITY_MIN = 0.05
@@ -107,7 +108,7 @@ class Costs(NamedTuple):
     bare_ms: float
     """The graph alone over as many nodes, its inputs made beforehand."""
     level_ms: float
-    """All that the drafter does for a level."""
+    """All that the drafter does for a level, commits included."""
 
 
 class Meter(StepRunner):
@@ -146,6 +147,12 @@ class Meter(StepRunner):
         self._sizes.clear()
         self._seconds.clear()
         self._bare.clear()
+
+    def commit(self, drafter: Drafter, arm: str, session: DraftStream, commitment: Commitment) -> None:
+        """The drafter moves on."""
+        started = time.thread_time()
+        drafter.commit(session, commitment)
+        self._seconds[arm] += time.thread_time() - started
 
     def step(self, drafter: Drafter, arm: str, num_levels_max: int) -> int:
         """A step or a run of the drafter. Returns how many levels it had, 0 if there was nothing to draft."""
@@ -187,7 +194,8 @@ async def _draft(drafter: Drafter, meter: Meter, prompts: Sequence[list[int]], t
     for index in range(NUM_ROUNDS):
         arm, most = (STEPS, 1) if index % 2 else (RUNS, LEVELS_MAX)
         for session in sessions:
-            drafter.commit(session, _commitment(drafter.scheduler.sessions[session].state))
+            commitment = _commitment(drafter.scheduler.sessions[session].state, is_miss=index % 4 > 1)
+            meter.commit(drafter, arm, session, commitment)
         num_left = LEVELS_PER_ROUND
         while num_left > 0 and (num_levels := meter.step(drafter, arm, min(most, num_left))):
             num_left -= num_levels
@@ -219,14 +227,16 @@ def _opened(drafter: Drafter, index: int, prompt: list[int], vocab_size: int, te
     return session
 
 
-def _commitment(state: DraftSession) -> Commitment:
+def _commitment(state: DraftSession, *, is_miss: bool) -> Commitment:
     token_ids: list[int] = []
-    node: Node | None = state.tree.root
-    while node is not None and node.children and len(token_ids) < COMMITTED_TOKENS:
+    node = state.tree.root
+    while node.children and len(token_ids) < COMMITTED_TOKENS - is_miss:
         node = max(node.children.values(), key=lambda child: child.path_log_prob)
         token_ids.append(node.token_id)
+    if is_miss or not token_ids:
+        token_ids.append(next(token_id for token_id in count() if token_id not in node.children))
     cutoff_ms = time.monotonic() * 1000.0 - REPORT_MS
-    return Commitment(len(state.line), token_ids or [0], False, VERIFY_MS, PROBABILITY_MIN, cutoff_ms)
+    return Commitment(len(state.line), token_ids, is_miss, VERIFY_MS, PROBABILITY_MIN, cutoff_ms)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from outrider.core.protocol.line import Line
 from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, Verdict, VerifyFinished, VerifyOpen
 from outrider.core.protocol.tree import Node
 from outrider.core.schedule.admission import Seated
-from outrider.core.schedule.draft_run import DraftRun, Level
+from outrider.core.schedule.draft_run import Burst, DraftRun, Level
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftPart, DraftStep, Proposal
 from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
@@ -267,7 +267,7 @@ class VirtualDrafter(VirtualWorker):
             self._begin(step)
         elif isinstance(step, DraftRun):
             self._is_busy = True
-            self._begin_level(step, [], step.burst(now), now)
+            self._begin_level(step, [], step.burst(now, step.num_levels_max), now)
 
     def _admit(self, index: int, opening: DraftOpen) -> None:
         self.scheduler.open(index, opening)
@@ -292,10 +292,11 @@ class VirtualDrafter(VirtualWorker):
         events = self.scheduler.settle(step, proposals, self._clock.now)
         self._finish(events, seconds)
 
-    def _begin_level(self, run: DraftRun[int], levels: list[Level], most: int, started: float) -> None:
-        """After `levels` of a burst of at most `most`, which began then."""
+    def _begin_level(self, run: DraftRun[int], levels: list[Level], burst: Burst, started: float) -> None:
+        """After `levels` of a burst, which began then."""
         chosen: list[list[Node]] = []
-        if not (levels and self._arrived) and len(levels) < most:
+        is_over = bool(self._arrived) or self._clock.now - started > burst.seconds or len(levels) == burst.num_levels
+        if not (levels and is_over):
             chosen = run.choose()
         num_nodes = sum(map(len, chosen))
         if not num_nodes:
@@ -305,16 +306,16 @@ class VirtualDrafter(VirtualWorker):
         seconds = self._step_seconds(num_nodes)
         self._work.begin("draft", seconds)
         levels = [*levels, Level(num_nodes, seconds)]
-        self._clock.after(seconds, partial(self._end_level, run, levels, most, started, chosen))
+        self._clock.after(seconds, partial(self._end_level, run, levels, burst, started, chosen))
 
     def _end_level(
-        self, run: DraftRun[int], levels: list[Level], most: int, started: float, chosen: Sequence[list[Node]]
+        self, run: DraftRun[int], levels: list[Level], burst: Burst, started: float, chosen: Sequence[list[Node]]
     ) -> None:
         for part, nodes in zip(run.parts, chosen, strict=True):
             state = part.session.state
             for node, proposal in zip(nodes, self._texts[part.session.key].propose(state, nodes), strict=True):
                 state.expand(node, *proposal)
-        self._begin_level(run, levels, most, started)
+        self._begin_level(run, levels, burst, started)
 
     def _finish(self, events: Iterable[tuple[int, object]], seconds: float) -> None:
         self.scheduler.observe(seconds)

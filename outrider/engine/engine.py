@@ -286,6 +286,11 @@ class Engine:
         """Whether it has a `level_loop`."""
         return self._model.levels is not None
 
+    @property
+    def expands_lines(self) -> bool:
+        """Whether that can begin at the end of a line."""
+        return self._model.levels is not None and self._model.levels.expands_lines
+
     @contextmanager
     def level_loop(
         self,

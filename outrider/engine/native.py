@@ -10,7 +10,7 @@ import ctypes
 import weakref
 from array import array
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ class Package:
         weakref.finalize(self.run, torch.ops.outrider_native.unload_package, number)
 
 
+@cache
 def levels() -> Callable[..., Any]:
     """Makes one `Levels` of `native/levels.cpp`. Its methods release the interpreter lock."""
     return torch.classes.outrider_native.Levels

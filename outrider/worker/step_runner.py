@@ -87,14 +87,13 @@ class StepRunner:
 
     def observe_levels(self, started: float, levels: Sequence[Level], num_sessions: int) -> None:
         """Levels of so many sessions, of which the first began then, are over; each counts as a step."""
-        seconds = (time.monotonic() - started) / len(levels)
         self._path = self.engine.path
-        for _ in levels:
-            self._observe(seconds)
+        self._observe(time.monotonic() - started, len(levels))
 
-    def _observe(self, seconds: float) -> None:
-        self.times.add(self._path, seconds)
-        self._step_seconds += (_SMOOTHING if self._step_seconds else 1.0) * (seconds - self._step_seconds)
+    def _observe(self, seconds: float, num_steps: int = 1) -> None:
+        self.times.add(self._path, seconds, num_steps)
+        weight = 1.0 - (1.0 - _SMOOTHING) ** num_steps if self._step_seconds else 1.0
+        self._step_seconds += weight * (seconds / num_steps - self._step_seconds)
         self.on_change()
 
     def load(self, instance_id: str, admission: Admission[Any]) -> WorkerLoad:

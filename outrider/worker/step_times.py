@@ -13,10 +13,10 @@ class StepTimes:
     def __init__(self) -> None:
         self._of: dict[str, StepTime] = {}
 
-    def add(self, path: str, seconds: float) -> None:
-        """A step went that way. Device thread only."""
-        _, num_steps, so_far = self._of.get(path) or StepTime(path, 0, 0.0)
-        self._of[path] = StepTime(path, num_steps + 1, so_far + seconds)
+    def add(self, path: str, seconds: float, num_steps: int = 1) -> None:
+        """A step went that way, or several that took so long together. Device thread only."""
+        _, num_before, so_far = self._of.get(path) or StepTime(path, 0, 0.0)
+        self._of[path] = StepTime(path, num_before + num_steps, so_far + seconds)
 
     def read(self) -> Sequence[StepTime]:
         """The sums. Any thread."""

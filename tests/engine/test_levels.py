@@ -15,10 +15,11 @@ from draft_service.drafter import Drafter, DraftStream
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node, path_tokens
+from outrider.core.schedule.draft_run import Burst
 from outrider.core.schedule.policy import ExpectedGain, VerifyPolicy
 from outrider.core.verify.draft_wait import AT_ONCE, Wait
 from outrider.core.verify.session import VerifySession
-from outrider.engine.compile.levels import LevelLoop, LevelsOutput
+from outrider.engine.compile.levels import LINE_TOKENS_MAX, DraftLevels, LevelLoop, LevelsOutput
 from outrider.engine.engine import Engine
 from outrider.engine.kv_cache.slots import Slot
 from tests.e2e.pair import Pair, all_at_once
@@ -91,6 +92,17 @@ class Drafted:
                 node = max(node.children.values(), key=lambda child: child.path_log_prob)
                 token_ids.append(node.token_id)
             self.drafter.commit(session, Commitment(len(state.line), token_ids, False, VERIFY_MS, 0.05))
+
+    def miss(self, num_tokens: int) -> None:
+        """The likeliest tokens, but for the last one: nobody guessed that."""
+        for session in self.sessions:
+            state = self.drafter.scheduler.sessions[session].state
+            node, token_ids = state.tree.root, list[int]()
+            while len(token_ids) < num_tokens - 1 and node.children:
+                node = max(node.children.values(), key=lambda child: child.path_log_prob)
+                token_ids.append(node.token_id)
+            token_ids.append(next(token_id for token_id in range(VOCAB_SIZE) if token_id not in node.children))
+            self.drafter.commit(session, Commitment(len(state.line), token_ids, True, VERIFY_MS, 0.05))
 
     @torch.inference_mode()
     def draft(self, num_levels: int, *, at_once: bool) -> None:
@@ -193,6 +205,85 @@ async def test_a_run_that_is_cut_short_leaves_what_steps_go_on_from() -> None:
     both(exported("llama"), KINDS, check)
 
 
+@pytest.mark.parametrize("num_sessions", [1, 4])
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_after_a_miss_a_run_feeds_the_end_of_the_line(family: str, num_sessions: int) -> None:
+    """One token of it, or more where the path ended in a guess that was not fed; beside sessions that were right."""
+
+    def check(drafted: Drafted, at_once: bool) -> None:
+        for num_tokens in (1, 99, 2):
+            num_runs = drafted.num_runs
+            drafted.miss(num_tokens)
+            assert all(len(tree) == 1 for tree in drafted.trees())
+            drafted.draft(NUM_LEVELS, at_once=at_once)
+            assert drafted.num_runs - num_runs == at_once
+        right, drafted.sessions = drafted.sessions[1:], drafted.sessions[:1]
+        drafted.miss(2)
+        drafted.sessions += right
+        drafted.draft(2, at_once=at_once)
+
+    both(exported(family), KINDS[:num_sessions], check)
+
+
+async def test_a_line_that_has_grown_by_much_is_fed_by_a_step() -> None:
+    drafted = Drafted(exported("llama"), KINDS[:1])
+    drafted.drafter.num_levels_max = NUM_LEVELS
+    state = drafted.drafter.scheduler.sessions[drafted.sessions[0]].state
+    token_ids = random_line(LINE_TOKENS_MAX + 2, seed=9)
+    drafted.drafter.commit(drafted.sessions[0], Commitment(len(state.line), token_ids, True, VERIFY_MS, 0.05))
+    for _ in range(2):
+        drafted.draft(NUM_LEVELS, at_once=True)
+    assert drafted.drafter.runner.memory.num_tokens(drafted.drafter.admission.seated[0].slot) == len(state.line)
+    assert len(drafted.trees()[0]) > 1
+    drafted.close()
+
+
+async def test_a_level_that_becomes_void_under_way_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = exported("llama")
+    assert isinstance(engine._model.levels, DraftLevels)
+    run = engine._model.levels.run
+
+    def check(drafted: Drafted, at_once: bool) -> None:
+        drafted.draft(1, at_once=False)
+        if at_once:
+            trees, held, num_passes = drafted.trees(), drafted.held(), 0
+
+            def outdated(inputs: list[Tensor]) -> list[Tensor]:
+                nonlocal num_passes
+                num_passes += 1
+                drafted.drafter.arrivals.announce(drafted.sessions[0])
+                return run(inputs)
+
+            with monkeypatch.context() as pending:
+                pending.setattr(engine._model.levels, "run", outdated)
+                drafted.draft(NUM_LEVELS, at_once=True)
+            assert num_passes == 1
+            assert drafted.trees() == trees
+            assert [each.keys() for each in drafted.held()] == [each.keys() for each in held]
+            drafted.drafter.arrivals.take_up()
+        drafted.miss(1)
+        drafted.draft(NUM_LEVELS, at_once=at_once)
+
+    both(engine, KINDS[:1], check)
+
+
+async def test_what_others_have_a_part_in_is_not_void(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = exported("llama")
+    assert isinstance(engine._model.levels, DraftLevels)
+    run = engine._model.levels.run
+    drafted = Drafted(engine, KINDS[:2])
+    num_nodes = sum(map(len, drafted.trees()))
+
+    def outdated(inputs: list[Tensor]) -> list[Tensor]:
+        drafted.drafter.arrivals.announce(drafted.sessions[0])
+        return run(inputs)
+
+    monkeypatch.setattr(engine._model.levels, "run", outdated)
+    drafted.draft(NUM_LEVELS, at_once=True)
+    assert sum(map(len, drafted.trees())) > num_nodes
+    drafted.close()
+
+
 async def test_tokens_that_the_target_does_not_know_are_not_drafted() -> None:
     def check(drafted: Drafted, at_once: bool) -> None:
         drafted.draft(NUM_LEVELS, at_once=at_once)
@@ -272,8 +363,8 @@ def test_a_pair_whose_drafter_runs_writes_what_its_target_writes(
     levels: list[int] = []
     drafted = LevelLoop.draft
 
-    def counted(loop: LevelLoop, num_levels: int) -> LevelsOutput:
-        output = drafted(loop, num_levels)
+    def counted(loop: LevelLoop, burst: Burst) -> LevelsOutput:
+        output = drafted(loop, burst)
         levels.append(len(output.levels))
         return output
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import zipfile
 from pathlib import Path
@@ -14,17 +15,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.client import Tokens
+from outrider.core.draft.outlook import Outlook
+from outrider.core.estimate.confidence import DRAFT_PROBABILITIES
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.protocol.tree import SpeculationTree
+from outrider.core.schedule.draft_run import Burst
 from outrider.engine import native
 from outrider.engine.attention.native import described
 from outrider.engine.batch import PackedBatch
 from outrider.engine.compile.ahead import compile_ahead
+from outrider.engine.compile.levels import Interruption, LevelsJob
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import Slot
 from outrider.engine.load import self_check
 from outrider.engine.load.probe import probe_layers
+from outrider.engine.sample.sampler import Sampler
 from tests.e2e.answers import ask
 from tests.e2e.stack import coordinator, load_tiny, save_tiny, worker
 from tests.engine import near_ties
@@ -258,3 +265,34 @@ def test_steps_of_our_own_kernels_are_not_padded(package: Package, monkeypatch: 
     engine.step([Job(engine.acquire(), random_line(17, seed=1))])
     assert engine.batch_invariant
     assert fed == [17]
+
+
+@pytest.mark.parametrize("package", [torch.float32], indirect=True, ids=str)
+def test_a_pass_that_nobody_wants_any_more_computes_nothing(package: Package) -> None:
+    engine = Engine(package.model(), max_sessions=1, max_context=64)
+    engine.adopt(package.path)
+    slot, line = engine.acquire(), random_line(9, seed=1)
+    Sampler(engine.vocab_size, 1, engine.device, tables=engine.tables).open(slot.index, SamplingParams(), line, [])
+    engine.step([Job(slot, line[:-1])])
+    tree = SpeculationTree(len(line) - 1, line[-1])
+    log_acceptances = [math.log(each) for each in DRAFT_PROBABILITIES]
+    outlook = Outlook(tree.root, [tree.root], 2, 90, 60, -math.inf, log_acceptances)
+    job = LevelsJob(slot, line, outlook, engine.vocab_size, 8)
+
+    [place], cache = slot.places([len(line) - 1]), engine.model.cache
+
+    def drafted(num_void: int) -> tuple[int, Tensor]:
+        """How many levels come out, and the key and the value of the token at the line's end then."""
+        interruption = Interruption(torch.tensor([0, num_void]), 0, 0)
+        with engine.level_loop([job], engine.tables, [1e-3] * 16, interruption) as loop:
+            assert loop is not None
+            output = loop.draft(Burst(2, 60.0))
+        return len(output.levels), torch.cat([each[place].flatten() for each in (*cache.keys, *cache.values)])
+
+    num_levels, nothing = drafted(num_void=1)
+    assert num_levels == 0
+    assert slot.cached_prefix == line[:-1]
+    num_levels, computed = drafted(num_void=0)
+    assert num_levels == 2
+    assert slot.cached_prefix == line
+    assert not torch.equal(nothing, computed)

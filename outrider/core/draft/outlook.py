@@ -13,7 +13,8 @@ class Outlook(NamedTuple):
 
     root: Node
     nodes: Sequence[Node]
-    """What may be expanded next, the likeliest first. The model was fed all that stand above them."""
+    """What may be expanded next, the likeliest first. The model was fed all that stand above them. The root alone, if
+    it was not expanded yet: then the model may lack the end of the line, too."""
     width: int
     """Most children of a node."""
     credit: int
@@ -37,5 +38,5 @@ class Expansion(NamedTuple):
     """The node's own."""
     token_ids: Sequence[int]
     """What the model proposes below it, best first."""
-    margins: Sequence[float]
-    """See `Sampler.propose`."""
+    bins: Sequence[int]
+    """For each its confidence bin; see `margin_bin`."""

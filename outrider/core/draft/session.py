@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import repeat
 
 from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.frontier import Frontier, LikeliestFirst
@@ -151,9 +152,24 @@ class DraftSession:
             self._grow(parent, rows)
             self._frontier.push_below(parent)
             return
-        parent.proposals = own
+        for child in self._attach(parent, own):
+            last = self._with_forced(child)
+            if self._has_place(last):
+                self._frontier.push(last)
+
+    def graft(self, parent: Node, proposals: Proposals) -> None:
+        """Adds what was proposed, with its bins, below a node of the outlook, or below one that was added since; see
+        `expand`."""
+        children = self._attach(parent, proposals)
+        if parent.position + 2 < self._max_length:
+            for child in children:
+                self._frontier.push(child)
+
+    def _attach(self, parent: Node, proposals: Proposals) -> list[Node]:
+        """Adds those of the proposals that are worth drafting, the likeliest first, and returns their nodes."""
+        parent.proposals = proposals
         log_acceptance = self._calibrations[0].log_acceptance
-        found = {token_id: log_acceptance(its_bin) for token_id, its_bin in own}
+        found = {token_id: log_acceptance(its_bin) for token_id, its_bin in proposals}
         children: list[Node] = []
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
         for token_id in sorted(found, key=found.__getitem__, reverse=True):
@@ -163,32 +179,22 @@ class DraftSession:
             if child is not None:
                 children.append(child)
         self._unsent.add(children)
-        for child in children:
-            last = self._with_forced(child)
-            if self._has_place(last):
-                self._frontier.push(last)
+        return children
 
     def outlook(self, most: int) -> Outlook | None:
         """What the next levels follow from, with up to `most` nodes; None if more than the draft model has a say."""
         root, frontier = self.tree.root, self._frontier
-        if root.proposals is None or not isinstance(frontier, LikeliestFirst):
-            return None
-        if self.needs_path or self._expands is not everywhere:
+        if not isinstance(frontier, LikeliestFirst) or self.needs_path or self._expands is not everywhere:
             return None
         return Outlook(
             root,
-            frontier.likeliest(most),
+            [root] if root.proposals is None else frontier.likeliest(most),
             self.width,
             self._max_run_ahead - self.tree.num_live - frontier.num_reserved,
             self._max_length,
             self._log_floor,
             self._calibrations[0].log_acceptances,
         )
-
-    def expand_untaken(self, node: Node, token_ids: Sequence[int], confidences: Sequence[float]) -> None:
-        """Adds what was proposed below a node of the outlook, or below one that was added since; see `expand`."""
-        self._frontier.num_reserved += self.width
-        self.expand(node, token_ids, confidences)
 
     def _grow(self, parent: Node, rows: Sequence[Proposals]) -> None:
         """Adds the likeliest paths through `rows`, as many nodes as were reserved: for each mask token one."""
@@ -236,8 +242,11 @@ class DraftSession:
 
     def window_worths(self, now: float, seconds: float, num_nodes: int) -> Iterator[float]:
         """The same after one level more, after two, and so on, each over so many nodes and of so many seconds, if none
-        is sent meanwhile. What a level adds is as likely at most as what it expands."""
+        is sent meanwhile. What a level adds is as likely at most as what it expands. Infinite if the verifier has
+        nothing of this session: it may be waiting for what the first level brings."""
         best, gain, rhythm = self.best(), self._unsent.gain, self._rhythm
+        if best is not None and not self.num_sent_live:
+            yield from repeat(math.inf)
         added = 0.0 if best is None else num_nodes * math.exp(best)
         while True:
             now += seconds

@@ -30,12 +30,10 @@ def due(worths: Sequence[float]) -> list[int]:
 def num_levels_held(worths: Iterable[Sequence[float]], most: int) -> int:
     """How many levels, from 1 to `most`, may follow before one has to look again; `worths` are what the windows are
     worth after one level, after two, and so on.
-
-    Half of those after which something is due: levels become wider, and so they take longer than was foreseen.
     """
     num_levels = 1
     for each in islice(worths, most - 1):
         if due(each):
             break
         num_levels += 1
-    return max(num_levels // 2, 1)
+    return num_levels

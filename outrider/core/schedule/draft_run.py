@@ -58,6 +58,14 @@ class Level(NamedTuple):
     seconds: float
 
 
+class Burst(NamedTuple):
+    """How many levels may follow before the scheduler is told what came out (`DraftScheduler.settle_run`)."""
+
+    num_levels: int
+    seconds: float
+    """None begins later than so long after the first one: levels may be wider than was foreseen, and take longer."""
+
+
 class DraftRun(Generic[KeyT]):
     """What the device is to do: level after level, of which each expands what a step would.
 
@@ -79,12 +87,13 @@ class DraftRun(Generic[KeyT]):
         self._opened = [node for part in parts for node in part.nodes]
         self._expanded: list[Node | None] = []
 
-    def burst(self, now: float) -> int:
-        """How many levels may follow before the scheduler is told (`settle_run`): as soon as it would send a window."""
+    def burst(self, now: float, most: int) -> Burst:
+        """Up to `most` levels, until the scheduler would send a window."""
         num_nodes = -(-self._num_nodes // len(self.parts))
         seconds = self._curve.seconds(self._num_nodes)
         worths = [state.window_worths(now, seconds, num_nodes) for state in self._senders]
-        return num_levels_held(zip(*worths, strict=True), self.num_levels_max)
+        num_levels = num_levels_held(zip(*worths, strict=True), most)
+        return Burst(num_levels, (num_levels - 0.5) * seconds)
 
     def settle(self, levels: Sequence[Level]) -> None:
         """Such levels came out."""
@@ -96,11 +105,11 @@ class DraftRun(Generic[KeyT]):
 
     def grow(self, expansions: Iterable[Expansion]) -> None:
         """Adds what a device has drafted since the last time that chose the nodes by itself."""
-        for session, origin, token_id, token_ids, margins in expansions:
+        for session, origin, token_id, token_ids, bins in expansions:
             node = self._opened[-1 - origin] if origin < 0 else self._child(origin, token_id)
             self._expanded.append(node)
             if node is not None:
-                self.parts[session].session.state.expand_untaken(node, token_ids, margins)
+                self.parts[session].session.state.graft(node, list(zip(token_ids, bins, strict=True)))
 
     def _child(self, expansion: int, token_id: int) -> Node | None:
         parent = self._expanded[expansion]
@@ -108,12 +117,13 @@ class DraftRun(Generic[KeyT]):
 
 
 def compose_run(
-    sessions: Iterable[Seated[Drafting[KeyT]]], curve: StepCurve, num_levels_max: int
+    sessions: Iterable[Seated[Drafting[KeyT]]], curve: StepCurve, num_levels_max: int, *, expands_lines: bool
 ) -> DraftRun[KeyT] | None:
-    """A run over all of `sessions` that have something to expand, whose lines are fed; None if a step is better.
+    """A run over all of `sessions` that have something to expand, whose lines are fed, or all but their last tokens;
+    None if a step is better.
 
     A step is, for all, if for one of them more than a draft model's word counts (a grammar, penalties, a bias), or if
-    its line's end was not expanded yet.
+    its line's end was not expanded yet and the device does not begin there.
     """
     parts: list[RunPart[KeyT]] = []
     beside: list[DraftSession] = []
@@ -124,6 +134,8 @@ def compose_run(
             continue
         outlook = state.outlook(OPEN_NODES_MAX)
         if outlook is None or seated.session.opening.sampling.logit_bias:
+            return None
+        if outlook.root.proposals is None and not expands_lines:
             return None
         parts.append(RunPart(seated, outlook, len(outlook.nodes) + outlook.credit))
     if not parts:

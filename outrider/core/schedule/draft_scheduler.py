@@ -106,13 +106,18 @@ class DraftScheduler(Generic[KeyT]):
             events.append(Event(queued.session.key, self.admission.refusal()))
         return events
 
-    def plan(self, now: float, num_levels_max: int = 1) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
-        """What to do next; None: nothing before something happens. Who can make runs names the most levels of one."""
-        planned = self._plan(now, num_levels_max)
+    def plan(
+        self, now: float, num_levels_max: int = 1, *, expands_lines: bool = True
+    ) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
+        """What to do next; None: nothing before something happens. Who can make runs names the most levels of one, and
+        whether it can begin one at the end of a line."""
+        planned = self._plan(now, num_levels_max, expands_lines)
         self._is_stepping = isinstance(planned, DraftStep | DraftRun)
         return planned
 
-    def _plan(self, now: float, num_levels_max: int) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
+    def _plan(
+        self, now: float, num_levels_max: int, expands_lines: bool
+    ) -> DraftStep[KeyT] | DraftRun[KeyT] | WaitUntil | None:
         while self._isolated:
             seated = self._isolated.popleft()
             seated.session.part = None
@@ -120,7 +125,7 @@ class DraftScheduler(Generic[KeyT]):
                 return step
         for seated in self.admission.seated:
             seated.session.part = None
-        run = self._compose_run(num_levels_max) if num_levels_max > 1 else None
+        run = self._compose_run(num_levels_max, expands_lines) if num_levels_max > 1 else None
         return run or self._compose(self.admission.seated, now)
 
     def flush(self, now: float) -> Iterator[Event[KeyT, Drafted | None]]:
@@ -182,13 +187,13 @@ class DraftScheduler(Generic[KeyT]):
         for level in self._levels:
             curve.observe(level.num_nodes, level.seconds + beside)
 
-    def _compose_run(self, num_levels_max: int) -> DraftRun[KeyT] | None:
+    def _compose_run(self, num_levels_max: int, expands_lines: bool) -> DraftRun[KeyT] | None:
         """A run for all who are seated, if it needs no prefill and nobody's memory."""
         expanding, prefilling = self.admission.apart(self.admission.seated)
         if prefilling or self._is_step_due or self.policy.sends_at_once:
             return None
         expanding.sort(key=lambda seated: seated.session.last_step)
-        run = compose_run(expanding, self.policy.estimates.curve, num_levels_max)
+        run = compose_run(expanding, self.policy.estimates.curve, num_levels_max, expands_lines=expands_lines)
         if run is None or not self.admission.has_room({part.seated: part.num_nodes_max for part in run.parts}):
             return None
         self._num_steps += 1

@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from outrider.core.draft.outlook import Expansion
-from outrider.core.estimate.confidence import MARGIN_EDGES
+from outrider.core.estimate.confidence import MARGIN_EDGES, margin_bin
 from outrider.core.protocol.validation import EXPANSIONS_MAX
-from outrider.core.schedule.draft_run import LEVELS_MAX, Level
+from outrider.core.schedule.draft_run import LEVELS_MAX, Burst, Level
 from outrider.engine.attention.tree import TreeAttention, TreeStep
 from outrider.engine.batch import CAPTURED_SIZES, PackedBatch, SessionSpan, bucket
 from outrider.engine.compile.choice import ChoiceInGraph
@@ -56,6 +57,8 @@ class DeviceLevels:
 
     path = "graph+levels"
     """See `Forward.path`."""
+    expands_lines = False
+    """See `DraftLevels`."""
 
     def __init__(
         self,
@@ -181,11 +184,11 @@ class DeviceLevelLoop:
         self._expansion_of: dict[int, int] = {}
         """By the place of its row among all rows of all levels."""
 
-    def draft(self, num_levels: int) -> LevelsOutput:
+    def draft(self, burst: Burst) -> LevelsOutput:
         """See `LevelLoop.draft`. What is queued is not interrupted: it is what a window waits for."""
         first = self._num_levels
-        end = min(first + num_levels, LEVELS_MAX)
-        if first == end or (first and self._interruption.num_arrived.item() != self._interruption.num_read):
+        end = min(first + burst.num_levels, LEVELS_MAX)
+        if first == end or (first and self._interruption.arrivals[0].item() != self._interruption.num_read):
             return LevelsOutput([], [])
         started = time.monotonic()
         self._graphs.replay(self._num_rows, end - first)
@@ -215,7 +218,7 @@ class DeviceLevelLoop:
             return None
         guesses, margins = (row[first : first + num_guesses] for first in (GUESSES, MARGINS))
         origin = origin if origin < 0 else self._expansion_of[origin]
-        return Expansion(session, origin, token_id, list(map(int, guesses)), margins)
+        return Expansion(session, origin, token_id, list(map(int, guesses)), list(map(margin_bin, count(), margins)))
 
     def end(self) -> None:
         """See `LevelLoop.end`."""

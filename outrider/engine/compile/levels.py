@@ -18,13 +18,18 @@ from torch import Tensor
 from outrider.core.draft.outlook import Expansion, Outlook
 from outrider.core.estimate.confidence import MARGIN_EDGES
 from outrider.core.protocol.tree import Node
-from outrider.core.schedule.draft_run import Level
+from outrider.core.schedule.draft_run import Burst, Level
 from outrider.engine import native
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.compile.export import TOKENS_MIN
 from outrider.engine.kv_cache.slots import Slot, TreeCell
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.sampling_tables import SamplingTables
+
+LINE_TOKENS_MAX = 32
+"""Most tokens of lines, beside their last ones, that the first level feeds: what a round has committed and nobody had
+drafted. With more of them a level would take several times as long as levels do, and no window would be sent meanwhile.
+"""
 
 _DOUBTFUL = -1
 """Number of guesses of a node that was fed, while what follows it is for others to choose."""
@@ -35,7 +40,8 @@ class LevelsJob(NamedTuple):
 
     slot: Slot
     line: Sequence[int]
-    """All token ids of the line, the list that `Job` has. The slot was fed all of them."""
+    """All token ids of the line, the list that `Job` has. If its end is still to be expanded, the slot lacks the last
+    ones, else none."""
     outlook: Outlook
     vocab_size: int
     """Token ids from here on are not chosen."""
@@ -46,10 +52,13 @@ class LevelsJob(NamedTuple):
 class Interruption(NamedTuple):
     """What ends a burst of levels: that a number has changed."""
 
-    num_arrived: Tensor
-    """[1] int64, which another thread may write."""
+    arrivals: Tensor
+    """[2] int64, which another thread may write: how many commands have arrived, and how many of those made void
+    whatever is drafted for the sessions of the loop."""
     num_read: int
-    """What it was. It is looked at between two levels."""
+    """What the first was. It is looked at between two levels."""
+    num_void: int
+    """What the second was. It is looked at before each operator of a pass too, where that is compiled."""
 
 
 class LevelsOutput(NamedTuple):
@@ -62,6 +71,9 @@ class LevelsOutput(NamedTuple):
 
 class DraftLevels:
     """Begins loops over one graph."""
+
+    expands_lines = True
+    """Whether a loop can begin at the end of a line."""
 
     def __init__(
         self,
@@ -90,31 +102,34 @@ class DraftLevels:
         interruption: Interruption,
         num_tokens_min: int,
     ) -> LevelLoop | None:
-        """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed.
+        """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed, or
+        if lines have grown by too much.
 
         Tokens are chosen by `tables`, as `outrider.engine.sample.native.best_of` does, and `level_seconds` are what a
         level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are padded to `num_tokens_min`
         tokens at least. Raises RuntimeError if the blocks run out.
         """
-        paths = [paths_of(job) for job in jobs]
+        paths = [found for job in jobs if (found := paths_of(job)) is not None]
+        unfed = [unfed_tokens(job) for job in jobs]
+        if len(paths) < len(jobs) or sum(map(len, unfed)) > len(jobs) + LINE_TOKENS_MAX:
+            return None
         most = len(level_seconds)
         num_bins = len(jobs[0].outlook.log_acceptances)
         integers = array("q", (self._attention.number, self._cache.scratch_cell, self._cache.block_cells))
-        integers.extend((interruption.num_read, most, len(MARGIN_EDGES), num_bins))
-        integers.extend(_padded_sizes(most, max(num_tokens_min, TOKENS_MIN), self._size_of))
+        integers.extend((interruption.num_read, interruption.num_void, most, len(MARGIN_EDGES), num_bins))
+        integers.append(LINE_TOKENS_MAX)
+        integers.extend(_padded_sizes(most + LINE_TOKENS_MAX, max(num_tokens_min, TOKENS_MIN), self._size_of))
         integers.extend(_padded_sizes(most, TOKENS_MIN, self._size_of))
         integers.append(len(jobs))
         reals = array("d", (*level_seconds, *MARGIN_EDGES))
-        for job, its_paths in zip(jobs, paths, strict=True):
-            if its_paths is None:
-                return None
-            _write(job, its_paths, integers, reals)
+        for each in zip(jobs, paths, unfed, strict=True):
+            _write(*each, integers, reals)
         loop = native.levels()(
             torch.frombuffer(integers, dtype=torch.int64),
             torch.frombuffer(reals, dtype=torch.float64),
             tables.shaping,
             tables.seeds,
-            interruption.num_arrived,
+            interruption.arrivals,
         )
         return LevelLoop(self, jobs, loop)
 
@@ -128,13 +143,13 @@ class LevelLoop:
         self._jobs = jobs
         self._loop = loop
 
-    def draft(self, num_levels: int) -> LevelsOutput:
-        """Up to so many levels more; fewer when there is nothing more to expand, or it is interrupted. The first one is
-        not. Raises RuntimeError if a pass fails."""
+    def draft(self, burst: Burst) -> LevelsOutput:
+        """So many levels more; fewer when there is nothing more to expand, they take too long, or it is interrupted.
+        The first one comes out unless it is void. Raises RuntimeError if a pass fails."""
         if self._graph.package is not None:
-            found = self._loop.run(self._graph.package, num_levels)
+            found = self._loop.run(self._graph.package, *burst)
         else:
-            while inputs := self._loop.next(num_levels):
+            while inputs := self._loop.next(*burst):
                 self._loop.take(*self._graph.run(inputs))
             found = self._loop.found()
         return self._read(*(table.tolist() for table in found))
@@ -144,20 +159,23 @@ class LevelLoop:
         for job in self._jobs:
             job.slot.settle()
 
-    def _read(self, integers: list[int], reals: list[float]) -> LevelsOutput:
-        num_levels = integers[0]
-        levels = list(map(Level, integers[1 : num_levels + 1], reals))
+    def _read(self, integers: list[int], seconds: list[float]) -> LevelsOutput:
+        levels = list(map(Level, integers[1 : len(seconds) + 1], seconds))
         expansions: list[Expansion] = []
-        place, margin = num_levels + 1, num_levels
+        place = len(levels) + 1
         while place < len(integers):
             origin, session, token_id, position, cell, parent_cell, num_guesses = integers[place : place + 7]
             place += 7
-            self._jobs[session].slot.hold(cell, TreeCell(parent_cell, token_id, position))
+            job = self._jobs[session]
+            if cell < len(job.line):
+                job.slot.cached_prefix.extend(unfed_tokens(job))
+            else:
+                job.slot.hold(cell, TreeCell(parent_cell, token_id, position))
             if num_guesses != _DOUBTFUL:
-                token_ids, margins = integers[place : place + num_guesses], reals[margin : margin + num_guesses]
-                expansions.append(Expansion(session, origin, token_id, token_ids, margins))
-                place += num_guesses
-                margin += num_guesses
+                end = place + num_guesses
+                token_ids, bins = integers[place:end], integers[end : end + num_guesses]
+                expansions.append(Expansion(session, origin, token_id, token_ids, bins))
+                place = end + num_guesses
         return LevelsOutput(levels, expansions)
 
 
@@ -167,14 +185,23 @@ def _padded_sizes(most: int, smallest: int, size_of: Callable[[int], int]) -> Se
     return [size_of(max(size, smallest)) for size in range(1, most + 1)]
 
 
+def unfed_tokens(job: LevelsJob) -> Sequence[int]:
+    """The tokens of its line that the slot lacks."""
+    return job.line[len(job.slot.cached_prefix) :]
+
+
 def paths_of(job: LevelsJob) -> list[list[int]] | None:
-    """For each node that may be expanded the cells of those between the line and it; None if the slot is not fit."""
-    slot, tip = job.slot, len(job.line) - 1
-    if len(slot.cached_prefix) <= tip:
+    """For each node that may be expanded the cells of those between the line and it; None if the slot is not fit: what
+    stands above a node was fed, and the node itself was not."""
+    slot, tip, root = job.slot, len(job.line) - 1, job.outlook.root
+    if (len(slot.cached_prefix) > tip) == (root in job.outlook.nodes):
         return None
-    path_of: dict[Node, list[int]] = {job.outlook.root: []}
+    path_of: dict[Node, list[int]] = {root: []}
     found: list[list[int]] = []
     for node in job.outlook.nodes:
+        if node is root:
+            found.append([])
+            continue
         above: list[Node] = []
         parent = node.parent
         while parent is not None and parent not in path_of:
@@ -196,18 +223,20 @@ def paths_of(job: LevelsJob) -> list[list[int]] | None:
 
 def reserved_cells(job: LevelsJob) -> list[int]:
     """Cells for the nodes that are fed, for which the slot takes memory. Raises RuntimeError if the blocks run out."""
-    slot = job.slot
-    free = [cell for cell in islice(slot.free_cells(len(job.line)), job.num_nodes_max) if cell < slot.num_cells]
-    slot.reserve(free[-1] + 1 if free else 0)
+    slot, line_end = job.slot, len(job.line)
+    free = [cell for cell in islice(slot.free_cells(line_end), job.num_nodes_max) if cell < slot.num_cells]
+    slot.reserve(free[-1] + 1 if free else line_end)
     return free
 
 
-def _write(job: LevelsJob, paths: Sequence[Sequence[int]], integers: array[int], reals: array[float]) -> None:
+def _write(
+    job: LevelsJob, paths: Sequence[Sequence[int]], unfed: Sequence[int], integers: array[int], reals: array[float]
+) -> None:
     """What the loop reads of one session."""
     slot, line, outlook = job.slot, job.line, job.outlook
     free = reserved_cells(job)
     integers.extend((slot.index, len(line), outlook.width, outlook.credit, outlook.max_length, job.vocab_size))
-    integers.extend((len(slot.blocks), len(free), *slot.blocks, *free, len(paths)))
+    integers.extend((len(slot.blocks), len(free), len(unfed), *slot.blocks, *free, *unfed, len(paths)))
     reals.extend((outlook.root.path_log_prob, outlook.log_floor, *outlook.log_acceptances))
     for node, path in zip(outlook.nodes, paths, strict=True):
         integers.extend((node.token_id, node.position, len(path), *path))

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "wanted.h"
+
 namespace outrider {
 
 // `work(context, part)` for each part below `num_parts`: the first on this thread, each other on a thread of its own.
@@ -21,9 +23,11 @@ void run_parts(void (*work)(const void* context, int64_t part), const void* cont
 // Says that operators follow: threads that sleep wake up, while this one prepares.
 void rouse();
 
-// `work(begin, end)` for parts that are all of 0 to `num`, of `grain` or more each, as even as may be.
+// `work(begin, end)` for parts that are all of 0 to `num`, of `grain` or more each, as even as may be; nothing if what
+// this thread computes is not wanted any more.
 template <typename Work>
 void share(int64_t num, int64_t grain, const Work& work) {
+  if (!WantedWhile::is_wanted()) return;
   const int64_t num_parts = std::min<int64_t>(at::get_num_threads(), num / std::max<int64_t>(1, grain));
   if (num_parts <= 1) {
     if (num > 0) work(0, num);

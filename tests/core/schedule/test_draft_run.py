@@ -14,7 +14,7 @@ from outrider.core.estimate.rhythm import Rhythm
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
-from outrider.core.schedule.draft_run import LEVELS_MAX, DraftRun, Level
+from outrider.core.schedule.draft_run import LEVELS_MAX, Burst, DraftRun, Level
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftStep
 from outrider.core.schedule.policy import DraftPolicy
@@ -84,20 +84,22 @@ def is_step(plan: object) -> bool:
     return isinstance(plan, DraftStep)
 
 
-def test_a_burst_ends_half_way_to_a_window_that_would_be_due() -> None:
+def test_a_burst_ends_where_a_window_would_be_due() -> None:
+    """By the number of levels that is foreseen, and by the time that so many take, if they turn out to be slower."""
     runs = Runs("a", verify_levels=40.0)
-    assert runs.run().burst(1.0) == 1  # the next guesses are worth a window
+    assert runs.run().burst(1.0, LEVELS_MAX) == Burst(1, 0.5 * LEVEL_SECONDS)  # the next guesses are worth a window
     state = runs.scheduler.sessions["a"].state
     state.tree.root.path_log_prob += 4.0  # as if all that is left were unlikely
     run = runs.run()
     gain_min = MESSAGE_SECONDS / Rhythm().token_seconds
     num_by_gain = math.ceil(gain_min / math.exp(state.best() or 0.0))
     assert 2 < num_by_gain < LEVELS_MAX
-    assert run.burst(1.0) == num_by_gain // 2
+    assert run.burst(1.0, LEVELS_MAX) == Burst(num_by_gain, (num_by_gain - 0.5) * LEVEL_SECONDS)
+    assert run.burst(1.0, 2).num_levels == 2
     run.settle([Level(num_by_gain, 1.0)])
-    assert run.burst(1.0) == 1
+    assert run.burst(1.0, LEVELS_MAX).num_levels == 1
     state.tree.root.path_log_prob += 3.0
-    assert runs.run().burst(1.0) == LEVELS_MAX // 2
+    assert runs.run().burst(1.0, LEVELS_MAX).num_levels == LEVELS_MAX
 
 
 def test_who_runs_says_how_far() -> None:
@@ -106,11 +108,31 @@ def test_who_runs_says_how_far() -> None:
     assert is_step(runs.scheduler.plan(0.0))
 
 
-def test_a_line_end_that_was_not_expanded_is_a_step() -> None:
-    """After a miss the first guesses go as soon as may be."""
+def test_after_a_miss_a_run_begins_at_the_end_of_the_line_and_sends_its_first_guesses_at_once() -> None:
+    runs = Runs("a", "b")
+    assert runs.run().burst(0.0, LEVELS_MAX).num_levels == 1
+    for key in "ab":
+        runs.scheduler.sessions[key].state.tree.root.path_log_prob += 7.0  # as if all that is left were unlikely
+    assert runs.run().burst(0.0, LEVELS_MAX).num_levels > 1
+    runs.commit("b", [50])
+    run = runs.run()
+    assert {part.session.key for part in run.parts} == {"a", "b"}
+    assert run.burst(0.0, LEVELS_MAX).num_levels == 1
+    root = runs.scheduler.sessions["b"].state.tree.root
+    [index] = [index for index, part in enumerate(run.parts) if part.session.key == "b"]
+    assert list(run.parts[index].nodes) == [root]
+    place = sum(len(part.nodes) for part in run.parts[:index])
+    run.grow([Expansion(index, -1 - place, root.token_id, [1, 2], [3, 17])])
+    [(key, drafted)] = runs.scheduler.settle_run(run, [Level(1, 1.0)], 0.0, 1.0)
+    assert key == "b"
+    assert isinstance(drafted, Drafted)
+    assert list(drafted.window.token_ids) == [1, 2]
+
+
+def test_a_device_that_does_not_begin_at_the_end_of_a_line_takes_a_step_there() -> None:
     runs = Runs("a", "b")
     runs.commit("b", [50])
-    step = runs.scheduler.plan(0.0, LEVELS_MAX)
+    step = runs.scheduler.plan(0.0, LEVELS_MAX, expands_lines=False)
     assert isinstance(step, DraftStep)
     runs.settle(step)
     assert {part.session.key for part in runs.run().parts} == {"a", "b"}
@@ -147,8 +169,8 @@ def test_what_a_run_has_drafted_is_sent_and_teaches_the_curve(monkeypatch: pytes
     run = runs.run()
     [part] = run.parts
     first = part.nodes[0]
-    run.grow([Expansion(0, -1, first.token_id, [1, 2], [1.0, 1.0])])
-    run.grow([Expansion(0, 0, 2, [1, 2], [1.0, 1.0])])
+    run.grow([Expansion(0, -1, first.token_id, [1, 2], [3, 17])])
+    run.grow([Expansion(0, 0, 2, [1, 2], [3, 17])])
     assert set(first.children[2].children) == {1, 2}
     assert first.proposals is not None
     [(key, drafted)] = runs.scheduler.settle_run(run, [Level(1, 2.0), Level(3, 4.0)], 0.0, 7.0)

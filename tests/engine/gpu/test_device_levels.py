@@ -127,7 +127,7 @@ def test_levels_are_queued_without_waiting(launches: Launches, monkeypatch: pyte
     job = LevelsJob(slot, line, outlook, VOCAB_SIZE, 64)
     launches.log.clear()
     with guarded(monkeypatch, META.type) as guard, torch.inference_mode():
-        loop = levels.begin([job], engine.tables, [1e-3] * NUM_ROWS, Interruption(torch.zeros(1).long(), 0), 0)
+        loop = levels.begin([job], engine.tables, [1e-3] * NUM_ROWS, Interruption(torch.zeros(2).long(), 0, 0), 0)
         assert loop is not None
         levels.replay(NUM_ROWS, 6)
     assert guard.num_copies == 3
