@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.columns import Column, default_console, in_terminal, number
+from bench.columns import MARK, Column, default_console, in_terminal, number
 from bench.gpu.floor import Row
 
 BENCHMARK = "outrider bench gpu"
@@ -16,9 +16,6 @@ FORMAT = 1
 
 GOALS = {"target": 1.4, "draft": 1.5}
 """Most that a step may take, by its floor."""
-
-MARK = "!"
-"""Behind a ratio beyond its goal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
