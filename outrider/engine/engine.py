@@ -16,8 +16,7 @@ from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compile.device_levels import DeviceLevelLoop
-from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
+from outrider.engine.compile.levels import Interruption, LevelsJob, Loop
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
@@ -288,9 +287,9 @@ class Engine:
         tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
-    ) -> Iterator[LevelLoop | DeviceLevelLoop | None]:
-        """A loop that drafts several levels in a row; see `DraftLevels.begin`. If the block raises, the slots of all
-        jobs are cleared."""
+    ) -> Iterator[Loop | None]:
+        """A loop that drafts several levels in a row; see `Levels.begin`. If the block raises, the slots of all jobs
+        are cleared."""
         levels = self._model.levels
         assert levels is not None
         try:

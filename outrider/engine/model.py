@@ -25,7 +25,7 @@ from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
 from outrider.engine.compile.fusion import fused, fusion_problem
 from outrider.engine.compile.graphs import CudaRecorder, StepGraphs
 from outrider.engine.compile.just_in_time import CompiledForward, compile_decoder
-from outrider.engine.compile.levels import DraftLevels
+from outrider.engine.compile.levels import DraftLevels, Levels
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.sample import fused as one_pass
@@ -69,7 +69,7 @@ class RaggedModel:
         """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
         self._tables = tables
         self._drafts = False
-        self.levels: DraftLevels | DeviceLevels | None = None
+        self.levels: Levels | None = None
         """Runs several levels of a draft in one call, if this model can."""
         self.no_levels = ""
         """Why levels of a draft are not captured, in words; empty if they are, or need not be."""

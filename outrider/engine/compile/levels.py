@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -61,8 +61,46 @@ class LevelsOutput(NamedTuple):
     """Level after level."""
 
 
+class Loop(Protocol):
+    """Drafts level after level. Nothing else may be done with its sessions until its end."""
+
+    def draft(self, num_levels: int) -> LevelsOutput:
+        """Up to so many levels more; fewer when there is nothing more to expand, or it is interrupted: then the first
+        call drafts one at least. Raises RuntimeError if a pass fails."""
+        ...
+
+    def end(self) -> None:
+        """Gives back the blocks that it did not need."""
+        ...
+
+
+class Levels(Protocol):
+    """Begins loops over what computes a level: a graph on a CPU (`DraftLevels`), or several on a GPU
+    (`device_levels.py`)."""
+
+    path: str
+    """See `Forward.path`."""
+
+    def begin(
+        self,
+        jobs: Sequence[LevelsJob],
+        tables: SamplingTables,
+        level_seconds: Sequence[float],
+        interruption: Interruption,
+        num_tokens_min: int,
+    ) -> Loop | None:
+        """A loop over these sessions; None if they have to draft step by step, such as where a slot lacks what stands
+        above a node, or holds one that is to be fed.
+
+        Tokens are chosen by `tables`, and `level_seconds` are what a level over 1, 2, ... nodes is expected to take;
+        there are no larger ones. Passes are padded to `num_tokens_min` tokens at least. Raises RuntimeError if the
+        blocks run out.
+        """
+        ...
+
+
 class DraftLevels:
-    """Begins loops over one graph."""
+    """Begins loops over one graph on a CPU. It is a `Levels`."""
 
     def __init__(
         self,
@@ -88,12 +126,7 @@ class DraftLevels:
         interruption: Interruption,
         num_tokens_min: int,
     ) -> LevelLoop | None:
-        """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed.
-
-        Tokens are chosen by `tables`, as `outrider.engine.sample.native.best_of` does, and `level_seconds` are what a
-        level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are padded to `num_tokens_min`
-        tokens at least. Raises RuntimeError if the blocks run out.
-        """
+        """See `Levels.begin`. Tokens are chosen as `outrider.engine.sample.native.best_of` does."""
         paths = [paths_of(job) for job in jobs]
         most = len(level_seconds)
         num_bins = len(jobs[0].outlook.log_acceptances)
@@ -118,7 +151,7 @@ class DraftLevels:
 
 
 class LevelLoop:
-    """Drafts level after level. Nothing else may be done with its sessions until its end."""
+    """A `Loop` over one graph."""
 
     def __init__(self, graph: DraftLevels, jobs: Sequence[LevelsJob], loop: Any) -> None:
         """`loop` is a `Levels` of `native/levels.cpp`."""
@@ -127,8 +160,7 @@ class LevelLoop:
         self._loop = loop
 
     def draft(self, num_levels: int) -> LevelsOutput:
-        """Up to so many levels more; fewer when there is nothing more to expand, or it is interrupted. The first one is
-        not. Raises RuntimeError if a pass fails."""
+        """See `Loop.draft`. It is interrupted between any two levels."""
         if self._graph.package is not None:
             found = self._loop.run(self._graph.package, num_levels)
         else:
@@ -138,7 +170,7 @@ class LevelLoop:
         return self._read(*(table.tolist() for table in found))
 
     def end(self) -> None:
-        """Gives back the blocks that it did not need."""
+        """See `Loop.end`."""
         for job in self._jobs:
             job.slot.settle()
 
