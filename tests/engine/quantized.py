@@ -154,11 +154,11 @@ LAYOUTS: Mapping[str, tuple[dict[str, Any], Callable[[Tensor], Quantized]]] = {
 """By name: what config.json says, and how a weight is quantized."""
 
 
-def stored(folder: Path, layout: str, family: str = "llama") -> PreTrainedModel:
+def stored(folder: Path, layout: str, family: str = "llama", layers: int = 1) -> PreTrainedModel:
     """Writes a tiny model of `family` into `folder` with all its linear layers but the head quantized; returns its
     twin with the weights that these stand for."""
     says, quantize = LAYOUTS[layout]
-    model = build(family, layers=1)
+    model = build(family, layers=layers)
     tensors = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":

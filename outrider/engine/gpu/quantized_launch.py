@@ -30,12 +30,13 @@ def product(
     codes: Tensor,
     scales: Tensor,
     zeros: Tensor | None,
+    order: Tensor | None,
     rows: int,
     columns: int,
 ) -> Tensor:
     """[M, N]: `x` times the transpose of the weight in few bits that the rest makes up, of the type of `x`.
 
-    The weight's inputs stand in order. Each of its numbers is exact in 16 bits, and sums are float32.
+    Each of the weight's numbers is exact in 16 bits, and sums are float32.
     """
     num_rows, num_inputs = x.shape
     num_outputs = codes.shape[0]
@@ -49,6 +50,7 @@ def product(
         codes.view(torch.uint8),
         scales,
         zeros,
+        order,
         output,
         num_rows,
         num_outputs,
@@ -58,6 +60,7 @@ def product(
         columns,
         SCALE_ROWS=rows,
         IS_INT4=zeros is not None,
+        HAS_ORDER=order is not None,
         ROWS=tile_rows,
         OUTPUTS=tile_outputs,
         INPUTS=inputs,

@@ -45,11 +45,16 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N], of the type of `x`."""
         weight = self.weight_in_few_bits
-        rows = x.reshape(-1, self.in_features)
-        if self.order is not None:
-            rows = rows.index_select(1, self.order)
         product = _opaque if torch.compiler.is_compiling() else _product
-        found = product(rows, weight.codes, weight.scales, weight.zeros, weight.rows, weight.columns)
+        found = product(
+            x.reshape(-1, weight.num_inputs),
+            weight.codes,
+            weight.scales,
+            weight.zeros,
+            weight.order,
+            weight.rows,
+            weight.columns,
+        )
         found = found if self.bias is None else found + self.bias
         return found.unflatten(0, x.shape[:-1])
 
@@ -59,22 +64,25 @@ def _product(
     codes: Tensor,
     scales: Tensor,
     zeros: Tensor | None,
+    order: Tensor | None,
     rows: int,
     columns: int,
 ) -> Tensor:
-    """[M, N]: `x` times the transpose of a weight whose columns stand in order."""
-    weight = QuantizedWeight(codes, scales, rows, columns, zeros)
+    """[M, N]: `x` times the transpose of a weight."""
+    weight = QuantizedWeight(codes, scales, rows, columns, zeros, order)
     if problem(x.device):
         return functional.linear(x, weight.dequantized(x.dtype))
     from outrider.engine.gpu.quantized_launch import product  # it wants Triton
 
-    return product(x, codes, scales, zeros, rows, columns)
+    return product(x, codes, scales, zeros, order, rows, columns)
 
 
 @torch.library.custom_op("outrider::quantized_product", mutates_args=())
-def _opaque(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, columns: int) -> Tensor:
+def _opaque(
+    x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, order: Tensor | None, rows: int, columns: int
+) -> Tensor:
     """`_product` as graph compilers see it."""
-    return _product(x, codes, scales, zeros, rows, columns)
+    return _product(x, codes, scales, zeros, order, rows, columns)
 
 
 @_opaque.register_fake
@@ -101,11 +109,12 @@ def _off(device: torch.device) -> float:
     fp8 = torch.randn(num_outputs, num_inputs, generator=random).to(torch.float8_e4m3fn)
     int4 = torch.randint(256, (num_outputs, num_inputs // 2), generator=random, dtype=torch.uint8)
     zeros = torch.randint(16, (num_outputs, num_inputs // columns), generator=random, dtype=torch.uint8)
+    order = torch.randperm(num_inputs, generator=random)
     tried = (
         QuantizedWeight(fp8.to(device), scales.to(device), rows, columns),
-        QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device)),
+        QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device), order.to(device)),
     )
-    found = [product(x, each.codes, each.scales, each.zeros, rows, columns) for each in tried]
+    found = [product(x, each.codes, each.scales, each.zeros, each.order, rows, columns) for each in tried]
     expected = [x.float() @ each.dequantized(torch.float32).T for each in tried]
     return difference(torch.cat(found), torch.cat(expected))
 

@@ -30,14 +30,14 @@ def fp8(num_outputs: int, num_inputs: int, rows: int, columns: int) -> Quantized
     return QuantizedWeight(codes.view(torch.float8_e4m3fn), scales, rows, columns)
 
 
-def int4(num_outputs: int, num_inputs: int, columns: int) -> QuantizedWeight:
+def int4(num_outputs: int, num_inputs: int, columns: int, order: Tensor | None = None) -> QuantizedWeight:
     numbers, zeros = (
         torch.randint(16, (num_outputs, size), generator=RANDOM, dtype=torch.uint8)
         for size in (num_inputs, num_inputs // columns)
     )
     scales = (torch.rand(num_outputs, num_inputs // columns, generator=RANDOM) / 15).half()
     assert torch.equal(unpacked(packed(numbers)), numbers)
-    return QuantizedWeight(packed(numbers), scales, 1, columns, zeros)
+    return QuantizedWeight(packed(numbers), scales, 1, columns, zeros, order)
 
 
 WEIGHTS = {
@@ -48,11 +48,12 @@ WEIGHTS = {
     "int4 in groups of 96": lambda: int4(24, 192, 96),
     "int4 in groups of 32": lambda: int4(40, 96, 32),
     "int4 in one group": lambda: int4(16, 160, 160),
+    "int4, inputs in another order": lambda: int4(40, 192, 96, torch.randperm(192, generator=RANDOM)),
 }
 
 
 def product(x: Tensor, weight: QuantizedWeight) -> Tensor:
-    return quantized_launch.product(x, weight.codes, weight.scales, weight.zeros, weight.rows, weight.columns)
+    return quantized_launch.product(x, weight.codes, weight.scales, weight.zeros, weight.order, weight.rows, weight.columns)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -87,7 +88,8 @@ def test_it_is_compared_with_torch_before_it_is_used(monkeypatch: pytest.MonkeyP
         assert "compute something else than torch does here" in tried(cpu)
 
 
-CASES = [*zip(("fp8", "int4", "fp8", "int4"), (9, 64, 64, 9), ARCHITECTURES, strict=True)]
+KINDS = ("fp8", "int4", "fp8", "int4, inputs in another order")
+CASES = [*zip(KINDS, (9, 64, 64, 9), ARCHITECTURES, strict=True)]
 
 
 @pytest.mark.parametrize(("kind", "num_rows", "architecture"), CASES, ids=str)
@@ -104,7 +106,8 @@ def test_it_compiles_for_real_layers(
             )
         else:
             codes, zeros = (torch.empty(14336, size, dtype=torch.uint8) for size in (2048, 32))
-            weight = QuantizedWeight(codes, torch.empty(14336, 32, dtype=torch.float16), 1, 128, zeros)
+            order = torch.empty(4096, dtype=torch.int64) if "order" in kind else None
+            weight = QuantizedWeight(codes, torch.empty(14336, 32, dtype=torch.float16), 1, 128, zeros, order)
     with logged() as launches:
         product(x, weight)
     (each,) = launches.log
