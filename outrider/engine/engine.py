@@ -184,17 +184,15 @@ class Engine:
         return job.slot.num_missing_blocks(job.line, len(job.token_ids))
 
     def warm_up(self) -> Iterator[int]:
-        """Runs, and so compiles, one batch of each compiled size; yields the size of each when it is done.
+        """Captures the step of each token bucket, for all lengths of context that it may have; yields its size when it
+        is done. Nothing, where nothing is to be captured.
 
-        On a CUDA device each token bucket is captured, for all lengths of context that a step may then have. Raises
-        UnsupportedModelError if the model cannot be compiled or captured; after `run_eagerly` it runs nevertheless.
+        Raises UnsupportedModelError if the model cannot be compiled or captured; after `run_eagerly` it runs
+        nevertheless.
         """
         for size in self._model.sizes:
             try:
-                if self._model.captures:
-                    self._model.capture(size)
-                else:
-                    self._run_once(size)
+                self._model.capture(size)
             except RuntimeError as error:  # of compilers, of CUDA and of its allocator
                 raise UnsupportedModelError(
                     f"this model cannot be compiled ({type(error).__name__}: {first_line(error)}); use --compile off"
@@ -212,13 +210,6 @@ class Engine:
     def run_eagerly(self) -> None:
         """From now on runs as if it had not been told to compile. Keys and values stay."""
         self._model.run_eagerly()
-
-    def _run_once(self, num_tokens: int) -> None:
-        slot = self._slots.acquire(shares=False)
-        try:
-            self.step([Job(slot, [0] * num_tokens)])
-        finally:
-            self.release(slot)
 
     @property
     def batch_invariant(self) -> bool:

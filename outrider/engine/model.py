@@ -15,7 +15,7 @@ from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, ModelFacts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.batch import COMPILED_SIZES, PackedBatch
+from outrider.engine.batch import PackedBatch
 from outrider.engine.compile.ahead import INVARIANT
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.decoder import Decoder
@@ -43,14 +43,15 @@ class RaggedModel:
         num_blocks: int,
         tables: SamplingTables,
         *,
-        compiled: bool = False,
-        captured: bool = False,
+        compiled: bool,
+        captured: bool,
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks. What is captured
         chooses tokens by `tables`.
 
-        Where layers attend by `tree`, small batches run as graphs that are compiled when first met, one for each size,
-        if `compiled`, and can be captured, compiled or not, if `captured`; see `capture`. Others run eagerly.
+        Where layers attend by `tree`, small batches can be captured, if `captured`; see `capture`. If `compiled`, the
+        smallest run as graphs that are compiled when first met, one for each size, and are captured so. Others run
+        eagerly.
 
         Raises UnsupportedModelError if the device has no room for the KV cache.
         """
@@ -125,10 +126,8 @@ class RaggedModel:
 
     @property
     def sizes(self) -> Sequence[int]:
-        """Numbers of tokens that are worth capturing, or else worth compiling, in the order in which to do it."""
-        if self._graphs is not None:
-            return self._graphs.buckets
-        return COMPILED_SIZES if any(isinstance(each, CompiledForward) for each in self.forwards) else ()
+        """Numbers of tokens that are worth capturing, in the order in which to do it."""
+        return () if self._graphs is None else self._graphs.buckets
 
     def export(self) -> None:
         """From now on runs the model's graph, operator by operator. The native operators are loaded.

@@ -14,8 +14,6 @@ from outrider.engine.gpu import launch, quantized_product
 _kernels: Any = quantized_product
 """What Triton's decorator makes of them is told to no type checker."""
 
-_WIDTH_MIN = 16
-"""Fewest rows and columns of a matrix instruction."""
 _ROWS_MAX = 64
 _OUTPUTS_MAX = 64
 _INPUTS_MAX = 128
@@ -41,7 +39,7 @@ def product(
     num_rows, num_inputs = x.shape
     num_outputs = codes.shape[0]
     output = x.new_empty(num_rows, num_outputs)
-    tile_rows = min(max(triton.next_power_of_2(num_rows), _WIDTH_MIN), _ROWS_MAX)
+    tile_rows = min(max(triton.next_power_of_2(num_rows), launch.WIDTH_MIN), _ROWS_MAX)
     row_tiles = triton.cdiv(num_rows, tile_rows)
     tile_outputs = _tile_outputs(num_outputs * row_tiles, launch.machine(x.device).num_processors)
     inputs = _INPUTS_MAX if columns >= num_inputs else gcd(columns, _INPUTS_MAX)
@@ -74,4 +72,4 @@ def product(
 def _tile_outputs(num_outputs: int, num_processors: int) -> int:
     """So many that every processor has a tile, where there are enough."""
     share = triton.next_power_of_2(max(num_outputs // num_processors, 1))
-    return min(max(share, _WIDTH_MIN), _OUTPUTS_MAX)
+    return min(max(share, launch.WIDTH_MIN), _OUTPUTS_MAX)
