@@ -157,8 +157,12 @@ LAYOUTS: Mapping[str, tuple[dict[str, Any], Callable[[Tensor], Quantized]]] = {
 def stored(folder: Path, layout: str, family: str = "llama", layers: int = 1) -> PreTrainedModel:
     """Writes a tiny model of `family` into `folder` with all its linear layers but the head quantized; returns its
     twin with the weights that these stand for."""
+    return store(build(family, layers=layers), folder, layout)
+
+
+def store(model: PreTrainedModel, folder: Path, layout: str) -> PreTrainedModel:
+    """The same with `model`, which becomes its twin."""
     says, quantize = LAYOUTS[layout]
-    model = build(family, layers=layers)
     tensors = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":

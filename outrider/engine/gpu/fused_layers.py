@@ -54,6 +54,8 @@ def problem(model: PreTrainedModel) -> str:
         return f"its layers are gated by {model.config.hidden_act}, not by silu"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "its modules have hooks"
+    if any("forward" in vars(module) for module in model.modules()):
+        return "its modules have a forward pass put over their own"
     if any(type(parameter) is not nn.Parameter for parameter in model.parameters()):
         return "its weights are divided, or of a type of their own"
     return ""

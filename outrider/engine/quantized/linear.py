@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from itertools import chain
 from typing import Literal
 
 import torch
@@ -23,15 +22,19 @@ _TOLERANCE = 1e-2
 class QuantizedLinear(nn.Module):
     """An `nn.Linear` over a quantized weight, which it never writes out whole where a kernel does the product."""
 
+    _hf_quantized_needs_local_tp = True
+    """Tells transformers that where a model is divided this has a rank's part already, and takes plain tensors."""
+
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
     order: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, whole: tuple[int, int] | None = None) -> None:
+        """`whole` are outputs and inputs of the whole layer, if `weight` is a rank's part of its own."""
         super().__init__()
-        self.out_features, self.in_features = weight.num_outputs, weight.num_inputs
+        self.out_features, self.in_features = whole or (weight.num_outputs, weight.num_inputs)
         self._rows, self._columns = weight.rows, weight.columns
         for name in ("codes", "scales", "zeros", "order"):
             self.register_buffer(name, getattr(weight, name))
@@ -121,8 +124,8 @@ def _off(device: torch.device) -> float:
 
 def num_parameters(model: nn.Module) -> int:
     """Of the whole model, a quantized weight's counted as what it stands for."""
-    few_bits = sum(layer.out_features * layer.in_features for layer in _layers(model))
-    return few_bits + sum(each.numel() for each in chain(model.parameters(), _biases(model)))
+    few_bits = sum(layer.out_features * (layer.in_features + (layer.bias is not None)) for layer in _layers(model))
+    return few_bits + sum(each.numel() for each in model.parameters())
 
 
 def weight_tensors(model: nn.Module) -> list[Tensor]:
@@ -140,6 +143,3 @@ def kept_as(model: nn.Module) -> Literal["full", "fp8", "int4"]:
 def _layers(model: nn.Module) -> list[QuantizedLinear]:
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
 
-
-def _biases(model: nn.Module) -> list[Tensor]:
-    return [layer.bias for layer in _layers(model) if layer.bias is not None]
