@@ -139,6 +139,14 @@ def test_a_worker_is_good_or_has_a_problem(replica: Replica, level: Level, words
     assert words in worker.text
 
 
+def test_a_worker_on_a_device_that_nobody_has_tried_is_noted() -> None:
+    target = TARGET._replace(device="cuda:0", unproven="no GPU has run this release")
+    verifier = Replica("a:1", "outrider.v1.VerifyService", True, "", target, None, 0)
+    _, worker, note = look_at_server(ServerInfo("1.0", 2, target, None, "", 0, (verifier,)), "1.0")
+    assert (worker.level, note.level) == (Level.GOOD, Level.NOTE)
+    assert note.text == "on cuda:0: no GPU has run this release"
+
+
 def test_what_hinders_a_server_is_named() -> None:
     verifier = Replica("a:1", "outrider.v1.VerifyService", True, "", TARGET._replace(batch_invariant=False), None, 0)
     found = list(look_at_server(ServerInfo("1.0", 2, TARGET, None, "no drafter", 0, (verifier,)), "1.1"))
