@@ -27,10 +27,10 @@ def product(
     x: Tensor,  # [M, K], of any stride but the last
     codes: Tensor,
     scales: Tensor,
-    zeros: Tensor | None,
-    order: Tensor | None,
     rows: int,
     columns: int,
+    zeros: Tensor | None,
+    order: Tensor | None,
 ) -> Tensor:
     """[M, N]: `x` times the transpose of the weight in few bits that the rest makes up, of the type of `x`.
 

@@ -48,44 +48,27 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N], of the type of `x`."""
         weight = self.weight_in_few_bits
-        product = _opaque if torch.compiler.is_compiling() else _product
-        found = product(
-            x.reshape(-1, weight.num_inputs),
-            weight.codes,
-            weight.scales,
-            weight.zeros,
-            weight.order,
-            weight.rows,
-            weight.columns,
-        )
+        rows = x.reshape(-1, weight.num_inputs)
+        found = _opaque(rows, *weight) if torch.compiler.is_compiling() else _product(rows, weight)
         found = found if self.bias is None else found + self.bias
         return found.unflatten(0, x.shape[:-1])
 
 
-def _product(
-    x: Tensor,  # [M, K]
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    order: Tensor | None,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    """[M, N]: `x` times the transpose of a weight."""
-    weight = QuantizedWeight(codes, scales, rows, columns, zeros, order)
+def _product(x: Tensor, weight: QuantizedWeight) -> Tensor:
+    """[M, N]: `x` [M, K] times the transpose of a weight."""
     if problem(x.device):
         return functional.linear(x, weight.dequantized(x.dtype))
     from outrider.engine.gpu.quantized_launch import product  # it wants Triton
 
-    return product(x, codes, scales, zeros, order, rows, columns)
+    return product(x, *weight)
 
 
 @torch.library.custom_op("outrider::quantized_product", mutates_args=())
 def _opaque(
-    x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, order: Tensor | None, rows: int, columns: int
+    x: Tensor, codes: Tensor, scales: Tensor, rows: int, columns: int, zeros: Tensor | None, order: Tensor | None
 ) -> Tensor:
     """`_product` as graph compilers see it."""
-    return _product(x, codes, scales, zeros, order, rows, columns)
+    return _product(x, QuantizedWeight(codes, scales, rows, columns, zeros, order))
 
 
 @_opaque.register_fake
@@ -117,7 +100,7 @@ def _off(device: torch.device) -> float:
         QuantizedWeight(fp8.to(device), scales.to(device), rows, columns),
         QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device), order.to(device)),
     )
-    found = [product(x, each.codes, each.scales, each.zeros, each.order, rows, columns) for each in tried]
+    found = [product(x, *each) for each in tried]
     expected = [x.float() @ each.dequantized(torch.float32).T for each in tried]
     return difference(torch.cat(found), torch.cat(expected))
 

@@ -52,20 +52,16 @@ def inputs_of(weight: QuantizedWeight, part: Part) -> QuantizedWeight:
     inputs = part.of(weight.num_inputs, "inputs")
     if weight.order is not None:
         raise part.refusal("its inputs stand in an order of their own (desc_act)")
-    codes = weight.codes
-    per_byte = weight.num_inputs // codes.shape[1]
-    share = inputs.stop - inputs.start
-    if weight.columns >= weight.num_inputs and per_byte == 1:  # a scale for an output, whatever its inputs
-        return QuantizedWeight(codes[:, inputs].clone(), weight.scales, weight.rows, share)
-    columns = gcd(weight.columns, share)
-    if columns % PIECE:
+    share, group = inputs.stop - inputs.start, min(weight.columns, weight.num_inputs)
+    per_byte, columns = weight.num_inputs // weight.codes.shape[1], gcd(group, share)
+    if columns % PIECE and (per_byte > 1 or columns < share):
         raise part.refusal(f"{share} inputs are no whole groups of {PIECE}")
 
-    def cut(of_groups: Tensor) -> Tensor:
-        finer = of_groups.repeat_interleave(weight.columns // columns, 1)
-        return finer[:, inputs.start // columns : inputs.stop // columns].contiguous()
+    def own(numbers: Tensor, inputs_each: int) -> Tensor:
+        return numbers[:, inputs.start // inputs_each : inputs.stop // inputs_each].clone()
 
-    own_codes = codes[:, inputs.start // per_byte : inputs.stop // per_byte].contiguous()
-    return QuantizedWeight(
-        own_codes, cut(weight.scales), weight.rows, columns, None if weight.zeros is None else cut(weight.zeros)
-    )
+    def finer(of_groups: Tensor) -> Tensor:
+        return own(of_groups.repeat_interleave(group // columns, 1), columns)
+
+    zeros = None if weight.zeros is None else finer(weight.zeros)
+    return QuantizedWeight(own(weight.codes, per_byte), finer(weight.scales), weight.rows, columns, zeros)

@@ -52,10 +52,6 @@ WEIGHTS = {
 }
 
 
-def product(x: Tensor, weight: QuantizedWeight) -> Tensor:
-    return quantized_launch.product(x, weight.codes, weight.scales, weight.zeros, weight.order, weight.rows, weight.columns)
-
-
 @pytest.mark.parametrize("name", WEIGHTS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-3)])
 def test_it_is_the_product_with_the_dense_twin(name: str, dtype: torch.dtype, tolerance: float) -> None:
@@ -63,7 +59,7 @@ def test_it_is_the_product_with_the_dense_twin(name: str, dtype: torch.dtype, to
     x = torch.randn(70 if name == "int4 in groups of 32" else 5, weight.num_inputs, generator=RANDOM).to(dtype)
     expected = x.double() @ weight.dequantized(torch.float64).T
     with interpreted(quantized_product):
-        found = product(x, weight)
+        found = quantized_launch.product(x, *weight)
     assert found.dtype == dtype
     assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
@@ -109,7 +105,7 @@ def test_it_compiles_for_real_layers(
             order = torch.empty(4096, dtype=torch.int64) if "order" in kind else None
             weight = QuantizedWeight(codes, torch.empty(14336, 32, dtype=torch.float16), 1, 128, zeros, order)
     with logged() as launches:
-        product(x, weight)
+        quantized_launch.product(x, *weight)
     (each,) = launches.log
     kernel = compiled(each, architecture.capability)
     assert kernel.metadata.shared <= architecture.shared_bytes
