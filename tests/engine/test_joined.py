@@ -11,10 +11,12 @@ from torch.nn import functional
 
 from outrider.engine.compile.joined import joined
 from outrider.engine.quantized.linear import QuantizedLinear
-from outrider.engine.quantized.weight import QuantizedWeight, packed
+from outrider.engine.quantized.weight import QuantizedWeight
+from tests.engine.quantized import fp8, int4
 
 RANDOM = torch.Generator().manual_seed(3)
 NUM_INPUTS = 64
+"""Of all weights here."""
 
 
 class Other(nn.Linear):
@@ -33,35 +35,21 @@ def test_plain_layers_are_one_product_and_others_are_called_as_they_are() -> Non
     torch.testing.assert_close(one[:, :4], functional.linear(x, plain.weight, plain.bias))
 
 
-def fp8(num_outputs: int, rows: int, columns: int = 32) -> QuantizedWeight:
-    codes = torch.randn(num_outputs, NUM_INPUTS, generator=RANDOM).to(torch.float8_e4m3fn)
-    return QuantizedWeight(
-        codes, torch.rand(-(-num_outputs // rows), NUM_INPUTS // columns, generator=RANDOM), rows, columns
-    )
-
-
-def int4(num_outputs: int, order: Tensor | None = None) -> QuantizedWeight:
-    numbers, zeros = (
-        torch.randint(16, (num_outputs, size), generator=RANDOM, dtype=torch.uint8) for size in (NUM_INPUTS, 2)
-    )
-    return QuantizedWeight(packed(numbers), torch.rand(num_outputs, 2, generator=RANDOM), 1, 32, zeros, order)
-
-
 ORDER = torch.randperm(NUM_INPUTS, generator=RANDOM)
 
 ONE = {
-    "a scale for an output": [fp8(8, 1), fp8(6, 1)],
-    "blocks, the last of which is cut": [fp8(48, 24), fp8(24, 24), fp8(30, 24)],
-    "int4": [int4(8), int4(16)],
-    "int4, the same order": [int4(8, ORDER), int4(16, ORDER.clone())],
+    "a scale for an output": [fp8(8, 64, 1, 64), fp8(6, 64, 1, 64)],
+    "blocks, the last of which is cut": [fp8(48, 64, 24, 32), fp8(24, 64, 24, 32), fp8(30, 64, 24, 32)],
+    "int4": [int4(8, 64, 32), int4(16, 64, 32)],
+    "int4, the same order": [int4(8, 64, 32, ORDER), int4(16, 64, 32, ORDER.clone())],
 }
 SEVERAL = {
-    "a block that goes beyond its layer": [fp8(30, 24), fp8(24, 24)],
-    "blocks of other sizes": [fp8(24, 24), fp8(24, 12)],
-    "groups of other sizes": [fp8(24, 24, 32), fp8(24, 24, 64)],
-    "other bits": [int4(8), fp8(8, 1)],
-    "an order of its own": [int4(8, ORDER), int4(8, ORDER.flip(0))],
-    "an order of one alone": [int4(8), int4(8, ORDER)],
+    "a block that goes beyond its layer": [fp8(30, 64, 24, 32), fp8(24, 64, 24, 32)],
+    "blocks of other sizes": [fp8(24, 64, 24, 32), fp8(24, 64, 12, 32)],
+    "groups of other sizes": [fp8(24, 64, 24, 32), fp8(24, 64, 24, 64)],
+    "other bits": [int4(8, 64, 64), fp8(8, 64, 1, 64)],
+    "an order of its own": [int4(8, 64, 32, ORDER), int4(8, 64, 32, ORDER.flip(0))],
+    "an order of one alone": [int4(8, 64, 32), int4(8, 64, 32, ORDER)],
 }
 
 
@@ -97,5 +85,5 @@ def test_weights_in_few_bits_of_several_kinds_are_called_one_by_one(name: str) -
 
 
 def test_a_bias_of_one_alone() -> None:
-    x, layers = torch.randn(5, NUM_INPUTS, generator=RANDOM), [*layers_of([int4(8)]), *layers_of([int4(8)], biased=True)]
+    x, layers = torch.randn(5, NUM_INPUTS, generator=RANDOM), [*layers_of([int4(8, 64, 32)]), *layers_of([int4(8, 64, 32)], biased=True)]
     assert torch.equal(joined(*layers)(x), torch.cat([layer(x) for layer in layers], -1))

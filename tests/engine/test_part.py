@@ -6,30 +6,15 @@ from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from torch import Tensor
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.division import part_of
 from outrider.engine.quantized.part import Part, inputs_of, outputs_of
-from outrider.engine.quantized.weight import QuantizedWeight, packed
+from outrider.engine.quantized.weight import QuantizedWeight
+from tests.engine.quantized import fp8, int4
 from tests.engine.tiny_models import build
 
 RANDOM = torch.Generator().manual_seed(7)
-
-
-def fp8(num_outputs: int, num_inputs: int, rows: int, columns: int) -> QuantizedWeight:
-    codes = torch.randn(num_outputs, num_inputs, generator=RANDOM).to(torch.float8_e4m3fn)
-    scales = torch.rand(-(-num_outputs // rows), -(-num_inputs // columns), generator=RANDOM)
-    return QuantizedWeight(codes, scales, rows, columns)
-
-
-def int4(num_outputs: int, num_inputs: int, columns: int, order: Tensor | None = None) -> QuantizedWeight:
-    numbers, zeros = (
-        torch.randint(16, (num_outputs, size), generator=RANDOM, dtype=torch.uint8)
-        for size in (num_inputs, num_inputs // columns)
-    )
-    scales = torch.rand(num_outputs, num_inputs // columns, generator=RANDOM).half()
-    return QuantizedWeight(packed(numbers), scales, 1, columns, zeros, order)
 
 
 WEIGHTS: Mapping[str, Callable[[], QuantizedWeight]] = {

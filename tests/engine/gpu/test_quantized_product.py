@@ -9,35 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from outrider.engine.gpu import launch, quantized_launch, quantized_product
 from outrider.engine.quantized import linear
-from outrider.engine.quantized.weight import QuantizedWeight, packed, unpacked
+from outrider.engine.quantized.weight import QuantizedWeight
 from tests.engine.gpu.interpreter import interpreted
 from tests.engine.gpu.launches import logged
 from tests.engine.gpu.test_compiled_kernels import ARCHITECTURES, Architecture, compiled, spilled_bytes
-from tests.engine.quantized import stored
+from tests.engine.quantized import fp8, int4, stored
 from tests.engine.test_quantized import kept, logits
 
 RANDOM = torch.Generator().manual_seed(5)
-
-
-def fp8(num_outputs: int, num_inputs: int, rows: int, columns: int) -> QuantizedWeight:
-    codes = torch.randint(256, (num_outputs, num_inputs), generator=RANDOM, dtype=torch.uint8)
-    codes[(codes & 0x7F) == 0x7F] = 0  # all numbers that there are, but what is none
-    scales = torch.rand(-(-num_outputs // rows), -(-num_inputs // columns), generator=RANDOM) / 448
-    return QuantizedWeight(codes.view(torch.float8_e4m3fn), scales, rows, columns)
-
-
-def int4(num_outputs: int, num_inputs: int, columns: int, order: Tensor | None = None) -> QuantizedWeight:
-    numbers, zeros = (
-        torch.randint(16, (num_outputs, size), generator=RANDOM, dtype=torch.uint8)
-        for size in (num_inputs, num_inputs // columns)
-    )
-    scales = (torch.rand(num_outputs, num_inputs // columns, generator=RANDOM) / 15).half()
-    assert torch.equal(unpacked(packed(numbers)), numbers)
-    return QuantizedWeight(packed(numbers), scales, 1, columns, zeros, order)
 
 
 WEIGHTS = {
