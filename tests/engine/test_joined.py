@@ -85,5 +85,8 @@ def test_weights_in_few_bits_of_several_kinds_are_called_one_by_one(name: str) -
 
 
 def test_a_bias_of_one_alone() -> None:
-    x, layers = torch.randn(5, NUM_INPUTS, generator=RANDOM), [*layers_of([int4(8, 64, 32)]), *layers_of([int4(8, 64, 32)], biased=True)]
+    x, layers = (
+        torch.randn(5, NUM_INPUTS, generator=RANDOM),
+        [*layers_of([int4(8, 64, 32)]), *layers_of([int4(8, 64, 32)], biased=True)],
+    )
     assert torch.equal(joined(*layers)(x), torch.cat([layer(x) for layer in layers], -1))

@@ -28,7 +28,8 @@ from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.load import self_check
 from outrider.engine.load.positions import check_positions
 from outrider.engine.load.probe import LayerFacts, probe_layers
-from tests.engine.architectures import ARCHITECTURES, SHAPE as LARGER
+from tests.engine.architectures import ARCHITECTURES
+from tests.engine.architectures import SHAPE as LARGER
 
 CONTEXT = 128
 SHAPE: Mapping[str, Any] = {**LARGER, "hidden_size": 32, "intermediate_size": 48}

@@ -66,7 +66,9 @@ def test_a_rule_that_is_not_known_is_refused_in_words() -> None:
     assert part_of(model, name, weight, None, Part(1, 2)).codes.shape == (32, 16)
     assert part_of(model, "model.other", weight, None, Part(1, 2)).codes.shape == (32, 32)
     model._tp_plan = {"model.layers.*.self_attn.o_proj": "packed_rowwise"}
-    with pytest.raises(UnsupportedModelError, match="divides model.layers.0.self_attn.o_proj by the rule packed_row"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"divides model\.layers\.0\.self_attn\.o_proj by the rule packed_row"
+    ):
         part_of(model, name, weight, None, Part(1, 2))
 
 

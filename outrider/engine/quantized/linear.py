@@ -125,4 +125,3 @@ def kept_as(model: nn.Module) -> Literal["full", "fp8", "int4"]:
 
 def _layers(model: nn.Module) -> list[QuantizedLinear]:
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-
