@@ -175,7 +175,7 @@ class Rounds:
                 parents,
                 [(len(session.line) + node) % self._engine.vocab_size for node in range(num_nodes)],
                 range(LINE_END, num_nodes),
-                num_choices,
+                num_choices=num_choices,
             )
             for session in sessions
         ]

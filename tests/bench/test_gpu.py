@@ -126,7 +126,7 @@ def test_random_weights_follow_from_the_seed() -> None:
 
 
 def test_rows_grow_by_context_and_those_without_room_are_named() -> None:
-    growth = Growth(num_rounds=4, num_tokens=5)
+    growth = Growth(num_rounds=4, num_tokens=10)
     needed = growth.cells(100)
     planned = plan((3, 1), (9, 1), (1000, 100), growth, kv_tokens_max=3 * needed)
     assert planned.rows == [

@@ -61,7 +61,7 @@ def test_a_replayed_step_chooses_by_the_definition() -> None:
     assert num_choices == 1
     lines = [random_line(5, seed=seed) for seed in range(len(slots))]
     jobs = [
-        Job(slot, line, [LINE_END, 0], [1, 2], range(LINE_END, 2), num_choices)
+        Job(slot, line, [LINE_END, 0], [1, 2], range(LINE_END, 2), num_choices=num_choices)
         for slot, line in zip(slots, lines, strict=True)
     ]
     with never_waiting():

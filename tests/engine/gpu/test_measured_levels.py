@@ -17,7 +17,8 @@ REACH, READS = Reach(gb_per_s=1.0, tflops=1.0), Reads(weight_bytes=4000, num_wei
 
 
 @pytest.mark.usefixtures("willing_to_choose")
-def test_a_run_of_levels_is_measured_beside_as_many_steps(launches: Launches) -> None:
+def test_a_run_of_levels_is_measured_beside_as_many_steps(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.gpu.run.NUM_WARM_UPS", 0)
     engine = engine_of(at_once=True)
     rounds = Rounds(engine, propose, forced(0.0, 1), PlayedClock(1.5))
     row = level_of(Row(2, 1, 40))
