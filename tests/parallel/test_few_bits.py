@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,10 +23,10 @@ LAYOUTS = {"fp8 in blocks": "fp8", "awq": "int4"}
 
 def wide() -> PreTrainedModel:
     """Whose layers have whole groups of 32 inputs for each rank, and biases."""
-    shape = {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    shape: dict[str, Any] = {"vocab_size": VOCAB_SIZE, "hidden_size": 64, "intermediate_size": 128}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256}
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**shape, **heads, initializer_range=0.3)).eval()
+    model = Qwen2ForCausalLM(Qwen2Config(**shape, **heads, num_hidden_layers=1, initializer_range=0.3)).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter)
@@ -43,8 +44,8 @@ def test_both_parts_together_compute_what_the_dense_twin_does(tmp_path: Path, mo
             assert num_parameters(model) == sum(each.numel() for each in twin.parameters())
             for name, layer in model.named_modules():
                 if isinstance(layer, QuantizedLinear):
-                    weight = layer.weight_in_few_bits
-                    assert weight.num_outputs * weight.num_inputs * NUM_RANKS == twin.get_submodule(name).weight.numel()
+                    own, whole = layer.weight_in_few_bits, dict(twin.named_parameters())[f"{name}.weight"]
+                    assert own.num_outputs * own.num_inputs * NUM_RANKS == whole.numel()
             logits = engine.step([Job(engine.acquire(), line, [LINE_END, 0], [1, 2], range(LINE_END, 2))]).logits
             with torch.inference_mode():
                 expected = twin(input_ids=torch.tensor([[*line, 1, 2]]), use_cache=False).logits[0, -3:]

@@ -41,7 +41,8 @@ OWN = {"add_and_normalize": 2, "rotate": 1, "attend": 1, "combine": 1, "gate": 1
 
 def unreal(family: str, layers: int, dtype: torch.dtype = torch.float32) -> Engine:
     """An engine whose tensors have no content."""
-    return engine_of(build(family, layers=layers).to("meta", dtype))
+    model: Any = build(family, layers=layers)
+    return engine_of(model.to("meta", dtype))
 
 
 def engine_of(model: PreTrainedModel) -> Engine:
