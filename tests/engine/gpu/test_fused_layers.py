@@ -80,8 +80,9 @@ def test_launches_of_a_layer_in_few_bits(
     found: list[Counter[str]] = []
     for layers in (1, 2):
         stored(tmp_path, layout, family, layers=layers)
+        model: Any = kept(tmp_path, torch.bfloat16)
         with logged():  # its layers are looked at, too
-            engine = engine_of(kept(tmp_path, torch.bfloat16).to("meta"))
+            engine = engine_of(model.to("meta"))
         found.append(listened(engine))
     layer = found[1] - found[0]
     assert layer == Counter(OWN | {"multiply": 4})
