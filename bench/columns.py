@@ -13,6 +13,9 @@ from rich.table import Table
 WIDTH = 118
 """Columns where the output is not a terminal's: as many as the widest table needs."""
 
+MARK = "!"
+"""Behind a figure that misses its goal."""
+
 Row = TypeVar("Row")
 Rows = Iterable[tuple[str, Row]]
 """What a table shows, and what each row is called."""

@@ -68,6 +68,8 @@ def loaded(
         compiled=captured and not compiler_problem(device),
         captured=captured,
     )
+    if role == "draft":
+        engine.draft_levels()
     not_compiled = why_not_compiled(engine, "auto") if captured else []
     reads = reads_of(model, engine.kv_bytes_per_token)
     said = Said(

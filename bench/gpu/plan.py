@@ -7,13 +7,11 @@ from itertools import product
 from typing import NamedTuple
 
 from bench.gpu.floor import Row
+from outrider.engine.gpu.work_list import PAGE_CELLS
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 
 LINE_TOKENS_MIN = 16
 """The context of steps that have next to none: what they take is not for attention."""
-
-BLOCK_CELLS_MAX = 256
-"""Most cells of a block of the KV cache that any attention backend asks for."""
 
 
 class Plan(NamedTuple):
@@ -41,7 +39,7 @@ class Growth(NamedTuple):
 
     def cells(self, num_context_tokens: int) -> int:
         """Of a session: its line, its tree, and the rest of its last block."""
-        return num_context_tokens + self.line_tokens + TREE_CELLS_MAX + BLOCK_CELLS_MAX
+        return num_context_tokens + self.line_tokens + TREE_CELLS_MAX + PAGE_CELLS
 
 
 def plan(

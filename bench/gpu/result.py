@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.columns import Column, default_console, in_terminal, number
+from bench.columns import MARK, Column, default_console, in_terminal, number
 from bench.gpu.floor import Row
 
 BENCHMARK = "outrider bench gpu"
@@ -16,9 +16,6 @@ FORMAT = 1
 
 GOALS = {"target": 1.4, "draft": 1.5}
 """Most that a step may take, by its floor."""
-
-MARK = "!"
-"""Behind a ratio beyond its goal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +32,14 @@ class Measured:
     path: str
     """The way that the step went through the model."""
     floor_ms: float
-    forward_ms: float
-    """Of the forward pass alone."""
-    attention_ms: float
+    num_levels: int = 1
+    """Such steps in a row, which the device takes by itself."""
+    forward_ms: float | None = None
+    """Of the forward pass alone, or with the choice of tokens where that ends its graph; None of several levels."""
+    attention_ms: float | None = None
     """By how much that is longer than the same one with next to no context."""
     step_ms: float
-    """Until tokens are chosen."""
+    """Until tokens are chosen, of all levels."""
     tokens_per_second: float | None = None
     """What verifying alone would give all sessions, at the acceptance that is forced."""
     kernels_per_layer: float | None = None
@@ -109,9 +108,10 @@ class Result:
     """vLLM's version."""
 
 
-def row_name(role: str, row: Row) -> str:
+def row_name(role: str, row: Row, num_levels: int = 1) -> str:
     """As tables call a row."""
-    return f"{role} {row.num_sessions} x {row.num_tokens}, {row.num_context_tokens}"
+    levels = f", {num_levels} levels" if num_levels > 1 else ""
+    return f"{role} {row.num_sessions} x {row.num_tokens}, {row.num_context_tokens}{levels}"
 
 
 _COLUMNS = (
@@ -139,7 +139,10 @@ def columns(result: Result) -> list[Column[Measured]]:
 
 def sections(result: Result) -> list[list[tuple[str, Measured]]]:
     """The rows of each model."""
-    return [[(row_name(role, row.row), row) for row in result.rows if row.role == role] for role in result.engines]
+    return [
+        [(row_name(role, row.row, row.num_levels), row) for row in result.rows if row.role == role]
+        for role in result.engines
+    ]
 
 
 def heading(result: Result) -> str:
@@ -163,6 +166,8 @@ def legend(result: Result) -> str:
         f"({MARK}). tokens/s: of all sessions, were drafts there at once and each right with a chance of "
         f"{acceptance:g}, which is forced."
     ]
+    if any(row.num_levels > 1 for row in result.rows):
+        said.append("levels: so many levels of a draft in one run, as a drafter has them; the floor of as many steps.")
     if result.no_room:
         said.append(f"No room for keys and values: {'; '.join(result.no_room)}.")
     if result.rival:

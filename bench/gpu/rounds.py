@@ -11,11 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bench.gpu.clock import Clock
 from bench.gpu.floor import Row
+from bench.gpu.levels import NUM_LEVELS, TREE_WIDTH, level_job, level_size
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine.compile.levels import Interruption
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.slots import Slot
@@ -25,16 +28,27 @@ from outrider.engine.sample.sampler import Sampler
 NUM_WARM_UPS = 3
 """Steps of each row that do not count: at the first, kernels are made and chosen."""
 
-TREE_WIDTH = 2
-"""Nodes of a level of a tree, children of the first one of the level above."""
-
 SAMPLING = SamplingParams(temperature=0.8, seed=1)
 
 Acceptance = Callable[[int, int, int], int]
 """Given a session, the length of its line and the number of levels of its tree: how many levels are accepted."""
 
-Decide = Callable[[Sampler, Tensor, Sequence[LogitsRow]], object]
-"""What becomes of a step's logits [R, V], whose rows those are."""
+
+class Decide(NamedTuple):
+    """What becomes of a step's logits."""
+
+    num_proposed: int
+    """Tokens that a drafter proposes for each row; 0: a verifier chooses one."""
+
+    def __call__(self, sampler: Sampler, logits: Tensor, rows: Sequence[LogitsRow], best: Tensor | None) -> object:
+        """The tokens of `rows`, whose logits those are; `best` is what the step chose by itself."""
+        if self.num_proposed:
+            return sampler.propose(logits, rows, self.num_proposed, best=best)
+        return sampler.choose(logits, rows, best=best)
+
+
+choose, propose = Decide(0), Decide(TREE_WIDTH)
+"""As a verifier does, and as a drafter."""
 
 
 def forced(rate: float, seed: int) -> Acceptance:
@@ -47,16 +61,6 @@ def forced(rate: float, seed: int) -> Acceptance:
     return accepted
 
 
-def choose(sampler: Sampler, logits: Tensor, rows: Sequence[LogitsRow]) -> object:
-    """As a verifier does."""
-    return sampler.choose(logits, rows)
-
-
-def propose(sampler: Sampler, logits: Tensor, rows: Sequence[LogitsRow]) -> object:
-    """As a drafter does."""
-    return sampler.propose(logits, rows, TREE_WIDTH)
-
-
 def most_committed(num_tokens: int) -> int:
     """Tokens that a round over so many adds to a line at most: one of each level of its tree, and the target's own."""
     return max(_depths(num_tokens - 1), default=0) + 1
@@ -66,7 +70,7 @@ class Taken(NamedTuple):
     """What a step took, in ms."""
 
     forward_ms: float
-    """Its forward pass: from the first thing that is queued to the last logit."""
+    """Its forward pass: from the first thing that is queued to the last logit, or to the choice that ends its graph."""
     step_ms: float
     """Until its tokens are chosen, and the host knows them."""
     num_accepted: int
@@ -87,7 +91,7 @@ class Rounds:
         self._decide = decide
         self._acceptance = acceptance
         self._clock = clock
-        self._sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device)
+        self._sampler = Sampler(engine.vocab_size, engine.max_sessions, engine.device, tables=engine.tables)
         self._sessions: list[_Session] = []
         for _ in range(engine.max_sessions):
             slot = engine.acquire(shares=False)
@@ -117,9 +121,9 @@ class Rounds:
         depths = _depths(row.num_tokens - 1)
         places = [LogitsRow(job.slot.index, len(job.line) + depth) for job in jobs for depth in (0, *depths)]
         started = self._clock.now()
-        logits = self._engine.step(jobs, len(jobs)).logits
+        output = self._engine.step(jobs, len(jobs))
         computed = self._clock.now()
-        self._decide(self._sampler, logits, places)
+        self._decide(self._sampler, output.logits, places, output.best)
         decided = self._clock.now()
         forward_ms, step_ms = (self._clock.ms(started, end) for end in (computed, decided))
         num_accepted = 0
@@ -130,16 +134,40 @@ class Rounds:
             session.line.append(_token(number, len(session.line), self._engine.vocab_size))
         return Taken(forward_ms, step_ms, num_accepted)
 
+    def levels(self, row: Row) -> float | None:
+        """Ms of a run of levels below the lines of the row's sessions, until the host knows what was drafted; None if
+        they have to be drafted step by step."""
+        engine, sessions = self._engine, self._sessions[: row.num_sessions]
+        for session in sessions:
+            session.slot.align(session.line[:-1])  # what the run before has drafted falls away
+        engine.step([Job(session.slot, session.line) for session in sessions])
+        tables = self._sampler.tables([session.slot.index for session in sessions])
+        assert tables is not None
+        jobs = [level_job(session.slot, session.line, engine.vocab_size) for session in sessions]
+        level_seconds = [1.0] * level_size(row.num_sessions)
+        started = self._clock.now()
+        with engine.level_loop(jobs, tables, level_seconds, Interruption(torch.zeros(1, dtype=torch.int64), 0)) as loop:
+            levels = [] if loop is None else loop.draft(NUM_LEVELS).levels
+            ended = self._clock.now()
+        return self._clock.ms(started, ended) if len(levels) == NUM_LEVELS else None
+
+    @property
+    def path(self) -> str:
+        """The way that the latest step or run went."""
+        return self._engine.path
+
     def forward(self, row: Row) -> Tensor:
         """The logits of a round whose outcome nobody looks at: it can be run again."""
         return self._engine.step(self._jobs(row), row.num_sessions).logits
 
     def _jobs(self, row: Row) -> list[Job]:
         """Each feeds one token of its line, and a tree."""
-        num_nodes = row.num_tokens - 1
+        num_nodes, sessions = row.num_tokens - 1, self._sessions[: row.num_sessions]
         parents = [
             TREE_WIDTH * (node // TREE_WIDTH - 1) if node >= TREE_WIDTH else LINE_END for node in range(num_nodes)
         ]
+        slots = [session.slot.index for session in sessions]
+        num_choices = self._sampler.num_choices(slots, self._decide.num_proposed)
         return [
             Job(
                 session.slot,
@@ -147,8 +175,9 @@ class Rounds:
                 parents,
                 [(len(session.line) + node) % self._engine.vocab_size for node in range(num_nodes)],
                 range(LINE_END, num_nodes),
+                num_choices=num_choices,
             )
-            for session in self._sessions[: row.num_sessions]
+            for session in sessions
         ]
 
 

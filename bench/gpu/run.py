@@ -15,8 +15,9 @@ from transformers import PreTrainedConfig
 from bench.gpu import pieces, rival
 from bench.gpu.clock import Clock, clock_of
 from bench.gpu.device import device_of, facts
-from bench.gpu.floor import Reach, Row, floor_ms
+from bench.gpu.floor import Reach, Reads, Row, floor_ms
 from bench.gpu.kernels import num_kernels
+from bench.gpu.levels import NUM_LEVELS, level_of
 from bench.gpu.loading import Loaded, loaded
 from bench.gpu.options import TINY, GpuOptions
 from bench.gpu.reach import measured_reach
@@ -98,9 +99,13 @@ def _measured(
     rows: list[Measured] = []
     for row in model.plan.rows:
         found = taken(row)
-        path = model.engine.path
+        path = rounds.path
         kernels = num_kernels(lambda row=row: rounds.forward(row), device)
         rows.append(_row(asked, model, row, reach, found, bare_ms[pieces.bare(row)], path, kernels))
+    if asked.role == "draft" and model.engine.runs_levels:
+        for row in dict.fromkeys(map(level_of, model.plan.rows)):
+            tell(row_name(asked.role, row, NUM_LEVELS))
+            rows += levels(rounds, row, model.reads, reach, options.num_rounds)
     parts: list[Piece] = []
     if asked.role == "target":
         tell("target: its parts")
@@ -108,6 +113,27 @@ def _measured(
         parts += pieces.of_choices(model.engine, clock, options.num_rounds)
         parts += pieces.of_launches(model.engine, rounds, clock, options.num_rounds)
     return _Found(model.said, rows, [row_name(asked.role, row) for row in model.plan.no_room], parts)
+
+
+def levels(rounds: Rounds, row: Row, reads: Reads, reach: Reach, num_rounds: int) -> list[Measured]:
+    """A run of such levels beside the floor of as many steps; nothing if they have to be drafted step by step."""
+    rounds.prepare(row)
+    found = [rounds.levels(row) for _ in range(NUM_WARM_UPS + num_rounds)][NUM_WARM_UPS:]
+    times = [ms for ms in found if ms is not None]
+    if not times:
+        return []
+    return [
+        Measured(
+            role="draft",
+            num_sessions=row.num_sessions,
+            num_tokens=row.num_tokens,
+            num_context_tokens=row.num_context_tokens,
+            num_levels=NUM_LEVELS,
+            path=rounds.path,
+            floor_ms=NUM_LEVELS * floor_ms(reads, row, reach),
+            step_ms=median(times),
+        )
+    ]
 
 
 def _free(device: torch.device) -> None:

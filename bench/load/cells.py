@@ -8,16 +8,13 @@ from typing import Any
 
 from rich.console import Console
 
-from bench.columns import Column, default_console, in_terminal, interval
+from bench.columns import MARK, Column, default_console, in_terminal, interval
 
 BENCHMARK = "outrider bench never-slower"
 FORMAT = 1
 
 FLOOR = 0.98
 """Least throughput by that of the target alone: two hundredths are what such a table can tell from nothing."""
-
-MARK = "!"
-"""Behind the ratio of a cell that fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from outrider.doctor.finding import Finding, Level
@@ -14,18 +15,24 @@ _SECONDS_MAX = 120.0
 """Importing torch takes a second, from a cold disk a minute; a GPU's driver that hangs would take for ever."""
 
 _ASK = """
-import json, torch
+import json, sys, torch
+sys.path.append(sys.argv[1])
+from outrider.engine.gpu.trial import triton_problem
 found = []
 for number in range(torch.cuda.device_count()):
     facts = torch.cuda.get_device_properties(number)
-    found.append({"name": facts.name, "memory": facts.total_memory, "bfloat16": facts.major >= 8})
+    told = {"name": facts.name, "memory": facts.total_memory, "bfloat16": facts.major >= 8}
+    found.append({**told, "no_kernels": triton_problem(torch.device("cuda", number))})
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "devices": found}))
 """
+
+_ROOT = Path(__file__).parents[2]
+"""Where this installation lies."""
 
 _GIB = 2**30
 
 
-def look_at_devices(command: Sequence[str] = (sys.executable, "-P", "-c", _ASK)) -> Iterator[Finding]:
+def look_at_devices(command: Sequence[str] = (sys.executable, "-P", "-c", _ASK, str(_ROOT))) -> Iterator[Finding]:
     """torch and its GPUs; nothing where torch is missing, which `look_at_packages` says. `command` prints them."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS_MAX, check=False)
@@ -69,3 +76,6 @@ def _told(found: dict[str, Any]) -> Iterator[Finding]:
             yield Finding(
                 Level.NOTE, f"cuda:{number}", f"{text}; has no bfloat16", "pass --dtype float16 for its service"
             )
+        if problem := device.get("no_kernels"):
+            reason, _, advice = problem.partition("; ")
+            yield Finding(Level.NOTE, "kernels", f"workers on cuda:{number} run without: {reason}", advice)

@@ -39,6 +39,13 @@ def look_at_server(info: ServerInfo, version: str) -> Iterator[Finding]:
             f"{model.kv_cache_bytes / _MIB:.0f} MiB"
         )
         yield Finding(Level.GOOD, f"{kind} worker", text)
+        if model.unproven:
+            yield Finding(
+                Level.NOTE,
+                f"{kind} worker",
+                f"on {model.device}: {model.unproven}",
+                "see docs/models.md, what no GPU has run; `outrider bench gpu` measures its steps there",
+            )
         if kind == "verify" and model.kv_cache_dtype not in ("", "auto"):
             yield Finding(
                 Level.NOTE,

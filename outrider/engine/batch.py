@@ -13,9 +13,6 @@ COMPILED_TOKENS_MAX = 16
 """Largest batch that runs compiled. Each power of two up to it is one graph; larger batches are prompts, in which the
 kernels themselves take the time."""
 
-COMPILED_SIZES = tuple(1 << power for power in range(COMPILED_TOKENS_MAX.bit_length()))
-"""Sizes of batches, in tokens, that have a graph of their own."""
-
 CAPTURED_TOKENS_MAX = 256
 """Largest batch that is captured. Up to about here a GPU waits for the weights (an H200 up to 170 tokens, by its
 bandwidth and its products a second), so padding costs little; beyond, the device computes for longer than a host takes

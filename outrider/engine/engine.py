@@ -16,8 +16,7 @@ from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.interface import model_facts
 from outrider.engine.attention.registry import AUTO, select
 from outrider.engine.batch import PackedBatch, pack
-from outrider.engine.compile.device_levels import DeviceLevelLoop
-from outrider.engine.compile.levels import Interruption, LevelLoop, LevelsJob
+from outrider.engine.compile.levels import Interruption, LevelsJob, Loop
 from outrider.engine.jobs import Feed, Job, plan, settle
 from outrider.engine.kv_cache.blocks import BlockKey, BlockPool
 from outrider.engine.kv_cache.slots import TREE_CELLS_MAX, Move, Slot, SlotPool
@@ -188,17 +187,15 @@ class Engine:
         return job.slot.num_missing_blocks(job.line, len(job.token_ids))
 
     def warm_up(self) -> Iterator[int]:
-        """Runs, and so compiles, one batch of each compiled size; yields the size of each when it is done.
+        """Captures the step of each token bucket, for all lengths of context that it may have; yields its size when it
+        is done. Nothing, where nothing is to be captured.
 
-        On a CUDA device each token bucket is captured, for all lengths of context that a step may then have. Raises
-        UnsupportedModelError if the model cannot be compiled or captured; after `run_eagerly` it runs nevertheless.
+        Raises UnsupportedModelError if the model cannot be compiled or captured; after `run_eagerly` it runs
+        nevertheless.
         """
         for size in self._model.sizes:
             try:
-                if self._model.captures:
-                    self._model.capture(size)
-                else:
-                    self._run_once(size)
+                self._model.capture(size)
             except RuntimeError as error:  # of compilers, of CUDA and of its allocator
                 raise UnsupportedModelError(
                     f"this model cannot be compiled ({type(error).__name__}: {first_line(error)}); use --compile off"
@@ -216,13 +213,6 @@ class Engine:
     def run_eagerly(self) -> None:
         """From now on runs as if it had not been told to compile. Keys and values stay."""
         self._model.run_eagerly()
-
-    def _run_once(self, num_tokens: int) -> None:
-        slot = self._slots.acquire(shares=False)
-        try:
-            self.step([Job(slot, [0] * num_tokens)])
-        finally:
-            self.release(slot)
 
     @property
     def batch_invariant(self) -> bool:
@@ -298,9 +288,9 @@ class Engine:
         tables: SamplingTables,
         level_seconds: Sequence[float],
         interruption: Interruption,
-    ) -> Iterator[LevelLoop | DeviceLevelLoop | None]:
-        """A loop that drafts several levels in a row; see `DraftLevels.begin`. If the block raises, the slots of all
-        jobs are cleared."""
+    ) -> Iterator[Loop | None]:
+        """A loop that drafts several levels in a row; see `Levels.begin`. If the block raises, the slots of all jobs
+        are cleared."""
         levels = self._model.levels
         assert levels is not None
         try:

@@ -15,7 +15,7 @@ from outrider.engine import native
 from outrider.engine.attention.interface import AttentionBackend, ModelFacts
 from outrider.engine.attention.native import NativeAttention
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.batch import COMPILED_SIZES, PackedBatch, as_it_is, rounded
+from outrider.engine.batch import PackedBatch, as_it_is, rounded
 from outrider.engine.compile.ahead import INVARIANT
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.decoder import Decoder
@@ -25,7 +25,7 @@ from outrider.engine.compile.forward import EagerForward, Forward, GraphForward
 from outrider.engine.compile.fusion import fused, fusion_problem
 from outrider.engine.compile.graphs import CudaRecorder, StepGraphs
 from outrider.engine.compile.just_in_time import CompiledForward, compile_decoder
-from outrider.engine.compile.levels import DraftLevels
+from outrider.engine.compile.levels import DraftLevels, Levels
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.kv_cache.tensors import KVCache
 from outrider.engine.sample import fused as one_pass
@@ -43,14 +43,15 @@ class RaggedModel:
         num_blocks: int,
         tables: SamplingTables,
         *,
-        compiled: bool = False,
-        captured: bool = False,
+        compiled: bool,
+        captured: bool,
     ) -> None:
         """Takes over `model`, which is what `facts` say, over a KV cache of `num_blocks` blocks. What is captured
         chooses tokens by `tables`.
 
-        Where layers attend by `tree`, small batches run as graphs that are compiled when first met, one for each size,
-        if `compiled`, and can be captured, compiled or not, if `captured`; see `capture`. Others run eagerly.
+        Where layers attend by `tree`, small batches can be captured, if `captured`; see `capture`. If `compiled`, the
+        smallest run as graphs that are compiled when first met, one for each size, and are captured so. Others run
+        eagerly.
 
         Raises UnsupportedModelError if the device has no room for the KV cache.
         """
@@ -69,7 +70,7 @@ class RaggedModel:
         """What the latest batch's pass chose, if it was to and could; see `StepGraphs.best`."""
         self._tables = tables
         self._drafts = False
-        self.levels: DraftLevels | DeviceLevels | None = None
+        self.levels: Levels | None = None
         """Runs several levels of a draft in one call, if this model can."""
         self.no_levels = ""
         """Why levels of a draft are not captured, in words; empty if they are, or need not be."""
@@ -125,10 +126,8 @@ class RaggedModel:
 
     @property
     def sizes(self) -> Sequence[int]:
-        """Numbers of tokens that are worth capturing, or else worth compiling, in the order in which to do it."""
-        if self._graphs is not None:
-            return self._graphs.buckets
-        return COMPILED_SIZES if any(isinstance(each, CompiledForward) for each in self.forwards) else ()
+        """Numbers of tokens that are worth capturing, in the order in which to do it."""
+        return () if self._graphs is None else self._graphs.buckets
 
     def export(self) -> None:
         """From now on runs the model's graph, operator by operator. The native operators are loaded.

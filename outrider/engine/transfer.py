@@ -12,8 +12,6 @@ from torch import Tensor
 
 from outrider.engine.staging import Event, Staging
 
-_TYPE_CODES = {torch.int64: "q", torch.int32: "i"}
-
 _ALIGNMENT_BYTES = 16
 """Kernels want what they read to begin at a multiple of so many bytes."""
 
@@ -27,9 +25,9 @@ def on(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
-def send(parts: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtype = torch.int64) -> list[Tensor]:
-    """The parts on `device`, brought there by one queued copy. At least one of them holds a number."""
-    numbers = array(_TYPE_CODES[dtype])
+def send(parts: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """The parts on `device`, int64, brought there by one queued copy. At least one of them holds a number."""
+    numbers = array("q")
     step = _ALIGNMENT_BYTES // numbers.itemsize
     lengths: list[int] = []
     for part in parts:
@@ -37,7 +35,7 @@ def send(parts: Sequence[Sequence[int]], device: torch.device, dtype: torch.dtyp
         num_missing = -len(part) % step
         numbers.extend([0] * num_missing)
         lengths += len(part), num_missing
-    return list(queued(torch.frombuffer(numbers, dtype=dtype), device).split(lengths))[::2]
+    return list(queued(torch.frombuffer(numbers, dtype=torch.int64), device).split(lengths))[::2]
 
 
 def queued(content: Tensor, device: torch.device) -> Tensor:

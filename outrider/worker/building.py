@@ -22,6 +22,7 @@ from outrider.engine.load.folder import load_weights
 from outrider.engine.load.positions import check_positions
 from outrider.engine.parallel.ranks import Ranks
 from outrider.engine.quantized.linear import keep_in_eight_bits, num_parameters, weight_tensors
+from outrider.engine.quantized.part import Part
 from outrider.worker.config import AUTO_KV_MEMORY, WorkerConfig
 from outrider.worker.forward_pass import drafts_in_eight_bits
 from outrider.worker.joining import place_of
@@ -62,8 +63,8 @@ def build(
     if ranks is None:
         model = load_weights(folder, device=device, dtype=config.dtype, weights=config.weights)
     else:  # what a CPU has of weights are pages of their files until they are cut
-        cpu = torch.device("cpu")
-        whole = load_weights(folder, device=cpu, dtype=config.dtype, weights=config.weights, divided=True)
+        part = Part(ranks.rank, ranks.num_ranks)
+        whole = load_weights(folder, device=device, dtype=config.dtype, weights=config.weights, part=part)
         model = divide(whole, device, ranks.num_ranks)
     parameters = num_parameters(model)
     if ranks is None and drafts_in_eight_bits(config, device, model.dtype):

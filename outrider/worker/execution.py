@@ -54,6 +54,15 @@ def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str], we
         yield f"choice of tokens: {problem}"
 
 
+UNPROVEN = "no GPU has run this release: its kernels ran in Triton's interpreter, everything else on CPUs"
+"""Until a GPU has."""
+
+
+def unproven(device: torch.device) -> str:
+    """What the code that runs on `device` was tested on, where not on its like; empty on a CPU."""
+    return "" if device.type == "cpu" else UNPROVEN
+
+
 def said(info: ModelInfo) -> dict[str, Any]:
     """The start-up line."""
     return {
@@ -63,4 +72,5 @@ def said(info: ModelInfo) -> dict[str, Any]:
         "weights": info.weights,
         "kv_cache_dtype": info.kv_cache_dtype,
         **({"not_taken": list(info.not_taken)} if info.not_taken else {}),
+        **({"unproven": info.unproven} if info.unproven else {}),
     }

@@ -81,7 +81,7 @@ def _warm_up(engine: Engine) -> None:
     started = time.monotonic()
     for size in engine.warm_up():
         seconds = round(time.monotonic() - started, 1)
-        structlog.get_logger().info("captured" if engine.captures else "compiled", tokens=size, seconds=seconds)
+        structlog.get_logger().info("captured", tokens=size, seconds=seconds)
 
 
 def use_native(engine: Engine, cache: Path) -> None:

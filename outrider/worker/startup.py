@@ -28,7 +28,7 @@ from outrider.engine.transfer import on
 from outrider.worker.building import build
 from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
-from outrider.worker.execution import not_taken, running, said
+from outrider.worker.execution import not_taken, running, said, unproven
 from outrider.worker.forward_pass import captures, compiles, take_up, why_not_compiled
 from outrider.worker.joining import device_of, join, threads_of
 from outrider.worker.memory import limit_bytes
@@ -130,6 +130,7 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
         not_taken=tuple(not_taken(engine, built.facts, not_compiled, weights_in)),
         weights=weights_in,
         kv_cache_dtype=config.kv_cache_dtype,
+        unproven=unproven(device),
     )
     info = running(info, engine)
     log.info("runs on", **said(info))

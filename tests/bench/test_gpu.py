@@ -17,6 +17,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from bench.columns import MARK
 from bench.compare.quote import misquoted, quote
 from bench.gpu import device, kernels, pieces
 from bench.gpu.clock import clock_of
@@ -24,7 +25,7 @@ from bench.gpu.floor import Reach, Row, floor_ms
 from bench.gpu.loading import NoRoomError, loaded
 from bench.gpu.options import TINY, GpuOptions
 from bench.gpu.plan import Growth, plan
-from bench.gpu.result import GOALS, MARK, Result, show
+from bench.gpu.result import GOALS, Result, show
 from bench.gpu.rounds import Rounds, choose, forced, most_committed
 from bench.gpu.run import run
 from bench.gpu.shapes import UnknownShapeError, filled, pair_of, reads_of, skeleton
@@ -125,7 +126,7 @@ def test_random_weights_follow_from_the_seed() -> None:
 
 
 def test_rows_grow_by_context_and_those_without_room_are_named() -> None:
-    growth = Growth(num_rounds=4, num_tokens=5)
+    growth = Growth(num_rounds=4, num_tokens=10)
     needed = growth.cells(100)
     planned = plan((3, 1), (9, 1), (1000, 100), growth, kv_tokens_max=3 * needed)
     assert planned.rows == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from outrider.core.coordinate.server_info import Replica, ServerInfo
 from outrider.core.protocol.messages import ModelInfo
+from outrider.doctor import devices as devices_module
 from outrider.doctor.devices import look_at_devices
 from outrider.doctor.finding import Finding, Level
 from outrider.doctor.machine import look_at_machine
@@ -88,6 +90,31 @@ def test_devices_are_what_torch_tells() -> None:
     assert card == Finding(Level.NOTE, "cuda:0", "T4, 16 GiB; has no bfloat16", "pass --dtype float16 for its service")
 
 
+MADE_UP = """
+import sys, types, torch
+torch.cuda.device_count = lambda: 1
+torch.cuda.get_device_properties = lambda number: types.SimpleNamespace(name="H200", total_memory=2**37, major=9)
+torch.cuda.is_available = lambda: False
+"""
+"""Before torch is asked for its devices: it finds one that cannot be used."""
+
+
+def test_a_gpu_that_cannot_run_kernels_is_noted() -> None:
+    """By what a worker on it would say."""
+    command = (sys.executable, "-P", "-c", MADE_UP + devices_module._ASK, str(devices_module._ROOT))
+    _, card, kernels = look_at_devices(command)
+    assert card == Finding(Level.GOOD, "cuda:0", "H200, 128 GiB")
+    assert (kernels.level, kernels.subject) == (Level.NOTE, "kernels")
+    assert "workers on cuda:0 run without: kernels in Triton need a CUDA device" in kernels.text
+
+
+def test_what_kernels_lack_comes_with_what_to_do() -> None:
+    card = {"name": "A", "memory": 1, "bfloat16": True, "no_kernels": "there is no C compiler; install gcc"}
+    *_, kernels = devices(f"print({json.dumps({'torch': '2.13', 'cuda': '13.0', 'devices': [card]})!r})")
+    assert kernels.text.endswith("run without: there is no C compiler")
+    assert kernels.advice == "install gcc"
+
+
 def test_a_torch_that_fails_is_a_problem_and_a_missing_one_is_none() -> None:
     (broken,) = devices("raise ImportError('libcudart.so.13 is not there')")
     assert broken.level is Level.PROBLEM
@@ -110,6 +137,14 @@ def test_a_worker_is_good_or_has_a_problem(replica: Replica, level: Level, words
     assert versions.level is Level.GOOD
     assert worker.level is level
     assert words in worker.text
+
+
+def test_a_worker_on_a_device_that_nobody_has_tried_is_noted() -> None:
+    target = TARGET._replace(device="cuda:0", unproven="no GPU has run this release")
+    verifier = Replica("a:1", "outrider.v1.VerifyService", True, "", target, None, 0)
+    _, worker, note = look_at_server(ServerInfo("1.0", 2, target, None, "", 0, (verifier,)), "1.0")
+    assert (worker.level, note.level) == (Level.GOOD, Level.NOTE)
+    assert note.text == "on cuda:0: no GPU has run this release"
 
 
 def test_what_hinders_a_server_is_named() -> None:

@@ -12,11 +12,34 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from outrider.engine.quantized.weight import QuantizedWeight, packed, unpacked
 from tests.engine.tiny_models import build
 
 GROUP = 32
 AWQ_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 """Which of eight neighbouring outputs each nibble of a word belongs to, lowest first."""
+
+
+_RANDOM = torch.Generator().manual_seed(5)
+
+
+def fp8(num_outputs: int, num_inputs: int, rows: int, columns: int) -> QuantizedWeight:
+    """A random weight in the engine's own order, of all numbers that there are."""
+    codes = torch.randint(256, (num_outputs, num_inputs), generator=_RANDOM, dtype=torch.uint8)
+    codes[(codes & 0x7F) == 0x7F] = 0  # which is none
+    scales = torch.rand(-(-num_outputs // rows), -(-num_inputs // columns), generator=_RANDOM) / 448
+    return QuantizedWeight(codes.view(torch.float8_e4m3fn), scales, rows, columns)
+
+
+def int4(num_outputs: int, num_inputs: int, columns: int, order: Tensor | None = None) -> QuantizedWeight:
+    """Another one, whose inputs may stand in an order of their own."""
+    numbers, zeros = (
+        torch.randint(16, (num_outputs, size), generator=_RANDOM, dtype=torch.uint8)
+        for size in (num_inputs, num_inputs // columns)
+    )
+    scales = (torch.rand(num_outputs, num_inputs // columns, generator=_RANDOM) / 15).half()
+    assert torch.equal(unpacked(packed(numbers)), numbers)
+    return QuantizedWeight(packed(numbers), scales, 1, columns, zeros, order)
 
 
 class Quantized(NamedTuple):
@@ -154,11 +177,15 @@ LAYOUTS: Mapping[str, tuple[dict[str, Any], Callable[[Tensor], Quantized]]] = {
 """By name: what config.json says, and how a weight is quantized."""
 
 
-def stored(folder: Path, layout: str, family: str = "llama") -> PreTrainedModel:
+def stored(folder: Path, layout: str, family: str = "llama", layers: int = 1) -> PreTrainedModel:
     """Writes a tiny model of `family` into `folder` with all its linear layers but the head quantized; returns its
     twin with the weights that these stand for."""
+    return store(build(family, layers=layers), folder, layout)
+
+
+def store(model: PreTrainedModel, folder: Path, layout: str) -> PreTrainedModel:
+    """The same with `model`, which becomes its twin."""
     says, quantize = LAYOUTS[layout]
-    model = build(family, layers=1)
     tensors = dict(model.state_dict())
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":

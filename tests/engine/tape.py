@@ -16,10 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.batch import COMPILED_SIZES
+from outrider.engine.batch import CAPTURED_SIZES
 from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.compile.graphs import Pass, StepGraphs
 from outrider.engine.engine import Engine
+
+SMALL_SIZES = CAPTURED_SIZES[:5]
+"""Token buckets up to 16 tokens."""
 
 _WAITS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default}
 """Operations for which a host waits for its device. They cannot be captured."""
@@ -71,7 +74,7 @@ class Tape:
 def graphed(
     engine: Engine,
     record: Callable[[Pass], Pass],
-    sizes: Sequence[int] = COMPILED_SIZES,
+    sizes: Sequence[int] = SMALL_SIZES,
     choice: ChoiceInGraph | None = None,
 ) -> StepGraphs:
     """From now on steps of `engine`, which attends by `tree`, are what `record` made of them, in those sizes."""

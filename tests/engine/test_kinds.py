@@ -18,15 +18,7 @@ from transformers import (
     Llama4TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
-    Ministral3Config,
-    Ministral3ForCausalLM,
-    PhimoeConfig,
-    PhimoeForCausalLM,
     PreTrainedModel,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-    SmolLM3Config,
-    SmolLM3ForCausalLM,
 )
 
 from outrider.core.protocol.errors import UnsupportedModelError
@@ -36,11 +28,11 @@ from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.load import self_check
 from outrider.engine.load.positions import check_positions
 from outrider.engine.load.probe import LayerFacts, probe_layers
-from tests.engine import architectures
+from tests.engine.architectures import ARCHITECTURES
+from tests.engine.architectures import SHAPE as LARGER
 
 CONTEXT = 128
-SHAPE: Mapping[str, Any] = {**architectures.SHAPE, "hidden_size": 32, "intermediate_size": 48}
-EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
+SHAPE: Mapping[str, Any] = {**LARGER, "hidden_size": 32, "intermediate_size": 48}
 LONG_ROPE = {
     "rope_type": "longrope",
     "rope_theta": 10000.0,
@@ -49,35 +41,9 @@ LONG_ROPE = {
     "short_factor": [1.0] * 4,
     "long_factor": [4.0] * 4,
 }
-SCALED_BY_POSITION = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-    "llama_4_scaling_beta": 0.5,
-}
 
-
-def _phimoe() -> PreTrainedModel:
-    return PhimoeForCausalLM(PhimoeConfig(**SHAPE, sliding_window=8, num_local_experts=4, num_experts_per_tok=2))
-
-
-def _qwen3_moe() -> PreTrainedModel:
-    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE, **EXPERTS, head_dim=16, num_experts=4))
-
-
-def _some_without_positions() -> PreTrainedModel:
-    return SmolLM3ForCausalLM(SmolLM3Config(**{**SHAPE, "num_hidden_layers": 4}))
-
-
-def _scaled_by_position() -> PreTrainedModel:
-    return Ministral3ForCausalLM(
-        Ministral3Config(**SHAPE, head_dim=16, sliding_window=None, rope_parameters=SCALED_BY_POSITION)
-    )
+_phimoe = ARCHITECTURES["phimoe, window in the mask alone"]
+_some_without_positions = ARCHITECTURES["smollm3"]
 
 
 def _shared_keys_and_values() -> PreTrainedModel:
@@ -125,9 +91,9 @@ def _long_rope() -> PreTrainedModel:
 
 SERVED = {
     "a window in the mask alone": (_phimoe, [8, 8]),
-    "experts": (_qwen3_moe, [None, None]),
+    "experts": (ARCHITECTURES["qwen3_moe"], [None, None]),
     "some layers without positions": (_some_without_positions, [None] * 4),
-    "queries scaled by position": (_scaled_by_position, [None, None]),
+    "queries scaled by position": (ARCHITECTURES["ministral3, scaled queries"], [None, None]),
     "keys and values of earlier layers": (_shared_keys_and_values, [8, None, 8, None]),
 }
 """Beside the families of `tiny_models`, which have a window in arguments, soft-capping and sinks."""

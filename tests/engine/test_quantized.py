@@ -17,6 +17,7 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.folder import check_folder, load_weights, quantization
 from outrider.engine.load.streaming import load_streaming
 from outrider.engine.quantized.linear import QuantizedLinear, kept_as, num_parameters, weight_tensors
+from outrider.engine.quantized.part import Part
 from outrider.engine.quantized.scheme import scheme_of
 from tests.e2e.stack import load_tiny, save_tiny
 from tests.engine.folders import edit
@@ -86,13 +87,14 @@ def test_weights_that_were_asked_for_have_to_be_stored_so(weights: Any, tmp_path
         check_folder(tmp_path, weights)
 
 
-def test_quantized_weights_are_not_divided(tmp_path: Path) -> None:
+def test_weights_that_are_to_be_divided_are_whole_on_a_cpu(tmp_path: Path) -> None:
+    """As without ranks. What a rank keeps on a GPU, `tests/parallel` has."""
     stored(tmp_path, "awq")
-    with pytest.raises(
-        UnsupportedModelError, match="without --tensor-parallel, or de-quantise all with --weights full"
-    ):
-        load_weights(tmp_path, device=CPU, dtype="float32", divided=True)
-    assert load_weights(tmp_path, device=CPU, dtype="float32", weights="full", divided=True)
+    assert kept_as(load_weights(tmp_path, device=CPU, dtype="float32", part=Part(0, 2))) == "full"
+    with pytest.raises(UnsupportedModelError, match=r"16 inputs are no whole groups of 32; .* --weights full"):
+        load_weights(tmp_path, device=torch.device("cuda"), dtype="float32", part=Part(0, 2))
+    full = load_weights(tmp_path, device=torch.device("cuda"), dtype="float32", weights="full", part=Part(0, 2))
+    assert (kept_as(full), full.device) == ("full", CPU)
 
 
 def says(layout: str, **changes: object) -> tuple[str, Callable[[dict[str, Any]], object]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import shutil
+import sys
+import sysconfig
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,13 +18,19 @@ from outrider.engine.gpu.work_list import work_list
 CUDA = torch.device("cuda")
 
 
+BUILD = SimpleNamespace(cc=None)
+"""What Triton says of compilers: CC is not set."""
+
+
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A machine that has all that Triton needs."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(knobs=SimpleNamespace(build=BUILD)))
     monkeypatch.setattr(shutil, "which", lambda name: name if name == "clang" else None)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    (tmp_path / "Python.h").touch()
 
 
 @pytest.mark.usefixtures("gpu")
@@ -29,13 +38,21 @@ def test_what_triton_needs_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None
     assert triton_problem(CUDA) == ""
     assert triton_problem(torch.device("cpu")) == "kernels in Triton run on GPUs; use --device cuda"
     for owner, name, stand_in, reason in (
-        (shutil, "which", lambda name: None, "there is none; install gcc"),
-        (importlib.util, "find_spec", lambda name: None, "the package triton is not installed"),
+        (sysconfig, "get_path", lambda name: "/nowhere", "headers of Python are missing; install python3-dev"),
+        (BUILD, "cc", "tcc", "there is none; install gcc, or name one with CC"),
+        (shutil, "which", lambda name: name if name == "tcc" else None, "the headers of Python"),
+        (BUILD, "cc", None, "there is none; install gcc"),
         (torch.cuda, "get_device_capability", lambda device: (7, 5), "of architecture 8.0 or newer"),
         (torch.cuda, "is_available", lambda: False, "need a CUDA device"),
     ):
         monkeypatch.setattr(owner, name, stand_in)
         assert reason in triton_problem(CUDA)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_a_torch_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "the package triton is not installed" in triton_problem(CUDA)
 
 
 def test_a_trial_goes_by_what_rounding_explains() -> None:

@@ -58,6 +58,14 @@ def test_the_image_starts_its_own_service_as_the_manifests_user(base: Manifests,
     assert not {"command", "args"} & base.container(name).keys()
 
 
+@pytest.mark.parametrize("name", ["draft", "verify"])
+def test_a_workers_image_brings_the_compiler_that_kernels_on_a_gpu_need(name: str) -> None:
+    """Unless it is built without, as for CPUs."""
+    (compiler,) = (given for each, given in stages(name)[-1] if each == "ARG" and given.startswith("COMPILER="))
+    assert compiler.partition("=")[2].strip('"').split() == ["gcc", "libc6-dev"]
+    assert "apt-get install --yes --no-install-recommends $COMPILER " in only(name, "RUN")
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_the_final_stage_runs_and_does_not_build(name: str) -> None:
     build, final = stages(name)

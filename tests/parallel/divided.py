@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
+from outrider.engine.load import folder as folder_module
 from outrider.engine.parallel.ranks import Ranks
 from tests.forkserver.process import forking
 from verify_service.config import VerifyConfig
@@ -25,6 +27,11 @@ def divided(folder: Path | str) -> VerifyConfig:
     """The settings of a target over two ranks."""
     settings = {"model": str(folder), "num_threads": 1, "max_sessions": 8, "max_context": 128, "compile": "off"}
     return VerifyConfig.model_validate({**settings, "tensor_parallel": NUM_RANKS})
+
+
+def keep_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on quantized weights are kept on a CPU, too, unless they shall be whole."""
+    monkeypatch.setattr(folder_module, "_keeps", lambda weights, device: weights != "full")
 
 
 class Pair(NamedTuple):

@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch._C._distributed_c10d import TCPStore
 
 from outrider.engine.parallel.ranks import Ranks
 from outrider.worker.building import build
-from tests.parallel.divided import CPU, NUM_RANKS, divided
+from tests.parallel.divided import CPU, NUM_RANKS, divided, keep_as_on_a_gpu
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    keep_as_on_a_gpu(pytest.MonkeyPatch())
     store = TCPStore("127.0.0.1", int(sys.argv[1]))
     ranks = Ranks(1, NUM_RANKS, CPU, store)
     for folder in sys.argv[2:]:

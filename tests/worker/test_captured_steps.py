@@ -14,14 +14,13 @@ from structlog.testing import capture_logs
 
 from outrider.engine import model as ragged_model
 from outrider.engine.attention.tree import TreeAttention
-from outrider.engine.batch import COMPILED_SIZES
 from outrider.engine.compile.decoder import Decoder
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.worker.forward_pass import warm_up, why_not_compiled
 from tests.engine.gpu.interpreter import interpreted
 from tests.engine.gpu.launches import KERNELS, logged
-from tests.engine.tape import Tape
+from tests.engine.tape import SMALL_SIZES, Tape
 from tests.engine.tiny_models import build
 
 
@@ -31,7 +30,7 @@ def on_a_tape(monkeypatch: pytest.MonkeyPatch) -> Iterator[Tape]:
     tape = Tape()
     monkeypatch.setattr(ragged_model, "CudaRecorder", lambda device: tape)
     monkeypatch.setattr(TreeAttention, "problem", classmethod(lambda cls, facts: ""))
-    monkeypatch.setattr(TreeAttention, "buckets", COMPILED_SIZES[2::-1])
+    monkeypatch.setattr(TreeAttention, "buckets", SMALL_SIZES[2::-1])
     with interpreted(*KERNELS), logged():
         yield tape
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 
+from outrider.core.protocol.messages import ModelInfo
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.engine import Engine
 from outrider.engine.load.probe import LayerFacts
 from outrider.engine.sample import fused
 from outrider.worker.config import WorkerConfig
-from outrider.worker.execution import not_taken, token_choice
+from outrider.worker.execution import UNPROVEN, not_taken, said, token_choice, unproven
 from tests.e2e.stack import load_tiny, save_tiny
 from tests.engine.tiny_models import build
 
@@ -25,12 +26,19 @@ def test_the_start_and_the_model_info_say_what_runs(tmp_path: Path) -> None:
     folder = save_tiny(build("llama", layers=1), tmp_path)
     with capture_logs() as logs:
         info = load_tiny(folder, attention_backend="torch").info
-    [said] = [log for log in logs if log["event"] == "runs on"]
+    [told] = [log for log in logs if log["event"] == "runs on"]
     assert (info.attention, info.forward_pass) == ("torch", "eager")
     assert info.token_choice in ("torch", "native")  # native where an earlier test has loaded it
     assert info.not_taken == ()
-    assert said.items() >= {"attention": "torch", "forward_pass": "eager", "token_choice": info.token_choice}.items()
-    assert "not_taken" not in said
+    assert told.items() >= {"attention": "torch", "forward_pass": "eager", "token_choice": info.token_choice}.items()
+    assert not {"not_taken", "unproven"} & told.keys()
+    assert info.unproven == ""
+
+
+def test_what_no_gpu_has_run_is_called_so() -> None:
+    assert unproven(torch.device("cpu")) == ""
+    info = ModelInfo("", "", 0, "", (), 0, 0, 0, "", "cuda:0", 3, "", unproven=unproven(torch.device("cuda:0")))
+    assert said(info)["unproven"] == UNPROVEN
 
 
 def test_on_a_gpu_each_faster_part_is_named_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:

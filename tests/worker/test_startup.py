@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from structlog.testing import capture_logs
@@ -9,6 +11,7 @@ from structlog.testing import capture_logs
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.compile.just_in_time import CompiledForward
 from outrider.engine.engine import Engine
+from outrider.engine.gpu.trial import small_step
 from outrider.engine.jobs import Job
 from outrider.worker.config import WorkerConfig
 from outrider.worker.forward_pass import compiles, warm_up, why_not_compiled
@@ -16,13 +19,15 @@ from tests.engine.tiny_models import build
 
 
 @pytest.fixture
-def stubborn() -> Engine:
-    """An engine whose model breaks the compiler's graph, so that no step of a compiled size runs."""
+def stubborn(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    """An engine whose model breaks the compiler's graph, so that no step can be captured."""
     model = build("llama", layers=1)
     engine = Engine(model, max_sessions=1, max_context=32)
     decoder = engine._model.decoder
     compiled = decoder.calling(torch.compile(model, fullgraph=True, dynamic=False, backend="eager"))
     engine._model.forwards.insert(0, CompiledForward(compiled))
+    monkeypatch.setattr(engine._model, "_graphs", SimpleNamespace(buckets=(4,)))
+    monkeypatch.setattr(engine._model, "capture", lambda size: compiled.run(small_step(0, 1), size, size))
     model.get_submodule("model.layers.0").register_forward_pre_hook(lambda *_: torch._dynamo.graph_break())
     return engine
 

@@ -75,6 +75,7 @@ class ModelInfo(NamedTuple):
     not_taken: tuple[str, ...] = ()
     weights: str = ""
     kv_cache_dtype: str = ""
+    unproven: str = ""
 
 
 DEFAULT_TEMPLATE: Final = "default"

@@ -53,7 +53,7 @@ class _Sizes(NamedTuple):
 
 
 class DeviceLevels:
-    """Begins loops over graphs of whole levels."""
+    """Begins loops over graphs of whole levels. It is a `Levels`."""
 
     path = "graph+levels"
     """See `Forward.path`."""
@@ -117,7 +117,7 @@ class DeviceLevels:
         interruption: Interruption,
         num_tokens_min: int,
     ) -> DeviceLevelLoop | None:
-        """See `DraftLevels.begin`; None, too, if no graph takes so many sessions or so long ones. Tokens are chosen by
+        """See `Levels.begin`; None, too, if no graph takes so many sessions or so long ones. Tokens are chosen by
         `tables`, those of the engine, and a level has as many rows as `level_seconds` has numbers, rounded up."""
         size = bucket(max(len(level_seconds), num_tokens_min))
         paths = [found for job in jobs if (found := paths_of(job)) is not None]
@@ -170,7 +170,7 @@ class DeviceLevels:
 
 
 class DeviceLevelLoop:
-    """See `LevelLoop`."""
+    """A `Loop` over graphs of whole levels."""
 
     def __init__(
         self, graphs: DeviceLevels, jobs: Sequence[LevelsJob], interruption: Interruption, size: tuple[int, int]
@@ -185,7 +185,7 @@ class DeviceLevelLoop:
         """By the place of its row among all rows of all levels."""
 
     def draft(self, burst: Burst) -> LevelsOutput:
-        """See `LevelLoop.draft`. What is queued is not interrupted: it is what a window waits for."""
+        """See `Loop.draft`. What is queued is not interrupted: it is what a window waits for."""
         first = self._num_levels
         end = min(first + burst.num_levels, LEVELS_MAX)
         if first == end or (first and self._interruption.arrivals[0].item() != self._interruption.num_read):
@@ -221,7 +221,7 @@ class DeviceLevelLoop:
         return Expansion(session, origin, token_id, list(map(int, guesses)), list(map(margin_bin, count(), margins)))
 
     def end(self) -> None:
-        """See `LevelLoop.end`."""
+        """See `Loop.end`."""
         for job in self._jobs:
             job.slot.settle()
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.compile.decoder import Decoder
+from outrider.engine.compile.joined import joined
 from outrider.engine.gpu.trial import difference, small_step, trial
 
 _LINE_TOKENS = 3
@@ -20,7 +21,7 @@ def fused(decoder: Decoder) -> Decoder:
     """`decoder`, of whose model `fusion_problem` says nothing, on fused layers."""
     from outrider.engine.gpu.fused_layers import FusedLayers  # it wants Triton
 
-    return decoder.fused(FusedLayers(decoder.model))
+    return decoder.fused(FusedLayers(decoder.model, joined))
 
 
 @torch.inference_mode()

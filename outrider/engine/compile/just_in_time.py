@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torch._inductor import config as inductor
@@ -13,7 +10,7 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, bucket
 from outrider.engine.compile.decoder import Decoder
-from outrider.engine.gpu.trial import triton_problem
+from outrider.engine.gpu.trial import headers_problem, triton_problem
 
 GRAPHS_MAX = 64
 """Most graphs of one architecture in one process: that many engines times sizes. The compiler's own limit is 8."""
@@ -27,9 +24,7 @@ def compiler_problem(device: torch.device) -> str:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError):
         return f"there is no C++ compiler of the name {inductor.cpp.cxx[-1]!r}; install g++, or name one with CXX"
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "the headers of Python are missing; install python3-dev"
-    return ""
+    return headers_problem()
 
 
 def compile_decoder(decoder: Decoder) -> Decoder:

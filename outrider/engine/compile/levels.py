@@ -10,7 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,8 +69,48 @@ class LevelsOutput(NamedTuple):
     """Level after level."""
 
 
+class Loop(Protocol):
+    """Drafts level after level. Nothing else may be done with its sessions until its end."""
+
+    def draft(self, burst: Burst) -> LevelsOutput:
+        """So many levels more; fewer when there is nothing more to expand, they take too long, or it is interrupted.
+        The first one comes out unless it is void. Raises RuntimeError if a pass fails."""
+        ...
+
+    def end(self) -> None:
+        """Gives back the blocks that it did not need."""
+        ...
+
+
+class Levels(Protocol):
+    """Begins loops over what computes a level: a graph on a CPU (`DraftLevels`), or several on a GPU
+    (`device_levels.py`)."""
+
+    path: str
+    """See `Forward.path`."""
+    expands_lines: bool
+    """Whether a loop can begin at the end of a line."""
+
+    def begin(
+        self,
+        jobs: Sequence[LevelsJob],
+        tables: SamplingTables,
+        level_seconds: Sequence[float],
+        interruption: Interruption,
+        num_tokens_min: int,
+    ) -> Loop | None:
+        """A loop over these sessions; None if they have to draft step by step, such as where a slot lacks what stands
+        above a node, or holds one that is to be fed, or where lines have grown by too much.
+
+        Tokens are chosen by `tables`, and `level_seconds` are what a level over 1, 2, ... nodes is expected to take;
+        there are no larger ones. Passes are padded to `num_tokens_min` tokens at least. Raises RuntimeError if the
+        blocks run out.
+        """
+        ...
+
+
 class DraftLevels:
-    """Begins loops over one graph."""
+    """Begins loops over one graph on a CPU. It is a `Levels`."""
 
     expands_lines = True
     """Whether a loop can begin at the end of a line."""
@@ -102,13 +142,7 @@ class DraftLevels:
         interruption: Interruption,
         num_tokens_min: int,
     ) -> LevelLoop | None:
-        """A loop over these sessions; None if a slot lacks what stands above a node, or holds one that is to be fed, or
-        if lines have grown by too much.
-
-        Tokens are chosen by `tables`, as `outrider.engine.sample.native.best_of` does, and `level_seconds` are what a
-        level over 1, 2, ... nodes is expected to take; there are no larger ones. Passes are padded to `num_tokens_min`
-        tokens at least. Raises RuntimeError if the blocks run out.
-        """
+        """See `Levels.begin`. Tokens are chosen as `outrider.engine.sample.native.best_of` does."""
         paths = [found for job in jobs if (found := paths_of(job)) is not None]
         unfed = [unfed_tokens(job) for job in jobs]
         if len(paths) < len(jobs) or sum(map(len, unfed)) > len(jobs) + LINE_TOKENS_MAX:
@@ -135,7 +169,7 @@ class DraftLevels:
 
 
 class LevelLoop:
-    """Drafts level after level. Nothing else may be done with its sessions until its end."""
+    """A `Loop` over one graph."""
 
     def __init__(self, graph: DraftLevels, jobs: Sequence[LevelsJob], loop: Any) -> None:
         """`loop` is a `Levels` of `native/levels.cpp`."""
@@ -144,8 +178,7 @@ class LevelLoop:
         self._loop = loop
 
     def draft(self, burst: Burst) -> LevelsOutput:
-        """So many levels more; fewer when there is nothing more to expand, they take too long, or it is interrupted.
-        The first one comes out unless it is void. Raises RuntimeError if a pass fails."""
+        """See `Loop.draft`. It is interrupted between any two levels, and in a level that is void."""
         if self._graph.package is not None:
             found = self._loop.run(self._graph.package, *burst)
         else:
@@ -155,7 +188,7 @@ class LevelLoop:
         return self._read(*(table.tolist() for table in found))
 
     def end(self) -> None:
-        """Gives back the blocks that it did not need."""
+        """See `Loop.end`."""
         for job in self._jobs:
             job.slot.settle()
 

@@ -1,18 +1,15 @@
 """Decoders of known classes, layer by layer in ten launches: four products, two of attention, four of what is between.
 
-Transformers' own modules take about sixty. Their weights stay where they are and are read from there; only those of
-products that read the same input are put one after another, so that one product is made of them. No GPU has run this.
+Transformers' own modules take about sixty. Their weights stay where they are and are read from there; only products
+that read the same input are made one. No GPU has run this.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -27,6 +24,9 @@ from outrider.engine.gpu.layer_kernels import Norm
 from outrider.engine.kv_cache.tensors import KVCache
 
 Product = Callable[[Tensor], Tensor]
+
+Join = Callable[..., Product]
+"""Of linear layers makes one product, which has the outputs of each, one after another."""
 
 CLASSES: tuple[type[PreTrainedModel], ...] = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 """Whose layers are a norm, rotary attention, a norm and a gated product, each with its residual. Of Qwen3 queries and
@@ -54,6 +54,8 @@ def problem(model: PreTrainedModel) -> str:
         return f"its layers are gated by {model.config.hidden_act}, not by silu"
     if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
         return "its modules have hooks"
+    if any("forward" in vars(module) for module in model.modules()):
+        return "its modules have a forward pass put over their own"
     if any(type(parameter) is not nn.Parameter for parameter in model.parameters()):
         return "its weights are divided, or of a type of their own"
     return ""
@@ -62,10 +64,10 @@ def problem(model: PreTrainedModel) -> str:
 class FusedLayers:
     """A model's forward pass on these kernels."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """`model` is one that `problem` says nothing of. Its weights are put in order; what it computes stays."""
+    def __init__(self, model: PreTrainedModel, join: Join) -> None:
+        """`model` is one that `problem` says nothing of. `join` puts its weights in order; what it computes stays."""
         self._model: Any = model
-        self._layers = [_layer(each) for each in self._model.model.layers]
+        self._layers = [_layer(each, join) for each in self._model.model.layers]
         self._norm = _norm(self._model.model.norm)
 
     def logits(
@@ -94,50 +96,20 @@ class FusedLayers:
         return self._model.lm_head(normed.index_select(0, rows))
 
 
-def _layer(layer: Any) -> _Layer:
+def _layer(layer: Any, join: Join) -> _Layer:
     attention, mlp = layer.self_attn, layer.mlp
     has_norms = hasattr(attention, "q_norm")
     return _Layer(
         attention_norm=_norm(layer.input_layernorm),
-        attention_in=joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        attention_in=join(attention.q_proj, attention.k_proj, attention.v_proj),
         head_norms=(_norm(attention.q_norm), _norm(attention.k_norm)) if has_norms else None,
         scale=attention.scaling,
         attention_out=attention.o_proj,
         mlp_norm=_norm(layer.post_attention_layernorm),
-        mlp_in=joined(mlp.gate_proj, mlp.up_proj),
+        mlp_in=join(mlp.gate_proj, mlp.up_proj),
         mlp_out=mlp.down_proj,
     )
 
 
 def _norm(module: Any) -> Norm:
     return Norm(module.weight.detach(), module.variance_epsilon)
-
-
-def joined(*layers: nn.Module) -> Product:
-    """The outputs of linear `layers` for one input, one after another, by one product.
-
-    Their weights become parts of one tensor. Layers of another class than `nn.Linear`, such as of quantized weights,
-    are called as they are.
-    """
-    plain = [layer for layer in layers if type(layer) is nn.Linear]
-    if len(plain) < len(layers) or len({layer.bias is None for layer in plain}) > 1:
-        return lambda x: torch.cat([layer(x) for layer in layers], -1)
-    weight = _in_one([layer.weight for layer in plain])
-    bias = None if plain[0].bias is None else _in_one([layer.bias for layer in plain])
-    return lambda x: functional.linear(x, weight, bias)
-
-
-def _in_one(parts: Sequence[Tensor]) -> Tensor:
-    """`parts` one after another in one tensor, of which they are views from now on. Asked again, it is the same one."""
-    first, size = parts[0].data, sum(len(part) for part in parts)
-    in_a_row = all(
-        one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-        and one.data_ptr() + one.nbytes == other.data_ptr()
-        for one, other in pairwise(parts)
-    )
-    if in_a_row:
-        return first.as_strided((size, *first.shape[1:]), first.stride())
-    whole = torch.cat([part.data for part in parts])
-    for part, view in zip(parts, whole.split([len(part) for part in parts]), strict=True):
-        part.data = view
-    return whole

@@ -18,7 +18,7 @@ _kernels: Any = tree_attention
 CELL_MAGNITUDE_MAX = 1e15
 """Largest absolute value that a cell takes: finite in every product with a query, and so nothing where it is masked."""
 
-_WIDTH_MIN = 16
+WIDTH_MIN = 16
 """Fewest rows and columns of a matrix instruction."""
 
 _PROGRAMS_PER_PROCESSOR = 2
@@ -65,7 +65,7 @@ class Tile(NamedTuple):
 def tile(num_rows: int, key_size: int, value_size: int, dtype: torch.dtype, shared_bytes: int) -> Tile | None:
     """For heads of these sizes; None if one page of theirs does not fit in shared memory."""
     rows, key_width, value_width = (
-        max(triton.next_power_of_2(size), _WIDTH_MIN) for size in (num_rows, key_size, value_size)
+        max(triton.next_power_of_2(size), WIDTH_MIN) for size in (num_rows, key_size, value_size)
     )
     kept = rows * (key_width + PAGE_CELLS) * dtype.itemsize
     page = PAGE_CELLS * (key_width + value_width) * dtype.itemsize

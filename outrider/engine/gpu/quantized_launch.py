@@ -14,8 +14,6 @@ from outrider.engine.gpu import launch, quantized_product
 _kernels: Any = quantized_product
 """What Triton's decorator makes of them is told to no type checker."""
 
-_WIDTH_MIN = 16
-"""Fewest rows and columns of a matrix instruction."""
 _ROWS_MAX = 64
 _OUTPUTS_MAX = 64
 _INPUTS_MAX = 128
@@ -29,18 +27,19 @@ def product(
     x: Tensor,  # [M, K], of any stride but the last
     codes: Tensor,
     scales: Tensor,
-    zeros: Tensor | None,
     rows: int,
     columns: int,
+    zeros: Tensor | None,
+    order: Tensor | None,
 ) -> Tensor:
     """[M, N]: `x` times the transpose of the weight in few bits that the rest makes up, of the type of `x`.
 
-    The weight's inputs stand in order. Each of its numbers is exact in 16 bits, and sums are float32.
+    Each of the weight's numbers is exact in 16 bits, and sums are float32.
     """
     num_rows, num_inputs = x.shape
     num_outputs = codes.shape[0]
     output = x.new_empty(num_rows, num_outputs)
-    tile_rows = min(max(triton.next_power_of_2(num_rows), _WIDTH_MIN), _ROWS_MAX)
+    tile_rows = min(max(triton.next_power_of_2(num_rows), launch.WIDTH_MIN), _ROWS_MAX)
     row_tiles = triton.cdiv(num_rows, tile_rows)
     tile_outputs = _tile_outputs(num_outputs * row_tiles, launch.machine(x.device).num_processors)
     inputs = _INPUTS_MAX if columns >= num_inputs else gcd(columns, _INPUTS_MAX)
@@ -49,6 +48,7 @@ def product(
         codes.view(torch.uint8),
         scales,
         zeros,
+        order,
         output,
         num_rows,
         num_outputs,
@@ -58,6 +58,7 @@ def product(
         columns,
         SCALE_ROWS=rows,
         IS_INT4=zeros is not None,
+        HAS_ORDER=order is not None,
         ROWS=tile_rows,
         OUTPUTS=tile_outputs,
         INPUTS=inputs,
@@ -71,4 +72,4 @@ def product(
 def _tile_outputs(num_outputs: int, num_processors: int) -> int:
     """So many that every processor has a tile, where there are enough."""
     share = triton.next_power_of_2(max(num_outputs // num_processors, 1))
-    return min(max(share, _WIDTH_MIN), _OUTPUTS_MAX)
+    return min(max(share, launch.WIDTH_MIN), _OUTPUTS_MAX)

@@ -23,6 +23,7 @@ def multiply(
     codes,  # [N, K] uint8, the bits of fp8; or [N, K / 2] uint8, two of int4
     scales,  # [ceil(N / SCALE_ROWS), num_groups]
     zeros,  # [N, num_groups] uint8; None for fp8
+    order,  # [K] int64: the input that each column belongs to; None where they stand in order, as those of fp8 do
     output,  # [M, N]
     num_rows,
     num_outputs,
@@ -32,6 +33,7 @@ def multiply(
     group_size,
     SCALE_ROWS: tl.constexpr,
     IS_INT4: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
     ROWS: tl.constexpr,
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
@@ -55,8 +57,12 @@ def multiply(
             is_code = (low < num_inputs)[:, None] & is_output[None, :]
             is_x = is_row[:, None] & (low < num_inputs)[None, :]
             pair = tl.load(place, mask=is_code, other=0).to(tl.int16)
-            x_low = tl.load(x_rows + low[None, :], mask=is_x, other=0.0)
-            x_high = tl.load(x_rows + (low + HALF)[None, :], mask=is_x, other=0.0)
+            low_input, high_input = low, low + HALF
+            if HAS_ORDER:
+                low_input = tl.load(order + low, mask=low < num_inputs, other=0)
+                high_input = tl.load(order + low + HALF, mask=low < num_inputs, other=0)
+            x_low = tl.load(x_rows + low_input[None, :], mask=is_x, other=0.0)
+            x_high = tl.load(x_rows + high_input[None, :], mask=is_x, other=0.0)
             w_low = ((pair & 15) - zero[None, :]).to(x.dtype.element_ty)
             w_high = ((pair >> 4) - zero[None, :]).to(x.dtype.element_ty)
             part = tl.dot(x_low, w_low, input_precision=PRECISION)

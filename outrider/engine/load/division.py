@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.quantized.linear import QuantizedLinear
+from outrider.engine.quantized.part import Part, inputs_of, outputs_of
+from outrider.engine.quantized.weight import QuantizedWeight
+
+_BY_OUTPUTS = {"colwise", "colwise_gather_output", "colwise_rep"}
+_BY_INPUTS = {"rowwise", "rowwise_split_input", "rowwise_rep"}
+_WHOLE = {None, "replicate", "replicated_with_grad_allreduce", "mla_kv_a_proj"}
+"""How transformers' plans name what becomes of a linear layer."""
 
 _DIVIDED = {"num_attention_heads": "attention heads", "num_key_value_heads": "key-value heads"}
 
@@ -32,8 +42,30 @@ def check_division(folder: Path, num_ranks: int) -> None:
             )
 
 
+def part_of(
+    model: PreTrainedModel, name: str, weight: QuantizedWeight, bias: Tensor | None, part: Part
+) -> QuantizedLinear:
+    """The part that a rank has of the linear layer `name` of `model`, whose whole weight and bias those are.
+
+    transformers' plan says how it is divided, and `divide` has the ranks exchange what they have to. Raises
+    UnsupportedModelError if it cannot be divided so.
+    """
+    plan: dict[str, Any] = model.tp_plan
+    style = plan.get(re.sub(r"\.\d+(?=\.|$)", ".*", name))
+    whole = weight.num_outputs, weight.num_inputs
+    if style in _WHOLE:
+        return QuantizedLinear(weight, bias)
+    if style in _BY_OUTPUTS:
+        own = None if bias is None else bias[part.of(weight.num_outputs, "outputs")].clone()
+        return QuantizedLinear(outputs_of(weight, part), own, whole)
+    if style in _BY_INPUTS:  # what the ranks find is added up
+        return QuantizedLinear(inputs_of(weight, part), bias if part.rank == 0 else None, whole)
+    raise part.refusal(f"transformers divides {name} by the rule {style}, which is not known of quantized weights")
+
+
 def divide(model: PreTrainedModel, device: torch.device, num_ranks: int) -> PreTrainedModel:
-    """This rank's part of `model`, which is whole and on the CPU, on `device`; the ranks have met.
+    """This rank's part of `model`, which is on the CPU, and whole but for what `part_of` has made, on `device`; the
+    ranks have met.
 
     Not by from_pretrained, which needs the accelerate package for it. Raises UnsupportedModelError if a plan does not
     fit its model.

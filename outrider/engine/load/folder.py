@@ -16,6 +16,7 @@ from outrider.core.protocol.model_name import is_hub_name
 from outrider.engine.load.checkpoint import named, read_checkpoint
 from outrider.engine.load.streaming import load_streaming
 from outrider.engine.quantized.layout import layout_of
+from outrider.engine.quantized.part import Part
 from outrider.engine.quantized.scheme import Scheme, scheme_of
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -80,29 +81,26 @@ def load_model(folder: Path, *, device: torch.device, dtype: str) -> PreTrainedM
 
 
 def load_weights(
-    folder: Path, *, device: torch.device, dtype: str, weights: Weights = "auto", divided: bool = False
+    folder: Path, *, device: torch.device, dtype: str, weights: Weights = "auto", part: Part | None = None
 ) -> PreTrainedModel:
     """The model of a folder that was checked, in evaluation mode, with transformers' eager attention until the engine
     sets its own.
 
     `dtype` is a name of DTYPES, or "auto" for the type that the weights are stored in. Where `weights` are not "full",
     linear layers of quantized checkpoints keep theirs as they are on a GPU; on a CPU they are de-quantised, since its
-    native products, which are batch invariant, are of whole numbers. `divided` tells that the model is going to be
-    divided over devices. Raises UnsupportedModelError if the tensors are not exactly those of the model.
+    native products, which are batch invariant, are of whole numbers. If `part` is given, the model is going to be
+    divided over devices: it is on the CPU then, and what it keeps quantized is that part. Raises UnsupportedModelError
+    if the tensors are not exactly those of the model.
     """
     config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     scheme = quantization(config)
     _check_asked(folder, scheme, weights)
-    keeps = scheme is not None and weights != "full" and device.type != "cpu"
-    if divided and scheme is not None and weights != "full":
-        raise UnsupportedModelError(
-            f"{folder} is quantized ({scheme.layout}), and quantized weights are not divided over devices; use one, "
-            "without --tensor-parallel, or de-quantise all with --weights full"
-        )
+    keeps = scheme is not None and _keeps(weights, device)
+    host = device if part is None else torch.device("cpu")
     wanted = None if dtype == "auto" else DTYPES[dtype]
     loaded: Any
     try:
-        if scheme is None and device.type == "cpu":  # its weights are pages of their files
+        if scheme is None and host.type == "cpu":  # its weights are pages of their files
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=wanted or "auto",
@@ -113,7 +111,7 @@ def load_weights(
                 ignore_mismatched_sizes=True,  # they are named below
             )
         else:
-            loaded = load_streaming(folder, config, device=device, dtype=wanted, scheme=scheme, keeps=keeps)
+            loaded = load_streaming(folder, config, device=host, dtype=wanted, scheme=scheme, keeps=keeps, part=part)
     except UnsupportedModelError:
         raise
     except Exception as error:  # transformers and safetensors raise whatever they meet
@@ -176,6 +174,11 @@ def quantization(config: PreTrainedConfig) -> Scheme | None:
             found = part.quantization_config or found
             del part.quantization_config
     return None if found is None else scheme_of(found if isinstance(found, dict) else found.to_dict())
+
+
+def _keeps(weights: Weights, device: torch.device) -> bool:
+    """Whether linear layers keep quantized weights as they are on `device`."""
+    return weights != "full" and device.type != "cpu"
 
 
 def _check_asked(folder: Path, scheme: Scheme | None, weights: Weights) -> None:

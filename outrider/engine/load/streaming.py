@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedConfi
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.checkpoint import StoredTensor, named, read_checkpoint
+from outrider.engine.load.division import part_of
 from outrider.engine.quantized.layout import Layout, Parts, layout_of
 from outrider.engine.quantized.linear import QuantizedLinear
+from outrider.engine.quantized.part import Part
 from outrider.engine.quantized.scheme import Scheme
 from outrider.engine.quantized.unpacking import weight_of
 
@@ -69,11 +71,12 @@ def load_streaming(
     dtype: torch.dtype | None,
     scheme: Scheme | None,
     keeps: bool,
+    part: Part | None = None,
 ) -> Loaded:
     """The model of `folder` on `device`, in `dtype`, or if None in the type that config.json or the weights have.
 
-    If `keeps`, linear layers keep their weights as they are quantized, by `scheme`. Raises UnsupportedModelError if
-    something else is quantized then.
+    If `keeps`, linear layers keep their weights as they are quantized, by `scheme`; if `part` is given, a rank's part
+    of them. Raises UnsupportedModelError if something else is quantized then, or does not divide.
     """
     tensors = read_checkpoint(folder)
     layout = Layout({}, [tensor.name for tensor in tensors])
@@ -102,7 +105,7 @@ def load_streaming(
     )
     model: PreTrainedModel = loaded[0]
     if keeps:
-        _put_in(model, layout, files)
+        _put_in(model, layout, files, part)
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
     model.to(device)  # pyright: ignore[reportArgumentType]  what is computed, not stored
@@ -131,12 +134,15 @@ def _check_kept(skeleton: PreTrainedModel, layout: Layout) -> None:
         )
 
 
-def _put_in(model: PreTrainedModel, layout: Layout, files: _Files) -> None:
+def _put_in(model: PreTrainedModel, layout: Layout, files: _Files, part: Part | None) -> None:
     """Puts layers with quantized weights in the place of those with placeholders."""
-    for name, parts in layout.weights.items():
-        layer: Any = model.get_submodule(name.removesuffix(".weight"))
+    for tensor, parts in layout.weights.items():
+        name = tensor.removesuffix(".weight")
+        layer: Any = model.get_submodule(name)
         bias = None if layer.bias is None else layer.bias.detach()
-        model.set_submodule(name.removesuffix(".weight"), QuantizedLinear(weight_of(parts, files.read), bias))
+        weight = weight_of(parts, files.read)
+        own = QuantizedLinear(weight, bias) if part is None else part_of(model, name, weight, bias, part)
+        model.set_submodule(name, own)
 
 
 def _dtype(config: PreTrainedConfig, tensors: Sequence[StoredTensor]) -> torch.dtype:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from itertools import chain
 from typing import Literal, TypeGuard
 
 import torch
@@ -25,15 +24,19 @@ _TOLERANCE = 1e-2
 class QuantizedLinear(nn.Module):
     """An `nn.Linear` over a quantized weight, which it never writes out whole where a kernel does the product."""
 
+    _hf_quantized_needs_local_tp = True
+    """Tells transformers that where a model is divided this has a rank's part already, and takes plain tensors."""
+
     codes: Tensor
     scales: Tensor
     zeros: Tensor | None
     order: Tensor | None
     bias: Tensor | None
 
-    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None, whole: tuple[int, int] | None = None) -> None:
+        """`whole` are outputs and inputs of the whole layer, if `weight` is a rank's part of its own."""
         super().__init__()
-        self.out_features, self.in_features = weight.num_outputs, weight.num_inputs
+        self.out_features, self.in_features = whole or (weight.num_outputs, weight.num_inputs)
         self._rows, self._columns = weight.rows, weight.columns
         for name in ("codes", "scales", "zeros", "order"):
             self.register_buffer(name, getattr(weight, name))
@@ -47,38 +50,29 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] to [..., N], of the type of `x`."""
         weight = self.weight_in_few_bits
-        rows = x.reshape(-1, self.in_features)
-        if self.order is not None:
-            rows = rows.index_select(1, self.order)
-        product = _opaque if torch.compiler.is_compiling() else _product
-        found = product(rows, weight.codes, weight.scales, weight.zeros, weight.rows, weight.columns)
+        rows = x.reshape(-1, weight.num_inputs)
+        found = _opaque(rows, *weight) if torch.compiler.is_compiling() else _product(rows, weight)
         found = found if self.bias is None else found + self.bias
         return found.unflatten(0, x.shape[:-1])
 
 
-def _product(
-    x: Tensor,  # [M, K]
-    codes: Tensor,
-    scales: Tensor,
-    zeros: Tensor | None,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    """[M, N]: `x` times the transpose of a weight whose columns stand in order."""
-    weight = QuantizedWeight(codes, scales, rows, columns, zeros)
+def _product(x: Tensor, weight: QuantizedWeight) -> Tensor:
+    """[M, N]: `x` [M, K] times the transpose of a weight."""
     if weight.in_eight_bits:
         return eight_bits.product(x, weight)
     if problem(x.device):
         return functional.linear(x, weight.dequantized(x.dtype))
     from outrider.engine.gpu.quantized_launch import product  # it wants Triton
 
-    return product(x, codes, scales, zeros, rows, columns)
+    return product(x, *weight)
 
 
 @torch.library.custom_op("outrider::quantized_product", mutates_args=())
-def _opaque(x: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None, rows: int, columns: int) -> Tensor:
+def _opaque(
+    x: Tensor, codes: Tensor, scales: Tensor, rows: int, columns: int, zeros: Tensor | None, order: Tensor | None
+) -> Tensor:
     """`_product` as graph compilers see it."""
-    return _product(x, codes, scales, zeros, rows, columns)
+    return _product(x, QuantizedWeight(codes, scales, rows, columns, zeros, order))
 
 
 @_opaque.register_fake
@@ -105,19 +99,20 @@ def _off(device: torch.device) -> float:
     fp8 = torch.randn(num_outputs, num_inputs, generator=random).to(torch.float8_e4m3fn)
     int4 = torch.randint(256, (num_outputs, num_inputs // 2), generator=random, dtype=torch.uint8)
     zeros = torch.randint(16, (num_outputs, num_inputs // columns), generator=random, dtype=torch.uint8)
+    order = torch.randperm(num_inputs, generator=random)
     tried = (
         QuantizedWeight(fp8.to(device), scales.to(device), rows, columns),
-        QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device)),
+        QuantizedWeight(int4.to(device), scales.to(device), rows, columns, zeros.to(device), order.to(device)),
     )
-    found = [product(x, each.codes, each.scales, each.zeros, rows, columns) for each in tried]
+    found = [product(x, *each) for each in tried]
     expected = [x.float() @ each.dequantized(torch.float32).T for each in tried]
     return difference(torch.cat(found), torch.cat(expected))
 
 
 def num_parameters(model: nn.Module) -> int:
     """Of the whole model, a quantized weight's counted as what it stands for."""
-    few_bits = sum(layer.out_features * layer.in_features for layer in _layers(model))
-    return few_bits + sum(each.numel() for each in chain(model.parameters(), _biases(model)))
+    few_bits = sum(layer.out_features * (layer.in_features + (layer.bias is not None)) for layer in _layers(model))
+    return few_bits + sum(each.numel() for each in model.parameters())
 
 
 def weight_tensors(model: nn.Module) -> list[Tensor]:
@@ -162,7 +157,3 @@ def _detached(bias: Tensor | None) -> Tensor | None:
 
 def _layers(model: nn.Module) -> list[QuantizedLinear]:
     return [module for module in model.modules() if isinstance(module, QuantizedLinear)]
-
-
-def _biases(model: nn.Module) -> list[Tensor]:
-    return [layer.bias for layer in _layers(model) if layer.bias is not None]

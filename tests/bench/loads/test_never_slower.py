@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from bench.columns import MARK
 from bench.compare.quote import misquoted, quote
 from bench.load import tables
-from bench.load.cells import FLOOR, MARK, Result, show
+from bench.load.cells import FLOOR, Result, show
 from bench.load.never_slower import ROUNDS_BESIDE_LONG
 from bench.load.plots import plot
 from bench.load.result import Result as Loads

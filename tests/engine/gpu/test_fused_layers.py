@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from outrider.engine.attention.tree import TreeAttention
+from outrider.engine.compile.joined import joined
 from outrider.engine.engine import Engine
 from outrider.engine.gpu import fused_layers, layer_kernels
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.quantized import linear
 from tests.engine.gpu.launches import logged
 from tests.engine.histories import Rig, a_tree_equals_its_branches_alone, random_line
+from tests.engine.quantized import stored
 from tests.engine.tape import Listening
+from tests.engine.test_quantized import kept
 from tests.engine.tiny_models import FAMILIES, VOCAB_SIZE, build
 
 pytestmark = pytest.mark.usefixtures("interpreter", "willing")
@@ -31,9 +35,14 @@ NO_LAUNCHES = ("empty", "new_empty", "empty_like", "empty_strided")
 """Operations that only take memory; views are told by themselves."""
 
 
-def unreal(family: str, layers: int) -> Engine:
+OWN = {"add_and_normalize": 2, "rotate": 1, "attend": 1, "combine": 1, "gate": 1}
+"""Of a layer, beside its products."""
+
+
+def unreal(family: str, layers: int, dtype: torch.dtype = torch.float32) -> Engine:
     """An engine whose tensors have no content."""
-    return engine_of(build(family, layers=layers).to("meta"))
+    model: Any = build(family, layers=layers)
+    return engine_of(model.to("meta", dtype))
 
 
 def engine_of(model: PreTrainedModel) -> Engine:
@@ -50,15 +59,50 @@ def listened(engine: Engine) -> Counter[str]:
     return Counter(name for name in names if name not in NO_LAUNCHES) + launches.num
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", FUSED)
-def test_launches_of_a_layer(family: str) -> None:
+def test_launches_of_a_layer(family: str, dtype: torch.dtype) -> None:
     """The difference that one more layer makes."""
-    found = [listened(unreal(family, layers)) for layers in (2, 3)]
+    found = [listened(unreal(family, layers, dtype)) for layers in (2, 3)]
     layer = found[1] - found[0]
     assert layer.total() <= LAUNCHES_PER_LAYER_MAX, layer
-    own = {"add_and_normalize": 2, "rotate": 1, "attend": 1, "combine": 1, "gate": 1}
-    assert {name: layer[name] for name in own} == own
-    assert layer.total() == sum(own.values()) + 4  # products
+    assert {name: layer[name] for name in OWN} == OWN
+    assert layer.total() == sum(OWN.values()) + 4  # products
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("layout", ["fp8 per channel", "fp8 per tensor", "awq"])
+def test_launches_of_a_layer_in_few_bits(
+    layout: str, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than those of a whole one."""
+    monkeypatch.setattr(linear, "problem", lambda device: "")
+    found: list[Counter[str]] = []
+    for layers in (1, 2):
+        stored(tmp_path, layout, family, layers=layers)
+        model: Any = kept(tmp_path, torch.bfloat16)
+        with logged():  # its layers are looked at, too
+            engine = engine_of(model.to("meta"))
+        found.append(listened(engine))
+    layer = found[1] - found[0]
+    assert layer == Counter(OWN | {"multiply": 4})
+    assert layer.total() <= LAUNCHES_PER_LAYER_MAX
+
+
+@pytest.mark.parametrize("layout", ["awq", "gptq, inputs in another order"])
+def test_a_fused_model_in_few_bits_is_its_twin(layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By as many launches, whatever the order of its inputs."""
+    monkeypatch.setattr(linear, "problem", lambda device: "")
+    twin, line = stored(tmp_path, layout), random_line(9, seed=1)
+    engine = engine_of(kept(tmp_path))
+    assert engine.not_fused == ""
+    found = engine.step([Job(engine.acquire(), line)]).logits[0]
+    with torch.inference_mode():
+        expected = twin(input_ids=torch.tensor([line]), use_cache=False).logits[0, -1]
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
+    step = listened(engine)
+    assert step["multiply"] == 4
+    assert step["index_select"] == 1  # of the rows whose logits are wanted
 
 
 def test_a_bound_on_launches_can_fail() -> None:
@@ -94,30 +138,14 @@ def test_the_models_own_modules_compute_the_same_bits_as_before() -> None:
     """Their weights are parts of larger tensors now, in memory once, however often an engine is built of them."""
     token_ids = torch.tensor([random_line(9, seed=1)])
     model, untouched = build("qwen3"), build("qwen3")
-    fused_layers.FusedLayers(model)
+    fused_layers.FusedLayers(model, joined)
     attention: Any = model.get_submodule("model.layers.0.self_attn")
     storages = [layer.weight.untyped_storage().data_ptr() for layer in (attention.q_proj, attention.v_proj)]
-    fused_layers.FusedLayers(model)
+    fused_layers.FusedLayers(model, joined)
     assert [attention.q_proj.weight.untyped_storage().data_ptr()] * 2 == storages
     with torch.inference_mode():
         found, expected = (each(input_ids=token_ids, use_cache=False).logits for each in (model, untouched))
     assert torch.equal(found, expected)
-
-
-class Other(nn.Linear):
-    """Stands for a linear layer of quantized weights."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * 2
-
-
-def test_layers_of_another_class_are_called_as_they_are() -> None:
-    x, plain, other = torch.randn(3, 8), nn.Linear(8, 4), Other(8, 4)
-    both = fused_layers.joined(plain, other)(x)
-    assert torch.equal(both, torch.cat([plain(x), other(x)], 1))
-    one = fused_layers.joined(plain, nn.Linear(8, 2))(x)
-    assert one.shape == (3, 6)
-    torch.testing.assert_close(one[:, :4], functional.linear(x, plain.weight, plain.bias))
 
 
 def test_what_is_not_known_runs_on_its_own_modules() -> None:

@@ -9,35 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from outrider.engine.gpu import launch, quantized_launch, quantized_product
 from outrider.engine.quantized import linear
-from outrider.engine.quantized.weight import QuantizedWeight, packed, unpacked
+from outrider.engine.quantized.weight import QuantizedWeight
 from tests.engine.gpu.interpreter import interpreted
 from tests.engine.gpu.launches import logged
 from tests.engine.gpu.test_compiled_kernels import ARCHITECTURES, Architecture, compiled, spilled_bytes
-from tests.engine.quantized import stored
+from tests.engine.quantized import fp8, int4, stored
 from tests.engine.test_quantized import kept, logits
 
 RANDOM = torch.Generator().manual_seed(5)
-
-
-def fp8(num_outputs: int, num_inputs: int, rows: int, columns: int) -> QuantizedWeight:
-    codes = torch.randint(256, (num_outputs, num_inputs), generator=RANDOM, dtype=torch.uint8)
-    codes[(codes & 0x7F) == 0x7F] = 0  # all numbers that there are, but what is none
-    scales = torch.rand(-(-num_outputs // rows), -(-num_inputs // columns), generator=RANDOM) / 448
-    return QuantizedWeight(codes.view(torch.float8_e4m3fn), scales, rows, columns)
-
-
-def int4(num_outputs: int, num_inputs: int, columns: int) -> QuantizedWeight:
-    numbers, zeros = (
-        torch.randint(16, (num_outputs, size), generator=RANDOM, dtype=torch.uint8)
-        for size in (num_inputs, num_inputs // columns)
-    )
-    scales = (torch.rand(num_outputs, num_inputs // columns, generator=RANDOM) / 15).half()
-    assert torch.equal(unpacked(packed(numbers)), numbers)
-    return QuantizedWeight(packed(numbers), scales, 1, columns, zeros)
 
 
 WEIGHTS = {
@@ -48,11 +30,8 @@ WEIGHTS = {
     "int4 in groups of 96": lambda: int4(24, 192, 96),
     "int4 in groups of 32": lambda: int4(40, 96, 32),
     "int4 in one group": lambda: int4(16, 160, 160),
+    "int4, inputs in another order": lambda: int4(40, 192, 96, torch.randperm(192, generator=RANDOM)),
 }
-
-
-def product(x: Tensor, weight: QuantizedWeight) -> Tensor:
-    return quantized_launch.product(x, weight.codes, weight.scales, weight.zeros, weight.rows, weight.columns)
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -62,7 +41,7 @@ def test_it_is_the_product_with_the_dense_twin(name: str, dtype: torch.dtype, to
     x = torch.randn(70 if name == "int4 in groups of 32" else 5, weight.num_inputs, generator=RANDOM).to(dtype)
     expected = x.double() @ weight.dequantized(torch.float64).T
     with interpreted(quantized_product):
-        found = product(x, weight)
+        found = quantized_launch.product(x, *weight)
     assert found.dtype == dtype
     assert (found.double() - expected).norm() <= tolerance * expected.norm()
 
@@ -87,7 +66,8 @@ def test_it_is_compared_with_torch_before_it_is_used(monkeypatch: pytest.MonkeyP
         assert "compute something else than torch does here" in tried(cpu)
 
 
-CASES = [*zip(("fp8", "int4", "fp8", "int4"), (9, 64, 64, 9), ARCHITECTURES, strict=True)]
+KINDS = ("fp8", "int4", "fp8", "int4, inputs in another order")
+CASES = [*zip(KINDS, (9, 64, 64, 9), ARCHITECTURES, strict=True)]
 
 
 @pytest.mark.parametrize(("kind", "num_rows", "architecture"), CASES, ids=str)
@@ -104,9 +84,10 @@ def test_it_compiles_for_real_layers(
             )
         else:
             codes, zeros = (torch.empty(14336, size, dtype=torch.uint8) for size in (2048, 32))
-            weight = QuantizedWeight(codes, torch.empty(14336, 32, dtype=torch.float16), 1, 128, zeros)
+            order = torch.empty(4096, dtype=torch.int64) if "order" in kind else None
+            weight = QuantizedWeight(codes, torch.empty(14336, 32, dtype=torch.float16), 1, 128, zeros, order)
     with logged() as launches:
-        product(x, weight)
+        quantized_launch.product(x, *weight)
     (each,) = launches.log
     kernel = compiled(each, architecture.capability)
     assert kernel.metadata.shared <= architecture.shared_bytes

@@ -11,7 +11,7 @@ import torch
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.tree import PARTS_MAX, PARTS_PER_TOKEN, TreeAttention, parts_max
 from outrider.engine.attention.tree_trial import tried
-from outrider.engine.batch import CAPTURED_SIZES, CAPTURED_TOKENS_MAX, COMPILED_SIZES, COMPILED_TOKENS_MAX, pack
+from outrider.engine.batch import CAPTURED_SIZES, CAPTURED_TOKENS_MAX, COMPILED_TOKENS_MAX, pack
 from outrider.engine.gpu import launch, tree_attention
 from outrider.engine.gpu.work_list import SPLIT_CELLS
 from outrider.engine.jobs import LINE_END, Job, plan
@@ -20,7 +20,7 @@ from tests.engine import histories
 from tests.engine.gpu.launches import Launches
 from tests.engine.gpu.waiting import WaitsError, guarded
 from tests.engine.histories import CPU, Rig, random_line
-from tests.engine.tape import Tape, graphed
+from tests.engine.tape import SMALL_SIZES, Tape, graphed
 from tests.engine.tiny_models import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("interpreter", "willing")
@@ -44,7 +44,7 @@ def launches_of(rig: Rig, *, captured: bool = False) -> Counter[str]:
     return wanted + Counter(add_and_normalize=int(not model.not_fused), move=num_storages * captured)
 
 
-def replaying(rig: Rig, sizes: Sequence[int] = COMPILED_SIZES) -> Tape:
+def replaying(rig: Rig, sizes: Sequence[int] = SMALL_SIZES) -> Tape:
     """From now on the rig's small steps are replayed from what the tape has heard of padding alone."""
     tape = Tape()
     graphed(rig.engine, tape, sizes)
