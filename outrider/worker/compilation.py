@@ -27,7 +27,7 @@ from torch._inductor import config as inductor
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import library, native
-from outrider.engine.compile import ahead, export, invariance, linear
+from outrider.engine.compile import ahead, export, invariance, linear, wanted_rows
 from outrider.engine.engine import Engine
 from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
@@ -64,7 +64,7 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str) -> 
         library.processor(),
     ):
         digest.update(part.encode() + b"\0")
-    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__)
+    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__, wanted_rows.__file__)
     for source in (*library.SOURCES, *map(Path, modules), folder / "config.json"):
         digest.update(source.read_bytes())
     return cache / f"{model_name(folder).replace('/', '--')}-{dtype}-{digest.hexdigest()[:16]}.pt2"
