@@ -6,6 +6,7 @@ that it moves.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from bench.gpu.clock import Clock
 from bench.gpu.floor import Row
 from bench.gpu.levels import NUM_LEVELS, TREE_WIDTH, level_job, level_size
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.schedule.draft_run import Burst
 from outrider.engine.compile.levels import Interruption
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
@@ -146,8 +148,9 @@ class Rounds:
         jobs = [level_job(session.slot, session.line, engine.vocab_size) for session in sessions]
         level_seconds = [1.0] * level_size(row.num_sessions)
         started = self._clock.now()
-        with engine.level_loop(jobs, tables, level_seconds, Interruption(torch.zeros(1, dtype=torch.int64), 0)) as loop:
-            levels = [] if loop is None else loop.draft(NUM_LEVELS).levels
+        interruption = Interruption(torch.zeros(2, dtype=torch.int64), 0, 0)
+        with engine.level_loop(jobs, tables, level_seconds, interruption) as loop:
+            levels = [] if loop is None else loop.draft(Burst(NUM_LEVELS, math.inf)).levels
             ended = self._clock.now()
         return self._clock.ms(started, ended) if len(levels) == NUM_LEVELS else None
 

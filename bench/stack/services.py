@@ -151,6 +151,9 @@ async def running(
     pairs: dict[str, tuple[Child, Child | None]] = {}
     coordinators: dict[CoordinatorKey, Child] = {}
     os.environ["OUTRIDER_HTTP"] = ""  # several run, for which one port is too few; older checkouts have no such flag
+    # As `outrider up` has it: verifiers borrow the cores of drafters on their host, and drafters none. No flag either.
+    borrowed = [] if setup.draft_host is not None else split_cores(models)[1]
+    os.environ["OUTRIDER_CORES_BATCH"] = ",".join(map(str, borrowed))
     async with contextlib.AsyncExitStack() as leaving:
         certificates = Path(leaving.enter_context(tempfile.TemporaryDirectory()))
         if any(mode.pair == TLS for mode in ours):

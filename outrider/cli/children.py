@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from outrider.cli.certificates import tls_settings, transport_to
 from outrider.cli.child import Child, Observer
-from outrider.cli.cores import available_cores, num_threads, share_cores
+from outrider.cli.cores import available_cores, lent_cores, num_threads, share_cores
 from outrider.cli.ports import free_addresses
 from outrider.cli.up_options import UpOptions, numbered
 from outrider.cli.worker_settings import drafter_settings, verifier_settings
@@ -43,7 +43,8 @@ def children_of(options: UpOptions, observer: Observer) -> Children:
             name,
             [
                 *_command("verify_service", verifier_settings(options), address),
-                *_core_flags(next(verifier_shares, ""), divided=options.num_verifiers > 1),
+                *_core_flags(share := next(verifier_shares, ""), divided=options.num_verifiers > 1),
+                f"--cores-batch={lent_cores(share, cores.others)}",
             ],
             address=address,
             health_service="outrider.v1.VerifyService",

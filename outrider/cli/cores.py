@@ -54,6 +54,12 @@ def num_threads(share: str) -> int:
     return max(1, num_cores(share) * limits.num_cores() // max(1, len(available_cores())))
 
 
+def lent_cores(share: str, others: str) -> str:
+    """Those of the `others`' cores that a verifier on a share may read prompts on: as many as a quota pays for."""
+    num_lent = limits.num_cores() - num_threads(share)
+    return ",".join(others.split(",")[: max(0, num_lent)]) if share else ""
+
+
 def _divided(cores: Sequence[int], num_shares: int) -> list[str]:
     if len(cores) < num_shares:
         return [_text(cores)] * num_shares

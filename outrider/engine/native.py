@@ -9,7 +9,7 @@ import contextlib
 import ctypes
 import weakref
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from outrider.engine import library
 from outrider.engine.library import CannotCompileError
 
 _loaded = False
+_cores: tuple[int, Sequence[int]] | None = None
 
 
 def load(cache: Path) -> None:
@@ -46,6 +47,20 @@ def load(cache: Path) -> None:
     torch.library.register_fake("outrider_native::elementwise", _fake_elementwise)
     torch.library.register_fake("outrider_native::row_mean", _fake_row_mean)
     _loaded = True
+    if _cores is not None:
+        use_cores(*_cores)
+
+
+def use_cores(num_threads: int, borrowed: Sequence[int]) -> None:
+    """Packages that are loaded from now on take up to so many threads, and to read prompts one more on each of the
+    `borrowed` cores, which stays away while somebody else works there. How many a step takes they learn from its time.
+
+    Without it all steps take as many as torch has been given.
+    """
+    global _cores
+    _cores = num_threads, borrowed
+    if _loaded:
+        torch.ops.outrider_native.set_cores(num_threads, borrowed)
 
 
 class Package:

@@ -27,7 +27,7 @@ from torch._inductor import config as inductor
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import library, native
-from outrider.engine.compile import ahead, export, invariance, linear
+from outrider.engine.compile import ahead, export, invariance, linear, wanted_rows
 from outrider.engine.engine import Engine
 from outrider.engine.library import CannotCompileError
 from outrider.engine.load import self_check
@@ -67,7 +67,8 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, wei
         library.processor(),
     ):
         digest.update(part.encode() + b"\0")
-    modules = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__, eight_bits.__file__)
+    sources = (ahead, export, invariance, linear, eight_bits, wanted_rows)
+    modules = [each.__file__ for each in sources]
     for source in (*library.SOURCES, *map(Path, modules), folder / "config.json"):
         digest.update(source.read_bytes())
     kept = "" if weights == "full" else f"-{weights}"

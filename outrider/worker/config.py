@@ -137,12 +137,20 @@ class WorkerConfig(Settings):
         "outrider up divides it equally",
     )
     cores: str = Field("", pattern=CORES_PATTERN, description=CORES_DESCRIPTION)
+    cores_batch: str = Field(
+        "",
+        pattern=CORES_PATTERN,
+        description="processor cores that steps over a prompt's tokens may use too, though they are others' (those of "
+        "--cores count once): a thread on each, which stays away while somebody else works there; compiled "
+        "forward passes alone do (Linux only)",
+    )
     num_threads: int = Field(
         default_factory=default_num_threads,
         ge=1,
         le=THREADS_MAX,
-        description="threads for tensor arithmetic on the CPU; default: OMP_NUM_THREADS, else half of the cores that "
-        "affinity and the container's quota allow, and no more than --cores names",
+        description="most threads for tensor arithmetic on the CPU: a compiled forward pass takes as many of them as "
+        "make it fastest, by its number of tokens; default: OMP_NUM_THREADS, else half of the cores that affinity and "
+        "the container's quota allow, and no more than --cores names",
     )
     compile: Literal["auto", "first", "on", "off"] = Field(
         "auto",

@@ -7,7 +7,6 @@ import signal
 from typing import NoReturn
 
 import structlog
-import torch
 import transformers
 
 from outrider.core.protocol.errors import OutriderError
@@ -16,7 +15,8 @@ from outrider.engine.load.folder import check_folder, resolve_folder
 from outrider.machine.leaving import leave
 from outrider.worker.building import build
 from outrider.worker.config import WorkerConfig
-from outrider.worker.joining import device_of, join, threads_of
+from outrider.worker.joining import device_of, join
+from outrider.worker.threads import take_threads
 
 _log = structlog.get_logger()
 
@@ -38,7 +38,7 @@ def follow(config: WorkerConfig) -> NoReturn:
 def _follow(config: WorkerConfig) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(threads_of(config))
+    take_threads(config)
     device = device_of(config)
     if device.type == "cpu":
         os.setpriority(os.PRIO_PROCESS, 0, CPU_NICENESS)  # as rank 0's device thread, which waits for this one

@@ -67,11 +67,6 @@ def device_of(config: WorkerConfig) -> torch.device:
     return torch.device("cuda", found.local_rank)
 
 
-def threads_of(config: WorkerConfig) -> int:
-    """Threads of this rank: ranks on one machine divide them."""
-    return max(1, config.num_threads // place_of(config).num_local_ranks)
-
-
 def _start_others(config: WorkerConfig) -> Store:
     """Starts the other ranks, which end when this process does. Returns the store where they meet, which no other
     machine reaches."""

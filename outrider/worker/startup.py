@@ -30,8 +30,9 @@ from outrider.worker.compilation import package_path
 from outrider.worker.config import WorkerConfig
 from outrider.worker.execution import not_taken, running, said, unproven
 from outrider.worker.forward_pass import captures, compiles, take_up, why_not_compiled
-from outrider.worker.joining import device_of, join, threads_of
+from outrider.worker.joining import device_of, join
 from outrider.worker.memory import limit_bytes
+from outrider.worker.threads import take_threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +52,11 @@ class LoadedModel:
 def load(config: WorkerConfig) -> LoadedModel:
     """Loads and checks the configured model; logs its progress. Blocks for as long as that takes.
 
-    Raises UnsupportedModelError with what to do instead.
+    Raises UnsupportedModelError with what to do instead, and OutriderError if it cannot have its cores.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    torch.set_num_threads(threads_of(config))
+    take_threads(config)
     device = _device(config.device) if config.num_ranks == 1 else device_of(config)
     with on(device):
         return _load(config, device)

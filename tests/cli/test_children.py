@@ -241,6 +241,8 @@ def test_a_pool_has_an_address_for_each_and_every_coordinator_knows_them(monkeyp
         assert f"--draft={','.join(listen[f'draft-{number}'] for number in range(1, 5))}" in commands[name]
     for name, cores in {"verify-1": "0,1", "verify-2": "2,3", "draft-1": "4,5", "draft-2": "6,7"}.items():
         assert {f"--cores={cores}", "--num-threads=2"} <= set(commands[name])
+    assert "--cores-batch=4,5,6,7" in commands["verify-1"]
+    assert not [flag for flag in commands["draft-1"] if flag.startswith("--cores-batch")]
     assert "--cores=4,5,6,7" in commands["draft-3"]
     assert "--cores=4,5,6,7" in commands["coordinator-1"]
 

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from outrider.cli import cores
-from outrider.cli.cores import Cores, available_cores, num_cores, num_threads, share_cores
+from outrider.cli.cores import Cores, available_cores, lent_cores, num_cores, num_threads, share_cores
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,24 @@ def test_threads_of_a_share_are_its_part_of_the_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
     monkeypatch.setattr(cores.limits, "num_cores", lambda: usable)
     assert num_threads("4,5,6,7") == expected
+
+
+@pytest.mark.parametrize(
+    ("usable", "share", "others", "expected"),
+    [
+        (2, "0", "1", "1"),
+        (8, "0,1,2,3", "4,5,6,7", "4,5,6,7"),
+        (8, "0,1", "4,5,6,7", "4,5,6,7"),
+        (6, "0,1,2,3", "4,5,6,7", "4,5,6"),
+        (1, "0", "1", ""),
+        (2, "", "", ""),
+        (2, "0", "", ""),
+    ],
+)
+def test_drafters_lend_the_cores_that_a_quota_pays_for(
+    monkeypatch: pytest.MonkeyPatch, usable: int, share: str, others: str, expected: str
+) -> None:
+    num_available = max(num_cores(share) + num_cores(others), 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(num_available)), raising=False)
+    monkeypatch.setattr(cores.limits, "num_cores", lambda: usable)
+    assert lent_cores(share, others) == expected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -195,6 +196,31 @@ def test_a_package_computes_the_same_bits_on_any_number_of_threads(package: Pack
         found.append(engine.step(jobs).logits.clone())
     assert torch.equal(found[1], found[0])
     assert torch.equal(found[2], found[0])
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system has no affinity")
+@pytest.mark.parametrize("num_own", [1, 2])
+def test_a_package_that_chooses_its_threads_and_borrows_cores_computes_the_same_bits(
+    package: Package, num_own: int
+) -> None:
+    """While it tries how many are best."""
+
+    def found() -> Tensor:
+        engine = Engine(package.model(), max_sessions=1, max_context=128)
+        engine.adopt(package.path)
+        slot, line = engine.acquire(), random_line(90, seed=3)
+        logits = [engine.step([Job(slot, line)]).logits.clone()]
+        for _ in range(30):
+            line.append(7)
+            logits.append(engine.step([Job(slot, line)]).logits.clone())
+        return torch.cat(logits)
+
+    alone = found()
+    native.use_cores(num_own, [max(os.sched_getaffinity(0))])
+    try:
+        assert torch.equal(found(), alone)
+    finally:
+        native.use_cores(1, [])
 
 
 def test_a_package_calls_the_operators_directly(package: Package) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -50,6 +51,13 @@ def test_several_callers_at_once_each_get_their_own(product: PackedLinear, alone
         assert all(callers.map(call, range(4)))
 
 
+def test_a_thread_does_what_others_have_not_begun(product: PackedLinear, alone: Tensor) -> None:
+    """However many there are, on however few cores: most come late, and find all done."""
+    torch.set_num_threads(64)
+    for _ in range(100):
+        assert torch.equal(product(ROWS), alone)
+
+
 def test_threads_sleep_while_there_is_nothing_to_do(product: PackedLinear) -> None:
     torch.set_num_threads(4)
     product(ROWS)
@@ -59,16 +67,38 @@ def test_threads_sleep_while_there_is_nothing_to_do(product: PackedLinear) -> No
 
 
 def test_a_fork_has_a_team_of_its_own() -> None:
-    built = library.find(WorkerConfig.model_fields["compile_cache"].get_default(call_default_factory=True))
-    script = f"""
-import ctypes, os, torch
-ctypes.CDLL({str(built)!r}, ctypes.RTLD_GLOBAL)
-torch.set_num_threads(3)
-x, panels = torch.ones(2, 512), torch.ones(64, 512, 16)
-def run(): return torch.ops.outrider_native.linear(x, panels, None, 1024)
+    run_alone("""
 run()
 child = os.fork()
 if child == 0: os._exit(0 if bool((run() == 512).all()) else 1)
 assert os.waitpid(child, 0)[1] == 0
+""")
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+def test_a_borrowed_core_has_one_thread_which_stands_back() -> None:
+    run_alone("""
+core = max(os.sched_getaffinity(0))
+torch.ops.outrider_native.set_cores(2, [core])
+known = {*os.listdir("/proc/self/task")}
+assert bool((run() == 512).all())
+on_core = []
+for task in {*os.listdir("/proc/self/task")} - known:
+    while os.getpriority(os.PRIO_PROCESS, int(task)) < 10: time.sleep(0.001)
+    on_core.append(os.sched_getaffinity(int(task)) == {core})
+several = len(os.sched_getaffinity(0)) > 1
+assert sorted(on_core) == [not several, True], on_core
+""")
+
+
+def run_alone(script: str) -> None:
+    """Runs it in a process of its own, which has `run()`, a product of ones on three threads."""
+    built = library.find(WorkerConfig.model_fields["compile_cache"].get_default(call_default_factory=True))
+    prelude = f"""
+import ctypes, os, time, torch
+ctypes.CDLL({str(built)!r}, ctypes.RTLD_GLOBAL)
+torch.set_num_threads(3)
+x, panels = torch.ones(2, 512), torch.ones(64, 512, 16)
+def run(): return torch.ops.outrider_native.linear(x, panels, None, 1024)
 """
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", prelude + script], check=True, timeout=120)

@@ -17,6 +17,7 @@ from outrider.core.protocol.refusal import first_line
 from outrider.engine.attention.native import NATIVE_ATTENTION
 from outrider.engine.compile.invariance import use_native, variant_operators
 from outrider.engine.compile.linear import fuse_gates, pack
+from outrider.engine.compile.wanted_rows import select_early
 
 TOKENS_MAX = 1 << 17
 """Largest batch that a graph accepts, in tokens: more than the line tokens of one step and the trees of as many
@@ -75,6 +76,7 @@ def export(model: PreTrainedModel) -> Exported:
                 example,
                 dynamic_shapes=({0: num_tokens}, {0: num_tokens}, {0: num_rows}, {0: num_numbers}),
             )
+            select_early(program.graph)
             fuse_gates(program.graph)
             use_native(program.graph)
     except Exception as error:  # the exporter raises whatever it meets

@@ -9,8 +9,10 @@
 #include <ATen/ops/from_blob.h>
 #include <sys/mman.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
+#include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <mutex>
@@ -20,9 +22,11 @@
 
 #include "package.h"
 #include "team.h"
+#include "thread_choice.h"
 
 namespace {
 
+using Clock = std::chrono::steady_clock;
 using Loader = torch::inductor::AOTIModelPackageLoader;
 
 constexpr size_t kHugePageBytes = size_t{1} << 21;
@@ -84,8 +88,15 @@ std::unique_ptr<HugePages> move_weights(Loader& loader) {
 
 struct Package {
   std::unique_ptr<HugePages> weights;
-  std::unique_ptr<Loader> loader;  // which ends first
+  std::unique_ptr<Loader> loader;                 // which ends first
+  std::unique_ptr<outrider::ThreadChoice> choice;  // none where there is but one thread, or nobody has said how many
 };
+
+std::unique_ptr<outrider::ThreadChoice> choice_among(const outrider::Cores& cores) {
+  const int64_t num_borrowed = std::ssize(cores.borrowed);
+  if (cores.num_own + num_borrowed <= 1) return nullptr;
+  return std::make_unique<outrider::ThreadChoice>(cores.num_own, num_borrowed);
+}
 
 std::mutex packages_mutex;
 std::vector<Package> packages;
@@ -94,7 +105,7 @@ int64_t load_package(std::string path) {
   auto loader = std::make_unique<Loader>(path, "model", /*run_single_threaded=*/true);
   auto weights = move_weights(*loader);
   const std::lock_guard<std::mutex> lock(packages_mutex);
-  packages.push_back({std::move(weights), std::move(loader)});
+  packages.push_back({std::move(weights), std::move(loader), choice_among(outrider::cores())});
   return static_cast<int64_t>(packages.size()) - 1;
 }
 
@@ -110,23 +121,49 @@ void unload_package(int64_t package) {
   Package& unloaded = packages.at(package);
   unloaded.loader.reset();
   unloaded.weights.reset();
+  unloaded.choice.reset();
 }
 
 }  // namespace
 
+// Its inputs are token ids [N], positions [N], wanted rows [R] and a description: see outrider/engine/compile/export.py.
 std::vector<at::Tensor> outrider::run_package(int64_t package, std::vector<at::Tensor> inputs) {
   Loader* loader;
+  ThreadChoice* choice;
   {
     const std::lock_guard<std::mutex> lock(packages_mutex);
     loader = packages.at(package).loader.get();
+    choice = packages.at(package).choice.get();
   }
+  if (choice == nullptr) {
+    rouse();
+    return loader->boxed_run(std::move(inputs));
+  }
+  const OnThreads threads(choice->next(inputs.at(0).size(0), inputs.at(2).size(0)));
+  const auto started = Clock::now();
   rouse();
-  return loader->boxed_run(std::move(inputs));
+  std::vector<at::Tensor> outputs = loader->boxed_run(std::move(inputs));
+  choice->observe(std::chrono::duration<double>(Clock::now() - started).count());
+  return outputs;
 }
+
+namespace {
+
+// For whoever plays steps that nobody takes.
+struct PlayedChoice : torch::CustomClassHolder, outrider::ThreadChoice {
+  using outrider::ThreadChoice::ThreadChoice;
+};
+
+}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
   library.def("load_package(str path) -> int", &load_package);
   library.def("run_package(int package, Tensor[] inputs) -> Tensor[]", &outrider::run_package);
   library.def("package_metadata(int package) -> str[]", &package_metadata);
   library.def("unload_package(int package) -> ()", &unload_package);
+  library.class_<PlayedChoice>("ThreadChoice")
+      .def(torch::init<int64_t, int64_t>())
+      .def("next", [](const c10::intrusive_ptr<PlayedChoice>& self, int64_t num_tokens,
+                      int64_t num_wanted) { return self->next(num_tokens, num_wanted); })
+      .def("observe", [](const c10::intrusive_ptr<PlayedChoice>& self, double seconds) { self->observe(seconds); });
 }

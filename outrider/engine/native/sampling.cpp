@@ -27,6 +27,7 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 constexpr uint64_t kGamma = 0x9E3779B97F4A7C15;
 constexpr double kUnit = 0x1p-52;
 constexpr int64_t kWords = 8;
+constexpr int64_t kNumbersPerTask = 1 << 14;  // of rows: some ten microseconds, far above what a task costs
 
 // Scores of float32 arithmetic may be off by this and this share of their size. Both are generous: three roundings of
 // half a unit in the last place and a logarithm good to 1e-6 make 2e-6 and 2e-7.
@@ -301,7 +302,7 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
   const int64_t num_slots = seeds.size(0);
   const int64_t num_rows = logits.size(0), size = logits.size(1), padded_size = (size + kLanes - 1) / kLanes * kLanes;
   const double* shapes = shaping.const_data_ptr<double>();
-  share(num_rows, 1, [&](int64_t begin, int64_t end) {
+  share(num_rows, std::max<int64_t>(1, kNumbersPerTask / size), [&](int64_t begin, int64_t end) {
     thread_local std::vector<float> scores;
     thread_local Perturbed perturbed;
     scores.resize(padded_size);
