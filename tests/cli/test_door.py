@@ -47,6 +47,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--target", "ngram"),
         ("--target", ""),
         ("--target", "a/b/c"),
+        ("--target", "models/a--b"),
+        ("--target", "models/a b"),
         ("--target", "~nobody-of-this-name"),
         ("--target", "x" * 5000),
         ("--target", str(MODELS / "ngrams.safetensors")),
