@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import tempfile
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+
+import typer
 
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.identity import COORDINATOR_NAME, DRAFTER_NAME, VERIFIER_NAME
@@ -107,10 +110,14 @@ def _files(folder: Path, service: str) -> TlsFiles:
 def _general_name(host: str) -> Any:
     from cryptography import x509
 
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
+    try:
         return x509.DNSName(host)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{host!r} is no name of a host; write it in ASCII, as xn--...", param_hint="'--host'"
+        ) from error
 
 
 def _pem(made: Any) -> bytes:

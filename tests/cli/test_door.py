@@ -259,3 +259,10 @@ def test_a_service_names_each_bad_setting_once(
 
 def test_the_version_is_told() -> None:
     assert outrider("--version") == (0, "outrider 0.1.0\n")
+
+
+def test_a_host_whose_name_no_certificate_can_bear(tmp_path: Path) -> None:
+    code, said = outrider("certs", str(tmp_path / "certificates"), "--host", "münchen.example")
+    assert code == 2
+    assert "'--host'" in said
+    assert not (tmp_path / "certificates").exists()
