@@ -46,6 +46,27 @@ def one_shard_missing(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
+def one_that_is_gone(folder: Path) -> None:
+    """As in a hub's cache, whose snapshots are links, when a part of it was removed."""
+    weights(folder).unlink()
+    weights(folder).symlink_to(folder / "blobs" / "4d7a")
+
+
+def a_folder(folder: Path) -> None:
+    weights(folder).unlink()
+    weights(folder).mkdir()
+
+
+def nested(folder: Path) -> None:
+    header = b"[" * 100_000
+    weights(folder).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def nested_index(folder: Path) -> None:
+    sharded(folder)
+    (folder / INDEX).write_text("[" * 100_000)
+
+
 def config(**changes: object) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "config.json", **changes)
 
@@ -61,9 +82,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off in the header": (lambda folder: os.truncate(weights(folder), 100), "is cut off or no safetensors file"),
     "empty": (lambda folder: os.truncate(weights(folder), 0), r"\(0 bytes\) is cut off"),
     "a header of noise": (lambda folder: weights(folder).write_bytes(b"\x08" + bytes(7) + b"\xff" * 8), "no header"),
+    "a header that nests without end": (nested, "no header"),
+    "a link to what is gone": (one_that_is_gone, r"cannot be read \(No such file or directory\)"),
+    "a folder in its place": (a_folder, r"cannot be read \(Is a directory\)"),
     "an adapter": (adapter, "merge it into its base model"),
     "a shard missing": (one_shard_missing, "lacks model-00002-of-00002.safetensors"),
     "a tensor missing from a shard": (lambda folder: sharded(folder, without=DOWN), f"lacks the tensors {DOWN}"),
+    "an index that nests without end": (nested_index, "index.json cannot be read"),
     "an index that leaves the folder": (
         lambda folder: (
             weights(folder).rename(folder / "other.safetensors"),
