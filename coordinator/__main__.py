@@ -27,7 +27,7 @@ from coordinator.tokens import Tokens
 from coordinator.worker_connection import connect_by
 from coordinator.workers import Workers
 from outrider.http.server import HttpServer
-from outrider.rpc.process import run_process
+from outrider.rpc.process import last_word, run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Service
 from outrider.rpc.tls_context import server_context
@@ -45,7 +45,8 @@ def main() -> None:
     config = CoordinatorConfig.from_command_line("python -m coordinator")
     set_up_logging("coordinator", json=not sys.stderr.isatty())
     exposition = Exposition(vllm_names=config.vllm_metrics) if config.http else None
-    telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition, ring=SpanRing())
+    with last_word():
+        telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition, ring=SpanRing())
     try:
         run_process(config.cores, partial(_serve, config, telemetry, exposition))
     finally:

@@ -14,6 +14,7 @@ if __name__ == "__main__":
 
 from draft_service.config import DraftConfig
 from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.rpc.process import last_word
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import set_up
@@ -27,7 +28,8 @@ def main() -> None:
     set_up_logging("draft", json=not sys.stderr.isatty())
     exposed = exposition(config)
     os.environ |= config.compiler_environment() | os.environ  # before what follows imports torch
-    telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed, ring=SpanRing())
+    with last_word():
+        telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.
         if config.model == NGRAM_MODEL:
