@@ -35,6 +35,7 @@ from outrider.cli.explain import explanations_object, print_explanations
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
+from outrider.cli.number import finite
 from outrider.cli.plan import FORECAST, forecast_object, print_forecast
 from outrider.cli.ports import HOST
 from outrider.cli.request import Request
@@ -235,7 +236,9 @@ def doctor(
     address: Annotated[
         str | None, typer.Option(help="Look at the services of a running coordinator in place of this machine's.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1.0)] = CALIBRATION_SECONDS,
+    seconds: Annotated[
+        float, typer.Option(help="How long to measure.", min=1.0, callback=finite)
+    ] = CALIBRATION_SECONDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
     *,
     credentials: Credentials,
