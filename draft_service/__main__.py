@@ -6,10 +6,12 @@ import os
 import sys
 
 from outrider.machine.sigterm import end_at_once_until_serving
+from outrider.machine.standard_streams import open_standard_streams
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 if __name__ == "__main__":
+    open_standard_streams()
     end_at_once_until_serving("draft_service")  # before what follows imports a lot
 
 from draft_service.config import DraftConfig
