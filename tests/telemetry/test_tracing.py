@@ -158,8 +158,6 @@ def test_a_bad_detail_is_refused_in_words() -> None:
         ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
         ("OTEL_METRIC_EXPORT_INTERVAL", "-1"),
         ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
-        ("OTEL_EXPORTER_OTLP_TIMEOUT", "10s"),
-        ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip"),
     ],
 )
 def test_what_the_sdk_cannot_read_is_refused_in_words(
