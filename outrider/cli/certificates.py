@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -29,6 +30,7 @@ DAYS_MAX = 90
 """Longest validity that may be asked for: what lives longer should come of an authority that can revoke."""
 
 _HOSTS = ("localhost", "127.0.0.1", "::1")
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
 _SLACK = timedelta(minutes=5)
 """How far clocks may be apart."""
 
@@ -112,12 +114,13 @@ def _general_name(host: str) -> Any:
 
     with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    try:
-        return x509.DNSName(host)
-    except ValueError as error:
+    if not _HOST_NAME.fullmatch(host):
         raise typer.BadParameter(
-            f"{host!r} is no name of a host; write it in ASCII, as xn--...", param_hint="'--host'"
-        ) from error
+            f"{host!r} is no name of a host; write letters, digits and dashes with dots between them, and others than "
+            "ASCII's as xn--...",
+            param_hint="'--host'",
+        )
+    return x509.DNSName(host)
 
 
 def _pem(made: Any) -> bytes:

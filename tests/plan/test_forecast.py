@@ -170,7 +170,7 @@ def test_what_is_no_dense_decoder_is_refused(config: str, tmp_path: Path) -> Non
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
     with pytest.raises(UnknownShapeError, match="qwen3-8b"):
         parse_shape("nowhere")
-    for text in ("tpu", "1:2", "0:1:1", "a:b:c", "nan:1:1", "1:nan:1", "1:1:inf"):
+    for text in ("tpu", "1:2", "0:1:1", "a:b:c", "nan:1:1", "1:nan:1", "1:1:inf", "1e308:1:1"):
         with pytest.raises(UnknownDeviceError, match="h200"):
             parse_device(text)
     assert parse_device("24:300:121")[1:] == DEVICES["l4"][1:]
