@@ -15,7 +15,8 @@ from outrider.core.protocol.errors import UnsupportedModelError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that stands for another one, which git lfs has not fetched."""
 _HEADER_BYTES_MAX = 100_000_000
 """Longest header that safetensors itself accepts."""
 _DIGEST_THREADS = 8
@@ -109,7 +110,7 @@ def _header(path: Path) -> Iterator[StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if (start + file.read(len(_LFS_POINTER) - len(start))) == _LFS_POINTER:
+        if (start + file.read(len(LFS_POINTER) - len(start))) == LFS_POINTER:
             raise UnsupportedModelError(f"{path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
         file.seek(len(start))
         num_header_bytes = int.from_bytes(start, "little")

@@ -146,6 +146,12 @@ def check_folder(folder: Path, weights: Weights = "auto") -> None:
             "is unknown to the installed version or needs code from the folder, which is never run"
         ) from error
     _check_architecture(config, folder)
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(num_layers, int) and num_layers > len(tensors):  # to make them would take all memory
+        raise UnsupportedModelError(
+            f"{folder} is not the weights that its config.json describes: {len(tensors)} tensors are too few for "
+            f"{num_layers} layers; download it again, or take the config.json that belongs to it"
+        )
     try:
         scheme = quantization(config)
         if scheme is not None:
