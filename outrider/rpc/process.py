@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -34,7 +34,7 @@ def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> N
 
 
 @contextmanager
-def last_word() -> Iterator[None]:
+def last_word() -> Generator[None]:
     """Ends the process with a sentence and status 1 where an OutriderError leaves the context."""
     try:
         yield

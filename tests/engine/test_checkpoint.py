@@ -141,6 +141,20 @@ def test_missing_unexpected_and_mismatched_tensors_are_named(tmp_path: Path) -> 
     refused(r"missing tensors \(lm_head.weight\)")
 
 
+def test_what_transformers_does_not_read_of_rotary_positions_is_no_fault(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "config.json", rope_parameters={"full_attention": {"rope_type": ["default"]}})
+    check_folder(folder)
+
+
+def test_a_type_that_no_worker_computes_in_is_refused_in_words(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "config.json", dtype="float64")
+    with pytest.raises(UnsupportedModelError, match="are in float64; choose --dtype among float32"):
+        load_model(folder, device=CPU, dtype="auto")
+    assert load_model(folder, device=CPU, dtype="float32").dtype == torch.float32
+
+
 def test_a_whole_one_is_loaded_in_one_file_and_in_several(tmp_path: Path) -> None:
     one, several = copied(tmp_path, "one"), copied(tmp_path, "several")
     sharded(several)

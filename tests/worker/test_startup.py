@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from structlog.testing import capture_logs
@@ -12,6 +14,7 @@ from outrider.engine.engine import Engine
 from outrider.engine.jobs import Job
 from outrider.worker.config import WorkerConfig
 from outrider.worker.forward_pass import compiles, warm_up, why_not_compiled
+from tests.e2e.stack import load_tiny, save_tiny
 from tests.engine.tiny_models import build
 
 
@@ -73,3 +76,11 @@ def test_a_compiled_pass_on_a_cpu_is_not_made_for_another_attention_backend(back
     with capture_logs() as logs:
         assert not compiles(WorkerConfig.model_validate({**settings, "compile": "auto"}), torch.device("cpu"))
     assert backend in logs[0]["reason"]
+
+
+def test_a_model_that_takes_a_single_token_is_refused_in_words(tmp_path: Path) -> None:
+    model = build("llama", layers=1)
+    model.config.max_position_embeddings = 1
+    folder = save_tiny(model, tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"takes 1 token \(max_position_embeddings\), which leaves no room"):
+        load_tiny(folder)
