@@ -65,6 +65,15 @@ def portable_tokenizer(folder: Path) -> PortableTokenizer:
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
                 "transformers than its tokenizer.json says, so the coordinator could not make them"
             )
+    try:
+        portable.decode_batch([[], *([token_id] for token_id in range(portable.get_vocab_size()))])
+    except _ENDS:
+        raise
+    except BaseException as error:  # as above
+        raise UnsupportedModelError(
+            f"the decoder in the tokenizer.json of {folder} fails on tokens of its vocabulary ({_line(error)}); "
+            "download it again, or take the decoder that the model was published with"
+        ) from error
     templates = _chat_templates(tokenizer.chat_template)
     if any(template.startswith(LFS_POINTER.decode()) for template in templates.values()):
         raise UnsupportedModelError(
