@@ -8,11 +8,13 @@ from functools import partial
 from pathlib import Path
 
 from outrider.machine.sigterm import end_at_once_until_serving
+from outrider.machine.standard_streams import open_standard_streams
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 # Before what follows imports grpc. The coordinator's encoders are its only threads that tokenize.
 os.environ |= GRPC_ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false"} | os.environ
 if __name__ == "__main__":
+    open_standard_streams()
     end_at_once_until_serving("coordinator")  # before what follows imports a lot
 
 from coordinator.authorization import Authorization
@@ -27,7 +29,7 @@ from coordinator.tokens import Tokens
 from coordinator.worker_connection import connect_by
 from coordinator.workers import Workers
 from outrider.http.server import HttpServer
-from outrider.rpc.process import run_process
+from outrider.rpc.process import last_word, run_process
 from outrider.rpc.serve import serve
 from outrider.rpc.server import Service
 from outrider.rpc.tls_context import server_context
@@ -45,7 +47,8 @@ def main() -> None:
     config = CoordinatorConfig.from_command_line("python -m coordinator")
     set_up_logging("coordinator", json=not sys.stderr.isatty())
     exposition = Exposition(vllm_names=config.vllm_metrics) if config.http else None
-    telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition, ring=SpanRing())
+    with last_word():
+        telemetry = set_up("outrider-coordinator", environ=os.environ, exposition=exposition, ring=SpanRing())
     try:
         run_process(config.cores, partial(_serve, config, telemetry, exposition))
     finally:

@@ -185,7 +185,7 @@ def _joint(parts: Sequence[Mapping[str, Any]]) -> tuple[Callable[[], Joint] | No
             return ByteFallback, 1
         case ["ByteFallback", "Fuse", *_]:
             return ByteFallback, 2
-        case ["BPEDecoder"]:
+        case ["BPEDecoder"] if parts[0]["suffix"]:
             return lambda: Suffixed(parts[0]["suffix"]), 1
         case _:
             return None, 0

@@ -6,14 +6,17 @@ import os
 import sys
 
 from outrider.machine.sigterm import end_at_once_until_serving
+from outrider.machine.standard_streams import open_standard_streams
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 if __name__ == "__main__":
+    open_standard_streams()
     end_at_once_until_serving("draft_service")  # before what follows imports a lot
 
 from draft_service.config import DraftConfig
 from outrider.core.propose.ngram import NGRAM_MODEL
+from outrider.rpc.process import last_word
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import set_up
@@ -27,7 +30,8 @@ def main() -> None:
     set_up_logging("draft", json=not sys.stderr.isatty())
     exposed = exposition(config)
     os.environ |= config.compiler_environment() | os.environ  # before what follows imports torch
-    telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed, ring=SpanRing())
+    with last_word():
+        telemetry = set_up("outrider-draft", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where it is needed: without a model torch, hundreds of megabytes, stays out of the process.
         if config.model == NGRAM_MODEL:

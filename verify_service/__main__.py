@@ -6,12 +6,15 @@ import os
 import sys
 
 from outrider.machine.sigterm import end_at_once_until_serving
+from outrider.machine.standard_streams import open_standard_streams
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 if __name__ == "__main__":
+    open_standard_streams()
     end_at_once_until_serving("verify_service")  # before what follows imports a lot
 
+from outrider.rpc.process import last_word
 from outrider.telemetry.logging import set_up_logging
 from outrider.telemetry.ring import SpanRing
 from outrider.telemetry.setup import set_up
@@ -36,7 +39,8 @@ def main() -> None:
             follow(config)
     exposed = exposition(config)
     os.environ |= config.compiler_environment() | os.environ  # before what follows imports torch
-    telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed, ring=SpanRing())
+    with last_word():
+        telemetry = set_up("outrider-verify", environ=os.environ, exposition=exposed, ring=SpanRing())
     try:
         # Imported where the settings are known to be good, and torch to be installed.
         from outrider.worker.serving import run

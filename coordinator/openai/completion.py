@@ -57,15 +57,14 @@ class CompletionBody(ChoicesBody):
                 return [text]
             case list() as items if _is_all(items, int):
                 return [cast("list[int]", items)]
+            case list() as items if len(items) > PROMPTS_MAX:  # before each is looked at, on the event loop
+                raise ApiError(f"at most {PROMPTS_MAX} prompts are allowed in one request", param="prompt")
             case list() as items if _is_all(items, str):
-                prompts = cast("Sequence[Prompt]", items)
+                return cast("Sequence[Prompt]", items)
             case list() as items if _is_all(items, list) and all(_is_all(item, int) for item in items):
-                prompts = cast("Sequence[Prompt]", items)
+                return cast("Sequence[Prompt]", items)
             case _:
                 raise ApiError("prompt must be a text, a list of token ids, or a list of such prompts", param="prompt")
-        if len(prompts) > PROMPTS_MAX:
-            raise ApiError(f"at most {PROMPTS_MAX} prompts are allowed in one request", param="prompt")
-        return prompts
 
 
 def _is_all(items: list[Any], kind: type) -> bool:

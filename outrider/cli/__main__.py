@@ -21,7 +21,7 @@ os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 
 from outrider import __version__
 from outrider.cli import flags
-from outrider.cli.address import Address
+from outrider.cli.address import Address, checked_address
 from outrider.cli.answer import json_object
 from outrider.cli.calibration import CALIBRATION_SECONDS
 from outrider.cli.certificates import AUTHORITY, DAYS_DEFAULT, DAYS_MAX, make_certificates
@@ -35,6 +35,7 @@ from outrider.cli.explain import explanations_object, print_explanations
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
+from outrider.cli.number import finite
 from outrider.cli.plan import FORECAST, forecast_object, print_forecast
 from outrider.cli.ports import HOST
 from outrider.cli.request import Request
@@ -233,9 +234,14 @@ def run(request: Request, options: UpOptions) -> None:
 def doctor(
     options: UpOptions,
     address: Annotated[
-        str | None, typer.Option(help="Look at the services of a running coordinator in place of this machine's.")
+        str | None,
+        typer.Option(
+            help="Look at the services of a running coordinator in place of this machine's.", callback=checked_address
+        ),
     ] = None,
-    seconds: Annotated[float, typer.Option(help="How long to measure.", min=1.0)] = CALIBRATION_SECONDS,
+    seconds: Annotated[
+        float, typer.Option(help="How long to measure.", min=1.0, callback=finite)
+    ] = CALIBRATION_SECONDS,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object in place of lines.")] = False,
     *,
     credentials: Credentials,
@@ -283,8 +289,12 @@ def plan(
 @grouped(credentials=flags.CREDENTIALS)
 def chat(
     system: Annotated[str | None, typer.Option(help="What the model is told before all else.", metavar="TEXT")] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Most tokens of an answer; default: the server's.")] = None,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.")] = 0.0,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Most tokens of an answer; default: the server's.", min=1)
+    ] = None,
+    temperature: Annotated[
+        float, typer.Option(help="0 takes the most likely token; above it tokens are drawn.", min=0, callback=finite)
+    ] = 0.0,
     target_only: Annotated[bool, typer.Option("--target-only", help="Do not speculate; the text is the same.")] = False,
     address: Address = f"{HOST}:{COORDINATOR_PORT}",
     *,

@@ -9,9 +9,10 @@ import typer
 from outrider.core.protocol.address import parse_address
 
 
-def _checked(text: str) -> str:
+def checked_address(text: str | None) -> str | None:
+    """The addresses that a flag gives, if it gives any. Raises typer.BadParameter."""
     try:
-        for address in text.split(","):
+        for address in () if text is None else text.split(","):
             parse_address(address.strip())
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -23,7 +24,7 @@ Address = Annotated[
     typer.Option(
         help="The coordinator, or several with commas between them: when one is lost, another goes on.",
         metavar="HOST:PORT,...",
-        callback=_checked,
+        callback=checked_address,
     ),
 ]
 """One coordinator or several."""

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
+
+import typer
 
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.identity import COORDINATOR_NAME, DRAFTER_NAME, VERIFIER_NAME
@@ -26,6 +30,7 @@ DAYS_MAX = 90
 """Longest validity that may be asked for: what lives longer should come of an authority that can revoke."""
 
 _HOSTS = ("localhost", "127.0.0.1", "::1")
+_HOST_NAME = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*", re.ASCII | re.IGNORECASE)
 _SLACK = timedelta(minutes=5)
 """How far clocks may be apart."""
 
@@ -107,10 +112,15 @@ def _files(folder: Path, service: str) -> TlsFiles:
 def _general_name(host: str) -> Any:
     from cryptography import x509
 
-    try:
+    with contextlib.suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(host))
-    except ValueError:
-        return x509.DNSName(host)
+    if not _HOST_NAME.fullmatch(host):
+        raise typer.BadParameter(
+            f"{host!r} is no name of a host; write letters, digits and dashes with dots between them, and others than "
+            "ASCII's as xn--...",
+            param_hint="'--host'",
+        )
+    return x509.DNSName(host)
 
 
 def _pem(made: Any) -> bytes:

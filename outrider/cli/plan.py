@@ -13,6 +13,7 @@ from rich.text import Text
 
 from outrider.cli.group import Group, parameters_of
 from outrider.cli.model_flags import PairName, parsed_pair
+from outrider.cli.number import finite
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.plan.device import parse_device
 from outrider.plan.fit import check_fit
@@ -32,16 +33,24 @@ class _PlanFlags:
     target_device: Annotated[str, typer.Option(help="A known device, or GiB:GB/s:TFLOPS.", metavar="DEVICE")] = "h200"
     target_devices: Annotated[int, typer.Option(help="So many of it hold one target, tensor parallel.", min=1)] = 1
     draft_device: Annotated[str, typer.Option(help="The same for drafters.", metavar="DEVICE")] = "l4"
-    acceptance: Annotated[float, typer.Option(help="Chance that a draft token is the target's.", min=0, max=1)] = 0.8
+    acceptance: Annotated[
+        float, typer.Option(help="Chance that a draft token is the target's.", min=0, max=1, callback=finite)
+    ] = 0.8
     sessions: Annotated[int, typer.Option(help="Completions at a time at a verifier.", min=1, max=SESSIONS_MAX)] = 1
     context: Annotated[int, typer.Option(help="Tokens of each, prompt and answer.", min=1)] = 4096
-    delay_ms: Annotated[float, typer.Option(help="One way between drafter and verifier.", min=0)] = 0.3
+    delay_ms: Annotated[float, typer.Option(help="One way between drafter and verifier.", min=0, callback=finite)] = 0.3
     weight_bytes: Annotated[
         float | None,
-        typer.Option(help="Of the target's weights: 2, 1 or 0.5; a quantized folder tells.", min=0.1, max=4),
+        typer.Option(
+            help="Of the target's weights: 2, 1 or 0.5; a quantized folder tells.", min=0.1, max=4, callback=finite
+        ),
     ] = None
-    target_price: Annotated[float | None, typer.Option(help="Dollars an hour of the target's device.", min=0)] = None
-    draft_price: Annotated[float | None, typer.Option(help="Dollars an hour of a drafter's device.", min=0)] = None
+    target_price: Annotated[
+        float | None, typer.Option(help="Dollars an hour of the target's device.", min=0, callback=finite)
+    ] = None
+    draft_price: Annotated[
+        float | None, typer.Option(help="Dollars an hour of a drafter's device.", min=0, callback=finite)
+    ] = None
 
 
 def _shapes(flags: _PlanFlags) -> tuple[Shape, Shape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import sys
 from typing import NoReturn
@@ -22,6 +23,7 @@ def leave_at_exit(status: int) -> None:
 def leave(status: int) -> NoReturn:
     """Ends the process with `status` at once, and all that it started with it; from any thread."""
     kill_descendants()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # it is full, or nobody reads it
+            stream.flush()
     os._exit(status)

@@ -7,6 +7,9 @@ from typing import Final, NamedTuple
 
 from outrider.core.protocol.errors import OutriderError
 
+_FIGURE_MAX = 1e9
+"""Largest figure that is counted with: a thousand times and more what the largest devices have."""
+
 
 class UnknownDeviceError(OutriderError):
     """A device whose figures are not known."""
@@ -50,7 +53,7 @@ def parse_device(text: str) -> Device:
         gib, gb_per_s, tflops = (float(figure) for figure in text.split(":"))
     except ValueError:
         gib = gb_per_s = tflops = 0.0
-    if not min(gib, gb_per_s, tflops) > 0:
+    if not all(0 < figure <= _FIGURE_MAX for figure in (gib, gb_per_s, tflops)):
         raise UnknownDeviceError(
             f"the device {text!r} is not known; use one of {', '.join(DEVICES)}, or its GiB of memory, GB/s of "
             "bandwidth and TFLOPS at 16 bits, such as 141:4800:989"

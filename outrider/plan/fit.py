@@ -35,5 +35,5 @@ def _vocabulary(file: Path) -> str:
         if file.stat().st_size > TOKENIZER_BYTES_MAX:
             raise ValueError(f"it has more than {TOKENIZER_BYTES_MAX} bytes")
         return vocabulary_sha256(file.read_bytes())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MisfitError(f"{file} is no tokenizer ({error}); copy it again") from error

@@ -76,7 +76,7 @@ def parse_shape(text: str) -> Shape:
         if told.get("quantization_config") and num_bytes:
             shape = shape._replace(number_bytes=num_bytes / shape.num_parameters)
         return shape
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise UnknownShapeError(f"{config} does not tell the shape of a dense decoder ({error!r})") from error
 
 

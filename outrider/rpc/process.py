@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
@@ -23,17 +24,24 @@ def run_process(cores: str, serve: Callable[[], Coroutine[Any, Any, None]]) -> N
     inherit the cores. Either way the process leaves at its exit (`outrider/machine/leaving.py`), and before if its
     event loop hangs (`outrider/machine/watchdog.py`).
     """
-    try:
+    with last_word():
         _keep_to(cores)
         # A message costs a quarter less on this loop than on asyncio's own (docs/decisions/0012-messages.md).
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             watch(runner.get_loop())
             runner.run(serve())
+    leave_at_exit(0)
+
+
+@contextmanager
+def last_word() -> Generator[None]:
+    """Ends the process with a sentence and status 1 where an OutriderError leaves the context."""
+    try:
+        yield
     except OutriderError as error:
         structlog.get_logger().error("cannot serve", reason=str(error))
         leave_at_exit(1)
         sys.exit(1)
-    leave_at_exit(0)
 
 
 def _keep_to(cores: str) -> None:

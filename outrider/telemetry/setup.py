@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 
 class TelemetrySettingError(OutriderError):
-    """A variable of ours has a value that it cannot have."""
+    """A variable has a value that it cannot have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,28 +93,31 @@ def set_up(
     `span_exporter` and `metric_reader` take the place of what the variables choose; spans reach such an exporter as
     they end. `exposition` gets the metrics, and `ring` every span, sampled or not, beside whoever else does.
 
-    Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL.
+    Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL, and for what the SDK cannot read of its variables.
     """
     detail = _detail(environ)
     processor: SpanProcessor | None = None
     tracer_provider: TracerProvider | None = None
     meter_provider: MeterProvider | None = None
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() != "true":
-        processor = SimpleSpanProcessor(span_exporter) if span_exporter is not None else _span_processor(environ)
-        reader = metric_reader if metric_reader is not None else _metric_reader(environ)
-        resource = _resource(service_name, environ)
-        processors = [each for each in (processor, ring) if each is not None]
-        if processors:
-            tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-            for each in processors:
-                tracer_provider.add_span_processor(each)
-            if ring is not None:
-                tracer_provider.sampler = RecordingSampler(tracer_provider.sampler)
-        readers = [reader] if reader is not None else []
-        if exposition is not None:
-            readers.append(exposition.reader)
-        if readers:
-            meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        try:
+            processor = SimpleSpanProcessor(span_exporter) if span_exporter is not None else _span_processor(environ)
+            reader = metric_reader if metric_reader is not None else _metric_reader(environ)
+            resource = _resource(service_name, environ)
+            processors = [each for each in (processor, ring) if each is not None]
+            if processors:
+                tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+                for each in processors:
+                    tracer_provider.add_span_processor(each)
+                if ring is not None:
+                    tracer_provider.sampler = RecordingSampler(tracer_provider.sampler)
+            readers = [reader] if reader is not None else []
+            if exposition is not None:
+                readers.append(exposition.reader)
+            if readers:
+                meter_provider = MeterProvider(readers, resource=resource, shutdown_on_exit=False)
+        except ValueError as error:  # of the SDK, about its own variables
+            raise TelemetrySettingError(f"an OTEL_* variable has a value that it cannot have: {error}") from error
     return Telemetry(
         tracer=(tracer_provider or NoOpTracerProvider()).get_tracer(_SCOPE, __version__),
         instruments=Instruments((meter_provider or NoOpMeterProvider()).get_meter(_SCOPE, __version__)),

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine import native
 from outrider.engine.attention.interface import ModelFacts, model_facts
 from outrider.engine.attention.native import NativeAttention
@@ -72,6 +73,11 @@ def build(
     check_positions(model)
     text_config = model.config.get_text_config()
     max_context = min(config.max_context, getattr(text_config, "max_position_embeddings", None) or config.max_context)
+    if max_context < 2:
+        raise UnsupportedModelError(
+            f"the model takes {max_context} token (max_position_embeddings), which leaves no room for an answer; take "
+            "the config.json that belongs to its weights"
+        )
     cell_dtype = CELL_TYPES[config.kv_cache_dtype]
     facts = model_facts(model)._replace(kv_cache_dtype=cell_dtype)
     reference = self_check.reference(model, facts.layers, max_context, cell_dtype)

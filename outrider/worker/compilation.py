@@ -93,19 +93,23 @@ def cache_problem(cache: Path) -> str:
 async def compile_package(package: Path, folder: Path, dtype: str, weights: str, *, background: bool) -> None:
     """Compiles `package` in a process of its own, which dies with this one's task, and with this process.
 
-    `weights` is what `kept_as` says. Raises CannotCompileError with that process's last words.
+    `weights` is what `kept_as` says. Raises CannotCompileError with that process's last words, or because there is no
+    room for the package.
     """
     started = time.monotonic()
     _log.info("compiling the forward pass, once for this model and machine", package=package.name)
     niceness = NICENESS if background else 0
     arguments = [str(folder), dtype, weights, str(package), str(niceness)]
-    with workspace(package.parent) as temporary:
-        process = await asyncio.to_thread(_started, arguments, temporary)
-        try:
-            words = await asyncio.to_thread(_last_words, process)
-        except asyncio.CancelledError:
-            await asyncio.to_thread(_end, process)
-            raise
+    try:
+        with workspace(package.parent) as temporary:
+            process = await asyncio.to_thread(_started, arguments, temporary)
+            try:
+                words = await asyncio.to_thread(_last_words, process)
+            except asyncio.CancelledError:
+                await asyncio.to_thread(_end, process)
+                raise
+    except OSError as error:
+        raise CannotCompileError(_cannot_be_kept(package, error)) from error
     if process.returncode:
         raise CannotCompileError(words or f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
@@ -121,6 +125,10 @@ def _started(arguments: Sequence[str], temporary: Path) -> subprocess.Popen[str]
         errors="replace",
         start_new_session=True,
     )
+
+
+def _cannot_be_kept(package: Path, error: OSError) -> str:
+    return f"nothing can be compiled into {package.parent} ({error.strerror}); use --compile-cache"
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -176,4 +184,4 @@ if __name__ == "__main__":
     except UnsupportedModelError as error_:
         sys.exit(str(error_))
     except OSError as error_:
-        sys.exit(f"nothing can be compiled into {Path(package_).parent} ({error_.strerror}); use --compile-cache")
+        sys.exit(_cannot_be_kept(Path(package_), error_))

@@ -220,7 +220,9 @@ class WorkerConfig(Settings):
         if text := lacking(ENGINE, "engine"):
             yield Problem("model", f"a model {text}")
         elif os.path.isdir(folder):
-            if not os.path.isfile(os.path.join(folder, "config.json")):
+            if not os.access(folder, os.R_OK | os.X_OK):
+                yield Problem("model", f"this user may not read the folder {folder!r}")
+            elif not os.path.isfile(os.path.join(folder, "config.json")):
                 yield Problem("model", f"{folder!r} has no config.json; name the folder that save_pretrained wrote")
         elif not is_hub_name(self.model):
             yield Problem(

@@ -66,7 +66,7 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
     log = structlog.get_logger()
     folder = resolve_folder(config.model)
     name = model_name(folder)
-    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    num_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors") if path.is_file())
     log.info("loading model", model=name, megabytes=round(num_bytes / 1e6, 1), device=str(device))
     started = time.monotonic()
     check_folder(folder, config.weights)

@@ -47,6 +47,8 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--target", "ngram"),
         ("--target", ""),
         ("--target", "a/b/c"),
+        ("--target", "models/a--b"),
+        ("--target", "models/a b"),
         ("--target", "~nobody-of-this-name"),
         ("--target", "x" * 5000),
         ("--target", str(MODELS / "ngrams.safetensors")),
@@ -257,3 +259,24 @@ def test_a_service_names_each_bad_setting_once(
 
 def test_the_version_is_told() -> None:
     assert outrider("--version") == (0, "outrider 0.1.0\n")
+
+
+@pytest.mark.parametrize("host", ["münchen.example", "", "a b", "here:1", "a..b"])
+def test_a_host_that_no_certificate_can_name(host: str, tmp_path: Path) -> None:
+    code, said = outrider("certs", str(tmp_path / "certificates"), "--host", host)
+    assert code == 2
+    assert "'--host'" in said
+    assert not (tmp_path / "certificates").exists()
+
+
+def test_the_services_that_doctor_looks_at_have_an_address() -> None:
+    code, said = outrider("doctor", "--address", "nonsense")
+    assert code == 2
+    assert said.count("'--address'") == 1
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--temperature", "nan"), ("--temperature", "-1"), ("--max-tokens", "0")])
+def test_what_no_answer_of_a_chat_can_have(flag: str, value: str) -> None:
+    code, said = outrider("chat", flag, value)
+    assert code == 2
+    assert said.count(f"'{flag}'") == 1

@@ -57,6 +57,7 @@ MADE_UP: Mapping[str, Tokenizer] = {
     "Unigram": made_up(["<unk>", *_SPACED], decoders.Metaspace()),
     "Unigram, no space in front": made_up(["<unk>", *_SPACED], decoders.Metaspace(prepend_scheme="never")),
     "suffixes": made_up(["low</w>", "er", "a</w>", "</w>", "x</w>y"], decoders.BPEDecoder()),
+    "suffixes of nothing": made_up(["low</w>", "er"], decoders.BPEDecoder(suffix="")),
     "no decoder": made_up(["a", "b", ""], None),
     "a decoder that cannot be streamed": made_up(["a", "b", "|", "<pad>"], decoders.CTC()),
 }

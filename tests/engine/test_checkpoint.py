@@ -46,6 +46,27 @@ def one_shard_missing(folder: Path) -> None:
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
+def one_that_is_gone(folder: Path) -> None:
+    """As in a hub's cache, whose snapshots are links, when a part of it was removed."""
+    weights(folder).unlink()
+    weights(folder).symlink_to(folder / "blobs" / "4d7a")
+
+
+def a_folder(folder: Path) -> None:
+    weights(folder).unlink()
+    weights(folder).mkdir()
+
+
+def nested(folder: Path) -> None:
+    header = b"[" * 100_000
+    weights(folder).write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def nested_index(folder: Path) -> None:
+    sharded(folder)
+    (folder / INDEX).write_text("[" * 100_000)
+
+
 def config(**changes: object) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "config.json", **changes)
 
@@ -61,9 +82,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off in the header": (lambda folder: os.truncate(weights(folder), 100), "is cut off or no safetensors file"),
     "empty": (lambda folder: os.truncate(weights(folder), 0), r"\(0 bytes\) is cut off"),
     "a header of noise": (lambda folder: weights(folder).write_bytes(b"\x08" + bytes(7) + b"\xff" * 8), "no header"),
+    "a header that nests without end": (nested, "no header"),
+    "a link to what is gone": (one_that_is_gone, r"cannot be read \(No such file or directory\)"),
+    "a folder in its place": (a_folder, r"cannot be read \(Is a directory\)"),
     "an adapter": (adapter, "merge it into its base model"),
     "a shard missing": (one_shard_missing, "lacks model-00002-of-00002.safetensors"),
     "a tensor missing from a shard": (lambda folder: sharded(folder, without=DOWN), f"lacks the tensors {DOWN}"),
+    "an index that nests without end": (nested_index, "index.json cannot be read"),
     "an index that leaves the folder": (
         lambda folder: (
             weights(folder).rename(folder / "other.safetensors"),
@@ -73,6 +98,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "config.json of noise": (lambda folder: (folder / "config.json").write_text("{"), "cannot read .*config.json"),
     "a number as text": (config(rms_norm_eps="1e-5"), "cannot read .*config.json"),
+    "more layers than tensors": (config(num_hidden_layers=10**9), "29 tensors are too few for 1000000000 layers"),
     "an unknown activation": (config(hidden_act="nope"), "cannot make the model"),
     "an unknown quantizer": (config(quantization_config={"quant_method": "nope"}), "cannot make the model"),
     "a quantizer that is not installed": (
@@ -113,6 +139,20 @@ def test_missing_unexpected_and_mismatched_tensors_are_named(tmp_path: Path) -> 
     store(folder, tensors)
     edit(folder / "config.json", tie_word_embeddings=False)
     refused(r"missing tensors \(lm_head.weight\)")
+
+
+def test_what_transformers_does_not_read_of_rotary_positions_is_no_fault(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "config.json", rope_parameters={"full_attention": {"rope_type": ["default"]}})
+    check_folder(folder)
+
+
+def test_a_type_that_no_worker_computes_in_is_refused_in_words(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    edit(folder / "config.json", dtype="float64")
+    with pytest.raises(UnsupportedModelError, match="are in float64; choose --dtype among float32"):
+        load_model(folder, device=CPU, dtype="auto")
+    assert load_model(folder, device=CPU, dtype="float32").dtype == torch.float32
 
 
 def test_a_whole_one_is_loaded_in_one_file_and_in_several(tmp_path: Path) -> None:

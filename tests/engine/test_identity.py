@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from outrider.engine.load.identity import model_name, model_sha256
 from tests.engine.folders import copied, edit
 
@@ -14,6 +16,14 @@ def test_a_snapshot_of_a_hub_is_called_after_its_repository() -> None:
     assert model_name(Path(f"/cache/hub/models--gpt2/snapshots/{commit}")) == "gpt2"
     assert model_name(Path("/models/target")) == "target"
     assert model_name(Path("/snapshots/target")) == "target"
+
+
+def test_a_folder_has_its_name_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "models--Qwen--Qwen3-0.6B" / "snapshots" / "0123"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    assert model_name(Path(".")) == "Qwen/Qwen3-0.6B"
+    assert model_name(Path("../..")) == "models--Qwen--Qwen3-0.6B"
 
 
 def test_identity_is_weights_configuration_and_tokenizer(tmp_path: Path) -> None:

@@ -147,6 +147,18 @@ def test_it_is_refused_in_words(kind: str) -> None:
         proved(model)
 
 
+def test_what_computes_no_numbers_is_said_to_do_so() -> None:
+    """As damaged weights do, and good ones whose activations are too large for float16."""
+    words = "computes what is no number: its weights are damaged, or too large for float32"
+    model = built(_some_without_positions)
+    model.model.norm.weight.data[0] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=words):
+        self_check.reference(model, proved(model), CONTEXT)
+    model.model.layers[0].input_layernorm.weight.data[0] = torch.nan
+    with pytest.raises(UnsupportedModelError, match=words):
+        check_positions(model)
+
+
 @pytest.mark.parametrize("window", [7, 9, None])
 def test_the_self_check_reaches_past_a_window(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Were a mask misunderstood by a single token, the logits would tell."""

@@ -180,6 +180,16 @@ WRONG: dict[str, tuple[str, Callable[[dict[str, Tensor]], object], str]] = {
         lambda tensors: tensors.update({f"{Q}.qweight": torch.zeros(40, 4, dtype=torch.int32)}),
         "40 inputs and 32 outputs, which are no whole groups of 32",
     ),
+    "none of it": (
+        "gptq",
+        lambda tensors: [tensors.pop(name) for name in list(tensors) if name.endswith(".qweight")],
+        "no tensor is in int4",
+    ),
+    "none of it, in eight bits": (
+        "fp8 per tensor",
+        lambda tensors: tensors.update({name: tensor.float() for name, tensor in tensors.items()}),
+        "no tensor is in fp8",
+    ),
     "both": ("awq", lambda tensors: tensors.update({f"{Q}.weight": torch.zeros(32, 32)}), "both quantized and whole"),
 }
 

@@ -194,3 +194,19 @@ def test_a_chat_template_too_large_for_a_message_is_refused(tmp_path: Path) -> N
     edit(folder / "tokenizer_config.json", chat_template="é" * (CHAT_TEMPLATE_BYTES_MAX // 2))
     with pytest.raises(UnsupportedModelError, match="take the templates that the model was published with"):
         portable_tokenizer(folder)
+
+
+def test_a_chat_template_that_git_lfs_has_not_fetched_is_refused(tmp_path: Path) -> None:
+    """Else each conversation's prompt would be the pointer."""
+    folder = copied(tmp_path)
+    (folder / "chat_template.jinja").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n")
+    with pytest.raises(UnsupportedModelError, match="is a Git LFS pointer, not the template; fetch it with git lfs"):
+        portable_tokenizer(folder)
+
+
+def test_one_whose_decoder_fails_is_refused(tmp_path: Path) -> None:
+    """This one panics on a text that is shorter than what it strips."""
+    folder = copied(tmp_path)
+    edit(folder / "tokenizer.json", decoder={"type": "Strip", "content": "Ġ", "start": 1, "stop": 1})
+    with pytest.raises(UnsupportedModelError, match=r"the decoder in the tokenizer.json of .* fails on tokens"):
+        portable_tokenizer(folder)

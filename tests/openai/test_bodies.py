@@ -14,7 +14,7 @@ from starlette.requests import Request
 from coordinator.openai.api_error import ApiError
 from coordinator.openai.body import BODY_BYTES_MAX, Body, read_body
 from coordinator.openai.chat_body import ChatBody
-from coordinator.openai.completion import CompletionBody
+from coordinator.openai.completion import PROMPTS_MAX, CompletionBody
 from coordinator.openai.responses_body import ResponsesBody
 from outrider.core.protocol.options import GenerationOptions
 from outrider.core.protocol.sampling import SamplingParams
@@ -50,6 +50,13 @@ async def test_what_is_left_out_is_openais_default() -> None:
         body = await read(kind)
         drawn = GenerationOptions(sampling=SamplingParams(temperature=1.0), draw_seed=True)
         assert body.options() == drawn
+
+
+async def test_prompts_are_counted_before_they_are_looked_at() -> None:
+    """A body may hold half a million, and the event loop waits meanwhile."""
+    body = await read(CompletionBody, prompt=[*[[1]] * PROMPTS_MAX, ["neither tokens nor a text"]])
+    with pytest.raises(ApiError, match="at most 64 prompts"):
+        body.prompts()
 
 
 async def test_null_is_as_good_as_leaving_out() -> None:

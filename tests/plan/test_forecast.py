@@ -148,8 +148,18 @@ def test_known_shapes_have_the_parameters_that_their_sizes_make(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "config",
-    ["{", "[]", "{}", '{"hidden_size": 0}', '{"num_experts": 8}', '{"hidden_size": "many"}', " " * (2 << 20)],
-    ids=["broken", "list", "empty", "nothing", "experts", "words", "long"],
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"hidden_size": 0}',
+        '{"num_experts": 8}',
+        '{"hidden_size": "many"}',
+        '{"hidden_size": Infinity}',
+        "[" * 100_000,
+        " " * (2 << 20),
+    ],
+    ids=["broken", "list", "empty", "nothing", "experts", "words", "infinity", "nested", "long"],
 )
 def test_what_is_no_dense_decoder_is_refused(config: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config)
@@ -160,7 +170,7 @@ def test_what_is_no_dense_decoder_is_refused(config: str, tmp_path: Path) -> Non
 def test_unknown_names_are_refused_with_those_that_are_known() -> None:
     with pytest.raises(UnknownShapeError, match="qwen3-8b"):
         parse_shape("nowhere")
-    for text in ("tpu", "1:2", "0:1:1", "a:b:c", "nan:1:1"):
+    for text in ("tpu", "1:2", "0:1:1", "a:b:c", "nan:1:1", "1:nan:1", "1:1:inf", "1e308:1:1"):
         with pytest.raises(UnknownDeviceError, match="h200"):
             parse_device(text)
     assert parse_device("24:300:121")[1:] == DEVICES["l4"][1:]
@@ -175,3 +185,10 @@ def test_the_command_tells_it_in_words_and_as_an_object() -> None:
     found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)
     assert found["best"] == "drafter on the target's device"
     assert [way["num_drafters"] for way in found["ways"]] == [0, 0, 8]
+
+
+@pytest.mark.parametrize("flag", ["--acceptance=nan", "--delay-ms=inf", "--weight-bytes=nan", "--target-price=inf"])
+def test_what_is_no_number_is_a_bad_value_of_its_flag(flag: str) -> None:
+    told = CliRunner().invoke(app, ["plan", "--target=llama-3.1-70b", "--draft=llama-3.2-1b", flag])
+    assert told.exit_code == 2, told.output
+    assert f"'{flag.partition('=')[0]}'" in told.output

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -15,6 +20,7 @@ from outrider.telemetry.attributes import request_attributes, speculation_attrib
 from outrider.telemetry.setup import Telemetry, TelemetrySettingError, set_up
 from outrider.telemetry.tracing import TraceDetail, extract, inject, record_span, within
 
+MODELS = Path(__file__).parents[2] / "models"
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 TRACEPARENT = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 
@@ -144,6 +150,39 @@ def test_rounds_are_recorded_on_demand(value: str | None, detail: TraceDetail) -
 def test_a_bad_detail_is_refused_in_words() -> None:
     with pytest.raises(TelemetrySettingError, match="'all'; set it to request or round"):
         set_up("coordinator", environ={"OUTRIDER_TRACE_DETAIL": "all"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ("OTEL_METRIC_EXPORT_INTERVAL", "-1"),
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+    ],
+)
+def test_what_the_sdk_cannot_read_is_refused_in_words(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)  # which the SDK reads itself
+    with pytest.raises(TelemetrySettingError, match=r"^an OTEL_\* variable has a value that it cannot have: "):
+        set_up("coordinator", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
+
+
+def test_a_service_ends_with_the_sentence(tmp_path: Path) -> None:
+    commands = (
+        ["coordinator", "--verify=127.0.0.1:1"],
+        ["draft_service", "--model=ngram"],
+        ["verify_service", f"--model={MODELS / 'target'}"],
+    )
+    environment = os.environ | {"OUTRIDER_TRACE_DETAIL": "all", "OUTRIDER_LISTEN": "127.0.0.1:0"}
+    services = [
+        subprocess.Popen([sys.executable, "-m", *command], env=environment, stderr=subprocess.PIPE, text=True)
+        for command in commands
+    ]
+    for service in services:
+        _, said = service.communicate()
+        assert (service.returncode, len(said.splitlines())) == (1, 1)
+        assert "OUTRIDER_TRACE_DETAIL is 'all'; set it to request or round" in said
 
 
 def test_work_that_is_over_is_recorded_with_its_own_times() -> None:

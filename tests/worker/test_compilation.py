@@ -105,6 +105,13 @@ async def test_a_failed_compilation_is_a_warning_or_the_end(tmp_path: Path, monk
         await serving._compile_first(config(compile="on", num_threads=1), loaded, package)
 
 
+async def test_a_cache_that_is_lost_before_it_is_written_is_said(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.touch()
+    with pytest.raises(CannotCompileError, match=r"into .*cache \(File exists\); use --compile-cache"):
+        await compilation.compile_package(cache / "m.pt2", tmp_path, "float32", background=True)
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [

@@ -1,12 +1,14 @@
-"""How many threads a worker takes that is not told."""
+"""What a worker takes that is not told, and what it says of a folder that it may not read."""
 
 from __future__ import annotations
 
+import os
 import pwd
 from pathlib import Path
 
 import pytest
 
+from outrider.settings import BadSettingsError
 from outrider.worker import config
 from outrider.worker.config import WorkerConfig
 
@@ -58,3 +60,10 @@ def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch) -> 
     assert WorkerConfig(model="m", listen="").compile_cache == Path("/home/someone/.cache/outrider")
     monkeypatch.delenv("HOME")
     assert WorkerConfig(model="m", listen="").compile_cache == Path("/nonexistent/outrider")
+
+
+def test_a_folder_that_this_user_may_not_read_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a volume's often is for a container's user, and never for root."""
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadSettingsError, match="--model: this user may not read the folder"):
+        WorkerConfig.checked(model=str(tmp_path), listen="127.0.0.1:0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,7 @@ from outrider.engine.gpu.trial import small_step
 from outrider.engine.jobs import Job
 from outrider.worker.config import WorkerConfig
 from outrider.worker.forward_pass import compiles, warm_up, why_not_compiled
+from tests.e2e.stack import load_tiny, save_tiny
 from tests.engine.tiny_models import build
 
 
@@ -78,3 +80,11 @@ def test_a_compiled_pass_on_a_cpu_is_not_made_for_another_attention_backend(back
     with capture_logs() as logs:
         assert not compiles(WorkerConfig.model_validate({**settings, "compile": "auto"}), torch.device("cpu"))
     assert backend in logs[0]["reason"]
+
+
+def test_a_model_that_takes_a_single_token_is_refused_in_words(tmp_path: Path) -> None:
+    model = build("llama", layers=1)
+    model.config.max_position_embeddings = 1
+    folder = save_tiny(model, tmp_path / "model")
+    with pytest.raises(UnsupportedModelError, match=r"takes 1 token \(max_position_embeddings\), which leaves no room"):
+        load_tiny(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,8 @@ from outrider.core.protocol.errors import UnsupportedModelError
 
 _WEIGHTS = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
-_LFS_POINTER = b"version https://git-lfs"
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that stands for another one, which git lfs has not fetched."""
 _HEADER_BYTES_MAX = 100_000_000
 """Longest header that safetensors itself accepts."""
 _DIGEST_THREADS = 8
@@ -40,7 +42,7 @@ def read_checkpoint(folder: Path) -> Sequence[StoredTensor]:
 
     Raises UnsupportedModelError if a file is missing, is no safetensors file, or is shorter than its header says.
     """
-    if (folder / _WEIGHTS).is_file():
+    if os.path.lexists(folder / _WEIGHTS):
         return list(_read_header(folder / _WEIGHTS))
     if not (folder / _INDEX).is_file():
         if (folder / "adapter_config.json").is_file():
@@ -90,16 +92,25 @@ def _shards(folder: Path) -> dict[str, str]:
         files: dict[str, str] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
             raise ValueError("it names files outside of the folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UnsupportedModelError(f"{folder / _INDEX} cannot be read: {error}; download it again") from error
     return files
 
 
 def _read_header(path: Path) -> Iterator[StoredTensor]:
+    try:
+        yield from _header(path)
+    except OSError as error:
+        raise UnsupportedModelError(
+            f"{path} cannot be read ({error.strerror}); download it again, or let this user read it"
+        ) from error
+
+
+def _header(path: Path) -> Iterator[StoredTensor]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
-        if (start + file.read(len(_LFS_POINTER) - len(start))) == _LFS_POINTER:
+        if (start + file.read(len(LFS_POINTER) - len(start))) == LFS_POINTER:
             raise UnsupportedModelError(f"{path} is a Git LFS pointer, not the weights; fetch them with git lfs pull")
         file.seek(len(start))
         num_header_bytes = int.from_bytes(start, "little")
@@ -120,7 +131,7 @@ def _read_header(path: Path) -> Iterator[StoredTensor]:
             ):
                 raise ValueError("types and shapes")
             end = max((tensor.end for tensor in tensors), default=base)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise UnsupportedModelError(f"{path} has no header that can be read; download it again") from error
     if end != size:
         raise UnsupportedModelError(f"{path} has {size} bytes where its header says {end}; download it again")

@@ -128,6 +128,11 @@ def load_weights(
             f"{folder} is not the weights that its config.json describes: {'; '.join(problems)}; download it again, or "
             "take the config.json that belongs to it"
         )
+    if model.dtype not in DTYPES.values():
+        raise UnsupportedModelError(
+            f"the weights of {folder} are in {str(model.dtype).removeprefix('torch.')}; choose --dtype among "
+            f"{', '.join(DTYPES)}"
+        )
     return model.eval()
 
 
@@ -145,6 +150,12 @@ def check_folder(folder: Path, weights: Weights = "auto") -> None:
             "is unknown to the installed version or needs code from the folder, which is never run"
         ) from error
     _check_architecture(config, folder)
+    num_layers = getattr(config.get_text_config(), "num_hidden_layers", None)
+    if isinstance(num_layers, int) and num_layers > len(tensors):  # to make them would take all memory
+        raise UnsupportedModelError(
+            f"{folder} is not the weights that its config.json describes: {len(tensors)} tensors are too few for "
+            f"{num_layers} layers; download it again, or take the config.json that belongs to it"
+        )
     try:
         scheme = quantization(config)
         if scheme is not None:
@@ -245,8 +256,8 @@ def _check_architecture(config: PreTrainedConfig, folder: Path) -> None:
             "attention can be rolled back token by token, a recurrent state cannot"
         )
     rope = getattr(text, "rope_parameters", None) or {}
-    rope_types = {rope.get("rope_type"), *(kind.get("rope_type") for kind in rope.values() if isinstance(kind, dict))}
-    if found := rope_types & _BATCH_ROPE_TYPES:
+    kinds = [rope, *(kind for kind in rope.values() if isinstance(kind, dict))]
+    if found := {str(kind.get("rope_type")) for kind in kinds} & _BATCH_ROPE_TYPES:
         raise UnsupportedModelError(
             f"{folder} ({config.model_type}) scales its positions by the longest text of a batch (rope_type "
             f"{sorted(found)}), so that sessions would not be independent; serve it with a fixed rope_type"

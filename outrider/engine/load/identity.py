@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 _NOT_COMPUTED = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
@@ -12,6 +13,7 @@ _NOT_COMPUTED = frozenset({"_name_or_path", "transformers_version", "torch_dtype
 
 def model_name(folder: Path) -> str:
     """The folder's name; of a snapshot in the hub's cache, the repository's name, such as "org/name"."""
+    folder = Path(os.path.abspath(folder))  # "." has no name
     repository = folder.parent.parent.name
     if folder.parent.name == "snapshots" and repository.startswith("models--"):
         return repository.removeprefix("models--").replace("--", "/")

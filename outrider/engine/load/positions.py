@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from outrider.core.protocol.errors import UnsupportedModelError
-from outrider.engine.load.probe import LayerInput, layer_inputs, num_positions
+from outrider.engine.load.probe import LayerInput, layer_inputs, no_numbers, num_positions
 
 _TOLERANCE = 1e-2
 """Largest difference relative to the largest number. The numbers compared come of equal sums, so that they should not
@@ -16,7 +16,7 @@ differ at all; what depends on something else differs by far more."""
 
 def check_positions(model: PreTrainedModel) -> None:
     """Raises UnsupportedModelError if a layer's queries, keys, values or scores depend on the positions of other tokens
-    of the batch, or on a token's place in it.
+    of the batch, or on a token's place in it, or are no numbers.
 
     Rotary frequencies that change with the longest text are of the first kind: one session would change another's
     logits, and keys in the cache would be of two kinds. Of the second kind is whatever counts tokens instead of reading
@@ -24,6 +24,8 @@ def check_positions(model: PreTrainedModel) -> None:
     """
     last = num_positions(model.config) - 1
     near = layer_inputs(model, [0, 1, 2, 3])
+    if any(each.isnan().any() for layer in near for each in (layer.query, layer.key, layer.value)):
+        raise no_numbers(model)
     far = layer_inputs(model, [0, 1, last - 1, last])
     later = layer_inputs(model, [0, 1, last - 1, last], num_past=last - 3)
     for alone, in_company, after_others in zip(near, far, later, strict=True):

@@ -76,6 +76,15 @@ class _Past(DynamicCache):
         return key_states, value_states
 
 
+def no_numbers(model: PreTrainedModel) -> UnsupportedModelError:
+    """What is said of a model that computes nan."""
+    dtype = str(model.dtype).removeprefix("torch.")
+    return UnsupportedModelError(
+        f"the model computes what is no number: its weights are damaged, or too large for {dtype}; download them "
+        "again, or choose another --dtype"
+    )
+
+
 def num_positions(config: PreTrainedConfig) -> int:
     """How many positions the model of that configuration has, as far as they are looked at."""
     stated = getattr(config.get_text_config(), "max_position_embeddings", None) or _POSITIONS_MAX

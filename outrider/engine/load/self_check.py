@@ -14,7 +14,7 @@ from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.engine import Engine
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.kv_cache.cells import FP8, stored
-from outrider.engine.load.probe import LayerFacts, num_positions
+from outrider.engine.load.probe import LayerFacts, no_numbers, num_positions
 
 _BRANCHES = ((11, 23, 5, 31), (42, 7, 19))
 """Two branches below a line's end: enough for a wrong mask, position or cache to show, and for a few rows whose experts
@@ -84,11 +84,14 @@ def _passage(
         if cell_dtype == FP8:
             model.set_attn_implementation(_NARROW)
         with torch.inference_mode():
-            return Passage(line, branches, torch.cat([after(branch) for branch in branches]).float())
+            logits = torch.cat([after(branch) for branch in branches]).float()
     except Exception as error:  # models raise whatever they meet
         raise UnsupportedModelError(f"transformers cannot run this model: {type(error).__name__}: {error}") from error
     finally:
         model.set_attn_implementation("eager")
+    if logits.isnan().any():
+        raise no_numbers(model)
+    return Passage(line, branches, logits)
 
 
 def _narrow_attention(

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.messages import DEFAULT_TEMPLATE, PortableTokenizer
 from outrider.core.protocol.validation import CHAT_TEMPLATE_BYTES_MAX
+from outrider.engine.load.checkpoint import LFS_POINTER
 from outrider.engine.load.folder import tokenizer_file
 
 _SAMPLES = (
@@ -64,9 +65,21 @@ def portable_tokenizer(folder: Path) -> PortableTokenizer:
                 f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
                 "transformers than its tokenizer.json says, so the coordinator could not make them"
             )
-    handed = PortableTokenizer(
-        portable.to_str().encode(), _chat_templates(tokenizer.chat_template), tokenizer.special_tokens_map
-    )
+    try:
+        portable.decode_batch([[], *([token_id] for token_id in range(portable.get_vocab_size()))])
+    except _ENDS:
+        raise
+    except BaseException as error:  # as above
+        raise UnsupportedModelError(
+            f"the decoder in the tokenizer.json of {folder} fails on tokens of its vocabulary ({_line(error)}); "
+            "download it again, or take the decoder that the model was published with"
+        ) from error
+    templates = _chat_templates(tokenizer.chat_template)
+    if any(template.startswith(LFS_POINTER.decode()) for template in templates.values()):
+        raise UnsupportedModelError(
+            f"a chat template of {folder} is a Git LFS pointer, not the template; fetch it with git lfs pull"
+        )
+    handed = PortableTokenizer(portable.to_str().encode(), templates, tokenizer.special_tokens_map)
     if handed.num_template_bytes > CHAT_TEMPLATE_BYTES_MAX:
         raise UnsupportedModelError(
             f"the chat templates of {folder} have {handed.num_template_bytes} bytes with its special tokens; at most "

@@ -66,6 +66,8 @@ def layout_of(headers: Mapping[str, Header], scheme: Scheme) -> Layout:
             weights[name] = _fp8(headers, name, scheme)
         elif scheme.kind == "int4" and last == "qweight":
             weights[f"{base}.weight"] = _int4(headers, base, scheme)
+    if not weights:
+        _refuse(f"no tensor is in {scheme.kind}, by which {scheme.layout} is stored")
     if both := sorted(set(weights) & set(headers) - {parts.codes for parts in weights.values()}):
         _refuse(f"{both[0]} is there both quantized and whole")
     used = {name for parts in weights.values() for name in parts.names}
