@@ -34,6 +34,7 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule.draft_run import LEVELS_MAX, Level
 from outrider.engine.attention.native import NativeAttention
+from outrider.engine.batch import as_it_is
 from outrider.engine.compile.forward import GraphForward
 from outrider.engine.compile.levels import DraftLevels
 from outrider.engine.engine import Engine, Ticket
@@ -125,7 +126,8 @@ class Meter(StepRunner):
         assert isinstance(model.levels, DraftLevels)
         assert isinstance(model.attention, NativeAttention)
         self._run = model.levels.run
-        model.forwards = [GraphForward(self._kept, model.attention, model.cache.scratch_cell, model.forward_pass)]
+        cell, path = model.cache.scratch_cell, model.forward_pass
+        model.forwards = [GraphForward(self._kept, model.attention, cell, path, as_it_is)]
 
     def _kept(self, inputs: list[Tensor]) -> list[Tensor]:
         self._inputs = [*inputs]

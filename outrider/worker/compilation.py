@@ -67,9 +67,8 @@ def package_path(cache: Path, folder: Path, weights_sha256: str, dtype: str, wei
         library.processor(),
     ):
         digest.update(part.encode() + b"\0")
-    sources = (ahead, export, invariance, linear, eight_bits, wanted_rows)
-    modules = [each.__file__ for each in sources]
-    for source in (*library.SOURCES, *map(Path, modules), folder / "config.json"):
+    passes = (ahead.__file__, export.__file__, invariance.__file__, linear.__file__, wanted_rows.__file__)
+    for source in (*library.SOURCES, *map(Path, (*passes, eight_bits.__file__)), folder / "config.json"):
         digest.update(source.read_bytes())
     kept = "" if weights == "full" else f"-{weights}"
     return cache / f"{model_name(folder).replace('/', '--')}-{dtype}{kept}-{digest.hexdigest()[:16]}.pt2"
