@@ -109,7 +109,7 @@ async def test_a_cache_that_is_lost_before_it_is_written_is_said(tmp_path: Path)
     cache = tmp_path / "cache"
     cache.touch()
     with pytest.raises(CannotCompileError, match=r"into .*cache \(File exists\); use --compile-cache"):
-        await compilation.compile_package(cache / "m.pt2", tmp_path, "float32", background=True)
+        await compilation.compile_package(cache / "m.pt2", tmp_path, "float32", "full", background=True)
 
 
 @pytest.mark.parametrize(
