@@ -145,7 +145,7 @@ class DraftLevels:
         """See `Levels.begin`. Tokens are chosen as `outrider.engine.sample.native.best_of` does."""
         paths = [found for job in jobs if (found := paths_of(job)) is not None]
         unfed = [unfed_tokens(job) for job in jobs]
-        if len(paths) < len(jobs) or sum(map(len, unfed)) > len(jobs) + LINE_TOKENS_MAX:
+        if len(paths) < len(jobs) or sum(max(len(each) - 1, 0) for each in unfed) > LINE_TOKENS_MAX:
             return None
         most = len(level_seconds)
         num_bins = len(jobs[0].outlook.log_acceptances)

@@ -124,7 +124,8 @@ class Levels : public torch::CustomClassHolder {
     most_ = numbers.one();
     num_edges_ = numbers.one();
     const int64_t num_bins = numbers.one();
-    sizes_ = numbers.many(most_ + numbers.one());
+    num_sizes_ = most_ + numbers.one();
+    sizes_ = numbers.many(num_sizes_);
     row_sizes_ = numbers.many(most_);
     seconds_ = values.many(most_);
     edges_ = values.many(num_edges_);
@@ -296,7 +297,10 @@ class Levels : public torch::CustomClassHolder {
       spans[spans.size() - 2] = static_cast<int64_t>(token_ids.size());
       rows.push_back(spans[spans.size() - 2] - 1);
     }
-    const int64_t size = sizes_[token_ids.size() - 1];
+    const int64_t num_tokens = static_cast<int64_t>(token_ids.size());
+    TORCH_CHECK(num_tokens <= num_sizes_, "a level feeds ", num_tokens, " tokens, and at most ", num_sizes_,
+                " are expected");
+    const int64_t size = sizes_[num_tokens - 1];
     token_ids.resize(size, kPaddingToken);
     positions.resize(size, 0);
     write_cells.resize(size, scratch_cell_);
@@ -350,7 +354,7 @@ class Levels : public torch::CustomClassHolder {
   }
 
   const at::Tensor integers_, reals_, shaping_, seeds_, arrivals_;
-  int64_t engine_, scratch_cell_, block_cells_, num_read_, num_void_, most_, num_edges_, num_ranks_;
+  int64_t engine_, scratch_cell_, block_cells_, num_read_, num_void_, most_, num_sizes_, num_edges_, num_ranks_;
   int64_t width_ = 0;
   const int64_t* sizes_;      // for each number of tokens how many the pass has then
   const int64_t* row_sizes_;  // for each number of nodes how many wanted rows
