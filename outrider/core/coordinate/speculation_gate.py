@@ -21,7 +21,8 @@ TRIAL_REASON: Final = "the target alone is being tried, to see whether speculati
 
 _UNIT_TOKENS = 1024
 _UNIT_ROUNDS = 64
-"""Before the first trial at a load pass so many tokens, or so many for each running completion: a second or so."""
+"""Before the first trial at a load pass so many tokens: a second or so. Later ones wait for a number of units, each of
+so many tokens, or so many for each running completion."""
 
 _INTERVAL_GROWTH = 4
 _INTERVAL_UNITS_MAX = 64
@@ -178,15 +179,14 @@ class SpeculationGate:
         key = self._level, 2 * self._num_greedy >= self._num_running
         load = self._loads.get(key)
         if load is None:
-            load = self._loads[key] = _Load(True, left=self._unit)
+            load = self._loads[key] = _Load(True, left=_UNIT_TOKENS)
         if load is not self._present and not load.is_tried:
-            tried = [
-                (abs(level - key[0]), level)
-                for (level, greedy), each in self._loads.items()
-                if greedy == key[1] and each.is_tried
+            # The fuller a device is, the less a guess pays: that it does not at a larger load says nothing of this one.
+            smaller = [
+                each for each, known in self._loads.items() if known.is_tried and each[1] == key[1] and each < key
             ]
-            if tried:
-                nearest = self._loads[min(tried)[1], key[1]]
+            if smaller:
+                nearest = self._loads[max(smaller)]
                 load.is_open, load.open_ms, load.shut_ms = nearest.is_open, nearest.open_ms, nearest.shut_ms
         return load
 

@@ -111,7 +111,7 @@ def test_greedy_and_sampled_are_learned_apart() -> None:
     assert client.run(2_000, costs((3.0, 0.01), 0.01))[1] > 0.9
 
 
-def test_a_load_that_no_trial_has_seen_goes_as_the_nearest_one_that_has() -> None:
+def test_a_load_that_no_trial_has_seen_goes_as_the_next_smaller_one_that_has() -> None:
     gate = SpeculationGate()
     losing = costs((1.1, 0.02), 0.01)
     for num_running in (2, 32):  # met on the way, and left again
@@ -166,3 +166,14 @@ def test_a_burst_is_judged_as_the_load_that_it_is_before_its_first_token() -> No
     burst.leave()
     one.run(100, costs((1.6, 0.008), 0.01))
     assert gate.is_open
+
+
+def test_that_guesses_do_not_pay_at_a_large_load_says_nothing_of_a_small_one() -> None:
+    gate = SpeculationGate()
+    many = Client(gate, 64)
+    many.run(50_000, costs((1.6, 0.03), 0.01))
+    many.leave()
+    one = Client(gate, 1)
+    one.run(60, costs((1.6, 0.008), 0.01))  # the load falls within so many tokens
+    _, share_open = one.run(500, costs((1.6, 0.008), 0.01))
+    assert share_open == 1.0
