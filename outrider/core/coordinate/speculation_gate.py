@@ -21,8 +21,7 @@ TRIAL_REASON: Final = "the target alone is being tried, to see whether speculati
 
 _UNIT_TOKENS = 1024
 _UNIT_ROUNDS = 64
-"""Before the first trial at a load pass so many tokens: a second or so. Later ones wait for a number of units, each of
-so many tokens, or so many for each running completion."""
+"""Before the first trial at a load pass so many tokens, or so many for each running completion: a second or so."""
 
 _INTERVAL_GROWTH = 4
 _INTERVAL_UNITS_MAX = 64
@@ -179,7 +178,7 @@ class SpeculationGate:
         key = self._level, 2 * self._num_greedy >= self._num_running
         load = self._loads.get(key)
         if load is None:
-            load = self._loads[key] = _Load(True, left=_UNIT_TOKENS)
+            load = self._loads[key] = _Load(True, left=self._unit)
         if load is not self._present and not load.is_tried:
             # The fuller a device is, the less a guess pays: that it does not at a larger load says nothing of this one.
             smaller = [
