@@ -25,5 +25,5 @@ def test_what_lives_by_then_is_passed_over_and_what_comes_later_is_not() -> None
     assert not any(each is loaded for each in gc.get_objects())
     later = [[number] for number in range(1000)]
     pass_over_loaded()
-    assert gc.get_freeze_count() == num_frozen
+    assert gc.get_freeze_count() <= num_frozen  # some of it may have died
     assert any(each is later for each in gc.get_objects())
