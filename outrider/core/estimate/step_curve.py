@@ -122,8 +122,9 @@ class StepCurve:
 
     def _relax(self, index: int) -> None:
         """A step of the size at `index` was the newest: what does it tell of sizes that are untried of late?"""
-        sizes, values, slope = self._sizes, self._values, self._slope(index)
+        sizes, values = self._sizes, self._values
         size, newest = sizes[index], values[index]
+        slope = min(self._slope(index), newest / size)  # what is known of half the size may be out of date
         for other in range(index - 1, -1, -1):
             if self._is_untried(other):
                 part = newest * sizes[other] / size
@@ -137,11 +138,9 @@ class StepCurve:
         return self._num_steps - self._last_steps[index] > _UNTRIED_STEPS
 
     def _slope(self, index: int) -> float:
-        """Seconds a token from half of this size to it; no more than a token of it takes on the average, if what is
-        known of the half is out of date."""
-        size, value = self._sizes[index], self._values[index]
-        half = size // 2
-        return min((value - self.seconds(half)) / (size - half), value / size) if half else 0.0
+        """Seconds a token from half of this size to it; 0 of one token."""
+        size, half = self._sizes[index], self._sizes[index] // 2
+        return (self._values[index] - self.seconds(half)) / (size - half) if half else 0.0
 
     def _learn(self, index: int, seconds: float) -> None:
         """A step of a size that is known took so long."""
@@ -192,11 +191,8 @@ class StepCurve:
         return low
 
     def _beyond(self, num_tokens: int) -> float:
-        largest, value = self._sizes[-1], self._values[-1]
-        if len(self._sizes) == 1:
-            return value
-        slope = (value - self.seconds(largest // 2)) / (largest - largest // 2)
-        return value + slope * (num_tokens - largest)
+        last = len(self._sizes) - 1
+        return self._values[last] + self._slope(last) * (num_tokens - self._sizes[last])
 
 
 class InContext(StepCurve):
