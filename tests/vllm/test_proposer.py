@@ -59,8 +59,8 @@ async def test_sixteen_rows_that_move_keep_their_drafts(begin: Begin) -> None:
         for _ in range(24):
             await batch.step()
             batch.arrange(chance.sample(sorted(batch.lines), 16))
-        assert drafter.drafter.load().num_sessions == 16
         await batch.until(lambda: min(batch.num_accepted.values()) >= NUM_SPECULATIVE_TOKENS)
+        assert drafter.drafter.load().num_sessions == 16
 
 
 async def test_without_a_drafter_there_are_no_drafts_and_no_error(begin: Begin) -> None:

@@ -30,6 +30,10 @@ _SCORING_PROBABILITY_PRIOR = 0.05
 demonstration target, and a round commits two tokens: 2 * 0.2 / 8."""
 
 
+NODES_BEFORE_FIRST_COMMIT_MAX = 64
+"""Most nodes of a session before its first commit. While the target prefills there is time for any number, but the
+round that follows scores the likeliest few; and where both share cores, each level takes time from that prefill."""
+
 _CERTAIN = math.log(0.999)
 """What is claimed of a token that a constraint forces: as much as is ever learned of a guess."""
 
@@ -68,6 +72,8 @@ class DraftSession:
         self._expands = expands
         self._constraint = constraint
         self._max_run_ahead = opening.max_run_ahead
+        self._num_nodes_max = min(opening.max_run_ahead, NODES_BEFORE_FIRST_COMMIT_MAX)
+        """Most live nodes for now."""
         self._max_length = opening.max_length
         self._foresight: Foresight | None = None
         self._frontier: Frontier = LikeliestFirst(self.width)
@@ -85,6 +91,8 @@ class DraftSession:
         Raises ProtocolViolationError for a gap or a contradiction.
         """
         new = self.line.commit(commitment.position, commitment.token_ids)
+        if new:
+            self._num_nodes_max = self._max_run_ahead
         decided(self._proposals(new), self._calibrations)
         self._follow(new)
         if self._constraint is not None and new:
@@ -105,12 +113,13 @@ class DraftSession:
     def best(self) -> float | None:
         """Logarithm of the chance that the most promising node to expand is reached; None if there is none to expand.
 
-        None when the credit is used up, the line's end is reached, or nothing is left that is worth it: a node must be
-        worth scoring in the round after the next one, if that starts from an outcome just worth scoring. So its chance
-        is at least the square of the smallest one worth scoring, which commits carry.
+        None when the credit is used up (before the first commit, as much of it as may be used), when the line's end is
+        reached, or when nothing is left that is worth it: a node must be worth scoring in the round after the next one,
+        if that starts from an outcome just worth scoring. So its chance is at least the square of the smallest one
+        worth scoring, which commits carry.
         """
         root = self.tree.root
-        if self.tree.num_live + self._frontier.num_reserved + self.width > self._max_run_ahead:
+        if self.tree.num_live + self._frontier.num_reserved + self.width > self._num_nodes_max:
             return None
         if root.position + 1 >= self._max_length:
             return None
@@ -190,7 +199,7 @@ class DraftSession:
             root,
             [root] if root.proposals is None else frontier.likeliest(most),
             self.width,
-            self._max_run_ahead - self.tree.num_live - frontier.num_reserved,
+            self._num_nodes_max - self.tree.num_live - frontier.num_reserved,
             self._max_length,
             self._log_floor,
             self._calibrations[0].log_acceptances,
@@ -219,7 +228,7 @@ class DraftSession:
         """Adds what the constraint forces below `node`, as far as there is credit: that takes no step. Returns the last
         of it."""
         root, constraint = self.tree.root, self._constraint
-        while constraint is not None and self.tree.num_live + self._frontier.num_reserved < self._max_run_ahead:
+        while constraint is not None and self.tree.num_live + self._frontier.num_reserved < self._num_nodes_max:
             if node.position + 1 >= self._max_length or node.children:
                 break
             token_id = constraint.forced(path_tokens(root, node))

@@ -9,7 +9,7 @@ import pytest
 
 from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.expansions import choose_expansions
-from outrider.core.draft.session import DraftSession
+from outrider.core.draft.session import NODES_BEFORE_FIRST_COMMIT_MAX, DraftSession
 from outrider.core.estimate.confidence import margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.messages import Commitment, DraftOpen
@@ -18,11 +18,12 @@ from outrider.core.protocol.tree import Node
 from outrider.core.protocol.validation import EXPANSIONS_MAX
 
 VOCAB_SIZE = 12
+NUM_PROMPT_TOKENS = 30
 MAX_LENGTH = 400
 
 
 def draft_session(rng: random.Random, estimates: DraftEstimates) -> DraftSession:
-    line = [rng.randrange(4) for _ in range(30)]
+    line = [rng.randrange(4) for _ in range(NUM_PROMPT_TOKENS)]
     opening = DraftOpen(
         session_id="s",
         token_ids=line,
@@ -69,7 +70,10 @@ def plain_candidates(session: DraftSession) -> list[float]:
     ]
     probabilities = sorted((node.path_log_prob - root.path_log_prob for node in nodes), reverse=True)
     worth = [probability for probability in probabilities if probability >= session._log_floor]
-    credit = session._max_run_ahead - session.tree.num_live
+    num_nodes_max = session._max_run_ahead
+    if len(session.line) == NUM_PROMPT_TOKENS:
+        num_nodes_max = min(num_nodes_max, NODES_BEFORE_FIRST_COMMIT_MAX)
+    credit = num_nodes_max - session.tree.num_live
     return worth[: max(credit // opening_width, 0)]
 
 

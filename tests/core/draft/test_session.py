@@ -8,7 +8,7 @@ import pytest
 
 from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.expansions import choose_expansions
-from outrider.core.draft.session import DraftSession
+from outrider.core.draft.session import NODES_BEFORE_FIRST_COMMIT_MAX, DraftSession
 from outrider.core.estimate.confidence import DRAFT_PROBABILITIES, margin_bin
 from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import ProtocolViolationError
@@ -43,6 +43,13 @@ def frontier(session: DraftSession, limit: int) -> list[Node]:
     while len(taken) < limit and session.best() is not None:
         taken.append(session.take())
     return taken
+
+
+def drafted_to_the_end(session: DraftSession) -> int:
+    """How many live nodes a chain has beyond which nothing may be drafted."""
+    while nodes := frontier(session, 1):
+        session.expand(nodes[0], [1], [0.0])
+    return session.tree.num_live
 
 
 def log_acceptance(rank: int, margin: float) -> float:
@@ -253,9 +260,20 @@ def test_drafting_stops_where_nothing_is_worth_it_any_more() -> None:
 
 def test_a_fixed_width_drafts_to_the_end_of_its_credit() -> None:
     session = draft_session(max_run_ahead=100, tree_width=1, max_length=1000)
-    while nodes := frontier(session, 1):
-        session.expand(nodes[0], [1], [0.0])
-    assert session.tree.num_live == 100
+    session.commit(Commitment(3, [1], False))
+    assert drafted_to_the_end(session) == 100
+
+
+def test_before_the_first_commit_little_is_drafted() -> None:
+    session = draft_session(max_run_ahead=200, tree_width=1, max_length=1000)
+    assert drafted_to_the_end(session) == NODES_BEFORE_FIRST_COMMIT_MAX
+    session.commit(Commitment(3, [], False))
+    assert drafted_to_the_end(session) == NODES_BEFORE_FIRST_COMMIT_MAX, "nothing was committed"
+    outlook = session.outlook(1)
+    assert outlook is not None
+    assert outlook.credit == 0
+    session.commit(Commitment(3, [1], False))
+    assert drafted_to_the_end(session) == 200
 
 
 @pytest.mark.parametrize(("probability_min", "verify_ms"), [(0.5, 1000.0), (0.01, 0.1)])
@@ -321,6 +339,7 @@ def test_a_dear_step_expands_only_the_best_and_gives_the_rest_back() -> None:
 
 def test_a_step_has_a_bound() -> None:
     session = draft_session(max_run_ahead=200)
+    session.commit(Commitment(3, [1], False))
     sizes: list[int] = []
     for _ in range(7):
         [nodes] = choose_expansions([session], flat_curve())
