@@ -29,6 +29,10 @@ RIVALS: Mapping[str, Callable[[RivalOptions, Models, int], Iterable[Rival]]] = {
 }
 """What makes the arms of a rival, by its name."""
 
+WAKING_TOKENS = 2
+"""Of an answer that no clock measures. vLLM's workers stop spinning a second after their last step, and what wakes them
+may be lost while they are stopped: they then look again after five seconds."""
+
 
 def rivals_of(options: RivalOptions, models: Models, num_tokens: int) -> list[Rival]:
     """The arms of all rivals that are asked for, with room for `num_tokens` of prompt and answer.
@@ -42,7 +46,8 @@ def rivals_of(options: RivalOptions, models: Models, num_tokens: int) -> list[Ri
 
 
 class PausedSource:
-    """A server that is awake for each question alone, and has answered a greeting before the clock starts."""
+    """A server that is awake for each question alone, and has answered a greeting and a short question before the clock
+    starts."""
 
     def __init__(self, source: Source, server: RivalServer) -> None:
         self._source = source
@@ -53,6 +58,7 @@ class PausedSource:
         self._server.resume()
         try:
             await asyncio.to_thread(self._server.wait_until_ready)
+            await self._source.ask(prompt[:1], sampling, WAKING_TOKENS)
             return await self._source.ask(prompt, sampling, max_tokens)
         finally:
             self._server.pause()

@@ -26,6 +26,7 @@ class Handler(BaseHTTPRequestHandler):
     """Says so many words as tokens are asked for; the text tells what it was asked, and who says it."""
 
     num_greetings = 0
+    num_questions = 0
 
     def do_GET(self) -> None:
         Handler.num_greetings += 1
@@ -34,7 +35,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        told = json.dumps({"pid": os.getpid(), "arguments": sys.argv[1:], "asked": asked})
+        Handler.num_questions += 1
+        told = json.dumps(
+            {"pid": os.getpid(), "arguments": sys.argv[1:], "asked": asked, "number": Handler.num_questions}
+        )
         self.send_response(200)
         self.end_headers()
         events: list[dict[str, Any]] = [{"choices": [{"text": told}]}]

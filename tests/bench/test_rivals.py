@@ -113,6 +113,7 @@ async def test_a_server_rests_but_for_its_questions(options: RivalOptions, model
                 assert sample.num_tokens == 3
                 told[name] = json.loads(sample.text.removesuffix(" word word"))
                 await until_stopped(told[name]["pid"])
+            assert told[name]["number"] == 4, "a question that wakes the server comes before each that counts"
     asked = told["llama_cpp"]["asked"]
     assert {name: asked[name] for name in ("prompt", "temperature", "samplers", "cache_prompt", "verbose")} == {
         "prompt": [1, 2],
