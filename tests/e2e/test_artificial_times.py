@@ -21,8 +21,8 @@ from tests.e2e.answers import ask
 from tests.e2e.stack import load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build
 
-DRAFT_STEP_SECONDS = 0.030
-VERIFY_STEP_SECONDS = 0.120
+DRAFT_STEP_SECONDS = 0.045
+VERIFY_STEP_SECONDS = 0.180
 MAX_DRAFT_TOKENS = 3
 NUM_TOKENS = 81
 
