@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -42,9 +43,14 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("unhurried")
 
 
-def pytest_collection_finish() -> None:
-    """What there is by now stays: it is not looked through again whenever the interpreter looks for rings."""
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What there is by now stays: it is not looked through again whenever the interpreter looks for rings. And where
+    processes share tests that compute, what all of them need is built before any of these waits for it."""
     gc.freeze()
+    if hasattr(session.config, "workerinput") and "torch" in sys.modules:
+        from tests import machine_code
+
+        machine_code.build()
 
 
 @pytest.fixture(scope="module")

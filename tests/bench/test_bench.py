@@ -33,7 +33,7 @@ NUM_PROMPTS, MAX_TOKENS, TEMPERATURES = 2, 12, (0.0, 0.8)
 
 
 @pytest.fixture(scope="module")
-def result(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def result(forked: None, unhurried: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("models")
     target, draft = build("llama", layers=2), build("llama")
     prompts = folder / "prompts.txt"

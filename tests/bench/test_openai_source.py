@@ -34,12 +34,16 @@ class Handler(BaseHTTPRequestHandler):
         """Keeps quiet."""
 
 
+POLL_SECONDS = 0.01
+"""How soon the server sees that it is to end."""
+
+
 @pytest.fixture
 def address() -> Iterator[str]:
     Handler.events, Handler.status = [], 200
     Handler.asked.clear()
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()

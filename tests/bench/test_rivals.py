@@ -61,6 +61,7 @@ GONE_SECONDS = 60.0
 def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RivalOptions:
     """Names the script as both systems, and a converter that keeps what it was told."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("bench.rivals.server._PAUSE_SECONDS", 0.02)  # the script answers as soon as Python has started
     executable, converter = tmp_path / "executable", tmp_path / "convert.py"
     executable.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(SCRIPT))} "$@"\n')
     executable.chmod(0o755)

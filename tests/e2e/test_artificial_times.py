@@ -11,15 +11,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
+from outrider.worker import step_runner
 from outrider.worker.startup import LoadedModel
 from tests.e2e.answers import ask
 from tests.e2e.stack import load_tiny, save_tiny, stack
 from tests.engine.tiny_models import build
 
-DRAFT_STEP_SECONDS = 0.030
-VERIFY_STEP_SECONDS = 0.120
+DRAFT_STEP_SECONDS = 0.045
+VERIFY_STEP_SECONDS = 0.180
 MAX_DRAFT_TOKENS = 3
 NUM_TOKENS = 81
 
@@ -42,8 +45,11 @@ def paced(folder: Path, step_seconds: float) -> LoadedModel:
     return replace(load_tiny(folder), engine=engine)
 
 
-async def test_time_per_token_is_that_of_the_overlapped_schedule(tmp_path: Path) -> None:
+async def test_time_per_token_is_that_of_the_overlapped_schedule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The draft is the target itself, so every guess is right: the schedule alone decides."""
+    monkeypatch.setattr(step_runner, "measure", lambda engine: [(size, engine.step_seconds) for size in (1, 32)])
     folder = save_tiny(build("llama"), tmp_path / "model")
     target, draft = paced(folder, VERIFY_STEP_SECONDS), paced(folder, DRAFT_STEP_SECONDS)
     async with stack(target, draft, max_draft_tokens=MAX_DRAFT_TOKENS, tree_width=1) as running:

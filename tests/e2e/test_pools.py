@@ -51,8 +51,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return save_tiny(build("llama", layers=2), root / "target"), save_tiny(build("llama", layers=1), root / "draft")
 
 
-def slowed(loaded: LoadedModel) -> LoadedModel:
-    """The same with steps of at least STEP_SECONDS, until it may `hasten`."""
+def slow_down(loaded: LoadedModel) -> None:
+    """Its steps take at least STEP_SECONDS, until it may `hasten`."""
     step = loaded.engine.step
 
     def slow(*arguments: Any, **named: Any) -> Any:
@@ -62,7 +62,6 @@ def slowed(loaded: LoadedModel) -> LoadedModel:
         return output
 
     loaded.engine.step = slow  # pyright: ignore
-    return loaded
 
 
 def hasten(loaded: LoadedModel) -> None:
@@ -150,12 +149,13 @@ async def test_workers_that_appear_are_used(folders: tuple[Path, Path], seats: C
 async def test_a_drafter_that_is_terminated_is_drained(folders: tuple[Path, Path], seats: Counter[str]) -> None:
     """Its running session goes on with another one, new ones too, and its drain is over long before its time."""
     async with (
-        worker(slowed(load_tiny(folders[0]))) as verify,
+        worker(load_tiny(folders[0])) as verify,
         worker(load_tiny(folders[1]), draft=True) as draining,
         worker(load_tiny(folders[1]), draft=True) as other,
         coordinator(verify.address, f"{draining.address},{other.address}") as running,
     ):
         await running.until_serving(verify.address, draining.address, other.address)
+        slow_down(verify.loaded)
         async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
             assert isinstance(await anext(events), Started)
             assert isinstance(await anext(events), Tokens)
@@ -183,8 +183,15 @@ async def test_a_drafter_lost_midway_is_replaced(folders: tuple[Path, Path], sea
     ):
         await running.until_serving(verify.address, first.address, other.address)
         expected = await ask(running.client, PROMPT, **LONG, speculate=False)
-        slowed(verify.loaded)
-        answer = await ask_until(running.client, PROMPT, partial(first.server.stop, None), **LONG)
+        slow_down(verify.loaded)
+
+        async def lose_the_first() -> None:
+            await first.server.stop(None)
+            while not seats[other.address]:
+                await running.client.server_info()
+            hasten(verify.loaded)
+
+        answer = await ask_until(running.client, PROMPT, lose_the_first, **LONG)
         assert_same(answer, expected)
         assert answer.finished.mode is GenerationMode.SPECULATIVE
         assert answer.finished.mode_reason == ""
@@ -203,10 +210,11 @@ async def test_without_another_verifier_the_call_ends_with_words(folders: tuple[
 
 async def test_a_drafter_without_a_free_slot_is_not_waited_for(folders: tuple[Path, Path]) -> None:
     async with (
-        worker(slowed(load_tiny(folders[0]))) as verify,
+        worker(load_tiny(folders[0])) as verify,
         worker(load_tiny(folders[1], max_sessions=1), draft=True) as draft,
         coordinator(verify.address, draft.address) as running,
     ):
+        slow_down(verify.loaded)
         async with aclosing(running.client.generate(PROMPT, **LONG)) as events:
             assert isinstance(await anext(events), Started)
             assert isinstance(await anext(events), Tokens)

@@ -14,7 +14,7 @@ from outrider.machine.garbage import pass_over_loaded
 def thawed() -> Iterator[None]:
     gc.unfreeze()
     yield
-    gc.unfreeze()
+    gc.freeze()  # as it was found; see tests/conftest.py
 
 
 def test_what_lives_by_then_is_passed_over_and_what_comes_later_is_not() -> None:

@@ -17,7 +17,7 @@ from openai import AsyncOpenAI
 from outrider.client import GenerationClient, Tokens
 from tests.openai.conftest import Served
 
-pytestmark = pytest.mark.asyncio(loop_scope="package")
+pytestmark = [pytest.mark.asyncio(loop_scope="package"), pytest.mark.usefixtures("forked")]
 
 LONG: dict[str, Any] = {"model": "target", "prompt": "a", "max_tokens": 200, "temperature": 0, "stream": True}
 

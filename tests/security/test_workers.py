@@ -24,7 +24,7 @@ from outrider.v1 import common_pb2, draft_pb2_grpc
 from tests.security.authority import ANSWERS, CALLS, Authority
 from tests.security.knock import answer, context, serial
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.usefixtures("forked")]
 
 
 @dataclass

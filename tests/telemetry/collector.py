@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Self
 
+POLL_SECONDS = 0.01
+"""How soon it sees that it is to end."""
+
 
 class Collector(HTTPServer):
     """Keeps what is posted to it, by path."""
@@ -26,7 +29,7 @@ class Collector(HTTPServer):
     def serving(cls) -> Iterator[Self]:
         """One that answers while the context is entered."""
         with cls() as server:
-            thread = threading.Thread(target=server.serve_forever)
+            thread = threading.Thread(target=server.serve_forever, args=(POLL_SECONDS,))
             thread.start()
             try:
                 yield server

@@ -56,6 +56,7 @@ async def test_sixteen_rows_that_move_keep_their_drafts(begin: Begin) -> None:
         batch = await begin(drafter)
         for request in range(16):
             batch.add(request)
+        await batch.until(lambda: drafter.drafter.load().num_sessions == 16)
         for _ in range(24):
             await batch.step()
             batch.arrange(chance.sample(sorted(batch.lines), 16))

@@ -4,7 +4,7 @@ the same services other modes and requests that come by themselves."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from bench.records import as_json
 from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
+from tests.forkserver.process import forking
 
 MODES = ("target", "outrider", "padded", "padded_sync_2")
 CONCURRENCY, RATE = (1, 3), 20.0
@@ -55,6 +56,13 @@ class Measured(NamedTuple):
 
 
 @pytest.fixture(scope="package")
+def forked(unhurried: None) -> Iterator[None]:
+    """As everywhere, and for all of the room."""
+    with forking():
+        yield
+
+
+@pytest.fixture(scope="package")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     folder = tmp_path_factory.mktemp("models")
     return Models(
@@ -66,7 +74,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="package")
-def measured(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+def measured(forked: None, models: Models, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     prompts = tmp_path_factory.mktemp("prompts") / "prompts.txt"
     prompts.write_text("A1B2C3\n---\nZZTop\n---\nSome more")
     options = NeverSlowerOptions(

@@ -104,6 +104,7 @@ def test_modes_of_others_cannot_be_put_under_load(models: Models) -> None:
         run(options, Console(quiet=True))
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_soak_tells_of_memory_refusals_and_what_is_left(models: Models) -> None:
     options = SoakOptions(
         models=models,

@@ -138,6 +138,17 @@ def launched_at_the_end(vocab_size: int) -> Launches:
     return launches
 
 
+def launched_after_a_step(vocab_size: int) -> Launches:
+    """The launches that choose where the step does not."""
+    tables = SamplingTables.of(64, META)
+    rows = torch.empty(2, 256, dtype=torch.int64, device=META)
+    with logged() as launches:
+        choice.best_tokens(
+            torch.empty(256, vocab_size, dtype=torch.bfloat16, device=META), tables.shaping, tables.seeds, rows, 1
+        )
+    return launches
+
+
 _TYPES = {
     torch.uint8: "u8",
     torch.int32: "i32",
@@ -231,3 +242,13 @@ def test_the_choice_at_the_end_of_a_captured_step(architecture: Architecture, tm
         assert kernel.metadata.shared <= architecture.shared_bytes
         allowed = SCALAR_BYTES if each.kernel == "advance" else 0
         assert spilled_bytes(kernel.asm["cubin"], tmp_path) <= allowed
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda each: str(each.capability))
+def test_the_choice_after_a_step(architecture: Architecture, tmp_path: Path) -> None:
+    log = launched_after_a_step(151936).log
+    assert [each.kernel for each in log] == ["scan", "decide"]
+    for each in log:
+        kernel = compiled(each, architecture.capability)
+        assert kernel.metadata.shared <= architecture.shared_bytes
+        assert spilled_bytes(kernel.asm["cubin"], tmp_path) == 0
