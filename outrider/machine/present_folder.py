@@ -17,12 +17,13 @@ def leave_out_present_folder(path: list[str], environ: MutableMapping[str, str])
     """Takes it out of `path`, where this process looks for modules, and out of what those look through that it starts.
 
     `python -m` puts it there, before all others, and so does an empty entry in PYTHONPATH, which
-    `PYTHONPATH=$PYTHONPATH:/some/folder` makes of a variable that is not set. Call it before other imports.
+    `PYTHONPATH=$PYTHONPATH:/some/folder` makes of a variable that is not set. Where the present folder was deleted the
+    process goes on in the topmost one: torch cannot be imported where there is none. Call it before other imports.
     """
     try:
         present = os.path.realpath(os.getcwd())
     except FileNotFoundError:
-        return  # it was deleted, and holds nothing
+        os.chdir(present := os.sep)
     if present == _PACKAGES:
         return
     # Behind the standard library stands what is installed, wherever somebody stands.

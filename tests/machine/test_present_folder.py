@@ -49,12 +49,15 @@ def test_it_stays_where_it_holds_our_own_packages(tmp_path: Path, monkeypatch: p
     assert (path, environ) == (["", STANDARD_LIBRARY], {"PYTHONPATH": "."})
 
 
-def test_one_that_was_deleted_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_in_one_that_was_deleted_goes_on_in_the_topmost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     tmp_path.rmdir()
-    path = ["", "/other"]
-    leave_out_present_folder(path, {})
-    assert path == ["", "/other"]
+    path, environ = ["", "/other"], {"PYTHONPATH": joined("", "/other")}
+    leave_out_present_folder(path, environ)
+    assert os.getcwd() == os.sep
+    assert (path, environ) == (["/other"], {"PYTHONPATH": "/other"})
 
 
 @pytest.mark.parametrize(
