@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 from setuptools import find_namespace_packages
+
+from outrider.worker.extras import ENGINE, NGRAM_TABLE
 
 from .layers import PRODUCT
 
 ROOT = Path(__file__).resolve().parents[2]
-SETTINGS: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+SETTINGS: dict[str, Any] = PROJECT["tool"]["setuptools"]
 
 
 def test_the_product_is_packaged_and_nothing_else() -> None:
@@ -27,6 +31,13 @@ def test_the_product_is_packaged_and_nothing_else() -> None:
 def test_an_editable_install_finds_the_whole_checkout() -> None:
     # With this setting setuptools puts the checkout itself on the path, where it would else list packages one by one.
     assert SETTINGS["package-dir"] == {"": "."}
+
+
+@pytest.mark.parametrize(("extra", "looked_for"), [("engine", ENGINE), ("ngram-table", NGRAM_TABLE)])
+def test_a_service_looks_for_all_that_an_extra_brings(extra: str, looked_for: tuple[str, ...]) -> None:
+    """One package that is missing among them, as where torch was installed by hand, would else end in a traceback."""
+    brought = PROJECT["project"]["optional-dependencies"][extra]
+    assert {Requirement(text).name for text in brought} == {*looked_for}
 
 
 @pytest.mark.parametrize("command", ["bench", "distill"])
