@@ -22,7 +22,7 @@ def leave_out_present_folder(path: list[str], environ: MutableMapping[str, str])
     """
     try:
         present = os.path.realpath(os.getcwd())
-    except FileNotFoundError:
+    except OSError:
         os.chdir(present := os.sep)
     if present == _PACKAGES:
         return
