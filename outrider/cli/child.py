@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from enum import Enum
@@ -62,6 +63,8 @@ class ServiceDiedError(OutriderError):
     def __init__(self, name: str, exit_code: int, tail: Sequence[str]) -> None:
         lines = "\n".join(f"  {line}" for line in tail) if tail else "  (it has logged nothing)"
         how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        if exit_code == -signal.SIGKILL:
+            how += ", as systems do that run out of memory (`dmesg` tells)"
         super().__init__(f"the {name} service {how}; its last lines:\n{lines}")
 
 

@@ -109,6 +109,8 @@ async def compile_package(package: Path, folder: Path, dtype: str, weights: str,
                 raise
     except OSError as error:
         raise CannotCompileError(_cannot_be_kept(package, error)) from error
+    if process.returncode == -signal.SIGKILL:
+        raise CannotCompileError("the compilation was killed, as systems do that run out of memory (`dmesg` tells)")
     if process.returncode:
         raise CannotCompileError(words or f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))
