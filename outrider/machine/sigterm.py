@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT before a service listens for them: it ends at once, with a word.
+"""SIGTERM and SIGINT before a service listens for them, and when it has drained: it ends at once, with a word.
 
 What it has begun by then is nothing that anyone waits for. As process 1 of a container it would not even end: the
-kernel gives that process no signal for which it has no handler. A server that starts replaces these.
+kernel gives that process no signal for which it has no handler. A server that runs has handlers of its own.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _STATUS = {signal.SIGTERM: 0, signal.SIGINT: 130}
 """Who sends SIGTERM wants just this. SIGINT is reported as shells do: libraries raise it, too, when threads run out."""
 
 
-def end_at_once_until_serving(service: str) -> None:
+def end_at_once_unless_serving(service: str) -> None:
     """Call it before slow imports. `service` is the name by which the process says that it ends."""
 
     def end(number: int, _: FrameType | None) -> None:
         received = signal.Signals(number)
-        os.write(_STANDARD_ERROR, f"{service}: stopped by {received.name} while starting\n".encode())
+        os.write(_STANDARD_ERROR, f"{service}: stopped at once by {received.name}\n".encode())
         os._exit(_STATUS[received])
 
     for number in _STATUS:
