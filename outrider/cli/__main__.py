@@ -11,6 +11,7 @@ leave_out_present_folder(sys.path, os.environ)  # before what follows looks for 
 
 import asyncio
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -229,9 +230,9 @@ def run(request: Request, options: UpOptions) -> None:
 
 
 @app.command()
-@grouped(options=flags.PAIR, credentials=flags.CREDENTIALS)
+@grouped(pair=flags.PAIR_IF_WANTED, credentials=flags.CREDENTIALS)
 def doctor(
-    options: UpOptions,
+    pair: Callable[[], UpOptions],
     address: Annotated[
         str | None,
         typer.Option(
@@ -251,7 +252,7 @@ def doctor(
     """
     err = Console(stderr=True)
     if address is None:
-        found = examine(check(options), seconds, err)
+        found = examine(check(pair()), seconds, err)
     else:
         found = examine_server(address, seconds, credentials, err)
     healthy = True
