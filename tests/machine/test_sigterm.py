@@ -13,6 +13,8 @@ import pytest
 IMPORTING = """
 from outrider.machine.sigterm import end_at_once_unless_serving
 end_at_once_unless_serving("verify")
+import subprocess
+subprocess.Popen(["sleep", "600"])  # as a compiler, it holds the pipes open
 print("importing", flush=True)
 import threading
 threading.Event().wait()
@@ -40,7 +42,7 @@ IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_it_ends_with_a_word(number: signal.Signals, status: int) -> None:
+def test_it_ends_with_a_word_and_what_it_has_started_with_it(number: signal.Signals, status: int) -> None:
     with subprocess.Popen([sys.executable, "-c", IMPORTING], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
