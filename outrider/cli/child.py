@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
@@ -150,12 +151,12 @@ class Child:
             await self.kill()
 
     async def kill(self) -> None:
-        """Ends the process at once, if it is still there."""
+        """Ends the process at once, if it is still there, and what it has started in its session, such as compilers."""
         if self._end is None or self._process is None:
             return
         if not self._end.done():
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
         await asyncio.wait({self._end})
 
     async def _serving(self) -> None:
