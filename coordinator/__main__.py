@@ -7,15 +7,17 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from outrider.machine.sigterm import end_at_once_until_serving
+from outrider.machine.present_folder import leave_out_present_folder
+from outrider.machine.sigterm import end_at_once_unless_serving
 from outrider.machine.standard_streams import open_standard_streams
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 # Before what follows imports grpc. The coordinator's encoders are its only threads that tokenize.
 os.environ |= GRPC_ENVIRONMENT | {"TOKENIZERS_PARALLELISM": "false"} | os.environ
 if __name__ == "__main__":
+    leave_out_present_folder(sys.path, os.environ)
     open_standard_streams()
-    end_at_once_until_serving("coordinator")  # before what follows imports a lot
+    end_at_once_unless_serving("coordinator")  # before what follows imports a lot
 
 from coordinator.authorization import Authorization
 from coordinator.config import CoordinatorConfig

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
-from outrider.machine.sigterm import end_at_once_until_serving
+from outrider.machine.present_folder import leave_out_present_folder
+from outrider.machine.sigterm import end_at_once_unless_serving
 from outrider.machine.standard_streams import open_standard_streams
 from outrider.rpc.environment import GRPC_ENVIRONMENT
 
 os.environ |= GRPC_ENVIRONMENT | os.environ  # before what follows imports grpc
 if __name__ == "__main__":
+    leave_out_present_folder(sys.path, os.environ)
     open_standard_streams()
-    end_at_once_until_serving("draft_service")  # before what follows imports a lot
+    end_at_once_unless_serving("draft_service")  # before what follows imports a lot
 
 from draft_service.config import DraftConfig
 from outrider.core.propose.ngram import NGRAM_MODEL

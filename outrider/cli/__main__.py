@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
 import os
 import sys
+
+from outrider.machine.present_folder import leave_out_present_folder
+
+leave_out_present_folder(sys.path, os.environ)  # before what follows looks for its packages there
+
+import asyncio
+import json
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -59,6 +65,9 @@ _EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130
 """As a shell reports a command that Ctrl-C ended."""
 
+_IS_CHECKOUT = (Path(__file__).parents[2] / "recipes/distill/cli.py").is_file()
+"""Whether `bench` and `recipes` stand beside the product; elsewhere packages of these names are somebody else's."""
+
 
 class CheckoutMissingError(OutriderError):
     """A command was asked for that only a checkout has."""
@@ -77,32 +86,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-try:
+if _IS_CHECKOUT:
     from bench.cli import app as bench_app
-except ModuleNotFoundError as error:
-    if error.name not in {"bench", "bench.cli"}:
-        raise
+    from recipes.distill.cli import distill
+
+    app.add_typer(bench_app, name="bench", cls=Commands)
+    app.command()(distill)
+else:
 
     @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def bench() -> None:
         """Measure Outrider; only from a checkout."""
         raise CheckoutMissingError("bench")
-else:
-    app.add_typer(bench_app, name="bench", cls=Commands)
-
-
-try:
-    from recipes.distill.cli import distill
-except ModuleNotFoundError as error:
-    if not (error.name or "").startswith("recipes"):
-        raise
 
     @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
     def distill() -> None:
         """Train a draft model for a target; only from a checkout."""
         raise CheckoutMissingError("distill")
-else:
-    app.command()(distill)
 
 
 app.add_typer(tokens_app, name="tokens", cls=Commands)
@@ -230,9 +230,9 @@ def run(request: Request, options: UpOptions) -> None:
 
 
 @app.command()
-@grouped(options=flags.PAIR, credentials=flags.CREDENTIALS)
+@grouped(pair=flags.PAIR_IF_WANTED, credentials=flags.CREDENTIALS)
 def doctor(
-    options: UpOptions,
+    pair: Callable[[], UpOptions],
     address: Annotated[
         str | None,
         typer.Option(
@@ -252,7 +252,7 @@ def doctor(
     """
     err = Console(stderr=True)
     if address is None:
-        found = examine(check(options), seconds, err)
+        found = examine(check(pair()), seconds, err)
     else:
         found = examine_server(address, seconds, credentials, err)
     healthy = True

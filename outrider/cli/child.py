@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from enum import Enum
@@ -62,6 +64,8 @@ class ServiceDiedError(OutriderError):
     def __init__(self, name: str, exit_code: int, tail: Sequence[str]) -> None:
         lines = "\n".join(f"  {line}" for line in tail) if tail else "  (it has logged nothing)"
         how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code}"
+        if exit_code == -signal.SIGKILL:
+            how += ", as systems do that run out of memory (`dmesg` tells)"
         super().__init__(f"the {name} service {how}; its last lines:\n{lines}")
 
 
@@ -147,12 +151,12 @@ class Child:
             await self.kill()
 
     async def kill(self) -> None:
-        """Ends the process at once, if it is still there."""
+        """Ends the process at once, if it is still there, and what it has started in its session, such as compilers."""
         if self._end is None or self._process is None:
             return
         if not self._end.done():
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                os.killpg(self._process.pid, signal.SIGKILL)
         await asyncio.wait({self._end})
 
     async def _serving(self) -> None:

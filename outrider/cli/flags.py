@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,6 +125,9 @@ SERVICES = Group(parameters_of(_UpFlags), lambda **flags: _services(_UpFlags(**f
 
 PAIR = Group(parameters_of(_ModelFlags), _pair)
 """One target and one draft model, wherever there is room."""
+
+PAIR_IF_WANTED = Group(parameters_of(_ModelFlags), lambda **flags: partial(_pair, **flags))
+"""The same for a command that may do without: what makes them, and finds whether they are there."""
 
 
 @dataclass(frozen=True, kw_only=True)

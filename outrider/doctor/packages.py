@@ -13,7 +13,7 @@ from outrider.doctor.finding import Finding, Level
 _EXTRAS = {
     "": "nothing runs",
     "engine": "no model runs on this machine; a coordinator, a client and --model ngram do",
-    "certs": "`outrider certs` and --tls do not run",
+    "certs": "`outrider certs` does not run",
 }
 """By the extra of the installation: what does not work without it."""
 

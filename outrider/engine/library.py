@@ -21,7 +21,7 @@ from torch.utils.cpp_extension import include_paths, library_paths
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.machine.limits import num_cores
-from outrider.machine.workspace import workspace
+from outrider.machine.workspace import runs_nothing, workspace
 
 
 class CannotCompileError(UnsupportedModelError):
@@ -84,6 +84,8 @@ def build(cache: Path) -> Path:
     library = _of_this_processor(cache)
     try:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if runs_nothing(cache):
+            raise _cannot_be_built(f"{cache} is mounted noexec")
         _build(library, _THIS_PROCESSOR)
     except OSError as error:
         raise _cannot_be_built(error.strerror or str(error)) from error

@@ -16,7 +16,7 @@ import subprocess
 from pathlib import Path
 
 from outrider.core.protocol.errors import OutriderError
-from outrider.machine.workspace import workspace
+from outrider.machine.workspace import runs_nothing, workspace
 
 
 class CannotBuildError(OutriderError):
@@ -61,6 +61,9 @@ def build(folder: Path) -> Path:
         raise CannotBuildError("there is no C++ compiler")
     library = folder / _name()
     try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if runs_nothing(folder):
+            raise CannotBuildError(f"{folder} is mounted noexec")
         with workspace(folder) as scratch:
             unfinished = scratch / library.name
             subprocess.run(

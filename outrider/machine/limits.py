@@ -40,6 +40,13 @@ def memory_left(root: Path = _ROOT) -> int:
     return max(0, min([machine, *(memory.left for memory in _group_memories(root))]))
 
 
+_MEMORY_FILES = (
+    ("memory.current", "memory.max", "memory.high"),  # of v2; beyond `high` a process is slowed down ever more
+    ("memory.usage_in_bytes", "memory.limit_in_bytes"),  # of v1
+)
+"""What tells of a control group how much it uses, and by what it is bounded."""
+
+
 class _Memory(NamedTuple):
     total: int
     left: int
@@ -54,17 +61,17 @@ def _machine_memory(root: Path) -> _Memory:
 
 def _group_memories(root: Path) -> Iterator[_Memory]:
     for group in _groups(root, "memory"):
-        limit, used = _text(group / "memory.max"), _text(group / "memory.current")  # of v2
-        if limit is None:
-            limit, used = _text(group / "memory.limit_in_bytes"), _text(group / "memory.usage_in_bytes")  # of v1
-        if limit is None or used is None or not limit.isdecimal() or not used.isdecimal():
-            continue
-        # Pages of files that nobody has touched lately count as used, and are given up before anything fails. In v1
-        # those without `total_` leave out the groups within.
-        statistics = _text(group / "memory.stat") or ""
-        found = dict(re.findall(r"^((?:total_)?inactive_file) (\d+)$", statistics, re.MULTILINE))
-        idle = int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
-        yield _Memory(int(limit), int(limit) - int(used) + idle)
+        for use, *bounds in _MEMORY_FILES:
+            used = _number(group / use)
+            limits = [limit for name in bounds if (limit := _number(group / name)) is not None]
+            if used is None or not limits:
+                continue
+            # Pages of files that nobody has touched lately count as used, and are given up before anything fails. In
+            # v1 those without `total_` leave out the groups within.
+            statistics = _text(group / "memory.stat") or ""
+            found = dict(re.findall(r"^((?:total_)?inactive_file) (\d+)$", statistics, re.MULTILINE))
+            idle = int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
+            yield _Memory(min(limits), min(limits) - used + idle)
 
 
 def _quota(group: Path) -> float | None:
@@ -93,6 +100,12 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         mount = next((mount for mount in mounts if mount.is_dir()), root / _CGROUPS)
         group = mount / path.lstrip("/")
         yield from (folder for folder in (group, *group.parents) if folder.is_relative_to(mount))
+
+
+def _number(path: Path) -> int | None:
+    """None also for the word that there is no bound."""
+    text = _text(path)
+    return int(text) if text and text.isdecimal() else None
 
 
 def _text(path: Path) -> str | None:

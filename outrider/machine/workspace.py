@@ -31,6 +31,14 @@ def workspace(cache: Path) -> Iterator[Path]:
         yield folder
 
 
+def runs_nothing(folder: Path) -> bool:
+    """Whether the system runs no machine code that lies in `folder`, which is there: it is mounted noexec.
+
+    Raises OSError.
+    """
+    return bool(os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0))
+
+
 def _remove_abandoned(cache: Path) -> None:
     for folder in cache.glob(f"*{_SUFFIX}"):
         with contextlib.suppress(OSError), _locked(folder, fcntl.LOCK_NB):

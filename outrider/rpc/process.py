@@ -51,7 +51,7 @@ def _keep_to(cores: str) -> None:
         raise OutriderError("--cores needs Linux; leave it out")
     try:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise OutriderError(
             f"--cores {cores}: this process has no such cores; see `nproc` and `taskset -p $$`"
         ) from error

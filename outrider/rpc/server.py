@@ -148,8 +148,8 @@ class Server:
     async def run_until_signalled(self, drain_seconds: float) -> None:
         """Serves until SIGTERM or SIGINT, then stops with `drain_seconds` of grace. A second signal stops at once.
 
-        Returns when the last RPC has ended and every door is shut, so that the process can exit with 0. Only in the
-        main thread.
+        Returns when the last RPC has ended and every door is shut, so that the process can exit with 0; who handled the
+        signals before then handles them again. Only in the main thread.
         """
         loop = asyncio.get_running_loop()
         graces = iter((drain_seconds,))
@@ -163,10 +163,12 @@ class Server:
                     _log.info("draining for at most %g s; a second signal stops at once", grace_seconds)
                 stops.create_task(self.stop(grace_seconds))
 
-            for number in (signal.SIGTERM, signal.SIGINT):
+            before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+            for number in before:
                 loop.add_signal_handler(number, on_signal)
             try:
                 await self._server.wait_for_termination()
             finally:
-                for number in (signal.SIGTERM, signal.SIGINT):
+                for number, handler in before.items():
                     loop.remove_signal_handler(number)
+                    signal.signal(number, handler)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk.metrics import MeterProvider
@@ -93,7 +94,8 @@ def set_up(
     `span_exporter` and `metric_reader` take the place of what the variables choose; spans reach such an exporter as
     they end. `exposition` gets the metrics, and `ring` every span, sampled or not, beside whoever else does.
 
-    Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL, and for what the SDK cannot read of its variables.
+    Raises TelemetrySettingError for a bad OUTRIDER_TRACE_DETAIL, for an endpoint that is no URL, and for what the SDK
+    cannot read of its variables.
     """
     detail = _detail(environ)
     processor: SpanProcessor | None = None
@@ -182,4 +184,25 @@ def _exporter(environ: Mapping[str, str], signal: str) -> str:
     protocol = environ.get(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL") or environ.get("OTEL_EXPORTER_OTLP_PROTOCOL")
     if chosen == "otlp" and protocol not in (None, "", "http/protobuf"):
         _log.warning("OTLP protocol %s is not available; http/protobuf is used, usually on port 4318", protocol)
+    if chosen == "otlp":
+        _check_endpoint(environ, signal)
     return chosen
+
+
+def _check_endpoint(environ: Mapping[str, str], signal: str) -> None:
+    """The exporter takes whatever is said, and loses all that it should send there."""
+    for variable in (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"):
+        if endpoint := environ.get(variable):
+            if not _is_url(endpoint):
+                raise TelemetrySettingError(
+                    f"{variable} is {endpoint!r}; set it to a URL such as http://127.0.0.1:4318"
+                )
+            return
+
+
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False

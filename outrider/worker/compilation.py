@@ -38,7 +38,7 @@ from outrider.engine.quantized import eight_bits
 from outrider.engine.quantized.linear import keep_in_eight_bits
 from outrider.machine.limits import num_cores
 from outrider.machine.tether import tethered
-from outrider.machine.workspace import workspace
+from outrider.machine.workspace import runs_nothing, workspace
 
 _log = structlog.get_logger()
 
@@ -81,10 +81,10 @@ def cache_problem(cache: Path) -> str:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryFile(dir=cache):
             pass
-        mounted = os.statvfs(cache)
+        is_noexec = runs_nothing(cache)
     except OSError as error:
         return f"the compile cache {cache} cannot be written ({error.strerror}); {advice}"
-    if mounted.f_flag & getattr(os, "ST_NOEXEC", 0):
+    if is_noexec:
         return f"nothing that lies in the compile cache {cache} can be run, since it is mounted noexec; {advice}"
     return ""
 
@@ -109,6 +109,8 @@ async def compile_package(package: Path, folder: Path, dtype: str, weights: str,
                 raise
     except OSError as error:
         raise CannotCompileError(_cannot_be_kept(package, error)) from error
+    if process.returncode == -signal.SIGKILL:
+        raise CannotCompileError("the compilation was killed, as systems do that run out of memory (`dmesg` tells)")
     if process.returncode:
         raise CannotCompileError(words or f"the compilation ended with status {process.returncode}")
     _log.info("compiled", package=package.name, seconds=round(time.monotonic() - started, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-ENGINE = ("torch", "transformers", "safetensors")
+ENGINE = ("torch", "transformers", "safetensors", "llguidance")
 """What running a model needs: the extra `engine`."""
 
 NGRAM_TABLE = ("safetensors", "numpy")

@@ -1,12 +1,17 @@
-"""The bound of the KV cache: how much memory a worker may give to keys and values."""
+"""Memory of a worker: whether its weights find room, and how much it may give to keys and values."""
 
 from __future__ import annotations
 
+import math
 import re
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine.load.checkpoint import StoredTensor, read_checkpoint
+from outrider.engine.load.folder import DTYPES
 from outrider.machine.limits import memory_limit
 from outrider.worker.config import AUTO_KV_MEMORY
 
@@ -21,6 +26,9 @@ graphs, for the workspaces of libraries, and for memory that is free in pieces t
 PROCESS_BYTES = 512 * 2**20
 """What a worker takes beside weights, keys and values: 0.4 GiB of interpreter, libraries and buffers, measured on a
 CPU, and something for a step."""
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""What safetensors calls the types of numbers that are converted as they are read."""
 
 _UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40}
 
@@ -48,6 +56,23 @@ def kv_bytes(setting: str, room: int, demand: Demand, peak: int | None = None) -
     if unit == "%":
         return int(room * min(float(number), 100.0) / 100.0)
     return int(float(number) * _UNITS[unit])
+
+
+def check_weights(folder: Path, dtype: str, limit: int) -> None:
+    """Raises UnsupportedModelError if the weights alone take more bytes than the `limit` that a process has: the system
+    would kill it while it loads them, without a word."""
+    num_bytes = sum(_held_bytes(tensor, dtype) for tensor in read_checkpoint(folder))
+    if num_bytes > limit:
+        raise UnsupportedModelError(
+            f"the weights of {folder} take {num_bytes / 1e9:.3g} GB, and this process may use {limit / 1e9:.3g} GB; "
+            "allow it more memory, or take a smaller model or a narrower --dtype"
+        )
+
+
+def _held_bytes(tensor: StoredTensor, dtype: str) -> int:
+    """The least that a stored tensor takes; one of few bits takes more once it is de-quantised."""
+    is_converted = dtype in DTYPES and tensor.dtype in _FLOATS
+    return math.prod(tensor.shape) * DTYPES[dtype].itemsize if is_converted else tensor.end - tensor.begin
 
 
 def limit_bytes(device: torch.device) -> int:

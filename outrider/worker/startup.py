@@ -31,7 +31,7 @@ from outrider.worker.config import WorkerConfig
 from outrider.worker.execution import not_taken, running, said, unproven
 from outrider.worker.forward_pass import captures, compiles, take_up, why_not_compiled
 from outrider.worker.joining import device_of, join
-from outrider.worker.memory import limit_bytes
+from outrider.worker.memory import check_weights, limit_bytes
 from outrider.worker.threads import take_threads
 
 
@@ -72,6 +72,8 @@ def _load(config: WorkerConfig, device: torch.device) -> LoadedModel:
     check_folder(folder, config.weights)
     if config.num_ranks > 1:
         check_division(folder, config.num_ranks)
+    elif device.type == "cpu" and not config.drafts:  # a drafter may keep them in eight bits
+        check_weights(folder, config.dtype, limit_bytes(device))
     tokenizer = portable_tokenizer(folder)
     compiled = compiles(config, device)
     captured = captures(config, device)

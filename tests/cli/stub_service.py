@@ -1,4 +1,4 @@
-"""A service with health alone, to be started by `python -m tests.cli.stub_service HOST:PORT obey|refuse|deaf`."""
+"""A service with health alone, started by `python -m tests.cli.stub_service HOST:PORT obey|refuse|deaf|compile`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ async def main(listen: str, manner: str) -> None:
     servicer = draft_pb2_grpc.DraftServiceServicer()
     server = Server(Service(NAME, draft_pb2_grpc.add_DraftServiceServicer_to_server, servicer))
     await server.start(listen)
+    if manner == "compile":
+        compiler = await asyncio.create_subprocess_exec("sleep", "600")
+        print(f"stub has started {compiler.pid}", flush=True)
     server.set_ready(True)
     if manner == "deaf":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

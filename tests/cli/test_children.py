@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -30,6 +31,8 @@ class Record(Observer):
         self.lines: list[str] = []
         self.notices: asyncio.Queue[str] = asyncio.Queue()
         self.deaf = asyncio.Event()
+        self.compilers: asyncio.Queue[int] = asyncio.Queue()
+        """The processes that stubs have started."""
         self.stopping = asyncio.Event()
 
     def phase(self, name: str, phase: Phase) -> None:
@@ -42,6 +45,8 @@ class Record(Observer):
         self.lines.append(line)
         if line == "stub is deaf":
             self.deaf.set()
+        elif line.startswith("stub has started "):
+            self.compilers.put_nowait(int(line.split()[-1]))
 
     def notice(self, text: str) -> None:
         self.notices.put_nowait(text)
@@ -116,6 +121,21 @@ async def test_a_cancelled_stop_kills() -> None:
         assert child.end.result() == -signal.SIGKILL
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a way to wait for a process that is not a child")
+async def test_what_a_service_has_started_is_killed_with_it() -> None:
+    """A compiler holds the pipe of its log open, too."""
+    record = Record()
+    child = stub(record, "compile")
+    async with started(child):
+        compiler = os.pidfd_open(await record.compilers.get())
+        try:
+            await child.kill()
+            assert child.end.result() == -signal.SIGKILL
+            assert await asyncio.to_thread(select.select, [compiler], [], [])
+        finally:
+            os.close(compiler)
+
+
 async def test_the_drafter_can_be_missed_and_the_verifier_cannot() -> None:
     record = Record()
     coordinator, verify, draft = (stub(record, name=name) for name in ("coordinator", "verify", "draft"))
@@ -126,7 +146,9 @@ async def test_the_drafter_can_be_missed_and_the_verifier_cannot() -> None:
         assert "The others go on" in await record.notices.get()
         assert not failure.done()
         await verify.kill()
-        with pytest.raises(ServiceDiedError, match="the verify service was killed by signal 9"):
+        with pytest.raises(
+            ServiceDiedError, match="the verify service was killed by signal 9, as systems do that run out of memory"
+        ):
             await failure
 
 

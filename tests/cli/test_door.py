@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from outrider.cli import __main__ as command
+from outrider.cli import up_options
 from outrider.cli.__main__ import app
+from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.core.protocol.validation import PROMPT_BYTES_MAX
 from outrider.settings import Settings
 from tests.house.generated import CONFIGS
@@ -273,6 +275,15 @@ def test_the_services_that_doctor_looks_at_have_an_address() -> None:
     code, said = outrider("doctor", "--address", "nonsense")
     assert code == 2
     assert said.count("'--address'") == 1
+
+
+def test_doctor_needs_no_model_to_look_at_services_that_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a coordinator's image, or after `pip install .`."""
+    monkeypatch.setattr(up_options, "_BUNDLED_MODELS", tmp_path)
+    elsewhere = CliRunner().invoke(app, ["doctor", "--address", "127.0.0.1:1"])
+    assert isinstance(elsewhere.exception, WorkerUnavailableError)
+    here = CliRunner().invoke(app, ["doctor"])
+    assert isinstance(here.exception, up_options.NoModelError)
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--temperature", "nan"), ("--temperature", "-1"), ("--max-tokens", "0")])

@@ -34,6 +34,7 @@ from outrider.core.protocol.errors import (
     WorkerUnavailableError,
 )
 from outrider.rpc import wire
+from outrider.rpc.channels import MESSAGE_BYTES_MAX
 from outrider.v1 import common_pb2
 from outrider.v1 import generation_pb2 as pb
 from tests.client.scripted import (
@@ -281,7 +282,15 @@ async def test_a_server_that_breaks_the_protocol_is_told_apart(
 
 @pytest.mark.parametrize(
     "unsendable",
-    [{"prompt": [-1]}, {"prompt": [2**32]}, {"prompt": "\udc80"}, {"prompt": "x", "max_tokens": -1}],
+    [
+        {"prompt": [-1]},
+        {"prompt": [2**32]},
+        {"prompt": "\udc80"},
+        {"prompt": "x", "max_tokens": -1},
+        {"prompt": "x" * MESSAGE_BYTES_MAX},
+        {"prompt": [2**31] * (MESSAGE_BYTES_MAX // 5)},
+    ],
+    ids=["negative", "large", "surrogate", "max_tokens", "long text", "many ids"],
 )
 async def test_what_cannot_be_sent_is_an_invalid_request(unsendable: dict[str, object]) -> None:
     async with GenerationClient("127.0.0.1:1") as client:

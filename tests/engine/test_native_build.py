@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,6 +96,17 @@ def test_a_cache_that_cannot_be_written(compiler: Path, tmp_path: Path) -> None:
     behaving(compiler, "exit 0")
     with pytest.raises(CannotCompileError, match=r"cannot be built \(Not a directory\); .*--compile-cache"):
         native.load(compiler / "cache")
+
+
+def test_nothing_is_built_where_it_could_not_be_run(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every start, for half a minute."""
+    behaving(compiler, f"touch {tmp_path / 'asked'}; exit 3")
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(CannotCompileError, match=r"cannot be built \(.*cache is mounted noexec\); .*--compile-cache"):
+        native.load(tmp_path / "cache")
+    assert not (tmp_path / "asked").exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x05\x06 cut off", b"nothing of the kind"])

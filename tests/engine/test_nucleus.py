@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.engine import native
+from outrider.engine.sample import candidates as definition
+from outrider.engine.sample import ranking
 from outrider.engine.sample import sampler as sampling
 from outrider.engine.sample.candidates import candidates
 from outrider.engine.sample.sampler import Row, Sampler
@@ -88,3 +91,40 @@ def test_only_a_row_in_doubt_is_ranked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not asked
     sampler.choose(few_equals(40), rows)
     assert 0 < sum(asked) < 40
+
+
+LARGE_VOCABULARY = 152_000
+TOP_K = 40
+UNRANKED = (
+    SamplingParams(temperature=0.8, seed=1),
+    SamplingParams(temperature=0.8, top_p=0.95, seed=2),
+    SamplingParams(temperature=0.8, min_p=0.05, seed=3),
+    SamplingParams(temperature=0.8, top_p=0.95, min_p=0.05, seed=4),
+    SamplingParams(temperature=0.8, top_p=0.9, repetition_penalty=1.1, frequency_penalty=0.2, seed=5),
+    SamplingParams(temperature=0.8, top_p=0.9, top_k=LARGE_VOCABULARY, seed=6),
+)
+FEW_RANKED = (
+    SamplingParams(temperature=0.8, top_k=TOP_K, top_p=0.95, min_p=0.05, presence_penalty=0.5, seed=7),
+    SamplingParams(repetition_penalty=1.1),
+)
+
+
+def test_a_step_of_all_kinds_ranks_no_more_than_top_k_of_the_rows_that_have_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever shares the step: without native code a vocabulary like Qwen's is never sorted."""
+    monkeypatch.setattr(native, "available", lambda device: False)
+    asked: list[tuple[int, int]] = []
+
+    def ranked(logits: Tensor, num_ranked: int) -> tuple[Tensor, Tensor]:
+        asked.append((len(logits), num_ranked))
+        return ranking.ranked(logits, num_ranked)
+
+    monkeypatch.setattr(definition, "ranked", ranked)
+    kinds = (*UNRANKED, *FEW_RANKED)
+    sampler = Sampler(LARGE_VOCABULARY, len(kinds), torch.device("cpu"))
+    for slot, params in enumerate(kinds):
+        sampler.open(slot, params, PROMPT, OUTPUT)
+    logits = torch.randn(len(kinds), LARGE_VOCABULARY, generator=torch.Generator().manual_seed(1)) * 3
+    sampler.choose(logits, [Row(slot, 40) for slot in range(len(kinds))])
+    assert asked == [(len(FEW_RANKED), TOP_K)]

@@ -24,14 +24,16 @@ import sys
 
 class Refusal:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"torch", "transformers", "safetensors", "numpy", "matplotlib"}:
+        if name.partition(".")[0] in {
+            "torch", "transformers", "safetensors", "llguidance", "numpy", "matplotlib", "cryptography",
+        }:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Refusal())
 """
 """Python runs it before anything else, in every process below. None of the refused packages comes with the base."""
 
-ENGINE = "needs torch, transformers, safetensors; pip install 'outrider[engine]'"
+ENGINE = "needs torch, transformers, safetensors, llguidance; pip install 'outrider[engine]'"
 TABLE = "needs safetensors, numpy; pip install 'outrider[ngram-table]'"
 
 
@@ -64,6 +66,7 @@ COMMANDS = (
     (f"outrider.cli up --target {MODELS}/target --draft ngram", 2, f"'--target': a model {ENGINE}"),
     ("outrider.cli bench", 1, "torch is not installed: pip install --editable '.[engine,bench]'"),
     ("outrider.cli distill --help", 0, "Usage"),
+    ("outrider.cli certs nowhere", 1, "making certificates needs cryptography; pip install 'outrider[certs]'"),
     ("outrider.cli distill out", 1, "torch is not installed: pip install --editable '.[engine,bench]'"),
     (f"verify_service --model {MODELS}/target", 2, f"--model (or OUTRIDER_MODEL): a model {ENGINE}"),
     (f"draft_service --model {MODELS}/draft", 2, f"{ENGINE}; or use ngram, which needs no model"),

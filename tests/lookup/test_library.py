@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from ctypes import PyDLL
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +52,16 @@ def test_a_library_that_is_broken_is_not_kept(compiler: Path, tmp_path: Path) ->
     with pytest.raises(CannotBuildError, match="cannot be loaded"):
         library.load(tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_nothing_is_built_where_it_could_not_be_run(
+    compiler: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behaving(compiler, f"touch {tmp_path / 'asked'}; exit 3")
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(CannotBuildError, match="cache is mounted noexec"):
+        library.load(tmp_path / "cache")
+    assert not (tmp_path / "asked").exists()
 
 
 def test_a_cache_that_cannot_be_written(compiler: Path, tmp_path: Path) -> None:

@@ -99,6 +99,12 @@ def memory_v1(group: str, limit: int | str, used: int, idle: int = 0) -> dict[st
         ("0::/pods/one\n", memory_v2("pods", 900, 500) | memory_v2("pods/one", 1000, 300, 50), 900, 400),
         ("0::/pods/one\n", memory_v2("pods", "max", 500) | memory_v2("pods/one", 1000, 300, 50), 1000, 750),
         ("0::/\n", memory_v2("", 1000, 1500), 1000, 0),
+        # Slowed down before it is killed, by a group of its own or one around it.
+        ("0::/\n", memory_v2("", 1000, 300) | {"memory.high": 800}, 800, 500),
+        ("0::/\n", memory_v2("", "max", 300) | {"memory.high": 800}, 800, 500),
+        ("0::/\n", memory_v2("", 1000, 300) | {"memory.high": "max"}, 1000, 700),
+        ("0::/\n", memory_v2("", "max", 300) | {"memory.high": "max"}, 64 * GIB, 48 * GIB),
+        ("0::/a/b\n", {**memory_v2("a", "max", 700), "a/memory.high": 900} | memory_v2("a/b", 1000, 300), 900, 200),
         ("0::/\n", memory_v2("", 128 * GIB, GIB), 64 * GIB, 48 * GIB),
         ("0::/\n", {}, 64 * GIB, 48 * GIB),
         ("", memory_v2("", 1000, 0), 64 * GIB, 48 * GIB),

@@ -1,4 +1,4 @@
-"""A service that is told to stop before it listens ends with a word, as process 1, too."""
+"""A service that is told to stop before it listens, or again after its drain, ends with a word, also as process 1."""
 
 from __future__ import annotations
 
@@ -11,11 +11,30 @@ from pathlib import Path
 import pytest
 
 IMPORTING = """
-from outrider.machine.sigterm import end_at_once_until_serving
-end_at_once_until_serving("verify")
+from outrider.machine.sigterm import end_at_once_unless_serving
+end_at_once_unless_serving("verify")
+import subprocess
+subprocess.Popen(["sleep", "600"])  # as a compiler, it holds the pipes open
 print("importing", flush=True)
 import threading
 threading.Event().wait()
+"""
+
+DRAINED = """
+import asyncio, threading
+from outrider.machine.sigterm import end_at_once_unless_serving
+from outrider.rpc.server import Server
+
+async def serve():
+    server = Server()
+    await server.start("127.0.0.1:0")
+    asyncio.get_running_loop().call_soon(print, "serving")
+    await server.run_until_signalled(60)
+
+end_at_once_unless_serving("verify")
+asyncio.run(serve())
+print("drained")
+threading.Event().wait()  # for a collector of telemetry
 """
 
 IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--kill-child"]
@@ -23,14 +42,26 @@ IN_A_CONTAINER = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
-def test_it_ends_with_a_word(number: signal.Signals, status: int) -> None:
+def test_it_ends_with_a_word_and_what_it_has_started_with_it(number: signal.Signals, status: int) -> None:
     with subprocess.Popen([sys.executable, "-c", IMPORTING], stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
         process.send_signal(number)
         _, errors = process.communicate()
     assert process.returncode == status
-    assert errors == f"verify: stopped by {number.name} while starting\n"
+    assert errors == f"verify: stopped at once by {number.name}\n"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_so_it_does_when_it_has_drained(number: signal.Signals, status: int) -> None:
+    with subprocess.Popen([sys.executable, "-u", "-c", DRAINED], stdout=-1, stderr=-1, text=True) as process:
+        assert process.stdout is not None
+        for line in ("serving\n", "drained\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(number)
+        _, errors = process.communicate()
+    assert process.returncode == status
+    assert errors == f"verify: stopped at once by {number.name}\n"
 
 
 def test_process_1_ends_too() -> None:
@@ -45,4 +76,4 @@ def test_process_1_ends_too() -> None:
         os.kill(int(inside), signal.SIGTERM)
         _, errors = outside.communicate()
     assert outside.returncode == 0
-    assert "while starting" in errors
+    assert "stopped at once" in errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,17 @@ def test_a_process_leaves_when_its_caller_has_tidied_up(fails: bool, status: int
     assert ("served\n" in ended.stdout) is not fails
     assert ended.stdout.endswith("the caller tidies up\n")
     assert ("no such device" in ended.stdout + ended.stderr) is fails
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
+@pytest.mark.parametrize("cores", ["100000", "99999999999999999999"])
+def test_cores_that_are_not_there_are_refused_in_words(cores: str) -> None:
+    serve = SERVE.format(fails=False).replace('run_process("", serve)', f'run_process("{cores}", serve)')
+    ended = subprocess.run([sys.executable, "-c", serve], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert f"--cores {cores}: this process has no such cores; see `nproc`" in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "served" not in ended.stdout
 
 
 HANG = """

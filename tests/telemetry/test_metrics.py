@@ -174,3 +174,13 @@ def test_a_workers_memory_limit_and_the_bound_of_its_kv_cache_are_reported() -> 
         names.METRIC_WORKER_MEMORY_LIMIT: (8 << 30, {names.GEN_AI_REQUEST_MODEL: "target"}),
         names.METRIC_WORKER_KV_MEMORY: (3 << 30, {names.GEN_AI_REQUEST_MODEL: "target"}),
     }
+
+
+def test_whether_speculation_is_let_go_is_told_as_it_is_at_present() -> None:
+    reader = InMemoryMetricReader()
+    instruments = set_up("coordinator", environ={}, metric_reader=reader).instruments
+    is_open = True
+    instruments.observe_gate(lambda: is_open)
+    assert [point.value for point in points(reader)[names.METRIC_SPECULATION_PAUSED]] == [0]
+    is_open = False
+    assert [point.value for point in points(reader)[names.METRIC_SPECULATION_PAUSED]] == [1]

@@ -168,6 +168,30 @@ def test_what_the_sdk_cannot_read_is_refused_in_words(
         set_up("coordinator", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
 
 
+@pytest.mark.parametrize("variable", ["ENDPOINT", "TRACES_ENDPOINT", "METRICS_ENDPOINT"])
+@pytest.mark.parametrize(
+    "value",
+    ["127.0.0.1:4318", "localhost:4318", "collector", "grpc://h:4317", "http://", "http://h:port", "http://[::1"],
+)
+def test_an_endpoint_that_is_no_url_is_refused_in_words(variable: str, value: str) -> None:
+    with pytest.raises(TelemetrySettingError, match=f"^OTEL_EXPORTER_OTLP_{variable} is '.*'; set it to a URL such as"):
+        set_up("coordinator", environ={f"OTEL_EXPORTER_OTLP_{variable}": value})
+
+
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "https://h", "http://u:p@[::1]:4318/otlp"])
+def test_a_signals_own_endpoint_goes_before_that_of_all(endpoint: str) -> None:
+    environ = {"OTEL_EXPORTER_OTLP_ENDPOINT": "none", "OTEL_METRICS_EXPORTER": "none"}
+    telemetry = set_up("coordinator", environ=environ | {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint})
+    assert telemetry.tracer.start_span("request").is_recording()
+    telemetry.shut_down()
+
+
+def test_an_endpoint_that_nothing_is_sent_to_is_not_looked_at() -> None:
+    none = {"OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"}
+    telemetry = set_up("coordinator", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": "none"} | none)
+    assert not telemetry.tracer.start_span("request").is_recording()
+
+
 def test_a_service_ends_with_the_sentence(tmp_path: Path) -> None:
     commands = (
         ["coordinator", "--verify=127.0.0.1:1"],

@@ -112,6 +112,19 @@ async def test_a_cache_that_is_lost_before_it_is_written_is_said(tmp_path: Path)
         await compilation.compile_package(cache / "m.pt2", tmp_path, "float32", "full", background=True)
 
 
+async def test_a_compilation_that_is_killed_is_said_to_be_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory runs out; what it had written by then is not the reason."""
+
+    def killed(*_: object) -> subprocess.Popen[str]:
+        command = ["sh", "-c", "echo 'a warning' >&2; kill -KILL $$"]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    monkeypatch.setattr(compilation, "_started", killed)
+    with pytest.raises(CannotCompileError, match="was killed, as systems do that run out of memory"):
+        await compilation.compile_package(tmp_path / "m.pt2", tmp_path, "float32", "full", background=True)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("written", "words"),
     [

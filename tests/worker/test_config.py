@@ -28,6 +28,11 @@ from outrider.worker.config import WorkerConfig
         (8, "6,2", "", 6),
         (8, "0", "", 1),
         (8, "many", "", 4),
+        (8, "-2", "", 4),
+        (8, "2.5", "", 4),
+        (8, "", "", 4),
+        (8, ",2", "", 4),
+        (8, " 3 ", "", 3),
     ],
 )
 def test_threads_follow_what_the_process_may_use(

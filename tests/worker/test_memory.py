@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
+from outrider.engine.load.checkpoint import read_checkpoint
 from outrider.engine.sample.sampler import Row, Sampler
-from outrider.worker import memory, step_peak
+from outrider.worker import building, memory, step_peak
 from outrider.worker.config import KV_MEMORY_PATTERN
 from outrider.worker.memory import Demand
 from outrider.worker.step_peak import step_peak_bytes
@@ -164,6 +166,27 @@ def test_a_worker_has_the_memory_that_it_was_given(tmp_path: Path) -> None:
     engine = load_tiny(folder, kv_memory="1MiB", max_context=100).engine
     assert engine.kv_bytes_per_token == 128
     assert engine.blocks.num_blocks * engine.blocks.block_cells == 2**20 // 128
+
+
+@pytest.mark.parametrize(
+    ("dtype", "held", "is_refused"),
+    [("auto", 1.0, False), ("auto", 0.99, True), ("bfloat16", 0.5, False), ("bfloat16", 0.49, True)],
+)
+def test_weights_that_find_no_room_are_refused_before_they_are_read(
+    dtype: str, held: float, is_refused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`held` is what the process may use of what the float32 weights are on disk."""
+    folder = save_tiny(build("llama", layers=1), tmp_path)
+    stored = sum(tensor.end - tensor.begin for tensor in read_checkpoint(folder))
+    monkeypatch.setattr(memory, "memory_limit", lambda: math.ceil(stored * held))
+
+    def read(*_: object, **__: object) -> None:
+        raise InterruptedError("the weights are read")
+
+    monkeypatch.setattr(building, "load_weights", read)
+    refused = pytest.raises(UnsupportedModelError, match=r"take \S+ GB, and this process may use \S+ GB; allow it more")
+    with refused if is_refused else pytest.raises(InterruptedError):
+        load_tiny(folder, dtype=dtype)
 
 
 def test_memory_for_less_than_one_session_is_refused_in_words(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from outrider.core.coordinate.statistics import COUNTERS, Speculation
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.errors import FieldViolation, InvalidRequestError, ProtocolViolationError
 from outrider.core.protocol.options import GenerationOptions, Prompt
+from outrider.rpc.channels import MESSAGE_BYTES_MAX
 from outrider.rpc.wire.parts import (
     decode_finish_reason,
     decode_load,
@@ -48,7 +49,7 @@ _MODE_OF: dict[int, GenerationMode] = {number: mode for mode, number in _MODES.i
 
 
 def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOptions) -> pb.GenerateRequest:
-    """Raises InvalidRequestError for what no message can hold, such as a negative token id."""
+    """Raises InvalidRequestError for what no message can hold, such as a negative token id or too many bytes."""
     try:
         message = pb.GenerateRequest(
             text=prompt if isinstance(prompt, str) else None,
@@ -75,6 +76,9 @@ def encode_generate_request(prompt: Prompt | ChatPrompt, options: GenerationOpti
         raise InvalidRequestError([FieldViolation("request", f"cannot be sent: {error}")]) from error
     if options.draw_seed:
         message.sampling.ClearField("seed")
+    if (num_bytes := message.ByteSize()) > MESSAGE_BYTES_MAX:  # gRPC's own words are those of a server without room
+        text = f"cannot be sent: it has {num_bytes} bytes, and {MESSAGE_BYTES_MAX} are the most of a message"
+        raise InvalidRequestError([FieldViolation("request", text)])
     return message
 
 
