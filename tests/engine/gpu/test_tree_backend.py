@@ -151,6 +151,10 @@ def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: torch.tensor([1.0, 2.0]).to(META, non_blocking=True),
         lambda: on_device.copy_(torch.ones(3)),
         lambda: on_device.to("cpu"),
+        lambda: torch.tensor([1.0, 2.0], device=META),
+        lambda: on_device.new_tensor([1.0, 2.0]),
+        lambda: on_device[[0, 2]],
+        lambda: on_device[torch.tensor([0, 2])],
     ]
     for wait in waiting:
         for inference in (True, False):  # which sees some operations whole
