@@ -13,7 +13,9 @@ from torch import Tensor
 from outrider.engine.attention.interface import LayerCall
 from outrider.engine.batch import PackedBatch
 from outrider.engine.gpu import tree_attention, work_list
+from outrider.engine.gpu.work_list import WORD_BITS, WORDS
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from tests.engine.gpu.twin import Ran, expected
 from tests.engine.histories import random_line
 from tests.engine.layers import Layer, packed, random_jobs
@@ -99,6 +101,18 @@ def test_pages_and_splits_as_large_as_those_of_a_worker(dtype: torch.dtype, monk
     batch = packed(layer, jobs)
     assert work_list.num_parts(batch) == 6 * 3 + 1
     check(layer, batch, LayerCall(0, 0.2, 5.0, layer.noise(6)), 4)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_paths_through_all_words_of_a_mask(window: int | None) -> None:
+    """Of a tree of as many nodes as a mask has bits, of which the deepest ones see some three quarters."""
+    layer, rng, line = Layer(block_cells=PAGE, window=window), random.Random(4), random_line(20, seed=1)
+    parents = [max(node - rng.choice([1, 1, 2]), LINE_END) for node in range(TREE_CELLS_MAX)]
+    num_held = TREE_CELLS_MAX - 3
+    slot = layer.held(line, parents[:num_held])
+    batch = packed(layer, [Job(slot, line, parents, range(TREE_CELLS_MAX), range(num_held, TREE_CELLS_MAX))])
+    assert {(cell - limit) // WORD_BITS for limit in batch.limits for cell in batch.path_cells} == set(range(WORDS))
+    check(layer, batch, LayerCall(0, 0.2), 2)
 
 
 def test_a_session_gets_the_same_bits_alone_and_beside_others() -> None:
