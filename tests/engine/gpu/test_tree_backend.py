@@ -81,6 +81,12 @@ def test_histories_of_blocks(history: Callable[[Rig], None]) -> None:
     history(rig_of("gemma3", max_context=256))
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])
+def test_the_self_check_passes_what_is_right(family: str) -> None:
+    """On fused layers and on a model's own."""
+    histories.the_self_check_passes_what_is_right(family, CPU, torch.float32, TreeAttention.name)
+
+
 def test_a_step_in_float16() -> None:
     histories.a_tree_equals_its_branches_alone(rig_of("llama", dtype=torch.float16))
 
