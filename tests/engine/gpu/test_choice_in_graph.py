@@ -17,7 +17,7 @@ from outrider.engine.sample import fused
 from outrider.engine.sample.allowed import allowed_of
 from outrider.engine.sample.sampler import Row, Sampler
 from tests.engine.gpu.launches import Launches
-from tests.engine.gpu.waiting import guarded
+from tests.engine.gpu.waiting import WaitsError, guarded
 from tests.engine.histories import CPU, built, random_line
 from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape, graphed
@@ -142,6 +142,14 @@ def test_a_choice_behind_a_step_is_queued_without_waiting(launches: Launches, mo
         with guarded(monkeypatch, META.type) as guard, torch.inference_mode():
             sampler.begin_choice(logits, [Row(0, 9), Row(1, 9, (5, 6))], masks)
         assert (guard.num_copies, launches.num["scan"]) == (num_copies, num_scans)
+
+
+def test_log_probabilities_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, logits = Sampler(VOCAB_SIZE, 2, META), torch.empty(2, VOCAB_SIZE, dtype=torch.bfloat16, device=META)
+    waits = pytest.raises(WaitsError, match="brought to the host")
+    with guarded(monkeypatch, META.type) as guard, torch.inference_mode(), waits:
+        sampler.logprobs(logits, [3, 5], 4)
+    assert guard.num_copies == 1
 
 
 def test_a_step_in_flight_keeps_what_it_chose(launches: Launches) -> None:
