@@ -194,18 +194,23 @@ CASES = [
 ]
 
 
+OLD_TRITON_BYTES = 16
+"""Four numbers of a thread, which Triton 3.6 leaves out of registers on architecture 8.9 at heads of 64 numbers."""
+
+
 @pytest.mark.parametrize(("heads", "architecture"), CASES, ids=lambda each: "-".join(map(str, each[:3])))
 def test_attention_of_real_layers(
     heads: Heads, architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     softcap = 50.0 if heads is GEMMA_2_27B else 0.0
+    leaves_some = triton.__version__.startswith("3.6.") and (architecture.capability, heads.size) == (89, 64)
     # With one processor `write` and `combine` take the most rows that they may.
     machine = launch.Machine(num_processors=1, shared_bytes=architecture.shared_bytes)
     found = launched(heads, torch.bfloat16, machine, monkeypatch, softcap=softcap, has_sinks=heads is GPT_OSS)
     for each in found.log:
         kernel = compiled(each, architecture.capability)
         assert kernel.metadata.shared <= architecture.shared_bytes
-        assert spilled_bytes(kernel.asm["cubin"], tmp_path) == 0
+        assert spilled_bytes(kernel.asm["cubin"], tmp_path) <= (OLD_TRITON_BYTES if leaves_some else 0)
         if each.kernel == "attend":
             instruction = architecture.instruction if each.options["ROWS"] >= 64 else "mma.sync"
             assert instruction in kernel.asm["ptx"]
