@@ -94,7 +94,8 @@ COMPAT := build/compat-$(COMPAT_TORCH)
 COMPAT_OLDEST := transformers==5.17.0 triton==3.6.0 'numpy<2.4' # triton 3.6 interprets with no newer numpy
 COMPAT_NEWEST := transformers triton numpy
 COMPAT_TESTS := tests/engine/test_engine.py tests/engine/test_kinds.py tests/engine/test_mask.py tests/engine/test_checkpoint.py \
-  tests/engine/test_backends.py tests/engine/test_choice.py tests/engine/test_sweep.py tests/engine/gpu
+  tests/engine/test_backends.py tests/engine/test_choice.py tests/engine/test_sweep.py tests/engine/test_streaming.py \
+  tests/engine/test_quantized.py tests/engine/test_part.py tests/engine/test_joined.py tests/engine/test_narrow_cells.py tests/engine/gpu
 
 $(COMPAT)-oldest/.installed: COMPAT_PINS = $(COMPAT_OLDEST)
 $(COMPAT)-newest/.installed: COMPAT_PINS = $(COMPAT_NEWEST)

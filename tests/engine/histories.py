@@ -335,7 +335,9 @@ def a_whole_model_traces_into_one_graph(rig: Rig) -> None:
     rig.close(engine.step([Job(slot, line)]).logits[0], rig.reference(line)[-1])
 
 
-def the_self_check_passes_what_is_right(family: str, device: torch.device, dtype: torch.dtype) -> None:
+def the_self_check_passes_what_is_right(
+    family: str, device: torch.device, dtype: torch.dtype, attention: str = AUTO
+) -> None:
     model = built(family, device, dtype)
     expected = self_check.reference(model, probe_layers(model), 64)
-    self_check.check(Engine(model, max_sessions=1, max_context=64), expected)
+    self_check.check(Engine(model, max_sessions=1, max_context=64, attention=attention), expected)

@@ -21,7 +21,7 @@ from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, Ticket
 from outrider.engine.jobs import Job
-from outrider.engine.sample.sampler import Row
+from outrider.engine.sample.sampler import Row, Sampler
 from tests.engine.histories import random_line
 from tests.engine.tiny_models import build
 from tests.worker.driven import MAX_CONTEXT, ONE_SESSION_TOKENS, Bench, Session, alone, engine_of
@@ -279,9 +279,20 @@ async def test_a_device_beyond_repair_ends_the_thread_as_ever() -> None:
         bench.run()
 
 
-async def test_log_probabilities_are_those_of_the_own_step() -> None:
+async def test_log_probabilities_are_those_of_the_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are brought from the device once a step, for all of its sessions."""
+    num_rows: list[int] = []
+    found_by = Sampler.logprobs
+
+    def noting(sampler: Sampler, logits: Tensor, token_ids: Sequence[int], num_top: int) -> tuple[TokenLogprobs, ...]:
+        num_rows.append(len(logits))
+        return found_by(sampler, logits, token_ids, num_top)
+
+    monkeypatch.setattr(Sampler, "logprobs", noting)
+
     def with_logprobs(bench: Bench) -> list[list[Sequence[TokenLogprobs] | None]]:
         sessions: list[Session] = []
+        num_rows.clear()
         for number in range(4):
             opening = VerifyOpen(
                 session_id=f"s{number}",
@@ -297,6 +308,8 @@ async def test_log_probabilities_are_those_of_the_own_step() -> None:
             bench.verifier.open(session.verification)
             sessions.append(session)
         bench.run()
+        assert len(num_rows) <= len(bench.passes)
+        assert sum(num_rows) == sum(len(session.token_ids) for session in sessions)
         return [[verdict.logprobs for verdict in session.verdicts] for session in sessions]
 
     together = with_logprobs(Bench(engine_of()))

@@ -14,9 +14,10 @@ from outrider.engine.compile.choice import ChoiceInGraph
 from outrider.engine.engine import Engine, StepOutput
 from outrider.engine.jobs import LINE_END, Job
 from outrider.engine.sample import fused
+from outrider.engine.sample.allowed import allowed_of
 from outrider.engine.sample.sampler import Row, Sampler
 from tests.engine.gpu.launches import Launches
-from tests.engine.gpu.waiting import guarded
+from tests.engine.gpu.waiting import WaitsError, guarded
 from tests.engine.histories import CPU, built, random_line
 from tests.engine.samplers import EVERYTHING
 from tests.engine.tape import Tape, graphed
@@ -121,6 +122,34 @@ def test_a_step_that_chooses_is_one_copy_and_one_replay(launches: Launches, monk
     assert (sampled.num_choices(), sampled.num_choices(1), sampled.num_choices(4)) == (1, 2, 4)
     sampled.sampler.open(sampled.slots[3].index, EVERYTHING, sampled.lines[3], [])
     assert (sampled.num_choices(), sampled.num_choices(4)) == (0, 0)
+
+
+def test_a_choice_behind_a_step_is_queued_without_waiting(launches: Launches, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a step leaves to the sampler: one copy of rows where that is all, and more for penalties and grammars."""
+    sampler = Sampler(VOCAB_SIZE, 2, META)
+    line = random_line(4, seed=1)
+    logits = torch.empty(2, VOCAB_SIZE, dtype=torch.bfloat16, device=META)
+    allowed = allowed_of([1], [bytes(-(-VOCAB_SIZE // 8))])
+    for kinds, masks, num_copies, num_scans in (
+        ((SamplingParams(), SamplingParams()), None, 0, 0),  # torch has a largest number, too
+        (KINDS[:2], None, 1, 1),
+        (KINDS[1:3], allowed, 3, 1),
+        ((KINDS[1], EVERYTHING), None, 4, 1),
+    ):
+        for slot, params in enumerate(kinds):
+            sampler.open(slot, params, line, line[:1])
+        launches.log.clear()
+        with guarded(monkeypatch, META.type) as guard, torch.inference_mode():
+            sampler.begin_choice(logits, [Row(0, 9), Row(1, 9, (5, 6))], masks)
+        assert (guard.num_copies, launches.num["scan"]) == (num_copies, num_scans)
+
+
+def test_log_probabilities_are_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler, logits = Sampler(VOCAB_SIZE, 2, META), torch.empty(2, VOCAB_SIZE, dtype=torch.bfloat16, device=META)
+    waits = pytest.raises(WaitsError, match="brought to the host")
+    with guarded(monkeypatch, META.type) as guard, torch.inference_mode(), waits:
+        sampler.logprobs(logits, [3, 5], 4)
+    assert guard.num_copies == 1
 
 
 def test_a_step_in_flight_keeps_what_it_chose(launches: Launches) -> None:

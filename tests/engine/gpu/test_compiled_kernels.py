@@ -61,6 +61,8 @@ class Heads(NamedTuple):
 LLAMA_8B = Heads(32, 8, 128)
 LLAMA_1B = Heads(32, 8, 64)
 GEMMA = Heads(8, 4, 256)
+GEMMA_2_27B = Heads(32, 16, 128)
+GPT_OSS = Heads(64, 8, 64)
 QWEN3_32B = Heads(64, 8, 128)
 
 
@@ -70,6 +72,9 @@ def launched(
     machine: launch.Machine,
     monkeypatch: pytest.MonkeyPatch,
     cell_dtype: torch.dtype | None = None,
+    *,
+    softcap: float = 0.0,
+    has_sinks: bool = False,
 ) -> Launches:
     """The launches of one layer in a captured step over 16 tokens."""
     monkeypatch.setattr(launch, "machine", lambda device: machine)
@@ -87,7 +92,8 @@ def launched(
     with logged() as launches:
         launch.write(key, key_cache, work)
         launch.write(value, value_cache, work)
-        launch.attention(query, key_cache, value_cache, work, 0, launch.Scoring(0.1, 0.0, None))
+        sinks = torch.empty(heads.num_heads, dtype=dtype, device=META) if has_sinks else None
+        launch.attention(query, key_cache, value_cache, work, 0, launch.Scoring(0.1, softcap, sinks))
     return launches
 
 
@@ -193,21 +199,29 @@ def spilled_bytes(cubin: bytes, folder: Path) -> int:
 
 CASES = [
     *((LLAMA_8B, architecture) for architecture in ARCHITECTURES),
-    (LLAMA_1B, ARCHITECTURES[0]),
-    *((GEMMA, architecture) for architecture in ARCHITECTURES[:3]),
+    *((GEMMA, architecture) for architecture in ARCHITECTURES),
+    *((GEMMA_2_27B, architecture) for architecture in ARCHITECTURES),
+    *((GPT_OSS, architecture) for architecture in ARCHITECTURES),
 ]
+
+
+OLD_TRITON_BYTES = 16
+"""Four numbers of a thread, which Triton 3.6 leaves out of registers on architecture 8.9 at heads of 64 numbers."""
 
 
 @pytest.mark.parametrize(("heads", "architecture"), CASES, ids=lambda each: "-".join(map(str, each[:3])))
 def test_attention_of_real_layers(
     heads: Heads, architecture: Architecture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    softcap = 50.0 if heads is GEMMA_2_27B else 0.0
+    leaves_some = triton.__version__.startswith("3.6.") and (architecture.capability, heads.size) == (89, 64)
     # With one processor `write` and `combine` take the most rows that they may.
     machine = launch.Machine(num_processors=1, shared_bytes=architecture.shared_bytes)
-    for each in launched(heads, torch.bfloat16, machine, monkeypatch).log:
+    found = launched(heads, torch.bfloat16, machine, monkeypatch, softcap=softcap, has_sinks=heads is GPT_OSS)
+    for each in found.log:
         kernel = compiled(each, architecture.capability)
         assert kernel.metadata.shared <= architecture.shared_bytes
-        assert spilled_bytes(kernel.asm["cubin"], tmp_path) == 0
+        assert spilled_bytes(kernel.asm["cubin"], tmp_path) <= (OLD_TRITON_BYTES if leaves_some else 0)
         if each.kernel == "attend":
             instruction = architecture.instruction if each.options["ROWS"] >= 64 else "mma.sync"
             assert instruction in kernel.asm["ptx"]

@@ -1,4 +1,5 @@
-"""The kernels compute attention: against float64, over all trees, pages, windows, caps, sinks, groups and splits."""
+"""The kernels compute attention: against float64, over random trees. Every two values of type, heads, sizes, window,
+cap, sinks and tile meet."""
 
 from __future__ import annotations
 
@@ -7,17 +8,18 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from outrider.engine.attention.interface import LayerCall
 from outrider.engine.batch import PackedBatch
 from outrider.engine.gpu import tree_attention, work_list
+from outrider.engine.gpu.work_list import WORD_BITS, WORDS
 from outrider.engine.jobs import LINE_END, Job
+from outrider.engine.kv_cache.slots import TREE_CELLS_MAX
 from tests.engine.gpu.twin import Ran, expected
 from tests.engine.histories import random_line
 from tests.engine.layers import Layer, packed, random_jobs
+from tests.engine.meeting import meeting
 
 pytestmark = pytest.mark.usefixtures("interpreter", "small_pages")
 
@@ -27,43 +29,38 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 1e-3}
 PAGE = 16
 SPLIT = 48
 """Three pages, so that lines of the tests have several splits."""
+OF_A_WORKER = work_list.PAGE_CELLS, work_list.SPLIT_CELLS
+
+
+HEADS = ((1, 1), (4, 1), (6, 2), (7, 1), (5, 5))
+SIZES = ((16, 16), (24, 40), (64, 64), (8, 8))
+WINDOWS = (None, 1, 2, 30, 70)
+SOFTCAPS = (0.0, 2.0, 30.0)
+TILE_TOKENS = (1, 3, 8)
+CASES = meeting(tuple(TOLERANCES), HEADS, SIZES, WINDOWS, SOFTCAPS, (False, True), TILE_TOKENS)
 
 
 @pytest.fixture(scope="module")
 def small_pages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work_list, "PAGE_CELLS", PAGE)
-        patch.setattr(work_list, "SPLIT_CELLS", SPLIT)
-        patch.setattr(tree_attention, "PAGE", PAGE)
-        patch.setattr(tree_attention, "SPLIT", SPLIT)
+        sized(patch, PAGE, SPLIT)
         yield
+
+
+def sized(patch: pytest.MonkeyPatch, page_cells: int, split_cells: int) -> None:
+    patch.setattr(work_list, "PAGE_CELLS", page_cells)
+    patch.setattr(work_list, "SPLIT_CELLS", split_cells)
+    patch.setattr(tree_attention, "PAGE", page_cells)
+    patch.setattr(tree_attention, "SPLIT", split_cells)
 
 
 def error(found: Tensor, wanted: Tensor) -> float:
     return ((found.double() - wanted).norm() / wanted.norm().clamp_min(1e-30)).item()
 
 
-@settings(max_examples=15, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    seed=st.integers(0, 10**6),
-    dtype=st.sampled_from(list(TOLERANCES)),
-    heads=st.sampled_from([(1, 1), (4, 1), (6, 2), (7, 1), (4, 4), (6, 6)]),
-    sizes=st.sampled_from([(16, 16), (24, 40), (64, 64), (8, 8)]),
-    window=st.sampled_from([None, None, 1, 2, 30, 70]),
-    softcap=st.sampled_from([0.0, 0.0, 2.0, 30.0]),
-    has_sinks=st.booleans(),
-    tokens=st.sampled_from([1, 3, 8]),
-)
-def test_random_trees_side_by_side(
-    seed: int,
-    dtype: torch.dtype,
-    heads: tuple[int, int],
-    sizes: tuple[int, int],
-    window: int | None,
-    softcap: float,
-    has_sinks: bool,
-    tokens: int,
-) -> None:
+@pytest.mark.parametrize("seed", range(len(CASES)))
+def test_random_trees_side_by_side(seed: int) -> None:
+    dtype, heads, sizes, window, softcap, has_sinks, tokens = CASES[seed]
     rng = random.Random(seed)
     layer = Layer(
         window=window,
@@ -77,13 +74,45 @@ def test_random_trees_side_by_side(
     )
     jobs = random_jobs(layer, rng, num_sessions=rng.randint(1, 4), max_new=5, max_nodes=9, max_held=150)
     batch = packed(layer, jobs, seed % 3)
-    inputs = layer.inputs(len(batch.token_ids))
     call = LayerCall(0, sizes[0] ** -0.5, softcap, layer.noise(heads[0]) if has_sinks else None)
+    check(layer, batch, call, tokens)
+
+
+def check(layer: Layer, batch: PackedBatch, call: LayerCall, tokens: int) -> None:
+    inputs = layer.inputs(len(batch.token_ids))
     found, wanted = Ran(layer, batch, inputs, call, tokens), expected(layer, batch, inputs, call)
     assert found.output.shape == wanted.output.shape
-    assert error(found.output, wanted.output) <= TOLERANCES[dtype]
+    assert error(found.output, wanted.output) <= TOLERANCES[layer.dtype]
     assert torch.equal(found.keys[:-1].double(), wanted.keys[:-1])  # all but the scratch cell
     assert torch.equal(found.values[:-1].double(), wanted.values[:-1])
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_pages_and_splits_as_large_as_those_of_a_worker(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tree behind a line of two splits and a part of a third, beside a short line."""
+    sized(monkeypatch, *OF_A_WORKER)
+    layer = Layer(block_cells=OF_A_WORKER[0], max_context=1200, num_blocks=40, dtype=dtype)
+    line, other = random_line(1070, seed=1), random_line(70, seed=2)
+    parents = [LINE_END, LINE_END, 0, 1, 2]
+    jobs = [
+        Job(layer.held(line), [*line, 1], parents, range(5), wanted=range(LINE_END, 5)),
+        Job(layer.held(other), [*other, 1]),
+    ]
+    batch = packed(layer, jobs)
+    assert work_list.num_parts(batch) == 6 * 3 + 1
+    check(layer, batch, LayerCall(0, 0.2, 5.0, layer.noise(6)), 4)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_paths_through_all_words_of_a_mask(window: int | None) -> None:
+    """Of a tree of as many nodes as a mask has bits, of which the deepest ones see some three quarters."""
+    layer, rng, line = Layer(block_cells=PAGE, window=window), random.Random(4), random_line(20, seed=1)
+    parents = [max(node - rng.choice([1, 1, 2]), LINE_END) for node in range(TREE_CELLS_MAX)]
+    num_held = TREE_CELLS_MAX - 3
+    slot = layer.held(line, parents[:num_held])
+    batch = packed(layer, [Job(slot, line, parents, range(TREE_CELLS_MAX), range(num_held, TREE_CELLS_MAX))])
+    assert {(cell - limit) // WORD_BITS for limit in batch.limits for cell in batch.path_cells} == set(range(WORDS))
+    check(layer, batch, LayerCall(0, 0.2), 2)
 
 
 def test_a_session_gets_the_same_bits_alone_and_beside_others() -> None:

@@ -81,6 +81,12 @@ def test_histories_of_blocks(history: Callable[[Rig], None]) -> None:
     history(rig_of("gemma3", max_context=256))
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gpt_oss"])
+def test_the_self_check_passes_what_is_right(family: str) -> None:
+    """On fused layers and on a model's own."""
+    histories.the_self_check_passes_what_is_right(family, CPU, torch.float32, TreeAttention.name)
+
+
 def test_a_step_in_float16() -> None:
     histories.a_tree_equals_its_branches_alone(rig_of("llama", dtype=torch.float16))
 
@@ -151,6 +157,10 @@ def test_the_guard_sees_what_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         lambda: torch.tensor([1.0, 2.0]).to(META, non_blocking=True),
         lambda: on_device.copy_(torch.ones(3)),
         lambda: on_device.to("cpu"),
+        lambda: torch.tensor([1.0, 2.0], device=META),
+        lambda: on_device.new_tensor([1.0, 2.0]),
+        lambda: on_device[[0, 2]],
+        lambda: on_device[torch.tensor([0, 2])],
     ]
     for wait in waiting:
         for inference in (True, False):  # which sees some operations whole

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -32,8 +33,33 @@ _DATA_DEPENDENT = {
 """Operations whose result, or its shape, a host has to know: it waits for the device."""
 
 
+_BUILDERS = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+"""What makes a tensor of the host's numbers. On a device that is a copy, which no operation tells."""
+
+
 class WaitsError(AssertionError):
     """A host would wait."""
+
+
+class _Calls(TorchFunctionMode):
+    """Sees what a host hands over as numbers of its own."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self._device = device
+
+    def __torch_function__(
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        is_copy = any(isinstance(each, Tensor) for each in args[-1:])
+        if func in _BUILDERS and result.device.type == self._device and not is_copy:
+            raise WaitsError(f"{func.__name__} copies numbers of the host to the device")
+        if func in (Tensor.__getitem__, Tensor.__setitem__) and args[0].device.type == self._device:
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            if any(isinstance(each, (list, range)) for each in indices):
+                raise WaitsError("an index of the host's numbers is copied to the device")
+        return result
 
 
 class _Guard(TorchDispatchMode):
@@ -87,7 +113,7 @@ def guarded(monkeypatch: Any, device: str) -> Iterator[_Guard]:
         guard.pinned.append(content)
         return content
 
-    with monkeypatch.context() as patch, guard:
+    with monkeypatch.context() as patch, guard, _Calls(device):
         for module in (transfer, tree, device_levels):
             patch.setattr(module, "staged", staged)
         yield guard
