@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -17,9 +19,12 @@ from .conftest import (
     COMPONENTS,
     K8S,
     OVERLAYS,
+    PRODUCTION,
     Combination,
     Manifests,
+    built_on,
     having,
+    in_use,
     kustomized,
     labels_in_group,
     rendered,
@@ -44,6 +49,28 @@ NAMES = {"coordinator": COORDINATOR_NAME, "verify": VERIFIER_NAME, "draft": DRAF
 def test_every_component_is_rendered_in_a_combination() -> None:
     assert {component for _, components in COMBINATIONS for component in components} == set(COMPONENTS)
     assert {overlay for overlay, _ in COMBINATIONS} == set(OVERLAYS)
+
+
+def pairs(folders: Iterable[str]) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in combinations(folders, 2)}
+
+
+APART = {
+    # By the guide: what is about the Deployment of the verify worker, and what claims one card.
+    *(frozenset({"overlays/multi-host", each}) for each in ("dra", "models-image", "compile-cache", "autoscaling")),
+    *(frozenset({"dra", f"overlays/{each}"}) for each in ("cpu", "mig", "multi-gpu")),
+    # Pickers scrape without TLS and token.
+    *(frozenset({"inference-pool", each}) for each in (*PRODUCTION[:2], "monitoring-tls", "gateway-tls")),
+    frozenset({"inference-pool", "no-reflection"}),
+    frozenset({"inference-pool", "overlays/production"}),
+}
+"""What is not meant to be together."""
+
+
+def test_every_two_folders_that_fit_each_other_are_rendered_together() -> None:
+    rendered_together = {pair for each in COMBINATIONS for pair in pairs({*built_on(each[0]), *in_use(*each)})}
+    overlays = pairs(OVERLAYS)
+    assert pairs((*OVERLAYS, *COMPONENTS)) - overlays - rendered_together == APART
 
 
 def test_the_guide_has_a_line_for_each_folder(repository: Path) -> None:
