@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -270,10 +271,8 @@ def manifests(request: pytest.FixtureRequest) -> Manifests:
 
 
 @pytest.fixture(scope="session")
-def custom_resources() -> dict[tuple[str, str], dict[str, Any]]:
-    """One object of each custom resource, by API version and kind: the last that any combination makes."""
-    return {
-        (found["apiVersion"], found["kind"]): found
-        for combination in COMBINATIONS
-        for found in rendered(*combination).objects
-    }
+def largest() -> dict[tuple[str, str], dict[str, Any]]:
+    """One object of each kind, by API version and kind: the largest that any combination makes."""
+    objects = [found for combination in COMBINATIONS for found in rendered(*combination).objects]
+    objects.sort(key=lambda found: len(json.dumps(found)))
+    return {(found["apiVersion"], found["kind"]): found for found in objects}
