@@ -97,6 +97,30 @@ def test_the_guides_kustomizations_render(repository: Path, tmp_path: Path) -> N
             assert re.fullmatch(r"\S+/outrider-\w+@sha256:[0-9a-f]{64}", made.container(name)["image"])
 
 
+def test_the_guides_commands_name_objects_that_are_there(repository: Path, in_production: Manifests) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    named = set(re.findall(r"\b(deployment|service|job)/outrider-(\w+)", guide))
+    assert {kind for kind, _ in named} == {"deployment", "service", "job"}
+    for kind, name in named:
+        assert name in in_production.named(kind.capitalize())
+    (components,) = re.findall(r"app\.kubernetes\.io/component in \(([^)]*)\)", guide)
+    pods = [in_production.deployment(name)["template"]["metadata"]["labels"] for name in PORTS]
+    assert sorted(labels["app.kubernetes.io/component"] for labels in pods) == sorted(components.split(", "))
+
+
+def test_the_guide_makes_the_secrets_that_nobody_else_does(repository: Path, in_production: Manifests) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    made = dict(
+        re.findall(r"create secret generic (?:--namespace \S+ )?(\S+) --from-(?:file|literal) ([^\s=]+)", guide)
+    )
+    of_certificates = {found["spec"]["secretName"] for found in in_production.named("Certificate").values()}
+    assert in_production.secrets() - of_certificates <= made.keys()
+    shown = in_production.named("PodMonitor")["coordinator"]["spec"]["podMetricsEndpoints"][0]["authorization"]
+    assert made[shown["credentials"]["name"]] == shown["credentials"]["key"]
+    (read,) = re.findall(r"get secret --namespace outrider (\S+)", guide)
+    assert read in of_certificates
+
+
 # Network policies
 
 
@@ -328,7 +352,9 @@ def test_every_service_is_scraped_where_it_answers(combination: Combination, nam
 def test_alerts_and_dashboard_are_those_that_are_tested(repository: Path, in_production: Manifests) -> None:
     monitoring = repository / "k8s" / "monitoring"
     assert in_production.named("PrometheusRule")["outrider"] == yaml.safe_load((monitoring / "alerts.yaml").read_text())
-    data = in_production.named("ConfigMap")["dashboard"]["data"]
+    dashboard = in_production.named("ConfigMap")["dashboard"]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1", "what the sidecar of Grafana looks for"
+    data = dashboard["data"]
     assert json.loads(data["dashboard.json"]) == json.loads((monitoring / "dashboard.json").read_text())
 
 
