@@ -191,7 +191,9 @@ def synthetic(
 
 @app.command()
 def quote(
-    result: Annotated[Path, typer.Argument(help="A result, written with --json.", metavar="FILE")],
+    result: Annotated[
+        Path, typer.Argument(help="A result, written with --json.", metavar="FILE", exists=True, dir_okay=False)
+    ],
 ) -> None:
     """Print a result's tables as Markdown, for a page that quotes it."""
     from bench.compare import quote

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from inspect import Parameter, Signature
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import typer
 
+from outrider.cli import value
 from outrider.core.protocol.errors import OutriderError
 
 Part = TypeVar("Part", str, int, float)
@@ -54,9 +56,15 @@ def with_flags(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def listed(kind: type[Part], help: str, *names: str, allows_0: bool = False) -> Any:
-    """A flag whose values stand between commas, for a field that is a tuple of `kind`. Numbers must be above 0, or at
-    least 0 if the flag `allows_0`. It is called as the field, or by its own `names`."""
+def listed(
+    kind: type[Part],
+    help: str,
+    *names: str,
+    allows_0: bool = False,
+    taken_by: Callable[[Sequence[Part]], object] = tuple,
+) -> Any:
+    """A flag whose values stand between commas, for a field that is a tuple of `kind`, and that `taken_by` takes.
+    Numbers must be above 0, or at least 0 if the flag `allows_0`. It is called as the field, or by its own `names`."""
 
     def parse(text: str | tuple[Part, ...]) -> tuple[Part, ...]:
         if isinstance(text, tuple):  # the default
@@ -65,11 +73,11 @@ def listed(kind: type[Part], help: str, *names: str, allows_0: bool = False) -> 
             parts = tuple(kind(part) for part in text.split(",")) if text else ()
         except ValueError as error:
             raise typer.BadParameter(f"{text!r} is no list of numbers; write 1,2,3") from error
-        if any(not isinstance(part, str) and (part < 0 or (part == 0 and not allows_0)) for part in parts):
+        if not all(isinstance(part, str) or 0 < part < math.inf or (allows_0 and part == 0) for part in parts):
             raise typer.BadParameter(f"{text} has a number that is not {'at least' if allows_0 else 'above'} 0")
         return parts
 
-    return typer.Option(*names, parser=parse, metavar="A,B,...", help=help)
+    return typer.Option(*names, parser=parse, callback=value.taken_by(taken_by), metavar="A,B,...", help=help)
 
 
 DelaysMs = Annotated[
@@ -82,6 +90,14 @@ DelaysMs = Annotated[
     ),
 ]
 """Networks to measure with."""
+
+Temperatures = Annotated[
+    tuple[float, ...],
+    typer.Option(
+        "--temperature", help="May be repeated.", min=0.0, callback=lambda given: [value.finite(each) for each in given]
+    ),
+]
+"""Of the requests that are measured, one after another."""
 
 
 def _is_options(annotation: Any) -> bool:
@@ -127,6 +143,6 @@ def _made(annotation: Any, values: Mapping[str, Any]) -> Any:
         if _is_options(hint):
             given[each.name] = _made(hint, values)
         else:
-            value = values[each.name]
-            given[each.name] = tuple(value) if isinstance(value, list) else value
+            one = values[each.name]
+            given[each.name] = tuple(one) if isinstance(one, list) else one
     return _bare(annotation)(**given)

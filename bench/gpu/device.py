@@ -24,13 +24,9 @@ class NoDeviceError(OutriderError):
 
 
 def device_of(name: str, *, is_tiny: bool) -> torch.device:
-    """The device of that name. Raises NoDeviceError if it is not there, or is a CPU and the models are not tiny."""
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise NoDeviceError(
-            f"--device {name}: there is no such kind of device; use cuda, cuda:1, ... or cpu"
-        ) from error
+    """The device of that name: cpu, cuda or cuda:N. Raises NoDeviceError if it is not there, or is a CPU and the models
+    are not tiny."""
+    device = torch.device(name)
     if device.type == "cpu" and is_tiny:
         return device
     if device.type != "cuda" or (device.index or 0) >= torch.cuda.device_count():

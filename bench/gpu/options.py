@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
 
 from bench.flags import listed
+from outrider.cli.value import taken_by
+from outrider.worker.config import check_device
 
-TINY = "tiny"
+
+class ShapeName(StrEnum):
+    """Shapes of target and draft."""
+
+    LLAMA = "llama"
+    QWEN3 = "qwen3"
+    TINY = "tiny"
+
+
+TINY = ShapeName.TINY
 """The shape that a CPU runs, too."""
+
+
+class DtypeName(StrEnum):
+    """Types of weights."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,13 +39,17 @@ class GpuOptions:
     """Everything that the table of a device depends on, but for the machine."""
 
     device: Annotated[
-        str, Option(help=f"cuda or cuda:1; or cpu, which tries the code with --shape {TINY}.", metavar="DEVICE")
+        str,
+        Option(
+            help=f"cuda or cuda:1; or cpu, which tries the code with --shape {TINY}.",
+            metavar="DEVICE",
+            callback=taken_by(check_device),
+        ),
     ] = "cuda"
     shape: Annotated[
-        str,
-        Option(help="Shapes of target and draft: llama (8B and 1B), qwen3 (8B and 1.7B) or tiny.", metavar="NAME"),
-    ] = "llama"
-    dtype: Annotated[str, Option(help="float32, bfloat16 or float16.")] = "bfloat16"
+        ShapeName, Option(help="Shapes of target and draft: llama (8B and 1B), qwen3 (8B and 1.7B) or tiny.")
+    ] = ShapeName.LLAMA
+    dtype: Annotated[DtypeName, Option(help="Of the weights.")] = DtypeName.BFLOAT16
     sessions: Annotated[tuple[int, ...], listed(int, "Numbers of sessions in a step.")] = (1, 16, 64)
     tokens: Annotated[
         tuple[int, ...], listed(int, "Tokens of each session in a verify step: its line's end and drafts.")
@@ -39,5 +63,5 @@ class GpuOptions:
     seed: Annotated[int, Option(help="Of weights, texts and what is accepted.", min=0)] = 0
     rival_python: Annotated[
         Path | None,
-        Option(help="A Python that has vLLM, to measure beside it; default: do not.", metavar="FILE"),
+        Option(help="A Python that has vLLM, to measure beside it; default: do not.", metavar="FILE", exists=True),
     ] = None

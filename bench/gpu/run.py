@@ -23,7 +23,7 @@ from bench.gpu.options import TINY, GpuOptions
 from bench.gpu.reach import measured_reach
 from bench.gpu.result import Engine, Measured, Piece, Result, row_name
 from bench.gpu.rounds import NUM_WARM_UPS, Decide, Rounds, Taken, choose, forced, propose
-from bench.gpu.shapes import UnknownShapeError, pair_of
+from bench.gpu.shapes import pair_of
 from bench.records import as_json, from_json, rounded
 from outrider.engine.load.folder import DTYPES
 from outrider.engine.transfer import on
@@ -48,8 +48,6 @@ class _Found(NamedTuple):
 def run(options: GpuOptions, console: Console, clock_of: Callable[[torch.device], Clock] = clock_of) -> Result:
     """Measures and returns the result; progress goes to `console`. Raises OutriderError."""
     pair = pair_of(options.shape)
-    if options.dtype not in DTYPES:
-        raise UnknownShapeError(f"--dtype {options.dtype}: use one of {', '.join(DTYPES)}")
     device = device_of(options.device, is_tiny=options.shape == TINY)
     vllm = None if options.rival_python is None else rival.found_at(options.rival_python)
     clock = clock_of(device)

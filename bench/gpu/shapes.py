@@ -10,15 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig, PreTrainedModel, Qwen3Config
 
 from bench.gpu.floor import Reads
-from bench.gpu.options import TINY
-from outrider.core.protocol.errors import OutriderError
+from bench.gpu.options import ShapeName
 
 WEIGHT_DEVIATION: Final = 0.02
 """Standard deviation of random weights, as models are initialised: logits stay finite."""
-
-
-class UnknownShapeError(OutriderError):
-    """A shape, or a type, that the benchmark does not have."""
 
 
 class Pair(NamedTuple):
@@ -47,24 +42,18 @@ def _sizes(hidden: int, inner: int, layers: int) -> dict[str, Any]:
     return {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
 
 
-def _pairs() -> Mapping[str, Pair]:
+def _pairs() -> Mapping[ShapeName, Pair]:
     tiny = {"vocab_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
     return {
-        "llama": Pair(_llama(4096, 14336, 32, tied=False), _llama(2048, 8192, 16, tied=True)),
-        "qwen3": Pair(_qwen3(4096, 12288, 36, 32, tied=False), _qwen3(2048, 6144, 28, 16, tied=True)),
-        TINY: Pair(_llama(128, 256, 2, tied=False, **tiny), _llama(128, 128, 1, tied=True, **tiny)),
+        ShapeName.LLAMA: Pair(_llama(4096, 14336, 32, tied=False), _llama(2048, 8192, 16, tied=True)),
+        ShapeName.QWEN3: Pair(_qwen3(4096, 12288, 36, 32, tied=False), _qwen3(2048, 6144, 28, 16, tied=True)),
+        ShapeName.TINY: Pair(_llama(128, 256, 2, tied=False, **tiny), _llama(128, 128, 1, tied=True, **tiny)),
     }
 
 
-def pair_of(shape: str) -> Pair:
-    """Llama 3.1 8B and 3.2 1B, Qwen3 8B and 1.7B by their configurations, or two that no machine notices.
-
-    Raises UnknownShapeError.
-    """
-    pairs = _pairs()
-    if shape not in pairs:
-        raise UnknownShapeError(f"--shape {shape}: there is none of that name; use one of {', '.join(pairs)}")
-    return pairs[shape]
+def pair_of(shape: ShapeName) -> Pair:
+    """Llama 3.1 8B and 3.2 1B, Qwen3 8B and 1.7B by their configurations, or two that no machine notices."""
+    return _pairs()[shape]
 
 
 def skeleton(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:

@@ -9,9 +9,12 @@ from typing import Annotated
 from typer import Option
 
 from bench.compare.result import OURS
-from bench.flags import DelaysMs, Only, listed
+from bench.flags import DelaysMs, Only, Temperatures, listed
 from bench.load.objective import DEFAULT_OBJECTIVE, Objective
+from bench.rivals.modes import choose_own_modes, choose_rival_of_target
 from bench.stack.models import BUNDLED, Models
+from outrider.cli.value import taken_by
+from outrider.worker.config import check_kv_memory
 
 PromptLengths = Annotated[tuple[int, ...], listed(int, "Tokens of a prompt: one of these, by chance.")]
 OutputLengths = Annotated[tuple[int, ...], listed(int, "Tokens of an answer: one of these, by chance.")]
@@ -24,7 +27,11 @@ class LoadOptions:
     models: Models = BUNDLED
     modes: Annotated[
         tuple[str, ...],
-        listed(str, "What to compare; load is the target alone, ours, and padded speculation."),
+        listed(
+            str,
+            "What to compare; load is the target alone, ours, and padded speculation.",
+            taken_by=choose_own_modes,
+        ),
     ] = ("load",)
     concurrency: Annotated[
         tuple[int, ...],
@@ -39,11 +46,11 @@ class LoadOptions:
         float, Option(help="How long to measure, after start and warm-up; three passes are made at least.", min=0)
     ] = 4.5
     prompts: Annotated[
-        Path | None, Option(help="Prompts, parted by lines of ---; default: bundled ones.", metavar="FILE")
+        Path | None, Option(help="Prompts, parted by lines of ---; default: bundled ones.", metavar="FILE", exists=True)
     ] = None
     prompt_lengths: PromptLengths = (32, 64, 128)
     output_lengths: OutputLengths = (32, 64)
-    temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0,)
+    temperatures: Temperatures = (0.0,)
     long_prompt: Annotated[
         int,
         Option(
@@ -54,7 +61,9 @@ class LoadOptions:
     ] = 0
     delays_ms: DelaysMs = (0.0,)
     objective: Objective = DEFAULT_OBJECTIVE
-    kv_memory: Annotated[str | None, Option(help="Both workers' --kv-memory; default: theirs.")] = None
+    kv_memory: Annotated[
+        str | None, Option(help="Both workers' --kv-memory; default: theirs.", callback=taken_by(check_kv_memory))
+    ] = None
     max_queue: Annotated[int | None, Option(help="The verifier's --max-queue; default: its own.", min=0)] = None
 
 
@@ -71,7 +80,7 @@ class NeverSlowerOptions:
         tuple[int, ...],
         listed(int, "Widths of the target's MLPs, one target after another; 0: as it is.", allows_0=True),
     ] = (0, 4096, 16384)
-    temperatures: Annotated[tuple[float, ...], Option("--temperature", help="May be repeated.", min=0.0)] = (0.0, 0.8)
+    temperatures: Temperatures = (0.0, 0.8)
     concurrency: Annotated[
         tuple[int, ...], listed(int, "Numbers of clients that ask again when they are answered.")
     ] = (1, 4, 16, 64)
@@ -85,7 +94,9 @@ class NeverSlowerOptions:
         ),
     ] = 1024
     num_blocks: Annotated[int, Option("--blocks", help="Blocks of each mode at each load.", min=BLOCKS_MIN)] = 6
-    mode: Annotated[str, Option(help="What is compared with the target alone.")] = OURS
+    mode: Annotated[
+        str, Option(help="What is compared with the target alone.", callback=taken_by(choose_rival_of_target))
+    ] = OURS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +110,9 @@ class SoakOptions:
     ] = 32
     prompt_lengths: PromptLengths = (16, 32, 64, 128)
     output_lengths: OutputLengths = (8, 16, 32)
-    kv_memory: Annotated[str, Option(help="Both workers' --kv-memory, to be too little.")] = "16MB"
+    kv_memory: Annotated[
+        str, Option(help="Both workers' --kv-memory, to be too little.", callback=taken_by(check_kv_memory))
+    ] = "16MB"
     """Room for a quarter of so many clients at the bundled target."""
     max_queue: Annotated[int, Option(help="The verifier's --max-queue.", min=0)] = 8
     """Too few."""

@@ -22,7 +22,7 @@ from bench.load.options import LoadOptions
 from bench.load.report import report
 from bench.load.result import Result
 from bench.prompts import fingerprint, load_prompts, tokenizer
-from bench.rivals.modes import UnknownModeError, choose_modes
+from bench.rivals.modes import choose_own_modes
 from bench.stack.models import settings
 from bench.stack.preparing import prepared
 from bench.stack.services import Setup, running, split_cores
@@ -43,9 +43,7 @@ def run(options: LoadOptions, console: Console, sweep: Sweep | None = None) -> R
 
 
 async def _run(options: LoadOptions, console: Console, sweep: Sweep) -> Result:
-    modes = choose_modes(options.modes)
-    if strangers := [mode.name for mode in modes if mode.external]:
-        raise UnknownModeError(f"only modes of our services can be put under load, not {', '.join(strangers)}")
+    modes = choose_own_modes(options.modes)
     models = prepared(options.models, console)
     corpus = load_prompts(options.prompts, None, tokenizer(Path(models.target)))
     num_sessions: int = max([*options.concurrency, *([OPEN_SESSIONS] if options.rates else [])])

@@ -195,6 +195,22 @@ def choose_modes(names: Sequence[str]) -> list[Mode]:
     return list(chosen.values())
 
 
+def choose_own_modes(names: Sequence[str]) -> list[Mode]:
+    """The same where only our services can be measured. Raises UnknownModeError."""
+    modes = choose_modes(names)
+    if strangers := [mode.name for mode in modes if mode.external]:
+        raise UnknownModeError(f"only modes of our services can be put under load, not {', '.join(strangers)}")
+    return modes
+
+
+def choose_rival_of_target(name: str) -> Mode:
+    """The one of them that is called so, and is not the target alone. Raises UnknownModeError."""
+    target, *others = choose_own_modes([name])
+    if [each.name for each in others] != [name]:
+        raise UnknownModeError(f"{name!r} is not one mode to compare with {target.name!r}")
+    return others[0]
+
+
 def _expanded(name: str) -> Iterable[str]:
     if name in MODES:
         return (name,)

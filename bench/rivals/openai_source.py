@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,6 +23,14 @@ class ExternalServerError(OutriderError):
     """The external server cannot be reached, refuses, or answers what cannot be measured."""
 
 
+def completions_url(address: str) -> str:
+    """What completions are asked of at the server with that address. Raises ValueError."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{address!r} is no address of an HTTP server; write http://HOST:PORT")
+    return f"{address.rstrip('/')}/v1/completions"
+
+
 class OpenAISource:
     """`POST {address}/v1/completions`, streamed, with the prompt as token ids.
 
@@ -32,7 +41,7 @@ class OpenAISource:
 
     def __init__(self, address: str, model: str, more: Mapping[str, Any] | None = None) -> None:
         """`more` are further fields of each request."""
-        self._url = f"{address.rstrip('/')}/v1/completions"
+        self._url = completions_url(address)
         self._model = model
         self._more = more or {}
 

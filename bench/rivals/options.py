@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 from typer import Option
+
+
+class RivalName(StrEnum):
+    """Another system."""
+
+    VLLM = "vllm"
+    LLAMA_CPP = "llama.cpp"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +22,7 @@ class RivalOptions:
     """Other systems, which the benchmark starts."""
 
     names: Annotated[
-        tuple[str, ...],
-        Option("--rival", help="Another system to measure too: vllm or llama.cpp. May be repeated.", metavar="NAME"),
+        tuple[RivalName, ...], Option("--rival", help="Another system to measure too. May be repeated.")
     ] = ()
     python: Annotated[
         Path | None,
@@ -23,6 +30,7 @@ class RivalOptions:
             "--rival-python",
             help="The Python that has vLLM, or what llama.cpp's converter imports; default: the one that runs this.",
             metavar="FILE",
+            exists=True,
         ),
     ] = None
     binary: Annotated[
@@ -34,6 +42,7 @@ class RivalOptions:
             "--rival-convert",
             help="llama.cpp's own convert_hf_to_gguf.py, which makes its checkpoints.",
             metavar="FILE",
+            exists=True,
         ),
     ] = None
 

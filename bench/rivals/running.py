@@ -12,8 +12,8 @@ from bench.compare.asking import Source
 from bench.compare.sample import Sample
 from bench.rivals.llama_cpp import llama_cpp_rivals
 from bench.rivals.openai_source import OpenAISource
-from bench.rivals.options import RivalOptions
-from bench.rivals.rival import NoRivalError, Rival
+from bench.rivals.options import RivalName, RivalOptions
+from bench.rivals.rival import Rival
 from bench.rivals.server import RivalServer, server_process
 from bench.rivals.vllm import vllm_rivals
 from bench.stack.models import Models
@@ -23,9 +23,9 @@ from outrider.client import SamplingParams
 LOGS = Path("build/rival-logs")
 """Where the servers' output goes."""
 
-RIVALS: Mapping[str, Callable[[RivalOptions, Models, int], Iterable[Rival]]] = {
-    "vllm": vllm_rivals,
-    "llama.cpp": llama_cpp_rivals,
+RIVALS: Mapping[RivalName, Callable[[RivalOptions, Models, int], Iterable[Rival]]] = {
+    RivalName.VLLM: vllm_rivals,
+    RivalName.LLAMA_CPP: llama_cpp_rivals,
 }
 """What makes the arms of a rival, by its name."""
 
@@ -39,9 +39,6 @@ def rivals_of(options: RivalOptions, models: Models, num_tokens: int) -> list[Ri
 
     Raises NoRivalError.
     """
-    for name in options.names:
-        if name not in RIVALS:
-            raise NoRivalError(f"there is no rival {name!r}; there are {', '.join(RIVALS)}")
     return [rival for name in dict.fromkeys(options.names) for rival in RIVALS[name](options, models, num_tokens)]
 
 

@@ -41,7 +41,6 @@ from outrider.cli.explain import explanations_object, print_explanations
 from outrider.cli.generate import conclude
 from outrider.cli.generate import generate as generate_at
 from outrider.cli.group import grouped
-from outrider.cli.number import finite
 from outrider.cli.plan import FORECAST, forecast_object, print_forecast
 from outrider.cli.ports import HOST
 from outrider.cli.request import Request
@@ -51,6 +50,7 @@ from outrider.cli.tokens import app as tokens_app
 from outrider.cli.trace import print_timeline, timeline_object
 from outrider.cli.trace import trace as trace_at
 from outrider.cli.up_options import COORDINATOR_PORT, UpOptions
+from outrider.cli.value import finite
 from outrider.client import Credentials, GenerationOptions, SamplingParams
 from outrider.core.protocol.errors import InvalidRequestError, OutriderError
 from outrider.core.protocol.printable import uncontrolled

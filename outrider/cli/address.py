@@ -6,18 +6,17 @@ from typing import Annotated
 
 import typer
 
+from outrider.cli.value import taken_by
 from outrider.core.protocol.address import parse_address
 
 
-def checked_address(text: str | None) -> str | None:
-    """The addresses that a flag gives, if it gives any. Raises typer.BadParameter."""
-    try:
-        for address in () if text is None else text.split(","):
-            parse_address(address.strip())
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    return text
+def _check_addresses(text: str) -> None:
+    for address in text.split(","):
+        parse_address(address.strip())
 
+
+checked_address = taken_by(_check_addresses)
+"""For a flag that takes addresses."""
 
 Address = Annotated[
     str,

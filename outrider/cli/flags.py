@@ -95,7 +95,7 @@ def _pair(**flags: Any) -> UpOptions:
 
 
 def _named(flags: _UpFlags) -> tuple[str | None, str | None]:
-    """Target and draft. Raises UnknownPairError, and typer.BadParameter if they are named in two ways."""
+    """Target and draft. Raises typer.BadParameter if they are named in two ways."""
     pair = parsed_pair(flags.pair, flags.target, flags.draft)
     return (flags.target, flags.draft) if pair is None else (pair.target, pair.draft)
 
@@ -271,13 +271,13 @@ class _CredentialFlags:
         typer.Option(
             envvar="OUTRIDER_TLS_CA",
             help="Speak TLS with a coordinator of this authority (ca.pem of `outrider certs`).",
-            metavar="FILE",
+            **_SourceFile,
         ),
     ] = None
     tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate to show, if the coordinator wants one.", metavar="FILE")
+        Path | None, typer.Option(help="Certificate to show, if the coordinator wants one.", **_SourceFile)
     ] = None
-    tls_key: Annotated[Path | None, typer.Option(help="Its key.", metavar="FILE")] = None
+    tls_key: Annotated[Path | None, typer.Option(help="Its key.", **_SourceFile)] = None
     token_file: Annotated[
         Path | None,
         typer.Option(

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from draft_service.config import DraftConfig
+from outrider.cli.value import taken_by
 from outrider.plan.pair import PAIRS, Pair, parse_pair
 
 Target = Annotated[
@@ -36,6 +37,7 @@ PairName = Annotated[
         "--pair",
         help=f"Two public models in place of --target and --draft: {', '.join(PAIRS)}.",
         metavar="NAME",
+        callback=taken_by(parse_pair),
     ),
 ]
 NgramTable = Annotated[
@@ -95,8 +97,7 @@ Dtype = Annotated[
 
 
 def parsed_pair(name: str | None, target: str | None, draft: str | None) -> Pair | None:
-    """The pair that `--pair` names, if it is given. Raises UnknownPairError, and typer.BadParameter if models are named
-    beside it."""
+    """The pair that `--pair` names, if it is given. Raises typer.BadParameter if models are named beside it."""
     if name is None:
         return None
     if target is not None or draft is not None:

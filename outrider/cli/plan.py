@@ -13,7 +13,7 @@ from rich.text import Text
 
 from outrider.cli.group import Group, parameters_of
 from outrider.cli.model_flags import PairName, parsed_pair
-from outrider.cli.number import finite
+from outrider.cli.value import finite, taken_by
 from outrider.core.protocol.validation import SESSIONS_MAX
 from outrider.plan.device import parse_device
 from outrider.plan.fit import check_fit
@@ -21,18 +21,26 @@ from outrider.plan.forecast import DRAFTER_GAIN_MIN, OVER_THE_FLOOR, Engine, For
 from outrider.plan.shape import Shape, parse_shape
 
 _GIB = 2**30
+_KNOWN_SHAPE, _KNOWN_DEVICE = taken_by(parse_shape), taken_by(parse_device)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _PlanFlags:
     target: Annotated[
-        str | None, typer.Option(help="A known model, or a folder with config.json.", metavar="MODEL")
+        str | None,
+        typer.Option(help="A known model, or a folder with config.json.", metavar="MODEL", callback=_KNOWN_SHAPE),
     ] = None
-    draft: Annotated[str | None, typer.Option(help="The same of the draft model.", metavar="MODEL")] = None
+    draft: Annotated[
+        str | None, typer.Option(help="The same of the draft model.", metavar="MODEL", callback=_KNOWN_SHAPE)
+    ] = None
     pair: PairName = None
-    target_device: Annotated[str, typer.Option(help="A known device, or GiB:GB/s:TFLOPS.", metavar="DEVICE")] = "h200"
+    target_device: Annotated[
+        str, typer.Option(help="A known device, or GiB:GB/s:TFLOPS.", metavar="DEVICE", callback=_KNOWN_DEVICE)
+    ] = "h200"
     target_devices: Annotated[int, typer.Option(help="So many of it hold one target, tensor parallel.", min=1)] = 1
-    draft_device: Annotated[str, typer.Option(help="The same for drafters.", metavar="DEVICE")] = "l4"
+    draft_device: Annotated[
+        str, typer.Option(help="The same for drafters.", metavar="DEVICE", callback=_KNOWN_DEVICE)
+    ] = "l4"
     acceptance: Annotated[
         float, typer.Option(help="Chance that a draft token is the target's.", min=0, max=1, callback=finite)
     ] = 0.8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from outrider.token_file import TokenEntry, TokenFileError, new_token, read_toke
 
 app = typer.Typer(help="Say who may ask a coordinator: tokens for its --tokens.", no_args_is_help=True, cls=Commands)
 
-_File = Annotated[Path, typer.Option("--file", help="The coordinator's file of tokens.", metavar="FILE")]
+_FILE: Any = {"help": "The coordinator's file of tokens.", "metavar": "FILE", "dir_okay": False}
 _Name = Annotated[str, typer.Argument(help="Who it is; logs and metrics bear the name.", metavar="NAME")]
 _DEFAULT_FILE = Path("tokens.json")
 
@@ -21,7 +21,7 @@ _DEFAULT_FILE = Path("tokens.json")
 @app.command()
 def add(
     name: _Name,
-    file: _File = _DEFAULT_FILE,
+    file: Annotated[Path, typer.Option("--file", **_FILE)] = _DEFAULT_FILE,
     max_completions: Annotated[int | None, typer.Option(help="Most completions at a time.", min=1)] = None,
     tokens_per_minute: Annotated[
         int | None, typer.Option(help="Most tokens of prompts and answers in a minute.", min=1)
@@ -50,7 +50,7 @@ def add(
 
 
 @app.command()
-def remove(name: _Name, file: _File = _DEFAULT_FILE) -> None:
+def remove(name: _Name, file: Annotated[Path, typer.Option("--file", exists=True, **_FILE)] = _DEFAULT_FILE) -> None:
     """End the token of NAME. A running coordinator refuses it from then on."""
     present = read_tokens(file)
     rest = [each for each in present if each.name != name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,6 +40,18 @@ DEVICE_PATTERN = r"^(cpu|cuda(:\d+)?)$"
 
 KV_MEMORY_PATTERN = r"^(auto|\d+(\.\d+)?\s*(%|[KMGTkmgt]i?[Bb]))$"
 """What `kv_memory` looks like."""
+
+
+def check_device(name: str) -> None:
+    """Raises ValueError for what looks like no device. Whether this machine has it is found when it is used."""
+    if not re.fullmatch(DEVICE_PATTERN, name):
+        raise ValueError(f"{name!r} is no device; use cpu, cuda or cuda:N")
+
+
+def check_kv_memory(text: str) -> None:
+    """Raises ValueError for what is neither a size nor a share."""
+    if not re.fullmatch(KV_MEMORY_PATTERN, text):
+        raise ValueError(f"{text!r} is no room for keys and values; write 2GiB, 500MB, 50% or auto")
 
 
 def default_num_threads(settings: Mapping[str, Any]) -> int:

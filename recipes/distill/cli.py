@@ -11,7 +11,11 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from outrider.cli.door import check
 from outrider.cli.group import Group, grouped, parameters_of
+from outrider.cli.up_options import UpOptions
+from outrider.cli.value import taken_by
+from outrider.worker.config import check_device, default_compile_cache
 from recipes.demo_pair.recipe import RecipeError
 from recipes.distill.options import Options
 from recipes.progress import progress_bars, reporter
@@ -27,7 +31,9 @@ def distill(
         ),
     ],
     options: Options,
-    device: Annotated[str, typer.Option(help="Where to train: cpu, cuda or cuda:N.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="Where to train: cpu, cuda or cuda:N.", callback=taken_by(check_device))
+    ] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. Default: torch's.", min=1)] = None,
 ) -> None:
     """Train a draft model for a target on text that this target writes; only from a checkout.
@@ -40,12 +46,12 @@ def distill(
         import torch
         import transformers
 
-        from outrider.worker.config import default_compile_cache
         from recipes.device import usable_device
         from recipes.distill.report import sentences, table
         from recipes.distill.run import Distillation
     except ModuleNotFoundError as error:
         raise RecipeError(f"{error.name} is not installed: pip install --editable '.[engine,bench]'") from error
+    check(UpOptions(target=str(options.target), draft=None if options.draft is None else str(options.draft)))
     transformers.utils.logging.disable_progress_bar()
     if threads is not None:
         torch.set_num_threads(threads)

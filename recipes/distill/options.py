@@ -47,6 +47,7 @@ class Options:
             help="What the target's texts begin with: a .jsonl file of prompts, or any other file or folder of text. "
             "Default: the standard library of this Python.",
             metavar="FILE",
+            exists=True,
         ),
     ] = None
     parallel: Annotated[

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from bench.rivals.llama_cpp import converted, offer
-from bench.rivals.options import RivalOptions
+from bench.rivals.options import RivalName, RivalOptions
 from bench.rivals.rival import NoRivalError, Rival, rival_mode
 from bench.rivals.running import rivals_of, running_rivals
 from bench.rivals.server import RivalDiedError
@@ -66,7 +66,9 @@ def options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RivalOptions:
     executable.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(SCRIPT))} "$@"\n')
     executable.chmod(0o755)
     converter.write_text(CONVERTER)
-    return RivalOptions(names=("llama.cpp", "vllm"), python=executable, binary=str(executable), convert=converter)
+    return RivalOptions(
+        names=(RivalName.LLAMA_CPP, RivalName.VLLM), python=executable, binary=str(executable), convert=converter
+    )
 
 
 @pytest.fixture
@@ -173,10 +175,9 @@ def test_a_converter_that_fails_is_told_of(options: RivalOptions, models: Models
 
 def test_what_is_not_there_is_told_with_what_to_do(models: Models, tmp_path: Path) -> None:
     for given, advice in (
-        (RivalOptions(names=("vllm",), python=tmp_path / "none"), "--rival-python"),
-        (RivalOptions(names=("vllm",), python=Path(sys.executable)), "--rival-python"),
-        (RivalOptions(names=("llama.cpp",), binary=str(tmp_path / "none")), "--rival-binary"),
-        (RivalOptions(names=("nonsense",)), "vllm, llama.cpp"),
+        (RivalOptions(names=(RivalName.VLLM,), python=tmp_path / "none"), "--rival-python"),
+        (RivalOptions(names=(RivalName.VLLM,), python=Path(sys.executable)), "--rival-python"),
+        (RivalOptions(names=(RivalName.LLAMA_CPP,), binary=str(tmp_path / "none")), "--rival-binary"),
     ):
         with pytest.raises(NoRivalError, match=advice):
             rivals_of(given, models, NUM_TOKENS)

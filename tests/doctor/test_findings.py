@@ -6,6 +6,7 @@ import json
 import sys
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,6 +34,15 @@ def test_a_processor_is_known_by_its_instructions(tmp_path: Path) -> None:
     assert found["processor"] == Finding(Level.GOOD, "processor", "avx512f, avx512_bf16")
     assert "--dtype bfloat16" in found["bfloat16"].text
     assert found["memory"] == Finding(Level.GOOD, "memory", "8.0 GiB free of 16.0")
+
+
+@pytest.mark.parametrize(("state", "level"), [(0, Level.GOOD), (5, Level.NOTE)])
+def test_a_clock_that_nobody_keeps_right_is_noted(
+    state: int, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what the kernel says of it, which only the machine's owner may change."""
+    monkeypatch.setattr("ctypes.CDLL", lambda _: SimpleNamespace(adjtimex=lambda _: state))
+    assert machine(tmp_path, flags="avx2")["clock"].level is level
 
 
 def test_an_old_processor_and_little_memory_are_noted(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import shutil
 import subprocess
@@ -47,7 +48,7 @@ COMBINATIONS: tuple[Combination, ...] = (
     ("overlays/cpu", ("monitoring", "autoscaling")),
     ("overlays/cpu", ("gateway",)),
     ("overlays/cpu", ("gateway", "inference-pool")),
-    ("overlays/cpu", ("isolation", "availability", "monitoring", "autoscaling", "gateway")),
+    ("overlays/cpu", ("isolation", "availability", "monitoring", "autoscaling", "gateway", "inference-pool")),
     ("overlays/cpu", (*PRODUCTION, *_ON_TOP)),
     ("overlays/gpu", ("models-image",)),
     ("overlays/gpu", ("dra",)),
@@ -55,13 +56,15 @@ COMBINATIONS: tuple[Combination, ...] = (
     ("overlays/cpu", ("models-pvc", "compile-cache")),
     ("overlays/gpu", ("models-image", "dra", "monitoring", "autoscaling", "gateway", "inference-pool")),
     ("overlays/a100-t4", (*PRODUCTION, *_ON_TOP)),
+    ("overlays/a100-t4", ("models-image", "compile-cache", "dra", "gateway", "inference-pool")),
     ("overlays/mig", (*PRODUCTION, *_ON_TOP)),
+    ("overlays/mig", ("models-image", "compile-cache", "gateway", "inference-pool")),
     ("overlays/multi-gpu", (*PRODUCTION, *_ON_TOP)),
-    ("overlays/multi-gpu", ("models-image",)),
-    ("overlays/multi-host", ("isolation", "monitoring", "gateway")),
+    ("overlays/multi-gpu", ("models-image", "compile-cache", "monitoring", "gateway", "inference-pool")),
+    ("overlays/multi-host", ("isolation", "monitoring", "gateway", "inference-pool")),
     ("overlays/multi-host", (*PRODUCTION, "monitoring-tls", "gateway-tls")),
     ("overlays/production", _ON_TOP),
-    ("overlays/production", ("models-image",)),
+    ("overlays/production", ("models-image", "compile-cache", *_ON_TOP)),
     ("overlays/production", ("dra", *_ON_TOP)),
 )
 """What is rendered."""
@@ -141,15 +144,24 @@ def labels_in_group(name: str, index: int) -> dict[str, str]:
     }
 
 
+def kustomization_of(overlay: str) -> dict[str, Any]:
+    """What its file says."""
+    return yaml.safe_load((K8S / overlay / "kustomization.yaml").read_text())
+
+
+def built_on(overlay: str) -> list[str]:
+    """The overlay itself behind all that it builds on, of which the base is the first."""
+    if overlay == BASE:
+        return [BASE]
+    found = [os.path.normpath(Path(overlay, resource)) for resource in kustomization_of(overlay)["resources"]]
+    return [*(lower for each in found if (K8S / each).is_dir() for lower in built_on(each)), overlay]
+
+
 def components_of(overlay: str) -> list[str]:
     """The components that an overlay has, through the overlays that it builds on."""
-    if overlay == BASE:
-        return []
-    written = yaml.safe_load((K8S / overlay / "kustomization.yaml").read_text())
-    found = [os.path.normpath(Path(overlay, resource)) for resource in written["resources"]]
-    below = [resource for resource in found if (K8S / resource).is_dir()]
-    own = [Path(component).name for component in written.get("components", ())]
-    return [*(component for each in below for component in components_of(each)), *own]
+    return [
+        Path(component).name for each in built_on(overlay) for component in kustomization_of(each).get("components", ())
+    ]
 
 
 def in_use(overlay: str, components: tuple[str, ...] = ()) -> frozenset[str]:
@@ -259,10 +271,8 @@ def manifests(request: pytest.FixtureRequest) -> Manifests:
 
 
 @pytest.fixture(scope="session")
-def custom_resources() -> dict[tuple[str, str], dict[str, Any]]:
-    """One object of each custom resource, by API version and kind: the last that any combination makes."""
-    return {
-        (found["apiVersion"], found["kind"]): found
-        for combination in COMBINATIONS
-        for found in rendered(*combination).objects
-    }
+def largest() -> dict[tuple[str, str], dict[str, Any]]:
+    """One object of each kind, by API version and kind: the largest that any combination makes."""
+    objects = [found for combination in COMBINATIONS for found in rendered(*combination).objects]
+    objects.sort(key=lambda found: len(json.dumps(found)))
+    return {(found["apiVersion"], found["kind"]): found for found in objects}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterable
+from itertools import combinations
 from pathlib import Path
 
 import yaml
@@ -17,9 +19,12 @@ from .conftest import (
     COMPONENTS,
     K8S,
     OVERLAYS,
+    PRODUCTION,
     Combination,
     Manifests,
+    built_on,
     having,
+    in_use,
     kustomized,
     labels_in_group,
     rendered,
@@ -46,6 +51,28 @@ def test_every_component_is_rendered_in_a_combination() -> None:
     assert {overlay for overlay, _ in COMBINATIONS} == set(OVERLAYS)
 
 
+def pairs(folders: Iterable[str]) -> set[frozenset[str]]:
+    return {frozenset(pair) for pair in combinations(folders, 2)}
+
+
+APART = {
+    # By the guide: what is about the Deployment of the verify worker, and what claims one card.
+    *(frozenset({"overlays/multi-host", each}) for each in ("dra", "models-image", "compile-cache", "autoscaling")),
+    *(frozenset({"dra", f"overlays/{each}"}) for each in ("cpu", "mig", "multi-gpu")),
+    # Pickers scrape without TLS and token.
+    *(frozenset({"inference-pool", each}) for each in (*PRODUCTION[:2], "monitoring-tls", "gateway-tls")),
+    frozenset({"inference-pool", "no-reflection"}),
+    frozenset({"inference-pool", "overlays/production"}),
+}
+"""What is not meant to be together."""
+
+
+def test_every_two_folders_that_fit_each_other_are_rendered_together() -> None:
+    rendered_together = {pair for each in COMBINATIONS for pair in pairs({*built_on(each[0]), *in_use(*each)})}
+    overlays = pairs(OVERLAYS)
+    assert pairs((*OVERLAYS, *COMPONENTS)) - overlays - rendered_together == APART
+
+
 def test_the_guide_has_a_line_for_each_folder(repository: Path) -> None:
     guide = (repository / "k8s" / "README.md").read_text()
     lines = re.findall(r"^\| `((?:base|overlays|components)[\w/-]*)` \| \S.* \|$", guide, flags=re.M)
@@ -68,6 +95,30 @@ def test_the_guides_kustomizations_render(repository: Path, tmp_path: Path) -> N
         assert {found["kind"] for found in made.objects} >= {"Deployment", "Service"}
         for name in made.deployments():
             assert re.fullmatch(r"\S+/outrider-\w+@sha256:[0-9a-f]{64}", made.container(name)["image"])
+
+
+def test_the_guides_commands_name_objects_that_are_there(repository: Path, in_production: Manifests) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    named = set(re.findall(r"\b(deployment|service|job)/outrider-(\w+)", guide))
+    assert {kind for kind, _ in named} == {"deployment", "service", "job"}
+    for kind, name in named:
+        assert name in in_production.named(kind.capitalize())
+    (components,) = re.findall(r"app\.kubernetes\.io/component in \(([^)]*)\)", guide)
+    pods = [in_production.deployment(name)["template"]["metadata"]["labels"] for name in PORTS]
+    assert sorted(labels["app.kubernetes.io/component"] for labels in pods) == sorted(components.split(", "))
+
+
+def test_the_guide_makes_the_secrets_that_nobody_else_does(repository: Path, in_production: Manifests) -> None:
+    guide = (repository / "k8s" / "README.md").read_text()
+    made = dict(
+        re.findall(r"create secret generic (?:--namespace \S+ )?(\S+) --from-(?:file|literal) ([^\s=]+)", guide)
+    )
+    of_certificates = {found["spec"]["secretName"] for found in in_production.named("Certificate").values()}
+    assert in_production.secrets() - of_certificates <= made.keys()
+    shown = in_production.named("PodMonitor")["coordinator"]["spec"]["podMetricsEndpoints"][0]["authorization"]
+    assert made[shown["credentials"]["name"]] == shown["credentials"]["key"]
+    (read,) = re.findall(r"get secret --namespace outrider (\S+)", guide)
+    assert read in of_certificates
 
 
 # Network policies
@@ -301,7 +352,9 @@ def test_every_service_is_scraped_where_it_answers(combination: Combination, nam
 def test_alerts_and_dashboard_are_those_that_are_tested(repository: Path, in_production: Manifests) -> None:
     monitoring = repository / "k8s" / "monitoring"
     assert in_production.named("PrometheusRule")["outrider"] == yaml.safe_load((monitoring / "alerts.yaml").read_text())
-    data = in_production.named("ConfigMap")["dashboard"]["data"]
+    dashboard = in_production.named("ConfigMap")["dashboard"]
+    assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1", "what the sidecar of Grafana looks for"
+    data = dashboard["data"]
     assert json.loads(data["dashboard.json"]) == json.loads((monitoring / "dashboard.json").read_text())
 
 

@@ -89,6 +89,18 @@ FIRING: dict[str, tuple[dict[str, str], str]] = {
 
 _COLLAPSE = FIRING["OutriderAcceptanceCollapsed"][0]
 _TENANT = 'outrider_token_name="ann",'
+_TEMPLATE = 'outrider_chat_template="default-01234567",'
+
+
+def sampled_since(labels: str) -> dict[str, str]:
+    """For eight hours all is greedy and most of it accepted, and then all is sampled and little is."""
+    return {
+        _OF % f'{labels}{_GREEDY},outrider_outcome="accepted"': "0+480x480 230400x120",
+        _OF % f'{labels}{_GREEDY},outrider_outcome="rejected"': "0+120x480 57600x120",
+        _OF % f'{labels}{_SAMPLED},outrider_outcome="accepted"': "0x480 120+120x119",
+        _OF % f'{labels}{_SAMPLED},outrider_outcome="rejected"': "0x480 480+480x119",
+    }
+
 
 CAUSES: dict[str, tuple[str, dict[str, str], str]] = {
     "more is sampled": (
@@ -118,16 +130,13 @@ CAUSES: dict[str, tuple[str, dict[str, str], str]] = {
         scored(f"{_TENANT}{_GREEDY}", before=480, since=120),
         "other prompts",
     ),
-    "one tenant samples": (
-        "OutriderTenantAcceptanceCollapsed",
-        {
-            _OF % f'{_TENANT}{_GREEDY},outrider_outcome="accepted"': "0+480x480 230400x120",
-            _OF % f'{_TENANT}{_GREEDY},outrider_outcome="rejected"': "0+120x480 57600x120",
-            _OF % f'{_TENANT}{_SAMPLED},outrider_outcome="accepted"': "0x480 120+120x119",
-            _OF % f'{_TENANT}{_SAMPLED},outrider_outcome="rejected"': "0x480 480+480x119",
-        },
-        "higher temperatures",
+    "one tenant samples": ("OutriderTenantAcceptanceCollapsed", sampled_since(_TENANT), "higher temperatures"),
+    "other conversations": (
+        "OutriderTemplateAcceptanceCollapsed",
+        scored(f"{_TEMPLATE}{_GREEDY}", before=480, since=120),
+        "other conversations",
     ),
+    "conversations sample": ("OutriderTemplateAcceptanceCollapsed", sampled_since(_TEMPLATE), "higher temperatures"),
 }
 """What happens, whose alert fires, and the cause that it tells."""
 
