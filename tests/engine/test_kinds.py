@@ -99,7 +99,8 @@ def _answers_scaled_by_counting(layer: int) -> Callable[[], PreTrainedModel]:
             scale = 1.0 + (torch.arange(first, first + found[0].shape[1]) >= 100)
             return found[0] * scale[:, None], *found[1:]
 
-        model.model.layers[layer].self_attn.register_forward_hook(scaled, with_kwargs=True)
+        attention: Any = model.model.layers[layer].self_attn
+        attention.register_forward_hook(scaled, with_kwargs=True)
         return model
 
     return build
