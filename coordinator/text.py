@@ -9,6 +9,10 @@ from types import MappingProxyType
 from coordinator.detokenizer import TextStream
 from coordinator.stop_strings import StopStrings
 
+UNCERTAIN_MAX = 1024
+"""Characters of text that is not certain yet, and of marks in it, up to which special tokens are looked at beside it.
+Stop strings are shorter; without a bound each token of an endless run of bytes would cost what all before it did."""
+
 _NONE: Mapping[int, str] = MappingProxyType({})
 
 
@@ -36,6 +40,8 @@ class TextDecoder:
         mark = self._stops.mark(token_id)
         if mark is None:
             return self._stops.push(self._certain(self._stream.push(token_id)))
+        if len(self._waiting) > UNCERTAIN_MAX:
+            return ""
         waiting, ending = self._with_marks(self._stream.rest()) + mark, copy(self._stops)
         text = ending.push(waiting)
         if ending.found or waiting == mark:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders
 
+from coordinator.detokenizer import Detokenizer
+from coordinator.text import UNCERTAIN_MAX, TextDecoder
 from coordinator.tokenizer import TargetTokenizer
 from tests.coordinator.tokenizers import BUNDLED, MADE_UP, made_up
 
@@ -92,6 +94,27 @@ async def test_text_that_is_not_certain_yet_stands_before_a_special_token() -> N
     assert await text_of(llama, token_ids, ["<s>\n"]) == ("b\n a", False)
     assert await text_of(llama, token_ids, ["<s> a"]) == ("b\n", True)
     assert await text_of(llama, named(llama, "b", "<0xC3>", "<s>", "<0xA9>"), ["<s>é", "é<s>"]) == ("bé", False)
+
+
+def test_special_tokens_beside_bytes_without_end_cost_what_the_first_ones_did() -> None:
+    """What is looked at with each of them is counted, in characters."""
+    llama = MADE_UP["byte fallback, as Llama 2"]
+    byte, special = named(llama, "<0x41>", "<s>")
+    stream = Detokenizer(llama).after(())
+    decoder = TextDecoder(stream, ["<s>x"], Detokenizer(llama).special)
+    looked_at: list[int] = []
+    rest = stream.rest
+
+    def counted() -> str:
+        looked_at[-1] += len(text := rest())
+        return text
+
+    stream.rest = counted
+    for _ in range(4 * UNCERTAIN_MAX):
+        looked_at.append(0)
+        assert decoder.push(byte) + decoder.push(special) == ""
+    assert max(looked_at) <= UNCERTAIN_MAX
+    assert decoder.finish() == "A" * len(looked_at)
 
 
 @given(
