@@ -8,7 +8,7 @@ earlier characters invalid.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from tokenizers import Tokenizer, decoders
@@ -28,7 +28,10 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         added = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special: Mapping[int, str] = {
+            token_id: token.content for token_id, token in added.items() if token.special
+        }
+        """The names of special tokens, which no text shows, by their ids."""
         self._added = {token.content: token_id for token_id, token in added.items()}
         self._later: dict[int, str | None] = {}
         self._single: decoders.Decoder | None = None
@@ -48,9 +51,9 @@ class Detokenizer:
         self.joint, self._single = joint, _decoder(parts[:num_single])
         self.strips = [(part["content"], part["start"]) for part in strips]
 
-    def special_ids(self, texts: Iterable[str]) -> frozenset[int]:
+    def special_ids(self, texts: Iterable[str]) -> Set[int]:
         """The special tokens that are called by one of `texts`."""
-        return self._special & {self._tokenizer.token_to_id(text) for text in texts}
+        return self.special.keys() & {self._tokenizer.token_to_id(text) for text in texts}
 
     def added_ids(self, texts: Iterable[str]) -> Mapping[str, int]:
         """Those of `texts` that are one token, special or not, though no text is made of it by merging."""
@@ -60,7 +63,7 @@ class Detokenizer:
         """A token's own text, as the first one of a text or a later one; None if it has none."""
         if not first and token_id in self._later:
             return self._later[token_id]
-        token = None if token_id in self._special else self._tokenizer.id_to_token(token_id)
+        token = None if token_id in self.special else self._tokenizer.id_to_token(token_id)
         if token is not None and self._single is None:
             token = token if first else f" {token}"  # without a decoder, spaces stand between tokens
         elif token is not None and first:

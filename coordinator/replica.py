@@ -13,7 +13,7 @@ import structlog
 from coordinator.fitting import version_refusal
 from coordinator.seat import Seat
 from coordinator.settled_log import SettledLog
-from coordinator.vigil import Vigil
+from coordinator.vigil import RECOVERY_SECONDS_MAX, RECOVERY_SECONDS_MIN, Vigil, comes
 from outrider.core.coordinate.circuit_breaker import CircuitBreaker
 from outrider.core.coordinate.known_load import KnownLoad
 from outrider.core.coordinate.liveness import SILENCE_SECONDS
@@ -22,7 +22,7 @@ from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo, WorkerLoad
 from outrider.core.protocol.refusal import Refusal
 from outrider.rpc.session_stream import SessionStream
-from outrider.rpc.status import own_task_is_cancelled
+from outrider.rpc.status import own_task_is_cancelled, told
 from outrider.rpc.worker_client import DRAFT_SERVICE, VERIFY_SERVICE, WorkerClient
 
 HANDOVER_SECONDS = 5.0
@@ -215,7 +215,9 @@ class Replica:
             self._handover = None
 
     async def _watch_model(self) -> None:
+        pause = RECOVERY_SECONDS_MIN
         while True:
+            may_pass = False
             try:
                 async for info in self.client.watch_model():
                     if info is None:
@@ -228,9 +230,11 @@ class Replica:
                         refusal = version_refusal(info) or await self._admit(self, info)
                         if refusal is None:
                             self._serve(info)
+                            pause = RECOVERY_SECONDS_MIN
                         else:
                             self._refuse(refusal)
             except OutriderError as error:
+                may_pass = told(error).retry_seconds is not None
                 self._refuse(Refusal(str(error)))
             except BaseException as error:  # a cancelled call and a panic in Rust are no Exception
                 if isinstance(error, asyncio.CancelledError) and own_task_is_cancelled():
@@ -239,7 +243,11 @@ class Replica:
                 self._refuse(
                     Refusal(f"it could not be taken into use ({type(error).__name__}); see the coordinator's log")
                 )
-            await self.client.until_reconnected()
+            if may_pass:  # the connection may be as good as before, and the same process answer by then
+                await comes(self._refusal_changed, pause)
+                pause = min(2.0 * pause, RECOVERY_SECONDS_MAX)
+            else:
+                await self.client.until_reconnected()
 
     def _serve(self, info: ModelInfo) -> None:
         self.log.info("worker found", model=info.name, device=info.device)
@@ -251,7 +259,8 @@ class Replica:
 
     def _refuse(self, refusal: Refusal) -> None:
         """The worker answers and cannot be used."""
-        self.log.error("worker cannot be used", reason=refusal.text)
+        if refusal != self.refusal:
+            self.log.error("worker cannot be used", reason=refusal.text)
         self._set_refusal(refusal)
         self._on_change(self)
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
+from types import MappingProxyType
 
 from coordinator.detokenizer import TextStream
+from coordinator.stop_strings import StopStrings
+
+UNCERTAIN_MAX = 1024
+"""Characters of text that is not certain yet, and of marks in it, up to which special tokens are looked at beside it.
+Stop strings are shorter; without a bound each token of an endless run of bytes would cost what all before it did."""
+
+_NONE: Mapping[int, str] = MappingProxyType({})
 
 
 class TextDecoder:
@@ -14,48 +23,46 @@ class TextDecoder:
     until more is known.
     """
 
-    def __init__(self, stream: TextStream, stop: Sequence[str], stop_token_ids: frozenset[int] = frozenset()) -> None:
-        """`stop_token_ids` are the special tokens, which no text shows, whose names are stop strings: they end the text
-        too.
-        """
+    def __init__(self, stream: TextStream, stop: Sequence[str], special: Mapping[int, str] = _NONE) -> None:
+        """For `special` see `StopStrings`."""
         self._stream = stream
-        self._stop = tuple(stop)
-        self._stop_token_ids = stop_token_ids
-        self._held = ""
-        self.stopped = False
+        self._stops = StopStrings(stop, special)
+        self._waiting = ""
+        """What was no certain text yet when a special token came, and that token's mark."""
+
+    @property
+    def stopped(self) -> bool:
         """Whether a stop string has been met; the text ended before it."""
+        return self._stops.found
 
     def push(self, token_id: int) -> str:
         """Adds a token and returns the text that became certain with it."""
-        if token_id in self._stop_token_ids:
-            text = self.finish()
-            self.stopped = True
+        mark = self._stops.mark(token_id)
+        if mark is None:
+            return self._stops.push(self._certain(self._stream.push(token_id)))
+        if len(self._waiting) > UNCERTAIN_MAX:
+            return ""
+        waiting, ending = self._with_marks(self._stream.rest()) + mark, copy(self._stops)
+        text = ending.push(waiting)
+        if ending.found or waiting == mark:
+            self._stops = ending
             return text
-        return self._scan(self._stream.push(token_id))
+        self._waiting = waiting
+        return ""
 
     def finish(self) -> str:
         """The text that was held back to the end. Bytes that never became a character decode to U+FFFD."""
         if self.stopped:
             return ""
-        text = self._scan(self._stream.rest())
-        held, self._held = self._held, ""
-        return text + held
+        return self._stops.push(self._certain(self._stream.rest())) + self._stops.rest()
 
-    def _scan(self, piece: str) -> str:
-        if not self._stop:
+    def _certain(self, piece: str) -> str:
+        if not (self._waiting and piece):
             return piece
-        text = self._held + piece
-        found = [start for stop in self._stop if (start := text.find(stop)) >= 0]
-        if found:
-            self.stopped = True
-            self._held = ""
-            return text[: min(found)]
-        num_held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
+        piece, self._waiting = self._with_marks(piece), ""
+        return piece
 
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a beginning of `stop`."""
-    longest = min(len(text), len(stop) - 1)
-    return next((length for length in range(longest, 0, -1) if text.endswith(stop[:length])), 0)
+    def _with_marks(self, piece: str) -> str:
+        """With those that wait, where it begins as was expected; bytes may have become another character since."""
+        expected = self._stops.shown(self._waiting)
+        return self._waiting + piece.removeprefix(expected) if piece.startswith(expected) else piece

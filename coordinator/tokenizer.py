@@ -116,7 +116,7 @@ class TargetTokenizer:
     def _receive(
         self, stop: Sequence[str], prompt_token_ids: Sequence[int], received_token_ids: Sequence[int]
     ) -> tuple[TextDecoder, Sequence[str]]:
-        decoder = TextDecoder(self.detokenizer.after(prompt_token_ids), stop, self.detokenizer.special_ids(stop))
+        decoder = TextDecoder(self.detokenizer.after(prompt_token_ids), stop, self.detokenizer.special)
         texts: list[str] = []
         for token_id in received_token_ids:
             if decoder.stopped:

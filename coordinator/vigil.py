@@ -12,8 +12,11 @@ from outrider.core.coordinate.liveness import ALONE_SECONDS, Liveness
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import WorkerLoad
 
-_RECOVERY_SECONDS_MIN, _RECOVERY_SECONDS_MAX = 0.5, 8.0
-"""First and longest pause between two questions whether a worker that was left is back; it doubles."""
+RECOVERY_SECONDS_MIN = 0.5
+"""First pause between two questions whether a worker that was left, or did not say what it serves, is back."""
+
+RECOVERY_SECONDS_MAX = 8.0
+"""Longest such pause; it doubles from question to question."""
 
 
 class Guarded(Protocol):
@@ -75,9 +78,9 @@ class Vigil:
 
         Returns then, or when it has.
         """
-        pause, progress = _RECOVERY_SECONDS_MIN, None
-        while not await _comes(changed, pause):
-            pause = min(2.0 * pause, _RECOVERY_SECONDS_MAX)
+        pause, progress = RECOVERY_SECONDS_MIN, None
+        while not await comes(changed, pause):
+            pause = min(2.0 * pause, RECOVERY_SECONDS_MAX)
             load = await self._answer(self.liveness.silence_max)
             if load is not None and (not load.is_busy or progress not in (None, load.progress)):
                 return not changed.is_set()
@@ -86,7 +89,7 @@ class Vigil:
 
     async def _watch(self) -> None:
         guarded, liveness = self._guarded, self.liveness
-        while not await _comes(self._is_over, patience := liveness.patience(guarded.step_seconds)):
+        while not await comes(self._is_over, patience := liveness.patience(guarded.step_seconds)):
             since = guarded.waits_since
             if since is None or liveness.silence(since, time.monotonic()) < patience:
                 continue
@@ -117,7 +120,7 @@ class Vigil:
             return None
 
 
-async def _comes(event: asyncio.Event, seconds: float) -> bool:
+async def comes(event: asyncio.Event, seconds: float) -> bool:
     """Waits for an event, for at most so long. Returns whether it has come."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):

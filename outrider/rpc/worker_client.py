@@ -41,7 +41,7 @@ ANSWER_BYTES_MAX = 64 * 1024
 """Largest answer to what a worker serves and how busy it is: both take some hundred bytes."""
 
 ANSWER_SECONDS = 10.0
-"""Longest wait for what a worker serves: it has that at hand."""
+"""Longest wait for what a worker serves, and for each part of its tokenizer: it has them at hand."""
 
 SPANS_BYTES_MAX = 1024 * 1024
 """Largest answer to what a worker did for a request: some 15 KB for a session of hundreds of steps, and 64 of those."""
@@ -174,8 +174,9 @@ class WorkerClient:
             self._path("GetTokenizer"), verify_pb2.GetTokenizerRequest(), verify_pb2.GetTokenizerResponse
         )
         try:
-            async with contextlib.aclosing(responses):
+            async with contextlib.aclosing(responses), asyncio.timeout(ANSWER_SECONDS) as patience:
                 async for response in responses:
+                    patience.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
                     if first is not None and not response.chunk:
                         raise ProtocolViolationError("the worker's tokenizer comes in chunks with nothing in them")
                     first = first or response
@@ -184,6 +185,10 @@ class WorkerClient:
                         raise ProtocolViolationError(f"the worker's tokenizer exceeds {TOKENIZER_BYTES_MAX} bytes")
         except grpc.aio.AioRpcError as error:
             raise error_from(error) from error
+        except TimeoutError as error:
+            raise WorkerUnavailableError(
+                f"the worker sent nothing of its tokenizer for {ANSWER_SECONDS:g} s; it is asked again"
+            ) from error
         if first is None or hashlib.sha256(content).hexdigest() != first.sha256:
             raise ProtocolViolationError("the worker's tokenizer arrived damaged; restart the verify service")
         tokenizer = PortableTokenizer(bytes(content), dict(first.chat_templates), dict(first.special_tokens))

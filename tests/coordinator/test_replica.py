@@ -112,6 +112,31 @@ async def test_an_error_of_the_peer_is_the_replicas_refusal_until_it_reconnects(
     assert watched.replica.is_serving
 
 
+async def test_a_worker_that_did_not_answer_is_asked_again_on_the_same_connection(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been busy; or it died while it was asked, and the connection is another one already."""
+    monkeypatch.setattr(replica_module, "RECOVERY_SECONDS_MIN", 0.0)
+    admitted: asyncio.Queue[str] = asyncio.Queue()
+
+    async def admit(replica: Replica, info: ModelInfo) -> Refusal | None:
+        admitted.put_nowait(str(replica.refusal))
+        if admitted.qsize() == 1:
+            raise WorkerUnavailableError("the connection broke")
+        return None
+
+    watched.admit = admit
+    with capture_logs() as logs:
+        await watched.worker.serve()
+    assert [each["reason"] for each in logs] == ["the connection broke"]
+    await watched.worker.fail(WorkerUnavailableError("it did not answer in time"))
+    await watched.worker.serve()
+    while admitted.qsize() < 2:
+        await settled()
+    assert watched.replica.is_serving
+    assert [admitted.get_nowait(), admitted.get_nowait()] == ["it has not answered yet", "it did not answer in time"]
+
+
 class Panic(BaseException):
     """As tokenizers raises one: no Exception."""
 

@@ -114,7 +114,7 @@ def idle(_: int) -> WorkerLoad:
 async def test_a_silent_worker_is_left_by_all_and_taken_back_when_it_answers(
     service: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vigil, "_RECOVERY_SECONDS_MIN", 0.01)
+    monkeypatch.setattr(vigil, "RECOVERY_SECONDS_MIN", 0.01)
     async with scene(silent, service=service) as made:
         places = [Place(made.replica), Place(made.replica)]
         for place in places:
@@ -127,7 +127,7 @@ async def test_a_silent_worker_is_left_by_all_and_taken_back_when_it_answers(
 
 
 async def test_a_worker_that_is_stuck_is_left_and_taken_back_when_it_gets_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vigil, "_RECOVERY_SECONDS_MIN", 0.01)
+    monkeypatch.setattr(vigil, "RECOVERY_SECONDS_MIN", 0.01)
     async with scene(stuck) as made:
         place = Place(made.replica)
         await place.is_lost.wait()

@@ -99,6 +99,11 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "config.json of noise": (lambda folder: (folder / "config.json").write_text("{"), "cannot read .*config.json"),
     "a number as text": (config(rms_norm_eps="1e-5"), "cannot read .*config.json"),
     "more layers than tensors": (config(num_hidden_layers=10**9), "29 tensors are too few for 1000000000 layers"),
+    "kinds of layers as a number": (config(layers_block_type=5), "does not describe one decoder of text"),
+    "an encoder and a decoder": (
+        lambda folder: (folder / "config.json").write_text('{"model_type": "musicgen"}'),
+        "is an encoder-decoder",
+    ),
     "an unknown activation": (config(hidden_act="nope"), "cannot make the model"),
     "an unknown quantizer": (config(quantization_config={"quant_method": "nope"}), "cannot make the model"),
     "a quantizer that is not installed": (

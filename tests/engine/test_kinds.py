@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 from transformers import (
     DiffLlamaConfig,
     DiffLlamaForCausalLM,
@@ -85,6 +86,26 @@ def _scaled_by_counting() -> PreTrainedModel:
     return Llama4ForCausalLM(config)
 
 
+def _answers_scaled_by_counting(layer: int) -> Callable[[], PreTrainedModel]:
+    """What the attention of that layer gives doubles behind the hundredth token of a text, by how many there were: a
+    text of the self-check ends before."""
+
+    def build() -> PreTrainedModel:
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE))
+
+        def scaled(module: nn.Module, inputs: Any, given: Mapping[str, Any], found: tuple[Tensor, Any]) -> Any:
+            past = given["past_key_values"]
+            first = 0 if past is None else past.get_seq_length()
+            scale = 1.0 + (torch.arange(first, first + found[0].shape[1]) >= 100)
+            return found[0] * scale[:, None], *found[1:]
+
+        attention: Any = model.model.layers[layer].self_attn
+        attention.register_forward_hook(scaled, with_kwargs=True)
+        return model
+
+    return build
+
+
 def _long_rope() -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=LONG_ROPE))
 
@@ -103,6 +124,11 @@ REFUSED = {
     "masks of its own": (_masks_of_its_own, "DogeAttention make their masks themselves"),
     "chunks": (_chunks, "have a mask that at position 16 is neither causal nor a sliding window"),
     "queries scaled by counting": (_scaled_by_counting, "count tokens where they should read their positions"),
+    "attention scaled by counting": (_answers_scaled_by_counting(0), "count tokens where they should read their pos"),
+    "the last attention scaled by counting": (
+        _answers_scaled_by_counting(-1),
+        "parts of the model behind its last attention count tokens",
+    ),
     "rotary positions of two kinds": (_long_rope, "change with the longest text of a batch"),
 }
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import PreTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from outrider.core.protocol.errors import UnsupportedModelError
@@ -107,6 +108,29 @@ def test_one_that_transformers_uses_otherwise_is_refused(tmp_path: Path) -> None
     edit(folder / "tokenizer_config.json", split_special_tokens=True)
     with pytest.raises(UnsupportedModelError, match="makes other ids"):
         portable_tokenizer(folder)
+
+
+def test_one_that_drops_merges_at_random_is_refused(tmp_path: Path) -> None:
+    folder = copied(tmp_path)
+    spoilt = json.loads((folder / "tokenizer.json").read_text())
+    spoilt["model"]["dropout"] = 1e-6
+    (folder / "tokenizer.json").write_text(json.dumps(spoilt))
+    with pytest.raises(UnsupportedModelError, match="set dropout to null"):
+        portable_tokenizer(folder)
+
+
+def test_one_with_parts_in_python_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As transformers gives RoFormer one that cuts Chinese words."""
+
+    class Whole:
+        def pre_tokenize(self, text: object) -> None:
+            pass
+
+    tokenizer = AutoTokenizer.from_pretrained(BUNDLED)
+    tokenizer.backend_tokenizer.pre_tokenizer = PreTokenizer.custom(Whole())
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda *_, **__: tokenizer)
+    with pytest.raises(UnsupportedModelError, match="has parts that are written in Python"):
+        portable_tokenizer(BUNDLED)
 
 
 def test_one_that_fails_on_ordinary_text_is_refused(tmp_path: Path) -> None:
@@ -208,5 +232,5 @@ def test_one_whose_decoder_fails_is_refused(tmp_path: Path) -> None:
     """This one panics on a text that is shorter than what it strips."""
     folder = copied(tmp_path)
     edit(folder / "tokenizer.json", decoder={"type": "Strip", "content": "Ġ", "start": 1, "stop": 1})
-    with pytest.raises(UnsupportedModelError, match=r"the decoder in the tokenizer.json of .* fails on tokens"):
+    with pytest.raises(UnsupportedModelError, match=r"the decoder of the tokenizer of .* fails on tokens"):
         portable_tokenizer(folder)

@@ -244,12 +244,18 @@ def tokenizer_file(folder: Path) -> Path:
 
 
 def _check_architecture(config: PreTrainedConfig, folder: Path) -> None:
-    text = config.get_text_config()
     if getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
             f"{folder} is an encoder-decoder ({config.model_type}); Outrider serves decoders only"
         )
-    layer_types = set(getattr(text, "layer_types", None) or ()) | set(getattr(text, "layers_block_type", None) or ())
+    try:
+        text = config.get_text_config()
+        layer_types = {*(getattr(text, "layer_types", None) or ()), *(getattr(text, "layers_block_type", None) or ())}
+    except Exception as error:  # several models of text, entries that are no lists
+        raise UnsupportedModelError(
+            f"{folder / 'config.json'} does not describe one decoder of text ({_said(error)}); take the config.json "
+            "that belongs to its weights"
+        ) from error
     if unknown := layer_types - _LAYER_TYPES - {"attention"}:
         raise UnsupportedModelError(
             f"{folder} ({config.model_type}) has layers of the kinds {sorted(unknown)}; only full and sliding "

@@ -54,6 +54,15 @@ class LayerInput(NamedTuple):
     arguments: Mapping[str, Any]
 
 
+class Look(NamedTuple):
+    """What a model does with a few tokens."""
+
+    layers: list[LayerInput]
+    """In order."""
+    logits: Tensor
+    """[N, V]"""
+
+
 class _Past(DynamicCache):
     """Says that some tokens came before, and keeps nothing."""
 
@@ -91,12 +100,12 @@ def num_positions(config: PreTrainedConfig) -> int:
     return min(max(stated, _PROBE_TOKENS), _POSITIONS_MAX)
 
 
-def layer_inputs(model: PreTrainedModel, positions: Sequence[int], *, num_past: int | None = None) -> list[LayerInput]:
-    """What the layers of `model` hand to their attention, in order, for as many tokens as there are `positions`.
+def look(model: PreTrainedModel, positions: Sequence[int], *, num_past: int | None = None) -> Look:
+    """What `model` does with as many tokens as there are `positions`, of which each attends to itself alone.
 
-    They attend to nothing: attention is zero. With `num_past` they are told of a cache that holds so many tokens, as
-    where transformers generates; without, of none, as the engine calls them. Raises UnsupportedModelError if a layer
-    does not use transformers' attention interface once (state-space and recurrent layers do not).
+    With `num_past` it is told of a cache that holds so many tokens, as where transformers generates; without, of none,
+    as the engine calls it. Raises UnsupportedModelError if a layer does not use transformers' attention interface once
+    (state-space and recurrent layers do not).
     """
     text_config = model.config.get_text_config()
     found: list[LayerInput] = []
@@ -104,14 +113,14 @@ def layer_inputs(model: PreTrainedModel, positions: Sequence[int], *, num_past: 
     try:
         model.set_attn_implementation(_RECORDING)
         with torch.inference_mode():
-            model(
+            logits = model(
                 input_ids=torch.zeros(1, len(positions), dtype=torch.int64, device=device),
                 position_ids=torch.tensor([positions], device=device),
                 use_cache=False,
-                logits_to_keep=1,
+                logits_to_keep=len(positions),
                 recorder=found,
                 past_key_values=None if num_past is None else _Past(num_past),
-            )
+            ).logits[0]
     except Exception as error:  # models raise whatever they meet
         raise UnsupportedModelError(
             f"models of type {text_config.model_type!r} cannot run on transformers' attention interface: {error}"
@@ -126,18 +135,18 @@ def layer_inputs(model: PreTrainedModel, positions: Sequence[int], *, num_past: 
             f"attention interface, in {len(layers)} calls, where each has to use it once; state-space or recurrent "
             "layers, attention of their own, or two attentions in one layer cannot be served"
         )
-    return [found[layers.index(layer)] for layer in range(num_layers)]
+    return Look([found[layers.index(layer)] for layer in range(num_layers)], logits)
 
 
 def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:
     """The facts of each layer in order, found by running a few tokens.
 
-    Raises UnsupportedModelError as `layer_inputs` does, or if a layer hands its attention something that the ragged
+    Raises UnsupportedModelError as `look` does, or if a layer hands its attention something that the ragged
     attention does not know: an argument, or a mask that is neither causal nor a sliding window.
     """
     windows: dict[MaskFunction, int | None] = {}
     # Told of a cache, even of an empty one, transformers does not wait for the device to see where texts begin.
-    layers = layer_inputs(model, range(_PROBE_TOKENS), num_past=0)
+    layers = look(model, range(_PROBE_TOKENS), num_past=0).layers
     return [_facts(each, windows, num_positions(model.config)) for each in layers]
 
 
@@ -183,7 +192,7 @@ def _recording_attention(
     **arguments: Any,
 ) -> tuple[Tensor, None]:
     recorder.append(LayerInput(module, query, key, value, attention_mask, arguments))
-    return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+    return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1).transpose(1, 2).contiguous(), None
 
 
 class _RecordedMask(Tensor):

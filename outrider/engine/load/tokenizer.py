@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -22,9 +23,6 @@ _SAMPLES = (
 )
 """Spaces, digits, composed and decomposed letters, scripts, emoji, contractions: what tokenizers treat differently."""
 
-_ENDS = KeyboardInterrupt, SystemExit
-"""What ends the process, and says nothing about a tokenizer."""
-
 
 def portable_tokenizer(folder: Path) -> PortableTokenizer:
     """The folder's tokenizer with what other files of the folder add to tokenizer.json.
@@ -32,48 +30,14 @@ def portable_tokenizer(folder: Path) -> PortableTokenizer:
     Raises UnsupportedModelError if there is none, or if what comes with it is too large.
     """
     tokenizer_file(folder)
-    try:
+    with _refusing(
+        f"transformers cannot load the tokenizer of {folder}",
+        "download it again, or upgrade tokenizers and transformers",
+    ):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except _ENDS:
-        raise
-    except BaseException as error:  # tokenizers, written in Rust, also panics, with an error that is no Exception
-        raise UnsupportedModelError(
-            f"transformers cannot load the tokenizer of {folder} ({type(error).__name__}: {_line(error)}); download it "
-            "again, or upgrade tokenizers and transformers"
-        ) from error
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if not isinstance(backend, Tokenizer):
-        raise UnsupportedModelError(
-            f"the tokenizer of {folder} ({type(tokenizer).__name__}) is written in Python, which cannot be handed to "
-            "the coordinator; convert it to a fast one and save_pretrained it into the folder"
-        )
-    portable = Tokenizer.from_str(backend.to_str())
-    portable.no_truncation()
-    portable.no_padding()
-    for text in _probes(portable):
-        try:
-            expected, found = tokenizer(text).input_ids, portable.encode(text).ids
-        except _ENDS:
-            raise
-        except BaseException as error:  # as above
-            raise UnsupportedModelError(
-                f"the tokenizer of {folder} ({type(tokenizer).__name__}) fails on {text[:40]!r} ({_line(error)}); name "
-                "the tokenizer_class in tokenizer_config.json that its tokenizer.json was made for"
-            ) from error
-        if expected != found:
-            raise UnsupportedModelError(
-                f"the tokenizer of {folder} ({type(tokenizer).__name__}) makes other ids of {text[:40]!r} in "
-                "transformers than its tokenizer.json says, so the coordinator could not make them"
-            )
-    try:
-        portable.decode_batch([[], *([token_id] for token_id in range(portable.get_vocab_size()))])
-    except _ENDS:
-        raise
-    except BaseException as error:  # as above
-        raise UnsupportedModelError(
-            f"the decoder in the tokenizer.json of {folder} fails on tokens of its vocabulary ({_line(error)}); "
-            "download it again, or take the decoder that the model was published with"
-        ) from error
+    described = f"the tokenizer of {folder} ({type(tokenizer).__name__})"
+    portable = _without_transformers(tokenizer, described)
+    _check(portable, tokenizer, described)
     templates = _chat_templates(tokenizer.chat_template)
     if any(template.startswith(LFS_POINTER.decode()) for template in templates.values()):
         raise UnsupportedModelError(
@@ -86,6 +50,49 @@ def portable_tokenizer(folder: Path) -> PortableTokenizer:
             f"{CHAT_TEMPLATE_BYTES_MAX} are allowed: take the templates that the model was published with"
         )
     return handed
+
+
+def _without_transformers(tokenizer: PreTrainedTokenizerBase, described: str) -> Tokenizer:
+    """What transformers' tokenizer works with. Raises UnsupportedModelError if that is not all there is to it."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not isinstance(backend, Tokenizer):
+        raise UnsupportedModelError(
+            f"{described} is written in Python, which cannot be handed to the coordinator; convert it to a fast one "
+            "and save_pretrained it into the folder"
+        )
+    with _refusing(
+        f"{described} has parts that are written in Python, which cannot be handed to the coordinator",
+        "name a tokenizer_class in tokenizer_config.json that has none",
+    ):
+        portable = Tokenizer.from_str(backend.to_str())
+    portable.no_truncation()
+    portable.no_padding()
+    return portable
+
+
+def _check(portable: Tokenizer, tokenizer: PreTrainedTokenizerBase, described: str) -> None:
+    """Raises UnsupportedModelError if the portable one spells otherwise than the one that it comes from, or fails."""
+    if getattr(portable.model, "dropout", None):
+        raise UnsupportedModelError(
+            f"{described} drops merges at random, as for training, so that one text has many spellings; set dropout to "
+            "null in tokenizer.json"
+        )
+    for text in _probes(portable):
+        with _refusing(
+            f"{described} fails on {text[:40]!r}",
+            "name the tokenizer_class in tokenizer_config.json that its tokenizer.json was made for",
+        ):
+            expected, found = tokenizer(text).input_ids, portable.encode(text).ids
+        if expected != found:
+            raise UnsupportedModelError(
+                f"{described} makes other ids of {text[:40]!r} in transformers than its tokenizer.json says, so the "
+                "coordinator could not make them"
+            )
+    with _refusing(
+        f"the decoder of {described} fails on tokens of its vocabulary",
+        "download it again, or take the decoder that the model was published with",
+    ):
+        portable.decode_batch([[], *([token_id] for token_id in range(portable.get_vocab_size()))])
 
 
 def _chat_templates(found: object) -> Mapping[str, str]:
@@ -101,5 +108,14 @@ def _probes(tokenizer: Tokenizer) -> Iterator[str]:
     yield "".join(added)
 
 
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), "")[:200]
+@contextmanager
+def _refusing(what: str, advice: str) -> Iterator[None]:
+    """Raises UnsupportedModelError for whatever is raised within: tokenizers, written in Rust, also panics, with an
+    error that is no Exception."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):  # they end the process, and say nothing about a tokenizer
+        raise
+    except BaseException as error:
+        line = next(iter(str(error).strip().splitlines()), "")[:200]
+        raise UnsupportedModelError(f"{what} ({type(error).__name__}: {line}); {advice}") from error
