@@ -22,7 +22,10 @@ template <int64_t kOutputs, int64_t kVectors, typename ValueOf>
 void add(const ValueOf& value_of, int64_t from, int64_t to, const float* const* weights, Floats* const* outputs,
          int64_t vector) {
   Floats sums[kOutputs][kVectors];
-  for (int64_t o = 0; o < kOutputs; ++o) std::memcpy(sums[o], outputs[o] + vector, sizeof(sums[o]));
+#pragma GCC unroll 4
+  for (int64_t o = 0; o < kOutputs; ++o)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) sums[o][v] = outputs[o][vector + v];
   for (int64_t cell = from; cell < to; ++cell)
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
@@ -30,7 +33,10 @@ void add(const ValueOf& value_of, int64_t from, int64_t to, const float* const* 
 #pragma GCC unroll 4
       for (int64_t o = 0; o < kOutputs; ++o) sums[o][v] += value * weights[o][cell];
     }
-  for (int64_t o = 0; o < kOutputs; ++o) std::memcpy(outputs[o] + vector, sums[o], sizeof(sums[o]));
+#pragma GCC unroll 4
+  for (int64_t o = 0; o < kOutputs; ++o)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) outputs[o][vector + v] = sums[o][v];
 }
 
 template <int64_t kOutputs, typename ValueOf>

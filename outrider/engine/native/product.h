@@ -139,7 +139,10 @@ class OnLanes {
   static void add(const Rows& rows, const Step& step, const uint8_t* const* panels, const uint8_t* const* next,
                   const Part& part, Sum (&kept)[kRows][kSides]) {
     Sum sums[kRows][kSides];
-    std::memcpy(sums, kept, sizeof(sums));
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int64_t side = 0; side < kSides; ++side) sums[row][side] = kept[row][side];
     const uint8_t* x = place(rows, step.row, 0);
     const auto add_word = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 12
@@ -162,7 +165,10 @@ class OnLanes {
       }
     }
     for (; k < part.end; ++k) add_word(k);
-    std::memcpy(kept, sums, sizeof(sums));
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int64_t side = 0; side < kSides; ++side) kept[row][side] = sums[row][side];
   }
 
   template <int64_t kSides>

@@ -92,9 +92,14 @@ template <int64_t kQueries, int64_t kTiles>
 void score(const Floats* turned, const float* queries, int64_t width, Floats* scores, int64_t stride) {
   Floats sums[kQueries][kTiles] = {};
   for (int64_t i = 0; i < width; ++i)
+#pragma GCC unroll 4
     for (int64_t q = 0; q < kQueries; ++q)
+#pragma GCC unroll 4
       for (int64_t tile = 0; tile < kTiles; ++tile) sums[q][tile] += turned[tile * width + i] * queries[q * width + i];
-  for (int64_t q = 0; q < kQueries; ++q) std::memcpy(scores + q * stride, sums[q], sizeof(sums[q]));
+#pragma GCC unroll 4
+  for (int64_t q = 0; q < kQueries; ++q)
+#pragma GCC unroll 4
+    for (int64_t tile = 0; tile < kTiles; ++tile) scores[q * stride + tile] = sums[q][tile];
 }
 
 template <int64_t kTiles>

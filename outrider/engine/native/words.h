@@ -78,15 +78,16 @@ struct PairOfNumbers {
   }
 
   PairOfNumbers(const Rows&, const uint8_t* row, int64_t word) {
-    std::memcpy(numbers, row + word * 2 * kWordBytes, sizeof(numbers));
+    std::memcpy(&first, row + 2 * word * kWordBytes, sizeof(first));
+    std::memcpy(&second, row + (2 * word + 1) * kWordBytes, sizeof(second));
   }
 
   Sum added(Sum sum, const uint8_t* line) const {
     const Ints pairs = loaded<Ints>(reinterpret_cast<const int32_t*>(line));
-    return sum + as<Floats>(pairs << 16) * numbers[0] + as<Floats>(pairs & ~0xFFFF) * numbers[1];
+    return sum + as<Floats>(pairs << 16) * first + as<Floats>(pairs & ~0xFFFF) * second;
   }
 
-  float numbers[2];
+  float first, second;
 #endif
 
   static Floats total(Sum sum, const Rows&, const uint8_t*) { return sum; }
