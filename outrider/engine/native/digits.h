@@ -34,8 +34,7 @@ Rounding rounded(const T* x, int64_t size, int8_t* high, int8_t* low) {
   constexpr int32_t kInfinity = 0x7F800000, kRounderBits = 0x4B400000;
   Ints peaks = {};
   for (int64_t first = 0; first < size; first += kLanes) {
-    const Ints bits = as<Ints>(loaded(x + first, size - first)) & 0x7FFFFFFF;
-    peaks = chosen(bits > peaks, bits, peaks);
+    peaks = larger(as<Ints>(loaded(x + first, size - first)) & 0x7FFFFFFF, peaks);
   }
   int32_t peak_bits = 0;
   for (const int32_t bits : each(peaks)) peak_bits = std::max(peak_bits, bits);
@@ -89,7 +88,7 @@ inline V added(V sums, const uint8_t* line, int32_t digits) {
     const __m256i even = _mm256_and_si256(weights, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(weights, 8);
     const __m256i even_digits = _mm256_srai_epi16(_mm256_slli_epi16(four, 8), 8);
     const __m256i odd_digits = _mm256_srai_epi16(four, 8);
-    return sums + as<V>(_mm256_madd_epi16(even, even_digits)) + as<V>(_mm256_madd_epi16(odd, odd_digits));
+    return sums + as<V>(_mm256_add_epi32(_mm256_madd_epi16(even, even_digits), _mm256_madd_epi16(odd, odd_digits)));
 #else
     V weights;
     std::memcpy(&weights, line, sizeof(weights));
