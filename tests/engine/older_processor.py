@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -26,10 +25,9 @@ LEVELS = {" ".join(level.flags): level for level in library.LEVELS}
 """By their flags for the compiler, the best one first."""
 
 
-def older() -> Iterator[str]:
-    """The levels of older processors than this one."""
-    fitting = [flags for flags, level in LEVELS.items() if level.needs <= library._features()]
-    yield from fitting[1:]
+def older() -> list[str]:
+    """The levels of older processors than this one, the best one first."""
+    return [flags for flags, level in LEVELS.items() if level.needs <= library._features()][1:]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -33,9 +33,8 @@ Rounding rounded(const T* x, int64_t size, int8_t* high, int8_t* low) {
   constexpr float kRounder = 12582912.0f;               // 1.5 * 2^23: what is added to it is rounded to a whole number
   constexpr int32_t kInfinity = 0x7F800000, kRounderBits = 0x4B400000;
   Ints peaks = {};
-  for (int64_t first = 0; first < size; first += kLanes) {
+  for (int64_t first = 0; first < size; first += kLanes)
     peaks = larger(as<Ints>(loaded(x + first, size - first)) & 0x7FFFFFFF, peaks);
-  }
   int32_t peak_bits = 0;
   for (const int32_t bits : each(peaks)) peak_bits = std::max(peak_bits, bits);
   float peak;
