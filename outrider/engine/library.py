@@ -39,10 +39,17 @@ _OR_DO_WITHOUT = "or do without: --compile off, and no --attention-backend nativ
 _REASON_LENGTH_MAX = 200
 """Longest part of another program's message that is passed on."""
 
-_FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC")
+_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fopenmp",
+    "-fPIC",
+    # for some processors GCC fuses no multiplication and addition in a loop with one sum, and does in one with several
+    "--param=avoid-fma-max-bits=0",
+)
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """Processors that run the same machine code."""
 
     flags: tuple[str, ...]
@@ -51,16 +58,20 @@ class _Level(NamedTuple):
     """Features by which Linux names them."""
 
 
-_LEVELS = (
-    _Level(
+_V3 = frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})
+_V4 = frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})
+
+LEVELS = (
+    Level(
         # tiles are used where the processor has them
         ("-march=x86-64-v4", "-mavx512bf16", "-mavx512vnni", "-mamx-tile", "-mamx-bf16"),
-        frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_bf16", "avx512_vnni"}),
+        _V4 | {"avx512_bf16", "avx512_vnni"},
     ),
-    _Level(("-march=x86-64-v4",), frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"})),
-    _Level(("-march=x86-64-v3",), frozenset({"avx2", "fma", "bmi1", "bmi2", "f16c", "movbe"})),
+    Level(("-march=x86-64-v4",), _V4),
+    Level(("-march=x86-64-v3", "-mavxvnni"), _V3 | {"avx_vnni"}),
+    Level(("-march=x86-64-v3",), _V3),
 )
-"""Of x86-64, the best one first. What they compute has the same bits in float32."""
+"""Of x86-64, the best one first. What they compute has the same bits in float32, and with weights in eight bits."""
 
 _THIS_PROCESSOR = ("-march=native",)
 
@@ -72,7 +83,7 @@ def processor() -> str:
 
 def find(cache: Path) -> Path | None:
     """The library for this processor, the package's or the one in the folder `cache`; None if it is to be built."""
-    fitting = [BUILT_BEFOREHAND / _name(level.flags) for level in _LEVELS if level.needs <= _features()]
+    fitting = [BUILT_BEFOREHAND / _name(level.flags) for level in LEVELS if level.needs <= _features()]
     return next((library for library in (*fitting, _of_this_processor(cache)) if library.exists()), None)
 
 
@@ -92,13 +103,13 @@ def build(cache: Path) -> Path:
     return library
 
 
-def build_beforehand() -> Iterator[Path]:
-    """Builds the libraries for all levels of x86-64, but those that are there; yields each when it is done.
+def build_beforehand(levels: Sequence[Level] = LEVELS) -> Iterator[Path]:
+    """Builds the libraries for `levels` of x86-64, but those that are there; yields each when it is done.
 
     Raises CannotCompileError if that cannot be.
     """
     BUILT_BEFOREHAND.mkdir(exist_ok=True)
-    for level in _LEVELS:
+    for level in levels:
         library = BUILT_BEFOREHAND / _name(level.flags)
         if not library.exists():
             _build(library, level.flags)

@@ -90,7 +90,7 @@ def levels() -> Callable[..., Any]:
 
 
 def has_linear(dtype: torch.dtype) -> bool:
-    """Whether this processor has products of few rows of such numbers."""
+    """Whether there are products of few rows of such numbers. The operators are loaded."""
     return bool(torch.ops.outrider_native.has_linear(dtype))
 
 

@@ -22,7 +22,10 @@ def beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return list(library.build_beforehand())
 
 
-@pytest.mark.parametrize(("features", "level"), [(f"{NEW} avx512_bf16 avx512_vnni amx_bf16", 0), (NEW, 1), (OLD, 2)])
+@pytest.mark.parametrize(
+    ("features", "level"),
+    [(f"{NEW} avx512_bf16 avx512_vnni amx_bf16", 0), (NEW, 1), (f"{OLD} avx_vnni", 2), (OLD, 3)],
+)
 def test_the_best_that_the_processor_runs_is_taken(
     beforehand: list[Path], features: str, level: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from outrider.engine import native
 from outrider.engine.compile.linear import PackedLinear, fuse_gates, fuse_siblings, pack, panels
 
 pytestmark = pytest.mark.usefixtures("native_operators")
@@ -21,8 +20,6 @@ NUMS_ROWS = (1, 2, 7, 12, 13, 16, 17, 31, 33, 64, 65, 100)
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    if not native.has_linear(request.param):
-        pytest.skip(f"this processor has no products of few rows of {request.param}")
     return request.param
 
 

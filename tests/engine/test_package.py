@@ -57,8 +57,6 @@ class Package(NamedTuple):
 def package(
     request: pytest.FixtureRequest, native_operators: None, tmp_path_factory: pytest.TempPathFactory
 ) -> Package:
-    if not native.has_linear(request.param):
-        pytest.skip(f"this processor has no products of few rows of {request.param}")
     made = Package(request.param, tmp_path_factory.mktemp("package") / "llama.pt2")
     compile_ahead(made.model(), made.path)
     return made

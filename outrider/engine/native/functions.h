@@ -6,7 +6,7 @@
 
 namespace outrider {
 
-inline Floats magnitude(Floats x) { return reinterpret_cast<Floats>(reinterpret_cast<Ints>(x) & 0x7FFFFFFF); }
+inline Floats magnitude(Floats x) { return as<Floats>(as<Ints>(x) & 0x7FFFFFFF); }
 
 // 1 / (1 + exp(-x)), from the exponential of what is not positive.
 inline Floats sigmoid(Floats x) {
@@ -70,16 +70,14 @@ inline float circular(double x, int64_t quarter) {
   return static_cast<float>(quarters & 2 ? -result : result);
 }
 
-inline Floats sine(Floats x) {
-  Floats result;
-  for (int64_t lane = 0; lane < kLanes; ++lane) result[lane] = circular(x[lane], 0);
-  return result;
+// `circular` of each lane.
+inline Floats circular(Floats x, int64_t quarter) {
+  std::array<float, kLanes> numbers = each(x);
+  for (float& number : numbers) number = circular(number, quarter);
+  return loaded(numbers.data());
 }
 
-inline Floats cosine(Floats x) {
-  Floats result;
-  for (int64_t lane = 0; lane < kLanes; ++lane) result[lane] = circular(x[lane], 1);
-  return result;
-}
+inline Floats sine(Floats x) { return circular(x, 0); }
+inline Floats cosine(Floats x) { return circular(x, 1); }
 
 }  // namespace outrider

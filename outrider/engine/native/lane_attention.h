@@ -11,7 +11,7 @@
 
 namespace outrider {
 
-constexpr int64_t kVectorsAtOnce = 4;   // of an output that stay in registers while values stream by
+constexpr int64_t kVectorsAtOnce = 4;   // of an output that stay in registers while values stream by, if there is room
 constexpr int64_t kOutputsAtOnce = 4;   // that share one reading of the values
 constexpr int64_t kValuesAtOnce = 128;  // cells whose values stay in a first-level cache
 
@@ -22,7 +22,10 @@ template <int64_t kOutputs, int64_t kVectors, typename ValueOf>
 void add(const ValueOf& value_of, int64_t from, int64_t to, const float* const* weights, Floats* const* outputs,
          int64_t vector) {
   Floats sums[kOutputs][kVectors];
-  for (int64_t o = 0; o < kOutputs; ++o) std::memcpy(sums[o], outputs[o] + vector, sizeof(sums[o]));
+#pragma GCC unroll 4
+  for (int64_t o = 0; o < kOutputs; ++o)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) sums[o][v] = outputs[o][vector + v];
   for (int64_t cell = from; cell < to; ++cell)
 #pragma GCC unroll 4
     for (int64_t v = 0; v < kVectors; ++v) {
@@ -30,15 +33,19 @@ void add(const ValueOf& value_of, int64_t from, int64_t to, const float* const* 
 #pragma GCC unroll 4
       for (int64_t o = 0; o < kOutputs; ++o) sums[o][v] += value * weights[o][cell];
     }
-  for (int64_t o = 0; o < kOutputs; ++o) std::memcpy(outputs[o] + vector, sums[o], sizeof(sums[o]));
+#pragma GCC unroll 4
+  for (int64_t o = 0; o < kOutputs; ++o)
+#pragma GCC unroll 4
+    for (int64_t v = 0; v < kVectors; ++v) outputs[o][vector + v] = sums[o][v];
 }
 
 template <int64_t kOutputs, typename ValueOf>
 void add_all(const ValueOf& value_of, int64_t from, int64_t to, const float* const* weights, Floats* const* outputs,
              int64_t num_vectors) {
+  constexpr int64_t kVectors = std::clamp<int64_t>(kSumsAtOnce / kOutputs, 1, kVectorsAtOnce);
   int64_t vector = 0;
-  for (; vector + kVectorsAtOnce <= num_vectors; vector += kVectorsAtOnce)
-    add<kOutputs, kVectorsAtOnce>(value_of, from, to, weights, outputs, vector);
+  for (; vector + kVectors <= num_vectors; vector += kVectors)
+    add<kOutputs, kVectors>(value_of, from, to, weights, outputs, vector);
   for (; vector < num_vectors; ++vector) add<kOutputs, 1>(value_of, from, to, weights, outputs, vector);
 }
 

@@ -16,7 +16,7 @@ using namespace outrider;
 using OptionalTensor = std::optional<at::Tensor>;
 
 // What the calling thread multiplies, kept from one product to the next: as large as its largest.
-thread_local std::vector<Line> input_space, inner_space, digit_space;
+thread_local std::vector<Line> input_space, inner_space, ready_space;
 
 // y[row][output] = bias[output] + sum over k of x[row][k] weight[output][k].
 template <typename On, typename T>
@@ -45,8 +45,10 @@ Rows gated(const Rows& rows, const Weight<T>& gate, const Weight<T>& up) {
         put(silu(gate.outputs(left, pair)) * up.outputs(right, pair), reinterpret_cast<T*>(On::place(inner, row, word)),
             up.size_of(pair));
       });
-  if constexpr (std::is_same_v<On, OnDigits>) return in_digits<T>(inner, digit_space);
-  return inner;
+  if constexpr (On::kWantsTiles)
+    return inner;
+  else
+    return On::template ready<T>(inner, ready_space);
 }
 
 // Whether panels hold weights in eight bits, and with them a line of scales.
@@ -62,7 +64,6 @@ void with_kernels(at::ScalarType type, const at::Tensor& panels, std::initialize
     if (type == at::kHalf) return work.template operator()<OnDigits, c10::Half>();
   }
   if (type == at::kFloat) return work.template operator()<OnLanes<OneNumber>, float>();
-#ifdef __AVX512BF16__
   if (type == at::kBFloat16) {
 #ifdef __AMX_BF16__
     if (has_tiles && std::ranges::all_of(sizes, [](int64_t size) { return size % kLineBytes == 0; }))
@@ -70,8 +71,7 @@ void with_kernels(at::ScalarType type, const at::Tensor& panels, std::initialize
 #endif
     return work.template operator()<OnLanes<PairOfNumbers>, c10::BFloat16>();
   }
-#endif
-  TORCH_CHECK(false, "this processor has no products of few rows of ", type);
+  TORCH_CHECK(false, "there are no products of few rows of ", type);
 }
 
 template <typename T>
@@ -132,18 +132,13 @@ at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const O
   return y;
 }
 
-// Whether `linear` knows numbers of this type on this processor.
-bool has_linear(at::ScalarType type) {
-#ifdef __AVX512BF16__
-  if (type == at::kBFloat16) return true;
-#endif
-  return type == at::kFloat;
-}
+// Whether `linear` knows numbers of this type.
+bool has_linear(at::ScalarType type) { return type == at::kFloat || type == at::kBFloat16; }
 
 // Whether rows of such numbers are multiplied faster with weights in eight bits than with weights of their own type.
 // Where tiles multiply, nobody has measured it.
 bool prefers_bytes(at::ScalarType type) {
-#ifdef __AVX512VNNI__
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #ifdef __AMX_BF16__
   return type != at::kBFloat16 || !has_tiles;
 #endif

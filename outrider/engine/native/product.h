@@ -45,11 +45,8 @@ struct Weight {
   }
 };
 
-// Two panels that are read side by side: two loads of weights for each row's word.
-struct Panels {
-  const uint8_t* left;
-  const uint8_t* right;
-};
+// Two panels, the left one and the right one, that are read side by side: two loads of weights for each row's word.
+using Panels = std::array<const uint8_t*, 2>;
 
 // The words from `begin` to `end` of a sum over K. Between two parts of the same rows and panels, sums are in `sums`.
 struct Part {
@@ -67,7 +64,7 @@ struct Step {
 template <typename T>
 void put(Floats sums, T* numbers, int64_t num) {
   alignas(kLineBytes) T narrow[kLanes];
-  narrowed(sums, narrow);
+  store(sums, narrow);
   if (num == kLanes)
     std::memcpy(numbers, narrow, sizeof(narrow));
   else
@@ -77,14 +74,22 @@ void put(Floats sums, T* numbers, int64_t num) {
 // A vector for each sum; rows lie one after another.
 template <typename Word>
 class OnLanes {
+  using Sum = typename Word::Sum;
+
  public:
   static constexpr bool kWantsTiles = false;
-  static constexpr int64_t kRowsPerStep = Word::kRowsPerStep;
-  static constexpr int64_t kSumsPerStep = kRowsPerStep * 2 * sizeof(typename Word::Sum) / sizeof(float);
+  static constexpr int64_t kSumsPerRow = sizeof(Sum) / sizeof(Floats);
+  static constexpr int64_t kRowsPerStep = std::min<int64_t>(kSumsAtOnce, 12) / kSumsPerRow;  // more would save little
+  static constexpr int64_t kSumsPerStep = kRowsPerStep * 2 * sizeof(Sum) / sizeof(float);
   static constexpr int64_t kLinesAhead = 256;  // that are fetched before they are wanted, of each of two panels
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
     return rows.data + row * rows.row_bytes + word * kWordBytes;
+  }
+
+  template <typename T>
+  static Rows ready(const Rows& rows, std::vector<Line>& space) {
+    return Word::template ready<T>(rows, space);
   }
 
   explicit OnLanes(int64_t) {}
@@ -108,45 +113,68 @@ class OnLanes {
     kernels[step.num_rows - 1](rows, step, panels, next, part, put);
   }
 
+  // Sums of some rows with both panels at once, or with one after the other where registers hold no more.
   template <int64_t kRows, typename Put>
   static void multiply(const Rows& rows, const Step& step, const Panels& panels, const Panels& next, const Part& part,
                        const Put& put) {
-    typename Word::Sum sums[kRows][2] = {};
+    constexpr int64_t kSides = 2 * kRows * kSumsPerRow <= kSumsAtOnce ? 2 : 1;
+    Sum sums[2 / kSides][kRows][kSides] = {};
     if (part.begin > 0) std::memcpy(sums, part.sums, sizeof(sums));
+    for (int64_t side = 0; side < 2; side += kSides)
+      add<kRows, kSides>(rows, step, &panels[side], &next[side], part, sums[side / kSides]);
+    if (!part.is_last) {
+      std::memcpy(part.sums, sums, sizeof(sums));
+      return;
+    }
     const uint8_t* x = place(rows, step.row, 0);
-    const auto add = [&](int64_t k) __attribute__((always_inline)) {
+    for (int64_t row = 0; row < kRows; ++row) {
+      const auto total = [&](int64_t side) {
+        return Word::total(sums[side / kSides][row][side % kSides], rows, x + row * rows.row_bytes);
+      };
+      put(step.pair, step.row + row, total(0), total(1));
+    }
+  }
+
+  template <int64_t kRows, int64_t kSides>
+  static void add(const Rows& rows, const Step& step, const uint8_t* const* panels, const uint8_t* const* next,
+                  const Part& part, Sum (&kept)[kRows][kSides]) {
+    Sum sums[kRows][kSides];
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int64_t side = 0; side < kSides; ++side) sums[row][side] = kept[row][side];
+    const uint8_t* x = place(rows, step.row, 0);
+    const auto add_word = [&](int64_t k) __attribute__((always_inline)) {
 #pragma GCC unroll 12
       for (int64_t row = 0; row < kRows; ++row) {
         const Word word(rows, x + row * rows.row_bytes, k);
-        sums[row][0] = word.added(sums[row][0], panels.left + k * kLineBytes);
-        sums[row][1] = word.added(sums[row][1], panels.right + k * kLineBytes);
+#pragma GCC unroll 2
+        for (int64_t side = 0; side < kSides; ++side)
+          sums[row][side] = word.added(sums[row][side], panels[side] + k * kLineBytes);
       }
     };
     int64_t k = part.begin;
     if (step.row == 0) {
       for (; k < part.end - kLinesAhead; ++k) {
-        fetch(panels, k + kLinesAhead);
-        add(k);
+        fetch<kSides>(panels, k + kLinesAhead);
+        add_word(k);
       }
       for (int64_t ahead = part.begin; k < part.end; ++k, ++ahead) {
-        fetch(next, ahead);
-        add(k);
+        fetch<kSides>(next, ahead);
+        add_word(k);
       }
     }
-    for (; k < part.end; ++k) add(k);
-    if (!part.is_last) {
-      std::memcpy(part.sums, sums, sizeof(sums));
-      return;
-    }
-    for (int64_t row = 0; row < kRows; ++row) {
-      const auto total = [&](int64_t side) { return Word::total(sums[row][side], rows, x + row * rows.row_bytes); };
-      put(step.pair, step.row + row, total(0), total(1));
-    }
+    for (; k < part.end; ++k) add_word(k);
+#pragma GCC unroll 12
+    for (int64_t row = 0; row < kRows; ++row)
+#pragma GCC unroll 2
+      for (int64_t side = 0; side < kSides; ++side) kept[row][side] = sums[row][side];
   }
 
-  static void fetch(const Panels& panels, int64_t line) {
-    _mm_prefetch(panels.left + line * kLineBytes, _MM_HINT_T1);
-    _mm_prefetch(panels.right + line * kLineBytes, _MM_HINT_T1);
+  template <int64_t kSides>
+  static void fetch(const uint8_t* const* panels, int64_t line) {
+#pragma GCC unroll 2
+    for (int64_t side = 0; side < kSides; ++side) __builtin_prefetch(panels[side] + line * kLineBytes, 0, 2);
   }
 };
 
@@ -229,12 +257,12 @@ class OnTiles {
     for (int64_t at = part.begin * kLineBytes; at < part.end * kLineBytes; at += kTileBytes) {
       if (is_fetching)
         for (int64_t line = 0; line < kTileBytes; line += kLineBytes) {
-          _mm_prefetch(panels.left + at + kBytesAhead + line, _MM_HINT_T0);
-          _mm_prefetch(panels.right + at + kBytesAhead + line, _MM_HINT_T0);
+          _mm_prefetch(panels[0] + at + kBytesAhead + line, _MM_HINT_T0);
+          _mm_prefetch(panels[1] + at + kBytesAhead + line, _MM_HINT_T0);
         }
       _tile_loadd(4, above + at, kLineBytes);
-      _tile_loadd(6, panels.left + at, kLineBytes);
-      _tile_loadd(7, panels.right + at, kLineBytes);
+      _tile_loadd(6, panels[0] + at, kLineBytes);
+      _tile_loadd(7, panels[1] + at, kLineBytes);
       _tile_dpbf16ps(0, 4, 6);
       _tile_dpbf16ps(1, 4, 7);
       if (kBelow) {
@@ -317,8 +345,8 @@ void for_rows(const at::Tensor& x, std::vector<Line>& space, const Work& work) {
       for (int64_t row = 0; row < num; ++row)
         for (int64_t word = 0; word < rows.num_words; word += kLanes, source += kLineBytes)
           std::memcpy(On::place(rows, row, word), source, kLineBytes);
-    } else if constexpr (std::is_same_v<On, OnDigits>) {
-      rows = in_digits<T>(rows, space);
+    } else {
+      rows = On::template ready<T>(rows, space);
     }
     work(rows, first);
   }

@@ -32,7 +32,7 @@ void apply(const T* x, T* y, int64_t size) {
     for (int64_t first = begin * kLanes; first < std::min(end * kLanes, size); first += kLanes) {
       T narrow[kLanes];
       const int64_t num = std::min(kLanes, size - first);
-      narrowed(kFunction(loaded(x + first, num)), narrow);
+      store(kFunction(loaded(x + first, num)), narrow);
       std::memcpy(y + first, narrow, num * sizeof(T));
     }
   });
@@ -55,9 +55,7 @@ float summed(const T* row, int64_t size) {
     else
       sums += some;
   }
-  float sum = 0.0f;
-  for (int64_t lane = 0; lane < kLanes; ++lane) sum += sums[lane];
-  return sum;
+  return outrider::summed(sums);
 }
 
 template <typename T>

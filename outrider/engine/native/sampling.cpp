@@ -36,10 +36,8 @@ constexpr float kRounding = 1e-4f, kRelativeRounding = 1e-6f;
 // Sums of float32 weights may be off by this share of the row's. Generous: a weight of exp(-10) is off by 1e-6 of itself.
 constexpr double kDoubt = 1e-5;
 
-using Words = uint64_t __attribute__((vector_size(kWords * sizeof(uint64_t))));
-using SignedWords = int64_t __attribute__((vector_size(kWords * sizeof(int64_t))));
-using Doubles = double __attribute__((vector_size(kWords * sizeof(double))));
-using HalfFloats = float __attribute__((vector_size(kWords * sizeof(float))));
+using Words = Lanes<uint64_t, kWords>;
+using Doubles = Lanes<double, kWords>;
 
 // The finaliser of noise.py, of one word or of eight.
 template <typename T>
@@ -60,26 +58,26 @@ inline double exact_noise(uint64_t stream, int64_t token) {
   return -std::log(-std::log(uniform));
 }
 
-// The uniforms of eight tokens, and how far they are from 1, which float32 could not tell from the uniforms.
-inline HalfFloats uniforms_of(Words word, HalfFloats& distances) {
-  const SignedWords high = reinterpret_cast<SignedWords>(word >> 12);
-  const Doubles uniform = (__builtin_convertvector(high, Doubles) + 0.5) * kUnit;
-  distances = __builtin_convertvector(1.0 - uniform, HalfFloats);
-  return __builtin_convertvector(uniform, HalfFloats);
+// The uniforms of eight tokens. The bits of a word are the fraction of a number from 1 to 2; nothing is rounded.
+inline Doubles uniforms_of(Words word) {
+  constexpr uint64_t kOne = 0x3FF0000000000000;
+  return as<Doubles>(word >> 12 | kOne) - (1.0 - 0.5 * kUnit);
 }
 
 // By how much the words of eight neighbouring tokens exceed that of the first, before they are mixed.
-constexpr Words kSteps = {0, kGamma, 2 * kGamma, 3 * kGamma, 4 * kGamma, 5 * kGamma, 6 * kGamma, 7 * kGamma};
+constexpr std::array<uint64_t, kWords> kSteps = {0,          kGamma,     2 * kGamma, 3 * kGamma,
+                                                 4 * kGamma, 5 * kGamma, 6 * kGamma, 7 * kGamma};
+
+constexpr std::array<int32_t, kLanes> kLaneNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Gumbel noise of the sixteen tokens from `first` on, in float32.
 inline Floats quick_noise(uint64_t stream, int64_t first) {
-  alignas(64) float uniforms[kLanes], distances[kLanes];
-  for (int64_t half = 0; half < 2; ++half) {
-    const Words word = kSteps + (stream + static_cast<uint64_t>(first + half * kWords + 1) * kGamma);
-    HalfFloats distance;
-    const HalfFloats uniform = uniforms_of(mixed(word), distance);
-    std::memcpy(uniforms + half * kWords, &uniform, sizeof(uniform));
-    std::memcpy(distances + half * kWords, &distance, sizeof(distance));
+  alignas(64) float uniforms[kLanes], distances[kLanes];  // from 1, which float32 could not tell from the uniforms
+  for (int64_t half = 0; half < kLanes; half += kWords) {
+    const Words word = loaded<Words>(kSteps.data()) + (stream + static_cast<uint64_t>(first + half + 1) * kGamma);
+    const Doubles uniform = uniforms_of(mixed(word));
+    store(uniform, uniforms + half);
+    store(1.0 - uniform, distances + half);
   }
   const Floats u = loaded(uniforms), d = loaded(distances);
   // -log(1 - d) for small d by its series; elsewhere log(u) has digits enough.
@@ -94,8 +92,7 @@ inline Floats quick_noise(uint64_t stream, int64_t first) {
 }
 
 inline float largest_lane(Floats lanes) {
-  const float* each = reinterpret_cast<const float*>(&lanes);
-  return *std::max_element(each, each + kLanes);
+  return std::ranges::max(each(lanes));
 }
 
 struct Shape {
@@ -144,13 +141,12 @@ class Row {
     const float inverse = static_cast<float>(1.0 / shape_.temperature);
     for (int64_t v = 0; v < padded_size_; v += kLanes) {
       const Floats x = loaded(logits_ + v);
-      Ints ids;
-      for (int64_t i = 0; i < kLanes; ++i) ids[i] = static_cast<int32_t>(v + i);
-      const Ints ahead = (x > all(logit)) | ((x == all(logit)) & (ids < Ints{} + static_cast<int32_t>(token)));
+      const Ints ids = loaded<Ints>(kLaneNumbers.data()) + static_cast<int32_t>(v);
+      const auto ahead = each((x > all(logit)) | ((x == all(logit)) & (ids < Ints{} + static_cast<int32_t>(token))));
       bool any = false;
       for (int64_t i = 0; i < kLanes; ++i) any |= ahead[i] != 0;
       if (!any) continue;
-      const Floats weights = exponential((x - largest_) * inverse);
+      const auto weights = each(exponential((x - largest_) * inverse));
       for (int64_t i = 0; i < kLanes; ++i)
         if (ahead[i]) {
           ++count;
@@ -165,15 +161,10 @@ class Row {
     const float inverse = static_cast<float>(1.0 / shape_.temperature);
     Doubles sums = {};
     for (int64_t v = 0; v < padded_size_; v += kLanes) {
-      const Floats weights = exponential((loaded(logits_ + v) - largest_) * inverse);
-      HalfFloats low, high;
-      std::memcpy(&low, &weights, sizeof(low));
-      std::memcpy(&high, reinterpret_cast<const float*>(&weights) + kWords, sizeof(high));
-      sums += __builtin_convertvector(low, Doubles) + __builtin_convertvector(high, Doubles);
+      const auto weights = each(exponential((loaded(logits_ + v) - largest_) * inverse));
+      sums += loaded<Doubles>(weights.data()) + loaded<Doubles>(weights.data() + kWords);
     }
-    mass_ = 0.0;
-    for (int64_t i = 0; i < kWords; ++i) mass_ += sums[i];
-    return mass_;
+    return mass_ = summed(sums);
   }
 
   double surviving_mass() {

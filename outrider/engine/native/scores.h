@@ -18,33 +18,45 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 inline int64_t padded(int64_t size) { return (size + kLanes - 1) / kLanes * kLanes; }
 
 // Exchanges blocks of `kSize` by `kSize` numbers across the diagonal of blocks twice as large.
-template <int32_t kSize>
-inline void exchange(Floats (&rows)[kLanes]) {
+template <int32_t kSize, typename V, int32_t... kLane>
+inline void exchange(V (&rows)[sizeof...(kLane)], std::integer_sequence<int32_t, kLane...>) {
+  constexpr int32_t kNum = sizeof...(kLane);
   constexpr auto place = [](int32_t lane, bool lower) -> int32_t {
     const bool is_right = lane & kSize;
-    return lower == is_right ? lane + (lower ? kLanes : 0) : lower ? lane + kSize : lane + kLanes - kSize;
+    return lower == is_right ? lane + (lower ? kNum : 0) : lower ? lane + kSize : lane + kNum - kSize;
   };
-  constexpr auto order = [place](bool lower) {
-    return Ints{place(0, lower),  place(1, lower),  place(2, lower),  place(3, lower),
-                place(4, lower),  place(5, lower),  place(6, lower),  place(7, lower),
-                place(8, lower),  place(9, lower),  place(10, lower), place(11, lower),
-                place(12, lower), place(13, lower), place(14, lower), place(15, lower)};
-  };
+  using Order = Lanes<int32_t, kNum>;
 #pragma GCC unroll 16
-  for (int64_t row = 0; row < kLanes; ++row)
+  for (int32_t row = 0; row < kNum; ++row)
     if (!(row & kSize)) {
-      const Floats above = rows[row], below = rows[row + kSize];
-      rows[row] = __builtin_shuffle(above, below, order(false));
-      rows[row + kSize] = __builtin_shuffle(above, below, order(true));
+      const V above = rows[row], below = rows[row + kSize];
+      rows[row] = __builtin_shuffle(above, below, Order{place(kLane, false)...});
+      rows[row + kSize] = __builtin_shuffle(above, below, Order{place(kLane, true)...});
     }
 }
 
-// Sixteen rows of sixteen numbers become their columns.
-inline void transpose(Floats (&rows)[kLanes]) {
-  exchange<1>(rows);
-  exchange<2>(rows);
-  exchange<4>(rows);
-  exchange<8>(rows);
+// Rows of as many numbers as there are rows become their columns.
+template <typename V, size_t kNum>
+inline void transpose(V (&rows)[kNum]) {
+  if constexpr (InHalves<V>) {
+    constexpr size_t kHalf = kNum / 2;
+    decltype(V::low) blocks[2][2][kHalf];
+    for (size_t side = 0; side < 2; ++side)
+      for (size_t row = 0; row < kHalf; ++row) {
+        blocks[side][0][row] = rows[side * kHalf + row].low;
+        blocks[side][1][row] = rows[side * kHalf + row].high;
+      }
+    for (auto& side : blocks)
+      for (auto& block : side) transpose(block);
+    for (size_t side = 0; side < 2; ++side)
+      for (size_t row = 0; row < kHalf; ++row) rows[side * kHalf + row] = {blocks[0][side][row], blocks[1][side][row]};
+  } else {
+    constexpr auto lanes = std::make_integer_sequence<int32_t, kNum>();
+    exchange<1>(rows, lanes);
+    exchange<2>(rows, lanes);
+    if constexpr (kNum > 4) exchange<4>(rows, lanes);
+    if constexpr (kNum > 8) exchange<8>(rows, lanes);
+  }
 }
 
 // Turns the keys of up to sixteen cells: `turned[i]` holds number i of each. `key_of(cell)` says where a key is.
@@ -61,9 +73,9 @@ void turn_keys(int64_t num_cells, int64_t key_size, const KeyOf& key_of, Floats*
       transpose(rows);
 #pragma GCC unroll 16
       for (int64_t i = 0; i < kLanes; ++i) {
-        const Ints both = reinterpret_cast<Ints>(rows[i]);
-        turned[first + 2 * i] = reinterpret_cast<Floats>(both << 16);
-        turned[first + 2 * i + 1] = reinterpret_cast<Floats>(both >> 16 << 16);
+        const Ints both = as<Ints>(rows[i]);
+        turned[first + 2 * i] = as<Floats>(both << 16);
+        turned[first + 2 * i + 1] = as<Floats>(both >> 16 << 16);
       }
     }
   for (; first < key_size; first += kLanes) {
@@ -80,17 +92,25 @@ template <int64_t kQueries, int64_t kTiles>
 void score(const Floats* turned, const float* queries, int64_t width, Floats* scores, int64_t stride) {
   Floats sums[kQueries][kTiles] = {};
   for (int64_t i = 0; i < width; ++i)
+#pragma GCC unroll 4
     for (int64_t q = 0; q < kQueries; ++q)
+#pragma GCC unroll 4
       for (int64_t tile = 0; tile < kTiles; ++tile) sums[q][tile] += turned[tile * width + i] * queries[q * width + i];
-  for (int64_t q = 0; q < kQueries; ++q) std::memcpy(scores + q * stride, sums[q], sizeof(sums[q]));
+#pragma GCC unroll 4
+  for (int64_t q = 0; q < kQueries; ++q)
+#pragma GCC unroll 4
+    for (int64_t tile = 0; tile < kTiles; ++tile) scores[q * stride + tile] = sums[q][tile];
 }
 
 template <int64_t kTiles>
 void score_all(const Floats* turned, const float* queries, int64_t num_queries, int64_t width, Floats* scores,
                int64_t stride) {
+  constexpr int64_t kTogether = std::clamp<int64_t>(kSumsAtOnce / kQueriesAtOnce, 1, kTiles);
   int64_t q = 0;
   for (; q + kQueriesAtOnce <= num_queries; q += kQueriesAtOnce)
-    score<kQueriesAtOnce, kTiles>(turned, queries + q * width, width, scores + q * stride, stride);
+    for (int64_t tile = 0; tile < kTiles; tile += kTogether)
+      score<kQueriesAtOnce, kTogether>(turned + tile * width, queries + q * width, width, scores + q * stride + tile,
+                                       stride);
   for (; q < num_queries; ++q) score<1, kTiles>(turned, queries + q * width, width, scores + q * stride, stride);
 }
 
@@ -100,15 +120,14 @@ inline float weigh(Floats* scores, int64_t num_tiles, float sink) {
   for (int64_t tile = 0; tile < num_tiles; ++tile)
     highest = chosen(scores[tile] > highest, scores[tile], highest);
   float largest = std::max(sink, std::numeric_limits<float>::lowest());
-  for (int64_t lane = 0; lane < kLanes; ++lane) largest = std::max(largest, highest[lane]);
-  Floats totals = exponential(all(sink) - largest) * Floats{1.0f};
+  for (const float score : each(highest)) largest = std::max(largest, score);
+  constexpr std::array<float, kLanes> kFirst = {1.0f};
+  Floats totals = exponential(all(sink) - largest) * loaded(kFirst.data());
   for (int64_t tile = 0; tile < num_tiles; ++tile) {
     scores[tile] = exponential(scores[tile] - largest);
     totals += scores[tile];
   }
-  float total = 0.0f;
-  for (int64_t lane = 0; lane < kLanes; ++lane) total += totals[lane];
-  return total;
+  return summed(totals);
 }
 
 }  // namespace outrider

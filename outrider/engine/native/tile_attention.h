@@ -78,7 +78,7 @@ class TileAttention {
       Number* output = layer.output + pair.token * layer.output_token_stride + pair.head * layer.output_head_stride;
       const Floats* sums = sums_of(layer, index);
       for (int64_t v = 0; v < layer.value_size / kLanes; ++v)
-        narrowed(sums[v] * (1.0f / totals[index]), output + v * kLanes);
+        store(sums[v] * (1.0f / totals[index]), output + v * kLanes);
     }
   }
 
@@ -120,7 +120,7 @@ class TileAttention {
   template <typename KeyOf>
   void turn(int64_t num_cells, int64_t num_parts, const KeyOf& key_of, int64_t first) {
     for (int64_t part = 0; part < num_parts; ++part) {
-      Floats* words = reinterpret_cast<Floats*>(&keys_[(first + part) * kTileLines]);
+      auto& words = reinterpret_cast<Floats(&)[kLanes]>(keys_[(first + part) * kTileLines]);
       for (int64_t cell = 0; cell < num_cells; ++cell)
         std::memcpy(&words[cell], key_of(cell) + part * kTileNumbers, sizeof(Floats));
       for (int64_t cell = num_cells; cell < kLanes; ++cell) words[cell] = Floats{};

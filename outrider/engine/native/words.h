@@ -28,9 +28,14 @@ inline Rows made_rows(int64_t num_rows, int64_t row_bytes, std::vector<Line>& sp
 // One float32.
 struct OneNumber {
   using Sum = Floats;
-  static constexpr int64_t kRowsPerStep = 12;  // 24 sums, two lines of weights and a word fill 27 of 32 vector registers
 
-  OneNumber(const Rows& rows, const uint8_t* row, int64_t word) {
+  // The rows as this wants them.
+  template <typename T>
+  static Rows ready(const Rows& rows, std::vector<Line>&) {
+    return rows;
+  }
+
+  OneNumber(const Rows&, const uint8_t* row, int64_t word) {
     std::memcpy(&number, row + word * kWordBytes, kWordBytes);
   }
 
@@ -41,13 +46,17 @@ struct OneNumber {
   float number;
 };
 
-#ifdef __AVX512BF16__
-// Two bfloat16.
+// Two bfloat16. Where no instruction multiplies them a row has them in float32, and weights are widened on their way.
 struct PairOfNumbers {
   using Sum = Floats;
-  static constexpr int64_t kRowsPerStep = OneNumber::kRowsPerStep;
 
-  PairOfNumbers(const Rows& rows, const uint8_t* row, int64_t word) {
+#ifdef __AVX512BF16__
+  template <typename T>
+  static Rows ready(const Rows& rows, std::vector<Line>&) {
+    return rows;
+  }
+
+  PairOfNumbers(const Rows&, const uint8_t* row, int64_t word) {
     std::memcpy(&bits, row + word * kWordBytes, kWordBytes);
   }
 
@@ -57,10 +66,31 @@ struct PairOfNumbers {
                                                      reinterpret_cast<__m512bh>(_mm512_loadu_si512(line))));
   }
 
-  static Floats total(Sum sum, const Rows&, const uint8_t*) { return sum; }
-
   int32_t bits;
-};
+#else
+  template <typename T>
+  static Rows ready(const Rows& rows, std::vector<Line>& space) {
+    Rows wide = made_rows(rows.num_rows, 2 * rows.row_bytes, space);
+    wide.num_words = rows.num_words;
+    const int64_t num = 2 * rows.num_rows * rows.num_words;
+    widen(reinterpret_cast<const c10::BFloat16*>(rows.data), reinterpret_cast<float*>(wide.data), num, num);
+    return wide;
+  }
+
+  PairOfNumbers(const Rows&, const uint8_t* row, int64_t word) {
+    std::memcpy(&first, row + 2 * word * kWordBytes, sizeof(first));
+    std::memcpy(&second, row + (2 * word + 1) * kWordBytes, sizeof(second));
+  }
+
+  Sum added(Sum sum, const uint8_t* line) const {
+    const Ints pairs = loaded<Ints>(reinterpret_cast<const int32_t*>(line));
+    return sum + as<Floats>(pairs << 16) * first + as<Floats>(pairs & ~0xFFFF) * second;
+  }
+
+  float first, second;
 #endif
+
+  static Floats total(Sum sum, const Rows&, const uint8_t*) { return sum; }
+};
 
 }  // namespace outrider
