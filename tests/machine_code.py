@@ -7,8 +7,6 @@ start several at once: what one of them does in vain, all of them do.
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
 
 from outrider.engine import library
 from outrider.engine.library import CannotCompileError
@@ -17,12 +15,7 @@ from outrider.worker.config import default_compile_cache
 
 def build() -> None:
     """On all cores, unless they are there. Who comes meanwhile waits; who cannot goes on without."""
-    sources = os.open(library.SOURCES[0].parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(sources, fcntl.LOCK_EX)
-        cache = default_compile_cache()
-        if library.find(cache) is None:
-            with contextlib.suppress(CannotCompileError):
-                library.build(cache)
-    finally:
-        os.close(sources)
+    cache = default_compile_cache()
+    if library.find(cache) is None:
+        with contextlib.suppress(CannotCompileError):
+            library.build(cache)

@@ -6,7 +6,10 @@ needs torch, in the release that is to run them, and a compiler.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import platform
 import subprocess
 from collections import deque
@@ -88,7 +91,8 @@ def find(cache: Path) -> Path | None:
 
 
 def build(cache: Path) -> Path:
-    """Builds the library for this processor into the folder `cache`; takes half a minute.
+    """Builds the library for this processor into the folder `cache`, which takes half a minute, or waits for another
+    process that does.
 
     Raises CannotCompileError if it cannot be built.
     """
@@ -97,7 +101,9 @@ def build(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if runs_nothing(cache):
             raise _cannot_be_built(f"{cache} is mounted noexec")
-        _build(library, _THIS_PROCESSOR)
+        with _alone(cache):
+            if not library.exists():
+                _build(library, _THIS_PROCESSOR)
     except OSError as error:
         raise _cannot_be_built(error.strerror or str(error)) from error
     return library
@@ -114,6 +120,18 @@ def build_beforehand(levels: Sequence[Level] = LEVELS) -> Iterator[Path]:
         if not library.exists():
             _build(library, level.flags)
         yield library
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; as many as come where the file system has no locks."""
+    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
 
 
 def _of_this_processor(cache: Path) -> Path:
@@ -161,7 +179,9 @@ def _run(commands: Sequence[list[str]]) -> None:
             _, stderr = running[0].communicate()
             status = running.popleft().returncode
             if status:
-                raise _cannot_be_built(next(iter(stderr.strip().splitlines()), f"status {status}"))
+                said = stderr.strip().splitlines()
+                errors = (line for line in said if "error" in line)  # after where it was included from
+                raise _cannot_be_built(next(errors, said[0] if said else f"status {status}"))
     finally:
         for process in running:
             process.kill()
