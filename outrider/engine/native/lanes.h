@@ -101,6 +101,17 @@ inline void store(V lanes, T* numbers) {
   }
 }
 
+// Writes all lanes, or the first `num` of them.
+template <typename T>
+inline void put(Floats lanes, T* numbers, int64_t num) {
+  alignas(64) T narrow[kLanes];
+  store(lanes, narrow);
+  if (num == kLanes)
+    std::memcpy(numbers, narrow, sizeof(narrow));
+  else
+    std::memcpy(numbers, narrow, num * sizeof(T));
+}
+
 // The lanes one by one.
 template <typename V>
 inline std::array<LaneOf<V>, kNumLanes<V>> each(V lanes) {

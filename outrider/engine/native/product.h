@@ -60,17 +60,6 @@ struct Step {
   int64_t pair, row, num_rows;
 };
 
-// Writes sixteen sums, or the first `num` of them.
-template <typename T>
-void put(Floats sums, T* numbers, int64_t num) {
-  alignas(kLineBytes) T narrow[kLanes];
-  store(sums, narrow);
-  if (num == kLanes)
-    std::memcpy(numbers, narrow, sizeof(narrow));
-  else
-    std::memcpy(numbers, narrow, num * sizeof(T));
-}
-
 // A vector for each sum; rows lie one after another.
 template <typename Word>
 class OnLanes {
