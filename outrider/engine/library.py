@@ -101,7 +101,7 @@ def build(cache: Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)
         if runs_nothing(cache):
             raise _cannot_be_built(f"{cache} is mounted noexec")
-        with _alone(cache):
+        with _alone():
             if not library.exists():
                 _build(library, _THIS_PROCESSOR)
     except OSError as error:
@@ -123,9 +123,9 @@ def build_beforehand(levels: Sequence[Level] = LEVELS) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; as many as come where the file system has no locks."""
-    held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _alone() -> Iterator[None]:
+    """Of the processes that share these sources one at a time; as many as come where their file system has no locks."""
+    held = os.open(_FOLDER, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)

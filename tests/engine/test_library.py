@@ -53,7 +53,7 @@ def test_an_old_processor_and_another_torch_get_what_is_built_here(
 
 def test_of_two_that_need_it_one_builds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(path: Path, flags: tuple[str, ...]) -> None:
-        other = os.open(tmp_path, os.O_RDONLY)
+        other = os.open(library._FOLDER, os.O_RDONLY)
         with pytest.raises(BlockingIOError):
             fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(other)
