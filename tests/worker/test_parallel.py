@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from draft_service.drafter import Drafter, DraftStream
-from outrider.core.draft.session import DraftSession
+from outrider.core.draft.session import NODES_BEFORE_FIRST_COMMIT_MAX, DraftSession
 from outrider.core.protocol.messages import Commitment, DraftOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.core.protocol.tree import Node
@@ -182,14 +182,16 @@ async def test_credit_and_the_lines_end_bound_it(max_run_ahead: int, width: int)
     drafter = drafter_of(build("llama", layers=1))
     session = opened(drafter, SAMPLINGS[1], width=width, max_run_ahead=max_run_ahead)
     state = state_of(drafter, session)
-    for _ in range(200):
-        if step(drafter) is None:
-            break
-        assert state.tree.num_live <= max_run_ahead
-    else:
-        raise AssertionError("no end in sight")
-    assert state.tree.num_live > max_run_ahead - 2 * width
-    assert state._frontier.num_reserved == 0
+    for num_nodes_max in (min(max_run_ahead, NODES_BEFORE_FIRST_COMMIT_MAX), max_run_ahead):
+        for _ in range(200):
+            if step(drafter) is None:
+                break
+            assert state.tree.num_live <= num_nodes_max
+        else:
+            raise AssertionError("no end in sight")
+        assert state.tree.num_live > num_nodes_max - 2 * width
+        assert state._frontier.num_reserved == 0
+        drafter.commit(session, Commitment(len(state.line), [0], rollback=True))
 
 
 @pytest.mark.parametrize(("per_token", "num_masks"), [(0.0, NUM_POSITIONS - 1), (1000.0, 0)])
