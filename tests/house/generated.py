@@ -46,7 +46,10 @@ PAIRS = {
 """The results that README quotes: what the target is, and the file in `bench/results`."""
 
 _RIVALS = re.compile(r"(sync|pearl)_\d+|amusd")
-"""Modes that are other systems' rules on Outrider's own engine."""
+"""Modes that are other systems' rules on Outrider's own engine and services."""
+
+_IN_ONE_PROCESS = re.compile(r"colocated_\d+")
+"""Modes that draft in the target's own process, in turn with it."""
 
 _PART = re.compile(r"(<!-- made by make docs: (\w+) -->\n).*?(<!-- end of \2 -->)", flags=re.S)
 
@@ -104,7 +107,8 @@ def layers() -> str:
 
 
 def results() -> str:
-    """A row for each pair and temperature: the target alone, Outrider, and the best of other systems' rules."""
+    """A row for each pair and temperature: the target alone, Outrider, and the best of other systems' rules, over
+    services and in the target's process."""
     return _table(
         [
             "target",
@@ -112,7 +116,8 @@ def results() -> str:
             "target alone",
             "Outrider",
             "times faster (95 % interval)",
-            "best rule of others, same engine",
+            "best rule of others, same services",
+            "in turn, in one process",
         ],
         [_result(pair, at) for pair, name in PAIRS.items() for at in _measured(name)],
     )
@@ -211,7 +216,7 @@ def _measured(name: str) -> list[dict[str, Any]]:
 
 def _result(pair: str, at: dict[str, Any]) -> list[str]:
     ms = {mode: measured["ms_per_token"] for mode, measured in at["modes"].items()}
-    rival = min((mode for mode in ms if _RIVALS.fullmatch(mode)), key=ms.__getitem__)
+    rival, in_turn = (min(filter(kind.fullmatch, ms), key=ms.__getitem__) for kind in (_RIVALS, _IN_ONE_PROCESS))
     speed_up = at["modes"]["outrider"]["speed_up"]
     low, high = speed_up["ratio_of_sums_95"]
     return [
@@ -221,6 +226,7 @@ def _result(pair: str, at: dict[str, Any]) -> list[str]:
         f"{ms['outrider']:.2f} ms",
         f"{speed_up['ratio_of_sums']:.2f} ({low:.2f} to {high:.2f})",
         f"{ms[rival]:.2f} ms (`{rival}`)",
+        f"{ms[in_turn]:.2f} ms (`{in_turn}`)",
     ]
 
 
