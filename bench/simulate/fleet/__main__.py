@@ -39,7 +39,8 @@ def main(
 
     With `--confirm` the exit status is 1 if services and virtual clock differ by more than 15 %.
     """
-    runs = [*(sizes(settings, scale) if scale else ()), *(faults(settings) if strike else ())]
+    growing = list(sizes(settings, scale)) if scale else []
+    runs = [*growing, *(faults(settings) if strike else ())]
     rows = measure(runs or [Run(settings=settings)])
     default_console().print(in_terminal("verifiers + drafters", COLUMNS, [(name(row), row) for row in rows]))
     result = {"benchmark": "bench.simulate.fleet", "machine": machine.facts(), "rows": rows}
@@ -57,7 +58,7 @@ def main(
     if plots is not None:
         from bench.simulate.fleet.plots import plot
 
-        plot([row for row in rows if not row["faults"]], plots)
+        plot(rows[: len(growing)] if growing else rows, plots)
     if not all(map(agrees, result.get("confirmed", ()))):
         raise typer.Exit(1)
 

@@ -25,8 +25,8 @@ VERIFIERS_PER_COORDINATOR = (1, 4, 16)
 FAULTS = ("none", "kill", "freeze", "drain")
 """What happens to one verifier of sixteen."""
 
-FAULT_SECONDS = 1.0
-"""After the time that counts has begun."""
+FAULT_SHARE = 1 / 3
+"""Of the time that counts, before it happens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +61,7 @@ def faults(settings: Settings) -> Iterator[Run]:
     shape = Shape(
         num_verifiers=16, num_drafters=16, num_coordinators=16, num_clients=16 * CLIENTS_PER_VERIFIER, max_sessions=64
     )
-    seconds = settings.warm_up_seconds + FAULT_SECONDS
+    seconds = settings.warm_up_seconds + settings.seconds * FAULT_SHARE
     for fault in FAULTS:
         struck = () if fault == "none" else (FaultAt(seconds=seconds, worker="verify-0", fault=fault),)
         yield Run(settings=replace(settings, shape=shape), faults=struck)
