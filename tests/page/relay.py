@@ -15,10 +15,15 @@ class Relay:
         self.num_cuts = 0
         self._port = port
         self._bytes_left: int | None = None
+        self._cut = asyncio.Event()
 
-    def cut_after(self, num_bytes: int) -> None:
-        """The connection that brings the browser so many more bytes is broken off."""
+    def hold_after(self, num_bytes: int) -> None:
+        """The connection that brings the browser so many more bytes brings no more until it is cut."""
         self._bytes_left = num_bytes
+
+    def cut(self) -> None:
+        """The connection that is held, or will be, is broken off."""
+        self._cut.set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serves one connection."""
@@ -37,6 +42,7 @@ class Relay:
                 self._bytes_left -= len(data)
                 if self._bytes_left < 0:
                     self._bytes_left = None
+                    await self._cut.wait()
                     self.num_cuts += 1
                     return
             writer.write(data)
