@@ -29,7 +29,7 @@ vLLM warns that speculation is much slower unless LD_PRELOAD names that."""
 
 def vllm_rivals(options: RivalOptions, models: Models, num_tokens: int) -> Iterable[Rival]:
     """All of them, with room for `num_tokens` of prompt and answer. Raises NoRivalError."""
-    python = options.python or Path(sys.executable)
+    python = (options.python or Path(sys.executable)).absolute()  # servers run in another folder
     advice = f"{python} has no vLLM: name one that has with --rival-python FILE"
     version, *openmp = output_of([str(python), "-c", _FIND], advice).splitlines()
     preload = {"LD_PRELOAD": openmp[0]} if openmp and "LD_PRELOAD" not in os.environ else {}

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,15 @@ def test_each_rival_has_its_arms_with_version_and_flags_but_no_folder(
     assert modes["vllm"].version.startswith("vLLM 4.2.0: GOMP_SPINCOUNT=7 LD_PRELOAD=libiomp5.so --dtype=bfloat16")
     assert '"model": "draft"' in modes["vllm_draft_2"].version
     assert not any(str(tmp_path) in mode.version for mode in modes.values())
+
+
+def test_a_python_that_is_named_from_here_is_found_from_elsewhere(
+    options: RivalOptions, models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert options.python is not None
+    monkeypatch.chdir(options.python.parent)
+    named = replace(options, names=("vllm",), python=Path(options.python.name))
+    assert {rival.command[0] for rival in rivals_of(named, models, NUM_TOKENS)} == {str(options.python)}
 
 
 async def until_stopped(process_id: int) -> None:
