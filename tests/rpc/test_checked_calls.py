@@ -12,13 +12,12 @@ import pytest
 
 from outrider.core.protocol.errors import DamagedMessageError
 from outrider.rpc import checksum
-from outrider.rpc.channels import open_channel
 from outrider.rpc.checked_calls import DAMAGED_MAX
-from outrider.rpc.server import Server, Service
 from outrider.rpc.wire import encode_load, encode_model_info
-from outrider.rpc.worker_client import VERIFY_SERVICE, WorkerClient
+from outrider.rpc.worker_client import WorkerClient
 from outrider.v1 import common_pb2, draft_pb2, verify_pb2, verify_pb2_grpc
 from tests.coordinator.scripted_worker import MODEL, load
+from tests.rpc.served_verifier import client_of
 
 CONTENT: Final = b"{}"
 
@@ -52,12 +51,8 @@ class Verifier(verify_pb2_grpc.VerifyServiceServicer):
 @pytest.fixture
 async def verifier() -> AsyncIterator[tuple[Verifier, WorkerClient]]:
     servicer = Verifier()
-    server = Server(Service(VERIFY_SERVICE, verify_pb2_grpc.add_VerifyServiceServicer_to_server, servicer))
-    port = await server.start("127.0.0.1:0")
-    server.set_ready(True)
-    async with open_channel(f"127.0.0.1:{port}") as channel:
-        yield servicer, WorkerClient(channel, VERIFY_SERVICE)
-    await server.stop(None)
+    async with client_of(servicer) as client:
+        yield servicer, client
 
 
 async def model(client: WorkerClient) -> object:

@@ -10,10 +10,9 @@ import pytest
 
 from outrider.core.protocol.errors import WorkerUnavailableError
 from outrider.rpc import worker_client
-from outrider.rpc.channels import open_channel
-from outrider.rpc.server import Server, Service
-from outrider.rpc.worker_client import VERIFY_SERVICE, WorkerClient
+from outrider.rpc.worker_client import WorkerClient
 from outrider.v1 import verify_pb2, verify_pb2_grpc
+from tests.rpc.served_verifier import client_of
 
 
 class Silent(verify_pb2_grpc.VerifyServiceServicer):
@@ -37,12 +36,8 @@ class Silent(verify_pb2_grpc.VerifyServiceServicer):
 async def silent(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[Silent, WorkerClient]]:
     monkeypatch.setattr(worker_client, "ANSWER_SECONDS", 0.1)
     servicer = Silent()
-    server = Server(Service(VERIFY_SERVICE, verify_pb2_grpc.add_VerifyServiceServicer_to_server, servicer))
-    port = await server.start("127.0.0.1:0")
-    server.set_ready(True)
-    async with open_channel(f"127.0.0.1:{port}") as channel:
-        yield servicer, WorkerClient(channel, VERIFY_SERVICE)
-    await server.stop(None)
+    async with client_of(servicer) as client:
+        yield servicer, client
 
 
 async def test_a_tokenizer_that_does_not_go_on_is_given_up(silent: tuple[Silent, WorkerClient]) -> None:
