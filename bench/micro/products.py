@@ -1,7 +1,8 @@
 """Matrix products of few rows, our own and those of torch's library: alone and in whole steps, in turn, on one thread.
 
-`python -m bench.micro.products` prints the tables of docs/experiments/0018-few-rows.md; `--json` prints one object with
-machine facts. Each model is compiled twice, which takes minutes.
+`python -m bench.micro.products` prints the tables of docs/experiments/0018-few-rows.md and of
+docs/decisions/0059-twelve-bits.md; `--json` prints one object with machine facts. Each model is compiled three times,
+which takes minutes.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
@@ -26,7 +27,7 @@ from bench import machine
 from bench.columns import default_console, new_table
 from bench.micro.steps import CONTEXT_TOKENS, Arm, median_step_ms
 from outrider.engine import native
-from outrider.engine.compile import ahead
+from outrider.engine.compile import ahead, export
 from outrider.engine.compile.linear import PackedLinear
 from outrider.engine.engine import Engine
 from outrider.engine.load.folder import load_model
@@ -40,7 +41,10 @@ NUMS_STEP_TOKENS = (1, 4, 8, 16)
 LAYERS = ("16384x384", "384x16384")
 MODELS = (Path("models/target"), Path("models/draft"))
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-KINDS: Final = ("library", "own")
+LIBRARY, WHOLE, OWN = "library", "own, whole", "own"
+KINDS: Final = (LIBRARY, WHOLE, OWN)
+"""Of torch's library; ours with weights as they are; and ours as a worker runs them, which keeps bfloat16 in twelve
+bits where that is faster."""
 
 Medians = dict[str, dict[int, float]]
 """Milliseconds by kind and number of rows."""
@@ -71,7 +75,7 @@ def main(
         products[each] = median_product_ms(num_outputs, num_inputs, number_type, NUMS_ROWS)
     steps: dict[str, Medians] = {}
     for folder in model or MODELS:
-        arms = {kind: Arm(_engine(folder, dtype, own=kind == "own")) for kind in KINDS}
+        arms = {kind: Arm(_engine(folder, dtype, kind)) for kind in KINDS}
         steps[folder.name] = median_step_ms(arms, NUMS_STEP_TOKENS)
     if as_json:
         print(json.dumps({"dtype": dtype, "products_ms": products, "steps_ms": steps, "machine": machine.facts()}))
@@ -83,14 +87,16 @@ def main(
 def median_product_ms(num_outputs: int, num_inputs: int, dtype: torch.dtype, nums_rows: Sequence[int]) -> Medians:
     """What x [rows, num_inputs] times the weights of a layer takes, again and again, so that they stay in the cache.
 
-    The library's weights are in its own order, as they are in a package: neither kind copies them.
+    The library's weights are in its own order, as they are in a package: no kind copies them.
     """
     plain = nn.Linear(num_inputs, num_outputs, bias=False, dtype=dtype)
     reordered = torch.ops.mkldnn._reorder_linear_weight(plain.weight.detach(), None)
     products: dict[str, Callable[[Tensor], Tensor]] = {
-        "library": lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], ""),
-        "own": PackedLinear(plain),
+        LIBRARY: lambda x: torch.ops.mkldnn._linear_pointwise(x, reordered, None, "none", [], ""),
+        OWN: PackedLinear(plain),
     }
+    with _packing(WHOLE):
+        products[WHOLE] = PackedLinear(plain)
     medians: Medians = {kind: {} for kind in KINDS}
     with torch.inference_mode():
         for num_rows in nums_rows:
@@ -112,10 +118,17 @@ def _ms(work: Callable[[], object]) -> float:
     return (time.perf_counter() - started) * 1000.0
 
 
-def _engine(folder: Path, dtype: str, *, own: bool) -> Engine:
+def _packing(kind: str) -> AbstractContextManager[object]:
+    """Has what is packed meanwhile be of that kind."""
+    if kind == LIBRARY:
+        return mock.patch.object(export, "pack")
+    return mock.patch.object(native, "prefers_compact", return_value=False) if kind == WHOLE else nullcontext()
+
+
+def _engine(folder: Path, dtype: str, kind: str) -> Engine:
     """An engine over a forward pass that is compiled here; nothing differs but the products."""
     model = load_model(folder, device=torch.device("cpu"), dtype=dtype)
-    with tempfile.TemporaryDirectory() as place, nullcontext() if own else mock.patch.object(ahead, "pack"):
+    with tempfile.TemporaryDirectory() as place, _packing(kind):
         package = Path(place) / "model.pt2"
         ahead.compile_ahead(model, package)
         engine = Engine(model, max_sessions=1, max_context=1024)
@@ -124,9 +137,9 @@ def _engine(folder: Path, dtype: str, *, own: bool) -> Engine:
 
 
 def _show(title: str, found: dict[str, Medians]) -> None:
-    table = new_table(f"{title}: median ms by number of rows, library / own", *found)
-    for num_rows in next(iter(found.values()))["own"]:
-        cells = [f"{each['library'][num_rows]:.2f} / {each['own'][num_rows]:.2f}" for each in found.values()]
+    table = new_table(f"{title}: median ms by number of rows, {' / '.join(KINDS)}", *found)
+    for num_rows in next(iter(found.values()))[OWN]:
+        cells = [" / ".join(f"{each[kind][num_rows]:.2f}" for kind in KINDS) for each in found.values()]
         table.add_row(str(num_rows), *cells)
     default_console().print(table)
 

@@ -100,6 +100,11 @@ def prefers_bytes(dtype: torch.dtype) -> bool:
     return bool(torch.ops.outrider_native.prefers_bytes(dtype))
 
 
+def prefers_compact() -> bool:
+    """Whether this processor reads bfloat16 in twelve bits faster than in sixteen. The operators are loaded."""
+    return bool(torch.ops.outrider_native.prefers_compact())
+
+
 def available(device: torch.device) -> bool:
     """Whether the operators are loaded and work on tensors of `device`."""
     return _loaded and device.type == "cpu"

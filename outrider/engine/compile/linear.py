@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import defaultdict
-from typing import TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,7 +28,8 @@ class PackedLinear(nn.Module):
     """
 
     panels: Tensor
-    """[num_panels, K / numbers per word, 16 words], in eight bits uint8 with a line more: see the operator's source."""
+    """[num_panels, K / numbers per word, 16 words], in eight bits uint8 with a line more, in twelve bits uint8
+    [num_panels, bytes of a panel]: see the operator's source."""
     bias: Tensor | None
 
     def __init__(self, layer: nn.Linear | Conv1D | QuantizedLinear) -> None:
@@ -39,6 +40,8 @@ class PackedLinear(nn.Module):
         else:
             weight = dense_weight(layer).detach()
             self.out_features, packed = weight.shape[0], panels(weight)
+            if weight.dtype == torch.bfloat16 and native.prefers_compact():
+                packed = torch.ops.outrider_native.compact(packed)
         self.register_buffer("panels", packed)
         self.register_buffer("bias", None if layer.bias is None else layer.bias.detach())
 
@@ -87,6 +90,8 @@ def fuse_gates(graph: fx.Graph) -> None:
         if (found := _gate_and_up(inner)) is None:
             continue
         gate, up = found
+        if len({_kind(each) for each in (gate, up, down)}) > 1:
+            continue
         x, gate_panels, gate_bias, _ = gate.args
         _, up_panels, up_bias, num_inner = up.args
         with graph.inserting_before(down):
@@ -104,12 +109,12 @@ def fuse_siblings(graph: fx.Graph) -> None:
 
     Their panels stand one after another then, so the input is made ready for the kernels once. No bit changes.
     """
-    siblings: defaultdict[tuple[fx.Node, bool], list[fx.Node]] = defaultdict(list)
+    siblings: defaultdict[tuple[fx.Node, bool, _Kind], list[fx.Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.target == torch.ops.outrider_native.linear.default:
             x, _, bias, num_outputs = node.args
             if num_outputs % _LANES == 0:
-                siblings[x, bias is not None].append(node)
+                siblings[x, bias is not None, _kind(node)].append(node)
     for layers in siblings.values():
         if len(layers) > 1:
             _fuse(graph, layers)
@@ -129,6 +134,17 @@ def _fuse(graph: fx.Graph, layers: list[fx.Node]) -> None:
             part = graph.call_function(operator.getitem, (parts, index))
             part.meta = layer.meta
             layer.replace_all_uses_with(part)
+
+
+_Kind: TypeAlias = tuple[torch.dtype, int]
+
+
+def _kind(layer: fx.Node) -> _Kind:
+    """Panels of layers of one kind may stand one after another, or be an operator's together."""
+    panels_ = layer.args[1]
+    assert isinstance(panels_, fx.Node)
+    value: Tensor = panels_.meta["val"]
+    return value.dtype, value.dim()
 
 
 def _gate_and_up(inner: fx.Node) -> tuple[fx.Node, fx.Node] | None:

@@ -3,11 +3,12 @@
 #include <ATen/EmptyTensor.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <optional>
 
+#include "compact.h"
 #include "direct.h"
 #include "functions.h"
-#include "product.h"
 
 namespace {
 
@@ -52,7 +53,10 @@ Rows gated(const Rows& rows, const Weight<T>& gate, const Weight<T>& up) {
 }
 
 // Whether panels hold weights in eight bits, and with them a line of scales.
-bool in_bytes(const at::Tensor& panels) { return panels.scalar_type() == at::kByte; }
+bool in_bytes(const at::Tensor& panels) { return panels.scalar_type() == at::kByte && panels.dim() == 3; }
+
+// Whether they hold bfloat16 in twelve bits.
+bool is_compact(const at::Tensor& panels) { return panels.scalar_type() == at::kByte && panels.dim() == 2; }
 
 // Calls `work` with the kernels for rows of numbers of `type`, if each of `sizes` bytes can be a row.
 template <typename Work>
@@ -63,6 +67,7 @@ void with_kernels(at::ScalarType type, const at::Tensor& panels, std::initialize
     if (type == at::kBFloat16) return work.template operator()<OnDigits, c10::BFloat16>();
     if (type == at::kHalf) return work.template operator()<OnDigits, c10::Half>();
   }
+  if (is_compact(panels)) return work.template operator()<OnCompact, c10::BFloat16>();
   if (type == at::kFloat) return work.template operator()<OnLanes<OneNumber>, float>();
   if (type == at::kBFloat16) {
 #ifdef __AMX_BF16__
@@ -79,18 +84,20 @@ Weight<T> weight_of(const at::Tensor& panels, const OptionalTensor& bias, int64_
   TORCH_CHECK(panels.is_contiguous() && panels.size(0) == (num_outputs + kLanes - 1) / kLanes &&
                   (!bias.has_value() || bias->is_contiguous()),
               "panels of another matrix");
-  return {static_cast<const uint8_t*>(panels.const_data_ptr()), panels.size(1), num_outputs,
+  return {static_cast<const uint8_t*>(panels.const_data_ptr()), panels.stride(0) * panels.element_size(), num_outputs,
           bias.has_value() ? bias->const_data_ptr<T>() : nullptr, in_bytes(panels)};
 }
 
 int64_t row_bytes(const at::Tensor& x) { return x.size(-1) * static_cast<int64_t>(x.element_size()); }
 
-void check(const at::Tensor& x, const at::Tensor& panels) {
-  const bool fits = in_bytes(panels)
-                        ? (x.size(-1) + kWordBytes - 1) / kWordBytes == panels.size(1) - 1
-                        : x.scalar_type() == panels.scalar_type() && row_bytes(x) == panels.size(1) * kWordBytes;
-  TORCH_CHECK(fits, "panels of another matrix");
+bool fits(const at::Tensor& x, const at::Tensor& panels) {
+  if (in_bytes(panels)) return (x.size(-1) + kWordBytes - 1) / kWordBytes == panels.size(1) - 1;
+  if (is_compact(panels))
+    return x.scalar_type() == at::kBFloat16 && compact_bytes(row_bytes(x) / kWordBytes) == panels.size(1);
+  return x.scalar_type() == panels.scalar_type() && row_bytes(x) == panels.size(1) * kWordBytes;
 }
+
+void check(const at::Tensor& x, const at::Tensor& panels) { TORCH_CHECK(fits(x, panels), "panels of another matrix"); }
 
 at::Tensor made(const at::Tensor& x, int64_t num_outputs) {
   at::DimVector shape(x.sizes());
@@ -119,10 +126,12 @@ at::Tensor gated_linear(const at::Tensor& input, const at::Tensor& gate, const O
                         const OptionalTensor& down_bias, int64_t num_outputs) {
   check(input, gate);
   check(input, up);
-  TORCH_CHECK(in_bytes(gate) == in_bytes(up) && in_bytes(gate) == in_bytes(down), "panels of several kinds");
+  for (const at::Tensor* panels : {&up, &down})
+    TORCH_CHECK(in_bytes(gate) == in_bytes(*panels) && is_compact(gate) == is_compact(*panels),
+                "panels of several kinds");
   const at::Tensor x = input.contiguous();
   at::Tensor y = made(x, num_outputs);
-  with_kernels(x.scalar_type(), gate, {row_bytes(x), down.size(1) * kWordBytes}, [&]<typename On, typename T>() {
+  with_kernels(x.scalar_type(), gate, {row_bytes(x), num_inner * static_cast<int64_t>(x.element_size())}, [&]<typename On, typename T>() {
     const auto gates = weight_of<T>(gate, gate_bias, num_inner), ups = weight_of<T>(up, up_bias, num_inner);
     const auto downs = weight_of<T>(down, down_bias, num_outputs);
     for_rows<On, T>(x, input_space, [&](const Rows& rows, int64_t first) {
@@ -141,6 +150,35 @@ bool prefers_bytes(at::ScalarType type) {
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #ifdef __AMX_BF16__
   return type != at::kBFloat16 || !has_tiles;
+#endif
+  return true;
+#endif
+  return false;
+}
+
+// `panels` [num_panels, num_lines, 32] of bfloat16 in twelve bits, [num_panels, bytes of one] of bytes; themselves if the
+// list of one would be too short.
+at::Tensor compact(const at::Tensor& panels) {
+  TORCH_CHECK(panels.scalar_type() == at::kBFloat16 && panels.dim() == 3 && panels.size(2) == kNumbersPerLine &&
+                  panels.is_contiguous(),
+              "panels of another kind");
+  const int64_t num_lines = panels.size(1), num_bytes = compact_bytes(num_lines);
+  at::Tensor written = at::detail::empty_cpu({panels.size(0), num_bytes}, at::kByte);
+  const auto* numbers = static_cast<const uint16_t*>(panels.const_data_ptr());
+  auto* bytes = written.mutable_data_ptr<uint8_t>();
+  std::atomic<bool> fits = true;
+  share(panels.size(0), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end && fits; ++panel)
+      if (!write_compact(numbers + panel * num_lines * kNumbersPerLine, num_lines, bytes + panel * num_bytes)) fits = false;
+  });
+  return fits ? written : panels;
+}
+
+// Whether bfloat16 in twelve bits is unpacked in less time than it saves.
+bool prefers_compact() {
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#ifdef __AMX_BF16__
+  return !has_tiles;
 #endif
   return true;
 #endif
@@ -170,9 +208,12 @@ TORCH_LIBRARY_FRAGMENT(outrider_native, library) {
       "Tensor? down_bias, int num_outputs) -> Tensor");
   library.def("has_linear(ScalarType type) -> bool", &has_linear);
   library.def("prefers_bytes(ScalarType type) -> bool", &prefers_bytes);
+  library.def("compact(Tensor panels) -> Tensor");
+  library.def("prefers_compact() -> bool", &prefers_compact);
 }
 
 TORCH_LIBRARY_IMPL(outrider_native, CPU, library) {
   library.impl("linear", &linear);
   library.impl("gated_linear", &gated_linear);
+  library.impl("compact", &compact);
 }

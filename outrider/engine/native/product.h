@@ -26,17 +26,17 @@ constexpr int64_t kRowBytesAtOnce = 1 << 19;  // of those rows: beside two panel
 constexpr int64_t kPairsAtOnce = 64;          // of panels, whose sums are kept from one part of K to the next
 constexpr int64_t kBytesPerTask = 1 << 17;    // of weights: four microseconds of reading, far above what a task costs
 
-// One matrix of weights, [num_panels, num_lines, 64 bytes].
+// One matrix of weights, [num_panels, panel_bytes].
 template <typename T>
 struct Weight {
   const uint8_t* panels;
-  int64_t num_lines, num_outputs;
+  int64_t panel_bytes, num_outputs;
   const T* bias;  // or null
   bool has_scales;
 
   int64_t num_panels() const { return (num_outputs + kLanes - 1) / kLanes; }
   int64_t size_of(int64_t panel) const { return std::min(kLanes, num_outputs - panel * kLanes); }
-  const uint8_t* panel(int64_t number) const { return panels + number * num_lines * kLineBytes; }
+  const uint8_t* panel(int64_t number) const { return panels + number * panel_bytes; }
 
   // The outputs whose sums these are.
   Floats outputs(Floats sums, int64_t number) const {
@@ -48,11 +48,13 @@ struct Weight {
 // Two panels, the left one and the right one, that are read side by side: two loads of weights for each row's word.
 using Panels = std::array<const uint8_t*, 2>;
 
-// The words from `begin` to `end` of a sum over K. Between two parts of the same rows and panels, sums are in `sums`.
+// The words from `begin` to `end` of a sum over K. Between two parts of the same rows and panels, sums are in `sums`. The
+// first line of the panels is that of word `panel_begin`.
 struct Part {
   int64_t begin, end;
   bool is_last;
   float* sums;
+  int64_t panel_begin = 0;
 };
 
 // Some rows with a pair of panels.
@@ -60,8 +62,8 @@ struct Step {
   int64_t pair, row, num_rows;
 };
 
-// A vector for each sum; rows lie one after another.
-template <typename Word>
+// A vector for each sum; rows lie one after another. Who has just written the panels need not fetch them.
+template <typename Word, bool kIsFetching = true>
 class OnLanes {
   using Sum = typename Word::Sum;
 
@@ -70,6 +72,7 @@ class OnLanes {
   static constexpr int64_t kSumsPerRow = sizeof(Sum) / sizeof(Floats);
   static constexpr int64_t kRowsPerStep = std::min<int64_t>(kSumsAtOnce, 12) / kSumsPerRow;  // more would save little
   static constexpr int64_t kSumsPerStep = kRowsPerStep * 2 * sizeof(Sum) / sizeof(float);
+  static constexpr int64_t kWordsAtOnce = std::numeric_limits<int64_t>::max();
   static constexpr int64_t kLinesAhead = 256;  // that are fetched before they are wanted, of each of two panels
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
@@ -139,11 +142,11 @@ class OnLanes {
         const Word word(rows, x + row * rows.row_bytes, k);
 #pragma GCC unroll 2
         for (int64_t side = 0; side < kSides; ++side)
-          sums[row][side] = word.added(sums[row][side], panels[side] + k * kLineBytes);
+          sums[row][side] = word.added(sums[row][side], panels[side] + (k - part.panel_begin) * kLineBytes);
       }
     };
     int64_t k = part.begin;
-    if (step.row == 0) {
+    if (kIsFetching && step.row == 0) {
       for (; k < part.end - kLinesAhead; ++k) {
         fetch<kSides>(panels, k + kLinesAhead);
         add_word(k);
@@ -184,6 +187,7 @@ class OnTiles {
   static constexpr bool kWantsTiles = true;
   static constexpr int64_t kRowsPerStep = 2 * kLanes;
   static constexpr int64_t kSumsPerStep = kRowsPerStep * 2 * kLanes;
+  static constexpr int64_t kWordsAtOnce = std::numeric_limits<int64_t>::max();
 
   static uint8_t* place(const Rows& rows, int64_t row, int64_t word) {
     const int64_t first_row = row & kTileMask, first_word = word & kTileMask;
@@ -296,7 +300,7 @@ template <typename On, typename PanelsOf, typename Put>
 void multiply_all(const Rows& rows, int64_t num_pairs, const PanelsOf& panels, const Put& put) {
   const int64_t num_words = rows.num_words;
   const int64_t words_in_cache = kRowBytesAtOnce * num_words / (rows.num_rows * rows.row_bytes);
-  const int64_t words_at_once = std::max(kLanes, words_in_cache / kLanes * kLanes);
+  const int64_t words_at_once = std::clamp(words_in_cache / kLanes * kLanes, kLanes, On::kWordsAtOnce);
   const bool in_parts = words_at_once < num_words;
   const int64_t num_steps = (rows.num_rows + On::kRowsPerStep - 1) / On::kRowsPerStep;
   const int64_t pairs_per_task = std::max<int64_t>(1, kBytesPerTask / (2 * num_words * kLineBytes));

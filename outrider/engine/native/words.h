@@ -60,10 +60,12 @@ struct PairOfNumbers {
     std::memcpy(&bits, row + word * kWordBytes, kWordBytes);
   }
 
-  Sum added(Sum sum, const uint8_t* line) const {
+  Sum added(Sum sum, const uint8_t* line) const { return added(sum, _mm512_loadu_si512(line)); }
+
+  Sum added(Sum sum, __m512i line) const {
     return reinterpret_cast<Floats>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(sum),
                                                      reinterpret_cast<__m512bh>(_mm512_set1_epi32(bits)),
-                                                     reinterpret_cast<__m512bh>(_mm512_loadu_si512(line))));
+                                                     reinterpret_cast<__m512bh>(line)));
   }
 
   int32_t bits;
