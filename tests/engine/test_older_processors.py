@@ -15,7 +15,14 @@ from tests.engine.older_processor import older, results
 
 pytestmark = pytest.mark.timeout(1200)  # a library is built first, half a minute on two cores that nobody else uses
 
-FILES = ("test_linear.py", "test_eight_bits.py", "test_native.py", "test_rows.py", "test_native_sampling.py")
+FILES = (
+    "test_linear.py",
+    "test_compact.py",
+    "test_eight_bits.py",
+    "test_native.py",
+    "test_rows.py",
+    "test_native_sampling.py",
+)
 """What holds products, attention, functions and choices to their references."""
 
 
