@@ -11,7 +11,7 @@ from coordinator.request import GenerationRequest
 from coordinator.workers import Workers
 from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.drafter_choice import DrafterDemand
-from outrider.core.coordinate.placement import choose_verifier
+from outrider.core.coordinate.placement import choose_verifier, contenders
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 
@@ -42,7 +42,9 @@ class Route:
         # Another completion shares the prompt's KV cache, so it goes elsewhere only if all slots are taken.
         if self._last not in found or self._last.replica_state.no_room(0):
             num_rounds = self._request.max_length - num_tokens
-            self._last = found[choose_verifier([each.replica_state for each in found], num_tokens, num_rounds)]
+            states = [each.replica_state for each in found]
+            among = contenders(states, self._workers.rng)
+            self._last = found[among[choose_verifier([states[index] for index in among], num_tokens, num_rounds)]]
         if avoid:
             self._workers.instruments.count_move(service=self._last.service)
         self._tell_of(self._last, avoid)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Callable, Iterator, Sequence
 
 import tokenizers
@@ -44,6 +45,8 @@ class Workers:
         self.target: ModelInfo | None = None
         """The model that the verifiers serve: that of the first one found, for as long as one of them serves it."""
         self.drafter_bandit = DrafterBandit()
+        self.rng = random.Random()
+        """Draws the verifiers that a session is placed among."""
         self.instruments = instruments
         self._tokenizers: dict[str, tuple[TargetTokenizer, ChatTemplate]] = {}
         """By the identity of the target that they belong to."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -41,7 +42,9 @@ class Standing:
 
     @property
     def replica_state(self) -> ReplicaState:
-        return ReplicaState(StepTime(), None, self.model.max_sessions, num_unreported=self.num_taken)
+        return ReplicaState(
+            StepTime(), None, self.model.max_sessions, num_unreported=self.num_taken, num_own=self.num_taken
+        )
 
     def take(self, num_tokens: int) -> Standing:
         self.num_taken += 1
@@ -55,6 +58,7 @@ class Pools:
         self.verifiers = verifiers
         self.drafters = drafters
         self.drafter_bandit = DrafterBandit()
+        self.rng = random.Random(0)
         self.instruments = self
         self.num_moves = 0
 
@@ -88,7 +92,7 @@ def test_only_a_full_verifier_sends_the_next_completion_elsewhere() -> None:
 
 
 def test_a_verifier_to_avoid_is_avoided_and_the_move_is_counted() -> None:
-    first, second = Standing("first"), Standing("second")
+    first, second = Standing("first"), Standing("second", num_sessions=1)
     pools = Pools([first, second], [])
     way = route(pools)
     assert way.verifier(3) is cast("object", first)
@@ -100,7 +104,7 @@ def test_a_verifier_to_avoid_is_avoided_and_the_move_is_counted() -> None:
 
 
 def test_each_placement_is_told_with_those_before_it() -> None:
-    first, second, drafter = Standing("first"), Standing("second"), Standing("drafter")
+    first, second, drafter = Standing("first"), Standing("second", num_sessions=1), Standing("drafter")
     way = route(Pools([first, second], [drafter]))
     told: list[tuple[str, str, Sequence[str]]] = []
     way.on_placed = lambda *placed: told.append(placed)

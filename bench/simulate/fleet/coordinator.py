@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -16,7 +17,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.generation import SPARE_DRAFTERS
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.coordinate.drafter_choice import DrafterChoice, DrafterDemand, choose
-from outrider.core.coordinate.placement import choose_verifier
+from outrider.core.coordinate.placement import choose_verifier, contenders
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import OutriderError
@@ -37,9 +38,11 @@ class Coordinator:
         durations: Durations,
         verifiers: Sequence[Worker[VirtualVerifier]],
         drafters: Sequence[Worker[VirtualDrafter]],
+        rng: random.Random,
         *,
         adaptive: bool,
     ) -> None:
+        self._rng = rng
         self._clock, self._durations = clock, durations
         self._delay, self._event_seconds = durations.delay_ms / 1000.0, durations.event_ms / 1000.0
         self.verifiers = [Standing(worker, clock) for worker in verifiers]
@@ -119,8 +122,10 @@ class Coordinator:
             completion.avoided.clear()
             found = [each for each in self.verifiers if each.is_serving]
         length = len(session.line)
+        states = [each.replica_state for each in found]
+        among = contenders(states, self._rng)
         standing = found[
-            choose_verifier([each.replica_state for each in found], length, completion.text.length - length)
+            among[choose_verifier([states[index] for index in among], length, completion.text.length - length)]
         ]
         listen = partial(self._hear_worker, completion, standing)
         completion.verifier = standing.take(completion.index, length, listen)

@@ -73,7 +73,7 @@ class Fleet:
             for number in range(shape.num_drafters)
         ]
         self.coordinators = [
-            Coordinator(self.clock, durations, self.verifiers, self.drafters, adaptive=settings.adaptive)
+            Coordinator(self.clock, durations, self.verifiers, self.drafters, self._rng, adaptive=settings.adaptive)
             for _ in range(shape.num_coordinators)
         ]
         self.ended: list[Completion] = []

@@ -71,6 +71,7 @@ class KnownLoad:
             num_unreported=len(unreported),
             num_unreported_tokens=sum(place.num_tokens for place in unreported),
             num_left=len(self._leavings),
+            num_own=len(places),
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -24,6 +25,9 @@ mostly come too late; half of it leaves room for the error of the prediction."""
 
 GROWTH_TOKENS = 64
 """KV cache tokens reserved for the growth of each session, as workers reserve them when they admit another one."""
+
+_CONTENDERS_MIN = 2
+"""Verifiers of which the better one is chosen where nothing but reports is known."""
 
 REPORTS_MIN = 10
 """Reports with sessions before a drafter may count as too slow: the first steps of a process are slower than later
@@ -72,6 +76,8 @@ class ReplicaState(NamedTuple):
     """Their line tokens."""
     num_left: int = 0
     """Sessions that the report counts and that have ended."""
+    num_own: int = 0
+    """This coordinator's sessions there, reported or not."""
 
     @property
     def num_sessions(self) -> int:
@@ -140,6 +146,21 @@ def choose_verifier(replica_states: Sequence[ReplicaState], num_tokens: int, num
         return expected_ms(replica_state, step_ms, num_tokens, num_rounds), replica_state.num_sessions, index
 
     return min(range(len(replica_states)), key=cost)
+
+
+def contenders(replica_states: Sequence[ReplicaState], rng: random.Random) -> Sequence[int]:
+    """Indices of the verifiers among which the best is to be chosen, in an order by chance: all where the sessions are
+    this coordinator's own, whose changes it knows, and two where they are others', which it knows from reports.
+
+    Whoever is idle by a report seems so to all coordinators, and all choose it until the next one. The better of two at
+    random is nearly as good as the best of all by true loads, and far better by old ones (Mitzenmacher, "How useful is
+    old information?", IEEE TPDS 11(1), 2000).
+    """
+    num, num_own = len(replica_states), sum(each.num_own for each in replica_states)
+    num_known = sum(max(each.num_sessions, each.num_own) for each in replica_states)
+    own_share = num_own / num_known if num_known else 1.0
+    most = min(_CONTENDERS_MIN + round((num - _CONTENDERS_MIN) * own_share), num)
+    return rng.sample(range(num), most)
 
 
 def level_ms(replica_state: ReplicaState) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from collections import Counter
 
 import pytest
@@ -16,6 +17,7 @@ from outrider.core.coordinate.placement import (
     StepTime,
     choose_drafter,
     choose_verifier,
+    contenders,
     expected_ms,
     level_ms,
     overload,
@@ -183,6 +185,34 @@ def test_the_better_draft_is_chosen_while_it_keeps_up() -> None:
     slow = DrafterCandidate(replica_state(step_time=paced(s1=15.0)), worth=3.0)
     assert choose_drafter([slow, small], 20.0) == 1, "with 1.3 levels a step it commits no 3 tokens"
     assert choose_drafter([slow, small], 0.0) == 0
+
+
+def test_whoever_places_all_sessions_itself_chooses_among_all() -> None:
+    own = [replica_state(load(sessions=n), num_own=n) for n in range(9)]
+    fresh = [replica_state(num_unreported=n, num_own=n) for n in range(9)]
+    for states in (own, fresh, [replica_state()] * 9):
+        assert sorted(contenders(states, random.Random(0))) == [*range(9)]
+
+
+def test_among_sessions_of_others_it_chooses_between_two() -> None:
+    states = [replica_state(load(sessions=4))] * 9
+    drawn = [contenders(states, random.Random(seed)) for seed in range(99)]
+    assert {len(each) for each in drawn} == {2}
+    assert {index for each in drawn for index in each} == {*range(9)}
+    half = [replica_state(load(sessions=4), num_own=2)] * 10
+    assert len(contenders(half, random.Random(0))) == 6
+    assert sorted(contenders(states[:2], random.Random(0))) == [0, 1]
+    assert contenders(states[:1], random.Random(0)) == [0]
+
+
+def test_coordinators_that_see_the_same_idle_verifier_do_not_all_choose_it() -> None:
+    states = [replica_state(load(sessions=4))] * 15 + [replica_state()]
+    placed = Counter[int]()
+    for seed in range(64):
+        among = contenders(states, random.Random(seed))
+        placed[among[choose_verifier([states[index] for index in among], 20, 100)]] += 1
+    assert placed[15] == placed.most_common(1)[0][1] < 16, "twice its share, not all of them"
+    assert len(placed) > 12
 
 
 def test_equal_drafters_share_the_sessions() -> None:
