@@ -1,4 +1,4 @@
-"""What one step of the engine takes, by its number of tokens: eager, compiled, and compiled on more threads, in turn.
+"""What one step of the engine takes, by context and number of tokens: eager, compiled, and on more threads, in turn.
 
 `python -m bench.micro.steps --model models/target` prints a table; `--json` prints one object with machine facts.
 """
@@ -27,7 +27,7 @@ from outrider.worker.config import WorkerConfig
 from outrider.worker.startup import load
 
 CONTEXT_TOKENS = 128
-"""Length of the line below which the steps are measured."""
+"""Length of the line below which steps are measured, unless another is asked for."""
 NUM_ROUNDS = 40
 """Measured steps of each kind."""
 NUM_TOKENS = (1, 2, 4, 8, 16)
@@ -37,21 +37,23 @@ def main(
     model: Annotated[Path, typer.Option(help="Model folder.")] = Path("models/target"),
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "bfloat16",
     threads: Annotated[str, typer.Option(help="Numbers of threads of the compiled pass, with commas.")] = "1",
+    context: Annotated[str, typer.Option(help="Lengths of the line, with commas.")] = str(CONTEXT_TOKENS),
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measures eager steps of one model on one thread, and compiled ones."""
     eager, compiled = (load_engine(model, dtype, compiled=compiled) for compiled in (False, True))
-    numbers = [int(number) for number in threads.split(",")]
-    arms = {"eager": Arm(eager)} | {f"compiled, {number} threads": Arm(compiled, number) for number in numbers}
-    medians = median_step_ms(arms, NUM_TOKENS)
+    nums_threads, contexts = ([int(number) for number in numbers.split(",")] for numbers in (threads, context))
+    arms = {"eager": Arm(eager)} | {f"compiled, {number} threads": Arm(compiled, number) for number in nums_threads}
+    medians = {num: median_step_ms(arms, NUM_TOKENS, num) for num in contexts}
     if as_json:
         print(json.dumps({"model": model.name, "dtype": dtype, "median_step_ms": medians, "machine": machine.facts()}))
         return
-    table = Table(title=f"{model.name}, {dtype}: median ms per step, {CONTEXT_TOKENS} tokens of context")
-    for heading in ("tokens", *arms):
+    table = Table(title=f"{model.name}, {dtype}: median ms per step")
+    for heading in ("context", "tokens", *arms):
         table.add_column(heading, justify="right")
-    for num_tokens in NUM_TOKENS:
-        table.add_row(str(num_tokens), *(f"{medians[name][num_tokens]:.3f}" for name in arms))
+    for num_context, found in medians.items():
+        for num_tokens in NUM_TOKENS:
+            table.add_row(str(num_context), str(num_tokens), *(f"{found[name][num_tokens]:.3f}" for name in arms))
     Console().print(table)
 
 
@@ -62,12 +64,14 @@ class Arm(NamedTuple):
     num_threads: int = 1
 
 
-def median_step_ms(arms: Mapping[str, Arm], nums_tokens: Sequence[int]) -> dict[str, dict[int, float]]:
-    """For each arm and number of tokens the median of NUM_ROUNDS steps, below a line of CONTEXT_TOKENS and more.
+def median_step_ms(
+    arms: Mapping[str, Arm], nums_tokens: Sequence[int], num_context: int = CONTEXT_TOKENS
+) -> dict[str, dict[int, float]]:
+    """For each arm and number of tokens the median of NUM_ROUNDS steps, below a line of that many tokens.
 
     The arms take turns, so that a drifting machine drifts for all.
     """
-    begun = {engine: _begun(engine) for engine in {arm.engine for arm in arms.values()}}
+    begun = {engine: _begun(engine, num_context) for engine in {arm.engine for arm in arms.values()}}
     medians: dict[str, dict[int, float]] = {name: {} for name in arms}
     for num_tokens in nums_tokens:
         taken: dict[str, list[float]] = {name: [] for name in arms}
@@ -77,6 +81,8 @@ def median_step_ms(arms: Mapping[str, Arm], nums_tokens: Sequence[int]) -> dict[
                 taken[name].append(_step_ms(engine, *begun[engine], num_tokens))
         for name in arms:
             medians[name][num_tokens] = round(statistics.median(taken[name]), 3)
+    for engine, (slot, _) in begun.items():
+        engine.release(slot)
     return medians
 
 
@@ -102,17 +108,16 @@ def load_engine(
     return loaded.engine
 
 
-def _begun(engine: Engine) -> tuple[Slot, list[int]]:
+def _begun(engine: Engine, num_context: int) -> tuple[Slot, list[int]]:
     """A slot and the line that it has read."""
     slot = engine.acquire()
-    line = [(13 * index) % engine.vocab_size for index in range(CONTEXT_TOKENS)]
-    engine.step([Job(slot, line)])
+    line = [(13 * index) % engine.vocab_size for index in range(num_context)]
+    engine.step([Job(slot, line)], max_line_tokens=num_context)
     return slot, line
 
 
 def _step_ms(engine: Engine, slot: Slot, line: list[int], num_tokens: int) -> float:
-    """One verify step: the line's newest token and a chain of drafts below it."""
-    line.append(len(line) % engine.vocab_size)
+    """One verify step: the line's last token, read anew, and a chain of drafts below it."""
     num_drafts = num_tokens - 1
     parents = [LINE_END, *range(num_drafts - 1)][:num_drafts]
     token_ids = [(len(line) + index) % engine.vocab_size for index in range(num_drafts)]

@@ -106,10 +106,20 @@ TILES: Mapping[str, object] = {"dtype": torch.bfloat16, "num_kv_heads": 4, "key_
 
 NUM_DRAWS = 16
 
+ODD: Mapping[str, object] = {
+    "dtype": torch.bfloat16,
+    "num_heads": 7,
+    "num_kv_heads": 1,
+    "key_size": 70,
+    "value_size": 97,
+}
+"""Numbers of heads and their sizes that fill neither groups nor vectors."""
+
 KINDS = [
     pytest.param({}, id="float32"),
     pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
     pytest.param(TILES, id="tiles"),
+    pytest.param(ODD, id="bfloat16, odd"),
 ]
 
 
@@ -125,6 +135,8 @@ KINDS = [
         pytest.param({"sinks": True, "window": 30}, id="sinks"),
         pytest.param({"scattered": True, "window": 40}, id="blocks here and there"),
         pytest.param({"dtype": torch.bfloat16}, id="bfloat16"),
+        pytest.param(ODD | {"window": 9, "softcap": 3.0}, id="bfloat16, odd, window and softcap"),
+        pytest.param(ODD | {"window": 2, "sinks": True}, id="bfloat16, odd, window within the tree, sinks"),
         pytest.param({"dtype": torch.float16, "sinks": True}, id="float16"),
         pytest.param(TILES, id="tiles"),
         pytest.param(TILES | {"num_heads": 7, "num_kv_heads": 1, "value_size": 96}, id="tiles, one key head"),
@@ -164,7 +176,7 @@ def test_a_token_gets_the_same_bits_in_any_batch_and_on_any_path(layer: Mapping[
 
 
 @pytest.mark.parametrize("layer", KINDS)
-@pytest.mark.parametrize("length", [29, 31, 32, 33, 63, 64])
+@pytest.mark.parametrize("length", [29, 30, 31, 32, 33, 63, 64])
 def test_a_branch_gets_the_bits_of_its_path_alone(layer: Mapping[str, object], length: int) -> None:
     """Whatever else the tree holds, and wherever the path begins among the positions that are summed together.
 
@@ -185,6 +197,21 @@ def test_a_branch_gets_the_bits_of_its_path_alone(layer: Mapping[str, object], l
         for leaf, path in enumerate(paths):
             own = rig.native(batches[leaf], tuple(each[:, path] for each in inputs))  # type: ignore[arg-type]
             assert torch.equal(own[-1], found[leaf])
+
+
+@pytest.mark.parametrize("layer", KINDS)
+def test_what_nobody_sees_changes_no_bit(layer: Mapping[str, object]) -> None:
+    """Not even what is no number, in cells of others and behind the line and its tree."""
+    rig = Layer(**layer, window=40)  # type: ignore[arg-type]
+    slot, line = held(rig.pool, 61, seed=1)
+    batch, inputs = pack([plan(branches(slot, line, 11), max_tokens=512)]), rig.inputs(11)
+    expected = rig.native(batch, inputs)
+    unseen = torch.ones(len(rig.keys), dtype=torch.bool)
+    unseen[slot.places(range(72))] = False
+    rig.keys[unseen] = rig.values[unseen] = torch.nan
+    found = rig.native(batch, inputs)
+    assert torch.equal(found, expected)
+    assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("window", [None, 21])

@@ -13,6 +13,8 @@
 namespace outrider {
 
 constexpr int64_t kPairsPerGroup = 16;  // that share one reading of keys and values
+constexpr int64_t kOutputsAtOnce = 4;   // in vectors: that share one reading of the values
+constexpr int64_t kValuesAtOnce = 128;  // cells whose values stay in a first-level cache
 
 // A view of the flat list of integers that describes one batch; `described` in native.py writes it.
 struct Batch {

@@ -11,9 +11,7 @@
 
 namespace outrider {
 
-constexpr int64_t kVectorsAtOnce = 4;   // of an output that stay in registers while values stream by, if there is room
-constexpr int64_t kOutputsAtOnce = 4;   // that share one reading of the values
-constexpr int64_t kValuesAtOnce = 128;  // cells whose values stay in a first-level cache
+constexpr int64_t kVectorsAtOnce = 4;  // of an output that stay in registers while values stream by, if there is room
 
 // Adds the weighted values of the cells from `from` to `to` to `kVectors` vectors of each of `kOutputs` outputs.
 // `value_of(cell, vector)` is a part of a value. It is made float32 on its way, since a processor that writes while it

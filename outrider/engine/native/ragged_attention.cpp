@@ -4,9 +4,10 @@
 // Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No
 // mask is built, so nothing grows with the context but that list and the arithmetic itself. Up to sixteen (token, head)
 // pairs that share a key head are one group, which reads the line's keys and values once; the groups are computed in
-// tiles (tile_attention.h) or in vectors (lane_attention.h). What is computed of a pair, and in which order, depends on
-// its own line and path alone, never on who shares its group; and a token that has moved from the tree into the line is
-// met at the same position: logits do not depend on the batch as far as attention is concerned.
+// tiles (tile_attention.h), in vectors of bfloat16 (dot_attention.h) or in those of float32 (lane_attention.h). What is
+// computed of a pair, and in which order, depends on its own line and path alone, never on who shares its group; and a
+// token that has moved from the tree into the line is met at the same position: logits do not depend on the batch as far
+// as attention is concerned.
 
 #include <ATen/EmptyTensor.h>
 #include <torch/library.h>
@@ -17,6 +18,7 @@
 #include <unordered_map>
 
 #include "direct.h"
+#include "dot_attention.h"
 #include "lane_attention.h"
 #include "team.h"
 #include "tile_attention.h"
@@ -35,6 +37,14 @@ struct Caches {
 
 std::mutex engines_mutex;
 std::unordered_map<int64_t, Caches> engines;
+
+#ifdef __AVX512BF16__
+template <typename T>
+using VectorAttention = std::conditional_t<std::is_same_v<T, c10::BFloat16>, DotAttention, LaneAttention<T>>;
+#else
+template <typename T>
+using VectorAttention = LaneAttention<T>;
+#endif
 
 // All groups, on all threads: `On` computes them.
 template <typename On, typename T>
@@ -83,7 +93,7 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
   if constexpr (std::is_same_v<T, c10::BFloat16>)
     if (TileAttention::fits(layer)) return attend_all<TileAttention>(layer, batch, groups);
 #endif
-  attend_all<LaneAttention<T>>(layer, batch, groups);
+  attend_all<VectorAttention<T>>(layer, batch, groups);
 }
 
 at::Tensor ragged_attention(const at::Tensor& query,  // [H, N, key_size]
