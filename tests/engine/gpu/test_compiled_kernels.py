@@ -22,7 +22,7 @@ from triton.compiler import ASTSource
 from outrider.core.estimate.confidence import MARGIN_EDGES
 from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine.attention.tree import parts_max
-from outrider.engine.gpu import cell_moves, choice, launch, layer_kernels, quantized_launch
+from outrider.engine.gpu import cell_moves, choice, launch, launcher, layer_kernels, quantized_launch
 from outrider.engine.gpu.advance import between
 from outrider.engine.gpu.frontiers import frontiers
 from outrider.engine.gpu.work_list import Layout, tile_tokens
@@ -287,6 +287,7 @@ def test_every_product_and_every_sum_is_rounded(monkeypatch: pytest.MonkeyPatch)
     program says that itself."""
     fusing = set()
     for each in all_launches(monkeypatch):
+        assert each.options["enable_fp_fusion"] is launcher.FUSES  # which is said in one place
         ptx = compiled(each, 90).asm["ptx"]
         assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f(32|64)\b", ptx)
         if re.search(r"\bfma\.", ptx):
