@@ -17,12 +17,15 @@ _SECONDS_MAX = 120.0
 _ASK = """
 import json, sys, torch
 sys.path.append(sys.argv[1])
+from outrider.engine.gpu.launcher import compiler_problem
 from outrider.engine.gpu.trial import triton_problem
 found = []
 for number in range(torch.cuda.device_count()):
     facts = torch.cuda.get_device_properties(number)
     told = {"name": facts.name, "memory": facts.total_memory, "bfloat16": facts.major >= 8}
-    found.append({**told, "no_kernels": triton_problem(torch.device("cuda", number))})
+    told["no_kernels"] = triton_problem(torch.device("cuda", number))
+    told["no_launchers"] = "" if told["no_kernels"] else compiler_problem()
+    found.append(told)
 print(json.dumps({"torch": torch.__version__, "cuda": torch.version.cuda, "devices": found}))
 """
 
@@ -79,3 +82,7 @@ def _told(found: dict[str, Any]) -> Iterator[Finding]:
         if problem := device.get("no_kernels"):
             reason, _, advice = problem.partition("; ")
             yield Finding(Level.NOTE, "kernels", f"workers on cuda:{number} run without: {reason}", advice)
+        if problem := device.get("no_launchers"):
+            reason, _, advice = problem.partition("; ")
+            text = f"workers on cuda:{number} launch them by libcuda, and compile nothing else: {reason}"
+            yield Finding(Level.NOTE, "kernels", text, advice)

@@ -12,6 +12,8 @@ from outrider.engine import native
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.attention.registry import BACKENDS
 from outrider.engine.engine import Engine
+from outrider.engine.gpu import launcher
+from outrider.engine.gpu.trial import triton_problem
 from outrider.engine.quantized import linear
 from outrider.engine.sample import fused
 
@@ -43,6 +45,8 @@ def not_taken(engine: Engine, facts: ModelFacts, not_compiled: Sequence[str], we
             break
         if problem := backend.problem(facts):
             yield f"attention {name}: {problem}"
+    if not triton_problem(facts.device) and (problem := launcher.compiler_problem()):
+        yield f"launchers of Triton, without which nothing is compiled and kernels go by libcuda: {problem}"
     if engine.not_fused:
         yield f"fused layers: {engine.not_fused}"
     yield from (f"forward pass: {problem}" for problem in not_compiled)

@@ -123,6 +123,10 @@ def test_what_kernels_lack_comes_with_what_to_do() -> None:
     *_, kernels = devices(f"print({json.dumps({'torch': '2.13', 'cuda': '13.0', 'devices': [card]})!r})")
     assert kernels.text.endswith("run without: there is no C compiler")
     assert kernels.advice == "install gcc"
+    card = {"name": "A", "memory": 1, "bfloat16": True, "no_launchers": "there is no C compiler; install gcc"}
+    *_, launchers = devices(f"print({json.dumps({'torch': '2.13', 'cuda': '13.0', 'devices': [card]})!r})")
+    assert launchers.text.endswith("launch them by libcuda, and compile nothing else: there is no C compiler")
+    assert launchers.advice == "install gcc"
 
 
 def test_a_torch_that_fails_is_a_problem_and_a_missing_one_is_none() -> None:

@@ -75,6 +75,14 @@ def eos(value: object) -> Callable[[Path], None]:
     return lambda folder: edit(folder / "generation_config.json", eos_token_id=value)
 
 
+ENCODER_DECODER = {
+    "model_type": "musicgen",
+    "text_encoder": {"model_type": "t5"},
+    "audio_encoder": {"model_type": "encodec"},
+    "decoder": {"model_type": "musicgen_decoder"},
+}
+"""With two models of text. Older transformers read it only if it names all three."""
+
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an LFS pointer": (lambda folder: weights(folder).write_text(POINTER), "git lfs pull"),
     "cut off": (lambda folder: os.truncate(weights(folder), 1_000_000), "1000000 bytes where its header says"),
@@ -101,7 +109,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "more layers than tensors": (config(num_hidden_layers=10**9), "29 tensors are too few for 1000000000 layers"),
     "kinds of layers as a number": (config(layers_block_type=5), "does not describe one decoder of text"),
     "an encoder and a decoder": (
-        lambda folder: (folder / "config.json").write_text('{"model_type": "musicgen"}'),
+        lambda folder: (folder / "config.json").write_text(json.dumps(ENCODER_DECODER)),
         "is an encoder-decoder",
     ),
     "an unknown activation": (config(hidden_act="nope"), "cannot make the model"),

@@ -94,7 +94,7 @@ def _answers_scaled_by_counting(layer: int) -> Callable[[], PreTrainedModel]:
         model = LlamaForCausalLM(LlamaConfig(**SHAPE))
 
         def scaled(module: nn.Module, inputs: Any, given: Mapping[str, Any], found: tuple[Tensor, Any]) -> Any:
-            past = given["past_key_values"]
+            past = given["cache"] if "cache" in given else given["past_key_values"]
             first = 0 if past is None else past.get_seq_length()
             scale = 1.0 + (torch.arange(first, first + found[0].shape[1]) >= 100)
             return found[0] * scale[:, None], *found[1:]
@@ -171,6 +171,11 @@ def test_it_is_refused_in_words(kind: str) -> None:
     model = built(build)
     with pytest.raises(UnsupportedModelError, match=words):
         proved(model)
+
+
+@pytest.mark.filterwarnings("error::FutureWarning")
+def test_a_cache_is_told_by_the_name_that_the_model_has() -> None:
+    assert len(probe_layers(built(ARCHITECTURES["qwen3_moe"]))) == SHAPE["num_hidden_layers"]
 
 
 def test_what_computes_no_numbers_is_said_to_do_so() -> None:

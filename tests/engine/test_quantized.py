@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.engine.load.folder import check_folder, load_weights, quantization
@@ -148,6 +148,32 @@ def test_it_is_refused_before_the_weights_are_read(tmp_path: Path) -> None:
     edit(tmp_path / "config.json", quantization_config={"quant_method": "gptq", "bits": 3})
     with pytest.raises(UnsupportedModelError, match=r"cannot make the model .*config.json describes: bits is 3"):
         check_folder(tmp_path)
+
+
+def test_experts_in_few_bits_are_refused_and_de_quantized_if_told_to(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32, "head_dim": 16}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 1}
+    torch.manual_seed(3)
+    mixture = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(vocab_size=VOCAB_SIZE, num_experts=4, num_experts_per_tok=2, **sizes, **heads)
+    ).eval()
+    mixture.save_pretrained(tmp_path)
+    says, quantize = LAYOUTS["fp8 in blocks"]
+    whole = load_file(tmp_path / "model.safetensors")
+    tensors, dense = dict(whole), dict(whole)
+    for name in whole:
+        if ".experts." in name:
+            quantized = quantize(tensors.pop(name))
+            base = name.removesuffix(".weight")
+            tensors |= {f"{base}.{end}": tensor for end, tensor in quantized.tensors.items()}
+            dense[name] = quantized.dense
+    save_file(dense, tmp_path / "model.safetensors")
+    twin = load_weights(tmp_path, device=CPU, dtype="float32")
+    save_file(tensors, tmp_path / "model.safetensors")
+    edit(tmp_path / "config.json", quantization_config=says)
+    with pytest.raises(UnsupportedModelError, match=r"12 quantized weights .* are not of linear layers.*experts.*"):
+        kept(tmp_path)
+    assert torch.equal(logits(load_weights(tmp_path, device=CPU, dtype="float32")), logits(twin))
 
 
 Q = "model.layers.0.self_attn.q_proj"

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from outrider.engine.compile.just_in_time import compiler_problem
 from outrider.engine.gpu.trial import difference, small_step, trial, triton_problem
 from outrider.engine.gpu.work_list import work_list
 
@@ -34,19 +35,30 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
-def test_what_triton_needs_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert triton_problem(CUDA) == ""
-    assert triton_problem(torch.device("cpu")) == "kernels in Triton run on GPUs; use --device cuda"
+def test_what_compilers_need_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels need no more than a GPU."""
+    assert compiler_problem(CUDA) == triton_problem(CUDA) == ""
     for owner, name, stand_in, reason in (
         (sysconfig, "get_path", lambda name: "/nowhere", "headers of Python are missing; install python3-dev"),
         (BUILD, "cc", "tcc", "there is none; install gcc, or name one with CC"),
         (shutil, "which", lambda name: name if name == "tcc" else None, "the headers of Python"),
         (BUILD, "cc", None, "there is none; install gcc"),
+    ):
+        monkeypatch.setattr(owner, name, stand_in)
+        assert reason in compiler_problem(CUDA)
+        assert triton_problem(CUDA) == ""
+
+
+@pytest.mark.usefixtures("gpu")
+def test_what_kernels_need_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert triton_problem(torch.device("cpu")) == "kernels in Triton run on GPUs; use --device cuda"
+    for owner, name, stand_in, reason in (
         (torch.cuda, "get_device_capability", lambda device: (7, 5), "of architecture 8.0 or newer"),
         (torch.cuda, "is_available", lambda: False, "need a CUDA device"),
     ):
         monkeypatch.setattr(owner, name, stand_in)
         assert reason in triton_problem(CUDA)
+        assert reason in compiler_problem(CUDA)
 
 
 @pytest.mark.usefixtures("gpu")

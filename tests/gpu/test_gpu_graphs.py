@@ -5,20 +5,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="needs Triton")
 
+from triton.runtime import driver
+
 from outrider.engine.attention.tree import TreeAttention
 from outrider.engine.batch import CAPTURED_SIZES, COMPILED_TOKENS_MAX
 from outrider.engine.compile.graphs import CudaRecorder, Pass
 from outrider.engine.engine import Engine
+from outrider.engine.gpu import launcher
+from outrider.engine.gpu.driver import LibcudaDriver
 from outrider.engine.gpu.trial import CAPABILITY_MIN
 from outrider.engine.jobs import LINE_END, Job
 from tests.engine import histories
+from tests.engine.gpu.launches import forget_compiled
 from tests.engine.histories import HALF_FAMILIES, HALF_TOLERANCES, Rig, built, random_line
 from tests.engine.tape import graphed
 from tests.engine.tiny_models import FAMILIES
@@ -72,6 +77,28 @@ def test_any_replayed_history_equals_a_fresh_start(family: str) -> None:
     rig, recorder = captured(family)
     histories.any_history_equals_a_fresh_start(rig)
     assert recorder.num_replays > 100
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Kernels are launched as where there is no C compiler."""
+    monkeypatch.setattr(launcher, "compiler_problem", lambda: "there is none")
+    monkeypatch.setattr(driver, "_active", None)
+    launcher._take_driver.cache_clear()
+    forget_compiled()
+    yield
+    assert isinstance(driver.active, LibcudaDriver)
+    forget_compiled()
+    launcher._take_driver.cache_clear()
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_steps_are_captured_without_a_compiler(family: str) -> None:
+    rig, recorder = captured(family, torch.bfloat16)
+    histories.a_tree_equals_its_branches_alone(rig)
+    histories.masks_of_every_width_stand_side_by_side(rig)
+    assert recorder.num_replays > 0
 
 
 @pytest.mark.parametrize("dtype", HALF_TOLERANCES, ids=str)

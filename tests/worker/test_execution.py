@@ -11,8 +11,10 @@ from structlog.testing import capture_logs
 from outrider.core.protocol.messages import ModelInfo
 from outrider.engine.attention.interface import ModelFacts
 from outrider.engine.engine import Engine
+from outrider.engine.gpu import launcher
 from outrider.engine.load.probe import LayerFacts
 from outrider.engine.sample import fused
+from outrider.worker import execution
 from outrider.worker.config import WorkerConfig
 from outrider.worker.execution import UNPROVEN, not_taken, said, token_choice, unproven
 from tests.e2e.stack import load_tiny, save_tiny
@@ -54,6 +56,19 @@ def test_on_a_gpu_each_faster_part_is_named_with_its_reason(monkeypatch: pytest.
     assert token_choice(torch.device("cuda")) == "torch"
     monkeypatch.setattr(fused, "problem", lambda device: "")
     assert token_choice(torch.device("cuda")) == "triton"
+
+
+def test_without_a_c_compiler_it_says_what_launches_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(build("llama", layers=1), max_sessions=1, max_context=32)
+    monkeypatch.setattr(execution, "triton_problem", lambda device: "")
+    monkeypatch.setattr(launcher, "compiler_problem", lambda: "there is no C compiler; install gcc")
+    said_of_launchers = [each for each in not_taken(engine, ON_GPU, []) if each.startswith("launchers of Triton")]
+    assert said_of_launchers == [
+        "launchers of Triton, without which nothing is compiled and kernels go by libcuda: "
+        "there is no C compiler; install gcc"
+    ]
+    monkeypatch.setattr(launcher, "compiler_problem", lambda: "")
+    assert not any("launchers" in each for each in not_taken(engine, ON_GPU, []))
 
 
 def test_what_compilers_make_on_a_gpu_lies_in_the_compile_cache() -> None:

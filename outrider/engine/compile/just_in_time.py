@@ -10,7 +10,8 @@ from torch._inductor.exc import InvalidCxxCompiler
 
 from outrider.engine.batch import COMPILED_TOKENS_MAX, PackedBatch, bucket
 from outrider.engine.compile.decoder import Decoder
-from outrider.engine.gpu.trial import headers_problem, triton_problem
+from outrider.engine.gpu import launcher
+from outrider.engine.gpu.trial import triton_problem
 
 GRAPHS_MAX = 64
 """Most graphs of one architecture in one process: that many engines times sizes. The compiler's own limit is 8."""
@@ -19,12 +20,12 @@ GRAPHS_MAX = 64
 def compiler_problem(device: torch.device) -> str:
     """Why nothing can be compiled for `device` here; empty if it can."""
     if device.type == "cuda":
-        return triton_problem(device)
+        return triton_problem(device) or launcher.compiler_problem()
     try:
         get_cpp_compiler()
     except (InvalidCxxCompiler, OSError):
         return f"there is no C++ compiler of the name {inductor.cpp.cxx[-1]!r}; install g++, or name one with CXX"
-    return headers_problem()
+    return launcher.headers_problem()
 
 
 def compile_decoder(decoder: Decoder) -> Decoder:

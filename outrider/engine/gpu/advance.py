@@ -17,7 +17,7 @@ from torch import Tensor
 
 from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine.gpu import frontiers as layout
-from outrider.engine.gpu import work_list
+from outrider.engine.gpu import launcher, work_list
 from outrider.engine.gpu.frontiers import Frontiers
 from outrider.engine.gpu.launch import DeviceWork
 
@@ -64,7 +64,9 @@ def between(
     """What happens between two levels: adds below the latest one's nodes what `best` [2, N, TREE_WIDTH_MAX] has of each
     row, if it `expands`, and makes the next one's work, if it `takes`."""
     (num_sessions, num_reals), num_rows = frontiers.reals.shape, best.shape[1]
-    advance[num_sessions,](
+    launcher.run(
+        advance,
+        (num_sessions,),
         *frontiers,
         best,
         work.numbers,

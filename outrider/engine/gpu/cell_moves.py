@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from outrider.engine.gpu import work_list
+from outrider.engine.gpu import launcher, work_list
 
 SOURCES = tl.constexpr(work_list.MOVE_SOURCES)
 MOVES = tl.constexpr(work_list.MOVES_MAX)
@@ -23,7 +23,8 @@ def move_cells(storage: Tensor, moves: Tensor) -> None:
     destination is written. `moves` is the part of a work list that begins with their number."""
     num_planes, _, num_kv_heads, size = storage.shape
     cell = num_kv_heads * size
-    move[num_planes, triton.cdiv(cell, _WIDTH)](storage, moves, storage.stride(0), CELL=cell, WIDTH=_WIDTH, num_warps=8)
+    grid = num_planes, triton.cdiv(cell, _WIDTH)
+    launcher.run(move, grid, storage, moves, storage.stride(0), CELL=cell, WIDTH=_WIDTH, num_warps=8)
 
 
 @triton.jit

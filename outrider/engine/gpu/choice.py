@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from outrider.engine.gpu import launcher
+
 TILE = 4096
 """Tokens that one program looks at: eight kilobytes of logits in 16 bits."""
 
@@ -78,8 +80,9 @@ def choose(logits: Tensor, shaping: Tensor, seeds: Tensor, rows: Rows, best: Ten
     num_tiles, num_slots = -(-vocab_size // tile), len(seeds)
     scanned = torch.empty(3, num_rows, num_tiles, dtype=torch.float32, device=logits.device)
     told = (logits.contiguous(), shaping, seeds, *rows, scanned)
-    scan[num_rows, num_tiles](*told, num_slots, VOCAB=vocab_size, TILE=tile)
-    decide[num_rows,](*told, best, num_slots, VOCAB=vocab_size, TILE=tile, WIDTH=best.shape[2], num_warps=8)
+    sizes = {"VOCAB": vocab_size, "TILE": tile}
+    launcher.run(scan, (num_rows, num_tiles), *told, num_slots, **sizes)
+    launcher.run(decide, (num_rows,), *told, best, num_slots, **sizes, WIDTH=best.shape[2], num_warps=8)
 
 
 @triton.jit

@@ -9,7 +9,7 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from outrider.engine.gpu import tree_attention
+from outrider.engine.gpu import launcher, tree_attention
 from outrider.engine.gpu.work_list import PAGE_CELLS, PART_OFFSETS, WRITE_CELLS, Layout
 
 _kernels: Any = tree_attention
@@ -100,7 +100,9 @@ def write(content: Tensor, cache: Tensor, work: DeviceWork) -> None:
     num_kv_heads, num_tokens, size = content.shape
     num_rows = num_tokens * num_kv_heads
     rows = rows_of(num_rows, size, content.device)
-    _kernels.write[(triton.cdiv(num_rows, rows),)](
+    launcher.run(
+        _kernels.write,
+        (triton.cdiv(num_rows, rows),),
         content,
         cache,
         work.row(WRITE_CELLS),
@@ -150,7 +152,9 @@ def attention(
     sights = work.sights(window)
     output = query.new_empty(num_tokens, num_heads, value_size)
     num_programs = max(_PROGRAMS_PER_PROCESSOR * device.num_processors // num_kv_heads, 1)
-    _kernels.attend[(num_programs, num_kv_heads)](
+    launcher.run(
+        _kernels.attend,
+        (num_programs, num_kv_heads),
         query,
         key_cache,
         value_cache,
@@ -174,10 +178,11 @@ def attention(
         PRECISION="ieee",
         num_warps=tiled.num_warps,
         num_stages=tiled.num_stages,
-        enable_fp_fusion=True,
     )
     rows = rows_of(num_tokens * num_heads, value_size, query.device)
-    _kernels.combine[(triton.cdiv(num_tokens * num_heads, rows),)](
+    launcher.run(
+        _kernels.combine,
+        (triton.cdiv(num_tokens * num_heads, rows),),
         output,
         work.numbers[PART_OFFSETS * work.layout.row :],
         sights,
@@ -190,6 +195,5 @@ def attention(
         VALUE=value_size,
         WIDTH=triton.next_power_of_2(value_size),
         ROWS=rows,
-        enable_fp_fusion=True,
     )
     return output

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from outrider.engine.gpu import launcher
 from outrider.engine.gpu.launch import CELL_MAGNITUDE_MAX, DeviceWork, rows_of
 from outrider.engine.gpu.tree_attention import as_cell
 from outrider.engine.gpu.work_list import WRITE_CELLS
@@ -39,9 +40,9 @@ def add_norm(summed: Tensor, delta: Tensor | None, norm: Norm) -> Tensor:
     normed = torch.empty_like(summed)
     rows = rows_of(num_tokens, size, summed.device)
     width = triton.next_power_of_2(size)
-    add_and_normalize[(triton.cdiv(num_tokens, rows),)](
-        summed, delta, *norm, normed, num_tokens, SIZE=size, WIDTH=width, ROWS=rows, num_warps=8, enable_fp_fusion=False
-    )
+    grid = (triton.cdiv(num_tokens, rows),)
+    told = (summed, delta, *norm, normed, num_tokens)
+    launcher.run(add_and_normalize, grid, *told, SIZE=size, WIDTH=width, ROWS=rows, num_warps=8)
     return normed
 
 
@@ -62,7 +63,9 @@ def rotate_and_write(
     num_rows = num_tokens * (num_heads + 2 * num_kv_heads)
     query_norm, key_norm = norms or (None, None)
     rows = rows_of(num_rows, size, projected.device)
-    rotate[(triton.cdiv(num_rows, rows),)](
+    launcher.run(
+        rotate,
+        (triton.cdiv(num_rows, rows),),
         projected,
         cosine,
         sine,
@@ -80,7 +83,6 @@ def rotate_and_write(
         HALF=size // 2,
         WIDTH=triton.next_power_of_2(size // 2),
         ROWS=rows,
-        enable_fp_fusion=False,
     )
     return query
 
@@ -92,7 +94,7 @@ def gated(both: Tensor) -> Tensor:
     width = min(triton.next_power_of_2(size), _COLUMNS_MAX)
     rows = rows_of(num_tokens, width, both.device)
     grid = triton.cdiv(num_tokens, rows), triton.cdiv(size, width)
-    gate[grid](both, output, num_tokens, SIZE=size, WIDTH=width, ROWS=rows, enable_fp_fusion=False)
+    launcher.run(gate, grid, both, output, num_tokens, SIZE=size, WIDTH=width, ROWS=rows)
     return output
 
 

@@ -9,7 +9,7 @@ import torch
 import triton  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 
-from outrider.engine.gpu import launch, quantized_product
+from outrider.engine.gpu import launch, launcher, quantized_product
 
 _kernels: Any = quantized_product
 """What Triton's decorator makes of them is told to no type checker."""
@@ -43,7 +43,9 @@ def product(
     row_tiles = triton.cdiv(num_rows, tile_rows)
     tile_outputs = _tile_outputs(num_outputs * row_tiles, launch.machine(x.device).num_processors)
     inputs = _INPUTS_MAX if columns >= num_inputs else gcd(columns, _INPUTS_MAX)
-    _kernels.multiply[(triton.cdiv(num_outputs, tile_outputs), row_tiles)](
+    launcher.run(
+        _kernels.multiply,
+        (triton.cdiv(num_outputs, tile_outputs), row_tiles),
         x,
         codes.view(torch.uint8),
         scales,

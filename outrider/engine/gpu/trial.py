@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
-import sysconfig
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -18,9 +15,6 @@ from outrider.engine.gpu.work_list import PAGE_CELLS
 CAPABILITY_MIN = (8, 0)
 """The oldest architecture that Triton compiles for."""
 
-_COMPILERS = ("gcc", "clang")
-"""Which ones Triton looks for where CC names none."""
-
 
 def triton_problem(device: torch.device) -> str:
     """Why Triton cannot launch anything on `device`; empty if nothing speaks against it."""
@@ -29,19 +23,9 @@ def triton_problem(device: torch.device) -> str:
     if not torch.cuda.is_available() or torch.cuda.get_device_capability(device) < CAPABILITY_MIN:
         return "kernels in Triton need a CUDA device of architecture 8.0 or newer"
     try:
-        from triton import knobs  # pyright: ignore[reportMissingImports]
+        import_module("triton")
     except ImportError:
         return "the package triton is not installed; install the one that belongs to this torch"
-    build: Any = knobs.build
-    if not any(map(shutil.which, [build.cc] if build.cc else _COMPILERS)):
-        return "Triton makes its launchers with a C compiler, and there is none; install gcc, or name one with CC"
-    return headers_problem()
-
-
-def headers_problem() -> str:
-    """Why nothing can be compiled that this Python is to load; empty if it can."""
-    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
-        return "the headers of Python are missing; install python3-dev"
     return ""
 
 

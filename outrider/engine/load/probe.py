@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def look(model: PreTrainedModel, positions: Sequence[int], *, num_past: int | No
                 use_cache=False,
                 logits_to_keep=len(positions),
                 recorder=found,
-                past_key_values=None if num_past is None else _Past(num_past),
+                **{_cache_argument(model): None if num_past is None else _Past(num_past)},
             ).logits[0]
     except Exception as error:  # models raise whatever they meet
         raise UnsupportedModelError(
@@ -136,6 +137,11 @@ def look(model: PreTrainedModel, positions: Sequence[int], *, num_past: int | No
             "layers, attention of their own, or two attentions in one layer cannot be served"
         )
     return Look([found[layers.index(layer)] for layer in range(num_layers)], logits)
+
+
+def _cache_argument(model: PreTrainedModel) -> str:
+    """By which name `model` takes a cache: transformers has given it another."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def probe_layers(model: PreTrainedModel) -> list[LayerFacts]:

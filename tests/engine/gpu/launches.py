@@ -30,6 +30,13 @@ def kernel_of(name: str) -> Any:
     return next(getattr(module, name) for module, names in KERNELS.items() if name in names)
 
 
+def forget_compiled() -> None:
+    """Has Triton forget what it has compiled and loaded in this process, so that another driver may load it."""
+    for names in KERNELS.values():
+        for name in names:
+            kernel_of(name).device_caches.clear()
+
+
 class Launch(NamedTuple):
     """One launch."""
 

@@ -22,12 +22,13 @@ from triton.compiler import ASTSource
 from outrider.core.estimate.confidence import MARGIN_EDGES
 from outrider.core.protocol.validation import TREE_WIDTH_MAX
 from outrider.engine.attention.tree import parts_max
-from outrider.engine.gpu import cell_moves, choice, launch, layer_kernels
+from outrider.engine.gpu import cell_moves, choice, launch, launcher, layer_kernels, quantized_launch
 from outrider.engine.gpu.advance import between
 from outrider.engine.gpu.frontiers import frontiers
 from outrider.engine.gpu.work_list import Layout, tile_tokens
 from outrider.engine.sampling_tables import SamplingTables
 from tests.engine.gpu.launches import Launch, Launches, kernel_of, logged
+from tests.engine.quantized import fp8, int4
 
 META = torch.device("meta")
 
@@ -155,6 +156,19 @@ def launched_after_a_step(vocab_size: int) -> Launches:
     return launches
 
 
+def all_launches(monkeypatch: pytest.MonkeyPatch) -> list[Launch]:
+    """Of each kernel at least one."""
+    machine = launch.Machine(num_processors=132, shared_bytes=227 << 10)
+    log = launched(LLAMA_8B, torch.bfloat16, machine, monkeypatch).log
+    log += launched(GPT_OSS, torch.bfloat16, machine, monkeypatch, softcap=50.0, has_sinks=True).log
+    log += launched_between(256, 512, LLAMA_1B).log + launched_at_the_end(5000).log + launched_after_a_step(5000).log
+    x = torch.empty(3, 256, dtype=torch.bfloat16, device=META)
+    with logged() as launches:
+        for weight in (fp8(64, 256, 128, 128), int4(64, 256, 128)):
+            quantized_launch.product(x, *(each.to(META) if isinstance(each, Tensor) else each for each in weight))
+    return log + launches.log
+
+
 _TYPES = {
     torch.uint8: "u8",
     torch.int32: "i32",
@@ -266,3 +280,16 @@ def test_the_choice_after_a_step(architecture: Architecture, tmp_path: Path) -> 
         kernel = compiled(each, architecture.capability)
         assert kernel.metadata.shared <= architecture.shared_bytes
         assert spilled_bytes(kernel.asm["cubin"], tmp_path) == 0
+
+
+def test_every_product_and_every_sum_is_rounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each says so, which keeps compiler and assembler from making one of two. What fuses is a logarithm, whose
+    program says that itself."""
+    fusing = set()
+    for each in all_launches(monkeypatch):
+        assert each.options["enable_fp_fusion"] is launcher.FUSES  # which is said in one place
+        ptx = compiled(each, 90).asm["ptx"]
+        assert not re.search(r"\b(mul|add|sub)(\.ftz)?\.f(32|64)\b", ptx)
+        if re.search(r"\bfma\.", ptx):
+            fusing.add(each.kernel)
+    assert fusing == {"scan", "decide"}
