@@ -199,8 +199,10 @@ class Verifier:
             (session, self._verdict(session, content, logprobs) if isinstance(content, Decided) else content)
             for session, content in settled
         ]
-        for session, content in told:  # without a pause, so that one message has it all
-            session.tell(content, started_ns)
+        for session, content in told:
+            session.add(content, started_ns)
+        for session, _ in told:  # all at once, so that one message has it all
+            session.outbox.flush()
 
     def _logprobs(self, settled: Sequence[Settled], logits: Tensor) -> dict[VerifyStream, list[TokenLogprobs]]:
         """The log-probabilities of all verdicts that want some, brought from the device at once; if that fails, session
