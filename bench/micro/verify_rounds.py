@@ -12,7 +12,7 @@ from bench.processor_time import num_switches, used_by_thread_ns
 from bench.stack.checkout import Checkout
 from bench.stack.services import HOST, free_port
 from outrider.cli.child import Child, Observer
-from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyFinished, VerifyOpen
+from outrider.core.protocol.messages import DraftWindow, Opened, Verdict, VerifyCommand, VerifyFinished, VerifyOpen
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.rpc.channels import open_channel
 from outrider.rpc.multiplexer import Multiplexer
@@ -84,7 +84,9 @@ def _is_right(position: int) -> bool:
 class VerifyStack:
     """One checkout's verify service, and the stream to it."""
 
-    def __init__(self, process: int, multiplexer: Multiplexer[object, Opened | Verdict | VerifyFinished]) -> None:
+    def __init__(
+        self, process: int, multiplexer: Multiplexer[VerifyCommand, Opened | Verdict | VerifyFinished]
+    ) -> None:
         self._process = process
         self._multiplexer = multiplexer
         self._texts: dict[tuple[int, ...], list[int]] = {}
@@ -112,8 +114,14 @@ class VerifyStack:
         used = {thread: ns - before.get(thread, 0) for thread, ns in after.items()}
         main = used.pop(self._process)
         device = max(used.values())
-        costs = (each / self._num_rounds / 1000.0 for each in (device, main, sum(used.values()) - device))
-        return VerifyCost(*costs, switches / self._num_rounds, self._num_tokens / self._num_rounds)
+        num_rounds = self._num_rounds
+        return VerifyCost(
+            device / num_rounds / 1000.0,
+            main / num_rounds / 1000.0,
+            (sum(used.values()) - device) / num_rounds / 1000.0,
+            switches / num_rounds,
+            self._num_tokens / num_rounds,
+        )
 
     async def _text(self, prompt: Sequence[int], num_tokens: int) -> list[int]:
         key = (*prompt, num_tokens)
