@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +17,18 @@ def used_ns(process: int) -> int:
 def used_by_main_thread_ns(process: int) -> int:
     """The same of the thread alone that a process began with."""
     return int(Path(f"/proc/{process}/task/{process}/schedstat").read_text().split()[0])
+
+
+def used_by_thread_ns(process: int) -> Mapping[int, int]:
+    """The same of each thread, by its number: that of the one that a process began with is the process's own."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return {int(task.name): int((task / "schedstat").read_text().split()[0]) for task in tasks}
+
+
+def num_switches(process: int) -> int:
+    """How often a thread of the process has stopped running, because it waited or because others had their turn."""
+    lines = (line for task in Path(f"/proc/{process}/task").iterdir() for line in (task / "status").open())
+    return sum(int(line.split()[1]) for line in lines if "ctxt_switches" in line)
 
 
 def used_by_family_ns(process: int) -> int:

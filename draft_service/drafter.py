@@ -178,12 +178,15 @@ class Drafter:
         return [None if num_rows is None else list(islice(proposals, num_rows)) for num_rows in output.num_rows]
 
     def _tell(self, events: Iterable[Event[DraftStream, Opened | Drafted | OutriderError | None]]) -> None:
-        for session, content in list(events):  # told without a pause, so that one message has it all
+        told = list(events)
+        for session, content in told:
             if isinstance(content, Drafted):
-                session.tell(content.window, time.time_ns() - round((time.monotonic() - content.since) * 1e9))
+                session.add(content.window, time.time_ns() - round((time.monotonic() - content.since) * 1e9))
             else:
-                session.tell(content)
+                session.add(content)
                 self.runner.on_change()
+        for session, _ in told:  # all at once, so that one message has it all
+            session.outbox.flush()
 
 
 def _own_rows(part: DraftPart[DraftStream]) -> list[Row]:

@@ -195,12 +195,11 @@ class Verifier:
         """Tells what a step decided that the device began then. `logits` [R, V] are those of the scored tokens."""
         settled = list(self.scheduler.settle(step, outcome, time.monotonic()))
         logprobs = self._logprobs(settled, logits)
-        told = [
-            (session, self._verdict(session, content, logprobs) if isinstance(content, Decided) else content)
-            for session, content in settled
-        ]
-        for session, content in told:  # without a pause, so that one message has it all
-            session.tell(content, started_ns)
+        for session, content in settled:
+            told = self._verdict(session, content, logprobs) if isinstance(content, Decided) else content
+            session.add(told, started_ns)
+        for session, _ in settled:  # all at once, so that one message has it all
+            session.outbox.flush()
 
     def _logprobs(self, settled: Sequence[Settled], logits: Tensor) -> dict[VerifyStream, list[TokenLogprobs]]:
         """The log-probabilities of all verdicts that want some, brought from the device at once; if that fails, session
@@ -210,7 +209,9 @@ class Verifier:
             for session, content in settled
             if isinstance(content, Decided) and (num_top := session.opening.num_logprobs) is not None
         ]
-        together = self._logprobs_of(wanting, logits) if wanting else {}
+        if not wanting:
+            return {}
+        together = self._logprobs_of(wanting, logits)
         if together is None and len(wanting) > 1:
             alone = [self._logprobs_of([each], logits) for each in wanting]
             together = {session: found for each in alone if each for session, found in each.items()}

@@ -1,9 +1,11 @@
-"""What a round costs the coordinator: processor time of its process, by number of sessions, beside another checkout.
+"""What a round costs a service: processor time of its process, by number of sessions, beside another checkout.
 
     python -m bench.micro.rounds --sessions 1,16 --other ../before
+    python -m bench.micro.rounds --service verify --other ../before
 
-Linux only. Workers without a model (`played_workers.py`) and the clients are processes of their own; checkouts take
-turns, each with its own workers.
+Linux only. Of the coordinator, workers without a model (`played_workers.py`) and the clients are processes of their
+own. Of the verify service, which has the real target, this process plays the coordinator (`verify_rounds.py`), without
+guesses and with them. Checkouts take turns.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import os
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from enum import Enum
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Final, NamedTuple
@@ -24,6 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import machine
+from bench.micro import verify_rounds
+from bench.micro.bursts import in_turn
+from bench.micro.verify_rounds import VerifyCost
 from bench.processor_time import used_by_main_thread_ns, used_ns
 from bench.prompts import load_prompts, tokenizer
 from bench.rivals.modes import OPEN_GATE
@@ -33,10 +40,16 @@ from outrider.cli.child import Child, Observer
 from outrider.client import NO_RETRY, GenerationClient, SamplingParams, Tokens
 
 _PLAYED: Final = Path(__file__).with_name("played_workers.py")
+_WITH_DRAFTS: Final = "with drafts"
 _TARGET: Final = HERE.root / "models" / "target"
-"""Its tokenizer alone is used."""
-_NUM_WARM_UPS: Final = 1
-"""Bursts of each kind before the first that counts."""
+"""Of which a coordinator's workers use the tokenizer alone."""
+
+
+class Service(Enum):
+    """Whose rounds are measured."""
+
+    COORDINATOR = "coordinator"
+    VERIFY = "verify"
 
 
 class Cost(NamedTuple):
@@ -109,47 +122,23 @@ async def _running(checkout: Checkout) -> AsyncIterator[_Stack]:
         yield _Stack(coordinator.process_id, workers.pid, client)
 
 
-async def _measured(
+async def _coordinators(
     checkouts: Mapping[str, Checkout], counts: Sequence[int], num_bursts: int, num_tokens: int
-) -> dict[tuple[str, int], list[Cost]]:
+) -> list[dict[str, str | float]]:
     prompts = load_prompts(None, max(counts), tokenizer(_TARGET))
-    found: dict[tuple[str, int], list[Cost]] = {each: [] for each in product(checkouts, counts)}
     async with AsyncExitStack() as leaving:
         stacks = {name: await leaving.enter_async_context(_running(checkout)) for name, checkout in checkouts.items()}
-        for index in range(_NUM_WARM_UPS + num_bursts):
-            for count in counts:
-                for name in list(stacks)[:: 1 if index % 2 else -1]:
-                    cost = await stacks[name].burst(prompts[:count], num_tokens // count)
-                    if index >= _NUM_WARM_UPS:
-                        found[name, count].append(cost)
-    return found
+        arms = {
+            (count, name): partial(stacks[name].burst, prompts[:count], num_tokens // count)
+            for count, name in product(counts, checkouts)
+        }
+        found = await in_turn(arms, num_bursts)
+    return [_coordinator_row(found, count, name) for count, name in found]
 
 
-def main(
-    sessions: Annotated[str, typer.Option(help="How many sessions run at a time; several numbers by commas.")] = "1,16",
-    other: Annotated[Path | None, typer.Option(help="Another checkout, measured by turns.")] = None,
-    num_bursts: Annotated[int, typer.Option(help="Bursts of each kind that count.")] = 15,
-    num_tokens: Annotated[int, typer.Option(help="Tokens of a burst, all sessions together.")] = 1024,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
-    """What a round costs the coordinator."""
-    checkouts = {"this": HERE} | ({} if other is None else {"other": checkout_at(other, Path(sys.executable))})
-    counts = [int(count) for count in sessions.split(",")]
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        found = runner.run(_measured(checkouts, counts, num_bursts, num_tokens))
-    rows = [_row(found, name, count) for count, name in product(counts, checkouts)]
-    if as_json:
-        print(json.dumps({"num_tokens": num_tokens, "rows": rows, "machine": machine.facts()}))
-        return
-    table = Table(*rows[0], title="processor time of a round, us: the least of the bursts")
-    for row in rows:
-        table.add_row(*map(str, row.values()))
-    Console().print(table)
-
-
-def _row(found: Mapping[tuple[str, int], list[Cost]], name: str, count: int) -> dict[str, str | float]:
+def _coordinator_row(found: Mapping[tuple[int, str], list[Cost]], count: int, name: str) -> dict[str, str | float]:
     """The least of the bursts, of coordinator and workers apart: what else the machine does can only add to them."""
-    cost = _least(found[name, count])
+    cost = _least(found[count, name])
     row: dict[str, str | float] = {
         "checkout": name,
         "sessions": count,
@@ -157,8 +146,8 @@ def _row(found: Mapping[tuple[str, int], list[Cost]], name: str, count: int) -> 
         "other threads": round(cost.others),
         "workers": round(cost.workers),
     }
-    if ("other", count) in found:
-        other = _least(found["other", count])
+    if (count, "other") in found:
+        other = _least(found[count, "other"])
         row["coordinator / other"] = round(cost.coordinator / other.coordinator, 3)
         row["workers / other"] = round(cost.workers / other.workers, 3)
     return row
@@ -167,6 +156,71 @@ def _row(found: Mapping[tuple[str, int], list[Cost]], name: str, count: int) -> 
 def _least(costs: Sequence[Cost]) -> Cost:
     coordinator = min(costs, key=lambda cost: cost.coordinator)
     return coordinator._replace(workers=min(cost.workers for cost in costs))
+
+
+async def _verifiers(
+    checkouts: Mapping[str, Checkout], counts: Sequence[int], num_bursts: int, num_tokens: int
+) -> list[dict[str, str | float]]:
+    prompts = load_prompts(None, max(counts), tokenizer(_TARGET))
+    cores = os.sched_getaffinity(0)
+    async with AsyncExitStack() as leaving:
+        stacks = {
+            name: await leaving.enter_async_context(verify_rounds.running(checkout, _TARGET, min(cores)))
+            for name, checkout in checkouts.items()
+        }
+        os.sched_setaffinity(0, {max(cores)})
+        arms = {
+            (count, drafts, name): partial(
+                stacks[name].burst, prompts[:count], num_tokens // count, drafts=drafts == _WITH_DRAFTS
+            )
+            for count, drafts, name in product(counts, ("alone", _WITH_DRAFTS), checkouts)
+        }
+        found = await in_turn(arms, num_bursts)
+    return [_verifier_row(found, *key) for key in found]
+
+
+def _verifier_row(
+    found: Mapping[tuple[int, str, str], list[VerifyCost]], count: int, drafts: str, name: str
+) -> dict[str, str | float]:
+    """The least of the bursts, too."""
+    cost = min(found[count, drafts, name], key=lambda each: each.process)
+    row: dict[str, str | float] = {
+        "checkout": name,
+        "sessions": count,
+        "": drafts,
+        "tokens": round(cost.num_tokens, 2),
+        "device thread": round(cost.device),
+        "event loop": round(cost.main),
+        "other threads": round(cost.others),
+        "switches": round(cost.switches, 1),
+    }
+    if (count, drafts, "other") in found:
+        other = min(each.process for each in found[count, drafts, "other"])
+        row["process / other"] = round(cost.process / other, 3)
+    return row
+
+
+def main(
+    service: Annotated[Service, typer.Option(help="Whose rounds.")] = Service.COORDINATOR,
+    sessions: Annotated[str, typer.Option(help="How many sessions run at a time; several numbers by commas.")] = "1,16",
+    other: Annotated[Path | None, typer.Option(help="Another checkout, measured by turns.")] = None,
+    num_bursts: Annotated[int, typer.Option(help="Bursts of each kind that count.")] = 15,
+    num_tokens: Annotated[int, typer.Option(help="Tokens of a burst, all sessions together.")] = 1024,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """What a round costs a service."""
+    checkouts = {"this": HERE} | ({} if other is None else {"other": checkout_at(other, Path(sys.executable))})
+    counts = [int(count) for count in sessions.split(",")]
+    measure = _coordinators if service is Service.COORDINATOR else _verifiers
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        rows = runner.run(measure(checkouts, counts, num_bursts, num_tokens))
+    if as_json:
+        print(json.dumps({"num_tokens": num_tokens, "rows": rows, "machine": machine.facts()}))
+        return
+    table = Table(*rows[0], title=f"{service.value}: processor time of a round, us: the least of the bursts")
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    Console().print(table)
 
 
 if __name__ == "__main__":

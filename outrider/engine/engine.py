@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +27,6 @@ from outrider.engine.transfer import mark
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
-
-
-_ENTERED = nullcontext()
 
 
 class OutOfStepError(Exception):
@@ -242,10 +239,10 @@ class Engine:
         blocks run out; see `num_missing_blocks`. It raises OutOfStepError, after which nothing may be run, if the pass
         fails on a model of several ranks.
         """
-        # A device thread has entered it once for all its steps.
-        mode = _ENTERED if torch.is_inference_mode_enabled() else torch.inference_mode()
         try:
-            with mode:
+            if torch.is_inference_mode_enabled():  # a device thread has entered it once for all its steps
+                return self._step(jobs, max_line_tokens)
+            with torch.inference_mode():
                 return self._step(jobs, max_line_tokens)
         except BaseException:
             for job in jobs:

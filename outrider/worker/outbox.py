@@ -38,19 +38,34 @@ class Outbox(Generic[Event]):
 
     def put(self, event: Event, started_ns: int, ended_ns: int) -> None:
         """Adds an event. Any thread."""
-        if len(self.items) < OUTBOX_MAX:
-            self._append(Stamped(event, started_ns, ended_ns))
-        elif not self._full:
-            self._full = True
-            self._append(QueueFullError(f"{OUTBOX_MAX} events wait for the reader of this stream; read faster"))
+        self.add(Stamped(event, started_ns, ended_ns))
+        self.flush()
 
     def fail(self, error: Exception) -> None:
         """Ends the session with `error` after the events before it. Any thread."""
-        self._append(error)
+        self.add(error)
+        self.flush()
 
     def end(self) -> None:
         """Ends the session after the events before it. Any thread."""
-        self._append(None)
+        self.add(None)
+        self.flush()
+
+    def add(self, item: Stamped[Event] | Exception | None) -> None:
+        """Adds an event, the error that ends the session, or None for its end, of which nobody hears before `flush`.
+        Any thread."""
+        if isinstance(item, Stamped) and len(self.items) >= OUTBOX_MAX:
+            if self._full:
+                return
+            self._full = True
+            item = QueueFullError(f"{OUTBOX_MAX} events wait for the reader of this stream; read faster")
+        self.items.append(item)
+        if not self.is_waiting:
+            self._outlet.add(self)
+
+    def flush(self) -> None:
+        """Has what was added written out. Any thread."""
+        self._outlet.flush()
 
     async def take(self) -> Stamped[Event] | None:
         """The next event of a session that has the outlet for itself; None at the end.
@@ -64,8 +79,3 @@ class Outbox(Generic[Event]):
         if isinstance(item, Exception):
             raise item
         return item
-
-    def _append(self, item: Stamped[Event] | Exception | None) -> None:
-        self.items.append(item)
-        if not self.is_waiting:
-            self._outlet.add(self)

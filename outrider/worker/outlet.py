@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+from outrider.worker.self_pipe import self_pipe
+
 if TYPE_CHECKING:
     from outrider.worker.outbox import Outbox
 
@@ -15,6 +17,7 @@ class Outlet:
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+        self._self_pipe = self_pipe(self._loop)
         self._filled: deque[Outbox[Any]] = deque()
         self._has_changed = False
         self._news: asyncio.Future[None] | None = None
@@ -22,16 +25,15 @@ class Outlet:
         self._is_woken = False
 
     def add(self, outbox: Outbox[Any]) -> None:
-        """That outbox has something. Any thread."""
+        """That outbox has something, of which the task hears by `flush`. Any thread."""
         outbox.is_waiting = True
         self._filled.append(outbox)
-        if self._is_woken:
-            return
-        self._is_woken = True
-        try:
-            self._loop.call_soon_threadsafe(self.wake)
-        except RuntimeError:  # the loop is closed: nobody reads any more
-            self._filled.clear()
+
+    def flush(self) -> None:
+        """Has the task write out what was added, if it has not done so. Any thread."""
+        if self._filled and not self._is_woken:
+            self._is_woken = True
+            self._self_pipe.wake(self.wake)
 
     def wake(self) -> None:
         """Ends a wait for other reasons. On the event loop."""

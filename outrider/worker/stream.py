@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.grammar.state import GrammarState
-from outrider.worker.outbox import Outbox
+from outrider.worker.outbox import Outbox, Stamped
 
 OpeningT = TypeVar("OpeningT", bound=DraftOpen | VerifyOpen)
 EventT = TypeVar("EventT")
@@ -26,11 +26,13 @@ class SessionStream(Generic[OpeningT, EventT]):
 
     def tell(self, content: EventT | OutriderError | None, started_ns: int | None = None) -> None:
         """Tells the reader of an event, or of its end (None), the work behind which began at that wall-clock time."""
-        match content:
-            case None:
-                self.outbox.end()
-            case OutriderError():
-                self.outbox.fail(content)
-            case _:
-                now_ns = time.time_ns()
-                self.outbox.put(content, now_ns if started_ns is None else started_ns, now_ns)
+        self.add(content, started_ns)
+        self.outbox.flush()
+
+    def add(self, content: EventT | OutriderError | None, started_ns: int | None = None) -> None:
+        """The same, but that nobody hears of it before the outbox is flushed: one message has what was added before."""
+        if content is None or isinstance(content, OutriderError):
+            self.outbox.add(content)
+        else:
+            now_ns = time.time_ns()
+            self.outbox.add(Stamped(content, now_ns if started_ns is None else started_ns, now_ns))

@@ -24,7 +24,7 @@ from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine, StepOutput
 from outrider.engine.jobs import Job
 from outrider.engine.kv_cache.slots import Slot
-from outrider.worker.outbox import Outbox
+from outrider.worker.outbox import Outbox, Stamped
 from tests.engine.tiny_models import VOCAB_SIZE, build
 from verify_service.verifier import Verifier, VerifyStream
 
@@ -61,16 +61,17 @@ class Record(Outbox[Any]):
         self.has_ended = False
         self._log, self._name = log, name
 
-    def put(self, event: Any, started_ns: int, ended_ns: int) -> None:
-        self.events.append(event)
-        if self._log is not None:
-            self._log.append((self._name, event))
+    def add(self, item: Stamped[Any] | Exception | None) -> None:
+        if item is None:
+            self.has_ended = True
+        elif isinstance(item, Exception):
+            self.error = item
+        else:
+            self.events.append(item.event)
+            if self._log is not None:
+                self._log.append((self._name, item.event))
 
-    def fail(self, error: Exception) -> None:
-        self.error = error
-
-    def end(self) -> None:
-        self.has_ended = True
+    def flush(self) -> None: ...
 
     def of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]

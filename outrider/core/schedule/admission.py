@@ -180,11 +180,10 @@ class Admission(Generic[SessionT]):
 
     def has_room(self, num_nodes: Mapping[Seated[SessionT], int]) -> bool:
         """Whether one step can run all these sessions with trees of so many nodes."""
-        num_missing = sum(
-            self._memory.num_missing_blocks(seated.slot, seated.session.token_ids, num)
-            for seated, num in num_nodes.items()
-        )
-        return num_missing <= self._memory.num_available_blocks
+        memory, num_missing = self._memory, 0
+        for seated, num in num_nodes.items():
+            num_missing += memory.num_missing_blocks(seated.slot, seated.session.token_ids, num)
+        return num_missing <= memory.num_available_blocks
 
     def make_room(self, num_nodes: Mapping[Seated[SessionT], int]) -> set[Seated[SessionT]]:
         """Preempts seated sessions, the last in order first, until one step can run those that stay.

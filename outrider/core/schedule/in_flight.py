@@ -24,22 +24,17 @@ class InFlight(Generic[KeyT]):
         """None where a host does nothing while its device computes: then all sessions share a step."""
         self._overlap = overlap
         self._steps: deque[VerifyStep[KeyT]] = deque()
+        self.num_steps = 0
+        """How many there are."""
         self._settled: float | None = None
         """When the latest step was settled, if nothing was planned since."""
         self._rest = 0.0
         """How long after the settling of a step the next one was planned, of late."""
 
-    def __bool__(self) -> bool:
-        return bool(self._steps)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether one has to be settled before another one is planned."""
-        return len(self._steps) == STEPS_IN_FLIGHT_MAX
-
     def launch(self, step: VerifyStep[KeyT]) -> None:
         """It is in flight."""
         self._steps.append(step)
+        self.num_steps += 1
         for part in step.parts:
             part.session.in_flight = True
 
@@ -54,10 +49,11 @@ class InFlight(Generic[KeyT]):
 
         Raises RuntimeError if another one was launched before it.
         """
-        if not any(step is each for each in self._steps):
+        if not self.num_steps or not any(step is each for each in self._steps):
             return
         if step is not self._steps.popleft():
             raise RuntimeError("steps in flight are settled in the order of their launches")
+        self.num_steps -= 1
         for part in step.parts:
             session = part.session
             held, session.held, session.in_flight = session.held, [], False
@@ -65,7 +61,7 @@ class InFlight(Generic[KeyT]):
 
     def others(self, seated: list[Seated[Verification[KeyT]]]) -> list[Seated[Verification[KeyT]]]:
         """Those that are not in flight."""
-        return [each for each in seated if not each.session.in_flight] if self._steps else seated
+        return [each for each in seated if not each.session.in_flight] if self.num_steps else seated
 
     def group_size(self, seated: Sequence[Seated[Verification[KeyT]]], curve: Callable[[], StepCurve]) -> int:
         """Most of `seated` that one step decides."""

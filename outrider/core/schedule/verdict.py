@@ -18,7 +18,7 @@ def verdict_of(
 ) -> Verdict:
     """The verdict on a `part` of a `step`; the session is as it was before. `num_cached_tokens` of its line were found
     in the prefix cache."""
-    session = part.session
+    session = part.seated.session
     return Verdict(
         position=decision.position,
         token_ids=decision.token_ids,

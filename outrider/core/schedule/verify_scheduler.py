@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Generic
 
@@ -25,8 +25,8 @@ from outrider.core.protocol.errors import OutriderError, ProtocolViolationError,
 from outrider.core.protocol.messages import NOT_REPORTED, DraftWindow, Opened, VerifyFinished, VerifyOpen
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 from outrider.core.schedule import batching_delay
-from outrider.core.schedule.admission import Admission, Seated
-from outrider.core.schedule.in_flight import InFlight
+from outrider.core.schedule.admission import Admission, Chunk, Seated
+from outrider.core.schedule.in_flight import STEPS_IN_FLIGHT_MAX, InFlight
 from outrider.core.schedule.memory import Memory
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.prefill import prefill_budget
@@ -141,6 +141,8 @@ class VerifyScheduler(Generic[KeyT]):
 
     def admit(self, now: float) -> Iterable[Event[KeyT, Opened | OutriderError]]:
         """Lets in those who wait, as far as there is room, and refuses those for whom there is none to wait in."""
+        if not self.admission.waiting:
+            return ()
         admitted = self.admission.admit()
         events: list[Event[KeyT, Opened | OutriderError]] = []
         for seated in admitted.seated:
@@ -155,7 +157,7 @@ class VerifyScheduler(Generic[KeyT]):
         """What to do next; None: nothing before something happens, or before a step in flight is settled."""
         in_flight = self._in_flight
         in_flight.planned(now)
-        if in_flight.is_full or (in_flight and self._isolated):
+        if in_flight.num_steps == STEPS_IN_FLIGHT_MAX or (in_flight.num_steps and self._isolated):
             return None
         admission = self.admission
         while self._isolated:
@@ -163,7 +165,7 @@ class VerifyScheduler(Generic[KeyT]):
             if seated in admission.seated:
                 return self._compose(*admission.apart([seated]), self._curve, now)
         most = in_flight.group_size(admission.seated, lambda: self._curve)
-        if in_flight and most == len(admission.seated):
+        if in_flight.num_steps and most == len(admission.seated):
             return None
         deciding, prefilling = admission.apart(in_flight.others(admission.seated))
         if not deciding:
@@ -174,15 +176,17 @@ class VerifyScheduler(Generic[KeyT]):
                 seated.session.stirred = False
                 self._reconsider(seated.session, now, num_beside)
         ready_times = [seated.session.ready_time(now) for seated in deciding]
-        seconds = curve.over(_nums_cells(deciding)).seconds(len(deciding))
-        start = batching_delay.start(ready_times, now, seconds)
-        if start > now and not prefilling:
-            return WaitUntil(start)
-        going = [
-            seated
-            for seated, ready_time in zip(deciding, ready_times, strict=True)
-            if batching_delay.goes(ready_time, now, seconds)
-        ]
+        going = deciding
+        if max(ready_times).ready_at > now:  # not all are ready
+            seconds = curve.over(_nums_cells(deciding)).seconds(len(deciding))
+            start = batching_delay.start(ready_times, now, seconds)
+            if start > now and not prefilling:
+                return WaitUntil(start)
+            going = [
+                seated
+                for seated, ready_time in zip(deciding, ready_times, strict=True)
+                if batching_delay.goes(ready_time, now, seconds)
+            ]
         if len(going) > most:
             first = sorted(going, key=lambda seated: seated.session.last_verdict)[:most]
             going = [seated for seated in going if seated in first]
@@ -231,8 +235,10 @@ class VerifyScheduler(Generic[KeyT]):
     @property
     def _curve(self) -> StepCurve:
         """The time of steps as they are at present."""
-        drafting = any(seated.session.expect_drafts for seated in self.admission.seated)
-        return self.policy.estimates.steps(drafting=drafting)
+        for seated in self.admission.seated:
+            if seated.session.expect_drafts:
+                return self.policy.estimates.curve
+        return self.policy.estimates.alone
 
     def _reconsider(self, session: Verification[KeyT], now: float, num_beside: int) -> None:
         """Sets when the session's next round is due, by what is at hand and what may come. What is due stays due."""
@@ -250,32 +256,32 @@ class VerifyScheduler(Generic[KeyT]):
     ) -> VerifyStep[KeyT] | WaitUntil | None:
         """One step for those who decide and, as far as it has time for that, those who prefill."""
         admission = self.admission
-        budget = self._prefill_budget(deciding, len(prefilling), curve) if prefilling else 0
-        chunks = admission.assign(prefilling, budget)
-        scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
-        num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}
+        scoring = deciding
+        chunks: Sequence[Chunk[Verification[KeyT]]] = ()
+        num_held: dict[Seated[Verification[KeyT]], int] = {}
+        if prefilling:
+            chunks = admission.assign(prefilling, self._prefill_budget(deciding, len(prefilling), curve))
+            scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
+            num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}
         curve = curve.over(_nums_cells([*deciding, *num_held], num_held))
         num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
         beside = prompts_beside(curve, len(scoring), num_beside) if num_beside else NOTHING_BESIDE
         selection = most_probable(_candidates(scoring), curve, beside)
         if scoring:
             self.policy.estimates.probability_min = selection.probability_min
-        nodes_of = dict(zip(scoring, selection.nodes, strict=True))
-        shares = [(seated, 1) for seated in deciding] + [(chunk.seated, chunk.num_tokens) for chunk in chunks]
-        if not admission.has_room({seated: len(nodes_of.get(seated, ())) for seated, _ in shares}):
-            if self._in_flight:
+        nodes = iter(selection.nodes)
+        parts = [VerifyPart(seated, next(nodes), 1) for seated in deciding]
+        parts += [VerifyPart(each.seated, next(nodes) if each.completes else [], each.num_tokens) for each in chunks]
+        if not admission.has_room({part.seated: len(part.nodes) for part in parts}):
+            if self._in_flight.num_steps:
                 return None
-            nodes_of.clear()
-            staying = admission.make_room({seated: 0 for seated, _ in shares})
-            shares = [share for share in shares if share[0] in staying]
-        if not shares:
+            staying = admission.make_room({part.seated: 0 for part in parts})
+            parts = [part._replace(nodes=[]) for part in parts if part.seated in staying]
+            num_held = {seated: num_tokens for seated, num_tokens in num_held.items() if seated in staying}
+        if not parts:
             return WaitUntil(now)
-        parts = [VerifyPart(seated, nodes_of.get(seated, []), num_tokens) for seated, num_tokens in shares]
         for part in parts:
-            part.session.state.begin(part.nodes, now)
-        num_held = {
-            each.seated: self._memory.num_tokens(each.seated.slot) for each in parts if each.seated.is_prefilling
-        }
+            part.seated.session.state.begin(part.nodes, now)
         return VerifyStep(parts, selection.probability_min, num_held)
 
     def _prefill_budget(self, deciding: list[Seated[Verification[KeyT]]], num_prefilling: int, curve: StepCurve) -> int:
@@ -299,7 +305,7 @@ class VerifyScheduler(Generic[KeyT]):
         for part, choices in zip(step.parts, outcome.choices, strict=True):
             if choices is None:
                 continue
-            session = part.session
+            session = part.seated.session
             if not self._goes_on(session):
                 first_row += len(choices)
                 continue
@@ -323,10 +329,11 @@ class VerifyScheduler(Generic[KeyT]):
 
 def _nums_cells(
     sessions: Iterable[Seated[Verification[KeyT]]], num_held: Mapping[Seated[Verification[KeyT]], int] | None = None
-) -> Iterable[int]:
+) -> Iterator[int]:
     """Cells that these sessions' lines take: of those who prefill, as many as their slots held."""
-    held = num_held or {}
-    return (held.get(seated, len(seated.session.token_ids)) for seated in sessions)
+    for seated in sessions:
+        num_cells = len(seated.session.token_ids)
+        yield num_cells if num_held is None else num_held.get(seated, num_cells)
 
 
 def _candidates(sessions: Iterable[Seated[Verification[KeyT]]]) -> list[Candidates]:

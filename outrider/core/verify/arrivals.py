@@ -79,12 +79,12 @@ class Arrivals:
         if not grafted.added:
             return
         self.is_waiting = False
-        position = max(node.position for node in grafted.added)
+        levels = {node.position for node in grafted.added}
+        position = max(levels)
         if position > self._deepest[0]:
             if window.draft_ms > 0.0:
-                num_levels = len({node.position for node in grafted.added})
                 for draft_wait in self._draft_waits:
-                    draft_wait.observe_levels(num_levels, window.draft_ms / 1000.0)
+                    draft_wait.observe_levels(len(levels), window.draft_ms / 1000.0)
             self._deepest = position, now
 
     def observe_places(self, worths: Sequence[float]) -> None:

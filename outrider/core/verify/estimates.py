@@ -28,13 +28,12 @@ class VerifyEstimates:
         """What holds for greedy sessions, or for the others."""
         return self._greedy if greedy else self._sampled
 
-    def steps(self, *, drafting: bool) -> StepCurve:
-        """The time of steps while drafts are expected, or while none are.
+    @property
+    def alone(self) -> StepCurve:
+        """The time of steps while no drafts are expected.
 
         A target that runs alone may have the machine to itself: its steps tell nothing of those beside a drafter.
         """
-        if drafting:
-            return self.curve
         if self._alone is None:
             self._alone = copy.deepcopy(self.curve)
         return self._alone

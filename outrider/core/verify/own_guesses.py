@@ -39,6 +39,8 @@ class OwnGuesses:
         self._proposer: Proposer | None = None
         self._prediction = prediction
         self._recall = recall
+        self._predicting = allowed(constraint, prediction)
+        self._recalling = allowed(constraint, recall)
         self._is_wanted = True
         self.overlay: Overlay | None = None
         """Of this round; None if nothing is guessed here."""
@@ -54,9 +56,8 @@ class OwnGuesses:
         if not self._is_wanted:
             return
         self._proposer = self._proposer or proposer_of(self._line, self._ngram_table, self._constraint)
-        prediction, recall = (allowed(self._constraint, each) for each in (self._prediction, self._recall))
-        if self._proposer is not None or prediction is not None or recall is not None:
-            self.overlay = Overlay(self._tree, self._proposer, self._log_acceptance, prediction, recall)
+        if self._proposer is not None or self._predicting is not None or self._recalling is not None:
+            self.overlay = Overlay(self._tree, self._proposer, self._log_acceptance, self._predicting, self._recalling)
 
     def commit(self, token_ids: Sequence[int]) -> None:
         """The line has grown by `token_ids`."""
@@ -78,9 +79,11 @@ class OwnGuesses:
         for token_id in token_ids:
             if node is None:
                 break
-            if node.children or self.overlay is None:
+            if node.children:
                 yield token_id, [(child.token_id, claim_bin(child.log_prob)) for child in node.children.values()]
                 node = node.children.get(token_id)
+            elif self.overlay is None:
+                break
             else:
                 yield token_id, self.overlay.guesses(node)
                 node = self.overlay.made(node, token_id)

@@ -128,7 +128,7 @@ def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside 
     chosen: list[list[Node]] = [[] for _ in trees]
     for index, node in order[:best_num]:
         chosen[index].append(node)
-    return Selection(chosen, best_seconds, _probability_min(curve, num_tokens + best_num, best_expected))
+    return Selection(chosen, best_seconds, _probability_min(curve, num_tokens + best_num, best_expected, best_seconds))
 
 
 def _may_pay(
@@ -146,12 +146,11 @@ def _may_pay(
     )
 
 
-def _probability_min(curve: StepCurve, num_tokens: int, expected: float) -> float:
-    """p above which p / (marginal time of a token) exceeds `expected` / t(num_tokens).
+def _probability_min(curve: StepCurve, num_tokens: int, expected: float, seconds: float) -> float:
+    """p above which p / (marginal time of a token) exceeds `expected` / t(num_tokens), which is `seconds`.
 
     The marginal time is the slope up to twice the size: a step's time rises in stairs, and the next stair counts.
     """
-    seconds = curve.seconds(num_tokens)
     if seconds <= 0.0:
         return 0.0
     return min(expected * (curve.seconds(2 * num_tokens) / seconds - 1.0) / num_tokens, 1.0)

@@ -143,10 +143,8 @@ class VerifySession:
         self, num_beside: int, num_nodes: int, leaf_probability: float, *, no_drafts: bool
     ) -> ReadyDrafts:
         num_roots, num_later = num_beside + 1, max(num_nodes, round(self._mean_num_nodes))
-        step_now, step_later = (
-            self._curve.at(num_roots * len(self.line)).seconds(num_roots + num) for num in (num_nodes, num_later)
-        )
-        return ReadyDrafts(no_drafts, leaf_probability, step_now, step_later)
+        seconds = self._curve.at(num_roots * len(self.line)).seconds
+        return ReadyDrafts(no_drafts, leaf_probability, seconds(num_roots + num_nodes), seconds(num_roots + num_later))
 
     def _leaf_probability(self, nodes: Sequence[Node]) -> float:
         """Chance that the target's path runs to one of `nodes` that has no children yet but may get some."""
@@ -189,7 +187,8 @@ class VerifySession:
                 num_prediction=num_prediction,
                 num_accepted_prediction=num_accepted_prediction,
             )
-        self._arrivals.observe_places(worths(self.tree.root, token_ids, self._log_acceptance_min, self._price))
+        if self.tree.root.children:
+            self._arrivals.observe_places(worths(self.tree.root, token_ids, self._log_acceptance_min, self._price))
         decided(self._own.decided(token_ids), self._calibrations)
         self.line.commit(decision.position, token_ids)
         self.tree.commit(token_ids)

@@ -18,14 +18,11 @@ def worths(root: Node, token_ids: Sequence[int], log_acceptance_min: float, pric
     for token_id in token_ids:
         if node is None or not node.children:
             break
-        floor = node.path_log_prob + log_acceptance_min
-        found.append(
-            sum(
-                (child_id == token_id) - price
-                for child_id, child in node.children.items()
-                if child.path_log_prob >= floor
-            )
-        )
+        floor, worth = node.path_log_prob + log_acceptance_min, 0.0
+        for child_id, child in node.children.items():
+            if child.path_log_prob >= floor:
+                worth += (child_id == token_id) - price
+        found.append(worth)
         node = node.children.get(token_id)
     return found
 

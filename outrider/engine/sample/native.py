@@ -24,6 +24,6 @@ def best_of(
     `slots` and `positions` are those of the rows; for each slot there is a column of `shaping` [5, num_slots]:
     temperature, top_k, top_p, log(min_p), scale of the noise; and one of `seeds` [num_slots].
     """
-    token_ids, scores = torch.ops.outrider_native.best_of(logits, shaping, seeds, slots, positions, width)
+    token_ids, scores = torch.ops.outrider_native.best_of.default(logits, shaping, seeds, slots, positions, width)
     found = bests(token_ids.tolist(), scores.tolist())
     return lambda: found

@@ -229,7 +229,8 @@ class Sampler:
 
     def _complete(self, found: list[Best | None], logits: Tensor, rows: Sequence[Row], width: int) -> list[Best]:
         """`found`, and what the definition says of the rows for which that is None."""
-        if left := [index for index, each in enumerate(found) if each is None]:
+        if None in found:
+            left = [index for index, each in enumerate(found) if each is None]
             some = self._described(logits, rows, left)
             for index, each in zip(left, candidates(*some, width).best(width), strict=True):
                 found[index] = each
