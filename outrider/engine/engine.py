@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,11 @@ STEP_TOKENS_MAX = 512
 
 
 _ENTERED = nullcontext()
+
+
+def _inference() -> AbstractContextManager[object]:
+    """Inference mode, which a device thread has entered once for all that it does."""
+    return _ENTERED if torch.is_inference_mode_enabled() else torch.inference_mode()
 
 
 class OutOfStepError(Exception):
@@ -242,10 +247,8 @@ class Engine:
         blocks run out; see `num_missing_blocks`. It raises OutOfStepError, after which nothing may be run, if the pass
         fails on a model of several ranks.
         """
-        # A device thread has entered it once for all its steps.
-        mode = _ENTERED if torch.is_inference_mode_enabled() else torch.inference_mode()
         try:
-            with mode:
+            with _inference():
                 return self._step(jobs, max_line_tokens)
         except BaseException:
             for job in jobs:
@@ -294,7 +297,7 @@ class Engine:
         levels = self._model.levels
         assert levels is not None
         try:
-            with torch.inference_mode():
+            with _inference():
                 self._model.cache.move(
                     [Move(*job.slot.places(move)) for job in jobs for move in job.slot.align(job.line)]
                 )
