@@ -40,11 +40,16 @@ from outrider.engine.compile.levels import DraftLevels
 from outrider.engine.engine import Engine, Ticket
 from outrider.engine.jobs import Job
 from outrider.engine.load.folder import tokenizer_file
+from outrider.machine.garbage import pass_over_loaded
 from outrider.worker.outbox import Outbox
 from outrider.worker.step_runner import StepRunner
 
 NUM_ROUNDS = 48
-"""Commits that each session gets: half of them with steps after them, half with runs. Half of either are misses."""
+"""Commits of an answer: half of them with steps after them, half with runs. Half of either are misses."""
+
+NUM_ANSWERS = 6
+"""Answers of each session, one after the other, each of so many rounds. The first one is not counted: in it the drafter
+learns how long its steps take, and everything is touched for the first time."""
 
 LEVELS_PER_ROUND = 8
 """Levels between two commits, which all sessions get at once: about as many as fit beside a step of the wide
@@ -77,10 +82,14 @@ def main(
     table = new_table(title, "levels", "nodes", "bare pass", "level", "level / bare pass")
     meter = Meter(engine)
     drafter = Drafter(engine, runner=lambda _: meter)
+    pass_over_loaded()
     with torch.inference_mode():
         for num_sessions in numbers:
             prompts = load_prompts(None, num_sessions, tokenizer)
-            asyncio.run(_draft(drafter, meter, prompts, temperature))
+            for number in range(NUM_ANSWERS):
+                asyncio.run(_draft(drafter, meter, prompts, temperature))
+                if number == 0:
+                    meter.clear()
             for arm in (STEPS, RUNS):
                 name = f"{num_sessions} session{'s' * (num_sessions > 1)}, {arm}"
                 costs = meter.costs(arm)
@@ -192,7 +201,6 @@ async def _draft(drafter: Drafter, meter: Meter, prompts: Sequence[list[int]], t
     readers = [asyncio.create_task(_read(session.outbox)) for session in sessions]
     while any(seated.is_prefilling for seated in drafter.admission.seated):
         drafter.step()
-    meter.clear()
     for index in range(NUM_ROUNDS):
         arm, most = (STEPS, 1) if index % 2 else (RUNS, LEVELS_MAX)
         for session in sessions:

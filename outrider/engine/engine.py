@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +27,14 @@ from outrider.engine.transfer import mark
 
 STEP_TOKENS_MAX = 512
 """Most line tokens fed in one step over all jobs. A longer prompt is fed in chunks, so that others get their turn."""
+
+
+_ENTERED = nullcontext()
+
+
+def _inference() -> AbstractContextManager[object]:
+    """Inference mode, which a device thread has entered once for all that it does."""
+    return _ENTERED if torch.is_inference_mode_enabled() else torch.inference_mode()
 
 
 class OutOfStepError(Exception):
@@ -240,9 +248,7 @@ class Engine:
         fails on a model of several ranks.
         """
         try:
-            if torch.is_inference_mode_enabled():  # a device thread has entered it once for all its steps
-                return self._step(jobs, max_line_tokens)
-            with torch.inference_mode():
+            with _inference():
                 return self._step(jobs, max_line_tokens)
         except BaseException:
             for job in jobs:
@@ -291,7 +297,7 @@ class Engine:
         levels = self._model.levels
         assert levels is not None
         try:
-            with torch.inference_mode():
+            with _inference():
                 self._model.cache.move(
                     [Move(*job.slot.places(move)) for job in jobs for move in job.slot.align(job.line)]
                 )

@@ -178,12 +178,10 @@ class DraftSession:
         """Adds those of the proposals that are worth drafting, the likeliest first, and returns their nodes."""
         parent.proposals = proposals
         log_acceptance = self._calibrations[0].log_acceptance
-        found = {token_id: log_acceptance(its_bin) for token_id, its_bin in proposals}
-        children: list[Node] = []
         floor = self._log_floor + self.tree.root.path_log_prob - parent.path_log_prob
+        found = {token_id: worth for token_id, its_bin in proposals if (worth := log_acceptance(its_bin)) >= floor}
+        children: list[Node] = []
         for token_id in sorted(found, key=found.__getitem__, reverse=True):
-            if found[token_id] < floor:
-                break
             child = self.tree.attach(parent, token_id, found[token_id])
             if child is not None:
                 children.append(child)

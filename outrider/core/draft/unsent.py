@@ -54,4 +54,7 @@ class Unsent:
         return self._outbound.window(self._tree, nodes, draft_ms, now * 1000.0)
 
     def _chances(self, nodes: Sequence[Node]) -> float:
-        return sum(math.exp(node.path_log_prob - self._root_log_prob) for node in nodes)
+        total, root_log_prob = 0.0, self._root_log_prob
+        for node in nodes:
+            total += math.exp(node.path_log_prob - root_log_prob)
+        return total

@@ -80,7 +80,8 @@ class DraftRun(Generic[KeyT]):
         self.parts = parts
         self.num_levels_max = num_levels_max
         """Most levels in all."""
-        self._senders = [*(part.session.state for part in parts), *beside]
+        self._states = [part.session.state for part in parts]
+        self._senders = [*self._states, *beside]
         self._curve = curve
         self._num_nodes = len(parts)
         """Of the latest level."""
@@ -101,7 +102,7 @@ class DraftRun(Generic[KeyT]):
 
     def choose(self) -> list[list[Node]]:
         """The nodes of each part that the next level expands; each must be given to its session's `expand`."""
-        return choose_expansions([part.session.state for part in self.parts], self._curve)
+        return choose_expansions(self._states, self._curve)
 
     def grow(self, expansions: Iterable[Expansion]) -> None:
         """Adds what a device has drafted since the last time that chose the nodes by itself."""
@@ -109,7 +110,7 @@ class DraftRun(Generic[KeyT]):
             node = self._opened[-1 - origin] if origin < 0 else self._child(origin, token_id)
             self._expanded.append(node)
             if node is not None:
-                self.parts[session].session.state.graft(node, list(zip(token_ids, bins, strict=True)))
+                self._states[session].graft(node, list(zip(token_ids, bins, strict=True)))
 
     def _child(self, expansion: int, token_id: int) -> Node | None:
         parent = self._expanded[expansion]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from outrider.core.protocol.errors import UnsupportedModelError
+from outrider.engine import native
 from outrider.engine.kv_cache.cells import movable
 from outrider.engine.kv_cache.slots import Move
 from outrider.engine.load.probe import LayerFacts
@@ -67,7 +68,11 @@ class KVCache:
         """Copies cells in all layers, every source read before any destination is written."""
         if not moves:
             return
-        sources, destinations = send(list(zip(*moves, strict=True)), self.storages[0].device)
+        device = self.storages[0].device
+        if native.available(device):
+            torch.ops.outrider_native.move_cells.default(self.storages, *zip(*moves, strict=True))
+            return
+        sources, destinations = send(list(zip(*moves, strict=True)), device)
         for storage in self.storages:
             storage.index_copy_(1, destinations, storage.index_select(1, sources))
 

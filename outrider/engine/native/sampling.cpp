@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "lanes.h"
+#include "noise.h"
 #include "sampling.h"
 #include "team.h"
 
@@ -24,72 +25,16 @@ namespace {
 using namespace outrider;
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
-constexpr uint64_t kGamma = 0x9E3779B97F4A7C15;
-constexpr double kUnit = 0x1p-52;
-constexpr int64_t kWords = 8;
 constexpr int64_t kNumbersPerTask = 1 << 14;  // of rows: some ten microseconds, far above what a task costs
 
 // Scores of float32 arithmetic may be off by this and this share of their size. Both are generous: three roundings of
-// half a unit in the last place and a logarithm good to 1e-6 make 2e-6 and 2e-7.
+// half a unit in the last place and a logarithm good to 1e-6 make 2e-6 and 2e-7. Bounds fall short of scores by as little.
 constexpr float kRounding = 1e-4f, kRelativeRounding = 1e-6f;
 
 // Sums of float32 weights may be off by this share of the row's. Generous: a weight of exp(-10) is off by 1e-6 of itself.
 constexpr double kDoubt = 1e-5;
 
-using Words = Lanes<uint64_t, kWords>;
-using Doubles = Lanes<double, kWords>;
-
-// The finaliser of noise.py, of one word or of eight.
-template <typename T>
-inline T mixed(T word) {
-  word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9;
-  word = (word ^ (word >> 27)) * 0x94D049BB133111EB;
-  return word ^ (word >> 31);
-}
-
-inline uint64_t stream_of(int64_t seed, int64_t position) {
-  return mixed(mixed(static_cast<uint64_t>(seed) + kGamma) + (static_cast<uint64_t>(position) + 1) * kGamma);
-}
-
-// Gumbel noise of one token, as noise.py computes it.
-inline double exact_noise(uint64_t stream, int64_t token) {
-  const uint64_t word = mixed(stream + (static_cast<uint64_t>(token) + 1) * kGamma);
-  const double uniform = (static_cast<double>(word >> 12) + 0.5) * kUnit;
-  return -std::log(-std::log(uniform));
-}
-
-// The uniforms of eight tokens. The bits of a word are the fraction of a number from 1 to 2; nothing is rounded.
-inline Doubles uniforms_of(Words word) {
-  constexpr uint64_t kOne = 0x3FF0000000000000;
-  return as<Doubles>(word >> 12 | kOne) - (1.0 - 0.5 * kUnit);
-}
-
-// By how much the words of eight neighbouring tokens exceed that of the first, before they are mixed.
-constexpr std::array<uint64_t, kWords> kSteps = {0,          kGamma,     2 * kGamma, 3 * kGamma,
-                                                 4 * kGamma, 5 * kGamma, 6 * kGamma, 7 * kGamma};
-
 constexpr std::array<int32_t, kLanes> kLaneNumbers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-
-// Gumbel noise of the sixteen tokens from `first` on, in float32.
-inline Floats quick_noise(uint64_t stream, int64_t first) {
-  alignas(64) float uniforms[kLanes], distances[kLanes];  // from 1, which float32 could not tell from the uniforms
-  for (int64_t half = 0; half < kLanes; half += kWords) {
-    const Words word = loaded<Words>(kSteps.data()) + (stream + static_cast<uint64_t>(first + half + 1) * kGamma);
-    const Doubles uniform = uniforms_of(mixed(word));
-    store(uniform, uniforms + half);
-    store(1.0 - uniform, distances + half);
-  }
-  const Floats u = loaded(uniforms), d = loaded(distances);
-  // -log(1 - d) for small d by its series; elsewhere log(u) has digits enough.
-  Floats series = all(1.0f / 6.0f);
-  series = series * d + 1.0f / 5.0f;
-  series = series * d + 1.0f / 4.0f;
-  series = series * d + 1.0f / 3.0f;
-  series = series * d + 0.5f;
-  series = (series * d + 1.0f) * d;
-  const Floats exponentials = chosen(d < all(0.03125f), series, -logarithm(u));
-  return -logarithm(exponentials);
-}
 
 inline float largest_lane(Floats lanes) {
   return std::ranges::max(each(lanes));
@@ -105,10 +50,8 @@ class Row {
   Row(const float* logits, int64_t size, int64_t padded_size, const Shape& shape)
       : logits_(logits), size_(size), padded_size_(padded_size), shape_(shape) {
     Floats largest = all(kNothing);
-    for (int64_t v = 0; v < padded_size; v += kLanes) {
-      const Floats x = loaded(logits + v);
-      largest = chosen(x > largest, x, largest);
-    }
+    for (int64_t v = 0; v < padded_size; v += kLanes)
+      largest = larger(loaded(logits + v), largest);
     largest_ = largest_lane(largest);
   }
 
@@ -192,19 +135,29 @@ class Row {
 };
 
 // A row's perturbed scores in blocks, and the largest of each block, so that finding the best does not look at them all.
+//
+// Until a block matters it has bounds in place of its scores, which take no logarithm.
 class Perturbed {
  public:
-  // Room for `size` scores; what the last block has beyond them is nothing.
-  void resize(int64_t size) {
-    num_blocks_ = (size + kBlock - 1) / kBlock;
+  // The scores of these logits, which outlive it.
+  void begin(const float* logits, int64_t padded_size, const Shape& shape, uint64_t stream) {
+    logits_ = logits;
+    padded_size_ = padded_size;
+    inverse_ = static_cast<float>(1.0 / shape.temperature);
+    noise_scale_ = static_cast<float>(shape.noise_scale);
+    stream_ = stream;
+    num_blocks_ = (padded_size + kBlock - 1) / kBlock;
     scores_.assign(num_blocks_ * kBlock, kNothing);
     largest_.assign((num_blocks_ + kLanes - 1) / kLanes * kLanes, kNothing);
-  }
-
-  float* scores() { return scores_.data(); }
-
-  void find_largest() {
-    for (int64_t block = 0; block < num_blocks_; ++block) find_largest(block);
+    is_bound_.assign(num_blocks_, noise_scale_ > 0.0f);
+    if (noise_scale_ > 0.0f)
+      for (int64_t v = 0; v < padded_size; v += kWords) store_distances(stream, v, &scores_[v]);
+    for (int64_t v = 0; v < padded_size; v += kLanes) {
+      Floats x = loaded(logits + v) * inverse_;
+      if (noise_scale_ > 0.0f) x += noise_bound(loaded(&scores_[v])) * noise_scale_;
+      store(x, &scores_[v]);
+    }
+    find_largest();
   }
 
   void drop(int64_t token) {
@@ -220,38 +173,60 @@ class Perturbed {
     find_largest();
   }
 
-  float largest() const {
-    Floats lanes = all(kNothing);
-    for (size_t block = 0; block < largest_.size(); block += kLanes) {
-      const Floats x = loaded(&largest_[block]);
-      lanes = chosen(x > lanes, x, lanes);
+  float largest() {
+    for (;;) {
+      Floats lanes = all(kNothing);
+      for (size_t block = 0; block < largest_.size(); block += kLanes)
+        lanes = larger(loaded(&largest_[block]), lanes);
+      const float largest = largest_lane(lanes);
+      const int64_t block = std::ranges::find(largest_, largest) - largest_.begin();
+      if (block >= num_blocks_ || !is_bound_[block]) return largest;
+      settle(block);
     }
-    return largest_lane(lanes);
   }
 
   // Calls `visit` with each token whose score is at least `score`, in ascending order.
   template <typename F>
-  void each_from(float score, F visit) const {
-    for (int64_t block = 0; block < num_blocks_; ++block)
-      if (largest_[block] >= score)
-        for (int64_t v = block * kBlock; v < (block + 1) * kBlock; ++v)
-          if (scores_[v] >= score) visit(v);
+  void each_from(float score, F visit) {
+    for (int64_t block = 0; block < num_blocks_; ++block) {
+      if (largest_[block] < score) continue;
+      if (is_bound_[block]) settle(block);
+      for (int64_t v = block * kBlock; v < (block + 1) * kBlock; ++v)
+        if (scores_[v] >= score) visit(v);
+    }
   }
 
  private:
   static constexpr int64_t kBlock = 4 * kLanes;
 
+  // From bounds to scores, of all that were not dropped.
+  void settle(int64_t block) {
+    is_bound_[block] = false;
+    const int64_t end = std::min((block + 1) * kBlock, padded_size_);
+    for (int64_t v = block * kBlock; v < end; v += kLanes) {
+      const Floats x = loaded(logits_ + v) * inverse_ + quick_noise(stream_, v) * noise_scale_;
+      store(chosen(loaded(&scores_[v]) > all(kNothing), x, all(kNothing)), &scores_[v]);
+    }
+    find_largest(block);
+  }
+
+  void find_largest() {
+    for (int64_t block = 0; block < num_blocks_; ++block) find_largest(block);
+  }
+
   void find_largest(int64_t block) {
     Floats lanes = all(kNothing);
-    for (int64_t v = block * kBlock; v < (block + 1) * kBlock; v += kLanes) {
-      const Floats x = loaded(&scores_[v]);
-      lanes = chosen(x > lanes, x, lanes);
-    }
+    for (int64_t v = block * kBlock; v < (block + 1) * kBlock; v += kLanes)
+      lanes = larger(loaded(&scores_[v]), lanes);
     largest_[block] = largest_lane(lanes);
   }
 
-  int64_t num_blocks_ = 0;
+  const float* logits_ = nullptr;
+  int64_t padded_size_ = 0, num_blocks_ = 0;
+  float inverse_ = 1.0f, noise_scale_ = 0.0f;
+  uint64_t stream_ = 0;
   std::vector<float> scores_, largest_;
+  std::vector<uint8_t> is_bound_;
 };
 
 struct Choice {
@@ -297,20 +272,13 @@ void sample(const at::Tensor& logits, const at::Tensor& shaping, const at::Tenso
     thread_local std::vector<float> scores;
     thread_local Perturbed perturbed;
     scores.resize(padded_size);
-    perturbed.resize(padded_size);
     for (int64_t r = begin; r < end; ++r) {
       widen(logits.const_data_ptr<T>() + r * logits.stride(0), scores.data(), size, padded_size, kNothing);
       const double* column = shapes + slots[r];
       const Shape shape{column[0], column[num_slots], column[2 * num_slots], column[3 * num_slots],
                         column[4 * num_slots]};
       const uint64_t stream = stream_of(seeds.const_data_ptr<int64_t>()[slots[r]], positions[r]);
-      const float inverse = static_cast<float>(1.0 / shape.temperature);
-      for (int64_t v = 0; v < padded_size; v += kLanes) {
-        Floats x = loaded(&scores[v]) * inverse;
-        if (shape.noise_scale > 0.0) x += quick_noise(stream, v) * static_cast<float>(shape.noise_scale);
-        store(x, perturbed.scores() + v);
-      }
-      perturbed.find_largest();
+      perturbed.begin(scores.data(), padded_size, shape, stream);
       Row row(scores.data(), size, padded_size, shape);
       const std::vector<Choice> best = best_tokens(row, scores.data(), perturbed, size, shape, stream, width);
       int64_t* ids = token_ids.mutable_data_ptr<int64_t>() + r * width;
