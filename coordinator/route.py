@@ -43,7 +43,7 @@ class Route:
         if self._last not in found or self._last.replica_state.no_room(0):
             num_rounds = self._request.max_length - num_tokens
             states = [each.replica_state for each in found]
-            among = contenders(states, self._workers.rng)
+            among = contenders(states, self._workers.rng.sample)
             self._last = found[among[choose_verifier([states[index] for index in among], num_tokens, num_rounds)]]
         if avoid:
             self._workers.instruments.count_move(service=self._last.service)

@@ -123,7 +123,7 @@ class Coordinator:
             found = [each for each in self.verifiers if each.is_serving]
         length = len(session.line)
         states = [each.replica_state for each in found]
-        among = contenders(states, self._rng)
+        among = contenders(states, self._rng.sample)
         standing = found[
             among[choose_verifier([states[index] for index in among], length, completion.text.length - length)]
         ]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.step_curve import StepCurve
@@ -148,11 +147,13 @@ def choose_verifier(replica_states: Sequence[ReplicaState], num_tokens: int, num
     return min(range(len(replica_states)), key=cost)
 
 
-def contenders(replica_states: Sequence[ReplicaState], rng: random.Random) -> Sequence[int]:
+def contenders(
+    replica_states: Sequence[ReplicaState], sample: Callable[[Sequence[int], int], Sequence[int]]
+) -> Sequence[int]:
     """Indices of the verifiers among which the best is to be chosen, in an order by chance: all where the sessions are
     this coordinator's own, whose changes it knows, and two where they are others', which it knows from reports.
 
-    Whoever is idle by a report seems so to all coordinators, and all choose it until the next one. The better of two at
+    `sample` draws so many of a sequence, each as likely, in any order. Whoever is idle by a report seems so to all coordinators, and all choose it until the next one. The better of two at
     random is nearly as good as the best of all by true loads, and far better by old ones (Mitzenmacher, "How useful is
     old information?", IEEE TPDS 11(1), 2000).
     """
@@ -160,7 +161,7 @@ def contenders(replica_states: Sequence[ReplicaState], rng: random.Random) -> Se
     num_known = sum(max(each.num_sessions, each.num_own) for each in replica_states)
     own_share = num_own / num_known if num_known else 1.0
     most = min(_CONTENDERS_MIN + round((num - _CONTENDERS_MIN) * own_share), num)
-    return rng.sample(range(num), most)
+    return sample(range(num), most)
 
 
 def level_ms(replica_state: ReplicaState) -> float:
