@@ -153,9 +153,9 @@ def contenders(
     """Indices of the verifiers among which the best is to be chosen, in an order by chance: all where the sessions are
     this coordinator's own, whose changes it knows, and two where they are others', which it knows from reports.
 
-    `sample` draws so many of a sequence, each as likely, in any order. Whoever is idle by a report seems so to all coordinators, and all choose it until the next one. The better of two at
-    random is nearly as good as the best of all by true loads, and far better by old ones (Mitzenmacher, "How useful is
-    old information?", IEEE TPDS 11(1), 2000).
+    `sample` draws so many of a sequence, each as likely, in any order. Whoever is idle by a report seems so to all
+    coordinators, and all choose it until the next one. The better of two at random is nearly as good as the best of all
+    by true loads, and far better by old ones (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000).
     """
     num, num_own = len(replica_states), sum(each.num_own for each in replica_states)
     num_known = sum(max(each.num_sessions, each.num_own) for each in replica_states)
