@@ -186,7 +186,7 @@ class Drafter:
                 session.add(content)
                 self.runner.on_change()
         for session, _ in told:  # all at once, so that one message has it all
-            session.outbox.flush()
+            session.flush()
 
 
 def _own_rows(part: DraftPart[DraftStream]) -> list[Row]:

@@ -199,7 +199,7 @@ class Verifier:
             told = self._verdict(session, content, logprobs) if isinstance(content, Decided) else content
             session.add(told, started_ns)
         for session, _ in settled:  # all at once, so that one message has it all
-            session.outbox.flush()
+            session.flush()
 
     def _logprobs(self, settled: Sequence[Settled], logits: Tensor) -> dict[VerifyStream, list[TokenLogprobs]]:
         """The log-probabilities of all verdicts that want some, brought from the device at once; if that fails, session

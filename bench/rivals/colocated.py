@@ -35,9 +35,12 @@ class Inlet(SessionStream[DraftOpen, DraftEvent]):
         self.arrived = time.monotonic()
         self._take = take
 
-    def tell(self, content: DraftEvent | OutriderError | None, started_ns: int | None = None) -> None:
-        """See `SessionStream.tell`."""
+    def add(self, content: DraftEvent | OutriderError | None, started_ns: int | None = None) -> None:
+        """See `SessionStream.add`."""
         self._take(content)
+
+    def flush(self) -> None:
+        """See `SessionStream.flush`: nothing waits."""
 
 
 class ColocatedVerifier(Verifier):

@@ -27,12 +27,16 @@ class SessionStream(Generic[OpeningT, EventT]):
     def tell(self, content: EventT | OutriderError | None, started_ns: int | None = None) -> None:
         """Tells the reader of an event, or of its end (None), the work behind which began at that wall-clock time."""
         self.add(content, started_ns)
-        self.outbox.flush()
+        self.flush()
 
     def add(self, content: EventT | OutriderError | None, started_ns: int | None = None) -> None:
-        """The same, but that nobody hears of it before the outbox is flushed: one message has what was added before."""
+        """The same, but that nobody hears of it before `flush`: one message has what was added before."""
         if content is None or isinstance(content, OutriderError):
             self.outbox.add(content)
         else:
             now_ns = time.time_ns()
             self.outbox.add(Stamped(content, now_ns if started_ns is None else started_ns, now_ns))
+
+    def flush(self) -> None:
+        """Whoever reads hears of what was added."""
+        self.outbox.flush()

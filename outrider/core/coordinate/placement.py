@@ -150,8 +150,9 @@ def choose_verifier(replica_states: Sequence[ReplicaState], num_tokens: int, num
 def contenders(
     replica_states: Sequence[ReplicaState], sample: Callable[[Sequence[int], int], Sequence[int]]
 ) -> Sequence[int]:
-    """Indices of the verifiers among which the best is to be chosen, in an order by chance: all where the sessions are
-    this coordinator's own, whose changes it knows, and two where they are others', which it knows from reports.
+    """Indices of the verifiers among which the best is to be chosen: all where the sessions are this coordinator's own,
+    whose changes it knows, and two by chance where they are others', which it knows from reports. Of more than two they
+    come in an order by chance: so do first ones of equals.
 
     `sample` draws so many of a sequence, each as likely, in any order. Whoever is idle by a report seems so to all
     coordinators, and all choose it until the next one. The better of two at random is nearly as good as the best of all
@@ -161,7 +162,7 @@ def contenders(
     num_known = sum(max(each.num_sessions, each.num_own) for each in replica_states)
     own_share = num_own / num_known if num_known else 1.0
     most = min(_CONTENDERS_MIN + round((num - _CONTENDERS_MIN) * own_share), num)
-    return sample(range(num), most)
+    return range(num) if num <= _CONTENDERS_MIN else sample(range(num), most)
 
 
 def level_ms(replica_state: ReplicaState) -> float:
