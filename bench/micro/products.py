@@ -1,8 +1,8 @@
 """Matrix products of few rows, our own and those of torch's library: alone and in whole steps, in turn, on one thread.
 
 `python -m bench.micro.products` prints the tables of docs/experiments/0018-few-rows.md and of
-docs/decisions/0059-twelve-bits.md; `--json` prints one object with machine facts. Each model is compiled three times,
-which takes minutes.
+docs/decisions/0059-twelve-bits.md; `--json` prints one object with machine facts. Each model is compiled twice, which
+takes a minute or two. Whole steps are ours alone: a package's weights move to huge pages, which the library's cannot.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench import machine
 from bench.columns import default_console, new_table
 from bench.micro.steps import CONTEXT_TOKENS, Arm, median_step_ms
 from outrider.engine import native
-from outrider.engine.compile import ahead, export
+from outrider.engine.compile import ahead
 from outrider.engine.compile.linear import PackedLinear
 from outrider.engine.engine import Engine
 from outrider.engine.load.folder import load_model
@@ -75,7 +75,7 @@ def main(
         products[each] = median_product_ms(num_outputs, num_inputs, number_type, NUMS_ROWS)
     steps: dict[str, Medians] = {}
     for folder in model or MODELS:
-        arms = {kind: Arm(_engine(folder, dtype, kind)) for kind in KINDS}
+        arms = {kind: Arm(_engine(folder, dtype, kind)) for kind in (WHOLE, OWN)}
         steps[folder.name] = median_step_ms(arms, NUMS_STEP_TOKENS)
     if as_json:
         print(json.dumps({"dtype": dtype, "products_ms": products, "steps_ms": steps, "machine": machine.facts()}))
@@ -120,8 +120,6 @@ def _ms(work: Callable[[], object]) -> float:
 
 def _packing(kind: str) -> AbstractContextManager[object]:
     """Has what is packed meanwhile be of that kind."""
-    if kind == LIBRARY:
-        return mock.patch.object(export, "pack")
     return mock.patch.object(native, "prefers_compact", return_value=False) if kind == WHOLE else nullcontext()
 
 
@@ -137,9 +135,10 @@ def _engine(folder: Path, dtype: str, kind: str) -> Engine:
 
 
 def _show(title: str, found: dict[str, Medians]) -> None:
-    table = new_table(f"{title}: median ms by number of rows, {' / '.join(KINDS)}", *found)
-    for num_rows in next(iter(found.values()))[OWN]:
-        cells = [" / ".join(f"{each[kind][num_rows]:.2f}" for kind in KINDS) for each in found.values()]
+    kinds = next(iter(found.values()))
+    table = new_table(f"{title}: median ms by number of rows, {' / '.join(kinds)}", *found)
+    for num_rows in kinds[OWN]:
+        cells = [" / ".join(f"{each[kind][num_rows]:.2f}" for kind in kinds) for each in found.values()]
         table.add_row(str(num_rows), *cells)
     default_console().print(table)
 
