@@ -11,7 +11,7 @@ from coordinator.request import GenerationRequest
 from coordinator.workers import Workers
 from outrider.core.coordinate.drafter_bandit import Trial
 from outrider.core.coordinate.drafter_choice import DrafterDemand
-from outrider.core.coordinate.placement import choose_verifier, contenders
+from outrider.core.coordinate.placement import place
 from outrider.core.protocol.errors import ModelMismatchError, WorkerUnavailableError
 from outrider.core.protocol.messages import ModelInfo
 
@@ -43,8 +43,7 @@ class Route:
         if self._last not in found or self._last.replica_state.no_room(0):
             num_rounds = self._request.max_length - num_tokens
             states = [each.replica_state for each in found]
-            among = contenders(states, self._workers.rng.sample)
-            self._last = found[among[choose_verifier([states[index] for index in among], num_tokens, num_rounds)]]
+            self._last = found[place(states, num_tokens, num_rounds, self._workers.rng.sample)]
         if avoid:
             self._workers.instruments.count_move(service=self._last.service)
         self._tell_of(self._last, avoid)

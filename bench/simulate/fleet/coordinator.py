@@ -17,7 +17,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.generation import SPARE_DRAFTERS
 from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.coordinate.drafter_choice import DrafterChoice, DrafterDemand, choose
-from outrider.core.coordinate.placement import choose_verifier, contenders
+from outrider.core.coordinate.placement import place
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import OutriderError
@@ -123,10 +123,7 @@ class Coordinator:
             found = [each for each in self.verifiers if each.is_serving]
         length = len(session.line)
         states = [each.replica_state for each in found]
-        among = contenders(states, self._rng.sample)
-        standing = found[
-            among[choose_verifier([states[index] for index in among], length, completion.text.length - length)]
-        ]
+        standing = found[place(states, length, completion.text.length - length, self._rng.sample)]
         listen = partial(self._hear_worker, completion, standing)
         completion.verifier = standing.take(completion.index, length, listen)
         if completion.drafter is None and session.hears_drafter:

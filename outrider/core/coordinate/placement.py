@@ -165,6 +165,17 @@ def contenders(
     return range(num) if num <= _CONTENDERS_MIN else sample(range(num), most)
 
 
+def place(
+    replica_states: Sequence[ReplicaState],
+    num_tokens: int,
+    num_rounds: int,
+    sample: Callable[[Sequence[int], int], Sequence[int]],
+) -> int:
+    """Index of the verifier that a session goes to: the best one of the `contenders`, by `choose_verifier`."""
+    among = contenders(replica_states, sample)
+    return among[choose_verifier([replica_states[index] for index in among], num_tokens, num_rounds)]
+
+
 def level_ms(replica_state: ReplicaState) -> float:
     """Time in which a drafter with one session more makes one level of each session's tree; 0 while unknown."""
     return replica_state.step_ms * max(1.0, (replica_state.num_sessions + 1) / EXPANSIONS_MAX)

@@ -21,6 +21,7 @@ from outrider.core.coordinate.placement import (
     expected_ms,
     level_ms,
     overload,
+    place,
 )
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.protocol.validation import EXPANSIONS_MAX
@@ -209,8 +210,7 @@ def test_coordinators_that_see_the_same_idle_verifier_do_not_all_choose_it() -> 
     states = [replica_state(load(sessions=4))] * 15 + [replica_state()]
     placed = Counter[int]()
     for seed in range(64):
-        among = contenders(states, random.Random(seed).sample)
-        placed[among[choose_verifier([states[index] for index in among], 20, 100)]] += 1
+        placed[place(states, 20, 100, random.Random(seed).sample)] += 1
     assert placed[15] == placed.most_common(1)[0][1] < 16, "twice its share, not all of them"
     assert len(placed) > 12
 
