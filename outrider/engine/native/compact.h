@@ -71,9 +71,9 @@ inline bool write_compact(const uint16_t* numbers, int64_t num_lines, uint8_t* p
 }
 
 // A group of lines, of which each comes as it is multiplied.
-class Group {
+class CompactGroup {
  public:
-  Group(const uint8_t* table, const uint8_t* group) : table_(table), group_(group) {}
+  CompactGroup(const uint8_t* table, const uint8_t* group) : table_(table), group_(group) {}
 
 #ifdef __AVX512BF16__
   __m512i operator[](int64_t line) const {
@@ -116,7 +116,7 @@ class CompactPanel {
   }
 
   const uint8_t* groups() const { return panel_ + kLineBytes; }
-  Group operator[](int64_t group) const { return {panel_, groups() + group * kGroupBytes}; }
+  CompactGroup operator[](int64_t group) const { return {panel_, groups() + group * kGroupBytes}; }
 
   // The next group that has a number in the list.
   int64_t next_listed() const {
@@ -232,7 +232,7 @@ class OnCompact {
 #ifdef __AVX512BF16__
       for (const int64_t stop = std::min({last, left.next_listed(), right.next_listed()}); group < stop; ++group) {
         fetch(panels, next, group, num);
-        const Group on_left = left[group], on_right = right[group];
+        const CompactGroup on_left = left[group], on_right = right[group];
 #pragma GCC unroll 4
         for (int64_t line = 0; line < kLinesPerGroup; ++line) {
           const __m512i of_left = on_left[line], of_right = on_right[line];
