@@ -15,7 +15,7 @@ from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
 from outrider.core.verify.draft_wait import Wait
 from outrider.core.verify.estimates import VerifyEstimates
-from outrider.core.verify.selection import Candidates
+from outrider.core.verify.selection import Candidates, Select, most_probable
 from outrider.core.verify.session import VerifySession
 
 
@@ -63,6 +63,8 @@ class VerifyPolicy:
     """Whether sessions guess from their own lines where the scheduler has tables for that."""
     rounds: Callable[[VerifyOpen], RoundPolicy] = lambda opening: _EXPECTED_GAIN
     """Makes the policy of a session that opens."""
+    select: Select = most_probable
+    """Chooses what a step scores of all that its rounds may."""
     overlap: Overlap | None = None
     """Decides about two groups of sessions; None where nothing is done while the device computes. Set at the start."""
 

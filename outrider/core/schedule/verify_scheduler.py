@@ -41,7 +41,7 @@ from outrider.core.schedule.verify_step import (
     VerifyStep,
 )
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.selection import NOTHING_BESIDE, Candidates, most_probable, prompts_beside
+from outrider.core.verify.selection import NOTHING_BESIDE, Candidates, prompts_beside
 from outrider.core.verify.session import VerifySession
 
 Decisions = Iterable[Event[KeyT, Decided | VerifyFinished | OutriderError | None]]
@@ -95,6 +95,7 @@ class VerifyScheduler(Generic[KeyT]):
             ngram_table=self._ngram_table if self.policy.looks_up else None,
             recent=self._recent.of(opening.cache_salt) if self._recent is not None and self.policy.looks_up else None,
             constraint=constraint,
+            select=self.policy.select,
         )
         self.sessions[key] = session = Verification(key, opening, state, self.policy.rounds(opening))
         time_left = math.inf if opening.time_left_ms is None else opening.time_left_ms / 1000.0
@@ -266,7 +267,7 @@ class VerifyScheduler(Generic[KeyT]):
         curve = curve.over(_nums_cells([*deciding, *num_held], num_held))
         num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
         beside = prompts_beside(curve, len(scoring), num_beside) if num_beside else NOTHING_BESIDE
-        selection = most_probable(_candidates(scoring), curve, beside)
+        selection = self.policy.select(_candidates(scoring), curve, beside)
         if scoring:
             self.policy.estimates.probability_min = selection.probability_min
         nodes = iter(selection.nodes)
@@ -290,7 +291,7 @@ class VerifyScheduler(Generic[KeyT]):
         num_decoding = sum(not seated.is_prefilling for seated in self.admission.seated)
         num_rows = len(deciding) or int(num_decoding > 0)
         if deciding:
-            num_rows += sum(map(len, most_probable(_candidates(deciding), curve).nodes))
+            num_rows += sum(map(len, self.policy.select(_candidates(deciding), curve, NOTHING_BESIDE).nodes))
         waiting = num_prefilling / max(num_decoding, 1)
         return prefill_budget(curve, num_rows, self._step_tokens_max, waiting)
 

@@ -23,7 +23,7 @@ from outrider.core.verify.draft_wait import AT_ONCE, ReadyDrafts, Wait
 from outrider.core.verify.estimates import VerifyEstimates
 from outrider.core.verify.forbidden import without_forbidden
 from outrider.core.verify.own_guesses import OwnGuesses
-from outrider.core.verify.selection import Beside, Candidates, most_probable
+from outrider.core.verify.selection import Beside, Candidates, Select, most_probable
 from outrider.core.verify.worth import worths, worths_of_late
 
 _SMOOTHING = 0.2
@@ -44,11 +44,13 @@ class VerifySession:
         ngram_table: Callable[[], Ngrams] | None = None,
         recent: RecentAnswers | None = None,
         constraint: Constraint | None = None,
+        select: Select = most_probable,
     ) -> None:
         """Guesses by itself what the `opening` predicts and, below what its drafter has sent, what is looked up if
         `ngram_table` makes an empty table to read the line, and what is recalled of `recent` answers.
 
-        `constraint`, which has followed the line, forbids and forces guesses.
+        `constraint`, which has followed the line, forbids and forces guesses. `select` is what chooses those that its
+        rounds score.
         """
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or VerifyEstimates()
@@ -66,6 +68,7 @@ class VerifySession:
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
         self._constraint = constraint
+        self._select = select
         prediction = opening.prediction_token_ids
         self.recall = None if recent is None else Recall(recent, self.line)
         self._own = OwnGuesses(
@@ -131,7 +134,7 @@ class VerifySession:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
             drafted = self.candidates._replace(overlay=None)
-            nodes = most_probable([drafted], self._curve.at((num_beside + 1) * len(self.line)), beside).nodes[0]
+            nodes = self._select([drafted], self._curve.at((num_beside + 1) * len(self.line)), beside).nodes[0]
             ready_drafts = self._ready_drafts(
                 num_beside, len(nodes), self._leaf_probability(nodes), no_drafts=not nodes
             )
