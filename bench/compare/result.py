@@ -202,8 +202,10 @@ class Result:
                 if (found := summary.speculation) is None:
                     continue
                 of = f"of {summary.num_answers} answers of {name}, {drawn(at.temperature, at.delay_ms)}"
-                for reason, num in (found.undrafted or {}).items():
-                    yield f"{num} {of}, had no drafter: {reason}."
+                if undrafted := found.undrafted:
+                    first, *others = sorted(undrafted, key=undrafted.__getitem__, reverse=True)
+                    more = f"; other reasons: {len(others)}" if others else ""
+                    yield f"{sum(undrafted.values())} {of}, had no drafter: {first}{more}."
                 if found.num_degraded:
                     yield f"{found.num_degraded} {of}, lost their drafter."
 

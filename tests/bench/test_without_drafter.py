@@ -21,7 +21,7 @@ from outrider.core.coordinate.placement import REPORTS_MIN
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
 
-BUSY = "no draft service can be used (it is busy)"
+BUSY, LEFT = "no draft service can be used (it is busy)", "the worker was left"
 SLOW, FAST = 12.0, 2.0
 """Milliseconds of a drafter's passes and of a target's: with another session the drafter would be too slow."""
 
@@ -35,7 +35,7 @@ def test_they_are_counted_by_why_and_shown() -> None:
     modes = [MODES["target"], MODES["sync_2"], MODES["sync_3"]]
     samples = {
         "target": [sample("target_only")] * 3,
-        "sync_2": [sample("speculative"), sample("target_only", BUSY), sample("target_only", BUSY)],
+        "sync_2": [sample("target_only", LEFT), sample("target_only", BUSY), sample("target_only", BUSY)],
         "sync_3": [sample("speculative"), sample("speculative"), sample("degraded", "it was lost")],
     }
     measured = [
@@ -49,12 +49,12 @@ def test_they_are_counted_by_why_and_shown() -> None:
     found = {name: each.speculation for name, each in result.results[0].modes.items()}
     assert {name: each and (each.undrafted, each.num_degraded) for name, each in found.items()} == {
         "target": ({}, 0),
-        "sync_2": ({BUSY: 2}, 0),
+        "sync_2": ({LEFT: 1, BUSY: 2}, 0),
         "sync_3": ({}, 1),
     }
     lines = list(result.without_drafter())
     assert lines == [
-        f"2 of 3 answers of sync_2, greedy, had no drafter: {BUSY}.",
+        f"3 of 3 answers of sync_2, greedy, had no drafter: {BUSY}; other reasons: 1.",
         "1 of 3 answers of sync_3, greedy, lost their drafter.",
     ]
     console = Console(record=True, width=200, file=io.StringIO())
