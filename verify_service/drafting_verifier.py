@@ -140,10 +140,11 @@ class DraftingVerifier(Verifier):
             if session.key not in self._inlets:
                 inlet = self._inlets[session.key] = Inlet(session, self.runner.engine.vocab_size)
                 self.drafter.open(inlet)
+        reads_lines = any(each.is_prefilling for each in self.drafter.admission.seated)
         started = time.monotonic()
         num_levels = self.drafter.draft(num_levels)
-        if num_levels and not any(each.is_prefilling for each in self.drafter.admission.seated):
-            self.depth.level_curve.observe(len(sessions), (time.monotonic() - started) / num_levels)
+        if num_levels and not reads_lines:
+            self.depth.observe_drafting(len(sessions), num_levels, time.monotonic() - started)
         for inlet in self._inlets.values():
             inlet.num_levels = num_levels if inlet.has_news else 0
             inlet.has_news = False
@@ -173,7 +174,8 @@ class DraftingVerifier(Verifier):
                     probability_min=verdict.probability_min,
                 ),
             )
-        self.depth.observe(
-            Round(session.opening.sampling.greedy, num_levels, verdict.num_draft_tokens, verdict.num_accepted)
-        )
+        if session.opening.max_draft_tokens:
+            self.depth.observe(
+                Round(session.opening.sampling.greedy, num_levels, verdict.num_draft_tokens, verdict.num_accepted)
+            )
         return told

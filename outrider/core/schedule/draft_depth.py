@@ -6,6 +6,7 @@ those levels and one step, commit the most tokens per second.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import accumulate
 from operator import mul
 from typing import NamedTuple
@@ -29,7 +30,7 @@ _GAIN_MIN = 0.03
 """Share by which drafting must promise to raise the rate, or nothing is drafted: a promise of less is mostly chance."""
 
 _FORESEEN_SIZES = (1, 2, 4, 8, 16, 32, 64)
-"""Sessions of a level, and tokens of a step, whose times are foreseen."""
+"""Tokens of a step whose time is foreseen."""
 
 IDLE_ROUNDS = 1024
 """Turns without drafts after which some are tried again: texts change."""
@@ -57,36 +58,45 @@ class DraftDepth:
     """
 
     def __init__(self) -> None:
-        self.level_curve = StepCurve()
-        """The time of a level by the number of sessions."""
+        self._drafting: dict[int, StepCurve] = {}
+        """The time of drafting by the number of levels, for each power of two of sessions, with all that Python does
+        before and after."""
+        self._level_seconds: Callable[[int], float] = lambda num_sessions: 0.0
         self.step_curve = StepCurve()
-        """The time of a verify step by the number of its tokens. Both with all that Python does before and after."""
+        """The time of a verify step by the number of its tokens, likewise."""
         self._kinds = {greedy: _Acceptance() for greedy in (True, False)}
-        self._nodes_per_level = 1.0
+        self._num_scored = [float(num_levels) for num_levels in range(LEVELS_MAX + 1)]
+        """Nodes of a session that a step scores, by the number of levels: never falling, and in each level no more than
+        in those above it."""
         self._num_idle = 0
         """Turns since the last one that drafted, or of a trial."""
 
     def foresee(self, drafting: StepCurve, verifying: StepCurve) -> None:
         """What was learned of times is void; until there were turns, the passes alone are what they take."""
-        self.level_curve.restart((size, drafting.seconds(size)) for size in _FORESEEN_SIZES)
+        self._drafting.clear()
+        self._level_seconds = drafting.seconds
         self.step_curve.restart((size, verifying.seconds(size)) for size in _FORESEEN_SIZES)
+
+    def observe_drafting(self, num_sessions: int, num_levels: int, seconds: float) -> None:
+        """So many levels of so many sessions took so long."""
+        self._drafting_curve(num_sessions).observe(num_levels, seconds)
 
     def observe(self, decided: Round) -> None:
         """A round was decided."""
         self._kinds[decided.greedy].observe(decided.num_levels, decided.num_accepted)
         if decided.num_levels:
-            num_nodes = decided.num_scored / decided.num_levels
-            self._nodes_per_level += _SMOOTHING * (num_nodes - self._nodes_per_level)
+            self._observe_scored(decided.num_levels, decided.num_scored)
 
     def choose(self, num_greedy: int, num_sampled: int) -> int:
         """How many levels to draft before the next step, which decides so many sessions; at most LEVELS_MAX."""
         num_sessions = num_greedy + num_sampled
-        level_seconds = self.level_curve.seconds(num_sessions)
+        drafting = self._drafting_curve(num_sessions)
         greedy, sampled = (self._kinds[kind].expected(LEVELS_MAX) for kind in (True, False))
         rates: list[float] = []
         for num_levels in range(LEVELS_MAX + 1):
-            num_tokens = num_sessions * (1.0 + self._nodes_per_level * num_levels)
-            seconds = num_levels * level_seconds + self.step_curve.seconds(round(num_tokens))
+            num_tokens = num_sessions * (1.0 + self._num_scored[num_levels])
+            seconds = self.step_curve.seconds(round(num_tokens))
+            seconds += drafting.seconds(num_levels) if num_levels else 0.0
             expected = num_sessions + num_greedy * greedy[num_levels] + num_sampled * sampled[num_levels]
             rates.append(expected / seconds if seconds > 0.0 else 0.0)
         best = max(range(1, LEVELS_MAX + 1), key=rates.__getitem__)
@@ -99,6 +109,21 @@ class DraftDepth:
         if self._num_idle == IDLE_ROUNDS + TRIAL_ROUNDS:
             self._num_idle = 0
         return best
+
+    def _observe_scored(self, num_levels: int, num_scored: int) -> None:
+        scored = self._num_scored
+        mean = scored[num_levels] + _SMOOTHING * (num_scored - scored[num_levels])
+        for other in range(1, LEVELS_MAX + 1):
+            bounds = mean, mean * other / num_levels
+            scored[other] = min(max(scored[other], min(bounds)), max(bounds))
+
+    def _drafting_curve(self, num_sessions: int) -> StepCurve:
+        most = 1 << (num_sessions - 1).bit_length()
+        if most not in self._drafting:
+            curve = self._drafting[most] = StepCurve()
+            seconds = self._level_seconds(most)
+            curve.restart((num_levels, num_levels * seconds) for num_levels in range(1, LEVELS_MAX + 1))
+        return self._drafting[most]
 
 
 class _Acceptance:

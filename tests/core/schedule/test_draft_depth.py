@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.schedule.draft_depth import IDLE_ROUNDS, TRIAL_ROUNDS, DraftDepth, Round
 from outrider.core.schedule.draft_run import LEVELS_MAX
 
@@ -49,7 +50,7 @@ class Device:
             num_tokens += self.num_sessions + sum(accepted)
             if learn is not None:
                 if num_levels:
-                    learn.level_curve.observe(self.num_sessions, level)
+                    learn.observe_drafting(self.num_sessions, num_levels, num_levels * level)
                 learn.step_curve.observe(num_scored, step)
                 for each in accepted:
                     learn.observe(Round(False, num_levels, 2 * num_levels, each))
@@ -58,10 +59,12 @@ class Device:
 
 def begun(device: Device) -> DraftDepth:
     """What knows the times of `device` as a worker does at its start, and nothing of its text."""
-    depth = DraftDepth()
+    drafting, verifying = StepCurve(), StepCurve()
     for size in (1, 2, 4, 8, 16, 32, 64):
-        depth.level_curve.observe(size, device.level_seconds(size))
-        depth.step_curve.observe(size, device.step_seconds(size))
+        drafting.observe(size, device.level_seconds(size))
+        verifying.observe(size, device.step_seconds(size))
+    depth = DraftDepth()
+    depth.foresee(drafting, verifying)
     return depth
 
 
