@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -58,6 +59,8 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
         """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table or a draft model cannot be used
         with the target."""
+        if loaded.beside is not None:
+            loaded = replace(loaded, info=loaded.info._replace(draft_model=loaded.beside.info.name))
         recent = self._config.recent_answers
         static = load_ngrams_of(loaded.info, self._config.ngram_table)
         drafter = None if loaded.beside is None else own_drafter(loaded.beside, loaded.info, self._runner)

@@ -75,6 +75,7 @@ class ModelInfo(NamedTuple):
     not_taken: tuple[str, ...] = ()
     weights: str = ""
     kv_cache_dtype: str = ""
+    draft_model: str = ""
     unproven: str = ""
 
 
