@@ -19,7 +19,8 @@ class GenerationMode(Enum):
     SPECULATIVE = 1
     """With a drafter from beginning to end, or by a verifier that drafts for itself."""
     TARGET_ONLY = 2
-    """Without a draft model; unless speculation was turned off, the verifier guesses what the text repeats."""
+    """Without a drafter, be it the verifier's own; unless speculation was turned off, the verifier guesses what the
+    text repeats."""
     DEGRADED = 3
     """With a drafter that was lost on the way, and without one from there on."""
 
