@@ -179,6 +179,8 @@ class Verifier:
         outcome = self.runner.attempt(partial(self._outcome, launched, started), _session_ids(step))
         started_ns = launched.started_ns + round((started - launched.started) * 1e9)
         self._settle(step, outcome, launched.ticket.output.logits, started_ns)
+        if outcome is not None:
+            self.scheduler.observe(outcome.seconds if self.overlaps else time.monotonic() - launched.planned)
         self.runner.observe(launched.planned)
 
     def _outcome(self, launched: Launched, started: float) -> VerifyOutcome:

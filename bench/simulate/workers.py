@@ -200,6 +200,7 @@ class VirtualVerifier(VirtualWorker):
                 self._tell(index, content.verdict)
             elif isinstance(content, VerifyFinished | OutriderError):
                 self._tell(index, content)
+        self.scheduler.observe(seconds if self.scheduler.policy.overlap else seconds + self._rest)
         if self._rest:
             self._clock.after(self._rest, self._go_on)
         else:

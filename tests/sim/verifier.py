@@ -113,6 +113,7 @@ class CheckedVerifier:
         choices = [self._scenario.target.next_token(place) for place in places]
         outcome = VerifyOutcome(0.0, VERIFY_MS / 1000.0, [choices])
         decided, *ending = (content for _, content in self._scheduler.settle(step, outcome, float(now)))
+        self._scheduler.observe(outcome.seconds)
         assert isinstance(decided, Decided)
         verdict = decided.verdict
         assert verdict.token_ids, "a round without progress"

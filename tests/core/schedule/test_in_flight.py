@@ -77,6 +77,7 @@ class OverlappingByHand(VerifierByHand):
             for part in step.parts
         ]
         self.hear(self.scheduler.settle(step, VerifyOutcome(started, 1.0, choices), self.now))
+        self.scheduler.observe(1.0)
 
     def turn(self) -> None:
         """As a driver has it: launches what is planned, or waits for the oldest."""
