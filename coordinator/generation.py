@@ -122,7 +122,6 @@ class Generation:
             links,
             self._verifiers,
             draft_opening,
-            self._opening.max_draft_tokens,
         )
 
     def report_by(self, reporter: RoundReporter) -> None:
@@ -201,7 +200,6 @@ class Generation:
         opening = replace(
             self._opening,
             token_ids=tuple(session.line.token_ids),
-            max_draft_tokens=0 if session.is_paused else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
             report_scored=self._reporter is not None,

@@ -111,10 +111,6 @@ class Verifier:
         """No drafts will come: never wait for any."""
         self.scheduler.end_drafts(session)
 
-    def limit_drafts(self, session: VerifyStream, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on."""
-        self.scheduler.limit_drafts(session, max_draft_tokens)
-
     def close(self, session: VerifyStream) -> None:
         """Ends the session, whether it has a slot or waits for one."""
         self.scheduler.close(session)

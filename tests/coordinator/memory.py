@@ -14,7 +14,6 @@ from outrider.core.protocol.messages import (
     DraftOpen,
     DraftWindow,
     EndDrafts,
-    LimitDrafts,
     Opened,
     Verdict,
     VerifyCommand,
@@ -93,9 +92,6 @@ class MemoryVerifier:
                 self._note(f"{self.worker.address} < drafted {_nodes(command)}")
             case EndDrafts():
                 self._note(f"{self.worker.address} < drafts ended")
-            case LimitDrafts(max_draft_tokens):
-                self._limit = max_draft_tokens
-                self._note(f"{self.worker.address} < at most {max_draft_tokens} draft tokens a round")
 
     async def outcomes(
         self, take: Callable[[Opened | Verdict | VerifyFinished], Outcome | None]

@@ -150,10 +150,9 @@ class CheckedVerifier:
         assert found[1:] == expected[1:]
         self._check_nothing_is_left()
 
-    def limit_drafts(self, max_draft_tokens: int) -> None:
-        """Between two steps: the next one scores no more than that."""
-        self._scheduler.limit_drafts(SESSION, max_draft_tokens)
-        self._max_draft_tokens = max_draft_tokens
+    def end_drafts(self) -> None:
+        """Between two steps: from the next one on it waits for none."""
+        self._scheduler.end_drafts(SESSION)
 
     def _check_nothing_is_left(self) -> None:
         assert self.state.tree.num_live == self.sent.num_live

@@ -1,6 +1,6 @@
 """The verifier's scheduler: which sessions' next rounds share a step, what each scores, and what follows from it.
 
-A driver tells it what happens (`open`, `graft`, `end_drafts`, `limit_drafts`, `close`), then asks in turn who was let
+A driver tells it what happens (`open`, `graft`, `end_drafts`, `close`), then asks in turn who was let
 in (`admit`) and what the device is to do (`plan`); it runs the step, and tells what came out (`settle`). All times are
 in seconds, by any clock that only rises.
 
@@ -126,13 +126,6 @@ class VerifyScheduler(Generic[KeyT]):
         """No drafts will come: never waits for any."""
         if (session := self._changeable(key, partial(self.end_drafts, key))) is not None:
             session.expect_drafts = False
-            session.stirred = True
-
-    def limit_drafts(self, key: KeyT, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on; of 0 drafts no round waits for any."""
-        if (session := self._changeable(key, partial(self.limit_drafts, key, max_draft_tokens))) is not None:
-            session.state.limit_drafts(max_draft_tokens)
-            session.expect_drafts = session.expect_drafts and max_draft_tokens > 0
             session.stirred = True
 
     def close(self, key: KeyT) -> None:

@@ -78,8 +78,8 @@ class VerifySession:
             prediction=Prediction(prediction, self.line) if prediction else None,
             recall=self.recall,
             constraint=constraint,
+            is_wanted=opening.max_draft_tokens > 0,
         )
-        self._own.limit(opening.max_draft_tokens)
         self._ending = Ending.of(opening, eos_token_ids)
         self._mean_num_nodes = 1.0
         self._log_acceptance_min = -math.inf
@@ -110,11 +110,6 @@ class VerifySession:
             for calibration in self._calibrations:
                 calibration.observe(claim_bin(log_prob), right)
         return grafted
-
-    def limit_drafts(self, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on."""
-        self._max_draft_tokens = max_draft_tokens
-        self._own.limit(max_draft_tokens)
 
     @property
     def max_draft_tokens(self) -> int:
