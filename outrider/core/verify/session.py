@@ -65,6 +65,8 @@ class VerifySession:
             len(self.line) - 1, self.line.token_ids[-1], lambda log_prob: log_acceptance(claim_bin(log_prob))
         )
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
+        self._inbound_in_turn = Inbound(vocab_size=vocab_size, max_live_nodes=2 * max_live_nodes)
+        """Of a drafter in turn, which may follow on one whose nodes still stand."""
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
         self._constraint = constraint
@@ -79,8 +81,8 @@ class VerifySession:
             prediction=Prediction(prediction, self.line) if prediction else None,
             recall=self.recall,
             constraint=constraint,
+            is_wanted=opening.max_draft_tokens > 0,
         )
-        self._own.limit(opening.max_draft_tokens)
         self._ending = Ending.of(opening, eos_token_ids)
         self._mean_num_nodes = 1.0
         self._log_acceptance_min = -math.inf
@@ -90,13 +92,7 @@ class VerifySession:
 
     def graft(self, window: DraftWindow, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
-        self._own.renew()
-        grafted = self._inbound.graft(self.tree, window)
-        if self._constraint is not None:
-            grafted = without_forbidden(self.tree, grafted, self._constraint)
-        for _, log_prob, right in grafted.late:
-            for calibration in self._calibrations:
-                calibration.observe(claim_bin(log_prob), right)
+        grafted = self._graft(window, self._inbound)
         if grafted.late:
             log_acceptance = self._calibrations[0].log_acceptance
             late = worths_of_late(grafted.late, log_acceptance, self._log_acceptance_min, self._price)
@@ -104,10 +100,24 @@ class VerifySession:
         self._arrivals.grafted(window, grafted, now)
         return grafted
 
-    def limit_drafts(self, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on."""
-        self._max_draft_tokens = max_draft_tokens
-        self._own.limit(max_draft_tokens)
+    def graft_in_turn(self, window: DraftWindow) -> None:
+        """Adds draft nodes for which the round has waited anyway. Raises ProtocolViolationError."""
+        self._graft(window, self._inbound_in_turn)
+
+    def _graft(self, window: DraftWindow, inbound: Inbound) -> Grafted:
+        self._own.renew()
+        grafted = inbound.graft(self.tree, window)
+        if self._constraint is not None:
+            grafted = without_forbidden(self.tree, grafted, self._constraint)
+        for _, log_prob, right in grafted.late:
+            for calibration in self._calibrations:
+                calibration.observe(claim_bin(log_prob), right)
+        return grafted
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Most draft tokens that a round verifies."""
+        return self._max_draft_tokens
 
     @property
     def candidates(self) -> Candidates:
