@@ -8,8 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from draft_service.drafter import Drafter
 from outrider.core.propose.recent_answers import RecentAnswersByTenant
-from outrider.core.protocol.messages import VerifyOpen
+from outrider.core.protocol.messages import ModelInfo, VerifyOpen
 from outrider.core.protocol.validation import check_verify_open
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.engine.device_thread import DeviceThread
@@ -63,7 +64,7 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
             loaded = replace(loaded, info=loaded.info._replace(draft_model=loaded.beside.info.name))
         recent = self._config.recent_answers
         static = load_ngrams_of(loaded.info, self._config.ngram_table)
-        drafter = None if loaded.beside is None else own_drafter(loaded.beside, loaded.info, self._runner)
+        drafter = None if loaded.beside is None else self.own_drafter(loaded.beside, loaded.info)
         make = Verifier if drafter is None else partial(DraftingVerifier, drafter=drafter)
         self._verifier = make(
             loaded.engine,
@@ -75,6 +76,10 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
             runner=self._runner,
         )
         return self._take_over(loaded, self._verifier, on_death)
+
+    def own_drafter(self, draft: LoadedModel, target: ModelInfo) -> Drafter:
+        """See `own_drafter.own_drafter`."""
+        return own_drafter(draft, target, self._runner)
 
     @rpc_errors
     async def Verify(self, request: Any, context: ServicerContext) -> None:

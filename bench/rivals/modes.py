@@ -125,6 +125,11 @@ def _all_modes() -> Iterable[Mode]:
             policy=PolicyName("synchronous", lookahead),
             in_chain=True,
         )
+    yield Mode(
+        name="in_turn",
+        about="outrider with the draft model in the verifier's process, both in turn on all cores",
+        pair=COLOCATED,
+    )
     for lookahead in LOOKAHEADS:
         yield Mode(
             name=f"colocated_{lookahead}",
@@ -178,11 +183,14 @@ MODES: Mapping[str, Mode] = {mode.name: mode for mode in _all_modes()}
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "default": (
-        *("target", "target_all_cores", "outrider", "sync", "colocated", "amusd", "pearl"),
+        *("target", "target_all_cores", "outrider", "in_turn", "sync", "colocated", "amusd", "pearl"),
         *("transformers", "transformers_assisted"),
     ),
     "ablations": ("no_tree", "no_gate", *ABLATIONS, "no_compile"),
-    "load": ("target", "target_all_cores", "outrider", "no_gate", PADDED, "colocated_1", "colocated_2", "colocated_4"),
+    "load": (
+        *("target", "target_all_cores", "outrider", "in_turn", "no_gate", PADDED),
+        *("colocated_1", "colocated_2", "colocated_4"),
+    ),
     "all": tuple(MODES),
 }
 """Names that stand for several modes; the name of a family stands for all of it."""

@@ -1,62 +1,66 @@
-"""A verify worker with the draft model in its process: `python -m bench.stack.colocated DRAFT ...`, where DRAFT is its
-folder, and what follows are the flags of the verify service."""
+"""A verify worker with the draft model in its process: `python -m bench.stack.colocated` takes the flags of the verify
+service, `--draft-model` among them."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from bench.rivals.colocated import ColocatedVerifier
+from bench.rivals.fixed_depth import FixedDepth, chains
+from bench.rivals.ruled import Policy
 from bench.stack.measured_runner import MeasuredRunner
-from bench.stack.worker import MeasuredVerifyServicer, follow_drafter, forget, serve, started
-from draft_service.config import DraftConfig
+from bench.stack.worker import MeasuredVerifyServicer, follow_drafter, follow_verifier, forget, serve, started
 from draft_service.drafter import Drafter
-from outrider.core.schedule.policy import DraftPolicy
-from outrider.engine.device_thread import DeviceThread
+from outrider.core.protocol.messages import ModelInfo
+from outrider.core.schedule.draft_depth import DraftDepth
+from outrider.core.schedule.policy import DraftPolicy, VerifyPolicy
 from outrider.engine.engine import Engine
-from outrider.telemetry.setup import Telemetry
-from outrider.worker.config import WorkerConfig
-from outrider.worker.serving import loaded_model
 from outrider.worker.startup import LoadedModel
 from verify_service.config import VerifyConfig
+from verify_service.drafting_verifier import DraftingVerifier
+from verify_service.own_drafter import draft_settings, own_drafter, target_settings
 
 
 class ColocatedServicer(MeasuredVerifyServicer):
-    """The verify service, its verifier with a drafter of its own."""
+    """The verify service with a drafter of its own, which drafts as production does, or by another rule."""
 
-    def __init__(self, config: VerifyConfig, telemetry: Telemetry, draft: Engine) -> None:
-        super().__init__(config, telemetry)
-        self._draft = draft
-        self._draft_policy = DraftPolicy()
-        self._colocated: ColocatedVerifier
-        self._draft_runner: MeasuredRunner
+    _drafter: Drafter
+    _draft_runner: MeasuredRunner
+    _ways: dict[str, tuple[Policy, DraftDepth]]
+    """By the name of a mode: it keeps what it has learned."""
 
-    def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`."""
-        self._verifier = self._colocated = ColocatedVerifier(
-            loaded.engine,
-            loaded.info.eos_token_ids,
-            Drafter(self._draft, self._draft_policy, self._run_drafts),
-            max_queue=self._config.max_queue,
-            policy=self.policy,
-            runner=self.measured.run,
-        )
-        return self._take_over(loaded, self._verifier, on_death)
+    def own_drafter(self, draft: LoadedModel, target: ModelInfo) -> Drafter:
+        """See `VerifyServicer.own_drafter`."""
+        self._ways = {}
+        self._drafter = own_drafter(draft, target, self._run_drafts)
+        return self._drafter
 
     def runners(self) -> Mapping[str, MeasuredRunner]:
         """See `MeasuredVerifyServicer.runners`."""
         return {**super().runners(), "draft": self._draft_runner}
 
     def choose(self, mode: dict[str, Any]) -> None:
-        """Sessions that open next are of this mode, whose rule drafts as many levels as its parameter says."""
-        super().choose(mode)
-        follow_drafter(self._draft_policy, self.measured.policy(mode).draft)
-        _, self._colocated.num_levels = mode["policy"]
-        self._device.submit(partial(forget, self._draft))
+        """Sessions that open next are of this mode."""
+        self._device.submit(partial(self._choose, mode["name"], mode["policy"]))
+
+    def _choose(self, name: str, rule: tuple[str, int] | None) -> None:
+        """On the device thread, while no session is there."""
+        self.measured.begin(pads=False)
+        forget(self._drafter.runner.engine)
+        is_new = name not in self._ways
+        if is_new and rule is None:
+            self._ways[name] = Policy(VerifyPolicy(), DraftPolicy(in_turn=True)), DraftDepth()
+        elif is_new and rule is not None:
+            _, num_levels = rule
+            self._ways[name] = chains(num_levels), FixedDepth(num_levels)
+        verifier = self._verifier
+        assert isinstance(verifier, DraftingVerifier)
+        policy, verifier.depth = self._ways[name]
+        follow_verifier(self.policy, policy.verify)
+        follow_drafter(self._drafter.scheduler.policy, policy.draft)
+        if is_new:
+            verifier.relearn()
 
     def _run_drafts(self, engine: Engine) -> MeasuredRunner:
         self._draft_runner = MeasuredRunner(engine, is_target=False)
@@ -64,15 +68,10 @@ class ColocatedServicer(MeasuredVerifyServicer):
 
 
 def main() -> None:
-    """Loads the draft model, then serves until SIGTERM."""
-    draft = sys.argv.pop(1)
+    """Parses flags and serves until SIGTERM."""
     telemetry = started("verify")
     config = VerifyConfig.from_command_line("bench.stack.colocated")
-    if config.cores:
-        os.sched_setaffinity(0, {int(core) for core in config.cores.split(",")})  # before any thread starts
-    settings = config.model_dump(include=WorkerConfig.model_fields.keys() - {"model", "ngram_table"})
-    loaded = asyncio.run(loaded_model(DraftConfig.model_validate(settings | {"model": draft})))
-    serve("verify", config, ColocatedServicer(config, telemetry, loaded.engine), telemetry)
+    serve("verify", target_settings(config), ColocatedServicer(config, telemetry), telemetry, draft_settings(config))
 
 
 if __name__ == "__main__":

@@ -247,7 +247,7 @@ def _workers(
     on_target += _core_flags(models.target_device, verify_cores)
     on_target += [table, *setup.verify_flags]
     if name == COLOCATED:
-        return worker("verify", on_target, ("bench.stack.colocated", models.draft)), None
+        return worker("verify", [*on_target, f"--draft-model={models.draft}"], ("bench.stack.colocated",)), None
     verify = worker("verify", on_target)
     if name == ALL_CORES:
         return verify, None

@@ -144,8 +144,9 @@ def serve(
     config: WorkerConfig,
     servicer: MeasuredDraftServicer | MeasuredVerifyServicer,
     telemetry: Telemetry,
+    beside: WorkerConfig | None = None,
 ) -> None:
-    """Serves until SIGTERM."""
+    """Serves until SIGTERM, with another model `beside` if the servicer takes one."""
     name, add_service = _SERVICES[kind]
     methods = {
         "Choose": servicer.choose,
@@ -158,7 +159,7 @@ def serve(
         add_control(server, methods)
 
     try:
-        run(config, name, add, servicer, telemetry.instruments)
+        run(config, name, add, servicer, telemetry.instruments, beside=beside)
     finally:
         telemetry.shut_down()
 

@@ -26,7 +26,18 @@ from tests.engine.tiny_models import build
 
 ROOT = Path(__file__).resolve().parents[2]
 MODE_NAMES = (
-    *("target", "outrider", "no_tree", "no_wait", "no_choice", "no_ngram", "no_outcomes", "no_rhythm", "ngram_alone"),
+    *(
+        "target",
+        "outrider",
+        "in_turn",
+        "no_tree",
+        "no_wait",
+        "no_choice",
+        "no_ngram",
+        "no_outcomes",
+        "no_rhythm",
+        "ngram_alone",
+    ),
     *("sync_2", "sync_3", "colocated_2", "colocated_3", "amusd", "pearl_3", "transformers", "transformers_assisted"),
 )
 NUM_PROMPTS, MAX_TOKENS, TEMPERATURES = 2, 12, (0.0, 0.8)
