@@ -1,5 +1,5 @@
-"""Drafting and verifying in turn, always as many drafts: what speculation is without a second device (Leviathan, Kalman,
-Matias, arXiv 2211.17192)."""
+"""Drafting and verifying in turn, always as many drafts: what speculation is without a second device (Leviathan,
+Kalman, Matias, arXiv 2211.17192)."""
 
 from __future__ import annotations
 
