@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from bench.simulate.gate.__main__ import lasting, measure
+from bench.simulate.gate.__main__ import PAIRS, lasting, measure
 from bench.simulate.gate.world import Pair, World
 from outrider.core.coordinate.speculation_gate import SpeculationGate
 
@@ -41,3 +41,20 @@ def test_what_is_reported_is_the_time_by_that_of_the_better_way() -> None:
     found = measure(PAIR, lasting(16), 3, greedy=False)
     assert all(1.0 <= ratio <= 1.0 / 0.6 for ratio in found["ratios"])
     assert found["share_open"] < 1.0
+
+
+@pytest.mark.parametrize(
+    ("pair", "num_clients", "before", "most"),
+    [
+        ("bundled, sampled", 8, (), 1.08),
+        ("bundled, sampled", 8, (1,), 1.03),
+        ("bundled, sampled", 1, (), 1.03),
+        ("bundled, greedy", 1, (), 1.03),
+        ("wide, sampled", 4, (1,), 1.03),
+    ],
+)
+def test_the_gate_costs_little_over_the_first_tokens(
+    pair: str, num_clients: int, before: tuple[int, ...], most: float
+) -> None:
+    found = measure(PAIRS[pair], lasting(num_clients, *before), 20, greedy="greedy" in pair)
+    assert found["ratios"][1] < most  # over 1024 tokens, in the mean

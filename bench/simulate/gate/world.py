@@ -100,8 +100,8 @@ class World:
                 self.ask(num_clients - self.num_running)
                 self._step()
             times.append(self.now - began)
-        for _ in self._running:
-            self.gate.end(greedy=self.greedy)
+        for each in self._running:
+            self.gate.end(greedy=self.greedy, has_started=each.last_at is not None)
         self._running.clear()
         return times
 
@@ -146,7 +146,9 @@ class World:
         self.num_tokens += num_tokens
         self.num_tokens_open += num_tokens * is_open
         completion.left -= num_tokens
-        if completion.last_at is not None:
+        if completion.last_at is None:
+            self.gate.start()
+        else:
             self.gate.observe(num_tokens, self.now - completion.last_at)
         completion.last_at = self.now
         if not completion.left:
