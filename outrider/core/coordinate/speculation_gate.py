@@ -31,9 +31,9 @@ _UNIT_ROUNDS = 64
 
 _INTERVAL_GROWTH = 4
 _INTERVAL_UNITS_MAX = 64
-"""The next trial is a unit later, or so many units if the outcome was clear; after each trial that changes nothing so
-many times later than before, up to so many units. A lost trial costs some tens of rounds at the worse speed, so in the
-long run trials cost less than one part in a hundred."""
+"""The next trial is a unit after the first one and after each that is won; after each that is lost it is so many times
+later, up to so many units. A lost trial costs some tens of rounds at the worse speed, so in the long run trials cost
+less than one part in a hundred."""
 
 _FALL = 0.1
 """By how much the logarithm of what speculation gains falls with each level of load, where nothing tells: about the
@@ -51,7 +51,7 @@ come so since another load began, more wait at all times, and they count."""
 
 _TRIAL_TOKENS_MAX = 128
 _TRIAL_ROUNDS_MAX = 32
-"""A trial ends when its outcome is clear, or after so many tokens, or so many for each running completion."""
+"""A trial ends after so many tokens, or so many for each running completion, or when it is clear that it is lost."""
 
 _STEP_VARIANCE = 0.1
 """The variance of the logarithm of what t tokens cost is `1 / t` with speculation, for a round brings one to three by
@@ -59,8 +59,8 @@ chance, and for each running completion `_STEP_VARIANCE / t` either way, for all
 
 _TRIAL_VARIANCE_MAX = 1 / 64
 _CLEAR = 0.05
-"""A trial is clear from so small a variance on, where the logarithm of the ratio of both ways' costs is beyond `_CLEAR`
-and a standard deviation."""
+"""A trial is clearly lost from so small a variance on, if the logarithm of the ratio of both ways' costs is beyond
+`_CLEAR` and a standard deviation. One that is about to be won goes on to its end: that costs nothing if it is right."""
 
 _GAIN_MIN = 0.02
 """Logarithm of what speculation must gain: less is within what such trials scatter, and what it costs that a drafter
@@ -273,22 +273,22 @@ class SpeculationGate:
         return max(_UNIT_TOKENS, _UNIT_ROUNDS * self._num_running)
 
     def _judge(self, load: _Load, trial: _Cost) -> None:
-        num_running, variance = self._num_running, self._variance(trial, self.is_open)
+        variance = self._variance(trial, self.is_open)
         if variance > _TRIAL_VARIANCE_MAX or load.cost.seconds <= 0.0:
             return
-        costs = load.cost.per_token, max(trial.per_token, 1e-9)
-        deviation = math.sqrt(variance + self._variance(load.cost, load.is_open))
-        told = _Told(*(1000.0 * each for each in (costs if load.is_open else reversed(costs))))
-        is_clear = abs(told.gain) > _CLEAR + deviation
-        if not is_clear and trial.tokens < max(_TRIAL_TOKENS_MAX, _TRIAL_ROUNDS_MAX * num_running):
+        costs = load.cost.per_token * 1000.0, max(trial.per_token, 1e-9) * 1000.0
+        told = _Told(*(costs if load.is_open else reversed(costs)))
+        is_won = (told.gain > _GAIN_MIN) == self.is_open
+        is_clear = abs(told.gain) > _CLEAR + math.sqrt(variance + self._variance(load.cost, load.is_open))
+        is_over = trial.tokens >= max(_TRIAL_TOKENS_MAX, _TRIAL_ROUNDS_MAX * self._num_running)
+        if not is_over and (is_won or not is_clear):
             return
         load.told, load.trial = told, None
-        if (told.gain > _GAIN_MIN) == self.is_open:
+        if is_won:
             load.is_open, load.cost, load.num_confirmed = self.is_open, trial, 0
         else:
             self._turn(load.is_open)
-        units = min(_INTERVAL_GROWTH ** (load.num_confirmed + is_clear), _INTERVAL_UNITS_MAX)
-        load.left = units * self._unit
+        load.left = self._unit * min(_INTERVAL_GROWTH**load.num_confirmed, _INTERVAL_UNITS_MAX)
         load.num_confirmed += 1
 
     def _variance(self, cost: _Cost, is_open: bool) -> float:
