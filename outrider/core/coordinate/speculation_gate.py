@@ -31,9 +31,9 @@ _UNIT_ROUNDS = 64
 
 _INTERVAL_GROWTH = 4
 _INTERVAL_UNITS_MAX = 64
-"""The next trial is a unit after the first one and after each that is won; after each that is lost it is so many times
-later, up to so many units. A lost trial costs some tens of rounds at the worse speed, so in the long run trials cost
-less than one part in a hundred."""
+"""The next trial is so many units after one that is won or clearly lost, and one after the first if that is neither;
+after each further one that is lost it is so many times later, up to so many units. A lost trial costs some tens of
+rounds at the worse speed, so in the long run trials cost less than one part in a hundred."""
 
 _FALL = 0.1
 """By how much the logarithm of what speculation gains falls with each level of load, where nothing tells: about the
@@ -288,7 +288,8 @@ class SpeculationGate:
             load.is_open, load.cost, load.num_confirmed = self.is_open, trial, 0
         else:
             self._turn(load.is_open)
-        load.left = self._unit * min(_INTERVAL_GROWTH**load.num_confirmed, _INTERVAL_UNITS_MAX)
+        units = _INTERVAL_GROWTH ** (load.num_confirmed + (is_won or is_clear))
+        load.left = self._unit * min(units, _INTERVAL_UNITS_MAX)
         load.num_confirmed += 1
 
     def _variance(self, cost: _Cost, is_open: bool) -> float:
