@@ -14,7 +14,7 @@ from coordinator.links import DrafterLink, Worker
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.coordinate.statistics import SpeculationStatistics
 from outrider.core.protocol.errors import OutriderError, WorkerUnavailableError
-from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts, LimitDrafts
+from outrider.core.protocol.messages import Commitment, DraftOpen, DraftWindow, EndDrafts
 
 RELAY_END_SECONDS = 1.0
 """Longest that the relay is given to see that its sessions are over: it takes a round of the event loop or two."""
@@ -35,7 +35,7 @@ class Decider(Protocol):
         """Whether it takes anything at present."""
         ...
 
-    def offer(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
+    def offer(self, command: DraftWindow | EndDrafts) -> None:
         """Takes what was drafted, or how drafting goes on."""
         ...
 
@@ -75,12 +75,8 @@ class DrafterRelay:
         links: DrafterLinks,
         verifiers: Deciders,
         opening: DraftOpen,
-        max_draft_tokens: int,
     ) -> None:
-        """`opening` is that of the first drafter; later ones begin at the end of the line.
-
-        A round verifies at most `max_draft_tokens`, and none while speculation is paused.
-        """
+        """`opening` is that of the first drafter; later ones begin at the end of the line."""
         self.on_window: Callable[[Worker, DraftWindow], None] | None = None
         """Is told of every window that the session has taken."""
         self.model_name = ""
@@ -89,9 +85,8 @@ class DrafterRelay:
         self._links = links
         self._verifiers = verifiers
         self._opening = opening
-        self._max_draft_tokens = max_draft_tokens
-        self._limit_told = max_draft_tokens
-        """What the verifier goes by, as far as this has told it."""
+        self._are_drafts_expected = True
+        """By the verifier, as far as this has told it."""
         self._link: DrafterLink | None = None
         self._avoided: set[Worker] = set()
         """Those that the session has had and lost."""
@@ -112,7 +107,7 @@ class DrafterRelay:
     def start(self) -> None:
         """Begins to relay, if there is a drafter or may be one, and that has not begun."""
         if self._task is None and (self._link is not None or self._session.is_paused):
-            self._limit_told = 0 if self._session.is_paused else self._max_draft_tokens
+            self._are_drafts_expected = not self._session.is_paused
             self._task = asyncio.create_task(self._relay())
 
     def send(self, commitment: Commitment) -> None:
@@ -121,7 +116,7 @@ class DrafterRelay:
             self._link.send(commitment)
 
     def pause(self, reason: str) -> None:
-        """Closes the drafter, and lets the target decode alone until `resume`."""
+        """Closes the drafter, and leaves all guesses to the verifier until `resume`."""
         if self._session.on_paused(reason):
             self._reopening = None
             self._is_turned.clear()
@@ -159,10 +154,9 @@ class DrafterRelay:
                 if self._link is link:
                     return
             elif self._reopening is not None:
-                await self._limit(self._max_draft_tokens)
                 await self._reopen()
             elif self._session.is_paused:
-                await self._limit(0)
+                await self._end_drafts()
                 await self._is_turned.wait()
             else:
                 return
@@ -217,15 +211,17 @@ class DrafterRelay:
             on_window(drafter, window)
         return outcome
 
-    async def _limit(self, max_draft_tokens: int) -> None:
-        if max_draft_tokens != self._limit_told and (verifier := await self._verifiers.ready()) is not None:
-            self._limit_told = max_draft_tokens
-            verifier.offer(LimitDrafts(max_draft_tokens))
+    async def _end_drafts(self) -> None:
+        """For the time of a pause: the windows after it tell the verifier that there are drafts again."""
+        if self._are_drafts_expected and (verifier := await self._verifiers.ready()) is not None:
+            self._are_drafts_expected = False
+            verifier.offer(EndDrafts())
 
     async def _reopen(self) -> None:
         """Resumes speculation, unless it was paused again meanwhile."""
         if (verifier := await self._verifiers.ready()) is not None:
             reopening, self._reopening = self._reopening, None
+            self._are_drafts_expected = True
             self._obey(reopening, verifier)
 
     def _obey(self, outcome: DraftWindow | DrafterLost | None, verifier: Decider) -> None:

@@ -122,7 +122,6 @@ class Generation:
             links,
             self._verifiers,
             draft_opening,
-            self._opening.max_draft_tokens,
         )
 
     def report_by(self, reporter: RoundReporter) -> None:
@@ -136,15 +135,15 @@ class Generation:
 
     @property
     def draft_model(self) -> str:
-        """Name of the drafter's model, the latest one's if there were several; empty if there was none."""
-        return self._drafters.model_name
+        """Name of the model that drafts, the latest one's if there were several; empty if there was none."""
+        return self.session.own_draft_model if self.session.drafts_in_turn else self._drafters.model_name
 
     def finished(self, completion: int) -> Finished:
         """What the client is told when `run` has come to its end."""
         session, statistics, stopwatch = self.session, self.session.statistics, self._stopwatch
         if session.finish_reason is None:
             raise RuntimeError("run has not come to its end")
-        was_fed = session.is_paused and statistics.num_drafted_nodes > 0
+        was_fed = session.drafts_in_turn or (session.is_paused and statistics.num_drafted_nodes > 0)
         return Finished(
             reason=session.finish_reason,
             mode=GenerationMode.SPECULATIVE if was_fed else _MODES[session.drafter],
@@ -201,14 +200,13 @@ class Generation:
         opening = replace(
             self._opening,
             token_ids=tuple(session.line.token_ids),
-            max_draft_tokens=0 if session.is_paused else self._opening.max_draft_tokens,
             expect_drafts=session.hears_drafter,
             time_left_ms=self._stopwatch.time_left_ms(),
             report_scored=self._reporter is not None,
         )
         await verifier.room()
         verifier.offer(opening)
-        drafted = session.on_verifier_changed()
+        drafted = session.on_verifier_changed(verifier.draft_model)
         if drafted is not None:
             verifier.offer(drafted)
         self._verifiers.set_ready(verifier)

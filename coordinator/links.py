@@ -34,6 +34,11 @@ class VerifierLink(Protocol):
         ...
 
     @property
+    def draft_model(self) -> str:
+        """Name of the model with which the verifier drafts for itself; empty if it does not."""
+        ...
+
+    @property
     def has_decided(self) -> bool:
         """Whether a verdict has come."""
         ...

@@ -250,7 +250,8 @@ class Replica:
                 await self.client.until_reconnected()
 
     def _serve(self, info: ModelInfo) -> None:
-        self.log.info("worker found", model=info.name, device=info.device)
+        own = {"draft_model": info.draft_model} if info.draft_model else {}
+        self.log.info("worker found", model=info.name, device=info.device, **own)
         self.breaker = CircuitBreaker()
         self._known_load.begin()
         self._set_refusal(None)

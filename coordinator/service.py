@@ -256,7 +256,7 @@ class GenerationService:
             protocol_version=PROTOCOL_VERSION,
             target=target,
             draft=self._workers.draft if refusal is None else None,
-            target_only_reason="" if refusal is None else refusal.text,
+            target_only_reason="" if refusal is None or target.draft_model else refusal.text,
             num_running=self._admission.num_running,
             replicas=tuple(
                 Replica(

@@ -19,6 +19,7 @@ class GrpcVerifierLink:
 
     def __init__(self, seat: Seat) -> None:
         self.worker: Replica = seat.replica
+        self.draft_model = seat.replica.model.draft_model if seat.replica.model is not None else ""
         self.has_decided = False
         self._has_left = False
         self._seat = seat

@@ -181,7 +181,7 @@ class Workers:
     def _settled_target(self) -> ModelInfo | None:
         """The present target while a verifier serves it, else the first verifier's; with the largest context.
 
-        It is batch invariant if all verifiers that serve it are.
+        It is batch invariant, and drafts for itself, if all verifiers that serve it are and do.
         """
         models = [replica.model for replica in self.verifiers.serving if replica.model is not None]
         alike = [model for model in models if self.target is not None and alike_refusal(self.target, model) is None]
@@ -190,7 +190,10 @@ class Workers:
         if not alike:
             return None
         largest = max(alike, key=lambda model: model.max_context)
-        return largest._replace(batch_invariant=all(model.batch_invariant for model in alike))
+        return largest._replace(
+            batch_invariant=all(model.batch_invariant for model in alike),
+            draft_model=largest.draft_model if all(model.draft_model for model in alike) else "",
+        )
 
 
 def summary(refusals: Sequence[Refusal]) -> str:

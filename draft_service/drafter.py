@@ -19,7 +19,7 @@ from outrider.core.schedule.draft_run import LEVELS_MAX, DraftRun
 from outrider.core.schedule.draft_scheduler import DraftScheduler
 from outrider.core.schedule.draft_step import Drafted, DraftOutcome, DraftPart, DraftStep
 from outrider.core.schedule.policy import DraftPolicy
-from outrider.core.schedule.step import Event
+from outrider.core.schedule.step import Event, WaitUntil
 from outrider.engine.compile.levels import LevelsJob
 from outrider.engine.engine import STEP_TOKENS_MAX, Engine
 from outrider.engine.jobs import Job
@@ -81,30 +81,56 @@ class Drafter:
         """
         now = time.monotonic()
         self._tell(self.scheduler.admit())
-        num_levels_max = self.num_levels_max if self.runner.runs_levels else 1
-        step = self.scheduler.plan(now, num_levels_max, expands_lines=self.runner.engine.expands_lines)
+        step = self._plan(now, self.num_levels_max)
         self._tell(self.scheduler.flush(now))
         if isinstance(step, DraftRun):
-            return self._run(step)
-        if not isinstance(step, DraftStep):
+            self._run(step)
+        elif isinstance(step, DraftStep):
+            self._step(step, now)
+        else:
             return None if step is None else step.time - now
+        return 0.0
+
+    def draft(self, num_levels: int) -> int:
+        """In turn with a verifier: drafts up to so many levels of all sessions, and sends all of it. A step that reads
+        lines counts as a level. Returns how many there were; fewer where nothing more is worth it."""
+        self._tell(self.scheduler.admit())
+        num_left = num_levels
+        while num_left > 0:
+            now = time.monotonic()
+            step = self._plan(now, num_left)
+            if isinstance(step, DraftRun):
+                num_left -= self._run(step)
+            elif isinstance(step, DraftStep):
+                self._step(step, now)
+                num_left -= 1
+            else:
+                break
+        self._tell(self.scheduler.send_all(time.monotonic()))
+        return num_levels - num_left
+
+    def _plan(self, now: float, num_levels: int) -> DraftStep[DraftStream] | DraftRun[DraftStream] | WaitUntil | None:
+        num_levels_max = num_levels if self.runner.runs_levels else 1
+        return self.scheduler.plan(now, num_levels_max, expands_lines=self.runner.engine.expands_lines)
+
+    def _step(self, step: DraftStep[DraftStream], planned: float) -> None:
         session_ids = [part.session.opening.session_id for part in step.parts]
         started = time.monotonic()
         outcome = self.runner.attempt(partial(self._compute, step), session_ids)
         self._tell(self.scheduler.settle(step, outcome, time.monotonic()))
         self.scheduler.observe(time.monotonic() - started)
-        self.runner.observe(now)
-        return 0.0
+        self.runner.observe(planned)
 
-    def _run(self, run: DraftRun[DraftStream]) -> float:
-        """Burst after burst, until there is nothing to expand or a command waits, which may have made it all void."""
+    def _run(self, run: DraftRun[DraftStream]) -> int:
+        """Burst after burst, until there is nothing to expand or a command waits, which may have made it all void.
+        Returns how many levels there were."""
         session_ids = [part.session.opening.session_id for part in run.parts]
         started = time.monotonic()
         num_levels = self.runner.attempt(partial(self._draft_levels, run), session_ids)
         if num_levels is None or not (num_levels or self.arrivals.has_news):
             levels = None if num_levels is None else []
             self._tell(self.scheduler.settle_run(run, levels, started, time.monotonic()))
-        return 0.0
+        return num_levels or 0
 
     def _draft_levels(self, run: DraftRun[DraftStream]) -> int:
         """How many levels there were."""

@@ -1,4 +1,4 @@
 """Outrider: disaggregated, asynchronous speculative decoding as gRPC microservices."""
 
 __version__ = "0.1.0"
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4

@@ -46,16 +46,18 @@ def main() -> None:
     try:
         # Imported where the settings are known to be good, and torch to be installed.
         from outrider.worker.serving import run
+        from verify_service.own_drafter import draft_settings, target_settings
         from verify_service.servicer import VerifyServicer
 
         servicer = VerifyServicer(config, telemetry)
         run(
-            config,
+            target_settings(config),
             "outrider.v1.VerifyService",
             add_VerifyServiceServicer_to_server,
             servicer,
             telemetry.instruments,
             doors(config, exposed, telemetry.instruments),
+            draft_settings(config),
         )
     finally:
         telemetry.shut_down()

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from outrider.settings import Problem
-from outrider.worker.config import WorkerConfig, place
+from outrider.worker.config import WorkerConfig, no_model, place
 
 QUEUE_MAX = 4096
 """Longest queue that may be configured: as many as a few minutes' arrivals of a busy worker, at some 30 KiB for each
@@ -44,14 +44,30 @@ class VerifyConfig(WorkerConfig):
         "process for each, or is one of those that torchrun has started",
     )
 
+    draft_model: str = Field(
+        "",
+        description="draft model for this process, a folder or a hub name: it drafts for sessions without a draft "
+        "service, in turn with the target, on the same device or cores; for a machine that has no second one; empty: "
+        "none",
+    )
+
     @property
     def num_ranks(self) -> int:
         """See `WorkerConfig`."""
         return self.tensor_parallel
 
+    def _draft_problems(self) -> Iterator[Problem]:
+        if not self.draft_model:
+            return
+        if self.tensor_parallel > 1:
+            yield Problem("draft_model", "goes with one device; with --tensor-parallel start draft services")
+        if text := no_model(self.draft_model):
+            yield Problem("draft_model", text)
+
     def problems(self) -> Iterator[Problem]:
         """See `Settings`."""
         yield from super().problems()
+        yield from self._draft_problems()
         if self.tensor_parallel == 1:
             return
         if ":" in self.device:

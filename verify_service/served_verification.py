@@ -9,14 +9,12 @@ from typing import Final, assert_never
 from outrider.core.protocol.messages import (
     DraftWindow,
     EndDrafts,
-    LimitDrafts,
     Opened,
     Verdict,
     VerifyCommand,
     VerifyFinished,
     VerifyOpen,
 )
-from outrider.core.protocol.validation import check_max_draft_tokens
 from outrider.engine.device_thread import DeviceThread
 from outrider.telemetry import names
 from outrider.worker.ledger import Column
@@ -53,9 +51,6 @@ class ServedVerification:
                 self._device.submit(partial(self._verifier.graft, self._session, window, time.monotonic()))
             case EndDrafts():
                 self.finish()
-            case LimitDrafts(max_draft_tokens):
-                check_max_draft_tokens(max_draft_tokens)
-                self._device.submit(partial(self._verifier.limit_drafts, self._session, max_draft_tokens))
             case VerifyOpen():
                 raise reopened()
             case _:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,8 @@ from outrider.worker.startup import LoadedModel
 from outrider.worker.step_runner import StepRunner
 from outrider.worker.trace import SessionTrace
 from verify_service.config import VerifyConfig
+from verify_service.drafting_verifier import DraftingVerifier
+from verify_service.own_drafter import own_drafter
 from verify_service.served_verification import ServedVerification
 from verify_service.verifier import Verifier, VerifyEvent, VerifyStream
 
@@ -54,10 +57,15 @@ class VerifyServicer(DeviceServicer, verify_pb2_grpc.VerifyServiceServicer):
         self._verifier: Verifier
 
     def begin(self, loaded: LoadedModel, on_death: Callable[[BaseException], None]) -> DeviceThread:
-        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table cannot be used."""
+        """See `WorkerServicer.begin`. Raises UnsupportedModelError if the n-gram table or a draft model cannot be used
+        with the target."""
+        if loaded.beside is not None:
+            loaded = replace(loaded, info=loaded.info._replace(draft_model=loaded.beside.info.name))
         recent = self._config.recent_answers
         static = load_ngrams_of(loaded.info, self._config.ngram_table)
-        self._verifier = Verifier(
+        drafter = None if loaded.beside is None else own_drafter(loaded.beside, loaded.info, self._runner)
+        make = Verifier if drafter is None else partial(DraftingVerifier, drafter=drafter)
+        self._verifier = make(
             loaded.engine,
             loaded.info.eos_token_ids,
             max_queue=self._config.max_queue,

@@ -111,10 +111,6 @@ class Verifier:
         """No drafts will come: never wait for any."""
         self.scheduler.end_drafts(session)
 
-    def limit_drafts(self, session: VerifyStream, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on."""
-        self.scheduler.limit_drafts(session, max_draft_tokens)
-
     def close(self, session: VerifyStream) -> None:
         """Ends the session, whether it has a slot or waits for one."""
         self.scheduler.close(session)
@@ -179,6 +175,8 @@ class Verifier:
         outcome = self.runner.attempt(partial(self._outcome, launched, started), _session_ids(step))
         started_ns = launched.started_ns + round((started - launched.started) * 1e9)
         self._settle(step, outcome, launched.ticket.output.logits, started_ns)
+        if outcome is not None:
+            self.scheduler.observe(outcome.seconds if self.overlaps else time.monotonic() - launched.planned)
         self.runner.observe(launched.planned)
 
     def _outcome(self, launched: Launched, started: float) -> VerifyOutcome:

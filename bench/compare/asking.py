@@ -55,7 +55,12 @@ class CoordinatorSource:
             total_ms=(last - started) * 1000.0,
             rounds=rounds,
             token_ids=token_ids,
-            statistics={**asdict(finished.speculation), **asdict(finished.timings), "mode": finished.mode.name.lower()},
+            statistics={
+                **asdict(finished.speculation),
+                **asdict(finished.timings),
+                "mode": finished.mode.name.lower(),
+                "mode_reason": finished.mode_reason,
+            },
         )
 
 

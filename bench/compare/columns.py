@@ -32,6 +32,11 @@ def _hits(each: Summary) -> float | None:
     return found.num_recovered_token_hits / found.num_rejections if found and found.num_rejections else None
 
 
+def _num_undrafted(each: Summary) -> int:
+    found = each.speculation
+    return sum(found.undrafted.values()) if found and found.undrafted else 0
+
+
 MS_PER_TOKEN = Column[Summary]("ms/token", lambda each: each.ms_per_token, number(2), "ms per token")
 SPEED_UP = Column[Summary](
     f"x {REFERENCE}", lambda each: each.speed_up, _ratio, "times faster than the target alone", _ratio_on_page
@@ -67,6 +72,7 @@ SPECULATION = (
     Column[Summary]("stale", _of("speculation", "num_stale_nodes")),
     Column[Summary]("wasted", _of("speculation", "num_wasted_nodes")),
     Column[Summary]("hits", _hits, share),
+    Column[Summary]("alone", lambda each: _num_undrafted(each) or None),
 )
 
 TIME = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,10 +13,16 @@ from typing import NamedTuple
 
 from bench.compare.asking import Source
 from bench.compare.sample import Devices, Sample
-from bench.rivals.modes import Mode
+from bench.rivals.modes import COLOCATED, Mode
 from bench.stack.intervals import Span, clipped, shared, total
 from bench.stack.services import Pair, Stack
-from outrider.client import SamplingParams
+from outrider.client import GenerationClient, SamplingParams, ServerInfo
+
+REST_SECONDS = 0.01
+"""How often a coordinator is asked whether its workers rest: they report ten times a second at most."""
+
+REST_SECONDS_MAX = 5.0
+"""After so long the next answer is asked for all the same."""
 
 _NS_PER_MS = 1e6
 
@@ -40,20 +48,48 @@ class Measured(NamedTuple):
 class ModeSource:
     """A mode of our services: its rule is chosen, it is asked, and the workers' log of it is taken."""
 
-    def __init__(self, source: Source, pair: Pair, mode: Mode, delay_ms: float = 0.0) -> None:
+    def __init__(self, source: Source, client: GenerationClient, pair: Pair, mode: Mode, delay_ms: float = 0.0) -> None:
+        """`client` is one of the coordinator that the `source` asks."""
         self._source = source
+        self._client = client
         self._pair = pair
         self._mode = mode
         self._delay_ms = delay_ms
 
     async def ask(self, prompt: Sequence[int], sampling: SamplingParams, max_tokens: int) -> Sample:
         """See `Source`."""
+        await at_rest(self._client)
         await self._pair.choose(self._mode, self._delay_ms)
         await self._pair.take_log()
         started = time.monotonic_ns()
         sample = await self._source.ask(prompt, sampling, max_tokens)
         ended = started + int(sample.total_ms * _NS_PER_MS)
-        return replace(sample, devices=devices(await self._pair.take_log(), started, ended))
+        used = devices(await self._pair.take_log(), started, ended)
+        if self._mode.pair == COLOCATED:  # of a drafter in there the coordinator knows nothing
+            mode, reason = ("speculative", "") if used.num_draft_steps else ("target_only", NOTHING_DRAFTED)
+            sample = replace(sample, statistics={**sample.statistics, "mode": mode, "mode_reason": reason})
+        return replace(sample, devices=used)
+
+
+NOTHING_DRAFTED = "the one in the verifier's process took no step, and the log of that says why"
+"""Why an answer had no drafter where the coordinator has none either."""
+
+
+async def at_rest(client: GenerationClient) -> None:
+    """Waits until a coordinator has heard that nobody is at its workers any more.
+
+    Modes have coordinators of their own and workers in common. One that takes the session of another mode, which has
+    just ended, to be still at the drafter would find a slow one too busy, and the answer would have no drafts.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(REST_SECONDS_MAX):
+            while not _rest(await client.server_info()):  # noqa: ASYNC110  a coordinator does not say that it has heard
+                await asyncio.sleep(REST_SECONDS)
+
+
+def _rest(info: ServerInfo) -> bool:
+    loads = [replica.load for replica in info.replicas if replica.load is not None]
+    return not any(load.num_sessions + load.num_queued for load in loads)
 
 
 def devices(log: Mapping[str, Mapping[str, Sequence[Span]]], started: int, ended: int) -> Devices:
@@ -129,4 +165,8 @@ def sources_of(
     stack: Stack, modes: Sequence[Mode], make: Callable[[Mode], Source], delay_ms: float
 ) -> dict[str, Source]:
     """Something to ask for each mode of our services; `make` asks its coordinator."""
-    return {mode.name: ModeSource(make(mode), stack.pair(mode), mode, delay_ms) for mode in modes if not mode.external}
+    return {
+        mode.name: ModeSource(make(mode), stack.client(mode, delay_ms), stack.pair(mode), mode, delay_ms)
+        for mode in modes
+        if not mode.external
+    }

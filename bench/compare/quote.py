@@ -90,7 +90,7 @@ def _tables(result: Result) -> str:
             f"{as_markdown(drawn(at.temperature, at.delay_ms), QUOTED, result.best_modes(at))}\n"
             for at in result.results
         )
-        + "".join(f"{each}\n\n" for each in (*result.likenesses(), *result.versions()))
+        + "".join(f"{each}\n\n" for each in (*result.without_drafter(), *result.likenesses(), *result.versions()))
     )
 
 

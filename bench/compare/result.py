@@ -70,6 +70,9 @@ class Speculation:
     """Share of tested drafts that were the target's choice."""
     accepted_at_depth: Sequence[float]
     num_degraded: int
+    """Answers whose drafter was lost on the way."""
+    undrafted: Mapping[str, int] | None = None
+    """Answers that no drafter guessed for though one was wanted, by why; None where nobody counted them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,20 @@ class Result:
             if alike:
                 chosen = drawn(at.temperature, at.delay_ms)
                 yield f"Answers that are the target's own, token for token, {chosen}: {', '.join(alike)}."
+
+    def without_drafter(self) -> Iterator[str]:
+        """Which figures have answers in them that had no drafter, or lost it: a line for each."""
+        for at in self.results:
+            for name, summary in at.modes.items():
+                if (found := summary.speculation) is None:
+                    continue
+                of = f"of {summary.num_answers} answers of {name}, {drawn(at.temperature, at.delay_ms)}"
+                if undrafted := found.undrafted:
+                    first, *others = sorted(undrafted, key=undrafted.__getitem__, reverse=True)
+                    more = f"; other reasons: {len(others)}" if others else ""
+                    yield f"{sum(undrafted.values())} {of}, had no drafter: {first}{more}."
+                if found.num_degraded:
+                    yield f"{found.num_degraded} {of}, lost their drafter."
 
     def best_modes(self, at: AtTemperature) -> Iterator[tuple[str, Summary]]:
         """The modes to show for one temperature, with what to call each: of a family only the best."""

@@ -55,6 +55,11 @@ class Sample:
     devices: Devices | None = None
 
     @property
+    def undrafted(self) -> str:
+        """Why no drafter guessed for any of it; empty if one did, or none was wanted, or nobody says."""
+        return self.statistics.get("mode_reason", "") if self.statistics.get("mode") == "target_only" else ""
+
+    @property
     def num_tokens(self) -> int:
         """Generated tokens."""
         return sum(each.num_tokens for each in self.rounds)

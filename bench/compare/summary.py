@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import NamedTuple
@@ -64,6 +65,7 @@ def speculation(samples: Sequence[Sample]) -> Speculation | None:
             sum(each.num_accepted >= depth for each in tested) / len(tested) for depth in range(1, depth_max + 1)
         ],
         num_degraded=sum(sample.statistics.get("mode") == "degraded" for sample in samples),
+        undrafted=dict(Counter(sample.undrafted for sample in samples if sample.undrafted)),
     )
 
 

@@ -26,7 +26,7 @@ def show(result: Result, console: Console | None = None) -> None:
         console.print(in_terminal("What speculation did", SPECULATION, shown))
         logged = [(title, each) for title, each in shown if each.devices is not None]
         console.print(in_terminal("Where a round's time goes, in ms", TIME, logged))
-    for line in (*result.likenesses(), *result.versions()):
+    for line in (*result.without_drafter(), *result.likenesses(), *result.versions()):
         console.print(line, style="dim", markup=False)
     console.print(
         f"{machine['cores']} cores of {machine['processor']}; a message to a worker and back: "
@@ -40,6 +40,7 @@ _LEGEND = (
     "this one. Both: ratio of all time, with its 95 % bootstrap interval over prompts. roofline: share reached of "
     "max(c, 1 - alpha) for a chain, of 1 - alpha' for a tree. same: answers that are token for token the target's. "
     "right: tested drafts that were the target's choice. hits: rejections whose place the tree already held with the "
-    "target's token. overlap: share of time in which both devices compute, by the workers' logs. A round's time is "
-    "verify + own + idle + in/out; drafting runs beside it."
+    "target's token. alone: answers without a drafter from beginning to end. overlap: share of time in which "
+    "both devices compute, by the workers' logs. A round's time is verify + own + idle + in/out; "
+    "drafting runs beside it."
 )

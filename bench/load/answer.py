@@ -34,6 +34,8 @@ class Answer:
     num_cached_prompt_tokens: int
     degraded: bool
     """Whether its drafter was lost on the way."""
+    undrafted: bool
+    """Whether no drafter guessed for any of it though one was wanted."""
     error: OutriderError | None
 
     @property
@@ -111,6 +113,7 @@ def read(recording: Recording) -> Answer:
         num_draft_tokens=speculation.num_draft_tokens,
         num_accepted_tokens=speculation.num_accepted_tokens,
         num_cached_prompt_tokens=finished.usage.num_cached_prompt_tokens,
+        undrafted=finished.mode == generation_pb2.GENERATION_MODE_TARGET_ONLY and bool(finished.mode_reason),
         degraded=finished.mode == generation_pb2.GENERATION_MODE_DEGRADED,
         error=recording.error,
     )

@@ -58,6 +58,7 @@ SPEED = (
     ADVANTAGE,
     Column[Summary]("good", lambda each: each.goodput, share),
     Column[Summary]("refused", lambda each: each.num_refused or None),
+    Column[Summary]("alone", lambda each: each.num_undrafted or None),
     Column[Summary]("same", lambda each: f"{each.num_identical}/{each.num_answers}"),
 )
 

@@ -40,7 +40,7 @@ def _at(point: Point, passes: Sequence[Pass], modes: Sequence[Mode], objective: 
     for mode in modes:
         name, own = mode.name, of[mode.name]
         summaries[name] = replace(
-            summarize(own, of[REFERENCE], objective),
+            summarize(own, of[REFERENCE], objective, asks_drafter=mode.asks_drafter),
             advantage_of_ours=compare(own, of[OURS]) if OURS in of and name != OURS else None,
             stall=stall(_of(mode, point._replace(long_prompt=0), passes), own) if point.long_prompt else None,
         )

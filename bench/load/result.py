@@ -77,6 +77,9 @@ class Summary:
     num_answers: int
     num_refused: int
     num_degraded: int
+    """Answers whose drafter was lost on the way."""
+    num_undrafted: int | None = None
+    """Answers that no drafter guessed for though one was wanted; None where there is none, or nobody counted them."""
     num_tokens: int
     tokens_per_second: float
     goodput: float

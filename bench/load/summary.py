@@ -14,7 +14,9 @@ from bench.load.percentiles import percentile, percentiles
 from bench.load.result import Answers, LongPrompts, Percentiles, Ratio, Room, Stall, Steps, Summary
 
 
-def summarize(passes: Sequence[Pass], reference: Sequence[Pass], objective: Objective) -> Summary:
+def summarize(
+    passes: Sequence[Pass], reference: Sequence[Pass], objective: Objective, *, asks_drafter: bool
+) -> Summary:
     """Throughput, times, and what the verifier did. `reference` are the same passes of the target alone."""
     answers = [answer for each in passes for answer in each.answers]
     complete = [answer for answer in answers if answer.complete]
@@ -25,6 +27,7 @@ def summarize(passes: Sequence[Pass], reference: Sequence[Pass], objective: Obje
         num_answers=len(answers),
         num_refused=len(answers) - len(complete),
         num_degraded=sum(answer.degraded for answer in complete),
+        num_undrafted=sum(answer.undrafted for answer in complete) if asks_drafter else None,
         num_tokens=num_tokens,
         tokens_per_second=_tokens_per_second(passes, complete),
         goodput=sum(answer.keeps(objective) for answer in answers) / len(answers),

@@ -57,6 +57,11 @@ class Mode:
     version: str = ""
     """Of another system: which one it is, and how it is started."""
 
+    @property
+    def asks_drafter(self) -> bool:
+        """Whether its answers want a drafter of their coordinator."""
+        return self.speculate and not self.external and self.pair not in (ALL_CORES, COLOCATED)
+
 
 ABLATIONS: Mapping[str, str] = {
     "no_wait": "that never waits for drafts",

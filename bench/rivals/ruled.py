@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from bench.rivals.modes import PADDED, PolicyName
 from bench.rivals.rules import RULES, Rule
+from bench.rivals.unchosen import all_that_may
 from outrider.core.estimate.rhythm import Rhythm
-from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.line import Line
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node, SpeculationTree
@@ -21,14 +21,6 @@ from outrider.core.verify.session import VerifySession
 
 WAIT_MAX = 60.0
 """A rule waits for drafts and not for time; should the drafter be gone, the round goes after this many seconds."""
-
-
-class FlatCurve(StepCurve):
-    """Says that a step takes the same time with any number of tokens, so that everything at hand is worth scoring."""
-
-    def seconds(self, num_tokens: int) -> float:
-        """What a step of one token takes."""
-        return super().seconds(1)
 
 
 class Policy(NamedTuple):
@@ -122,7 +114,7 @@ def _never_wait(policy: Policy) -> None:
 
 
 def _choose_all(policy: Policy) -> None:
-    policy.verify.estimates.curve = FlatCurve()
+    policy.verify.select = all_that_may
 
 
 def _look_nothing_up(policy: Policy) -> None:

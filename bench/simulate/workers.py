@@ -144,10 +144,6 @@ class VirtualVerifier(VirtualWorker):
         """The session gets no drafts any more."""
         self._read(partial(self.scheduler.end_drafts, index))
 
-    def limit_drafts(self, index: int, max_draft_tokens: int) -> None:
-        """A round of the session verifies at most so many."""
-        self._read(partial(self.scheduler.limit_drafts, index, max_draft_tokens))
-
     def close(self, index: int) -> None:
         """The session is elsewhere."""
         self._read(partial(self.scheduler.close, index))
@@ -200,6 +196,7 @@ class VirtualVerifier(VirtualWorker):
                 self._tell(index, content.verdict)
             elif isinstance(content, VerifyFinished | OutriderError):
                 self._tell(index, content)
+        self.scheduler.observe(seconds if self.scheduler.policy.overlap else seconds + self._rest)
         if self._rest:
             self._clock.after(self._rest, self._go_on)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.rivals.colocated import ColocatedVerifier
 from bench.stack.measured_runner import MeasuredRunner
-from bench.stack.worker import MeasuredVerifyServicer, follow, forget, serve, started
+from bench.stack.worker import MeasuredVerifyServicer, follow_drafter, forget, serve, started
 from draft_service.config import DraftConfig
 from draft_service.drafter import Drafter
 from outrider.core.schedule.policy import DraftPolicy
@@ -54,7 +54,7 @@ class ColocatedServicer(MeasuredVerifyServicer):
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode, whose rule drafts as many levels as its parameter says."""
         super().choose(mode)
-        follow(self._draft_policy, self.measured.policy(mode).draft)
+        follow_drafter(self._draft_policy, self.measured.policy(mode).draft)
         _, self._colocated.num_levels = mode["policy"]
         self._device.submit(partial(forget, self._draft))
 

@@ -104,14 +104,20 @@ class MeasuredDraftServicer(ModelDraftServicer):
 
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
-        follow(self.policy, self.measured.policy(mode).draft)
+        follow_drafter(self.policy, self.measured.policy(mode).draft)
         self._device.submit(partial(self.measured.begin, pads=False))
 
 
-def follow(own: DraftPolicy, other: DraftPolicy) -> None:
+def follow_drafter(own: DraftPolicy, other: DraftPolicy) -> None:
     """Has the drafter whose policy is `own` decide by the `other` one."""
     own.estimates, own.opening, own.expands = other.estimates, other.opening, other.expands
     own.sends_at_once, own.rhythm = other.sends_at_once, other.rhythm
+
+
+def follow_verifier(own: VerifyPolicy, other: VerifyPolicy) -> None:
+    """The same for a verifier."""
+    own.estimates, own.looks_up = other.estimates, other.looks_up
+    own.rounds, own.select = other.rounds, other.select
 
 
 class MeasuredVerifyServicer(VerifyServicer):
@@ -129,8 +135,7 @@ class MeasuredVerifyServicer(VerifyServicer):
     def choose(self, mode: dict[str, Any]) -> None:
         """Sessions that open next are of this mode."""
         policy = self.measured.policy(mode)
-        own, other = self.policy, policy.verify
-        own.estimates, own.looks_up, own.rounds = other.estimates, other.looks_up, other.rounds
+        follow_verifier(self.policy, policy.verify)
         self._device.submit(partial(self.measured.begin, pads=policy.pads))
 
 

@@ -168,7 +168,7 @@ class Endpoints:
             "max_model_len": target.max_context,
             "outrider": {
                 "has_chat_template": self._service.chat_template().is_there,
-                "draft_model": info.draft.name if info.draft is not None else None,
+                "draft_model": info.draft.name if info.draft is not None else info.target.draft_model or None,
                 "target_only_reason": info.target_only_reason,
                 "batch_invariant": target.batch_invariant,
             },

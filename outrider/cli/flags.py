@@ -21,6 +21,7 @@ from outrider.cli.model_flags import (
     Drafters,
     Drafts,
     Dtype,
+    InTurn,
     NgramTable,
     NoDraft,
     PairName,
@@ -61,7 +62,8 @@ class _ModelFlags:
     pair: PairName = None
     ngram_table: NgramTable = None
     target_device: TargetDevice = "cpu"
-    draft_device: DraftDevice = "cpu"
+    draft_device: DraftDevice = None
+    in_turn: InTurn = False
     parallel: Parallel = None
     dtype: Dtype = None
     compiled: CompileFirst = None
@@ -102,13 +104,15 @@ def _named(flags: _UpFlags) -> tuple[str | None, str | None]:
 
 def _services(flags: _UpFlags) -> UpOptions:
     """Raises NoModelError if the bundled models are wanted and not there."""
+    default_device = flags.target_device if flags.in_turn else "cpu"
     return UpOptions(
         **choose_models(*_named(flags), flags.ngram_table, no_draft=flags.no_draft)._asdict(),
         num_verifiers=flags.verifiers,
         num_drafters=flags.drafters,
         num_coordinators=flags.coordinators,
         target_device=flags.target_device,
-        draft_device=flags.draft_device,
+        draft_device=default_device if flags.draft_device is None else flags.draft_device,
+        in_turn=flags.in_turn,
         parallel=flags.parallel,
         dtype=flags.dtype,
         compiled=flags.compiled,

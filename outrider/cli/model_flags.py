@@ -61,7 +61,21 @@ Coordinators = Annotated[
 ]
 NoDraft = Annotated[bool, typer.Option("--no-draft", help="Start no draft service: the target alone.")]
 TargetDevice = Annotated[str, typer.Option(help="Device of the target: cpu, cuda, cuda:0, ...")]
-DraftDevice = Annotated[str, typer.Option(help="Device of the draft: cpu, cuda, cuda:0, ...")]
+DraftDevice = Annotated[
+    str | None,
+    typer.Option(
+        help="Device of the draft: cpu, cuda, cuda:0, ... Default: cpu, or with --in-turn the target's.",
+        show_default=False,
+    ),
+]
+InTurn = Annotated[
+    bool,
+    typer.Option(
+        "--in-turn",
+        help="Draft in the verify service's own process, in turn with the target, on the same device or on all cores: "
+        "for one machine without a second device. No draft service is started.",
+    ),
+]
 _PARALLEL = DraftConfig.model_fields["parallel"].description or ""
 
 Parallel = Annotated[

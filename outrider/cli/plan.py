@@ -144,8 +144,8 @@ def _advice(best: Way, found: Forecast) -> str:
     if best is together:
         gain = 1.0 - apart.seconds_per_token / together.seconds_per_token
         return (
-            f"Co-locate the drafter with the target: a device of its own would gain {max(0.0, gain):.0%}, and less "
-            f"than {DRAFTER_GAIN_MIN:.0%} is not worth one."
+            f"Co-locate the drafter with the target (`outrider up --in-turn`): a device of its own would gain "
+            f"{max(0.0, gain):.0%}, and less than {DRAFTER_GAIN_MIN:.0%} is not worth one."
         )
     return (
         f"Give {apart.num_drafters} drafter{'s' if apart.num_drafters > 1 else ''} a device each beside every verifier."

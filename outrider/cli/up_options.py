@@ -44,6 +44,8 @@ class UpOptions:
     num_coordinators: int = 1
     target_device: str = "cpu"
     draft_device: str = "cpu"
+    in_turn: bool = False
+    """Whether verify services draft by themselves with the draft model, and no draft service is started."""
     parallel: str | None = None
     """What `--parallel` of the drafters shall be; None leaves it to them."""
     dtype: str | None = None
@@ -64,14 +66,14 @@ class UpOptions:
 
     @property
     def drafts(self) -> Sequence[str]:
-        """The draft models, each of which gets `num_drafters` services."""
-        return [draft for draft in (self.draft or "").split(",") if draft]
+        """The draft models, each of which gets `num_drafters` services; none in turn."""
+        return [] if self.in_turn else [draft for draft in (self.draft or "").split(",") if draft]
 
     def num_on(self, device: str) -> int:
         """How many workers hold a model in the memory of `device`."""
         num_drafters = self.num_drafters * sum(draft != NGRAM_MODEL for draft in self.drafts)
         devices = [self.target_device] * self.num_verifiers + [self.draft_device] * num_drafters
-        return sum(_numbered_device(each) == _numbered_device(device) for each in devices)
+        return sum(same_device(each, device) for each in devices)
 
     @property
     def names(self) -> Sequence[str]:
@@ -108,6 +110,11 @@ def choose_models(target: str | None, draft: str | None, ngram_table: str | None
 def numbered(name: str, count: int) -> list[str]:
     """The names of `count` services of a kind."""
     return [name] if count == 1 else [f"{name}-{number}" for number in range(1, count + 1)]
+
+
+def same_device(device: str, other: str) -> bool:
+    """Whether two names are one device's."""
+    return _numbered_device(device) == _numbered_device(other)
 
 
 def _numbered_device(device: str) -> str:

@@ -10,7 +10,8 @@ from outrider.core.propose.ngram import NGRAM_MODEL
 def verifier_settings(options: UpOptions) -> dict[str, str]:
     """Of each verify service."""
     settings = _worker_settings(options, options.target, options.target_device, options.ngram_table)
-    return settings | tls_settings(options.tls, "verify")
+    own = {"draft_model": options.draft or ""} if options.in_turn else {}
+    return settings | own | tls_settings(options.tls, "verify")
 
 
 def drafter_settings(options: UpOptions, draft: str) -> dict[str, str]:

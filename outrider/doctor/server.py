@@ -38,6 +38,8 @@ def look_at_server(info: ServerInfo, version: str) -> Iterator[Finding]:
             f"{model.max_sessions} sessions of {model.max_context} tokens, KV cache of "
             f"{model.kv_cache_bytes / _MIB:.0f} MiB"
         )
+        if model.draft_model:
+            text += f", drafts for itself with {model.draft_model}"
         yield Finding(Level.GOOD, f"{kind} worker", text)
         if model.unproven:
             yield Finding(

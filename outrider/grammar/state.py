@@ -37,6 +37,14 @@ class GrammarState:
         self.is_lost = False
         """Whether the line has left the grammar, or the grammar proved too complex: nothing is known from then on."""
 
+    def fork(self) -> GrammarState:
+        """Another one at the line's end, which goes its own way from there."""
+        self._goes_to(())
+        other = GrammarState(self._compiled, eos_last=self._eos_last)
+        other._matcher = self._matcher.deep_copy()
+        other._places, other.is_lost = list(self._places), self.is_lost
+        return other
+
     def commit(self, token_ids: Sequence[int]) -> None:
         """See `Constraint.commit`. A line that cannot be followed is lost."""
         self._root_mask = None

@@ -123,7 +123,7 @@ class TraceContext(_message.Message):
     def __init__(self, traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "model_type", "vocab_size", "tokenizer_sha256", "eos_token_ids", "max_context", "max_sessions", "num_parameters", "dtype", "device", "protocol_version", "instance_id", "identity_sha256", "memory_limit_bytes", "kv_cache_bytes", "batch_invariant", "attention", "forward_pass", "token_choice", "not_taken", "weights", "kv_cache_dtype", "unproven")
+    __slots__ = ("name", "model_type", "vocab_size", "tokenizer_sha256", "eos_token_ids", "max_context", "max_sessions", "num_parameters", "dtype", "device", "protocol_version", "instance_id", "identity_sha256", "memory_limit_bytes", "kv_cache_bytes", "batch_invariant", "attention", "forward_pass", "token_choice", "not_taken", "weights", "kv_cache_dtype", "draft_model", "unproven")
     NAME_FIELD_NUMBER: _ClassVar[int]
     MODEL_TYPE_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +146,7 @@ class ModelInfo(_message.Message):
     NOT_TAKEN_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MODEL_FIELD_NUMBER: _ClassVar[int]
     UNPROVEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     model_type: str
@@ -169,8 +170,9 @@ class ModelInfo(_message.Message):
     not_taken: _containers.RepeatedScalarFieldContainer[str]
     weights: str
     kv_cache_dtype: str
+    draft_model: str
     unproven: str
-    def __init__(self, name: _Optional[str] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., tokenizer_sha256: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., max_context: _Optional[int] = ..., max_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., protocol_version: _Optional[int] = ..., instance_id: _Optional[str] = ..., identity_sha256: _Optional[str] = ..., memory_limit_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., batch_invariant: _Optional[bool] = ..., attention: _Optional[str] = ..., forward_pass: _Optional[str] = ..., token_choice: _Optional[str] = ..., not_taken: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., unproven: _Optional[str] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., model_type: _Optional[str] = ..., vocab_size: _Optional[int] = ..., tokenizer_sha256: _Optional[str] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., max_context: _Optional[int] = ..., max_sessions: _Optional[int] = ..., num_parameters: _Optional[int] = ..., dtype: _Optional[str] = ..., device: _Optional[str] = ..., protocol_version: _Optional[int] = ..., instance_id: _Optional[str] = ..., identity_sha256: _Optional[str] = ..., memory_limit_bytes: _Optional[int] = ..., kv_cache_bytes: _Optional[int] = ..., batch_invariant: _Optional[bool] = ..., attention: _Optional[str] = ..., forward_pass: _Optional[str] = ..., token_choice: _Optional[str] = ..., not_taken: _Optional[_Iterable[str]] = ..., weights: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., draft_model: _Optional[str] = ..., unproven: _Optional[str] = ...) -> None: ...
 
 class GetModelInfoRequest(_message.Message):
     __slots__ = ()

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from outrider.v1 import common_pb2 as outrider_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/verify.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"r\n\x0eVerifyCommands\x12,\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1a.outrider.v1.VerifyCommand\x12\x0e\n\x06\x63losed\x18\x02 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xdf\x01\n\rVerifyCommand\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.outrider.v1.VerifyOpenH\x00\x12\'\n\x07\x64rafted\x18\x02 \x01(\x0b\x32\x14.outrider.v1.DraftedH\x00\x12\x30\n\x0c\x64rafts_ended\x18\x03 \x01(\x0b\x32\x18.outrider.v1.DraftsEndedH\x00\x12.\n\x0b\x64raft_limit\x18\x04 \x01(\x0b\x32\x17.outrider.v1.DraftLimitH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\t\n\x07\x63ommand\"\xb9\x03\n\nVerifyOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x12\n\nmax_length\x18\x05 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x18\n\x10max_draft_tokens\x18\x08 \x01(\r\x12\x15\n\rexpect_drafts\x18\t \x01(\x08\x12\x19\n\x0cnum_logprobs\x18\n \x01(\rH\x00\x88\x01\x01\x12(\n\x05trace\x18\x0b \x01(\x0b\x32\x19.outrider.v1.TraceContext\x12\x19\n\x0ctime_left_ms\x18\x0c \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x14prediction_token_ids\x18\r \x03(\r\x12\x15\n\rreport_scored\x18( \x01(\x08\x12\x12\n\ncache_salt\x18) \x01(\tB\x0f\n\r_num_logprobsB\x0f\n\r_time_left_ms\"\r\n\x0b\x44raftsEnded\"&\n\nDraftLimit\x12\x18\n\x10max_draft_tokens\x18\x01 \x01(\r\"\x97\x01\n\x0cVerifyEvents\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.outrider.v1.VerifyEvent\x12*\n\x06\x66\x61iled\x18\x02 \x03(\x0b\x32\x1a.outrider.v1.SessionFailed\x12\r\n\x05\x65nded\x18\x03 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xae\x01\n\x0bVerifyEvent\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.outrider.v1.VerifyOpenedH\x00\x12\'\n\x07verdict\x18\x02 \x01(\x0b\x32\x14.outrider.v1.VerdictH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.outrider.v1.VerifyFinishedH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\x07\n\x05\x65vent\"\'\n\x0cVerifyOpened\x12\x17\n\x0fnum_line_tokens\x18\x01 \x01(\r\"\xc9\x03\n\x07Verdict\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0cnum_accepted\x18\x03 \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x04 \x01(\r\x12\x17\n\x0fnum_stale_nodes\x18\x05 \x01(\r\x12\x11\n\tverify_ms\x18\x06 \x01(\x02\x12\x0f\n\x07wait_ms\x18\x07 \x01(\x02\x12,\n\x08logprobs\x18\x08 \x03(\x0b\x32\x1a.outrider.v1.TokenLogprobs\x12\r\n\x05\x62onus\x18\t \x01(\x08\x12\x17\n\x0fprobability_min\x18\n \x01(\x02\x12\x19\n\x11num_cached_tokens\x18\x0b \x01(\r\x12\x19\n\x11num_prompt_lookup\x18\x0c \x01(\r\x12\"\n\x1anum_accepted_prompt_lookup\x18\r \x01(\r\x12\x16\n\x0enum_prediction\x18( \x01(\r\x12\x1f\n\x17num_accepted_prediction\x18) \x01(\r\x12\x16\n\x0escored_parents\x18* \x03(\r\x12\x18\n\x10scored_token_ids\x18+ \x03(\r\x12\x11\n\tcutoff_ms\x18i \x01(\x01\";\n\x0eVerifyFinished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.outrider.v1.FinishReason\"\x15\n\x13GetTokenizerRequest\"\xd6\x02\n\x14GetTokenizerResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12L\n\x0e\x63hat_templates\x18\x05 \x03(\x0b\x32\x34.outrider.v1.GetTokenizerResponse.ChatTemplatesEntry\x12L\n\x0especial_tokens\x18\x06 \x03(\x0b\x32\x34.outrider.v1.GetTokenizerResponse.SpecialTokensEntry\x1a\x34\n\x12\x43hatTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x04\x10\x05\x32\x8d\x03\n\rVerifyService\x12\x44\n\x06Verify\x12\x1b.outrider.v1.VerifyCommands\x1a\x19.outrider.v1.VerifyEvents(\x01\x30\x01\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12\x41\n\x07GetLoad\x12\x1b.outrider.v1.GetLoadRequest\x1a\x17.outrider.v1.WorkerLoad0\x01\x12G\n\x08GetSpans\x12\x1c.outrider.v1.GetSpansRequest\x1a\x1d.outrider.v1.GetSpansResponse\x12U\n\x0cGetTokenizer\x12 .outrider.v1.GetTokenizerRequest\x1a!.outrider.v1.GetTokenizerResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18outrider/v1/verify.proto\x12\x0boutrider.v1\x1a\x18outrider/v1/common.proto\"r\n\x0eVerifyCommands\x12,\n\x08\x63ommands\x18\x01 \x03(\x0b\x32\x1a.outrider.v1.VerifyCommand\x12\x0e\n\x06\x63losed\x18\x02 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xb5\x01\n\rVerifyCommand\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.outrider.v1.VerifyOpenH\x00\x12\'\n\x07\x64rafted\x18\x02 \x01(\x0b\x32\x14.outrider.v1.DraftedH\x00\x12\x30\n\x0c\x64rafts_ended\x18\x03 \x01(\x0b\x32\x18.outrider.v1.DraftsEndedH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\t\n\x07\x63ommandJ\x04\x08\x04\x10\x05\"\xb9\x03\n\nVerifyOpen\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x03 \x01(\r\x12-\n\x08sampling\x18\x04 \x01(\x0b\x32\x1b.outrider.v1.SamplingParams\x12\x12\n\nmax_length\x18\x05 \x01(\r\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x18\n\x10max_draft_tokens\x18\x08 \x01(\r\x12\x15\n\rexpect_drafts\x18\t \x01(\x08\x12\x19\n\x0cnum_logprobs\x18\n \x01(\rH\x00\x88\x01\x01\x12(\n\x05trace\x18\x0b \x01(\x0b\x32\x19.outrider.v1.TraceContext\x12\x19\n\x0ctime_left_ms\x18\x0c \x01(\rH\x01\x88\x01\x01\x12\x1c\n\x14prediction_token_ids\x18\r \x03(\r\x12\x15\n\rreport_scored\x18( \x01(\x08\x12\x12\n\ncache_salt\x18) \x01(\tB\x0f\n\r_num_logprobsB\x0f\n\r_time_left_ms\"\r\n\x0b\x44raftsEnded\"\x97\x01\n\x0cVerifyEvents\x12(\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x18.outrider.v1.VerifyEvent\x12*\n\x06\x66\x61iled\x18\x02 \x03(\x0b\x32\x1a.outrider.v1.SessionFailed\x12\r\n\x05\x65nded\x18\x03 \x03(\x04\x12\x15\n\x08\x63hecksum\x18\x0e \x01(\x07H\x00\x88\x01\x01\x42\x0b\n\t_checksum\"\xae\x01\n\x0bVerifyEvent\x12+\n\x06opened\x18\x01 \x01(\x0b\x32\x19.outrider.v1.VerifyOpenedH\x00\x12\'\n\x07verdict\x18\x02 \x01(\x0b\x32\x14.outrider.v1.VerdictH\x00\x12/\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1b.outrider.v1.VerifyFinishedH\x00\x12\x0f\n\x07session\x18\x05 \x01(\x04\x42\x07\n\x05\x65vent\"\'\n\x0cVerifyOpened\x12\x17\n\x0fnum_line_tokens\x18\x01 \x01(\r\"\xc9\x03\n\x07Verdict\x12\x10\n\x08position\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x14\n\x0cnum_accepted\x18\x03 \x01(\r\x12\x18\n\x10num_draft_tokens\x18\x04 \x01(\r\x12\x17\n\x0fnum_stale_nodes\x18\x05 \x01(\r\x12\x11\n\tverify_ms\x18\x06 \x01(\x02\x12\x0f\n\x07wait_ms\x18\x07 \x01(\x02\x12,\n\x08logprobs\x18\x08 \x03(\x0b\x32\x1a.outrider.v1.TokenLogprobs\x12\r\n\x05\x62onus\x18\t \x01(\x08\x12\x17\n\x0fprobability_min\x18\n \x01(\x02\x12\x19\n\x11num_cached_tokens\x18\x0b \x01(\r\x12\x19\n\x11num_prompt_lookup\x18\x0c \x01(\r\x12\"\n\x1anum_accepted_prompt_lookup\x18\r \x01(\r\x12\x16\n\x0enum_prediction\x18( \x01(\r\x12\x1f\n\x17num_accepted_prediction\x18) \x01(\r\x12\x16\n\x0escored_parents\x18* \x03(\r\x12\x18\n\x10scored_token_ids\x18+ \x03(\r\x12\x11\n\tcutoff_ms\x18i \x01(\x01\";\n\x0eVerifyFinished\x12)\n\x06reason\x18\x01 \x01(\x0e\x32\x19.outrider.v1.FinishReason\"\x15\n\x13GetTokenizerRequest\"\xd6\x02\n\x14GetTokenizerResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\x12\x11\n\tnum_bytes\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12L\n\x0e\x63hat_templates\x18\x05 \x03(\x0b\x32\x34.outrider.v1.GetTokenizerResponse.ChatTemplatesEntry\x12L\n\x0especial_tokens\x18\x06 \x03(\x0b\x32\x34.outrider.v1.GetTokenizerResponse.SpecialTokensEntry\x1a\x34\n\x12\x43hatTemplatesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x34\n\x12SpecialTokensEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01J\x04\x08\x04\x10\x05\x32\x8d\x03\n\rVerifyService\x12\x44\n\x06Verify\x12\x1b.outrider.v1.VerifyCommands\x1a\x19.outrider.v1.VerifyEvents(\x01\x30\x01\x12S\n\x0cGetModelInfo\x12 .outrider.v1.GetModelInfoRequest\x1a!.outrider.v1.GetModelInfoResponse\x12\x41\n\x07GetLoad\x12\x1b.outrider.v1.GetLoadRequest\x1a\x17.outrider.v1.WorkerLoad0\x01\x12G\n\x08GetSpans\x12\x1c.outrider.v1.GetSpansRequest\x1a\x1d.outrider.v1.GetSpansResponse\x12U\n\x0cGetTokenizer\x12 .outrider.v1.GetTokenizerRequest\x1a!.outrider.v1.GetTokenizerResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,31 +39,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_VERIFYCOMMANDS']._serialized_start=67
   _globals['_VERIFYCOMMANDS']._serialized_end=181
   _globals['_VERIFYCOMMAND']._serialized_start=184
-  _globals['_VERIFYCOMMAND']._serialized_end=407
-  _globals['_VERIFYOPEN']._serialized_start=410
-  _globals['_VERIFYOPEN']._serialized_end=851
-  _globals['_DRAFTSENDED']._serialized_start=853
-  _globals['_DRAFTSENDED']._serialized_end=866
-  _globals['_DRAFTLIMIT']._serialized_start=868
-  _globals['_DRAFTLIMIT']._serialized_end=906
-  _globals['_VERIFYEVENTS']._serialized_start=909
-  _globals['_VERIFYEVENTS']._serialized_end=1060
-  _globals['_VERIFYEVENT']._serialized_start=1063
-  _globals['_VERIFYEVENT']._serialized_end=1237
-  _globals['_VERIFYOPENED']._serialized_start=1239
-  _globals['_VERIFYOPENED']._serialized_end=1278
-  _globals['_VERDICT']._serialized_start=1281
-  _globals['_VERDICT']._serialized_end=1738
-  _globals['_VERIFYFINISHED']._serialized_start=1740
-  _globals['_VERIFYFINISHED']._serialized_end=1799
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=1801
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=1822
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=1825
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2167
-  _globals['_GETTOKENIZERRESPONSE_CHATTEMPLATESENTRY']._serialized_start=2055
-  _globals['_GETTOKENIZERRESPONSE_CHATTEMPLATESENTRY']._serialized_end=2107
-  _globals['_GETTOKENIZERRESPONSE_SPECIALTOKENSENTRY']._serialized_start=2109
-  _globals['_GETTOKENIZERRESPONSE_SPECIALTOKENSENTRY']._serialized_end=2161
-  _globals['_VERIFYSERVICE']._serialized_start=2170
-  _globals['_VERIFYSERVICE']._serialized_end=2567
+  _globals['_VERIFYCOMMAND']._serialized_end=365
+  _globals['_VERIFYOPEN']._serialized_start=368
+  _globals['_VERIFYOPEN']._serialized_end=809
+  _globals['_DRAFTSENDED']._serialized_start=811
+  _globals['_DRAFTSENDED']._serialized_end=824
+  _globals['_VERIFYEVENTS']._serialized_start=827
+  _globals['_VERIFYEVENTS']._serialized_end=978
+  _globals['_VERIFYEVENT']._serialized_start=981
+  _globals['_VERIFYEVENT']._serialized_end=1155
+  _globals['_VERIFYOPENED']._serialized_start=1157
+  _globals['_VERIFYOPENED']._serialized_end=1196
+  _globals['_VERDICT']._serialized_start=1199
+  _globals['_VERDICT']._serialized_end=1656
+  _globals['_VERIFYFINISHED']._serialized_start=1658
+  _globals['_VERIFYFINISHED']._serialized_end=1717
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=1719
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=1740
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=1743
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=2085
+  _globals['_GETTOKENIZERRESPONSE_CHATTEMPLATESENTRY']._serialized_start=1973
+  _globals['_GETTOKENIZERRESPONSE_CHATTEMPLATESENTRY']._serialized_end=2025
+  _globals['_GETTOKENIZERRESPONSE_SPECIALTOKENSENTRY']._serialized_start=2027
+  _globals['_GETTOKENIZERRESPONSE_SPECIALTOKENSENTRY']._serialized_end=2079
+  _globals['_VERIFYSERVICE']._serialized_start=2088
+  _globals['_VERIFYSERVICE']._serialized_end=2485
 # @@protoc_insertion_point(module_scope)

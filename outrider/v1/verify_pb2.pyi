@@ -18,18 +18,16 @@ class VerifyCommands(_message.Message):
     def __init__(self, commands: _Optional[_Iterable[_Union[VerifyCommand, _Mapping]]] = ..., closed: _Optional[_Iterable[int]] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class VerifyCommand(_message.Message):
-    __slots__ = ("open", "drafted", "drafts_ended", "draft_limit", "session")
+    __slots__ = ("open", "drafted", "drafts_ended", "session")
     OPEN_FIELD_NUMBER: _ClassVar[int]
     DRAFTED_FIELD_NUMBER: _ClassVar[int]
     DRAFTS_ENDED_FIELD_NUMBER: _ClassVar[int]
-    DRAFT_LIMIT_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     open: VerifyOpen
     drafted: _common_pb2.Drafted
     drafts_ended: DraftsEnded
-    draft_limit: DraftLimit
     session: int
-    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., draft_limit: _Optional[_Union[DraftLimit, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
+    def __init__(self, open: _Optional[_Union[VerifyOpen, _Mapping]] = ..., drafted: _Optional[_Union[_common_pb2.Drafted, _Mapping]] = ..., drafts_ended: _Optional[_Union[DraftsEnded, _Mapping]] = ..., session: _Optional[int] = ...) -> None: ...
 
 class VerifyOpen(_message.Message):
     __slots__ = ("session_id", "token_ids", "num_prompt_tokens", "sampling", "max_length", "stop_token_ids", "ignore_eos", "max_draft_tokens", "expect_drafts", "num_logprobs", "trace", "time_left_ms", "prediction_token_ids", "report_scored", "cache_salt")
@@ -68,12 +66,6 @@ class VerifyOpen(_message.Message):
 class DraftsEnded(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
-
-class DraftLimit(_message.Message):
-    __slots__ = ("max_draft_tokens",)
-    MAX_DRAFT_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    max_draft_tokens: int
-    def __init__(self, max_draft_tokens: _Optional[int] = ...) -> None: ...
 
 class VerifyEvents(_message.Message):
     __slots__ = ("events", "failed", "ended", "checksum")

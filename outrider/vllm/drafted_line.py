@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from coordinator.drafter_relay import DrafterLinks, DrafterRelay
 from coordinator.generation import SPARE_DRAFTERS
 from outrider.core.coordinate.session import Session
-from outrider.core.protocol.messages import DraftOpen, DraftWindow, EndDrafts, FinishReason, LimitDrafts, Verdict
+from outrider.core.protocol.messages import DraftOpen, DraftWindow, EndDrafts, FinishReason, Verdict
 from outrider.core.protocol.sampling import SamplingParams
 from outrider.vllm.chain import best_chain
 from outrider.vllm.limits import Limits
@@ -41,7 +41,7 @@ class Vllm:
         """See `Deciders.ready`."""
         return self.present
 
-    def offer(self, command: DraftWindow | EndDrafts | LimitDrafts) -> None:
+    def offer(self, command: DraftWindow | EndDrafts) -> None:
         """See `Decider.offer`: there is nobody to be told."""
 
 
@@ -81,7 +81,7 @@ class DraftedLine:
             max_length=limits.max_length,
             vocab_size=limits.vocab_size,
         )
-        self._relay = DrafterRelay(self._session, links, self._vllm, opening, limits.num_speculative_tokens)
+        self._relay = DrafterRelay(self._session, links, self._vllm, opening)
         self._relay.on_window = lambda drafter, window: self._hear()
         self._relay.open(self._vllm)
         self._relay.start()

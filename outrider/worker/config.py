@@ -54,13 +54,18 @@ def check_kv_memory(text: str) -> None:
         raise ValueError(f"{text!r} is no room for keys and values; write 2GiB, 500MB, 50% or auto")
 
 
-def default_num_threads(settings: Mapping[str, Any]) -> int:
-    """Threads of a worker that is not told: half of what the process may use, since another worker takes the rest."""
+def num_threads_of(cores: str, num_workers: int) -> int:
+    """Threads of a worker that is not told, where `num_workers` share what the process may use. It has these `cores`,
+    or any if there are none."""
     usable = num_cores()
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # a list is for nested loops
-    wanted = min(int(asked), usable) if asked.isdecimal() else usable // 2
-    cores = settings.get("cores", "")
+    wanted = min(int(asked), usable) if asked.isdecimal() else usable // num_workers
     return max(1, min(wanted, cores.count(",") + 1) if cores else wanted)
+
+
+def default_num_threads(settings: Mapping[str, Any]) -> int:
+    """As if another worker took the other half."""
+    return num_threads_of(settings.get("cores", ""), 2)
 
 
 def default_compile_cache() -> Path:
@@ -100,6 +105,24 @@ def keep_ranks_on_loopback() -> None:
     loopback = "lo" if sys.platform == "linux" else "lo0"
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, loopback)
+
+
+def no_model(name: str) -> str:
+    """Why `name` stands for no model that could be loaded; empty if it may."""
+    folder = os.path.expanduser(name)
+    if text := lacking(ENGINE, "engine"):
+        return f"a model {text}"
+    if os.path.isdir(folder):
+        if not os.access(folder, os.R_OK | os.X_OK):
+            return f"this user may not read the folder {folder!r}"
+        if not os.path.isfile(os.path.join(folder, "config.json")):
+            return f"{folder!r} has no config.json; name the folder that save_pretrained wrote"
+    elif not is_hub_name(name):
+        return (
+            f"there is no model folder {name!r}; name a folder with config.json and *.safetensors, or a hub name such "
+            "as org/name"
+        )
+    return ""
 
 
 class WorkerConfig(Settings):
@@ -229,20 +252,8 @@ class WorkerConfig(Settings):
             yield Problem("weights", "int8 is for a drafter on a CPU: a target's tokens must be its own; leave it out")
         if self.tls_cert and not self.tls_ca:
             yield Problem("tls_ca", "must be set: a worker takes calls from certificates of this authority alone")
-        folder = os.path.expanduser(self.model)
-        if text := lacking(ENGINE, "engine"):
-            yield Problem("model", f"a model {text}")
-        elif os.path.isdir(folder):
-            if not os.access(folder, os.R_OK | os.X_OK):
-                yield Problem("model", f"this user may not read the folder {folder!r}")
-            elif not os.path.isfile(os.path.join(folder, "config.json")):
-                yield Problem("model", f"{folder!r} has no config.json; name the folder that save_pretrained wrote")
-        elif not is_hub_name(self.model):
-            yield Problem(
-                "model",
-                f"there is no model folder {self.model!r}; name a folder with config.json and *.safetensors, or a hub "
-                "name such as org/name",
-            )
+        if text := no_model(self.model):
+            yield Problem("model", text)
         if self.ngram_table and (text := lacking(NGRAM_TABLE, "ngram-table")):
             yield Problem("ngram_table", f"an n-gram table {text}")
         elif self.ngram_table and not os.path.isfile(self.ngram_table):

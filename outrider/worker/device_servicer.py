@@ -11,6 +11,7 @@ import structlog
 from outrider.core.protocol.messages import WorkerLoad
 from outrider.core.schedule.admission import Admission
 from outrider.engine.device_thread import DeviceThread, Worker
+from outrider.engine.engine import Engine
 from outrider.engine.library import CannotCompileError
 from outrider.grammar.compiler import GrammarCompiler
 from outrider.worker.execution import running, said
@@ -61,16 +62,16 @@ class DeviceServicer(ModelServicer):
         worker.runner.on_change = board.touch
         return self._device
 
-    def adopt(self, package: Path) -> None:
+    def adopt(self, engine: Engine, package: Path) -> None:
         """See `WorkerServicer.adopt`."""
-        engine = self._worker.runner.engine
         try:
             engine.adopt(package)
         except CannotCompileError as error:
             _log.warning("not compiled", reason=str(error))
             return
-        self._info = running(self._loaded.info, engine)
-        _log.info("runs on", **said(self._info))
+        if engine is self._loaded.engine:
+            self._info = running(self._loaded.info, engine)
+            _log.info("runs on", **said(self._info))
         self._worker.relearn()
         if not self._worker.admission.seated:
             report(engine)

@@ -7,6 +7,7 @@ import concurrent.futures
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
@@ -16,6 +17,7 @@ import structlog
 from outrider.core.protocol.errors import OutriderError
 from outrider.engine import native
 from outrider.engine.device_thread import DeviceThread
+from outrider.engine.engine import Engine
 from outrider.engine.library import CannotCompileError
 from outrider.machine.leaving import leave_at_exit
 from outrider.rpc.process import run_process
@@ -48,8 +50,8 @@ class WorkerServicer(Protocol):
         """Takes the model into use and returns the device thread, not started yet."""
         ...
 
-    def adopt(self, package: Path) -> None:
-        """On the device thread: from now on runs a compiled forward pass."""
+    def adopt(self, engine: Engine, package: Path) -> None:
+        """On the device thread: from now on `engine` runs a compiled forward pass."""
         ...
 
     def drain(self) -> None:
@@ -64,11 +66,13 @@ def run(
     servicer: WorkerServicer,
     instruments: Instruments,
     doors: Sequence[Door] = (),
+    beside: WorkerConfig | None = None,
 ) -> None:
-    """Runs one worker process to its end. Exits with a sentence and status 1 if it cannot serve."""
+    """Runs one worker process to its end; it loads another model `beside` its own if it serves by both. Exits with a
+    sentence and status 1 if it cannot serve."""
     sys.setswitchinterval(SWITCH_INTERVAL_SECONDS)
     transport, guards = access(config, instruments)
-    service = Service(name, add_to_server, servicer, partial(_work, config, servicer), servicer.drain)
+    service = Service(name, add_to_server, servicer, partial(_work, config, servicer, beside), servicer.drain)
     try:
         serving = partial(serve, config, service, transport, doors, guards, reflection=config.reflection)
         run_process(config.cores, serving)
@@ -77,13 +81,16 @@ def run(
         leave_at_exit(0)
 
 
-async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetReady) -> NoReturn:
+async def _work(
+    config: WorkerConfig, servicer: WorkerServicer, beside: WorkerConfig | None, set_ready: SetReady
+) -> NoReturn:
     """Loads the model and steps until it is cancelled.
 
     Raises OutriderError if the worker cannot go on, and StoppedEarlyError if it is cancelled before it is ready.
     """
     try:
-        loaded = await loaded_model(config)
+        other = None if beside is None else await loaded_model(beside)
+        loaded = replace(await loaded_model(config), beside=other)
     except asyncio.CancelledError:
         raise StoppedEarlyError from None
     loop = asyncio.get_running_loop()
@@ -97,7 +104,13 @@ async def _work(config: WorkerConfig, servicer: WorkerServicer, set_ready: SetRe
     readiness = Readiness(device, set_ready, config.stall_seconds)
     readiness.start()
     _log.info("ready")
-    compiling = asyncio.create_task(_adopt_later(config, loaded, device, servicer))
+    compiling = asyncio.gather(
+        *(
+            _adopt_later(settings, model, device, servicer)
+            for settings, model in ((config, loaded), (beside, other))
+            if settings is not None and model is not None
+        )
+    )
     try:
         death = await deaths.get()
         raise OutriderError(f"the device thread died of {type(death).__name__}; see the traceback above") from death
@@ -138,7 +151,7 @@ async def _adopt_later(
         return
     try:
         await _compile(config, loaded, loaded.package)
-        device.submit(partial(servicer.adopt, loaded.package))
+        device.submit(partial(servicer.adopt, loaded.engine, loaded.package))
     except OutriderError as error:
         _log.warning("not compiled", reason=str(error))
 

@@ -47,6 +47,8 @@ class LoadedModel:
     """Where the compiled forward pass is still to be made; None if it is in use, or not wanted, or not possible."""
     ranks: Ranks | None = None
     """Of a model over several devices, of which this process has the first; they are dismissed at the end."""
+    beside: LoadedModel | None = None
+    """The other model of a process that serves by two."""
 
 
 def load(config: WorkerConfig) -> LoadedModel:

@@ -19,7 +19,7 @@ from bench.compare.result import Result
 from bench.compare.run import run
 from bench.compare.tables import show
 from bench.records import as_json, from_json
-from bench.rivals.modes import MODES, UnknownModeError, choose_modes
+from bench.rivals.modes import MODES, OPEN_GATE, UnknownModeError, choose_modes
 from bench.stack.models import Models
 from tests.e2e.stack import save_tiny
 from tests.engine.tiny_models import build
@@ -92,6 +92,8 @@ def test_summaries_are_complete_and_make_sense(result: dict[str, Any]) -> None:
             if MODES[name].external:
                 continue
             assert each["num_degraded"] == 0
+            if OPEN_GATE in MODES[name].coordinator:
+                assert each["undrafted"] == {}, "every answer had its drafter"
             assert each["num_accepted_tokens"] <= each["num_draft_tokens"]
             assert 0.0 <= each["overlap"] <= min(each["verify_busy"], each["draft_busy"]) + 1e-3
             in_sequence = ("verify", "verifier_outside", "verifier_idle", "edges")
@@ -105,7 +107,7 @@ def test_rivals_followed_their_rules(result: dict[str, Any]) -> None:
         assert modes["target"]["num_drafted_nodes"] == 0
         for family, lookahead in itertools.product(("sync", "colocated"), (2, 3)):
             each = modes[f"{family}_{lookahead}"]
-            # All but the first round, and those near the end, score as many drafts as they look ahead.
+            # All but each answer's first round, and those near its end, score as many drafts as they look ahead.
             assert each["num_draft_tokens"] <= lookahead * each["num_rounds"]
             assert each["num_draft_tokens"] >= lookahead * (each["num_rounds"] - 4 * NUM_PROMPTS)
             assert each["num_draft_tokens"] > 0

@@ -127,6 +127,25 @@ def test_an_answer_is_good_if_it_is_complete_and_soon_enough() -> None:
     assert read(refused).num_tokens == 0
 
 
+@pytest.mark.parametrize(
+    ("mode", "reason", "undrafted"),
+    [
+        ("TARGET_ONLY", "busy", True),
+        ("TARGET_ONLY", "", False),
+        ("DEGRADED", "lost", False),
+        ("SPECULATIVE", "", False),
+    ],
+)
+def test_an_answer_is_without_drafts_if_a_drafter_was_wanted_and_none_was_had(
+    mode: str, reason: str, undrafted: bool
+) -> None:
+    one = recording((1.0, 1), finished=False)
+    finished = generation_pb2.GenerateFinished(mode=f"GENERATION_MODE_{mode}", mode_reason=reason)
+    one.arrivals.append(2.0)
+    one.messages.append(generation_pb2.GenerateResponse(finished=finished).SerializeToString())
+    assert read(one).undrafted == undrafted
+
+
 # Workloads
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bench.rivals.modes import PolicyName
-from bench.stack.worker import Measured, follow
+from bench.stack.worker import Measured, follow_drafter
 from outrider.core.schedule.policy import DraftPolicy
 
 
@@ -17,7 +17,7 @@ def test_a_parallel_draft_model_drafts_in_parallel_in_modes_of_ours() -> None:
     def places() -> list[int]:
         found: list[int] = []
         for mode in modes:
-            follow(own, measured.policy({"name": f"{mode} {measured.parallel}", "policy": mode}).draft)
+            follow_drafter(own, measured.policy({"name": f"{mode} {measured.parallel}", "policy": mode}).draft)
             found.append(own.estimates.num_positions)
         return found
 

@@ -269,6 +269,26 @@ def test_a_pool_has_an_address_for_each_and_every_coordinator_knows_them(monkeyp
     assert "--cores=4,5,6,7" in commands["coordinator-1"]
 
 
+def test_in_turn_a_verify_service_has_both_models_and_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    commands = commands_of(in_turn=True, num_coordinators=2)
+    assert set(commands) == {"coordinator-1", "coordinator-2", "verify"}
+    assert {"--model=target", "--draft-model=draft", "--cores=", "--cores-batch="} <= set(commands["verify"])
+    assert not [flag for flag in commands["verify"] if flag.startswith(("--num-threads", "--memory-share"))]
+    assert {"--draft=", "--cores="} <= set(commands["coordinator-1"])
+    assert not [flag for command in commands_of().values() for flag in command if flag.startswith("--draft-model")]
+
+
+def test_several_that_draft_in_turn_divide_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    commands = commands_of(in_turn=True, num_verifiers=2)
+    for name, cores in {"verify-1": "0,1,2,3", "verify-2": "4,5,6,7"}.items():
+        assert {"--draft-model=draft", f"--cores={cores}", "--num-threads=4", "--memory-share=0.500"} <= set(
+            commands[name]
+        )
+    assert {"--draft=", "--cores="} <= set(commands["coordinator"])
+
+
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs a way to wait for a process that is not a child")
 async def test_a_service_ends_with_a_starter_that_is_killed() -> None:
     starter = await asyncio.create_subprocess_exec(

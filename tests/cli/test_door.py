@@ -74,6 +74,33 @@ def test_what_a_service_would_refuse_is_found_at_the_door(of: str, flag: str, va
     assert "--model" not in said
 
 
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        (("--no-draft",), "name one with --draft MODEL, without --no-draft"),
+        (("--target", str(MODELS / "target")), "name one with --draft MODEL"),
+        (("--draft", "ngram"), "name a draft model with --draft"),
+        (("--draft", "ngram,nope"), "name one with --draft"),
+        (("--drafters", "2"), "leave --drafters out"),
+        (("--draft-device", "cuda"), "leave --draft-device out"),
+        (("--target-device", "cuda:1", "--draft-device", "cuda"), "leave --draft-device out"),
+        (("--parallel", "off"), "leave --parallel out"),
+    ],
+)
+def test_what_does_not_go_with_drafting_in_turn_is_said_with_what_to_do(flags: tuple[str, ...], advice: str) -> None:
+    code, said = outrider("up", "--in-turn", *flags)
+    assert code == 2
+    assert said.count("'--in-turn'") == 1
+    assert advice in said
+
+
+@pytest.mark.parametrize("of", ["up", "run", "doctor"])
+def test_the_draft_model_of_a_verify_service_is_checked(of: str) -> None:
+    code, said = outrider(of, *(["x"] if of == "run" else []), "--in-turn", "--draft", "/nope")
+    assert code == 2
+    assert said.count("'--draft'") == 1
+
+
 @pytest.mark.parametrize("value", ["nope", "ngram,nope", "ngram,/nope"])
 def test_each_of_several_drafts_is_checked(value: str) -> None:
     code, said = outrider("up", "--draft", value)

@@ -75,6 +75,8 @@ def test_what_is_not_said_of_the_services_is_their_default() -> None:
     given = {parameter.name: parameter.default for parameter in flags.SERVICES.parameters}
     assert flags.SERVICES.make(**given | {"target": "t"}) == UpOptions(target="t", draft=None, http_port=8080)
     assert flags.SERVICES.make(**given | {"target": "t", "parallel": "off"}).parallel == "off"
+    in_turn = flags.SERVICES.make(**given | {"target": "t", "draft": "d", "in_turn": True, "target_device": "cuda:1"})
+    assert (in_turn.in_turn, in_turn.draft_device, in_turn.drafts) == (True, "cuda:1", [])
     pair = flags.PAIR.make(
         **{name: given[name] for name in ("dtype", "compiled")}, target="t", draft="d", ngram_table="n"
     )

@@ -14,7 +14,6 @@ from outrider.core.protocol.messages import (
     DraftOpen,
     DraftWindow,
     EndDrafts,
-    LimitDrafts,
     Opened,
     Verdict,
     VerifyCommand,
@@ -59,9 +58,12 @@ class _Inbox(Generic[Event]):
 class MemoryVerifier:
     """See `VerifierLink`. It mirrors the tree, so that its verdicts are those of a verifier."""
 
-    def __init__(self, worker: MemoryWorker, reads: asyncio.Event, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, worker: MemoryWorker, reads: asyncio.Event, note: Callable[[str], None], draft_model: str = ""
+    ) -> None:
         """It reads while `reads` is set; until then whoever sends waits."""
         self.worker = worker
+        self.draft_model = draft_model
         self._reads = reads
         self.has_decided = False
         self.is_handed_over = False
@@ -90,9 +92,6 @@ class MemoryVerifier:
                 self._note(f"{self.worker.address} < drafted {_nodes(command)}")
             case EndDrafts():
                 self._note(f"{self.worker.address} < drafts ended")
-            case LimitDrafts(max_draft_tokens):
-                self._limit = max_draft_tokens
-                self._note(f"{self.worker.address} < at most {max_draft_tokens} draft tokens a round")
 
     async def outcomes(
         self, take: Callable[[Opened | Verdict | VerifyFinished], Outcome | None]
@@ -118,6 +117,13 @@ class MemoryVerifier:
         if not self.is_closed:
             self.is_closed = True
             self._note(f"{self.worker.address} closed")
+
+    def draft(self, token_ids: list[int]) -> None:
+        """It drafts a chain for itself, in place of what it has."""
+        tree = self._tree
+        parent_ids = range(len(token_ids))
+        window = DraftWindow(tree.root.position, 1, parent_ids, token_ids, [-0.1] * len(token_ids))
+        Inbound(vocab_size=VOCAB_SIZE, max_live_nodes=256).graft(tree, window)
 
     def decide(self, num_accepted: int, next_token: int | None) -> Verdict:
         """A round that scores all nodes, accepts so many along the first children, and adds the next token."""
@@ -181,7 +187,10 @@ class MemoryDrafter:
 class MemoryLinks:
     """See `Links`. Workers are taken in order; those to avoid are left out."""
 
-    def __init__(self, num_verifiers: int, num_drafters: int, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, num_verifiers: int, num_drafters: int, note: Callable[[str], None], own_draft_model: str = ""
+    ) -> None:
+        """With an `own_draft_model` all verifiers but the last draft for themselves."""
         self.verifiers: list[MemoryVerifier] = []
         """Streams that were opened."""
         self.drafters: list[MemoryDrafter] = []
@@ -190,11 +199,12 @@ class MemoryLinks:
         self._verify_pool = [MemoryWorker(f"v{number}") for number in range(1, num_verifiers + 1)]
         self._draft_pool = [MemoryWorker(f"d{number}") for number in range(1, num_drafters + 1)]
         self._note = note
+        self._own_draft_model = own_draft_model
 
     def verifier(self, num_tokens: int, avoid: Collection[Worker]) -> MemoryVerifier:
-        link = MemoryVerifier(
-            _first(self._verify_pool, avoid, "no verify service is left"), self.verifiers_read, self._note
-        )
+        worker = _first(self._verify_pool, avoid, "no verify service is left")
+        own_draft_model = "" if worker is self._verify_pool[-1] else self._own_draft_model
+        link = MemoryVerifier(worker, self.verifiers_read, self._note, own_draft_model)
         self.verifiers.append(link)
         return link
 

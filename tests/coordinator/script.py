@@ -4,9 +4,11 @@ A script is a text of blocks: commands, a line of four dashes, and what the gene
 
     start prompt=1,2,3 max-tokens=16 verifiers=2 drafters=2 stop=ef   begin; what is left out has these values, no stop
     start received=4,5      begin where another coordinator was lost, after it had given out so much
+    start own=tiny          begin; all verifiers but the last draft for themselves with the model `tiny`
     start reports=yes       begin; each round is followed by its report: node after parent, letter and fate
     draft 4,5 [below 2]     the drafter sends a chain, from the line's end as it knows it or below its node 2
     draft 99                ids beyond the vocabulary of 26 break the protocol
+    own draft 4,5           the verifier drafts a chain for itself, from the line's end
     verdict +2 9            the verifier accepts two draft tokens and adds token 9; `verdict +2` adds none
     repeat verdict          it says the last verdict again
     claim 9,9 at 3          it says that tokens stand there, of no drafts, whatever its tree has
@@ -138,6 +140,8 @@ class Stage:
                 self._draft(token_ids, 0)
             case ["draft", token_ids, "below", parent_id]:
                 self._draft(token_ids, int(parent_id))
+            case ["own", "draft", token_ids]:
+                self._verifier.draft(_ids(token_ids))
             case ["verdict", num_accepted, *next_token]:
                 self._last_verdict = self._verifier.decide(
                     int(num_accepted), int(next_token[0]) if next_token else None
@@ -217,7 +221,8 @@ class Stage:
             num_completions=1,
             received=(ReceivedCompletion(token_ids=received),),
         )
-        self._links = MemoryLinks(int(settings.pop("verifiers", "2")), num_drafters, self._see)
+        own_draft_model = settings.pop("own", "")
+        self._links = MemoryLinks(int(settings.pop("verifiers", "2")), num_drafters, self._see, own_draft_model)
         reporter = RoundReporter(0, chr) if settings.pop("reports", "no") == "yes" else None
         assert not settings, f"no such settings: {settings}"
         decoder = TextDecoder(TextStream(Detokenizer(letters())), request.stop)
@@ -255,6 +260,8 @@ class Stage:
             return
         finished = generation.finished(0)
         why = f" ({finished.mode_reason})" if finished.mode_reason else ""
+        if generation.session.drafts_in_turn:
+            why += f" by the verifier with {generation.draft_model}"
         counts = f"{finished.usage.num_generated_tokens} tokens in {finished.speculation.num_rounds} rounds"
         ending = f", {finished.text!r} at the end" if finished.text else ""
         self._see(f"finished by {finished.reason.name.lower()}, {finished.mode.name.lower()}{why}: {counts}{ending}")

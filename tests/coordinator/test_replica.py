@@ -172,14 +172,14 @@ async def test_sessions_count_until_a_report_does(watched: Watched, clock: Clock
     assert replica.replica_state.num_sessions == 1, "the report is too young to know it"
     clock.now += 2 * REPORT_LAG_SECONDS
     await worker.report(load(num_sessions=1))
-    assert replica.replica_state.num_unreported == 0
+    assert replica.replica_state.num_unreported_tokens == 0
     assert replica.replica_state.num_sessions == 1
     first.leave()
     first.leave()
     assert (replica.num_own_sessions, replica.replica_state.num_sessions) == (0, 0), "the report still counts it"
     clock.now += 2 * REPORT_LAG_SECONDS
     await worker.report(load(num_sessions=0))
-    assert replica.replica_state.num_left == 0
+    assert replica.replica_state.num_sessions == 0
     assert watched.num_seats == 0
 
 

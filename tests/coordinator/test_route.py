@@ -42,9 +42,7 @@ class Standing:
 
     @property
     def replica_state(self) -> ReplicaState:
-        return ReplicaState(
-            StepTime(), None, self.model.max_sessions, num_unreported=self.num_taken, num_own=self.num_taken
-        )
+        return ReplicaState(StepTime(), None, self.model.max_sessions, num_own=self.num_taken)
 
     def take(self, num_tokens: int) -> Standing:
         self.num_taken += 1

@@ -137,6 +137,13 @@ async def test_a_target_is_batch_invariant_if_all_that_serve_it_are(watching: Wa
     assert not watching.workers.require_target()[0].batch_invariant
 
 
+async def test_a_target_drafts_for_itself_if_all_that_serve_it_do(watching: Watching) -> None:
+    await watching.serve(VERIFIERS[0], draft_model="tiny")
+    assert watching.workers.require_target()[0].draft_model == "tiny"
+    await watching.serve(VERIFIERS[1], draft_model="")
+    assert watching.workers.require_target()[0].draft_model == ""
+
+
 async def test_only_a_pool_without_any_fitting_drafter_is_a_mismatch(watching: Watching) -> None:
     workers = watching.workers
     await watching.serve(VERIFIERS[0])

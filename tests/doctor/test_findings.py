@@ -161,6 +161,14 @@ def test_a_worker_on_a_device_that_nobody_has_tried_is_noted() -> None:
     assert note.text == "on cuda:0: no GPU has run this release"
 
 
+def test_a_verifier_that_drafts_for_itself_says_with_what() -> None:
+    target = TARGET._replace(draft_model="small")
+    verifier = Replica("a:1", "outrider.v1.VerifyService", True, "", target, None, 0)
+    _, worker = look_at_server(ServerInfo("1.0", 2, target, None, "", 0, (verifier,)), "1.0")
+    assert worker.level is Level.GOOD
+    assert worker.text.endswith("drafts for itself with small")
+
+
 def test_what_hinders_a_server_is_named() -> None:
     verifier = Replica("a:1", "outrider.v1.VerifyService", True, "", TARGET._replace(batch_invariant=False), None, 0)
     found = list(look_at_server(ServerInfo("1.0", 2, TARGET, None, "no drafter", 0, (verifier,)), "1.1"))

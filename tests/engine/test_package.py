@@ -134,7 +134,7 @@ async def test_answers_go_on_when_their_worker_takes_the_package_up(package: Pac
         num_moved: list[int] = []
 
         def take_up() -> None:
-            verifier.servicer.adopt(package.path)
+            verifier.servicer.adopt(loaded.engine, package.path)
             num_moved.append(loaded.engine.max_sessions - loaded.engine.num_free_slots)
 
         async def moved(arguments: dict[str, Any]) -> list[int]:

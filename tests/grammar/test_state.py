@@ -52,7 +52,9 @@ def test_a_walk_over_a_tree_is_as_each_path_by_itself(grammar: Grammar) -> None:
         paths.append((*path, chance.choice(short)))
         committed = paths[-1][:2]
         if len(paths) > 12 and EOS not in committed:
+            left = state.fork()
             state.commit(committed)
+            assert left.mask(()) == fresh(grammar, line).mask(())
             line += committed
             paths = [path[len(committed) :] for path in paths if path[:2] == committed]
     assert not state.is_lost

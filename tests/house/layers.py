@@ -139,9 +139,12 @@ LAYERS = {
         service: _layer(
             f"core {_ALL_ENGINE} grammar http lookup machine rpc settings telemetry worker {_WORKER_SETTINGS} v1",
             f"{_ENGINE} {_GRPC} {_SERVICE}",
-            services=f"{service}.config",
+            services=services,
         )
-        for service in ("draft_service", "verify_service")
+        for service, services in (
+            ("draft_service", "draft_service.config"),
+            ("verify_service", "verify_service.config draft_service draft_service.config"),
+        )
     },
     "coordinator": _layer(
         "core machine rpc settings telemetry token_file v1",
@@ -164,9 +167,10 @@ LAYERS = {
         services="coordinator coordinator.config coordinator.openai coordinator.page",
     ),
 }
-"""Imports go down only, and siblings never import one another, neither packages nor rooms of the core. Who may import
-the core may import any room. Torch stays away from everything but the workers. The settings of the services lie below
-the command line, which checks by them what it is told."""
+"""Imports go down only, and siblings never import one another, neither packages nor rooms of the core, but that the
+verify service may have a drafter of its own. Who may import the core may import any room. Torch stays away from
+everything but the workers. The settings of the services lie below the command line, which checks by them what it is
+told."""
 
 _CORE = PurePosixPath("outrider/core")
 

@@ -55,7 +55,7 @@ def test_files_of_the_product_are_short() -> None:
 
 def test_the_round_loop_is_written_once() -> None:
     """Whoever drives sessions, a service or a clock of its own, asks a scheduler what is next."""
-    steps = re.compile(r"\bmost_probable\(|\bchoose_expansions\(|\.state\.decide\(")
+    steps = re.compile(r"\b(most_probable|choose_expansions)\(|\._?select\(|\.state\.decide\(")
     found = {
         str(path.relative_to(ROOT))
         for folder in (*PRODUCT, "bench/simulate", "bench/stack", "tests/sim")

@@ -170,6 +170,14 @@ def in_use(overlay: str, components: tuple[str, ...] = ()) -> frozenset[str]:
     return frozenset(direct.union(*(_INCLUDES.get(each, ()) for each in direct)))
 
 
+IN_TURN: tuple[Combination, ...] = tuple(
+    (overlay, (*components, "in-turn"))
+    for overlay, components in COMBINATIONS
+    if in_use(overlay, components) & {"models-pvc", "models-image"} and "multi-" not in overlay
+)
+"""What has no draft workers: the combinations whose verify workers find both models, each on one device."""
+
+
 @functools.cache
 def written() -> Manifests:
     """The base as it is written."""

@@ -17,6 +17,7 @@ from tests.house.generated import CONFIGS
 from .conftest import (
     COMBINATIONS,
     COMPONENTS,
+    IN_TURN,
     K8S,
     OVERLAYS,
     PRODUCTION,
@@ -47,7 +48,7 @@ NAMES = {"coordinator": COORDINATOR_NAME, "verify": VERIFIER_NAME, "draft": DRAF
 
 
 def test_every_component_is_rendered_in_a_combination() -> None:
-    assert {component for _, components in COMBINATIONS for component in components} == set(COMPONENTS)
+    assert {component for _, components in (*COMBINATIONS, *IN_TURN) for component in components} == set(COMPONENTS)
     assert {overlay for overlay, _ in COMBINATIONS} == set(OVERLAYS)
 
 
@@ -59,6 +60,8 @@ APART = {
     # By the guide: what is about the Deployment of the verify worker, and what claims one card.
     *(frozenset({"overlays/multi-host", each}) for each in ("dra", "models-image", "compile-cache", "autoscaling")),
     *(frozenset({"dra", f"overlays/{each}"}) for each in ("cpu", "mig", "multi-gpu")),
+    # It goes with one device.
+    *(frozenset({"in-turn", f"overlays/{each}"}) for each in ("multi-gpu", "multi-host")),
     # Pickers scrape without TLS and token.
     *(frozenset({"inference-pool", each}) for each in (*PRODUCTION[:2], "monitoring-tls", "gateway-tls")),
     frozenset({"inference-pool", "no-reflection"}),
@@ -68,7 +71,8 @@ APART = {
 
 
 def test_every_two_folders_that_fit_each_other_are_rendered_together() -> None:
-    rendered_together = {pair for each in COMBINATIONS for pair in pairs({*built_on(each[0]), *in_use(*each)})}
+    combinations_made = (*COMBINATIONS, *IN_TURN)
+    rendered_together = {pair for each in combinations_made for pair in pairs({*built_on(each[0]), *in_use(*each)})}
     overlays = pairs(OVERLAYS)
     assert pairs((*OVERLAYS, *COMPONENTS)) - overlays - rendered_together == APART
 

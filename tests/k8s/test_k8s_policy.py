@@ -309,19 +309,24 @@ def test_no_image_is_whatever_is_latest(manifests: Manifests) -> None:
 def test_every_variable_is_a_setting_and_its_value_is_taken(
     manifests: Manifests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for variable in [variable for variable in os.environ if variable.startswith(ENVIRONMENT_PREFIX)]:
+        monkeypatch.delenv(variable)
     for name in PORTS:
-        for variable in [variable for variable in os.environ if variable.startswith(ENVIRONMENT_PREFIX)]:
-            monkeypatch.delenv(variable)
-        kind = CONFIGS[FOLDERS[name]]
-        variables = manifests.environment(name)
-        ours = {variable for variable in variables if variable.startswith(ENVIRONMENT_PREFIX)}
-        assert all(re.match(r"(OTEL|HF)_|PYTHON|OMP_NUM_THREADS$", variable) for variable in variables.keys() - ours)
-        values = {variable.removeprefix(ENVIRONMENT_PREFIX).lower(): variables[variable] for variable in ours}
-        assert values.keys() <= kind.model_fields.keys()
-        # What is wrong with them here is that files are not, which a pod gets by its image or a volume.
-        folders = ("/app/models", *(mount["mountPath"] for mount in manifests.container(name)["volumeMounts"]))
-        for problem in kind(**values).problems():
-            assert values[problem.setting].startswith(tuple(f"{folder}/" for folder in folders)), problem.text
+        check_variables(manifests, name)
+
+
+def check_variables(manifests: Manifests, name: str) -> None:
+    """The service takes its variables, of which this process has none."""
+    kind = CONFIGS[FOLDERS[name]]
+    variables = manifests.environment(name)
+    ours = {variable for variable in variables if variable.startswith(ENVIRONMENT_PREFIX)}
+    assert all(re.match(r"(OTEL|HF)_|PYTHON|OMP_NUM_THREADS$", variable) for variable in variables.keys() - ours)
+    values = {variable.removeprefix(ENVIRONMENT_PREFIX).lower(): variables[variable] for variable in ours}
+    assert values.keys() <= kind.model_fields.keys()
+    # What is wrong with them here is that files are not, which a pod gets by its image or a volume.
+    folders = ("/app/models", *(mount["mountPath"] for mount in manifests.container(name)["volumeMounts"]))
+    for problem in kind(**values).problems():
+        assert values[problem.setting].startswith(tuple(f"{folder}/" for folder in folders)), problem.text
 
 
 @pytest.mark.parametrize("wrong", [{"insecure": "perhaps"}, {"metrics": "9464"}, {"tls_cert": "/certificates/tls.crt"}])

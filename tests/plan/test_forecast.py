@@ -181,7 +181,7 @@ def test_the_command_tells_it_in_words_and_as_an_object() -> None:
     asked = ["plan", "--target=llama-3.1-70b", "--draft=llama-3.2-1b", "--weight-bytes=1", "--sessions=8"]
     told = CliRunner().invoke(app, asked)
     assert told.exit_code == 0, told.output
-    assert "Co-locate the drafter with the target" in told.output
+    assert "Co-locate the drafter with the target (`outrider up --in-turn`)" in told.output
     found = json.loads(CliRunner().invoke(app, [*asked, "--json"]).output)
     assert found["best"] == "drafter on the target's device"
     assert [way["num_drafters"] for way in found["ways"]] == [0, 0, 8]

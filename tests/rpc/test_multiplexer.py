@@ -10,6 +10,7 @@ import pytest
 from served import Serve as ServeDrafter
 from served import Served
 
+from outrider import PROTOCOL_VERSION
 from outrider.core.protocol.errors import (
     DamagedMessageError,
     FieldViolation,
@@ -324,7 +325,9 @@ async def test_numbers_are_not_used_twice(served: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "metadata", [(CHECKSUM_METADATA,), (CHECKSUM_METADATA, (VERSION_METADATA[0], "4"))], ids=["older", "newer"]
+    "metadata",
+    [(CHECKSUM_METADATA,), (CHECKSUM_METADATA, (VERSION_METADATA[0], str(PROTOCOL_VERSION + 1)))],
+    ids=["older", "newer"],
 )
 async def test_a_coordinator_of_another_version_is_refused_in_words(served: Served, metadata: Any) -> None:
     call = served.stub.Draft(metadata=metadata)

@@ -161,6 +161,7 @@ def model_infos() -> st.SearchStrategy[ModelInfo]:
         not_taken=st.lists(TEXT, max_size=3).map(tuple),
         weights=TEXT,
         kv_cache_dtype=TEXT,
+        draft_model=TEXT,
         unproven=TEXT,
     )
 

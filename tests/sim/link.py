@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections import deque
 from random import Random
 
-from outrider.core.protocol.messages import Commitment, DraftWindow, EndDrafts, LimitDrafts, Verdict, VerifyFinished
+from outrider.core.protocol.messages import Commitment, DraftWindow, EndDrafts, Verdict, VerifyFinished
 
 
 class Closed:
     """The stream ends."""
 
 
-Message = DraftWindow | Commitment | Verdict | VerifyFinished | EndDrafts | LimitDrafts | Closed
+Message = DraftWindow | Commitment | Verdict | VerifyFinished | EndDrafts | Closed
 
 
 class Link:

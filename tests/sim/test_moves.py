@@ -10,7 +10,7 @@ import pytest
 from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
 from outrider.core.protocol.ending import Ending
-from outrider.core.protocol.messages import DraftWindow, EndDrafts, LimitDrafts
+from outrider.core.protocol.messages import DraftWindow, EndDrafts
 from outrider.core.protocol.validation import RUN_AHEAD_MAX
 
 from .drafters import HonestDrafter
@@ -54,9 +54,7 @@ class MovingWorld(World):
 
     def _open_verifier(self) -> None:
         """At the end of the line as the coordinator has it."""
-        limit = 0 if self.coordinator.drafter is DrafterState.PAUSED else self.scenario.max_draft_tokens
-        token_ids = tuple(self.coordinator.line.token_ids)
-        self.verify_open = replace(self.verify_open, token_ids=token_ids, max_draft_tokens=limit)
+        self.verify_open = replace(self.verify_open, token_ids=tuple(self.coordinator.line.token_ids))
         self.open_verifier()
 
     def _lose_drafter(self) -> None:
@@ -78,9 +76,8 @@ class MovingWorld(World):
         if self.coordinator.on_paused("it does not pay"):
             self.num_pauses += 1
             self._close_links_of_drafter()
-            self.links["coordinator->verifier"].queue.append(LimitDrafts(0))
+            self.links["coordinator->verifier"].queue.append(EndDrafts())
         elif (opening := self.coordinator.on_resumed()) is not None:
-            self.links["coordinator->verifier"].queue.append(LimitDrafts(self.scenario.max_draft_tokens))
             self._replace_drafter(opening.credit)
 
     def _lose_verifier(self) -> None:

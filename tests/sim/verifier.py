@@ -113,6 +113,7 @@ class CheckedVerifier:
         choices = [self._scenario.target.next_token(place) for place in places]
         outcome = VerifyOutcome(0.0, VERIFY_MS / 1000.0, [choices])
         decided, *ending = (content for _, content in self._scheduler.settle(step, outcome, float(now)))
+        self._scheduler.observe(outcome.seconds)
         assert isinstance(decided, Decided)
         verdict = decided.verdict
         assert verdict.token_ids, "a round without progress"
@@ -149,10 +150,9 @@ class CheckedVerifier:
         assert found[1:] == expected[1:]
         self._check_nothing_is_left()
 
-    def limit_drafts(self, max_draft_tokens: int) -> None:
-        """Between two steps: the next one scores no more than that."""
-        self._scheduler.limit_drafts(SESSION, max_draft_tokens)
-        self._max_draft_tokens = max_draft_tokens
+    def end_drafts(self) -> None:
+        """Between two steps: from the next one on it waits for none."""
+        self._scheduler.end_drafts(SESSION)
 
     def _check_nothing_is_left(self) -> None:
         assert self.state.tree.num_live == self.sent.num_live

@@ -16,7 +16,6 @@ from outrider.core.protocol.messages import (
     DraftWindow,
     EndDrafts,
     FinishReason,
-    LimitDrafts,
     TokenOrigin,
     Verdict,
     VerifyFinished,
@@ -71,7 +70,7 @@ class World:
         """A verifier at the end of the line of `verify_open`."""
         self._worker = CheckedVerifier(self.scenario, self.verify_open)
         self.verifier = self._worker.state
-        self._arrived: list[DraftWindow | LimitDrafts] = []
+        self._arrived: list[DraftWindow | EndDrafts] = []
         """What came while a step ran: they wait for its end, as one thread does both."""
 
     def run(self) -> None:
@@ -159,7 +158,7 @@ class World:
         match message:
             case DraftWindow() if name == "drafter->coordinator":
                 self._deliver_drafted(message)
-            case DraftWindow() | LimitDrafts():
+            case DraftWindow() | EndDrafts():
                 if self._worker.step is None:
                     self._tell_verifier(message)
                 else:
@@ -174,12 +173,10 @@ class World:
             case Closed():
                 self.drafter = None
                 assert self.coordinator.on_drafter_lost("its stream was closed") is None
-            case EndDrafts():
-                pass
 
-    def _tell_verifier(self, message: DraftWindow | LimitDrafts) -> None:
-        if isinstance(message, LimitDrafts):
-            self._worker.limit_drafts(message.max_draft_tokens)
+    def _tell_verifier(self, message: DraftWindow | EndDrafts) -> None:
+        if isinstance(message, EndDrafts):
+            self._worker.end_drafts()
         else:
             self._worker.graft(message, self.num_events)
 

@@ -216,16 +216,11 @@ class Coordinator:
         if session.is_paused:
             reopening = session.on_resumed()
             if reopening is not None:
-                self._limit(completion, MAX_DRAFT_TOKENS)
                 self._obey(completion, reopening)
         elif session.on_paused(self._gate.reason):
             self._leave_drafter(completion)
-            self._limit(completion, 0)
-
-    def _limit(self, completion: Completion, max_draft_tokens: int) -> None:
-        assert completion.verifier is not None, "a verdict came from nowhere"
-        device = completion.verifier.standing.worker.device
-        self._send(partial(device.limit_drafts, completion.index, max_draft_tokens))
+            assert completion.verifier is not None, "a verdict came from nowhere"
+            self._send(partial(completion.verifier.standing.worker.device.end_drafts, completion.index))
 
     def _obey(self, completion: Completion, outcome: DraftWindow | DrafterLost | None) -> None:
         match outcome:

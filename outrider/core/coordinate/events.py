@@ -17,9 +17,10 @@ class GenerationMode(Enum):
     """How the tokens were produced. They are the same in each mode."""
 
     SPECULATIVE = 1
-    """With a drafter from beginning to end."""
+    """With a drafter from beginning to end, or by a verifier that drafts for itself."""
     TARGET_ONLY = 2
-    """Without a drafter; unless speculation was turned off, the verifier guesses what the text repeats."""
+    """Without a drafter, be it the verifier's own; unless speculation was turned off, the verifier guesses what the
+    text repeats."""
     DEGRADED = 3
     """With a drafter that was lost on the way, and without one from there on."""
 

@@ -115,7 +115,7 @@ def _acceptance(told: Speculation, pays: bool | None) -> Iterator[str]:
     num_own_accepted = (
         told.num_accepted_tokens - told.num_accepted_prompt_lookup_tokens - told.num_accepted_prediction_tokens
     )
-    if told.num_drafted_nodes and num_own >= _UNFIT_TOKENS_MIN and num_own_accepted < _UNFIT_SHARE * num_drafted:
+    if num_own >= _UNFIT_TOKENS_MIN and num_own_accepted < _UNFIT_SHARE * num_drafted:
         yield (
             f"The target accepted {num_own_accepted} of the drafter's {num_own} draft tokens: such a draft model may "
             "have another tokenizer, chat template or family than the target; a drafter without a model does not know "
@@ -140,10 +140,14 @@ def _lateness(finished: Finished) -> Iterator[str]:
     told, decode_ms = finished.speculation, _decode_ms(finished)
     num_undrafted = _num_undrafted(told)
     if num_undrafted >= _LATE_SHARE * told.num_rounds:
+        late = (
+            f"the drafter was late or paused, or the step had no room; {told.num_stale_nodes} of "
+            f"{told.num_drafted_nodes} drafted nodes came after their place had been decided otherwise."
+        )
+        own = "no drafter sent one, and what the verifier guesses by itself did not promise enough, or had no room."
         yield (
-            f"In {num_undrafted:.0f} of {told.num_rounds} rounds there was no draft token to score: the drafter was "
-            f"late or paused, or the step had no room; {told.num_stale_nodes} of {told.num_drafted_nodes} drafted "
-            "nodes came after their place had been decided otherwise."
+            f"In {num_undrafted:.0f} of {told.num_rounds} rounds there was no draft token to score: "
+            f"{late if told.num_drafted_nodes else own}"
         )
     # The wait before the first step is part of the first token's time, so at least the rest is between later steps.
     wait_ms = finished.timings.verify_wait_ms - finished.timings.first_token_ms

@@ -63,26 +63,24 @@ class StepTime:
 
 
 class ReplicaState(NamedTuple):
-    """One worker's load: its last report, and the coordinator's own changes since, which the report does not count."""
+    """One worker's load: the coordinator's own sessions as they are, and others' as they were last reported."""
 
     step_time: StepTime
     load: WorkerLoad | None
     """None while it has reported nothing: then only this coordinator's sessions are known."""
     max_sessions: int
-    num_unreported: int = 0
-    """This coordinator's sessions there that the report does not count."""
-    num_unreported_tokens: int = 0
-    """Their line tokens."""
-    num_left: int = 0
-    """Sessions that the report counts and that have ended."""
     num_own: int = 0
-    """This coordinator's sessions there, reported or not."""
+    """This coordinator's sessions there."""
+    num_recounted: int = 0
+    """This coordinator's sessions that the report may count: some of those, and others that have ended."""
+    num_unreported_tokens: int = 0
+    """Line tokens of its sessions there that the report may not count."""
 
     @property
     def num_sessions(self) -> int:
         """Sessions there, queued ones included."""
         reported = self.load.num_sessions + self.load.num_queued if self.load is not None else 0
-        return max(reported - self.num_left, 0) + self.num_unreported
+        return max(reported - self.num_recounted, 0) + self.num_own
 
     @property
     def step_ms(self) -> float:
@@ -90,7 +88,12 @@ class ReplicaState(NamedTuple):
         return self.step_time.step_ms(self.num_sessions + 1)
 
     def no_room(self, num_tokens: int) -> Refusal | None:
-        """Why a session with a line of `num_tokens` would have to wait there; None if it would not."""
+        """Why a session with a line of `num_tokens` would have to wait there; None if it would not.
+
+        Where no session is, there is room for any, whatever a report says that was made while the last one left.
+        """
+        if not self.num_sessions:
+            return None
         if self.num_sessions >= self.max_sessions:
             return Refusal(f"all of its {self.max_sessions} slots are taken")
         load = self.load
@@ -159,7 +162,7 @@ def contenders(
     by true loads, and far better by old ones (Mitzenmacher, "How useful is old information?", IEEE TPDS 11(1), 2000).
     """
     num, num_own = len(replica_states), sum(each.num_own for each in replica_states)
-    num_known = sum(max(each.num_sessions, each.num_own) for each in replica_states)
+    num_known = sum(each.num_sessions for each in replica_states)
     own_share = num_own / num_known if num_known else 1.0
     most = min(_CONTENDERS_MIN + round((num - _CONTENDERS_MIN) * own_share), num)
     return range(num) if num <= _CONTENDERS_MIN else sample(range(num), most)

@@ -34,7 +34,8 @@ class ServerInfo:
     protocol_version: int
     target: ModelInfo
     draft: ModelInfo | None
-    """None while no matching drafter is reachable."""
+    """None while no matching drafter is reachable. See `target.draft_model` for that of verifiers that draft for
+    themselves."""
     target_only_reason: str
     """Why requests would run by the target alone at present; empty if they would not."""
     num_running: int

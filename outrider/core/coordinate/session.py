@@ -95,7 +95,9 @@ class Session:
         self.drafter = DrafterState.NONE
         if drafting:
             self.drafter = DrafterState.PAUSED if pause_reason else DrafterState.ACTIVE
-        self.mode_reason = pause_reason if drafting else ""
+        self.own_draft_model = ""
+        """Name of the model with which the present verifier drafts where no drafter feeds the session; empty: none."""
+        self._reason = pause_reason if drafting else ""
         """Why no drafter feeds the session though one was wanted; empty while one does."""
         self.finish_reason: FinishReason | None = None
         self._vocab_size = vocab_size
@@ -113,6 +115,16 @@ class Session:
     def hears_drafter(self) -> bool:
         """Whether drafts are to be expected, and change something."""
         return self.drafter.is_feeding and self.finish_reason is None
+
+    @property
+    def drafts_in_turn(self) -> bool:
+        """Whether the verifier drafts for itself: no drafter feeds the session, though one was wanted."""
+        return bool(self.own_draft_model) and self.drafter in (DrafterState.MISSED, DrafterState.LOST)
+
+    @property
+    def mode_reason(self) -> str:
+        """Why nobody drafts for the session though that was wanted; empty while somebody does."""
+        return "" if self.drafts_in_turn else self._reason
 
     def on_drafted(self, window: DraftWindow) -> DraftWindow | DrafterLost | None:
         """Draft nodes arrived: returns those that are news, for the verifier, or what follows on a broken protocol."""
@@ -144,7 +156,7 @@ class Session:
         """There is no drafter, or no other one, to be opened: the verifier continues alone."""
         if not self._advance(DrafterEvent.HAS_NO_SUCCESSOR):
             return None
-        self.mode_reason = reason
+        self._reason = reason
         return EndDrafts()
 
     def on_paused(self, reason: str) -> bool:
@@ -152,7 +164,7 @@ class Session:
         if not self._advance(DrafterEvent.PAUSES):
             return False
         self._forget_unnamed()
-        self.mode_reason = reason
+        self._reason = reason
         return True
 
     def on_resumed(self) -> OpenDrafter | None:
@@ -160,11 +172,12 @@ class Session:
         credit = self._next_credit()
         if credit is None or not self._advance(DrafterEvent.RESUMES):
             return None
-        self.mode_reason = ""
+        self._reason = ""
         return self._opened(credit, "")
 
-    def on_verifier_changed(self) -> DraftWindow | None:
+    def on_verifier_changed(self, own_draft_model: str = "") -> DraftWindow | None:
         """Another verifier was opened at the end of the line. It is told all nodes that are live, as news."""
+        self.own_draft_model = own_draft_model
         self._outbound = Outbound()
         # In the order in which they were named first: it says how the drafter ranks siblings.
         nodes = sorted(self.tree.live_nodes(), key=lambda node: node.node_id)

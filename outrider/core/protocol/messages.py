@@ -75,6 +75,7 @@ class ModelInfo(NamedTuple):
     not_taken: tuple[str, ...] = ()
     weights: str = ""
     kv_cache_dtype: str = ""
+    draft_model: str = ""
     unproven: str = ""
 
 
@@ -138,13 +139,6 @@ class EndDrafts:
     """Tells a verifier that no drafts will come."""
 
 
-@dataclass(frozen=True, slots=True)
-class LimitDrafts:
-    """Tells a verifier how many draft tokens a round may verify from now on; none while speculation does not pay."""
-
-    max_draft_tokens: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DraftOpen:
     """Opens a session at a drafter."""
@@ -187,7 +181,7 @@ class VerifyOpen:
     """Sessions with the same one share what has been computed of their lines."""
 
 
-VerifyCommand = VerifyOpen | DraftWindow | EndDrafts | LimitDrafts
+VerifyCommand = VerifyOpen | DraftWindow | EndDrafts
 """What a coordinator tells a verifier."""
 
 

@@ -218,20 +218,13 @@ def check_verify_open(opening: VerifyOpen, vocab_size: int, max_context: int) ->
     _check_opening(found, opening, vocab_size, max_context)
     check_stop_token_ids(found, sorted(opening.stop_token_ids), vocab_size, "open.stop_token_ids")
     check_num_logprobs(found, opening.num_logprobs, "open.num_logprobs")
-    _check_max_draft_tokens(found, opening.max_draft_tokens, "open.max_draft_tokens")
+    found.check(
+        0 <= opening.max_draft_tokens <= DRAFT_TOKENS_MAX,
+        "open.max_draft_tokens",
+        f"must be at most {DRAFT_TOKENS_MAX}",
+    )
     check_prediction(found, opening.prediction_token_ids, vocab_size, "open.prediction_token_ids")
     found.raise_if_any()
-
-
-def check_max_draft_tokens(max_draft_tokens: int) -> None:
-    """Raises InvalidRequestError unless a round can verify so many draft tokens."""
-    found = Violations()
-    _check_max_draft_tokens(found, max_draft_tokens, "draft_limit.max_draft_tokens")
-    found.raise_if_any()
-
-
-def _check_max_draft_tokens(found: Violations, max_draft_tokens: int, field: str) -> None:
-    found.check(0 <= max_draft_tokens <= DRAFT_TOKENS_MAX, field, f"must be at most {DRAFT_TOKENS_MAX}")
 
 
 def check_prediction(found: Violations, token_ids: Sequence[int], vocab_size: int, field: str) -> None:

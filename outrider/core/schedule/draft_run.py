@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Generic, NamedTuple
 
@@ -74,14 +75,21 @@ class DraftRun(Generic[KeyT]):
     """
 
     def __init__(
-        self, parts: Sequence[RunPart[KeyT]], beside: Sequence[DraftSession], curve: StepCurve, num_levels_max: int
+        self,
+        parts: Sequence[RunPart[KeyT]],
+        beside: Sequence[DraftSession],
+        curve: StepCurve,
+        num_levels_max: int,
+        *,
+        in_turn: bool = False,
     ) -> None:
-        """Who is `beside` expands nothing, but may have something to send."""
+        """Who is `beside` expands nothing, but may have something to send; `in_turn` nothing is sent before the end."""
         self.parts = parts
         self.num_levels_max = num_levels_max
         """Most levels in all."""
         self._states = [part.session.state for part in parts]
         self._senders = [*self._states, *beside]
+        self._in_turn = in_turn
         self._curve = curve
         self._num_nodes = len(parts)
         """Of the latest level."""
@@ -90,6 +98,8 @@ class DraftRun(Generic[KeyT]):
 
     def burst(self, now: float, most: int) -> Burst:
         """Up to `most` levels, until the scheduler would send a window."""
+        if self._in_turn:
+            return Burst(most, math.inf)
         num_nodes = -(-self._num_nodes // len(self.parts))
         seconds = self._curve.seconds(self._num_nodes)
         worths = [state.window_worths(now, seconds, num_nodes) for state in self._senders]
@@ -118,7 +128,12 @@ class DraftRun(Generic[KeyT]):
 
 
 def compose_run(
-    sessions: Iterable[Seated[Drafting[KeyT]]], curve: StepCurve, num_levels_max: int, *, expands_lines: bool
+    sessions: Iterable[Seated[Drafting[KeyT]]],
+    curve: StepCurve,
+    num_levels_max: int,
+    *,
+    expands_lines: bool,
+    in_turn: bool = False,
 ) -> DraftRun[KeyT] | None:
     """A run over all of `sessions` that have something to expand, whose lines are fed, or all but their last tokens;
     None if a step is better.
@@ -143,4 +158,4 @@ def compose_run(
         return None
     most = CELLS_PER_LEVEL * LEVELS_MAX
     parts = [part._replace(num_nodes_max=min(part.num_nodes_max, most)) for part in parts]
-    return DraftRun(parts, beside, curve, num_levels_max)
+    return DraftRun(parts, beside, curve, num_levels_max, in_turn=in_turn)

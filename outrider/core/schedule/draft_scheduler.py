@@ -193,7 +193,8 @@ class DraftScheduler(Generic[KeyT]):
         if prefilling or self._is_step_due or self.policy.sends_at_once:
             return None
         expanding.sort(key=lambda seated: seated.session.last_step)
-        run = compose_run(expanding, self.policy.estimates.curve, num_levels_max, expands_lines=expands_lines)
+        curve, in_turn = self.policy.estimates.curve, self.policy.in_turn
+        run = compose_run(expanding, curve, num_levels_max, expands_lines=expands_lines, in_turn=in_turn)
         if run is None or not self.admission.has_room({part.seated: part.num_nodes_max for part in run.parts}):
             return None
         self._num_steps += 1
@@ -261,18 +262,31 @@ class DraftScheduler(Generic[KeyT]):
     def _is_seated(self, session: Drafting[KeyT]) -> bool:
         return self.admission.place_of(session) in self.admission.seated
 
+    def send_all(self, now: float) -> Iterator[Event[KeyT, Drafted]]:
+        """In turn with a verifier: all that was drafted, before it goes on."""
+        for session in self.sessions.values():
+            if (drafted := self._drafted(session, now)) is not None:
+                yield drafted
+
     def _windows(self, now: float) -> Iterator[Event[KeyT, Drafted]]:
         """What is worth sending now, of all sessions. If nothing follows after which it could be sent, that is all."""
+        if self.policy.in_turn:
+            return
         sessions = list(self.sessions.values())
         seconds = self._seconds if self._is_stepping and not self.policy.sends_at_once else math.inf
         worths = [
             session.state.window_worth(now, math.inf if session.is_finishing else seconds) for session in sessions
         ]
         for session in map(sessions.__getitem__, due(worths)):
-            window = session.state.take_window(session.draft_seconds * 1000.0, now)
-            if window is not None:
-                session.draft_seconds = 0.0
-                yield Event(session.key, Drafted(window, session.drafting_since))
+            if (drafted := self._drafted(session, now)) is not None:
+                yield drafted
+
+    def _drafted(self, session: Drafting[KeyT], now: float) -> Event[KeyT, Drafted] | None:
+        window = session.state.take_window(session.draft_seconds * 1000.0, now)
+        if window is None:
+            return None
+        session.draft_seconds = 0.0
+        return Event(session.key, Drafted(window, session.drafting_since))
 
     def _fail(self, step: DraftStep[KeyT]) -> Iterable[Event[KeyT, OutriderError]]:
         for part in step.parts:

@@ -13,9 +13,9 @@ from outrider.core.estimate.rhythm import Rhythm
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
-from outrider.core.verify.draft_wait import Wait
+from outrider.core.verify.draft_wait import AT_ONCE, Wait
 from outrider.core.verify.estimates import VerifyEstimates
-from outrider.core.verify.selection import Candidates
+from outrider.core.verify.selection import Candidates, Select, most_probable
 from outrider.core.verify.session import VerifySession
 
 
@@ -50,6 +50,14 @@ class ExpectedGain:
         return session.candidates
 
 
+class AtOnce(ExpectedGain):
+    """Rounds never wait for drafts."""
+
+    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
+        """Not at all."""
+        return AT_ONCE
+
+
 _EXPECTED_GAIN = ExpectedGain()
 
 
@@ -63,6 +71,8 @@ class VerifyPolicy:
     """Whether sessions guess from their own lines where the scheduler has tables for that."""
     rounds: Callable[[VerifyOpen], RoundPolicy] = lambda opening: _EXPECTED_GAIN
     """Makes the policy of a session that opens."""
+    select: Select = most_probable
+    """Chooses what a step scores of all that its rounds may."""
     overlap: Overlap | None = None
     """Decides about two groups of sessions; None where nothing is done while the device computes. Set at the start."""
 
@@ -75,6 +85,8 @@ class DraftPolicy:
     """What was learned about the device and the guesses."""
     sends_at_once: bool = False
     """Whether each node is sent when it is drafted, rather than gathered into windows."""
+    in_turn: bool = False
+    """Whether the verifier waits while the drafter works: then nothing is sent before `DraftScheduler.send_all`."""
     opening: Callable[[DraftOpen], DraftOpen] = lambda opening: opening
     """What a session opens with: how wide it drafts, and how far ahead."""
     expands: Callable[[Node], bool] = everywhere

@@ -1,6 +1,6 @@
 """The verifier's scheduler: which sessions' next rounds share a step, what each scores, and what follows from it.
 
-A driver tells it what happens (`open`, `graft`, `end_drafts`, `limit_drafts`, `close`), then asks in turn who was let
+A driver tells it what happens (`open`, `graft`, `end_drafts`, `close`), then asks in turn who was let
 in (`admit`) and what the device is to do (`plan`); it runs the step, and tells what came out (`settle`). All times are
 in seconds, by any clock that only rises.
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Generic
 
@@ -28,6 +28,7 @@ from outrider.core.schedule import batching_delay
 from outrider.core.schedule.admission import Admission, Chunk, Seated
 from outrider.core.schedule.in_flight import STEPS_IN_FLIGHT_MAX, InFlight
 from outrider.core.schedule.memory import Memory
+from outrider.core.schedule.own_guessing import OwnGuessing, are_alone
 from outrider.core.schedule.policy import VerifyPolicy
 from outrider.core.schedule.prefill import prefill_budget
 from outrider.core.schedule.step import Event, KeyT, WaitUntil
@@ -35,13 +36,15 @@ from outrider.core.schedule.verdict import verdict_of
 from outrider.core.schedule.verify_step import (
     Decided,
     HeldEvents,
+    SettledStep,
     Verification,
     VerifyOutcome,
     VerifyPart,
     VerifyStep,
+    nums_cells,
 )
 from outrider.core.verify.draft_wait import AT_ONCE
-from outrider.core.verify.selection import NOTHING_BESIDE, Candidates, most_probable, prompts_beside
+from outrider.core.verify.selection import NOTHING_BESIDE, prompts_beside
 from outrider.core.verify.session import VerifySession
 
 Decisions = Iterable[Event[KeyT, Decided | VerifyFinished | OutriderError | None]]
@@ -80,6 +83,8 @@ class VerifyScheduler(Generic[KeyT]):
         self._isolated: deque[Seated[Verification[KeyT]]] = deque()
         """Those that failed together and are to be tried alone."""
         self._in_flight: InFlight[KeyT] = InFlight(self.policy.overlap)
+        self._settled: SettledStep | None = None
+        self._own_guessing: OwnGuessing[KeyT] = OwnGuessing()
 
     def open(self, key: KeyT, opening: VerifyOpen, now: float, constraint: Constraint | None = None) -> None:
         """Queues a session: by `admit` it finds room, waits for it, or is refused.
@@ -95,8 +100,10 @@ class VerifyScheduler(Generic[KeyT]):
             ngram_table=self._ngram_table if self.policy.looks_up else None,
             recent=self._recent.of(opening.cache_salt) if self._recent is not None and self.policy.looks_up else None,
             constraint=constraint,
+            select=self.policy.select,
         )
         self.sessions[key] = session = Verification(key, opening, state, self.policy.rounds(opening))
+        self._own_guessing.begin(session)
         time_left = math.inf if opening.time_left_ms is None else opening.time_left_ms / 1000.0
         self.admission.join(session, now + time_left)
 
@@ -122,17 +129,12 @@ class VerifyScheduler(Generic[KeyT]):
             session.expect_drafts = False
             session.stirred = True
 
-    def limit_drafts(self, key: KeyT, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on; of 0 drafts no round waits for any."""
-        if (session := self._changeable(key, partial(self.limit_drafts, key, max_draft_tokens))) is not None:
-            session.state.limit_drafts(max_draft_tokens)
-            session.expect_drafts = session.expect_drafts and max_draft_tokens > 0
-            session.stirred = True
-
     def close(self, key: KeyT) -> None:
         """Ends a session, wherever it is; does nothing if it has ended. One in flight keeps its memory for so long."""
-        if (session := self.sessions.pop(key, None)) is not None and not session.in_flight:
-            self._leave(session)
+        if (session := self.sessions.pop(key, None)) is not None:
+            self._own_guessing.end(session)
+            if not session.in_flight:
+                self._leave(session)
 
     def fail_step(self, key: KeyT) -> OutriderError:
         """Ends a session for which the device fails even alone. Returns what to tell it."""
@@ -149,7 +151,7 @@ class VerifyScheduler(Generic[KeyT]):
             seated.session.last_verdict = now
             events.append(Event(seated.session.key, Opened(len(seated.session.opening.token_ids))))
         for queued in admitted.refused:
-            del self.sessions[queued.session.key]
+            self._own_guessing.end(self.sessions.pop(queued.session.key))
             events.append(Event(queued.session.key, self.admission.refusal()))
         return events
 
@@ -178,7 +180,7 @@ class VerifyScheduler(Generic[KeyT]):
         ready_times = [seated.session.ready_time(now) for seated in deciding]
         going = deciding
         if max(ready_times).ready_at > now:  # not all are ready
-            seconds = curve.over(_nums_cells(deciding)).seconds(len(deciding))
+            seconds = curve.over(nums_cells(deciding)).seconds(len(deciding))
             start = batching_delay.start(ready_times, now, seconds)
             if start > now and not prefilling:
                 return WaitUntil(start)
@@ -211,6 +213,14 @@ class VerifyScheduler(Generic[KeyT]):
                 continue
             for tell in held:
                 yield from tell() or ()
+
+    def observe(self, seconds: float) -> None:
+        """What was settled last took so long, all that was done for it included, but what was done beside others'."""
+        settled, self._settled = self._settled, None
+        if settled is None:
+            return
+        settled.curve.observe(settled.num_tokens, seconds)
+        self._own_guessing.observe(settled.nums_committed, seconds)
 
     def _fail(self, step: VerifyStep[KeyT]) -> Decisions[KeyT]:
         if len(step.parts) > 1:
@@ -263,10 +273,10 @@ class VerifyScheduler(Generic[KeyT]):
             chunks = admission.assign(prefilling, self._prefill_budget(deciding, len(prefilling), curve))
             scoring = [*deciding, *(chunk.seated for chunk in chunks if chunk.completes)]
             num_held = {chunk.seated: self._memory.num_tokens(chunk.seated.slot) for chunk in chunks}
-        curve = curve.over(_nums_cells([*deciding, *num_held], num_held))
+        curve = curve.over(nums_cells([*deciding, *num_held], num_held))
         num_beside = sum(chunk.num_tokens for chunk in chunks) + len(deciding) - len(scoring)
         beside = prompts_beside(curve, len(scoring), num_beside) if num_beside else NOTHING_BESIDE
-        selection = most_probable(_candidates(scoring), curve, beside)
+        selection = self.policy.select(self._own_guessing.candidates(scoring), curve, beside)
         if scoring:
             self.policy.estimates.probability_min = selection.probability_min
         nodes = iter(selection.nodes)
@@ -286,11 +296,12 @@ class VerifyScheduler(Generic[KeyT]):
 
     def _prefill_budget(self, deciding: list[Seated[Verification[KeyT]]], num_prefilling: int, curve: StepCurve) -> int:
         """How much of prompts fits beside those who decide, with what they would score without any."""
-        curve = curve.over(_nums_cells(deciding))
+        curve = curve.over(nums_cells(deciding))
         num_decoding = sum(not seated.is_prefilling for seated in self.admission.seated)
         num_rows = len(deciding) or int(num_decoding > 0)
         if deciding:
-            num_rows += sum(map(len, most_probable(_candidates(deciding), curve).nodes))
+            candidates = self._own_guessing.candidates(deciding)
+            num_rows += sum(map(len, self.policy.select(candidates, curve, NOTHING_BESIDE).nodes))
         waiting = num_prefilling / max(num_decoding, 1)
         return prefill_budget(curve, num_rows, self._step_tokens_max, waiting)
 
@@ -298,8 +309,9 @@ class VerifyScheduler(Generic[KeyT]):
         complete = [part.seated for part, choices in zip(step.parts, outcome.choices, strict=True) if choices]
         num_rows = sum(map(len, filter(None, outcome.choices)))
         num_beside = self.admission.observe_prefill(step.num_held, complete)
-        nums_cells = _nums_cells((part.seated for part in step.parts), step.num_held)
-        self._curve.over(nums_cells).observe(num_rows + num_beside, outcome.seconds)
+        curve = self._curve.over(nums_cells((part.seated for part in step.parts), step.num_held))
+        self._settled = settled = SettledStep(curve, num_rows + num_beside, [])
+        is_alone = not step.num_held and are_alone(part.session for part in step.parts)
         self._in_flight.observe(len(complete), num_rows, outcome.launch_seconds)
         first_row = 0
         for part, choices in zip(step.parts, outcome.choices, strict=True):
@@ -314,6 +326,8 @@ class VerifyScheduler(Generic[KeyT]):
             self._memory.commit(part.seated.slot, decision.token_ids)
             num_cached = self._memory.num_cached_tokens(part.seated.slot)
             verdict = verdict_of(part, decision, scored, num_cached, step, outcome)
+            if is_alone and session.opening.max_draft_tokens:
+                settled.nums_committed.append(len(decision.token_ids))
             session.last_verdict = now
             session.num_rounds += 1
             session.num_stale_nodes = 0
@@ -325,16 +339,3 @@ class VerifyScheduler(Generic[KeyT]):
                 self.close(session.key)
                 yield Event(session.key, VerifyFinished(decision.finish_reason))
                 yield Event(session.key, None)
-
-
-def _nums_cells(
-    sessions: Iterable[Seated[Verification[KeyT]]], num_held: Mapping[Seated[Verification[KeyT]], int] | None = None
-) -> Iterator[int]:
-    """Cells that these sessions' lines take: of those who prefill, as many as their slots held."""
-    for seated in sessions:
-        num_cells = len(seated.session.token_ids)
-        yield num_cells if num_held is None else num_held.get(seated, num_cells)
-
-
-def _candidates(sessions: Iterable[Seated[Verification[KeyT]]]) -> list[Candidates]:
-    return [seated.session.rounds.candidates(seated.session.state) for seated in sessions]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple
 
+from outrider.core.estimate.step_curve import StepCurve
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import Verdict, VerifyOpen
 from outrider.core.protocol.tree import Node
@@ -97,9 +98,28 @@ class VerifyOutcome(NamedTuple):
     """How long the host took to plan and launch it, where it goes on while the device computes."""
 
 
+class SettledStep(NamedTuple):
+    """A step that was decided, until it is known what it took with all that was done for it."""
+
+    curve: StepCurve
+    """That learns of it."""
+    num_tokens: int
+    nums_committed: list[int]
+    """Tokens of those who might have guessed, if it was over sessions without drafts alone."""
+
+
 class Decided(NamedTuple):
     """A verdict, all but the log-probabilities of its tokens."""
 
     verdict: Verdict
     rows: list[int]
     """For each committed token the row that chose it, counted through all choices of the step."""
+
+
+def nums_cells(
+    sessions: Iterable[Seated[Verification[KeyT]]], num_held: Mapping[Seated[Verification[KeyT]], int] | None = None
+) -> Iterator[int]:
+    """Cells that these sessions' lines take: of those who prefill, as many as their slots held."""
+    for seated in sessions:
+        num_cells = len(seated.session.token_ids)
+        yield num_cells if num_held is None else num_held.get(seated, num_cells)

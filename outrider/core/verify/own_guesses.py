@@ -29,8 +29,12 @@ class OwnGuesses:
         prediction: Prediction | None,
         recall: Recall | None,
         constraint: Constraint | None,
+        is_wanted: bool,
     ) -> None:
-        """The root of `tree` is the end of `line`. `log_acceptance` tells how likely guesses of a bin are right."""
+        """The root of `tree` is the end of `line`. `log_acceptance` tells how likely guesses of a bin are right.
+
+        Nothing is guessed unless that is wanted.
+        """
         self._tree = tree
         self._line = line
         self._log_acceptance = log_acceptance
@@ -41,13 +45,9 @@ class OwnGuesses:
         self._recall = recall
         self._predicting = allowed(constraint, prediction)
         self._recalling = allowed(constraint, recall)
-        self._is_wanted = True
+        self._is_wanted = is_wanted
         self.overlay: Overlay | None = None
         """Of this round; None if nothing is guessed here."""
-
-    def limit(self, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on, and nothing is guessed for one of 0."""
-        self._is_wanted = max_draft_tokens > 0
         self.renew()
 
     def renew(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from outrider.core.estimate.step_curve import StepCurve
@@ -67,6 +67,10 @@ class Selection(NamedTuple):
     """Expected duration of the step; 0 while unknown."""
     probability_min: float
     """The chance from which one more node would have been worth its time: no guess below it is worth scoring."""
+
+
+Select = Callable[[Sequence[Candidates], StepCurve, Beside], Selection]
+"""Which nodes of some trees to score, by the time of steps and by what else is in the step."""
 
 
 def most_probable(trees: Sequence[Candidates], curve: StepCurve, beside: Beside = NOTHING_BESIDE) -> Selection:

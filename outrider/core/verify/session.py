@@ -23,7 +23,7 @@ from outrider.core.verify.draft_wait import AT_ONCE, ReadyDrafts, Wait
 from outrider.core.verify.estimates import VerifyEstimates
 from outrider.core.verify.forbidden import without_forbidden
 from outrider.core.verify.own_guesses import OwnGuesses
-from outrider.core.verify.selection import Beside, Candidates, most_probable
+from outrider.core.verify.selection import Beside, Candidates, Select, most_probable
 from outrider.core.verify.worth import worths, worths_of_late
 
 _SMOOTHING = 0.2
@@ -44,11 +44,13 @@ class VerifySession:
         ngram_table: Callable[[], Ngrams] | None = None,
         recent: RecentAnswers | None = None,
         constraint: Constraint | None = None,
+        select: Select = most_probable,
     ) -> None:
         """Guesses by itself what the `opening` predicts and, below what its drafter has sent, what is looked up if
         `ngram_table` makes an empty table to read the line, and what is recalled of `recent` answers.
 
-        `constraint`, which has followed the line, forbids and forces guesses.
+        `constraint`, which has followed the line, forbids and forces guesses. `select` is what chooses those that its
+        rounds score.
         """
         self.line = Line(opening.token_ids, opening.num_prompt_tokens)
         estimates = estimates or VerifyEstimates()
@@ -63,9 +65,12 @@ class VerifySession:
             len(self.line) - 1, self.line.token_ids[-1], lambda log_prob: log_acceptance(claim_bin(log_prob))
         )
         self._inbound = Inbound(vocab_size=vocab_size, max_live_nodes=max_live_nodes)
+        self._inbound_in_turn = Inbound(vocab_size=vocab_size, max_live_nodes=2 * max_live_nodes)
+        """Of a drafter in turn, which may follow on one whose nodes still stand."""
         self._max_length = opening.max_length
         self._max_draft_tokens = opening.max_draft_tokens
         self._constraint = constraint
+        self._select = select
         prediction = opening.prediction_token_ids
         self.recall = None if recent is None else Recall(recent, self.line)
         self._own = OwnGuesses(
@@ -76,8 +81,8 @@ class VerifySession:
             prediction=Prediction(prediction, self.line) if prediction else None,
             recall=self.recall,
             constraint=constraint,
+            is_wanted=opening.max_draft_tokens > 0,
         )
-        self._own.limit(opening.max_draft_tokens)
         self._ending = Ending.of(opening, eos_token_ids)
         self._mean_num_nodes = 1.0
         self._log_acceptance_min = -math.inf
@@ -87,13 +92,7 @@ class VerifySession:
 
     def graft(self, window: DraftWindow, now: float = 0.0) -> Grafted:
         """Adds draft nodes that arrived at `now`. Raises ProtocolViolationError."""
-        self._own.renew()
-        grafted = self._inbound.graft(self.tree, window)
-        if self._constraint is not None:
-            grafted = without_forbidden(self.tree, grafted, self._constraint)
-        for _, log_prob, right in grafted.late:
-            for calibration in self._calibrations:
-                calibration.observe(claim_bin(log_prob), right)
+        grafted = self._graft(window, self._inbound)
         if grafted.late:
             log_acceptance = self._calibrations[0].log_acceptance
             late = worths_of_late(grafted.late, log_acceptance, self._log_acceptance_min, self._price)
@@ -101,10 +100,24 @@ class VerifySession:
         self._arrivals.grafted(window, grafted, now)
         return grafted
 
-    def limit_drafts(self, max_draft_tokens: int) -> None:
-        """A round verifies at most so many draft tokens from the next one on."""
-        self._max_draft_tokens = max_draft_tokens
-        self._own.limit(max_draft_tokens)
+    def graft_in_turn(self, window: DraftWindow) -> None:
+        """Adds draft nodes for which the round has waited anyway. Raises ProtocolViolationError."""
+        self._graft(window, self._inbound_in_turn)
+
+    def _graft(self, window: DraftWindow, inbound: Inbound) -> Grafted:
+        self._own.renew()
+        grafted = inbound.graft(self.tree, window)
+        if self._constraint is not None:
+            grafted = without_forbidden(self.tree, grafted, self._constraint)
+        for _, log_prob, right in grafted.late:
+            for calibration in self._calibrations:
+                calibration.observe(claim_bin(log_prob), right)
+        return grafted
+
+    @property
+    def max_draft_tokens(self) -> int:
+        """Most draft tokens that a round verifies."""
+        return self._max_draft_tokens
 
     @property
     def candidates(self) -> Candidates:
@@ -131,7 +144,7 @@ class VerifySession:
             # Worth it if all that is at hand could be taken on. Can it?
             beside = Beside(num_beside, float(num_beside))
             drafted = self.candidates._replace(overlay=None)
-            nodes = most_probable([drafted], self._curve.at((num_beside + 1) * len(self.line)), beside).nodes[0]
+            nodes = self._select([drafted], self._curve.at((num_beside + 1) * len(self.line)), beside).nodes[0]
             ready_drafts = self._ready_drafts(
                 num_beside, len(nodes), self._leaf_probability(nodes), no_drafts=not nodes
             )

@@ -137,6 +137,7 @@ def decode_model_info(message: common_pb2.ModelInfo) -> ModelInfo:
         not_taken=tuple(message.not_taken),
         weights=message.weights,
         kv_cache_dtype=message.kv_cache_dtype,
+        draft_model=message.draft_model,
         unproven=message.unproven,
     )
 

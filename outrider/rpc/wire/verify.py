@@ -6,7 +6,6 @@ from outrider.core.protocol.messages import (
     NOT_REPORTED,
     DraftWindow,
     EndDrafts,
-    LimitDrafts,
     Opened,
     ScoredNodes,
     Verdict,
@@ -37,8 +36,6 @@ def encode_verify_command(
     message = verify_pb2.VerifyCommand() if message is None else message
     if isinstance(command, DraftWindow):
         encode_drafted(command, message.drafted)
-    elif isinstance(command, LimitDrafts):
-        message.draft_limit.max_draft_tokens = command.max_draft_tokens
     elif isinstance(command, VerifyOpen):
         message.open.CopyFrom(_encode_verify_open(command))
     else:
@@ -55,10 +52,8 @@ def decode_verify_command(message: verify_pb2.VerifyCommand) -> VerifyCommand:
             return _decode_verify_open(message.open)
         case "drafts_ended":
             return EndDrafts()
-        case "draft_limit":
-            return LimitDrafts(message.draft_limit.max_draft_tokens)
         case _:
-            refuse_empty("VerifyCommand", "open, drafted, drafts_ended or draft_limit")
+            refuse_empty("VerifyCommand", "open, drafted or drafts_ended")
 
 
 def encode_verify_event(

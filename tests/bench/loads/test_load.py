@@ -19,6 +19,7 @@ from bench.load.soak import show as show_soak
 from bench.load.soak import soak
 from bench.load.tables import show
 from bench.records import from_json
+from bench.rivals.modes import MODES as KNOWN_MODES
 from bench.rivals.modes import UnknownModeError
 from bench.stack.models import Models
 from tests.bench.loads.conftest import MODES, NUM_BLOCKS, NUM_OPEN, OUTPUT_LENGTHS, Measured
@@ -44,6 +45,8 @@ def test_every_mode_wrote_the_targets_own_tokens_under_every_load(result: dict[s
         for name, each in at["modes"].items():
             assert each["num_answers"] == NUM_BLOCKS * (NUM_OPEN if at["loop"] == "open" else 4)
             assert each["num_refused"] == each["num_degraded"] == 0
+            assert ("num_undrafted" in each) == KNOWN_MODES[name].asks_drafter
+            assert each.get("num_undrafted", 0) < each["num_answers"], "a drafter was there"
             assert each["num_identical"] == each["num_answers"], name
 
 

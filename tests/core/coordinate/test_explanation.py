@@ -148,7 +148,10 @@ def test_a_drafter_that_is_hardly_ever_right_does_not_fit(num_accepted: int, is_
 def test_few_draft_tokens_do_not_condemn_a_drafter() -> None:
     assert "falls off" in explanation(finished((40,), 31)).sentences[1]
     assert "another tokenizer" in explanation(finished((40,), 32)).sentences[1]
-    assert "falls off" in explanation(finished((40,), 32, num_drafted_nodes=0)).sentences[1], "there was none"
+    own = finished((40,), 32, num_drafted_nodes=0)
+    assert "another tokenizer" in explanation(own).sentences[1], "the verifier drafts for itself"
+    looked_up = finished((40,), 32, num_drafted_nodes=0, num_prompt_lookup_tokens=32)
+    assert "falls off" in explanation(looked_up).sentences[1], "there was none"
 
 
 def test_a_late_drafter_is_told_by_rounds_without_a_draft_token() -> None:
@@ -157,6 +160,11 @@ def test_a_late_drafter_is_told_by_rounds_without_a_draft_token() -> None:
     assert explanation(late).sentences[-1] == (
         "In 25 of 100 rounds there was no draft token to score: the drafter was late or paused, or the step had no "
         "room; 60 of 200 drafted nodes came after their place had been decided otherwise."
+    )
+    own = finished((70, 20, 10), 100, num_undrafted=25, num_drafted_nodes=0)
+    assert explanation(own).sentences[-1] == (
+        "In 25 of 100 rounds there was no draft token to score: no drafter sent one, and what the verifier guesses by "
+        "itself did not promise enough, or had no room."
     )
     in_time = finished((70, 20, 10), 100, num_undrafted=24, **counts)
     assert not any("late" in sentence for sentence in explanation(in_time).sentences)

@@ -65,25 +65,27 @@ def test_a_pace_is_learned_from_reports_with_sessions() -> None:
 
 def test_sessions_are_those_reported_those_placed_since_less_those_that_left() -> None:
     assert replica_state(load(sessions=3, queued=2)).num_sessions == 5
-    assert replica_state(load(sessions=3), num_unreported=2, num_left=1).num_sessions == 4
-    assert replica_state(load(sessions=1), num_left=3).num_sessions == 0
-    assert ReplicaState(StepTime(), None, 8, num_unreported=2).num_sessions == 2
+    assert replica_state(load(sessions=3), num_own=2, num_recounted=1).num_sessions == 4
+    assert replica_state(load(sessions=1), num_recounted=3).num_sessions == 0
+    assert ReplicaState(StepTime(), None, 8, num_own=2).num_sessions == 2
 
 
 @pytest.mark.parametrize(
     ("there", "words"),
     [
         (replica_state(load(sessions=8)), "all of its 8 slots are taken"),
-        (replica_state(load(sessions=6), num_unreported=2), "all of its 8 slots are taken"),
+        (replica_state(load(sessions=6), num_own=2), "all of its 8 slots are taken"),
         (replica_state(load(sessions=6, queued=2)), "all of its 8 slots are taken"),
-        (replica_state(load(free=99 + GROWTH_TOKENS)), "no room for the keys and values of 100 tokens"),
+        (replica_state(load(sessions=1, free=99 + 2 * GROWTH_TOKENS)), "no room for the keys and values of 100 tokens"),
         (replica_state(load(queued=1, tokens=50, free=149 + 2 * GROWTH_TOKENS)), "no room for the keys and values"),
-        (replica_state(load(free=149 + 2 * GROWTH_TOKENS), num_unreported=1, num_unreported_tokens=50), "no room for"),
-        (ReplicaState(StepTime(), None, 2, num_unreported=2), "all of its 2 slots are taken"),
+        (replica_state(load(free=149 + 2 * GROWTH_TOKENS), num_own=1, num_unreported_tokens=50), "no room for"),
+        (ReplicaState(StepTime(), None, 2, num_own=2), "all of its 2 slots are taken"),
         (replica_state(load(sessions=7)), ""),
-        (replica_state(load(sessions=8), num_left=1), ""),
+        (replica_state(load(sessions=8), num_recounted=1), ""),
         (replica_state(load(queued=1, tokens=50)), ""),
-        (replica_state(load(free=100 + GROWTH_TOKENS)), ""),
+        (replica_state(load(sessions=1, free=100 + 2 * GROWTH_TOKENS)), ""),
+        (replica_state(load(free=0)), ""),
+        (replica_state(load(sessions=1, free=0), num_recounted=1), ""),
         (replica_state(load(kv=0, free=0)), ""),
     ],
 )
@@ -108,9 +110,7 @@ def test_a_fast_verifier_takes_more_than_a_slow_one() -> None:
     slow, fast = paced(s1=40.0), paced(s1=10.0)
     placed = [0, 0]
     for _ in range(10):
-        replica_states = [
-            replica_state(step_time=(slow, fast)[n], slots=100, num_unreported=placed[n]) for n in range(2)
-        ]
+        replica_states = [replica_state(step_time=(slow, fast)[n], slots=100, num_own=placed[n]) for n in range(2)]
         placed[choose_verifier(replica_states, 20, 100)] += 1
     assert placed == [2, 8]
 
@@ -118,7 +118,7 @@ def test_a_fast_verifier_takes_more_than_a_slow_one() -> None:
 def test_a_burst_spreads_before_any_report_tells() -> None:
     placed = [0, 0, 0]
     for _ in range(12):
-        replica_states = [replica_state(num_unreported=n, num_unreported_tokens=50 * n) for n in placed]
+        replica_states = [replica_state(num_own=n, num_unreported_tokens=50 * n) for n in placed]
         placed[choose_verifier(replica_states, 50, 100)] += 1
     assert placed == [4, 4, 4]
 
@@ -189,8 +189,8 @@ def test_the_better_draft_is_chosen_while_it_keeps_up() -> None:
 
 
 def test_whoever_places_all_sessions_itself_chooses_among_all() -> None:
-    own = [replica_state(load(sessions=n), num_own=n) for n in range(9)]
-    fresh = [replica_state(num_unreported=n, num_own=n) for n in range(9)]
+    own = [replica_state(load(sessions=n), num_own=n, num_recounted=n) for n in range(9)]
+    fresh = [replica_state(num_own=n) for n in range(9)]
     for states in (own, fresh, [replica_state()] * 9):
         assert sorted(contenders(states, random.Random(0).sample)) == [*range(9)]
 
@@ -200,7 +200,7 @@ def test_among_sessions_of_others_it_chooses_between_two() -> None:
     drawn = [contenders(states, random.Random(seed).sample) for seed in range(99)]
     assert {len(each) for each in drawn} == {2}
     assert {index for each in drawn for index in each} == {*range(9)}
-    half = [replica_state(load(sessions=4), num_own=2)] * 10
+    half = [replica_state(load(sessions=4), num_own=2, num_recounted=2)] * 10
     assert len(contenders(half, random.Random(0).sample)) == 6
     assert [*contenders(states[:2], random.Random(0).sample)] == [0, 1]
     assert [*contenders(states[:1], random.Random(0).sample)] == [0]
@@ -219,8 +219,7 @@ def test_equal_drafters_share_the_sessions() -> None:
     placed = Counter[int]()
     for _ in range(9):
         candidates = [
-            DrafterCandidate(replica_state(step_time=paced(s1=2.0, s8=2.0), num_unreported=placed[n]), 3.0)
-            for n in range(3)
+            DrafterCandidate(replica_state(step_time=paced(s1=2.0, s8=2.0), num_own=placed[n]), 3.0) for n in range(3)
         ]
         placed[choose_drafter(candidates, 20.0)] += 1
     assert set(placed.values()) == {3}

@@ -148,6 +148,7 @@ class VerifierByHand:
             self.memory.feed(part.slot, held)
             choices.append([TOKEN] * (1 + len(part.nodes)) if held == len(line) else None)
         self.hear(self.scheduler.settle(step, VerifyOutcome(started, seconds, choices), self.now))
+        self.scheduler.observe(seconds)
 
     def fail(self, step: VerifyStep[str]) -> None:
         """The forward pass failed: the engine clears the slots."""

@@ -102,6 +102,12 @@ def test_a_burst_ends_where_a_window_would_be_due() -> None:
     assert runs.run().burst(1.0, LEVELS_MAX).num_levels == LEVELS_MAX
 
 
+def test_in_turn_with_a_verifier_a_burst_is_as_long_as_it_may() -> None:
+    runs = Runs("a", verify_levels=40.0)
+    runs.scheduler.policy.in_turn = True
+    assert runs.run().burst(1.0, 5) == Burst(5, math.inf)
+
+
 def test_who_runs_says_how_far() -> None:
     runs = Runs("a")
     assert runs.run(2).num_levels_max == 2

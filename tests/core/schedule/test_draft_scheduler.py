@@ -45,6 +45,19 @@ def test_a_commit_gives_credit_back_and_reaches_the_sampling_state() -> None:
     assert num_drafted(by_hand, "a") > num_before
 
 
+def test_in_turn_with_a_verifier_it_sends_when_it_is_asked() -> None:
+    by_hand = DrafterByHand()
+    by_hand.scheduler.policy.in_turn = True
+    by_hand.open("a")
+    by_hand.open("b")
+    by_hand.run()
+    assert not num_drafted(by_hand, "a")
+    by_hand.hear(by_hand.scheduler.send_all(by_hand.now))
+    assert num_drafted(by_hand, "a") == num_drafted(by_hand, "b") == 8
+    assert len(by_hand.told("a", Drafted)) == 1
+    assert not list(by_hand.scheduler.send_all(by_hand.now))
+
+
 def test_a_drafter_has_no_queue() -> None:
     by_hand = DrafterByHand(CountedMemory(num_slots=1))
     by_hand.open("a")

@@ -77,6 +77,7 @@ class OverlappingByHand(VerifierByHand):
             for part in step.parts
         ]
         self.hear(self.scheduler.settle(step, VerifyOutcome(started, 1.0, choices), self.now))
+        self.scheduler.observe(1.0)
 
     def turn(self) -> None:
         """As a driver has it: launches what is planned, or waits for the oldest."""
@@ -180,17 +181,15 @@ def test_drafts_that_come_during_a_flight_are_for_the_round_after_it() -> None:
     assert by_hand.scheduler.sessions["a"].num_stale_nodes == 2, "something else was decided meanwhile"
 
 
-def test_limits_and_the_end_of_drafts_count_from_the_landing_on() -> None:
+def test_the_end_of_drafts_counts_from_the_landing_on() -> None:
     by_hand = OverlappingByHand().opened("a", "b", num_tokens=30, expect_drafts=True)
     by_hand.graft("a", [TOKEN, TOKEN, TOKEN])
     assert by_hand.launch() == ["a"]
-    by_hand.scheduler.limit_drafts("a", 1)
     by_hand.scheduler.end_drafts("a")
     assert by_hand.scheduler.sessions["a"].expect_drafts
     by_hand.collect()
     session = by_hand.scheduler.sessions["a"]
     assert not session.expect_drafts
-    assert session.state.candidates.limit == 1
 
 
 def test_a_breach_of_the_protocol_during_a_flight_ends_the_session_after_its_verdict() -> None:
@@ -226,7 +225,7 @@ def test_who_is_closed_in_flight_keeps_its_memory_until_the_step_is_settled_and_
 def test_another_session_of_the_same_key_is_not_taken_for_the_one_in_flight(fails: bool) -> None:
     by_hand = OverlappingByHand().opened("a", "b", num_tokens=30)
     assert by_hand.launch() == ["a"]
-    by_hand.scheduler.limit_drafts("a", 1)
+    by_hand.scheduler.end_drafts("a")
     by_hand.scheduler.close("a")
     by_hand.open("a", num_tokens=30)
     by_hand.collect(fails=fails)
@@ -294,7 +293,7 @@ def test_whatever_happens_each_line_is_decided_once_and_nothing_is_left(seed: in
                 by_hand.scheduler.close(key)
                 del lengths[key]
             case 2 | 3 if by_hand.scheduler.sessions:
-                by_hand.scheduler.limit_drafts(rng.choice(list(by_hand.scheduler.sessions)), rng.randrange(4))
+                by_hand.scheduler.end_drafts(rng.choice(list(by_hand.scheduler.sessions)))
             case 4 | 5 if by_hand.in_flight:
                 by_hand.collect(fails=len(by_hand.in_flight[0].parts) > 1 and rng.random() < 0.1)
             case _:
