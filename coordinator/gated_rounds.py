@@ -21,10 +21,14 @@ class GatedRounds:
         self._has_begun = True
         self.gate.begin(greedy=self._greedy)
 
-    def observe(self, num_tokens: int) -> None:
-        """A round brought `num_tokens`. The first one tells how long the prompt took, so it does not count."""
+    def observe(self, num_tokens: int, *, is_gated: bool) -> None:
+        """A round brought `num_tokens`. The first one tells how long the prompt took, and does not count. Another one
+        counts if it `is_gated`: if the gate's other position might have changed it."""
         now = time.monotonic()
-        if self._last is not None:
+        if self._last is None:
+            if self._has_begun:
+                self.gate.start()
+        elif is_gated:
             self.gate.observe(num_tokens, now - self._last)
         self._last = now
 
@@ -32,4 +36,4 @@ class GatedRounds:
         """No more rounds will come."""
         if self._has_begun:
             self._has_begun = False
-            self.gate.end(greedy=self._greedy)
+            self.gate.end(greedy=self._greedy, has_started=self._last is not None)

@@ -282,10 +282,9 @@ class Generation:
     def _follow_gate(self, num_tokens: int) -> None:
         """After a round of `num_tokens`: pauses speculation, or resumes it, as the gate stands."""
         is_paused = self.session.is_paused
-        if not is_paused and not self.session.hears_drafter:
-            return
-        self._gated.observe(num_tokens)
-        if self._gated.gate.is_open == is_paused:
+        is_gated = is_paused or self.session.hears_drafter
+        self._gated.observe(num_tokens, is_gated=is_gated)
+        if is_gated and self._gated.gate.is_open == is_paused:
             if is_paused:
                 self._drafters.resume()
             else:

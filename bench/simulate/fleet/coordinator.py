@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -198,6 +199,8 @@ class Coordinator:
         if completion.num_tokens == len(outcome.emit.token_ids):
             completion.first_at = now
             completion.num_first_tokens = completion.num_tokens
+            if completion.is_counted:
+                self._gate.start()
         else:
             gap = now - completion.last_at
             completion.longest_gap = max(completion.longest_gap, gap)
@@ -285,7 +288,7 @@ class Coordinator:
     def _end(self, completion: Completion, finished: VerifyFinished) -> None:
         session, seat = completion.session, completion.verifier
         if completion.is_counted:
-            self._gate.end(greedy=True)
+            self._gate.end(greedy=True, has_started=not math.isnan(completion.first_at))
         session.on_stopped(finished.reason)
         self._leave_drafter(completion)
         if seat is not None:

@@ -28,6 +28,7 @@ class OwnGuessing(Generic[KeyT]):
         if session.opening.max_draft_tokens:
             self._num_sessions += 1
             self._gate.begin(greedy=session.opening.sampling.greedy)
+            self._gate.start()  # no step that reads a prompt is told
 
     def end(self, session: Verification[KeyT]) -> None:
         """It is over."""
