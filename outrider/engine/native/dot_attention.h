@@ -11,6 +11,8 @@
 #ifdef __AVX512BF16__
 
 #include <array>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "attending.h"
@@ -19,8 +21,8 @@ namespace outrider {
 
 constexpr int64_t kNumbersAtOnce = 2 * kLanes;  // bfloat16 numbers of a vector
 constexpr int64_t kPositionsAtOnce = 4;
-constexpr int64_t kSumsPerPart = 4;              // of a vector's lower and upper numbers, for two positions each
-constexpr int64_t kPositionsAhead = 8 * kLanes;  // that keys are fetched before they are wanted
+constexpr int64_t kSumsPerPart = 4;            // of a vector's lower and upper numbers, for two positions each
+constexpr int64_t kNumbersFetched = 1 << 17;   // of values: as many stay in a second-level cache beside keys
 
 // The sums, and to each added the two products of the numbers in its lanes.
 inline Floats with_products(Floats sums, Ints left, Ints right) {
@@ -47,39 +49,128 @@ template <int64_t kNum>
   }
 }
 
-// The groups of one thread, one after another; what it works in grows as needed and is kept.
-class DotAttention {
+// What is computed for one key head of a group; what it works in grows as needed and is kept. `taken` is room for keys
+// that all heads share, and each in turn fills.
+class DotHead {
  public:
   using Number = c10::BFloat16;
 
-  void operator()(const Layer<Number>& layer, const Batch& batch, const Group& group) {
-    const Pairs<kNumbersAtOnce> pairs(layer, batch, group);
-    num_tiles_ = pairs.width() / kLanes;
+  void begin(const Layer<Number>& layer, const Batch& batch, const Group& group, int64_t key_head,
+             std::vector<Ints>& taken) {
+    layer_ = &layer;
+    places_ = group.places;
+    pairs_.emplace(layer, batch, group, key_head);
+    keys_ = layer.keys + key_head * layer.key_head_stride;
+    values_ = layer.values + key_head * layer.value_head_stride;
+    num_tiles_ = pairs_->width() / kLanes;
     num_query_parts_ = num_parts(layer.key_size);
     num_sums_ = num_parts(layer.value_size) * kSumsPerPart;
-    score_all(layer, group, pairs);
+    queries_.resize(kPairsPerGroup * num_query_parts_);
+    taken.resize(kLanes * num_query_parts_);
+    taken_ = taken.data();
+    scores_.resize(kPairsPerGroup * num_tiles_);
     weights_.resize(kPairsPerGroup * num_tiles_ / 2);
-    float totals[kPairsPerGroup];
-    for (int64_t index = 0; index < pairs.num; ++index) {
-      const Pair& pair = pairs[index];
+    sums_.assign(pairs_->num * num_sums_, Floats{});
+    zeros_.resize(num_parts(layer.value_size) * kNumbersAtOnce);
+    for (int64_t index = 0; index < pairs_->num; ++index) {
+      const Pair& pair = (*pairs_)[index];
+      const Number* query = layer.query + pair.head * layer.query_head_stride + pair.token * layer.query_token_stride;
+      copy(query, layer.key_size, &queries_[index * num_query_parts_], 1);
+    }
+  }
+
+  int64_t line_begin() const { return pairs_->begin; }
+  int64_t line_end() const { return pairs_->line_end; }
+
+  // Ask for what the line's positions from `first` to `last` hold, so that it is in a second-level cache when it is wanted.
+  // To a compiler they do nothing: it leaves out what it does not inline.
+  [[gnu::always_inline]] void fetch_keys(int64_t first, int64_t last) const {
+    for (; first < std::min(last, pairs_->line_end); first += kLanes)
+      fetch(key_at(first), layer_->key_cell_stride, layer_->key_size);
+  }
+  [[gnu::always_inline]] void fetch_values(int64_t first, int64_t last) const {
+    for (; first < std::min(last, pairs_->line_end); first += kLanes)
+      fetch(value_at(first), layer_->value_cell_stride, layer_->value_size);
+  }
+
+  // Scores of all queries against the keys of sixteen positions of the line.
+  void score_line(int64_t position) {
+    const Number* key = key_at(position);  // of sixteen cells of one block
+    take([&](int64_t cell) { return key + cell * layer_->key_cell_stride; });
+    const int64_t tile = (position - pairs_->begin) / kLanes;
+    for (int64_t index = 0; index < pairs_->num; ++index) scores_[index * num_tiles_ + tile] = score(index);
+  }
+
+  // Scores of each query against the keys of its path; and of all scores the weights.
+  void weigh_all() {
+    for (int64_t index = 0; index < pairs_->num; ++index) {
+      const Pair& pair = (*pairs_)[index];
       Floats* scores = &scores_[index * num_tiles_];
-      mask(reinterpret_cast<float*>(scores), pairs.begin, pairs.width(), pair, layer.softcap);
-      totals[index] = weigh(scores, num_tiles_, layer.sinks ? layer.sinks[pair.head] : kNothing);
+      auto* each = reinterpret_cast<float*>(scores);
+      for (int64_t position = pair.limit; position < pair.end; position += kLanes) {
+        const int64_t num = std::min(kLanes, pair.end - position);
+        const int64_t* cells = pair.path + position - pair.limit;
+        take([&](int64_t cell) { return key_at(cells[std::min(cell, num - 1)]); });
+        const Floats found = score(index);
+        std::memcpy(each + position - pairs_->begin, &found, num * sizeof(float));
+      }
+      mask(each, pairs_->begin, pairs_->width(), pair, layer_->softcap);
+      totals_[index] = weigh(scores, num_tiles_, layer_->sinks ? layer_->sinks[pair.head] : kNothing);
       for (int64_t tile = 0; tile < num_tiles_; tile += 2)
         weights_[(index * num_tiles_ + tile) / 2] = rounded(scores[tile], scores[tile + 1]);
     }
-    add_all(layer, group, pairs);
-    for (int64_t index = 0; index < pairs.num; ++index)
-      write(layer, pairs[index], &sums_[index * num_sums_], totals[index]);
+  }
+
+  // Adds the weighted values of the line's positions from `first` to `last`, which is a multiple of kPositionsAtOnce or
+  // the line's end. Positions come in their order.
+  void add_line(int64_t first, int64_t last) {
+    const Pairs<kNumbersAtOnce>& pairs = *pairs_;
+    const auto of_line = [values = values_, places = places_, stride = layer_->value_cell_stride](
+                             int64_t position) __attribute__((always_inline)) {
+      const Number* row = values + places[position] * stride;
+      return Rows{row, row + stride, row + 2 * stride, row + 3 * stride};
+    };
+    for (int64_t index = 0; index < pairs.num; index += kOutputsAtOnce) {
+      const int64_t num = std::min(kOutputsAtOnce, pairs.num - index);
+      const int32_t* weights[kOutputsAtOnce];
+      Floats* sums[kOutputsAtOnce];
+      int64_t from = first, to = last;  // of what all of them see of the line
+      for (int64_t o = 0; o < num; ++o) {
+        weights[o] = weights_of(index + o);
+        sums[o] = &sums_[(index + o) * num_sums_];
+        from = std::max(from, above(pairs[index + o].window_start));
+        to = std::min(to, below(pairs[index + o].limit));
+      }
+      to = std::max(from, to);
+      const auto end_of_line = [&](int64_t o) { return std::min(last, below(pairs[index + o].limit)); };
+      for (int64_t o = 0; o < num; ++o) add_own(index + o, first, std::min(from, end_of_line(o)));
+      add_together(num, *layer_, of_line, from, to, weights, sums);
+      for (int64_t o = 0; o < num; ++o) add_own(index + o, to, end_of_line(o));
+    }
+  }
+
+  // Adds those of the paths, behind all of the line's, and writes the outputs.
+  void finish() {
+    for (int64_t index = 0; index < pairs_->num; ++index) {
+      const Pair& pair = (*pairs_)[index];
+      add_own(index, below(pair.limit), pair.end);
+      write(*layer_, pair, &sums_[index * num_sums_], totals_[index]);
+    }
   }
 
  private:
   // Where the values of some positions lie.
   using Rows = std::array<const Number*, kPositionsAtOnce>;
 
-  std::vector<Ints> queries_, keys_, weights_;
+  const Layer<Number>* layer_ = nullptr;
+  Places places_{};
+  std::optional<Pairs<kNumbersAtOnce>> pairs_;
+  const Number *keys_ = nullptr, *values_ = nullptr;
+  Ints* taken_ = nullptr;
+  std::vector<Ints> queries_, weights_;
   std::vector<Floats> scores_, sums_;
   std::vector<Number> zeros_;
+  float totals_[kPairsPerGroup];
   int64_t num_tiles_ = 0, num_query_parts_ = 0, num_sums_ = 0;
 
   static int64_t num_parts(int64_t size) { return (size + kNumbersAtOnce - 1) / kNumbersAtOnce; }
@@ -90,9 +181,15 @@ class DotAttention {
   static Ints numbers(const Number* from) { return as<Ints>(_mm512_loadu_si512(from)); }
   static Ints numbers(const Number* from, int64_t num) { return as<Ints>(_mm512_maskz_loadu_epi16(lowest(num), from)); }
 
-  // Asks for a row, so that it is in a second-level cache when it is wanted.
-  static void fetch(const Number* row, int64_t size) {
-    for (int64_t at = 0; at < size; at += kNumbersAtOnce) __builtin_prefetch(row + at, 0, 2);
+  const Number* key_at(int64_t cell) const { return keys_ + places_[cell] * layer_->key_cell_stride; }
+  const Number* value_at(int64_t cell) const { return values_ + places_[cell] * layer_->value_cell_stride; }
+  const int32_t* weights_of(int64_t index) const {  // of two positions each, by half of the first one
+    return reinterpret_cast<const int32_t*>(&weights_[index * num_tiles_ / 2]) - pairs_->begin / 2;
+  }
+
+  [[gnu::always_inline]] static void fetch(const Number* row, int64_t stride, int64_t size) {
+    for (int64_t cell = 0; cell < kLanes; ++cell, row += stride)
+      for (int64_t at = 0; at < size; at += kNumbersAtOnce) __builtin_prefetch(row + at, 0, 2);
   }
 
   // A row becomes vectors, `stride` apart, the last one filled up with zeros.
@@ -106,111 +203,37 @@ class DotAttention {
     return as<Ints>(_mm512_cvtne2ps_pbh(as<__m512>(others), as<__m512>(some)));
   }
 
-  // Scores of all queries against the line's keys, and of each against those of its path.
-  void score_all(const Layer<Number>& layer, const Group& group, const Pairs<kNumbersAtOnce>& pairs) {
-    const Number* keys = layer.keys + group.key_head * layer.key_head_stride;
-    const auto key_at = [&](int64_t cell) { return keys + group.places[cell] * layer.key_cell_stride; };
-    const Number* values = layer.values + group.key_head * layer.value_head_stride;
-    const auto value_at = [&](int64_t cell) { return values + group.places[cell] * layer.value_cell_stride; };
-    queries_.resize(kPairsPerGroup * num_query_parts_);
-    keys_.resize(kLanes * num_query_parts_);
-    scores_.resize(kPairsPerGroup * num_tiles_);
-    for (int64_t index = 0; index < pairs.num; ++index) {
-      const Pair& pair = pairs[index];
-      const Number* query = layer.query + pair.head * layer.query_head_stride + pair.token * layer.query_token_stride;
-      copy(query, layer.key_size, &queries_[index * num_query_parts_], 1);
-    }
-    const auto take = [&](const auto& key_of) {
-      for (int64_t cell = 0; cell < kLanes; ++cell)
-        copy(key_of(cell), layer.key_size, &keys_[cell], kLanes);
-    };
-    const int64_t num_line_tiles = padded(pairs.line_end - pairs.begin) / kLanes;
-    for (int64_t tile = 0; tile < num_line_tiles; ++tile) {
-      const int64_t position = pairs.begin + tile * kLanes, ahead = position + kPositionsAhead;
-      const Number *key = key_at(position), *value = value_at(position);  // of sixteen cells of one block
-      const Number* next = ahead < pairs.line_end ? key_at(ahead) : key;
-      for (int64_t cell = 0; cell < kLanes; ++cell) {
-        fetch(next + cell * layer.key_cell_stride, layer.key_size);
-        fetch(value + cell * layer.value_cell_stride, layer.value_size);
-      }
-      take([&](int64_t cell) { return key + cell * layer.key_cell_stride; });
-      for (int64_t index = 0; index < pairs.num; ++index)
-        scores_[index * num_tiles_ + tile] =
-            score(keys_.data(), &queries_[index * num_query_parts_], num_query_parts_) * layer.scale;
-    }
-    for (int64_t index = 0; index < pairs.num; ++index) {
-      const Pair& pair = pairs[index];
-      float* scores = reinterpret_cast<float*>(&scores_[index * num_tiles_]) - pairs.begin;
-      for (int64_t position = pair.limit; position < pair.end; position += kLanes) {
-        const int64_t num = std::min(kLanes, pair.end - position);
-        const int64_t* cells = pair.path + position - pair.limit;
-        take([&](int64_t cell) { return key_at(cells[std::min(cell, num - 1)]); });
-        const Floats found = score(keys_.data(), &queries_[index * num_query_parts_], num_query_parts_) * layer.scale;
-        std::memcpy(scores + position, &found, num * sizeof(float));
-      }
-    }
+  // Takes sixteen keys. Those of their numbers that share a vector lie one after another.
+  template <typename KeyOf>
+  void take(const KeyOf& key_of) {
+    for (int64_t cell = 0; cell < kLanes; ++cell) copy(key_of(cell), layer_->key_size, &taken_[cell], kLanes);
   }
 
-  // The products of a query with sixteen keys, of which those numbers that share a vector lie one after another.
-  static Floats score(const Ints* keys, const Ints* query, int64_t num_parts) {
+  // The scores of a query against the keys that were taken.
+  [[gnu::always_inline]] Floats score(int64_t index) const {
+    const Ints *keys = taken_, *query = &queries_[index * num_query_parts_];
     Floats sums[kLanes] = {};
-    for (int64_t part = 0; part < num_parts; ++part, keys += kLanes)
+    for (int64_t part = 0; part < num_query_parts_; ++part, keys += kLanes)
 #pragma GCC unroll 16
       for (int64_t cell = 0; cell < kLanes; ++cell) sums[cell] = with_products(sums[cell], query[part], keys[cell]);
-    return sum_of_each<kLanes>(sums);
+    return sum_of_each<kLanes>(sums) * layer_->scale;
   }
 
-  // Adds the weighted values of what each pair sees, in the order of the positions.
-  void add_all(const Layer<Number>& layer, const Group& group, const Pairs<kNumbersAtOnce>& pairs) {
-    const Number* values = layer.values + group.key_head * layer.value_head_stride;
-    const int64_t stride = layer.value_cell_stride;
-    const auto value_at = [&](int64_t cell) { return values + group.places[cell] * stride; };
-    const auto of_line = [&](int64_t position) {
-      const Number* first = value_at(position);
-      return Rows{first, first + stride, first + 2 * stride, first + 3 * stride};
-    };
-    sums_.assign(pairs.num * num_sums_, Floats{});
-    zeros_.resize(num_parts(layer.value_size) * kNumbersAtOnce);
-    const auto weights_of = [&](int64_t index) {  // of two positions each, by half of the first one
-      return reinterpret_cast<const int32_t*>(&weights_[index * num_tiles_ / 2]) - pairs.begin / 2;
-    };
-    // From `from` to `to`, as far as the pair sees any of four positions.
-    const auto add_own = [&](int64_t index, int64_t from, int64_t to) {
-      const Pair& pair = pairs[index];
-      from = std::max(from, below(pair.window_start));
-      if (from >= to) return;
-      const auto of_pair = [&](int64_t position) {
-        const auto row = [&](int64_t at) -> const Number* {
-          if (at < pair.window_start || at >= pair.end) return zeros_.data();
-          return value_at(at < pair.limit ? at : pair.path[at - pair.limit]);
-        };
-        return Rows{row(position), row(position + 1), row(position + 2), row(position + 3)};
+  // Adds the weighted values from `from` to `to`, as far as the pair sees any of four positions.
+  void add_own(int64_t index, int64_t from, int64_t to) {
+    const Pair& pair = (*pairs_)[index];
+    from = std::max(from, below(pair.window_start));
+    if (from >= to) return;
+    const auto of_pair = [&](int64_t position) {
+      const auto row = [&](int64_t at) -> const Number* {
+        if (at < pair.window_start || at >= pair.end) return zeros_.data();
+        return value_at(at < pair.limit ? at : pair.path[at - pair.limit]);
       };
-      const int32_t* weights = weights_of(index);
-      Floats* sums = &sums_[index * num_sums_];
-      add_to<1>(layer, of_pair, from, to, &weights, &sums);
+      return Rows{row(position), row(position + 1), row(position + 2), row(position + 3)};
     };
-    for (int64_t first = pairs.begin; first < pairs.line_end; first += kValuesAtOnce) {
-      const int64_t last = std::min(first + kValuesAtOnce, pairs.line_end);
-      for (int64_t index = 0; index < pairs.num; index += kOutputsAtOnce) {
-        const int64_t num = std::min(kOutputsAtOnce, pairs.num - index);
-        const int32_t* weights[kOutputsAtOnce];
-        Floats* sums[kOutputsAtOnce];
-        int64_t from = first, to = last;  // of what all of them see of the line
-        for (int64_t o = 0; o < num; ++o) {
-          weights[o] = weights_of(index + o);
-          sums[o] = &sums_[(index + o) * num_sums_];
-          from = std::max(from, above(pairs[index + o].window_start));
-          to = std::min(to, below(pairs[index + o].limit));
-        }
-        to = std::max(from, to);
-        const auto end_of_line = [&](int64_t o) { return std::min(last, below(pairs[index + o].limit)); };
-        for (int64_t o = 0; o < num; ++o) add_own(index + o, first, std::min(from, end_of_line(o)));
-        add_together(num, layer, of_line, from, to, weights, sums);
-        for (int64_t o = 0; o < num; ++o) add_own(index + o, to, end_of_line(o));
-      }
-    }
-    for (int64_t index = 0; index < pairs.num; ++index) add_own(index, below(pairs[index].limit), pairs[index].end);
+    const int32_t* weights = weights_of(index);
+    Floats* sums = &sums_[index * num_sums_];
+    add_to<1>(*layer_, of_pair, from, to, &weights, &sums);
   }
 
   template <typename RowsOf>
@@ -282,6 +305,43 @@ class DotAttention {
                                _mm512_permutexvar_epi64(order, as<__m512i>(mixed)));
     }
   }
+};
+
+// The groups of one thread, one after another.
+class DotAttention {
+ public:
+  static constexpr bool kTakesManyHeads = true;
+
+  void operator()(const Layer<DotHead::Number>& layer, const Batch& batch, const Group& group) {
+    heads_.resize(std::max<size_t>(heads_.size(), group.num_heads));
+    const std::span<DotHead> heads(heads_.data(), group.num_heads);
+    for (int64_t head = 0; head < group.num_heads; ++head)
+      heads[head].begin(layer, batch, group, group.key_head + head, taken_);
+    const int64_t begin = heads[0].line_begin(), end = heads[0].line_end();  // alike for all
+    const int64_t stretch = std::max(kLanes, kValuesAtOnce / group.num_heads / kLanes * kLanes);
+    const bool fit = group.num_heads * (end - begin) * layer.value_size <= kNumbersFetched;
+    for (const DotHead& head : heads) head.fetch_keys(begin, begin + stretch);
+    for (int64_t position = begin; position < end; position += kLanes)
+      for (DotHead& head : heads) {
+        head.fetch_keys(position + stretch, position + stretch + kLanes);
+        if (fit) head.fetch_values(position, position + kLanes);
+        head.score_line(position);
+      }
+    for (DotHead& head : heads) {
+      if (!fit) head.fetch_values(begin, begin + stretch);
+      head.weigh_all();
+    }
+    for (int64_t first = begin; first < end; first += stretch)
+      for (DotHead& head : heads) {
+        if (!fit) head.fetch_values(first + stretch, first + 2 * stretch);
+        head.add_line(first, std::min(first + stretch, end));
+      }
+    for (DotHead& head : heads) head.finish();
+  }
+
+ private:
+  std::vector<DotHead> heads_;
+  std::vector<Ints> taken_;
 };
 
 }  // namespace outrider
