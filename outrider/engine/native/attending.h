@@ -74,8 +74,8 @@ struct Group {
   int64_t key_head, num_heads, first_token, first_pair, num_pairs;
 };
 
-// The pairs of one key head of a group, and the positions from `begin`, a multiple of `kAlignment`, to `end` that any of them sees.
-// The line ends at `line_end` for the one that sees most of it.
+// The pairs of one key head of a group, and the positions from `begin`, a multiple of `kAlignment`, to `end` that any of
+// them sees. The line ends at `line_end` for the one that sees most of it.
 template <int64_t kAlignment>
 struct Pairs {
   Pair pairs[kPairsPerGroup];

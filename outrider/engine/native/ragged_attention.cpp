@@ -1,4 +1,4 @@
-// Ragged tree attention on a CPU: what outrider/engine/attention/ragged.py does with masks, done from lists of cells.
+// Ragged tree attention on a CPU: what outrider/engine/attention/by_session.py does with masks, done from lists of cells.
 //
 // A token of a session sees the first `limit` cells of its slot, which hold the line, and then the cells of its path.
 // Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No
@@ -46,7 +46,7 @@ template <typename T>
 using VectorAttention = LaneAttention<T>;
 #endif
 
-// All groups, on all threads: `On` computes them. Those of several heads leave each thread as many as every other.
+// All groups, on all threads: `On` computes them. One of several heads has a thread's share of them at most.
 template <typename On, typename T>
 void attend_all(const Layer<T>& layer, const Batch& batch, int64_t num_kv_heads, int64_t block_shift) {
   const int64_t heads_most = On::kTakesManyHeads ? (num_kv_heads + num_threads() - 1) / num_threads() : 1;
