@@ -199,6 +199,24 @@ def test_a_branch_gets_the_bits_of_its_path_alone(layer: Mapping[str, object], l
             assert torch.equal(own[-1], found[leaf])
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("num_nodes", [1, 3, 8])
+@pytest.mark.parametrize("size", [64, 256])
+def test_a_head_gets_the_same_bits_beside_others(size: int, num_nodes: int, num_threads: int) -> None:
+    """All key heads of a thread, or some, or one share a group. With heads of 256 numbers its values are more than are
+    fetched beside its keys."""
+    torch.set_num_threads(num_threads)
+    rig = Layer(dtype=torch.bfloat16, num_heads=6, num_kv_heads=6, key_size=size, value_size=size)
+    slot, line = held(rig.pool, 190, seed=1)
+    batch, inputs = pack([plan(branches(slot, line, num_nodes), max_tokens=512)]), rig.inputs(num_nodes)
+    together = rig.native(batch, inputs)
+    keys, values = rig.keys, rig.values
+    for head in range(6):
+        rig.keys, rig.values = keys[:, head : head + 1], values[:, head : head + 1]
+        alone = rig.native(batch, tuple(each[head : head + 1] for each in inputs))  # type: ignore[arg-type]
+        assert torch.equal(alone[:, 0], together[:, head])
+
+
 @pytest.mark.parametrize("layer", KINDS)
 def test_what_nobody_sees_changes_no_bit(layer: Mapping[str, object]) -> None:
     """Not even what is no number, in cells of others and behind the line and its tree."""

@@ -68,25 +68,25 @@ struct Pair {
   const int64_t* path;
 };
 
-// Up to kPairsPerGroup pairs of one session and one key head.
+// Up to kPairsPerGroup pairs of one session: `num_pairs` of each of `num_heads` key heads, from `key_head` on.
 struct Group {
   Places places;
-  int64_t key_head, first_token, first_pair, num_pairs;
+  int64_t key_head, num_heads, first_token, first_pair, num_pairs;
 };
 
-// The pairs of a group, and the positions from `begin`, a multiple of `kAlignment`, to `end` that any of them sees.
-// The line ends at `line_end` for the one that sees most of it.
+// The pairs of one key head of a group, and the positions from `begin`, a multiple of `kAlignment`, to `end` that any of
+// them sees. The line ends at `line_end` for the one that sees most of it.
 template <int64_t kAlignment>
 struct Pairs {
   Pair pairs[kPairsPerGroup];
   int64_t num, begin = std::numeric_limits<int64_t>::max(), line_end = 0, end = 0;
 
   template <typename T>
-  Pairs(const Layer<T>& layer, const Batch& batch, const Group& group) : num(group.num_pairs) {
+  Pairs(const Layer<T>& layer, const Batch& batch, const Group& group, int64_t key_head) : num(group.num_pairs) {
     for (int64_t index = 0; index < num; ++index) {
       const int64_t number = group.first_pair + index;
       const int64_t token = group.first_token + number / layer.heads_per_key;
-      const int64_t head = group.key_head * layer.heads_per_key + number % layer.heads_per_key;
+      const int64_t head = key_head * layer.heads_per_key + number % layer.heads_per_key;
       const int64_t limit = batch.limits[token];
       const int64_t seen = limit + batch.path_offsets[token + 1] - batch.path_offsets[token];
       const int64_t window_start = layer.window > 0 ? std::max<int64_t>(seen - layer.window, 0) : 0;

@@ -1,287 +1,56 @@
-// Attention in vectors of bfloat16, where an instruction adds two products of such numbers to each of sixteen sums.
+// Attention in vectors of bfloat16 (dot_head.h), for whole groups.
 //
-// A score is sixteen sums, each over two of every thirty-two numbers of query and key; they are added up in a tree,
-// those of sixteen keys together, so that keys are read as they lie. Weights are rounded to bfloat16 before they meet
-// the values, as transformers does it. Of every four positions the first two meet their values in one instruction and
-// one sum, the last two in another, and both sums are added up at the end. Where a pair sees not all four, what it does
-// not see are zeros. So what is computed of a pair depends on its own line and path alone, wherever the path begins.
+// The key heads of a group go through the line together, so that a cell is read as it lies, with all heads' numbers.
 
 #pragma once
 
 #ifdef __AVX512BF16__
 
-#include <array>
+#include <span>
 #include <vector>
 
-#include "attending.h"
+#include "dot_head.h"
 
 namespace outrider {
 
-constexpr int64_t kNumbersAtOnce = 2 * kLanes;  // bfloat16 numbers of a vector
-constexpr int64_t kPositionsAtOnce = 4;
-constexpr int64_t kSumsPerPart = 4;              // of a vector's lower and upper numbers, for two positions each
-constexpr int64_t kPositionsAhead = 8 * kLanes;  // that keys are fetched before they are wanted
+constexpr int64_t kNumbersFetched = 1 << 17;  // of values: as many stay in a second-level cache beside keys
 
-// The sums, and to each added the two products of the numbers in its lanes.
-inline Floats with_products(Floats sums, Ints left, Ints right) {
-  return as<Floats>(_mm512_dpbf16_ps(as<__m512>(sums), as<__m512bh>(left), as<__m512bh>(right)));
-}
-
-// Of sixteen rows: in lane i what the lanes of row i add up to. Of fewer rows as much of that as they allow.
-template <int64_t kNum>
-[[gnu::always_inline]] inline Floats sum_of_each(const Floats* rows) {
-  if constexpr (kNum == 1) {
-    return rows[0];
-  } else {
-    const Floats above = sum_of_each<kNum / 2>(rows), below = sum_of_each<kNum / 2>(rows + kNum / 2);
-    if constexpr (kNum == 2) {
-      const auto a = as<__m512>(above), b = as<__m512>(below);
-      return as<Floats>(_mm512_unpacklo_ps(a, b)) + as<Floats>(_mm512_unpackhi_ps(a, b));
-    } else if constexpr (kNum == 4) {
-      const auto a = as<__m512d>(above), b = as<__m512d>(below);
-      return as<Floats>(_mm512_unpacklo_pd(a, b)) + as<Floats>(_mm512_unpackhi_pd(a, b));
-    } else {
-      const auto a = as<__m512>(above), b = as<__m512>(below);
-      return as<Floats>(_mm512_shuffle_f32x4(a, b, 0b10001000)) + as<Floats>(_mm512_shuffle_f32x4(a, b, 0b11011101));
-    }
-  }
-}
-
-// The groups of one thread, one after another; what it works in grows as needed and is kept.
+// The groups of one thread, one after another.
 class DotAttention {
  public:
-  using Number = c10::BFloat16;
+  static constexpr bool kTakesManyHeads = true;
 
-  void operator()(const Layer<Number>& layer, const Batch& batch, const Group& group) {
-    const Pairs<kNumbersAtOnce> pairs(layer, batch, group);
-    num_tiles_ = pairs.width() / kLanes;
-    num_query_parts_ = num_parts(layer.key_size);
-    num_sums_ = num_parts(layer.value_size) * kSumsPerPart;
-    score_all(layer, group, pairs);
-    weights_.resize(kPairsPerGroup * num_tiles_ / 2);
-    float totals[kPairsPerGroup];
-    for (int64_t index = 0; index < pairs.num; ++index) {
-      const Pair& pair = pairs[index];
-      Floats* scores = &scores_[index * num_tiles_];
-      mask(reinterpret_cast<float*>(scores), pairs.begin, pairs.width(), pair, layer.softcap);
-      totals[index] = weigh(scores, num_tiles_, layer.sinks ? layer.sinks[pair.head] : kNothing);
-      for (int64_t tile = 0; tile < num_tiles_; tile += 2)
-        weights_[(index * num_tiles_ + tile) / 2] = rounded(scores[tile], scores[tile + 1]);
+  void operator()(const Layer<DotHead::Number>& layer, const Batch& batch, const Group& group) {
+    heads_.resize(std::max<size_t>(heads_.size(), group.num_heads));
+    const std::span<DotHead> heads(heads_.data(), group.num_heads);
+    for (int64_t head = 0; head < group.num_heads; ++head)
+      heads[head].begin(layer, batch, group, group.key_head + head, taken_);
+    const int64_t begin = heads[0].line_begin(), end = heads[0].line_end();  // alike for all
+    // Positions that are fetched at once, and whose values are added at once: of all heads as much as of one alone.
+    const int64_t stretch = std::max(kLanes, kValuesAtOnce / group.num_heads / kLanes * kLanes);
+    const bool fit = group.num_heads * (end - begin) * layer.value_size <= kNumbersFetched;
+    for (const DotHead& head : heads) head.fetch_keys(begin, begin + stretch);
+    for (int64_t position = begin; position < end; position += kLanes)
+      for (DotHead& head : heads) {
+        head.fetch_keys(position + stretch, position + stretch + kLanes);
+        if (fit) head.fetch_values(position, position + kLanes);
+        head.score_line(position);
+      }
+    for (DotHead& head : heads) {
+      if (!fit) head.fetch_values(begin, begin + stretch);
+      head.weigh_all();
     }
-    add_all(layer, group, pairs);
-    for (int64_t index = 0; index < pairs.num; ++index)
-      write(layer, pairs[index], &sums_[index * num_sums_], totals[index]);
+    for (int64_t first = begin; first < end; first += stretch)
+      for (DotHead& head : heads) {
+        if (!fit) head.fetch_values(first + stretch, first + 2 * stretch);
+        head.add_line(first, std::min(first + stretch, end));
+      }
+    for (DotHead& head : heads) head.finish();
   }
 
  private:
-  // Where the values of some positions lie.
-  using Rows = std::array<const Number*, kPositionsAtOnce>;
-
-  std::vector<Ints> queries_, keys_, weights_;
-  std::vector<Floats> scores_, sums_;
-  std::vector<Number> zeros_;
-  int64_t num_tiles_ = 0, num_query_parts_ = 0, num_sums_ = 0;
-
-  static int64_t num_parts(int64_t size) { return (size + kNumbersAtOnce - 1) / kNumbersAtOnce; }
-  static int64_t below(int64_t position) { return position & -kPositionsAtOnce; }
-  static int64_t above(int64_t position) { return below(position + kPositionsAtOnce - 1); }
-  static __mmask32 lowest(int64_t num) { return num < kNumbersAtOnce ? (__mmask32{1} << num) - 1 : ~__mmask32{}; }
-
-  static Ints numbers(const Number* from) { return as<Ints>(_mm512_loadu_si512(from)); }
-  static Ints numbers(const Number* from, int64_t num) { return as<Ints>(_mm512_maskz_loadu_epi16(lowest(num), from)); }
-
-  // Asks for a row, so that it is in a second-level cache when it is wanted.
-  static void fetch(const Number* row, int64_t size) {
-    for (int64_t at = 0; at < size; at += kNumbersAtOnce) __builtin_prefetch(row + at, 0, 2);
-  }
-
-  // A row becomes vectors, `stride` apart, the last one filled up with zeros.
-  static void copy(const Number* row, int64_t size, Ints* vectors, int64_t stride) {
-    for (; size >= kNumbersAtOnce; size -= kNumbersAtOnce, row += kNumbersAtOnce, vectors += stride) *vectors = numbers(row);
-    if (size > 0) *vectors = numbers(row, size);
-  }
-
-  // Thirty-two numbers, in two vectors, as bfloat16.
-  static Ints rounded(Floats some, Floats others) {
-    return as<Ints>(_mm512_cvtne2ps_pbh(as<__m512>(others), as<__m512>(some)));
-  }
-
-  // Scores of all queries against the line's keys, and of each against those of its path.
-  void score_all(const Layer<Number>& layer, const Group& group, const Pairs<kNumbersAtOnce>& pairs) {
-    const Number* keys = layer.keys + group.key_head * layer.key_head_stride;
-    const auto key_at = [&](int64_t cell) { return keys + group.places[cell] * layer.key_cell_stride; };
-    const Number* values = layer.values + group.key_head * layer.value_head_stride;
-    const auto value_at = [&](int64_t cell) { return values + group.places[cell] * layer.value_cell_stride; };
-    queries_.resize(kPairsPerGroup * num_query_parts_);
-    keys_.resize(kLanes * num_query_parts_);
-    scores_.resize(kPairsPerGroup * num_tiles_);
-    for (int64_t index = 0; index < pairs.num; ++index) {
-      const Pair& pair = pairs[index];
-      const Number* query = layer.query + pair.head * layer.query_head_stride + pair.token * layer.query_token_stride;
-      copy(query, layer.key_size, &queries_[index * num_query_parts_], 1);
-    }
-    const auto take = [&](const auto& key_of) {
-      for (int64_t cell = 0; cell < kLanes; ++cell)
-        copy(key_of(cell), layer.key_size, &keys_[cell], kLanes);
-    };
-    const int64_t num_line_tiles = padded(pairs.line_end - pairs.begin) / kLanes;
-    for (int64_t tile = 0; tile < num_line_tiles; ++tile) {
-      const int64_t position = pairs.begin + tile * kLanes, ahead = position + kPositionsAhead;
-      const Number *key = key_at(position), *value = value_at(position);  // of sixteen cells of one block
-      const Number* next = ahead < pairs.line_end ? key_at(ahead) : key;
-      for (int64_t cell = 0; cell < kLanes; ++cell) {
-        fetch(next + cell * layer.key_cell_stride, layer.key_size);
-        fetch(value + cell * layer.value_cell_stride, layer.value_size);
-      }
-      take([&](int64_t cell) { return key + cell * layer.key_cell_stride; });
-      for (int64_t index = 0; index < pairs.num; ++index)
-        scores_[index * num_tiles_ + tile] =
-            score(keys_.data(), &queries_[index * num_query_parts_], num_query_parts_) * layer.scale;
-    }
-    for (int64_t index = 0; index < pairs.num; ++index) {
-      const Pair& pair = pairs[index];
-      float* scores = reinterpret_cast<float*>(&scores_[index * num_tiles_]) - pairs.begin;
-      for (int64_t position = pair.limit; position < pair.end; position += kLanes) {
-        const int64_t num = std::min(kLanes, pair.end - position);
-        const int64_t* cells = pair.path + position - pair.limit;
-        take([&](int64_t cell) { return key_at(cells[std::min(cell, num - 1)]); });
-        const Floats found = score(keys_.data(), &queries_[index * num_query_parts_], num_query_parts_) * layer.scale;
-        std::memcpy(scores + position, &found, num * sizeof(float));
-      }
-    }
-  }
-
-  // The products of a query with sixteen keys, of which those numbers that share a vector lie one after another.
-  static Floats score(const Ints* keys, const Ints* query, int64_t num_parts) {
-    Floats sums[kLanes] = {};
-    for (int64_t part = 0; part < num_parts; ++part, keys += kLanes)
-#pragma GCC unroll 16
-      for (int64_t cell = 0; cell < kLanes; ++cell) sums[cell] = with_products(sums[cell], query[part], keys[cell]);
-    return sum_of_each<kLanes>(sums);
-  }
-
-  // Adds the weighted values of what each pair sees, in the order of the positions.
-  void add_all(const Layer<Number>& layer, const Group& group, const Pairs<kNumbersAtOnce>& pairs) {
-    const Number* values = layer.values + group.key_head * layer.value_head_stride;
-    const int64_t stride = layer.value_cell_stride;
-    const auto value_at = [&](int64_t cell) { return values + group.places[cell] * stride; };
-    const auto of_line = [&](int64_t position) {
-      const Number* first = value_at(position);
-      return Rows{first, first + stride, first + 2 * stride, first + 3 * stride};
-    };
-    sums_.assign(pairs.num * num_sums_, Floats{});
-    zeros_.resize(num_parts(layer.value_size) * kNumbersAtOnce);
-    const auto weights_of = [&](int64_t index) {  // of two positions each, by half of the first one
-      return reinterpret_cast<const int32_t*>(&weights_[index * num_tiles_ / 2]) - pairs.begin / 2;
-    };
-    // From `from` to `to`, as far as the pair sees any of four positions.
-    const auto add_own = [&](int64_t index, int64_t from, int64_t to) {
-      const Pair& pair = pairs[index];
-      from = std::max(from, below(pair.window_start));
-      if (from >= to) return;
-      const auto of_pair = [&](int64_t position) {
-        const auto row = [&](int64_t at) -> const Number* {
-          if (at < pair.window_start || at >= pair.end) return zeros_.data();
-          return value_at(at < pair.limit ? at : pair.path[at - pair.limit]);
-        };
-        return Rows{row(position), row(position + 1), row(position + 2), row(position + 3)};
-      };
-      const int32_t* weights = weights_of(index);
-      Floats* sums = &sums_[index * num_sums_];
-      add_to<1>(layer, of_pair, from, to, &weights, &sums);
-    };
-    for (int64_t first = pairs.begin; first < pairs.line_end; first += kValuesAtOnce) {
-      const int64_t last = std::min(first + kValuesAtOnce, pairs.line_end);
-      for (int64_t index = 0; index < pairs.num; index += kOutputsAtOnce) {
-        const int64_t num = std::min(kOutputsAtOnce, pairs.num - index);
-        const int32_t* weights[kOutputsAtOnce];
-        Floats* sums[kOutputsAtOnce];
-        int64_t from = first, to = last;  // of what all of them see of the line
-        for (int64_t o = 0; o < num; ++o) {
-          weights[o] = weights_of(index + o);
-          sums[o] = &sums_[(index + o) * num_sums_];
-          from = std::max(from, above(pairs[index + o].window_start));
-          to = std::min(to, below(pairs[index + o].limit));
-        }
-        to = std::max(from, to);
-        const auto end_of_line = [&](int64_t o) { return std::min(last, below(pairs[index + o].limit)); };
-        for (int64_t o = 0; o < num; ++o) add_own(index + o, first, std::min(from, end_of_line(o)));
-        add_together(num, layer, of_line, from, to, weights, sums);
-        for (int64_t o = 0; o < num; ++o) add_own(index + o, to, end_of_line(o));
-      }
-    }
-    for (int64_t index = 0; index < pairs.num; ++index) add_own(index, below(pairs[index].limit), pairs[index].end);
-  }
-
-  template <typename RowsOf>
-  static void add_together(int64_t num, const Layer<Number>& layer, const RowsOf& rows_of, int64_t from, int64_t to,
-                           const int32_t* const* weights, Floats* const* sums) {
-    static constexpr std::array kernels{&add_to<1, RowsOf>, &add_to<2, RowsOf>, &add_to<3, RowsOf>,
-                                        &add_to<4, RowsOf>};
-    static_assert(kernels.size() == kOutputsAtOnce);
-    kernels[num - 1](layer, rows_of, from, to, weights, sums);
-  }
-
-  // Adds the weighted values of the positions from `from`, a multiple of kPositionsAtOnce, to `to` to each output.
-  template <int64_t kOutputs, typename RowsOf>
-  static void add_to(const Layer<Number>& layer, const RowsOf& rows_of, int64_t from, int64_t to,
-                     const int32_t* const* weights, Floats* const* sums) {
-    constexpr int64_t kParts = std::clamp<int64_t>(kSumsAtOnce / (kOutputs * kSumsPerPart), 1, 2);
-    const auto load = [](const Number* row) { return numbers(row); };
-    int64_t part = 0;
-    const int64_t num_whole = layer.value_size / kNumbersAtOnce, rest = layer.value_size % kNumbersAtOnce;
-    for (; part + kParts <= num_whole; part += kParts)
-      add<kOutputs, kParts>(rows_of, load, from, to, weights, sums, part);
-    for (; part < num_whole; ++part) add<kOutputs, 1>(rows_of, load, from, to, weights, sums, part);
-    if (rest > 0)
-      add<kOutputs, 1>(rows_of, [&](const Number* row) { return numbers(row, rest); }, from, to, weights, sums, part);
-  }
-
-  template <int64_t kOutputs, int64_t kParts, typename RowsOf, typename Load>
-  static void add(const RowsOf& rows_of, const Load& load, int64_t from, int64_t to, const int32_t* const* weights,
-                  Floats* const* sums, int64_t first_part) {
-    constexpr int64_t kSums = kParts * kSumsPerPart;
-    Floats kept[kOutputs][kSums];
-#pragma GCC unroll 4
-    for (int64_t o = 0; o < kOutputs; ++o)
-#pragma GCC unroll 8
-      for (int64_t sum = 0; sum < kSums; ++sum) kept[o][sum] = sums[o][first_part * kSumsPerPart + sum];
-    for (int64_t position = from; position < to; position += kPositionsAtOnce) {
-      const Rows rows = rows_of(position);
-#pragma GCC unroll 2
-      for (int64_t side = 0; side < 2; ++side)
-#pragma GCC unroll 2
-        for (int64_t part = 0; part < kParts; ++part) {
-          const int64_t at = (first_part + part) * kNumbersAtOnce;
-          const auto even = as<__m512i>(load(rows[2 * side] + at)), odd = as<__m512i>(load(rows[2 * side + 1] + at));
-          const Ints low = as<Ints>(_mm512_unpacklo_epi16(even, odd));
-          const Ints high = as<Ints>(_mm512_unpackhi_epi16(even, odd));
-#pragma GCC unroll 4
-          for (int64_t o = 0; o < kOutputs; ++o) {
-            const Ints weight = Ints{} + weights[o][position / 2 + side];
-            Floats* own = &kept[o][part * kSumsPerPart + 2 * side];
-            own[0] = with_products(own[0], weight, low);
-            own[1] = with_products(own[1], weight, high);
-          }
-        }
-    }
-#pragma GCC unroll 4
-    for (int64_t o = 0; o < kOutputs; ++o)
-#pragma GCC unroll 8
-      for (int64_t sum = 0; sum < kSums; ++sum) sums[o][first_part * kSumsPerPart + sum] = kept[o][sum];
-  }
-
-  // Writes one pair's output. Its sums lie in the order in which two vectors' numbers alternate, four from each eight.
-  void write(const Layer<Number>& layer, const Pair& pair, const Floats* sums, float total) const {
-    const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
-    const float share = 1.0f / total;
-    Number* output = layer.output + pair.token * layer.output_token_stride + pair.head * layer.output_head_stride;
-    for (int64_t from = 0; from < layer.value_size; from += kNumbersAtOnce, sums += kSumsPerPart) {
-      const Ints mixed = rounded((sums[0] + sums[2]) * share, (sums[1] + sums[3]) * share);
-      _mm512_mask_storeu_epi16(output + from, lowest(layer.value_size - from),
-                               _mm512_permutexvar_epi64(order, as<__m512i>(mixed)));
-    }
-  }
+  std::vector<DotHead> heads_;
+  std::vector<Ints> taken_;
 };
 
 }  // namespace outrider

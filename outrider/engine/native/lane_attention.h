@@ -51,8 +51,10 @@ void add_all(const ValueOf& value_of, int64_t from, int64_t to, const float* con
 template <typename T>
 class LaneAttention {
  public:
+  static constexpr bool kTakesManyHeads = false;
+
   void operator()(const Layer<T>& layer, const Batch& batch, const Group& group) {
-    const Pairs<kLanes> pairs(layer, batch, group);
+    const Pairs<kLanes> pairs(layer, batch, group, group.key_head);
     const Places& places = group.places;
     const int64_t key_width = padded(layer.key_size), num_vectors = padded(layer.value_size) / kLanes;
     const int64_t begin = pairs.begin, num_tiles = pairs.width() / kLanes;

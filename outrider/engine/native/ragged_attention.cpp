@@ -1,10 +1,10 @@
-// Ragged tree attention on a CPU: what outrider/engine/attention/ragged.py does with masks, done from lists of cells.
+// Ragged tree attention on a CPU: what outrider/engine/attention/by_session.py does with masks, done from lists of cells.
 //
 // A token of a session sees the first `limit` cells of its slot, which hold the line, and then the cells of its path.
 // Where in the caches a cell lies is looked up in the list of the slot's blocks, and changes nothing that is computed. No
 // mask is built, so nothing grows with the context but that list and the arithmetic itself. Up to sixteen (token, head)
-// pairs that share a key head are one group, which reads the line's keys and values once; the groups are computed in
-// tiles (tile_attention.h), in vectors of bfloat16 (dot_attention.h) or in those of float32 (lane_attention.h). What is
+// pairs of a session are one group, which reads the line's keys and values once; the groups are computed in tiles
+// (tile_attention.h), in vectors of bfloat16 (dot_attention.h) or in those of float32 (lane_attention.h). What is
 // computed of a pair, and in which order, depends on its own line and path alone, never on who shares its group; and a
 // token that has moved from the tree into the line is met at the same position: logits do not depend on the batch as far
 // as attention is concerned.
@@ -46,9 +46,21 @@ template <typename T>
 using VectorAttention = LaneAttention<T>;
 #endif
 
-// All groups, on all threads: `On` computes them.
+// All groups, on all threads: `On` computes them. One of several heads has a thread's share of them at most.
 template <typename On, typename T>
-void attend_all(const Layer<T>& layer, const Batch& batch, const std::vector<Group>& groups) {
+void attend_all(const Layer<T>& layer, const Batch& batch, int64_t num_kv_heads, int64_t block_shift) {
+  const int64_t heads_most = On::kTakesManyHeads ? (num_kv_heads + num_threads() - 1) / num_threads() : 1;
+  std::vector<Group> groups;
+  for (int64_t session = 0; session < batch.num_sessions; ++session) {
+    const int64_t* row = batch.sessions + 3 * session;
+    const Places places{batch.blocks + row[2], block_shift};
+    const int64_t num_pairs = (row[1] - row[0]) * layer.heads_per_key;
+    const int64_t num_heads = std::min(heads_most, kPairsPerGroup / std::clamp<int64_t>(num_pairs, 1, kPairsPerGroup));
+    for (int64_t head = 0; head < num_kv_heads; head += num_heads)
+      for (int64_t pair = 0; pair < num_pairs; pair += kPairsPerGroup)
+        groups.push_back({places, head, std::min(num_heads, num_kv_heads - head), row[0], pair,
+                          std::min(kPairsPerGroup, num_pairs - pair)});
+  }
   share(static_cast<int64_t>(groups.size()), 1, [&](int64_t begin, int64_t end) {
     thread_local On attend;
     for (int64_t index = begin; index < end; ++index) attend(layer, batch, groups[index]);
@@ -78,22 +90,13 @@ void attend(const at::Tensor& query, const at::Tensor& key, const at::Tensor& va
                        key_cache.stride(0), key_cache.stride(1), value_cache.stride(0), value_cache.stride(1),
                        key.size(2), value.size(2), query.size(0) / num_kv_heads, caches.windows[layer_index],
                        static_cast<float>(scale), static_cast<float>(softcap), sinks};
-  std::vector<Group> groups;
   const int64_t num_attending = batch.num_sessions == 0 ? 0 : batch.sessions[3 * batch.num_sessions - 2];
   std::fill(layer.output + num_attending * output.stride(0), layer.output + output.numel(), T{});  // padding
-  for (int64_t session = 0; session < batch.num_sessions; ++session) {
-    const int64_t* row = batch.sessions + 3 * session;
-    const Places places{batch.blocks + row[2], caches.block_shift};
-    const int64_t num_pairs = (row[1] - row[0]) * layer.heads_per_key;
-    for (int64_t head = 0; head < num_kv_heads; ++head)
-      for (int64_t pair = 0; pair < num_pairs; pair += kPairsPerGroup)
-        groups.push_back({places, head, row[0], pair, std::min(kPairsPerGroup, num_pairs - pair)});
-  }
 #ifdef __AMX_BF16__
   if constexpr (std::is_same_v<T, c10::BFloat16>)
-    if (TileAttention::fits(layer)) return attend_all<TileAttention>(layer, batch, groups);
+    if (TileAttention::fits(layer)) return attend_all<TileAttention>(layer, batch, num_kv_heads, caches.block_shift);
 #endif
-  attend_all<VectorAttention<T>>(layer, batch, groups);
+  attend_all<VectorAttention<T>>(layer, batch, num_kv_heads, caches.block_shift);
 }
 
 at::Tensor ragged_attention(const at::Tensor& query,  // [H, N, key_size]

@@ -40,6 +40,7 @@ class FlushedDenormals {
 class TileAttention {
  public:
   using Number = c10::BFloat16;
+  static constexpr bool kTakesManyHeads = false;
 
   // Whether heads are of a size that fills lines of tiles.
   static bool fits(const Layer<Number>& layer) {
@@ -56,7 +57,7 @@ class TileAttention {
 
   void operator()(const Layer<Number>& layer, const Batch& batch, const Group& group) {
     const FlushedDenormals flushed;
-    const Pairs<kTilePositions> pairs(layer, batch, group);
+    const Pairs<kTilePositions> pairs(layer, batch, group, group.key_head);
     shape(pairs.num);
     num_tiles_ = pairs.width() / kLanes;
     scores_.resize(kPairsPerGroup * num_tiles_);
