@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 
 
 class GatedRounds:

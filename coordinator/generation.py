@@ -20,8 +20,8 @@ from outrider.core.coordinate.drafter_state import DrafterState
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
 from outrider.core.coordinate.round import RoundReporter
 from outrider.core.coordinate.session import Session
-from outrider.core.coordinate.speculation_gate import SpeculationGate
 from outrider.core.coordinate.verdict_rules import VerdictRules
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.ending import Ending
 from outrider.core.protocol.errors import OutriderError, ProtocolViolationError, UntrustedWorkerError
 from outrider.core.protocol.messages import (

@@ -29,7 +29,7 @@ from outrider import PROTOCOL_VERSION, __version__
 from outrider.core.coordinate.events import Event, Started
 from outrider.core.coordinate.round import RoundReporter
 from outrider.core.coordinate.server_info import Replica, ServerInfo
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.chat_prompt import ChatPrompt
 from outrider.core.protocol.grammar import Grammar
 from outrider.core.protocol.messages import NOT_TRACED, ModelInfo, TraceContext

@@ -8,7 +8,7 @@ import pytest
 
 from bench.simulate.gate.__main__ import PAIRS, lasting, measure
 from bench.simulate.gate.world import Pair, World
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 
 PAIR = Pair(1.6, {1: 1.5, 4: 1.2, 16: 0.6})
 

@@ -46,7 +46,7 @@ from coordinator.generation import Generation
 from coordinator.request import GenerationRequest
 from coordinator.text import TextDecoder
 from outrider.core.coordinate.round import Round, RoundReporter
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import (
     DamagedMessageError,
     OutriderError,

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from outrider.client import GenerationMode
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.messages import TokenOrigin
 from outrider.core.protocol.sampling import SamplingParams
 from tests.e2e.answers import ask

@@ -20,7 +20,7 @@ from outrider.core.coordinate.drafter_bandit import DrafterBandit
 from outrider.core.coordinate.drafter_choice import DrafterChoice, DrafterDemand, choose
 from outrider.core.coordinate.placement import place
 from outrider.core.coordinate.session import DrafterLost, OpenDrafter, Session
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.errors import OutriderError
 from outrider.core.protocol.messages import DraftOpen, DraftWindow, EndDrafts, Verdict, VerifyFinished, VerifyOpen
 

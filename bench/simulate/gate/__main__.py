@@ -13,7 +13,7 @@ from typer import Option
 
 from bench.columns import Column, as_markdown, default_console, in_terminal, number, share
 from bench.simulate.gate.world import Pair, World
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 
 PAIRS: Final[Mapping[str, Pair]] = {
     "bundled, sampled": Pair(1.6, {1: 1.07, 4: 0.93, 8: 0.83}),

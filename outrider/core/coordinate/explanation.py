@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from outrider.core.coordinate.events import Finished, GenerationMode
-from outrider.core.coordinate.speculation_gate import TRIAL_REASON
 from outrider.core.coordinate.statistics import Speculation
+from outrider.core.estimate.speculation_gate import TRIAL_REASON
 
 _ROUNDS_MIN: Final = 8
 """Fewer rounds tell nothing: the first has no draft, and a drafter that begins to read the prompt misses some."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Generic
 
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.schedule.admission import Seated
 from outrider.core.schedule.step import KeyT
 from outrider.core.schedule.verify_step import Verification

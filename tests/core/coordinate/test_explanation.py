@@ -9,8 +9,8 @@ import pytest
 
 from outrider.core.coordinate.events import Finished, GenerationMode, Timings, Usage
 from outrider.core.coordinate.explanation import explanation
-from outrider.core.coordinate.speculation_gate import TRIAL_REASON
 from outrider.core.coordinate.statistics import Speculation
+from outrider.core.estimate.speculation_gate import TRIAL_REASON
 from outrider.core.protocol.messages import FinishReason
 
 

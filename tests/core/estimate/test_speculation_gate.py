@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from outrider.core.coordinate.speculation_gate import SpeculationGate
+from outrider.core.estimate.speculation_gate import SpeculationGate
 
 Costs = Callable[[bool, int], tuple[float, float]]
 """By the gate's position and the number running: tokens per round and seconds per round."""
