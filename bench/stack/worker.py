@@ -117,7 +117,7 @@ def follow_drafter(own: DraftPolicy, other: DraftPolicy) -> None:
 def follow_verifier(own: VerifyPolicy, other: VerifyPolicy) -> None:
     """The same for a verifier."""
     own.estimates, own.looks_up = other.estimates, other.looks_up
-    own.rounds, own.select = other.rounds, other.select
+    own.rounds, own.select, own.own_guessing = other.rounds, other.select, other.own_guessing
 
 
 class MeasuredVerifyServicer(VerifyServicer):

@@ -237,7 +237,7 @@ class Instruments:
 
         name, about = (
             names.METRIC_SPECULATION_PAUSED,
-            "Whether the target decodes alone because speculation does not pay",
+            "Whether drafters rest because drafts do not pay",
         )
         self._meter.create_observable_gauge(name, [observe], "1", about)
 

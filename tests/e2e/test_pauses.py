@@ -53,7 +53,7 @@ async def test_an_answer_that_is_paused_and_resumed_has_the_targets_tokens() -> 
             shut.is_open = False
             paused = await ask(running.client, PROMPTS[0], max_tokens=6)
             assert paused.finished.mode is GenerationMode.TARGET_ONLY
-            assert "target alone" in paused.finished.mode_reason
+            assert "without drafts" in paused.finished.mode_reason
             assert {token.origin for tokens in paused.rounds for token in tokens.tokens} == {TokenOrigin.TARGET}
         await verifier.all_slots_free()
         await drafter.all_slots_free()

@@ -1,8 +1,9 @@
-"""The speculation gate: shuts while the target alone serves the present load sooner, and finds that out by trying.
+"""The speculation gate: shuts while the present load is served sooner without drafts, and finds that out by trying.
 
 A verifier sees what a guess costs in its own step. It does not see what drafting costs the rest of the machine: the
 drafter may hold the target's cores, each window is a message, and all of it is paid for by every session. So the gate
-compares what clients see, the time from round to round per token, with speculation and without it, for each load apart.
+compares what clients see, the time from round to round per token, with drafts and without, for each load apart. (A
+verifier asks another one whether the guesses that it makes itself pay; see `OwnGuessing`.)
 The present way runs on and is measured; now and then the other way is tried, by all sessions together, since what one
 session's drafts cost falls upon the others. It is tried soon where nothing is known of a load, and the less often the
 more trials have said the same. How a load begins that no trial has seen, its neighbours decide.
@@ -17,7 +18,7 @@ from typing import Final, NamedTuple
 GAP_SECONDS_MAX: Final = 1.0
 """A round counts as at most this late: beyond it, a client that does not read is more likely than a step that long."""
 
-TRIAL_REASON: Final = "the target alone is being tried, to see whether speculation pays at this load"
+TRIAL_REASON: Final = "the target is being tried without drafts, to see whether they pay at this load"
 """Why the gate is shut while it is not known which way is better."""
 
 _FIRST_TOKENS = 128
@@ -97,7 +98,7 @@ class _Cost:
 
 
 class _Told(NamedTuple):
-    """What a trial told: milliseconds per token with speculation, and by the target alone."""
+    """What a trial told: milliseconds per token with drafts, and without."""
 
     open_ms: float
     shut_ms: float
@@ -108,7 +109,7 @@ class _Told(NamedTuple):
         return math.log(self.shut_ms / self.open_ms)
 
     def __str__(self) -> str:
-        return f"a token takes {self.open_ms:.3g} ms with it and {self.shut_ms:.3g} ms by the target alone"
+        return f"a token takes {self.open_ms:.3g} ms with drafts and {self.shut_ms:.3g} ms without"
 
 
 @dataclass(slots=True)
@@ -169,9 +170,9 @@ class SpeculationGate:
         load = self._present
         if load is not None and load.trial is None:
             if load.told is not None:
-                return f"speculation does not pay at this load: {load.told}"
+                return f"drafts do not pay at this load: {load.told}"
             if load.neighbour is not None:
-                return f"speculation is not expected to pay at this load: at a smaller one {load.neighbour}"
+                return f"drafts are not expected to pay at this load: at a smaller one {load.neighbour}"
         return TRIAL_REASON
 
     def begin(self, *, greedy: bool) -> None:

@@ -10,6 +10,7 @@ from outrider.core.draft.estimates import DraftEstimates
 from outrider.core.draft.session import everywhere
 from outrider.core.estimate.overlap import Overlap
 from outrider.core.estimate.rhythm import Rhythm
+from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
@@ -73,6 +74,8 @@ class VerifyPolicy:
     """Makes the policy of a session that opens."""
     select: Select = most_probable
     """Chooses what a step scores of all that its rounds may."""
+    own_guessing: SpeculationGate = field(default_factory=SpeculationGate)
+    """Tells whether sessions without a drafter guess by themselves; see `OwnGuessing`."""
     overlap: Overlap | None = None
     """Decides about two groups of sessions; None where nothing is done while the device computes. Set at the start."""
 

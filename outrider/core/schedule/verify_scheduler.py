@@ -84,7 +84,7 @@ class VerifyScheduler(Generic[KeyT]):
         """Those that failed together and are to be tried alone."""
         self._in_flight: InFlight[KeyT] = InFlight(self.policy.overlap)
         self._settled: SettledStep | None = None
-        self._own_guessing: OwnGuessing[KeyT] = OwnGuessing()
+        self._own_guessing: OwnGuessing[KeyT] = OwnGuessing(self.policy)
 
     def open(self, key: KeyT, opening: VerifyOpen, now: float, constraint: Constraint | None = None) -> None:
         """Queues a session: by `admit` it finds room, waits for it, or is refused.

@@ -85,7 +85,7 @@ def test_a_measurement_decides(target_ms: float, pays: bool, words: str) -> None
     ],
 )
 def test_a_drafter_that_is_missing_comes_first_with_its_reason(mode: GenerationMode, begins: str) -> None:
-    reason = "speculation does not pay at this load: a token takes 5.2 ms with it and 4.1 ms by the target alone"
+    reason = "drafts do not pay at this load: a token takes 5.2 ms with drafts and 4.1 ms without"
     found = explanation(replace(WELL, mode=mode, mode_reason=reason))
     assert found.pays is False
     assert found.sentences[0] == f"{begins}{reason}."

@@ -131,8 +131,8 @@ def test_the_reason_says_what_was_measured() -> None:
     for _ in range(2_000):
         client.run(8, costs((1.0, 0.02), 0.01))
         reasons.add(client.gate.reason)
-    assert "the target alone is being tried, to see whether speculation pays at this load" in reasons
-    assert any("does not pay at this load: a token takes " in reason for reason in reasons)
+    assert "the target is being tried without drafts, to see whether they pay at this load" in reasons
+    assert any("do not pay at this load: a token takes " in reason for reason in reasons)
     assert not client.gate.is_open
 
 
@@ -197,7 +197,7 @@ def test_a_load_above_one_that_gains_little_begins_shut_and_is_tried() -> None:
     gains = {1: 1.07, 8: 0.83, 16: 1.3}
     client = Client(learned(gains, 1), 8)
     assert client.gate.reason.startswith(
-        "speculation is not expected to pay at this load: at a smaller one a token takes "
+        "drafts are not expected to pay at this load: at a smaller one a token takes "
     )
     assert client.run(1_000, by_load(gains))[1] == 0.0
     assert client.run(1_000, by_load(gains))[1] > 0.0
