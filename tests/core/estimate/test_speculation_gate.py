@@ -196,9 +196,7 @@ def learned(gains: Mapping[int, float], *nums_running: int) -> SpeculationGate:
 def test_a_load_above_one_that_gains_little_begins_shut_and_is_tried() -> None:
     gains = {1: 1.07, 8: 0.83, 16: 1.3}
     client = Client(learned(gains, 1), 8)
-    assert client.gate.reason.startswith(
-        "drafts are not expected to pay at this load: at a smaller one a token takes "
-    )
+    assert client.gate.reason.startswith("drafts are not expected to pay at this load: at a smaller one a token takes ")
     assert client.run(1_000, by_load(gains))[1] == 0.0
     assert client.run(1_000, by_load(gains))[1] > 0.0
     client = Client(learned(gains, 1), 16)
