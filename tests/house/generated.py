@@ -45,11 +45,8 @@ PAIRS = {
 }
 """The results that README quotes: what the target is, and the file in `bench/results`."""
 
-_RIVALS = re.compile(r"(sync|pearl)_\d+|amusd")
-"""Modes that are other systems' rules on Outrider's own engine and services."""
-
-_IN_ONE_PROCESS = re.compile(r"colocated_\d+")
-"""Modes that draft in the target's own process, in turn with it."""
+_RIVALS = re.compile(r"(sync|pearl|colocated)_\d+|amusd")
+"""Modes that are other systems' rules on Outrider's own engine."""
 
 _PART = re.compile(r"(<!-- made by make docs: (\w+) -->\n).*?(<!-- end of \2 -->)", flags=re.S)
 
@@ -107,17 +104,18 @@ def layers() -> str:
 
 
 def results() -> str:
-    """A row for each pair and temperature: the target alone, Outrider, and the best of other systems' rules, over
-    services and in the target's process."""
+    """A row for each pair and temperature: the target alone, Outrider as three services and in one process, and the best
+    of other systems' rules."""
     return _table(
         [
             "target",
             "text",
             "target alone",
-            "Outrider",
+            "three services",
             "times faster (95 % interval)",
-            "best rule of others, same services",
-            "in turn, in one process",
+            "one process (`--in-turn`)",
+            "times faster",
+            "best rule of others",
         ],
         [_result(pair, at) for pair, name in PAIRS.items() for at in _measured(name)],
     )
@@ -216,18 +214,23 @@ def _measured(name: str) -> list[dict[str, Any]]:
 
 def _result(pair: str, at: dict[str, Any]) -> list[str]:
     ms = {mode: measured["ms_per_token"] for mode, measured in at["modes"].items()}
-    rival, in_turn = (min(filter(kind.fullmatch, ms), key=ms.__getitem__) for kind in (_RIVALS, _IN_ONE_PROCESS))
-    speed_up = at["modes"]["outrider"]["speed_up"]
-    low, high = speed_up["ratio_of_sums_95"]
+    rival = min(filter(_RIVALS.fullmatch, ms), key=ms.__getitem__)
     return [
         pair,
         "greedy" if at["temperature"] == 0 else f"temperature {at['temperature']:g}",
         f"{ms['target']:.2f} ms",
-        f"{ms['outrider']:.2f} ms",
-        f"{speed_up['ratio_of_sums']:.2f} ({low:.2f} to {high:.2f})",
+        *(
+            cell
+            for mode in ("outrider", "in_turn")
+            for cell in (f"{ms[mode]:.2f} ms", _times_faster(at["modes"][mode]))
+        ),
         f"{ms[rival]:.2f} ms (`{rival}`)",
-        f"{ms[in_turn]:.2f} ms (`{in_turn}`)",
     ]
+
+
+def _times_faster(mode: dict[str, Any]) -> str:
+    low, high = mode["speed_up"]["ratio_of_sums_95"]
+    return f"{mode['speed_up']['ratio_of_sums']:.2f} ({low:.2f} to {high:.2f})"
 
 
 def _names(names: Iterable[str]) -> str:
