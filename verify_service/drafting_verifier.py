@@ -153,9 +153,15 @@ class DraftingVerifier(Verifier):
         self, step: VerifyStep[VerifyStream], outcome: VerifyOutcome | None, logits: Tensor, started_ns: int
     ) -> None:
         super()._settle(step, outcome, logits, started_ns)
-        self._num_tokens = 0 if step.num_held else sum(1 + len(part.nodes) for part in step.parts)
-        for session in [session for session in self._inlets if session not in self.scheduler.sessions]:
+        if outcome is not None and not step.num_held:
+            self._num_tokens = sum(1 + len(part.nodes) for part in step.parts)
+        for session in [session for session in self._inlets if not self._drafts_for(session)]:
             self.drafter.close(self._inlets.pop(session))
+
+    def _drafts_for(self, session: VerifyStream) -> bool:
+        """Whether it goes on, and still has no drafter elsewhere."""
+        verification = self.scheduler.sessions.get(session)
+        return verification is not None and not verification.expect_drafts
 
     def _verdict(
         self, session: VerifyStream, decided: Decided, logprobs: Mapping[VerifyStream, list[TokenLogprobs]]

@@ -104,8 +104,8 @@ def layers() -> str:
 
 
 def results() -> str:
-    """A row for each pair and temperature: the target alone, Outrider as three services and in one process, and the best
-    of other systems' rules."""
+    """A row for each pair and temperature: the target alone, Outrider as three services and in one process, and the
+    best of other systems' rules."""
     return _table(
         [
             "target",
