@@ -68,7 +68,6 @@ def good_messages(vocab_size: int) -> Mapping[str, Sequence[Message]]:
     draft_open = draft_pb2.DraftOpen(
         token_ids=PROMPT, num_prompt_tokens=3, max_run_ahead=12, tree_width=2, max_length=40, vocab_size=vocab_size
     )
-    limit = verify_pb2.DraftLimit(max_draft_tokens=3)
     chat = generation_pb2.ChatPrompt(messages=[generation_pb2.ChatMessage(role="user", content="0123")])
     good: Sequence[Message] = (
         generation_pb2.GenerateRequest(text="123", max_tokens=8, stop=["9"], sampling=sampling),
@@ -86,7 +85,6 @@ def good_messages(vocab_size: int) -> Mapping[str, Sequence[Message]]:
         verify_pb2.VerifyCommands(
             commands=[verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded(), session=1)]
         ),
-        verify_pb2.VerifyCommands(commands=[verify_pb2.VerifyCommand(draft_limit=limit)]),
         verify_pb2.VerifyCommands(closed=[0]),
         draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(open=draft_open)]),
         draft_pb2.DraftCommands(commands=[draft_pb2.DraftCommand(open=draft_open, session=1)]),

@@ -16,7 +16,6 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from outrider.core.protocol.messages import DraftWindow
 from outrider.core.protocol.naming import Inbound
 from outrider.core.protocol.tree import SpeculationTree, path_tokens
-from outrider.core.protocol.validation import DRAFT_TOKENS_MAX
 from outrider.rpc import wire
 from outrider.rpc.stream_kind import DRAFT, VERIFY, StreamKind
 from outrider.v1 import common_pb2, draft_pb2, verify_pb2
@@ -211,7 +210,7 @@ class VerifyMachine(Machine):
     kind = VERIFY
     method = "Verify"
     ends_by_itself = True
-    BREACHES = ("gap", "parent", "token", "log_prob", "lengths", "base", "limit")
+    BREACHES = ("gap", "parent", "token", "log_prob", "lengths", "base")
 
     def opening(self, data: st.DataObject) -> verify_pb2.VerifyCommand:
         line = [*PROMPT, *self.workers.expected[: data.draw(st.integers(0, 20))]]
@@ -243,9 +242,6 @@ class VerifyMachine(Machine):
     def breach(self, kind: str, data: st.DataObject) -> verify_pb2.VerifyCommand:
         window = self.window(data)
         match kind:
-            case "limit":
-                limit = verify_pb2.DraftLimit(max_draft_tokens=DRAFT_TOKENS_MAX + 1)
-                return verify_pb2.VerifyCommand(draft_limit=limit)
             case "gap":
                 window.first_id += 5
             case "parent":
@@ -264,11 +260,6 @@ class VerifyMachine(Machine):
     @rule()
     def drafts_end(self) -> None:
         self.legal(verify_pb2.VerifyCommand(drafts_ended=verify_pb2.DraftsEnded()))
-
-    @precondition(lambda self: self.takes_commands)
-    @rule(limit=st.integers(0, 20))
-    def limit(self, limit: int) -> None:
-        self.legal(verify_pb2.VerifyCommand(draft_limit=verify_pb2.DraftLimit(max_draft_tokens=limit)))
 
     def window(self, data: st.DataObject) -> common_pb2.Drafted:
         first_id = self.num_nodes + 1

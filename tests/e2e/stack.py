@@ -156,7 +156,7 @@ def _put_to_rest(loaded: LoadedModel) -> None:
     blocks = engine.blocks
     blocks.release([blocks.take() for _ in range(blocks.num_available)])  # nothing is cached any more
     blocks.num_tokens_asked = blocks.num_tokens_found = 0
-    _at_rest.append(loaded)
+    _at_rest.append(replace(loaded, beside=None))
 
 
 class Runner(StepRunner):

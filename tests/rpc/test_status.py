@@ -79,7 +79,8 @@ class Raising(draft_pb2_grpc.DraftServiceServicer):
 async def refusal(serve: Serve, error: BaseException) -> grpc.aio.AioRpcError:
     served = await serve(Raising(error))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await served.stub.GetModelInfo(GetModelInfoRequest())
+        # A port may be one that a server of before has left: its channel is not to fail for that.
+        await served.stub.GetModelInfo(GetModelInfoRequest(), wait_for_ready=True)
     return caught.value
 
 
