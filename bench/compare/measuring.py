@@ -65,8 +65,8 @@ class ModeSource:
         sample = await self._source.ask(prompt, sampling, max_tokens)
         ended = started + int(sample.total_ms * _NS_PER_MS)
         used = devices(await self._pair.take_log(), started, ended)
-        if self._mode.pair == COLOCATED:  # of a drafter in there the coordinator knows nothing
-            mode, reason = ("speculative", "") if used.num_draft_steps else ("target_only", NOTHING_DRAFTED)
+        if self._mode.pair == COLOCATED and self._mode.policy is not None and not used.num_draft_steps:
+            mode, reason = "target_only", NOTHING_DRAFTED
             sample = replace(sample, statistics={**sample.statistics, "mode": mode, "mode_reason": reason})
         return replace(sample, devices=used)
 

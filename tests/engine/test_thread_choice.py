@@ -55,11 +55,12 @@ def test_cores_are_borrowed_for_prompts_alone() -> None:
         (2, lambda number: 1.0 / number**0.3, 2),
         (2, lambda number: 1.0 + 0.06 * number, 1),
         (2, lambda number: 1.0 - 0.02 * number, 1),
+        (2, lambda number: 1.0 / number**0.15, 1),
         (32, lambda number: max(1.0 / number, 0.12) + 0.01 * number, 8),
         (6, lambda number: 1.0 / number, 6),
         (3, lambda number: 1.0 + number, 1),
     ],
-    ids=["faster", "slower", "hardly faster", "up to some", "all", "far slower"],
+    ids=["faster", "slower", "hardly faster", "not worth a core", "up to some", "all", "far slower"],
 )
 def test_the_fastest_number_is_found_and_kept(num_own: int, seconds: Seconds, best: int) -> None:
     choice_ = choice(num_own)

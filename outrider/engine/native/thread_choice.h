@@ -44,7 +44,7 @@ class ThreadChoice {
 
  private:
   static constexpr int64_t kTimes = 6;       // steps of each number of threads in a trial
-  static constexpr double kGain = 0.05;      // by which more threads must be faster: noise of a trial is less
+  static constexpr double kGain = 0.15;      // by which more threads must be faster: what else needs their cores waits
   static constexpr double kCost = 0.01;      // share of all time that trials may cost
   static constexpr int64_t kRestMin = 256;   // steps between two trials, however little they cost,
   static constexpr int64_t kRestMax = 4096;  // or however much: a machine changes
