@@ -92,6 +92,8 @@ class DraftingVerifier(Verifier):
         """The drafter's side of sessions."""
         self._num_tokens = 0
         """Of the latest step, if it read no prompts; else 0."""
+        self._turned: float | None = None
+        """When the latest turn ended, if the next one follows at once: what comes between is a turn's time, too."""
         super().__init__(
             engine,
             eos_token_ids,
@@ -115,27 +117,28 @@ class DraftingVerifier(Verifier):
 
     def step(self) -> float | None:
         """See `Verifier.step`."""
-        self._draft()
-        started = time.monotonic()
-        self._num_tokens = 0
+        began = time.monotonic() if self._turned is None else self._turned
+        draft_seconds, self._num_tokens = self._draft(), 0
         due = super().step()
+        turned = time.monotonic()
         if self._num_tokens:
-            self.depth.step_curve.observe(self._num_tokens, time.monotonic() - started)
+            self.depth.step_curve.observe(self._num_tokens, turned - began - draft_seconds)
+        self._turned = turned if due == 0.0 else None
         return due
 
-    def _draft(self) -> None:
-        """A turn's levels."""
+    def _draft(self) -> float:
+        """A turn's levels. Returns how long they took, in seconds."""
         sessions = [
             seated.session
             for seated in self.admission.seated
             if seated.session.num_rounds and not seated.session.expect_drafts and seated.session.state.max_draft_tokens
         ]
         if not sessions:
-            return
+            return 0.0
         num_greedy = sum(session.opening.sampling.greedy for session in sessions)
         num_levels = self.depth.choose(num_greedy, len(sessions) - num_greedy)
         if not num_levels:
-            return
+            return 0.0
         for session in sessions:
             if session.key not in self._inlets:
                 inlet = self._inlets[session.key] = Inlet(session, self.runner.engine.vocab_size)
@@ -143,11 +146,13 @@ class DraftingVerifier(Verifier):
         reads_lines = any(each.is_prefilling for each in self.drafter.admission.seated)
         started = time.monotonic()
         num_levels = self.drafter.draft(num_levels)
+        seconds = time.monotonic() - started
         if num_levels and not reads_lines:
-            self.depth.observe_drafting(len(sessions), num_levels, time.monotonic() - started)
+            self.depth.observe_drafting(len(sessions), num_levels, seconds)
         for inlet in self._inlets.values():
             inlet.num_levels = num_levels if inlet.has_news else 0
             inlet.has_news = False
+        return seconds
 
     def _settle(
         self, step: VerifyStep[VerifyStream], outcome: VerifyOutcome | None, logits: Tensor, started_ns: int

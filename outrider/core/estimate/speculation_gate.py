@@ -63,9 +63,9 @@ _CLEAR = 0.05
 """A trial is clearly lost from so small a variance on, if the logarithm of the ratio of both ways' costs is beyond
 `_CLEAR` and a standard deviation. One that is about to be won goes on to its end: that costs nothing if it is right."""
 
-_GAIN_MIN = 0.02
-"""Logarithm of what speculation must gain: less is within what such trials scatter, and what it costs that a drafter
-reads a prompt, no trial sees."""
+GAIN_MIN = 1.02
+"""How many times as many tokens a second speculation must bring: less is within what such trials scatter, and what it
+costs that a drafter reads a prompt, no trial sees."""
 
 _MEMORY_ROUNDS = 128
 """Tokens for each running completion after which a measurement of the present way counts a factor e less: texts are
@@ -143,9 +143,15 @@ class SpeculationGate:
     Tell it of the completions that want to speculate and could, paused or not; ask `is_open` after each round.
     """
 
-    def __init__(self, *, adaptive: bool = True) -> None:
-        """Not `adaptive`: it stays open."""
-        self.is_open = True
+    def __init__(self, *, adaptive: bool = True, gain_min: float = GAIN_MIN, begins_open: bool = True) -> None:
+        """Not `adaptive`: it stays open.
+
+        Speculation must make tokens per second `gain_min` times more. Where nothing is known it is begun if the gate
+        `begins_open`.
+        """
+        self._log_gain_min = math.log(gain_min)
+        self._begins_open = begins_open
+        self.is_open = begins_open
         """Whether completions speculate at present."""
         self._adaptive = adaptive
         self._loads: dict[tuple[int, bool], _Load] = {}
@@ -254,7 +260,7 @@ class SpeculationGate:
         )
         smaller = [each for each in known if each[0] < level]
         larger = next((each for each in known if each[0] > level), None)
-        expected, load.neighbour = 0.0, None
+        expected, load.neighbour = (0.0 if self._begins_open else -math.inf), None
         if smaller:
             at, load.neighbour = smaller[-1]
             fall = _FALL
@@ -265,7 +271,7 @@ class SpeculationGate:
             expected = load.neighbour.gain - fall * (level - at)
         is_open = expected >= 0.0
         if load.is_open != is_open or not load.cost.tokens:
-            is_sure = not is_open or (larger is not None and larger[1].gain > 0.0)
+            is_sure = (smaller and not is_open) or (larger is not None and larger[1].gain > 0.0)
             load.is_open, load.cost = is_open, _Cost()
             load.left = self._unit if is_sure else max(_FIRST_TOKENS, _FIRST_ROUNDS * self._num_running)
 
@@ -279,7 +285,7 @@ class SpeculationGate:
             return
         costs = load.cost.per_token * 1000.0, max(trial.per_token, 1e-9) * 1000.0
         told = _Told(*(costs if load.is_open else reversed(costs)))
-        is_won = (told.gain > _GAIN_MIN) == self.is_open
+        is_won = (told.gain > self._log_gain_min) == self.is_open
         is_clear = abs(told.gain) > _CLEAR + math.sqrt(variance + self._variance(load.cost, load.is_open))
         is_over = trial.tokens >= max(_TRIAL_TOKENS_MAX, _TRIAL_ROUNDS_MAX * self._num_running)
         if not is_over and (is_won or not is_clear):

@@ -26,8 +26,9 @@ _MEMORY = 64.0
 _SMOOTHING = 0.1
 """Weight of the newest round in running means: the last ten or so decide."""
 
-_GAIN_MIN = 0.03
-"""Share by which drafting must promise to raise the rate, or nothing is drafted: a promise of less is mostly chance."""
+_GAIN_MIN = 0.05
+"""Share by which drafting must promise to raise the rate, or nothing is drafted: a promise of less is mostly chance, or
+lost where a burst ends (see `policy.OWN_GAIN_MIN`)."""
 
 _FORESEEN_SIZES = (1, 2, 4, 8, 16, 32, 64)
 """Tokens of a step whose time is foreseen."""

@@ -1,7 +1,8 @@
 """Whether sessions without a drafter guess by themselves.
 
-A step's own time tells what it costs to score a guess. It does not tell what it costs to look for some: with eight
-sampled sessions that was a tenth of a step, guesses or none. So what steps bring is compared with and without.
+A step's own time tells what it costs to score a guess. It does not tell what it costs to look for some, with eight
+sampled sessions a tenth of a step, guesses or none; nor what waits for the interpreter meanwhile. So the time from
+verdict to verdict is compared, with own guesses and without.
 """
 
 from __future__ import annotations
@@ -17,24 +18,21 @@ from outrider.core.verify.selection import Candidates
 
 
 class OwnGuessing(Generic[KeyT]):
-    """Tell it of all sessions, and what steps took that decided none with a drafter and read no prompt."""
+    """Tell it of all sessions, and of steps that decided none with a drafter and read no prompt."""
 
     def __init__(self, policy: VerifyPolicy) -> None:
         """Decides by the gate of the `policy`, which changes while no session is there."""
         self._policy = policy
-        self._num_sessions = 0
 
     def begin(self, session: Verification[KeyT]) -> None:
         """A session may guess from now on, if it may at all."""
         if session.opening.max_draft_tokens:
-            self._num_sessions += 1
             self._policy.own_guessing.begin(greedy=session.opening.sampling.greedy)
             self._policy.own_guessing.start()  # no step that reads a prompt is told
 
     def end(self, session: Verification[KeyT]) -> None:
         """It is over."""
         if session.opening.max_draft_tokens:
-            self._num_sessions -= 1
             self._policy.own_guessing.end(greedy=session.opening.sampling.greedy)
 
     def candidates(self, sessions: Sequence[Seated[Verification[KeyT]]]) -> list[Candidates]:
@@ -44,11 +42,10 @@ class OwnGuessing(Generic[KeyT]):
             return found
         return [each._replace(limit=0) for each in found]
 
-    def observe(self, nums_committed: Iterable[int], seconds: float) -> None:
-        """A step without drafts committed so many tokens of each session that might have guessed."""
-        if self._num_sessions:  # not if all of them ended with it
-            for num_tokens in nums_committed:
-                self._policy.own_guessing.observe(num_tokens, seconds)
+    def observe(self, session: Verification[KeyT], num_tokens: int, now: float) -> None:
+        """A step without drafts has committed so many tokens of a session. Its last verdict is still the one before."""
+        if session.opening.max_draft_tokens:
+            self._policy.own_guessing.observe(num_tokens, now - session.last_verdict)
 
 
 def are_alone(sessions: Iterable[Verification[KeyT]]) -> bool:

@@ -217,10 +217,8 @@ class VerifyScheduler(Generic[KeyT]):
     def observe(self, seconds: float) -> None:
         """What was settled last took so long, all that was done for it included, but what was done beside others'."""
         settled, self._settled = self._settled, None
-        if settled is None:
-            return
-        settled.curve.observe(settled.num_tokens, seconds)
-        self._own_guessing.observe(settled.nums_committed, seconds)
+        if settled is not None:
+            settled.curve.observe(settled.num_tokens, seconds)
 
     def _fail(self, step: VerifyStep[KeyT]) -> Decisions[KeyT]:
         if len(step.parts) > 1:
@@ -310,7 +308,7 @@ class VerifyScheduler(Generic[KeyT]):
         num_rows = sum(map(len, filter(None, outcome.choices)))
         num_beside = self.admission.observe_prefill(step.num_held, complete)
         curve = self._curve.over(nums_cells((part.seated for part in step.parts), step.num_held))
-        self._settled = settled = SettledStep(curve, num_rows + num_beside, [])
+        self._settled = SettledStep(curve, num_rows + num_beside)
         is_alone = not step.num_held and are_alone(part.session for part in step.parts)
         self._in_flight.observe(len(complete), num_rows, outcome.launch_seconds)
         first_row = 0
@@ -326,8 +324,8 @@ class VerifyScheduler(Generic[KeyT]):
             self._memory.commit(part.seated.slot, decision.token_ids)
             num_cached = self._memory.num_cached_tokens(part.seated.slot)
             verdict = verdict_of(part, decision, scored, num_cached, step, outcome)
-            if is_alone and session.opening.max_draft_tokens:
-                settled.nums_committed.append(len(decision.token_ids))
+            if is_alone:
+                self._own_guessing.observe(session, len(decision.token_ids), now)
             session.last_verdict = now
             session.num_rounds += 1
             session.num_stale_nodes = 0

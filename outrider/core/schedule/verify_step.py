@@ -104,8 +104,6 @@ class SettledStep(NamedTuple):
     curve: StepCurve
     """That learns of it."""
     num_tokens: int
-    nums_committed: list[int]
-    """Tokens of those who might have guessed, if it was over sessions without drafts alone."""
 
 
 class Decided(NamedTuple):
