@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from bench.rivals.fixed_depth import FixedDepth
 from outrider.core.protocol.errors import UnsupportedModelError
 from outrider.core.protocol.grammar import Grammar, GrammarKind
 from outrider.core.protocol.sampling import SamplingParams
+from outrider.core.schedule.draft_depth import DraftDepth
 from outrider.engine.jobs import Job
 from tests.e2e.answers import ask
 from tests.e2e.stack import RunningWorker, Stack, bundled, coordinator, load_tiny, save_tiny, worker
@@ -25,16 +27,20 @@ PROMPTS = ("def main(args):\n    ", "import os\n\nclass Path:\n    def __init__(
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, repetition_penalty=1.1, seed=5)
 
 
-def verifier_of(running: RunningWorker) -> DraftingVerifier:
+def verifier_of(running: RunningWorker, num_levels: int | None = None) -> DraftingVerifier:
+    """The verifier of a worker, which is to draft so many levels, whether that is worth it or not."""
     assert isinstance(running.servicer, VerifyServicer)
     verifier = running.servicer._verifier
     assert isinstance(verifier, DraftingVerifier)
+    if num_levels is not None:
+        verifier.depth = FixedDepth(num_levels)
     return verifier
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
 async def verify() -> AsyncIterator[RunningWorker]:
     async with worker(replace(bundled("target"), beside=bundled("draft"))) as running:
+        verifier_of(running, 3)
         yield running
 
 
@@ -59,6 +65,19 @@ async def test_answers_are_the_targets_own(own: Stack, sampling: SamplingParams)
     accepted = [answer.finished.speculation.num_accepted_tokens for answer in (*one_by_one, *together)]
     looked_up = [answer.finished.speculation.num_accepted_prompt_lookup_tokens for answer in (*one_by_one, *together)]
     assert sum(accepted) > sum(looked_up)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_answers_are_the_targets_own_whatever_pays(verify: RunningWorker, own: Stack) -> None:
+    """With the number of levels that this machine's times make the best."""
+    verifier = verifier_of(verify)
+    fixed, verifier.depth = verifier.depth, DraftDepth()
+    verifier.depth.foresee(verifier.drafter.scheduler.policy.estimates.curve, verifier.scheduler.policy.estimates.curve)
+    arguments = {"sampling": SAMPLED, "max_tokens": 48}
+    alone = [await ask(own.client, prompt, **arguments, speculate=False) for prompt in PROMPTS]
+    together = await asyncio.gather(*(ask(own.client, prompt, **arguments) for prompt in PROMPTS))
+    assert [answer.token_ids for answer in together] == [answer.token_ids for answer in alone]
+    verifier.depth = fixed
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -94,6 +113,7 @@ async def test_a_draft_model_that_fails_costs_drafts_and_no_answer(tmp_path: Pat
         raise RuntimeError("as if it had run out of memory")
 
     async with worker(replace(target, beside=draft)) as verify, coordinator(verify.address, "") as running:
+        verifier_of(verify, 2)
         alone = await ask(running.client, [1, 2, 3], **arguments, speculate=False)
         whole = await ask(running.client, [1, 2, 3], **arguments)
         verifier_of(verify).drafter.runner.launch = fails  # pyright: ignore
@@ -112,7 +132,7 @@ async def test_a_session_with_a_drafter_elsewhere_is_left_to_that(tmp_path: Path
         coordinator(verify.address, drafter.address) as running,
     ):
         opened: list[object] = []
-        verifier = verifier_of(verify)
+        verifier = verifier_of(verify, 2)
         open_session = verifier.drafter.open
         verifier.drafter.open = lambda session: (opened.append(session), open_session(session))[1]  # pyright: ignore
         arguments = {"max_tokens": 40, "sampling": SAMPLED, "ignore_eos": True}

@@ -29,8 +29,6 @@ async def ask_both_ways(client: GenerationClient, sampling: SamplingParams) -> N
     assert ours.token_ids == theirs.token_ids
     assert (ours.finished.mode, ours.finished.mode_reason) == (GenerationMode.SPECULATIVE, "")
     assert theirs.finished.mode is GenerationMode.TARGET_ONLY
-    told = answer.speculation
-    assert told.num_accepted_tokens > told.num_accepted_prompt_lookup_tokens, "the draft model has a part in it"
     assert alone.speculation.num_draft_tokens == 0
 
 
