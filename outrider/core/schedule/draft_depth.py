@@ -26,7 +26,7 @@ _MEMORY = 64.0
 _SMOOTHING = 0.1
 """Weight of the newest round in running means: the last ten or so decide."""
 
-_GAIN_MIN = 0.05
+_GAIN_MIN = 0.1
 """Share by which drafting must promise to raise the rate, or nothing is drafted: a promise of less is mostly chance, or
 lost where a burst ends (see `policy.OWN_GAIN_MIN`)."""
 
@@ -123,7 +123,8 @@ class DraftDepth:
         if most not in self._drafting:
             curve = self._drafting[most] = StepCurve()
             seconds = self._level_seconds(most)
-            curve.restart((num_levels, num_levels * seconds) for num_levels in range(1, LEVELS_MAX + 1))
+            if seconds > 0.0:
+                curve.restart((num_levels, num_levels * seconds) for num_levels in range(1, LEVELS_MAX + 1))
         return self._drafting[most]
 
 
