@@ -146,12 +146,12 @@ class SpeculationGate:
     def __init__(self, *, adaptive: bool = True, gain_min: float = GAIN_MIN, begins_open: bool = True) -> None:
         """Not `adaptive`: it stays open.
 
-        Speculation must make tokens per second `gain_min` times more. Where nothing is known it is begun if the gate
-        `begins_open`.
+        Speculation must make tokens per second `gain_min` times more. Where nothing is known it is begun by a lone
+        completion, and by several if the gate `begins_open`.
         """
         self._log_gain_min = math.log(gain_min)
         self._begins_open = begins_open
-        self.is_open = begins_open
+        self.is_open = True
         """Whether completions speculate at present."""
         self._adaptive = adaptive
         self._loads: dict[tuple[int, bool], _Load] = {}
@@ -260,7 +260,7 @@ class SpeculationGate:
         )
         smaller = [each for each in known if each[0] < level]
         larger = next((each for each in known if each[0] > level), None)
-        expected, load.neighbour = (0.0 if self._begins_open else -math.inf), None
+        expected, load.neighbour = (0.0 if self._begins_open or level == 0 else -math.inf), None
         if smaller:
             at, load.neighbour = smaller[-1]
             fall = _FALL

@@ -36,11 +36,14 @@ class OwnGuessing(Generic[KeyT]):
             self._policy.own_guessing.end(greedy=session.opening.sampling.greedy)
 
     def candidates(self, sessions: Sequence[Seated[Verification[KeyT]]]) -> list[Candidates]:
-        """What the next step of these may score."""
+        """What the next step of these may score. Who brought a prediction wants it tried."""
         found = [seated.session.rounds.candidates(seated.session.state) for seated in sessions]
         if self._policy.own_guessing.is_open or not are_alone(seated.session for seated in sessions):
             return found
-        return [each._replace(limit=0) for each in found]
+        return [
+            each if seated.session.opening.prediction_token_ids else each._replace(limit=0)
+            for seated, each in zip(sessions, found, strict=True)
+        ]
 
     def observe(self, session: Verification[KeyT], num_tokens: int, now: float) -> None:
         """A step without drafts has committed so many tokens of a session. Its last verdict is still the one before."""

@@ -81,8 +81,8 @@ class VerifyPolicy:
     own_guessing: SpeculationGate = field(
         default_factory=lambda: SpeculationGate(gain_min=OWN_GAIN_MIN, begins_open=False)
     )
-    """Tells whether sessions without a drafter guess by themselves; see `OwnGuessing`. It begins shut: a coordinator's
-    trial without drafts is then one of the plain target, and not of this gate's own trials."""
+    """Tells whether sessions without a drafter guess by themselves; see `OwnGuessing`. For several it begins shut: a
+    coordinator's trial without drafts is then one of the plain target, and not of this gate's own trials."""
     overlap: Overlap | None = None
     """Decides about two groups of sessions; None where nothing is done while the device computes. Set at the start."""
 
