@@ -131,7 +131,9 @@ class DraftingVerifier(Verifier):
         sessions = [
             seated.session
             for seated in self.admission.seated
-            if seated.session.num_rounds and not seated.session.expect_drafts and seated.session.state.max_draft_tokens
+            if seated.session.num_rounds
+            and not seated.session.expect_drafts
+            and seated.session.opening.max_draft_tokens
         ]
         if not sessions:
             return 0.0

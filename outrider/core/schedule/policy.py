@@ -14,7 +14,7 @@ from outrider.core.estimate.speculation_gate import SpeculationGate
 from outrider.core.protocol.messages import DraftOpen, VerifyOpen
 from outrider.core.protocol.naming import Grafted
 from outrider.core.protocol.tree import Node
-from outrider.core.verify.draft_wait import AT_ONCE, Wait
+from outrider.core.verify.draft_wait import Wait
 from outrider.core.verify.estimates import VerifyEstimates
 from outrider.core.verify.selection import Candidates, Select, most_probable
 from outrider.core.verify.session import VerifySession
@@ -53,14 +53,6 @@ class ExpectedGain:
     def candidates(self, session: VerifySession) -> Candidates:
         """All of them."""
         return session.candidates
-
-
-class AtOnce(ExpectedGain):
-    """Rounds never wait for drafts."""
-
-    def wait(self, session: VerifySession, now: float, num_beside: int) -> Wait:
-        """Not at all."""
-        return AT_ONCE
 
 
 _EXPECTED_GAIN = ExpectedGain()

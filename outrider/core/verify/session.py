@@ -115,11 +115,6 @@ class VerifySession:
         return grafted
 
     @property
-    def max_draft_tokens(self) -> int:
-        """Most draft tokens that a round verifies."""
-        return self._max_draft_tokens
-
-    @property
     def candidates(self) -> Candidates:
         """What the next round may score. A node at the line's last position is not: the token there comes with its
         parent's row."""
